@@ -1,0 +1,40 @@
+"""A pretrained GAN taught a new look from ten images, shared as a small file.
+
+    from fewshot_gan import FewShotGAN
+    pipe = FewShotGAN.from_pretrained("ffhq").load_adapter("sketch")
+    images = pipe(num_images=4, seed=0).images
+
+models: what generates · adapters: what changes · methods: why it changes. Everything here loads on first use.
+"""
+
+from importlib import import_module
+
+from .version import __version__
+
+_EXPORTS = {  # name: module that defines it
+    "FewShotGAN": ".pipeline",
+    "FewShotGANOutput": ".pipeline",
+    # models
+    "MobileStyleGANGenerator": ".models.mobile_stylegan",
+    "StyleGAN2Generator": ".models.stylegan2",
+    "StyleGAN2Discriminator": ".models.stylegan2",
+    "ModelMixin": "diffusers",  # diffusers' pipeline loader looks it up on the package that model_index.json names
+    # adapters
+    "Adapter": ".adapters",
+    "DomainVectorAdapter": ".adapters",
+    "LeFTAdapter": ".adapters",
+    # conversion
+    "convert_checkpoint": ".convert",
+}
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_EXPORTS[name], __name__), name)
+    return value
+
+
+def __dir__():
+    return sorted(__all__)

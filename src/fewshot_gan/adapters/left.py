@@ -1,0 +1,122 @@
+"""LeFT: learnable factorised tensors that scale and shift weights (LFS-GAN §3.2, arXiv 2308.11917).
+
+Shape legend: O/I outputs and inputs, k kernel size, r rank.
+"""
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from ..models.layers import EffectiveWeight
+from .base import Adapter, Factors, LayerSpec
+
+# Differs from the paper: there both factors of an additive pair start at zero, so neither ever gets a gradient. Here
+# one of each pair starts as small noise; the product is still exactly zero.
+ADDITIVE_STD = 0.1
+
+
+class ConvFactors(Factors):
+    """Ŵ[o,i,κ] = W[o,i,κ] · γ[o,i,κ] + β[i,κ] with γ and β factorised (§3.2)."""
+
+    def __init__(self, spec: LayerSpec, rank: int, use_activation: bool):
+        super().__init__()
+        out, inn, k2 = spec.shape[0], spec.shape[1], spec.shape[2] * spec.shape[3]
+        scale = rank ** (-2 / 3)
+        self.mul_out = nn.Parameter(torch.full((out, rank), scale))
+        self.mul_core = nn.Parameter(torch.full((rank, rank, k2), scale))
+        self.mul_in = nn.Parameter(torch.full((inn, rank), scale))
+        self.add_out = nn.Parameter(torch.zeros(out, rank))
+        self.add_core = nn.Parameter(torch.randn(k2, rank) * ADDITIVE_STD)
+        self.add_in = nn.Parameter(torch.zeros(inn, rank))
+        self.add_kernel = nn.Parameter(torch.randn(k2, rank) * ADDITIVE_STD)
+        self.use_activation = use_activation
+
+    def forward(self, weight, bias):
+        # m1[s,o,κ] = Σ_t u[o,t] c[s,t,κ] + Σ_t a[o,t] p[κ,t]
+        m1 = torch.einsum("ot,stk->sok", self.mul_out, self.mul_core) + self.add_out @ self.add_core.t()
+        if self.use_activation:
+            m1 = m1.relu()
+        gamma = torch.einsum("is,sok->oik", self.mul_in, m1).reshape(weight.shape)
+        beta = (self.add_in @ self.add_kernel.t()).reshape(weight.shape[1:])
+        return EffectiveWeight(weight * gamma + beta, bias)
+
+
+class LinearFactors(Factors):
+    """Ŵ = W ⊙ (U Vᵀ) + A Bᵀ and b̂ = b ⊙ m + s (§3.2)."""
+
+    def __init__(self, spec: LayerSpec, rank: int):
+        super().__init__()
+        out, inn = spec.shape
+        self.mul_out = nn.Parameter(torch.full((out, rank), rank**-0.5))
+        self.mul_in = nn.Parameter(torch.full((inn, rank), rank**-0.5))
+        self.add_out = nn.Parameter(torch.zeros(out, rank))
+        self.add_in = nn.Parameter(torch.randn(inn, rank) * ADDITIVE_STD)
+        if spec.bias:
+            self.bias_mul = nn.Parameter(torch.ones(out))
+            self.bias_add = nn.Parameter(torch.zeros(out))
+
+    def forward(self, weight, bias):
+        weight = weight * (self.mul_out @ self.mul_in.t()) + self.add_out @ self.add_in.t()
+        if bias is not None:
+            bias = bias * self.bias_mul + self.bias_add
+        return EffectiveWeight(weight, bias)
+
+
+class ElementwiseFactors(Factors):
+    """Full rank: Ŵ = W ⊙ γ + β with one γ and β per weight."""
+
+    def __init__(self, spec: LayerSpec):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(spec.shape))
+        self.beta = nn.Parameter(torch.zeros(spec.shape))
+        self.modulates_bias = spec.bias and len(spec.shape) == 2
+        if self.modulates_bias:
+            self.bias_mul = nn.Parameter(torch.ones(spec.shape[0]))
+            self.bias_add = nn.Parameter(torch.zeros(spec.shape[0]))
+
+    def forward(self, weight, bias):
+        if self.modulates_bias:
+            bias = bias * self.bias_mul + self.bias_add
+        return EffectiveWeight(weight * self.gamma + self.beta, bias)
+
+
+class LeFTAdapter(Adapter):
+    """Learnable factorised tensors (arXiv 2308.11917) on mapping, affines, convolutions and to_rgb.
+
+    They act on the raw stored weight, before equalised-lr gain, style and demodulation. Identity at initialisation.
+
+    Args:
+        rank: r ≥ 1, or None for one γ and β per weight.
+        use_activation: ReLU on the inner product of the multiplicative factors, as in the paper.
+        target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
+
+    Raises:
+        ValueError: rank below 1.
+    """
+
+    adapter_type = "left"
+    roles = ("mapping", "affine", "conv", "depthwise", "to_rgb")
+
+    @register_to_config
+    def __init__(
+        self,
+        target_modules: dict[str, dict],
+        rank: int | None = 1,
+        use_activation: bool = True,
+        base_model_name_or_path: str | None = None,
+        base_fingerprint: str | None = None,
+        method: str | None = None,
+        training: dict | None = None,
+    ):
+        super().__init__()
+        if rank is not None and rank < 1:
+            raise ValueError(f"rank={rank}: give 1 or more, or None for one factor per weight")
+        self.rank, self.use_activation = rank, use_activation
+        self._build(target_modules)
+
+    def make_factors(self, spec: LayerSpec) -> Factors:
+        if self.rank is None:
+            return ElementwiseFactors(spec)
+        if len(spec.shape) == 2:
+            return LinearFactors(spec, self.rank)
+        return ConvFactors(spec, self.rank, self.use_activation)

@@ -1,0 +1,73 @@
+"""Published checkpoints → our networks: recognised by content, every tensor accounted for, no code of theirs run."""
+
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+from .report import ConversionError
+
+__all__ = ["ConversionError", "convert_checkpoint"]
+
+RECOGNISED = (
+    "a StyleGAN2 pickle of NVIDIA's (.pkl), a StyleGAN2 checkpoint with g_ema (.pt), and a folder, wheel or zip with "
+    "MobileStyleGAN's MappingNetwork.xml and SynthesisNetwork.xml"
+)
+_TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save before 1.6 begin
+
+
+def convert_checkpoint(src: str | Path) -> dict:
+    """Convert a published checkpoint; `FewShotGAN(generator, discriminator).save_pretrained` makes a base of it.
+
+    Args:
+        src: file or folder; its content decides what it is, not its name.
+
+    Returns:
+        "generator", and where the checkpoint has them "generator_raw" (not averaged) and "discriminator", in eval mode.
+
+    Raises:
+        ConversionError: unknown, unsupported, damaged or unsafe file.
+        FileNotFoundError: there is no `src`.
+    """
+    src = Path(src)
+    if not src.exists():
+        raise FileNotFoundError(f"there is no {src} to convert")
+    from . import mobile_stylegan_ir, stylegan2_nvidia, stylegan2_rosinality
+
+    if src.is_dir():
+        folder = mobile_stylegan_ir.find(src)
+        if folder is None:
+            raise ConversionError(f"the folder {src.name} holds no known checkpoint; recognised are {RECOGNISED}")
+        return {"generator": mobile_stylegan_ir.convert(folder)}
+    with src.open("rb") as file:
+        head = file.read(len(_TORCH_LEGACY))
+    if head == _TORCH_LEGACY:
+        return stylegan2_rosinality.convert(src)
+    if head[:1] == b"\x80" and 2 <= head[1] <= 5:  # a pickle and its protocol
+        return stylegan2_nvidia.convert(src)
+    if head[:4] == b"PK\x03\x04":
+        try:
+            with zipfile.ZipFile(src) as archive:
+                names = archive.namelist()
+                if any(name.endswith(mobile_stylegan_ir.SYNTHESIS_FILE) for name in names):
+                    return {"generator": _convert_archived_ir(archive, names)}
+        except zipfile.BadZipFile as error:
+            raise ConversionError(f"{src.name} is damaged or cut short ({error}); download it again") from error
+        if any(name.endswith("data.pkl") for name in names):
+            return stylegan2_rosinality.convert(src)
+    raise ConversionError(f"{src.name} is no known checkpoint; recognised are {RECOGNISED}")
+
+
+def _convert_archived_ir(archive: zipfile.ZipFile, names: list[str]):
+    """Unpack the four files of the two networks side by side, wherever the archive has them, and convert them."""
+    from . import mobile_stylegan_ir
+
+    with tempfile.TemporaryDirectory() as folder:
+        for xml in (mobile_stylegan_ir.MAPPING_FILE, mobile_stylegan_ir.SYNTHESIS_FILE):
+            for wanted in (xml, xml.replace(".xml", ".bin")):
+                found = [name for name in names if name.rsplit("/", 1)[-1] == wanted]
+                if len(found) != 1:
+                    raise ConversionError(f"the archive holds {len(found)} files {wanted} instead of one")
+                with archive.open(found[0]) as packed, open(Path(folder) / wanted, "wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
+        return mobile_stylegan_ir.convert(Path(folder))

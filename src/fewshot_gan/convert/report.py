@@ -1,0 +1,59 @@
+"""Bookkeeping of a conversion: every source tensor is used exactly once, or the conversion is refused with a list."""
+
+import torch
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be converted: the message names what is unknown, missing or of the wrong shape."""
+
+
+class SourceTensors:
+    """Named tensors of a checkpoint; `take` hands one out and `finish` refuses leftovers and gaps.
+
+    Args:
+        tensors: name → tensor.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor]):
+        self.tensors, self.used, self.problems = dict(tensors), set(), []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Look at a tensor without using it up.
+
+        Raises:
+            ConversionError: there is none of that name.
+        """
+        if name not in self.tensors:
+            raise ConversionError(f"the checkpoint has no tensor {name!r}; it is not of the layout it looked like")
+        return self.tensors[name]
+
+    def take(self, name: str, shape=None) -> torch.Tensor | None:
+        """Hand out a tensor; a gap or a wrong shape is remembered for `finish`, and zeros or None come back."""
+        if name not in self.tensors:
+            self.problems.append(f"missing: {name}")
+            return None if shape is None else torch.zeros(shape)
+        self.used.add(name)
+        tensor = self.tensors[name].detach().float()
+        if shape is not None and tuple(tensor.shape) != tuple(shape):
+            self.problems.append(f"shape of {name}: {tuple(tensor.shape)} instead of {tuple(shape)}")
+            return torch.zeros(shape)
+        return tensor
+
+    def discard(self, name: str) -> None:
+        """Account for a tensor that the target derives itself (e.g. a fixed filter)."""
+        self.used.add(name)
+
+    def finish(self) -> None:
+        """Raise if anything is missing, misshapen or left over.
+
+        Raises:
+            ConversionError: with up to twelve of the problems named.
+        """
+        self.problems += [f"left over: {name}" for name in sorted(set(self.tensors) - self.used)]
+        if self.problems:
+            shown = "; ".join(self.problems[:12])
+            more = f"; and {len(self.problems) - 12} more" if len(self.problems) > 12 else ""
+            raise ConversionError(f"the checkpoint does not fit its layout ({len(self.problems)} keys): {shown}{more}")

@@ -1,0 +1,1 @@
+"""Methods: why a generator changes. One paper per file: losses and steps, no files, no devices, no loop."""

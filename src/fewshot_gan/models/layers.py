@@ -1,0 +1,221 @@
+"""Layers shared by the generators, and the one hook through which adapters reach their weights.
+
+Shape legend: B batch, I/O inputs and outputs of a layer, k kernel size, L number of `ws`, D `w_dim`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..ops import bias_act
+
+
+class EffectiveWeight(NamedTuple):
+    """What an adaptable layer computes with: its own parameters, or what the active adapters make of them."""
+
+    weight: torch.Tensor  # [O, I, k, k] or [O, I]
+    bias: torch.Tensor | None = None  # [O]
+    input_scale: torch.Tensor | None = None  # [I] or [B, I], applied after demodulation; None = 1
+
+
+class AdaptableLayer(nn.Module):
+    """A layer with a `weight` (and perhaps a `bias`) that computes with an *effective* weight.
+
+    Adapters are functions on weights: an adapter bank puts a callable into `adaptation`, and `effective()`, the one
+    call in the layer's forward, returns what it makes of the stored weight. The stored weight is never written.
+
+    Attributes:
+        role: what the layer does in its network: "mapping", "affine", "conv", "depthwise", "to_rgb" or "from_rgb".
+        demodulation: "none", "runtime" (norm taken in forward) or "folded" (norm already in the stored weight).
+    """
+
+    role: str = "conv"
+    demodulation: str = "none"
+    adaptation: Callable[[torch.Tensor, torch.Tensor | None], EffectiveWeight] | None = None
+
+    def effective(self) -> EffectiveWeight:
+        if self.adaptation is None:
+            return EffectiveWeight(self.weight, self.bias)
+        return self.adaptation(self.weight, self.bias)
+
+
+def adaptable_layers(model: nn.Module) -> Iterator[tuple[str, AdaptableLayer]]:
+    """`(module path, layer)` of every adaptable layer of `model`, in definition order."""
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, AdaptableLayer))
+
+
+class FullyConnected(AdaptableLayer):
+    """Linear layer with equalised learning rate (arXiv 1710.10196 §4.1): the stored weight is unit-variance noise.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        activation: see `ops.bias_act`.
+        bias_init: starting value of the bias as used, i.e. after its gain.
+        lr_multiplier: gain on weight and bias; the stored values are divided by it.
+        role: see `AdaptableLayer`.
+    """
+
+    def __init__(self, in_features, out_features, activation="linear", bias_init=0.0, lr_multiplier=1.0, role="affine"):
+        super().__init__()
+        self.role, self.activation = role, activation
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), float(bias_init) / lr_multiplier))
+        self.weight_gain, self.bias_gain = lr_multiplier / in_features**0.5, lr_multiplier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, I] -> [B, O]
+        weight, bias, scale = self.effective()
+        if scale is not None:
+            x = x * scale.to(x.dtype)
+        x = F.linear(x, (weight * self.weight_gain).to(x.dtype))
+        return bias_act(x, bias * self.bias_gain, activation=self.activation)
+
+
+class MappingNetwork(nn.Module):
+    """z → w of StyleGAN (arXiv 1812.04948): normalise z, then `num_layers` fully connected layers.
+
+    Args:
+        z_dim, w_dim: sizes of z and w.
+        num_ws: L, how many times w is repeated.
+        num_layers: depth.
+        lr_multiplier: of every layer.
+    """
+
+    def __init__(self, z_dim=512, w_dim=512, num_ws=18, num_layers=8, lr_multiplier=0.01):
+        super().__init__()
+        self.num_ws, self.num_layers = num_ws, num_layers
+        for i in range(num_layers):
+            layer = FullyConnected(
+                z_dim if i == 0 else w_dim, w_dim, activation="lrelu", lr_multiplier=lr_multiplier, role="mapping"
+            )
+            setattr(self, f"fc{i}", layer)
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(
+        self, z: torch.Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None
+    ) -> torch.Tensor:
+        """`[B, z_dim]` → `ws` `[B, L, D]`; ψ pulls the first `truncation_cutoff` (None: all) ws towards the mean w."""
+        x = z * (z.float().square().mean(1, keepdim=True) + 1e-8).rsqrt().to(z.dtype)
+        for i in range(self.num_layers):
+            x = getattr(self, f"fc{i}")(x)
+        ws = x[:, None].expand(-1, self.num_ws, -1)
+        return truncate(ws, self.w_avg, truncation_psi, truncation_cutoff)
+
+
+def truncate(ws: torch.Tensor, w_avg: torch.Tensor, psi: float, cutoff: int | None = None) -> torch.Tensor:
+    """Truncation trick (arXiv 1812.04948, appendix B): the first `cutoff` of `ws` `[B, L, D]` move towards `w_avg`."""
+    if psi == 1:
+        return ws
+    cutoff = ws.shape[1] if cutoff is None else cutoff
+    return torch.cat([w_avg.to(ws.dtype).lerp(ws[:, :cutoff], psi), ws[:, cutoff:]], dim=1)
+
+
+def as_ws(latents: torch.Tensor, num_ws: int, w_dim: int) -> torch.Tensor:
+    """Accept w `[B, D]` or w+ `[B, L, D]` and return `[B, L, D]`.
+
+    Raises:
+        ValueError: any other shape.
+    """
+    if latents.ndim == 2 and latents.shape[1] == w_dim:
+        return latents[:, None].expand(-1, num_ws, -1)
+    if latents.ndim == 3 and latents.shape[1:] == (num_ws, w_dim):
+        return latents
+    raise ValueError(
+        f"latents of shape {tuple(latents.shape)} fit neither w [B, {w_dim}] nor w+ [B, {num_ws}, {w_dim}]"
+    )
+
+
+def mix_styles(ws_a: torch.Tensor, ws_b: torch.Tensor, crossover: int | torch.Tensor) -> torch.Tensor:
+    """Style mixing (arXiv 1812.04948 §3.1): the first `crossover` of `ws_a`, the rest of `ws_b`.
+
+    Args:
+        ws_a, ws_b: `[B, L, D]`.
+        crossover: 0 (all from b) to L (all from a), for the batch or one per sample `[B]`.
+
+    Returns:
+        `[B, L, D]`.
+
+    Raises:
+        ValueError: shapes differ, or the crossover is out of range.
+    """
+    if ws_a.shape != ws_b.shape:
+        raise ValueError(f"cannot mix ws of shapes {tuple(ws_a.shape)} and {tuple(ws_b.shape)}")
+    batch, num_ws, _ = ws_a.shape
+    crossover = torch.as_tensor(crossover, device=ws_a.device)
+    if crossover.shape not in ((), (batch,)) or crossover.min() < 0 or crossover.max() > num_ws:
+        raise ValueError(f"crossover is an integer from 0 to {num_ws} or one per sample [{batch}], got {crossover}")
+    from_a = torch.arange(num_ws, device=ws_a.device) < crossover.reshape(-1, 1)  # [1 or B, L]
+    return torch.where(from_a[..., None], ws_a, ws_b)
+
+
+class StyleGenerator:
+    """`forward` of the StyleGAN family; the generator itself makes `mapping`, `synthesis`, `num_ws` and `w_dim`."""
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        *,
+        latent_space: str = "z",
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        noise_mode: str = "const",
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_features: bool = False,
+    ):
+        """Generate images.
+
+        Args:
+            latents: z `[B, z_dim]`, w `[B, D]` or w+ `[B, L, D]`.
+            latent_space: "z", "w" or "w+"; truncation applies in each.
+            truncation_psi: ψ, 1 = none.
+            truncation_cutoff: number of leading `ws` truncated; None = all.
+            noise_mode: "const", "random" (drawn from `generator`: one, or a list of one per sample) or "none".
+            return_features: also return `{"b4": [B, C, 4, 4], "b8": …}`.
+
+        Returns:
+            `[B, 3, R, R]`, roughly in [−1, 1]; with `return_features` a pair.
+        """
+        ws = self.map_latents(latents, latent_space, truncation_psi, truncation_cutoff)
+        return self.synthesis(ws, noise_mode, generator, return_features)
+
+    def map_latents(self, latents, latent_space="z", truncation_psi=1.0, truncation_cutoff=None) -> torch.Tensor:
+        """z, w or w+ → truncated `ws` `[B, L, D]`."""
+        if latent_space == "z":
+            return self.mapping(latents, truncation_psi, truncation_cutoff)
+        ws = as_ws(latents, self.num_ws, self.w_dim)
+        return truncate(ws, self.mapping.w_avg, truncation_psi, truncation_cutoff)
+
+
+class Noise(nn.Module):
+    """Per-pixel noise added to a feature map, one image shared by all channels (arXiv 1812.04948 §3.2).
+
+    Args:
+        resolution: H = W of the map.
+    """
+
+    MODES = ("const", "random", "none")
+
+    def __init__(self, resolution: int):
+        super().__init__()
+        self.register_buffer("const", torch.randn(resolution, resolution))
+        self.strength = nn.Parameter(torch.zeros([]))
+
+    def forward(self, x: torch.Tensor, mode: str, generator=None) -> torch.Tensor:
+        """`[B, C, H, W]` → the same; "random" draws one map per sample on the CPU so that a seed holds everywhere.
+
+        `generator` is one `torch.Generator`, or a list of one per sample: then a sample does not depend on the batch.
+        """
+        if mode == "none":
+            return x
+        if mode == "const":
+            return x + (self.const * self.strength).to(x.dtype)
+        if mode != "random":
+            raise ValueError(f"unknown noise_mode {mode!r}; known: {', '.join(self.MODES)}")
+        if isinstance(generator, list):
+            noise = torch.cat([torch.randn(1, 1, *x.shape[2:], generator=g) for g in generator])
+        else:
+            noise = torch.randn(x.shape[0], 1, *x.shape[2:], generator=generator)
+        return x + (noise.to(x.device) * self.strength).to(x.dtype)

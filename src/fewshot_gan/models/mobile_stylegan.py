@@ -1,0 +1,197 @@
+"""MobileStyleGAN generator (arXiv 2104.04767): StyleGAN2's mapping, wavelet up-sampling, separable convolutions.
+
+Demodulation and style gains are folded into the stored weights, noise is a constant image, and each network predicts
+the four Haar bands of its picture. Cut after any block and given a head of its own it is a generator of that
+resolution.
+
+Shape legend: B batch, C channels of a block, H/W size of its features, L number of `ws`, D `w_dim`.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import nn
+
+from ..ops import bias_act
+from .layers import AdaptableLayer, FullyConnected, MappingNetwork, Noise, StyleGenerator
+
+
+def inverse_haar(x: torch.Tensor) -> torch.Tensor:
+    """One level of the inverse orthonormal Haar transform.
+
+    Args:
+        x: `[B, 4C, H, W]`: C low-pass channels, then (lh, hl, hh) of each channel.
+
+    Returns:
+        `[B, C, 2H, 2W]`.
+    """
+    b, c4, h, w = x.shape
+    c = c4 // 4
+    ll = x[:, :c]
+    lh, hl, hh = x[:, c:].reshape(b, c, 3, h, w).unbind(2)
+    low, high = (ll + lh) / 2, (hl + hh) / 2  # upper pixel row: sums; left column adds `high`
+    low2, high2 = (ll - lh) / 2, (hl - hh) / 2
+    top = torch.stack([low + high, low - high], -1)  # [B, C, H, W, 2]
+    bottom = torch.stack([low2 + high2, low2 - high2], -1)
+    return torch.stack([top, bottom], 3).reshape(b, c, 2 * h, 2 * w)
+
+
+class FoldedConv(AdaptableLayer):
+    """Convolution whose stored weight already carries equalised-lr gain and demodulation.
+
+    Args:
+        in_channels, out_channels: I and O; for a depthwise convolution I is 1.
+        kernel_size: k, odd.
+        role: "conv", "depthwise" or "to_rgb".
+    """
+
+    bias = None  # the blocks add bias and activation themselves
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, role: str = "conv"):
+        super().__init__()
+        self.role = role
+        self.demodulation = "folded" if role == "conv" else "none"
+        weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(weight / weight.flatten(1).norm(dim=1)[:, None, None, None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, I, H, W] -> [B, O, H, W]
+        weight, _, scale = self.effective()
+        if scale is not None and scale.ndim == 1:
+            weight = weight * scale[:, None, None]  # cheaper than scaling the activations
+        elif scale is not None:
+            x = x * scale.to(x.dtype)[:, :, None, None]
+        groups = x.shape[1] if self.role == "depthwise" else 1
+        return F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2, groups=groups)
+
+
+class StyledConv(nn.Module):
+    """style scale → convolution (dense, or depthwise then pointwise) → noise → bias → leaky ReLU.
+
+    Args:
+        in_channels, out_channels: widths.
+        resolution: H = W, of the noise image.
+        w_dim: D.
+        separable: depthwise 3×3 + pointwise 1×1 instead of a dense 3×3.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, resolution: int, w_dim: int, separable: bool = True):
+        super().__init__()
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
+        self.depthwise = FoldedConv(1, in_channels, 3, role="depthwise") if separable else None
+        self.conv = FoldedConv(in_channels, out_channels, 1 if separable else 3)
+        self.noise = Noise(resolution)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x, w, noise_mode="const", generator=None):  # [B, C_in, H, W], [B, D] -> [B, C_out, H, W]
+        x = x * self.affine(w)[:, :, None, None].to(x.dtype)
+        if self.depthwise is not None:
+            x = self.depthwise(x)
+        x = self.noise(self.conv(x), noise_mode, generator)
+        return bias_act(x, self.bias, activation="lrelu", gain=1.0)
+
+
+class MobileBlock(nn.Module):
+    """style scale → inverse Haar (size ×2, channels ÷4) → two styled separable convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int, resolution: int, w_dim: int):
+        super().__init__()
+        self.up_affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
+        self.conv0 = StyledConv(in_channels // 4, out_channels, resolution, w_dim)
+        self.conv1 = StyledConv(out_channels, out_channels, resolution, w_dim)
+
+    def forward(self, x, ws, noise_mode="const", generator=None):  # [B, C, H, W], [B, 3, D] -> [B, C', 2H, 2W]
+        x = inverse_haar(x * self.up_affine(ws[:, 0])[:, :, None, None].to(x.dtype))
+        x = self.conv0(x, ws[:, 1], noise_mode, generator)
+        return self.conv1(x, ws[:, 2], noise_mode, generator)
+
+
+class ImageHead(nn.Module):
+    """Features → twelve Haar bands → RGB at twice the size (MobileStyleGAN §3.2)."""
+
+    def __init__(self, channels: int, w_dim: int):
+        super().__init__()
+        self.affine = FullyConnected(w_dim, channels, bias_init=1.0)
+        self.conv = FoldedConv(channels, 12, 1, role="to_rgb")
+        self.bias = nn.Parameter(torch.zeros(12))
+
+    def forward(self, x, w):  # [B, C, H, W], [B, D] -> [B, 3, 2H, 2W]
+        x = self.conv(x * self.affine(w)[:, :, None, None].to(x.dtype))
+        return inverse_haar(bias_act(x, self.bias))
+
+
+class MobileStyleGANSynthesis(nn.Module):
+    """ws → image: a constant 4×4 map, one dense convolution, then blocks `b8`, `b16`, … and the image head."""
+
+    def __init__(self, block_channels: list[int], w_dim: int):
+        super().__init__()
+        self.const = nn.Parameter(torch.randn(block_channels[0], 4, 4))
+        self.conv1 = StyledConv(block_channels[0], block_channels[0], 4, w_dim, separable=False)
+        self.resolutions = [4 * 2**i for i in range(1, len(block_channels))]
+        for i, res in enumerate(self.resolutions):
+            setattr(self, f"b{res}", MobileBlock(block_channels[i], block_channels[i + 1], res, w_dim))
+        self.to_rgb = ImageHead(block_channels[-1], w_dim)
+
+    def forward(self, ws, noise_mode="const", generator=None, return_features=False):
+        x = self.const.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
+        x = self.conv1(x, ws[:, 0], noise_mode, generator)
+        features = {"b4": x}
+        for i, res in enumerate(self.resolutions):
+            x = getattr(self, f"b{res}")(x, ws[:, 1 + 3 * i : 4 + 3 * i], noise_mode, generator)
+            features[f"b{res}"] = x
+        image = self.to_rgb(x, ws[:, -1])
+        return (image, features) if return_features else image
+
+
+class MobileStyleGANGenerator(StyleGenerator, ModelMixin, ConfigMixin):
+    """MobileStyleGAN (arXiv 2104.04767).
+
+    The published network feeds one w to all layers; here every modulation has its own entry of `ws`, so w+ works.
+
+    Args:
+        block_channels: width of the constant, then of each block; `[512]*5 + [256, 128, 64]` is the 1024 px network.
+        z_dim, w_dim: sizes of z and w.
+        num_mapping_layers: depth of the mapping network.
+
+    The picture has `2 · 4 · 2^(len(block_channels) − 1)` pixels a side and `num_ws = 3·blocks + 2`.
+
+    Raises:
+        ValueError: no block, or a width that is not a multiple of 4 (the Haar transform splits channels in four).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        block_channels: tuple[int, ...] = (512, 512, 512, 512, 512, 256),
+        z_dim: int = 512,
+        w_dim: int = 512,
+        num_mapping_layers: int = 8,
+    ):
+        super().__init__()
+        if len(block_channels) < 2 or any(c % 4 or c < 4 for c in block_channels):
+            raise ValueError(
+                f"block_channels={list(block_channels)}: give the constant's width and at least one block's, "
+                "each a positive multiple of 4"
+            )
+        self.resolution = 8 * 2 ** (len(block_channels) - 1)
+        self.z_dim, self.w_dim, self.num_ws = z_dim, w_dim, 3 * (len(block_channels) - 1) + 2
+        self.mapping = MappingNetwork(z_dim, w_dim, self.num_ws, num_mapping_layers)
+        self.synthesis = MobileStyleGANSynthesis(list(block_channels), w_dim)
+
+    def truncated(self, num_blocks: int) -> "MobileStyleGANGenerator":
+        """A copy cut after `num_blocks` blocks, i.e. for `8 · 2^num_blocks` pixels, with a new, untrained image head.
+
+        Raises:
+            ValueError: `num_blocks` is below 1 or above this network's.
+        """
+        have = len(self.config.block_channels) - 1
+        if not 1 <= num_blocks <= have:
+            raise ValueError(f"cannot cut after {num_blocks} blocks: this network has {have}; give 1 to {have}")
+        config = dict(self.config, block_channels=list(self.config.block_channels[: num_blocks + 1]))
+        small = type(self).from_config(config)
+        own = small.state_dict()
+        kept = {k: v for k, v in self.state_dict().items() if k in own and not k.startswith("synthesis.to_rgb.")}
+        if num_blocks == have:
+            kept = self.state_dict()
+        small.load_state_dict({**own, **kept})
+        return small

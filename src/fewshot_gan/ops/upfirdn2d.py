@@ -1,0 +1,99 @@
+"""Upsample, pad, filter (FIR) and downsample images: the anti-aliased resampling of StyleGAN2 (arXiv 1912.04958).
+
+Shape legend: B batch, C channels, H/W height and width, T filter taps.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def setup_filter(taps, *, gain: float = 1.0, device=None) -> torch.Tensor:
+    """Build a float32 FIR filter normalised to sum `gain`.
+
+    Args:
+        taps: 1-D taps of a separable filter (e.g. `[1, 3, 3, 1]`, giving the outer product) or a 2-D kernel.
+        gain: sum of the returned filter.
+        device: where to put it.
+
+    Returns:
+        `[T, T]` (or the 2-D shape given) float32 tensor.
+
+    Raises:
+        ValueError: `taps` is not 1-D or 2-D, is empty, or sums to zero.
+    """
+    if device is None:
+        device = taps.device if isinstance(taps, torch.Tensor) else torch.get_default_device()
+    f = torch.as_tensor(taps, dtype=torch.float32, device="cpu")  # so that a model can be built on "meta"
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"a filter has 1 or 2 dimensions and at least one tap, got shape {tuple(f.shape)}")
+    if f.ndim == 1:
+        f = torch.outer(f, f)
+    if f.sum() == 0:
+        raise ValueError("filter taps sum to zero, so they cannot be normalised; give taps with a non-zero sum")
+    return (f * (gain / f.sum())).to(device)
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    *,
+    up: int = 1,
+    down: int = 1,
+    padding: int | tuple[int, int, int, int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+) -> torch.Tensor:
+    """Insert zeros, pad (or crop), convolve with `f` and keep every `down`-th pixel, channel by channel.
+
+    Args:
+        x: `[B, C, H, W]`.
+        f: `[T, T]` filter (see `setup_filter`), or None for the identity.
+        up: zeros inserted per pixel are `up - 1`, after the pixel.
+        down: stride of the result.
+        padding: one number, or `(left, right, top, bottom)` in upsampled pixels; negative values crop.
+        flip_filter: False = convolution, True = correlation.
+        gain: factor on the result.
+
+    Returns:
+        `[B, C, (H·up + top + bottom − T) // down + 1, (W·up + left + right − T) // down + 1]`, dtype of `x`.
+
+    Raises:
+        ValueError: `up` or `down` below 1, or padding crops the image away.
+    """
+    if up < 1 or down < 1:
+        raise ValueError(f"up and down are at least 1, got up={up}, down={down}")
+    left, right, top, bottom = (padding,) * 4 if isinstance(padding, int) else padding
+    b, c, h, w = x.shape
+    if up > 1:
+        # [B, C, H, W] -> [B, C, H, up, W, up] -> [B, C, H*up, W*up]
+        x = F.pad(x.reshape(b, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(b, c, h * up, w * up)
+    taps_h, taps_w = f.shape if f is not None else (1, 1)
+    if h * up + top + bottom < taps_h or w * up + left + right < taps_w:
+        raise ValueError(
+            f"an image of {h * up}×{w * up} with padding {(left, right, top, bottom)} is smaller than "
+            f"the {taps_h}×{taps_w} filter; use a larger image or more padding"
+        )
+    if left or right or top or bottom:
+        x = F.pad(x, (left, right, top, bottom))
+    if f is None:
+        x = x[..., ::down, ::down]
+        return x * gain if gain != 1 else x
+    kernel = (f * gain).to(x.dtype)
+    if not flip_filter:
+        kernel = kernel.flip(0, 1)
+    # a depthwise convolution with the same kernel on every channel: [T, T] -> [C, 1, T, T]
+    return F.conv2d(x, kernel.expand(c, 1, taps_h, taps_w), stride=down, groups=c)
+
+
+def upsample2d(x: torch.Tensor, f: torch.Tensor, *, up: int = 2) -> torch.Tensor:
+    """Enlarge `x` `[B, C, H, W]` `up` times with filter `f` `[T, T]`, brightness kept, pixel centres aligned."""
+    taps = f.shape[-1]
+    before, after = (taps + up - 1) // 2, (taps - up) // 2
+    return upfirdn2d(x, f, up=up, padding=(before, after, before, after), gain=up * up)
+
+
+def downsample2d(x: torch.Tensor, f: torch.Tensor, *, down: int = 2) -> torch.Tensor:
+    """Shrink `x` `[B, C, H, W]` `down` times after filtering with `f` `[T, T]`, pixel centres aligned."""
+    taps = f.shape[-1]
+    before, after = (taps - down + 1) // 2, (taps - down) // 2
+    return upfirdn2d(x, f, down=down, padding=(before, after, before, after))

@@ -1,0 +1,1 @@
+"""The training side: data, augmentation, looks with a known truth, the loop. Generating imports none of it."""

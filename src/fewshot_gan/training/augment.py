@@ -1,0 +1,143 @@
+"""Differentiable augmentation, drawn from a CPU `torch.Generator`: one seed is one result on every device."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..metrics import luminance
+
+_POLICIES = ("color", "translation", "cutout")
+
+
+def _uniform(generator: torch.Generator | None, batch: int, low: float, high: float) -> Tensor:
+    return torch.rand(batch, generator=generator) * (high - low) + low
+
+
+def _per_image(values: Tensor, images: Tensor) -> Tensor:
+    return values.to(images).view(-1, 1, 1, 1)  # [B] -> [B, 1, 1, 1]
+
+
+class DiffAugment:
+    """DiffAugment (arXiv 2006.10738): the same kind of change on real and fake images, in front of the discriminator.
+
+    Policies: `color` (brightness ±0.5 of the [-1, 1] range's unit, saturation ×0-2, contrast ×0.5-1.5), `translation`
+    (up to 1/8 of the side, the uncovered border is 0, i.e. mid grey), `cutout` (one square of half the side, set to 0).
+
+    Args:
+        policy: names joined by commas, applied in this order; "" changes nothing.
+
+    Raises:
+        ValueError: an unknown policy name.
+    """
+
+    def __init__(self, policy: str = "color,translation,cutout"):
+        self.policy = [name.strip() for name in policy.split(",") if name.strip()]
+        if unknown := [name for name in self.policy if name not in _POLICIES]:
+            raise ValueError(
+                f"augmentation policy {unknown[0]!r} is not known; join some of {', '.join(_POLICIES)} by commas"
+            )
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Augments `[B, 3, H, W]`, each image differently, differentiably; colour may leave [-1, 1], as published."""
+        for name in self.policy:
+            images = getattr(self, f"_{name}")(images, generator)
+        return images
+
+    @staticmethod
+    def _color(x: Tensor, generator: torch.Generator | None) -> Tensor:
+        x = x + _per_image(_uniform(generator, len(x), -0.5, 0.5), x)
+        mean = x.mean(1, keepdim=True)
+        x = mean + (x - mean) * _per_image(_uniform(generator, len(x), 0.0, 2.0), x)
+        mean = x.mean((1, 2, 3), keepdim=True)
+        return mean + (x - mean) * _per_image(_uniform(generator, len(x), 0.5, 1.5), x)
+
+    @staticmethod
+    def _translation(x: Tensor, generator: torch.Generator | None) -> Tensor:
+        shift = _uniform(generator, 2 * len(x), -1.0, 1.0).view(-1, 2)
+        return _translate(x, shift, "constant")
+
+    @staticmethod
+    def _cutout(x: Tensor, generator: torch.Generator | None) -> Tensor:
+        height, width = x.shape[-2:]
+        centre = torch.rand(len(x), 2, generator=generator).to(x.device) * x.new_tensor([height, width])
+        rows = (torch.arange(height, device=x.device) - centre[:, :1]).abs() < height / 4  # [B, H]
+        columns = (torch.arange(width, device=x.device) - centre[:, 1:]).abs() < width / 4  # [B, W]
+        return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
+
+
+class FewShotAugment:
+    """Flip, reflected translation and mild photometric change, with the draw apart from its use.
+
+    `sample` once and `apply` twice, and the adapted and the source image of one latent stay aligned (content terms
+    compare them position by position), while `colour=False` leaves the colours of one of them alone.
+
+    Args:
+        translation: largest shift as a share of the side (1/8: 32 px at 256), filled by reflection.
+        brightness: largest offset added to [-1, 1] images.
+        saturation, contrast: ranges of the factors, around luminance and around the image mean.
+        flip: mirror half of the images.
+    """
+
+    def __init__(
+        self,
+        translation: float = 0.125,
+        brightness: float = 0.1,
+        saturation: tuple[float, float] = (0.7, 1.3),
+        contrast: tuple[float, float] = (0.85, 1.15),
+        flip: bool = True,
+    ):
+        self.translation, self.brightness, self.flip = translation, brightness, flip
+        self.saturation, self.contrast = saturation, contrast
+
+    def sample(self, batch: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """CPU draws for `batch` images: `flip` bool `[B]`, `shift` (y, x) `[B, 2]` in [-1, 1], three factors `[B]`."""
+        return {
+            "flip": (torch.rand(batch, generator=generator) < 0.5) & self.flip,
+            "shift": _uniform(generator, 2 * batch, -1.0, 1.0).view(batch, 2),
+            "brightness": _uniform(generator, batch, -self.brightness, self.brightness),
+            "saturation": _uniform(generator, batch, *self.saturation),
+            "contrast": _uniform(generator, batch, *self.contrast),
+        }
+
+    def apply(self, images: Tensor, params: dict[str, Tensor], colour: bool = True) -> Tensor:
+        """Applies one draw.
+
+        Args:
+            images: float `[B, 3, H, W]` in [-1, 1]; any resolution, the shift scales with it.
+            params: from `sample(B)`.
+            colour: also change brightness, saturation and contrast; the geometry is the same either way.
+
+        Returns:
+            `[B, 3, H, W]`; with colour it may leave [-1, 1] a little: clamping would cut the gradient.
+
+        Raises:
+            ValueError: params of another batch size.
+        """
+        if len(params["flip"]) != len(images):
+            raise ValueError(
+                f"params are for {len(params['flip'])} images, not {len(images)}; sample({len(images)}) first"
+            )
+        x = torch.where(_per_image(params["flip"].float(), images) > 0, images.flip(3), images)
+        x = _translate(x, params["shift"], "reflect", self.translation)
+        if not colour:
+            return x
+        x = x + _per_image(params["brightness"], x)
+        grey = luminance(x)
+        x = grey + (x - grey) * _per_image(params["saturation"], x)
+        mean = x.mean((1, 2, 3), keepdim=True)
+        return mean + (x - mean) * _per_image(params["contrast"], x)
+
+
+def _translate(x: Tensor, shift: Tensor, mode: str, share: float = 0.125) -> Tensor:
+    """Moves image i by `shift[i] * share` of its side (rounded to pixels), down and right for positive values."""
+    height, width = x.shape[-2:]
+    reach_y, reach_x = int(height * share + 0.5), int(width * share + 0.5)
+    padded = F.pad(x, (reach_x, reach_x, reach_y, reach_y), mode=mode)
+    offsets = (shift.cpu() * torch.tensor([reach_y, reach_x])).round().long().tolist()
+    moved = [
+        image[:, reach_y - dy : reach_y - dy + height, reach_x - dx : reach_x - dx + width]
+        for image, (dy, dx) in zip(padded, offsets, strict=True)
+    ]
+    return torch.stack(moved)

@@ -1,0 +1,187 @@
+"""A few images in memory, and an endless, resumable stream of batches from them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MIN_SIDE = 32
+
+
+def load_images(source: str | os.PathLike[str], resolution: int) -> Tensor:
+    """Reads every image of a folder or of a `datasets` data set as squares of one size.
+
+    Squaring rule: centre crop to the short side, then Lanczos resize to `resolution`. EXIF rotation is applied,
+    transparency is laid on white, 16-bit grey is scaled down, of an animation the first frame counts.
+
+    Args:
+        source: a folder (its png, jpg, jpeg, webp and bmp files sorted by name, subfolders and hidden files not read),
+            `imagefolder:DIR` (read by the `datasets` package, with subfolders), or a Hub data set id `owner/name`
+            (its `train` split and first image column).
+        resolution: side of the result in pixels.
+
+    Returns:
+        uint8 `[N, 3, resolution, resolution]`, N ≥ 2.
+
+    Raises:
+        FileNotFoundError: the folder or data set does not exist.
+        ValueError: no image, one image, an unreadable file, or a short side below 32 px.
+    """
+    if resolution < 1:
+        raise ValueError(f"resolution {resolution} is below 1; use the generator's, for example 256")
+    if not (named := list(_read(source))):
+        raise ValueError(
+            f"{source} has no image; put png, jpg, webp or bmp files directly into the folder, typically 10"
+        )
+    if len(named) == 1:
+        raise ValueError(f"{source} has only one image; few-shot adaptation needs at least 2, typically 10: add more")
+    images, enlarged = torch.empty(len(named), 3, resolution, resolution, dtype=torch.uint8), []
+    for row, (name, image) in enumerate(named):
+        width, height = image.size
+        side = min(width, height)
+        if side < MIN_SIDE:
+            raise ValueError(
+                f"{name} is {width}x{height} px, below the limit of {MIN_SIDE} px; use a larger copy or remove it"
+            )
+        if side < resolution:
+            enlarged.append(f"{name} ({width}x{height})")
+        left, top = (width - side) // 2, (height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        if side != resolution:
+            square = square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+        images[row] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    logger.info(f"{len(images)} images from {source}: centre crop to the short side, Lanczos to {resolution} px")
+    if enlarged:
+        more = f" and {len(enlarged) - 10} more" if len(enlarged) > 10 else ""
+        logger.warning(f"smaller than {resolution} px, enlarged and therefore soft: {', '.join(enlarged[:10])}{more}")
+    return images
+
+
+def _read(source: str | os.PathLike[str]) -> Iterator[tuple[str, Image.Image]]:
+    """Pairs of a name for messages and an upright RGB image."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name):
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+                try:
+                    with Image.open(path) as image:
+                        upright = _rgb(image)
+                except (
+                    OSError,
+                    SyntaxError,
+                    ValueError,
+                    UnidentifiedImageError,
+                    Image.DecompressionBombError,
+                ) as error:
+                    raise ValueError(f"{path} cannot be read as an image ({error}); repair or remove it") from error
+                yield path.name, upright
+        return
+    if folder.exists():
+        raise ValueError(f"{source} is a file, not a folder; pass the folder that holds the images")
+    text = str(source)
+    if text.startswith("imagefolder:"):
+        yield from _read_dataset("imagefolder", text.partition(":")[2])
+    elif isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+        yield from _read_dataset(text, None)
+    else:
+        raise FileNotFoundError(f"folder {source} does not exist; pass an existing folder or a data set id owner/name")
+
+
+def _read_dataset(name: str, data_dir: str | None) -> Iterator[tuple[str, Image.Image]]:
+    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+        raise FileNotFoundError(f"folder {data_dir} does not exist; pass an existing folder after imagefolder:")
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"data set {name} needs the datasets package: pip install 'fewshot_gan[train]'") from error
+    try:
+        data = datasets.load_dataset(name, data_dir=data_dir and str(Path(data_dir).expanduser()), split="train")
+    except (
+        Exception
+    ) as error:  # the package raises a dozen unrelated types for "not there", "offline" and "no such split"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FileNotFoundError(
+            f"{name} is neither a folder here nor a data set that could be loaded ({reason}); "
+            "check the spelling or pass a folder"
+        ) from error
+    columns = [column for column, feature in data.features.items() if isinstance(feature, datasets.Image)]
+    if not columns:
+        raise ValueError(f"data set {name} has no image column, only {sorted(data.features)}; choose another data set")
+    for row, image in enumerate(data.with_format(None)[columns[0]]):
+        yield f"{name}[{row}]", _rgb(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255
+        image = Image.fromarray((np.asarray(image, dtype=np.float64).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+class InfiniteBatches:
+    """Endless batches from images held in memory; every epoch visits each image once, in a new order.
+
+    A batch may span two epochs, so every batch is full, also when `batch_size` exceeds the number of images.
+
+    Args:
+        images: uint8 `[N, 3, R, R]`, as `load_images` returns them; not copied.
+        batch_size: b.
+        seed: seed of the order; the sampler owns its generator and touches no global one.
+
+    Raises:
+        ValueError: not uint8 `[N ≥ 1, 3, R, R]`, or a batch size below 1.
+    """
+
+    def __init__(self, images: Tensor, batch_size: int, seed: int = 0):
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) < 1:
+            raise ValueError(f"images are {images.dtype} {list(images.shape)}, not uint8 [N, 3, R, R]; use load_images")
+        if batch_size < 1:
+            raise ValueError(f"batch size {batch_size} is below 1; use 1 or more, typically 4")
+        self.images, self.batch_size = images, batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order = torch.empty(0, dtype=torch.long)  # what is left of the current epoch
+
+    def __iter__(self) -> InfiniteBatches:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """Images float `[b, 3, R, R]` in [-1, 1] and their indices int64 `[b]`, on the CPU."""
+        while len(self._order) < self.batch_size:
+            epoch = torch.randperm(len(self.images), generator=self._generator)
+            self._order = torch.cat([self._order, epoch])
+        indices, self._order = self._order[: self.batch_size], self._order[self.batch_size :]
+        return self.images[indices].float() / 127.5 - 1, indices.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next batches depend on, but the images and the batch size."""
+        state = {"generator": self._generator.get_state(), "order": self._order.clone(), "num_images": len(self.images)}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues exactly where `state` was taken, also in the middle of an epoch.
+
+        Raises:
+            ValueError: the state belongs to another number of images.
+        """
+        if state["num_images"] != len(self.images):
+            raise ValueError(
+                f"the saved sampler had {state['num_images']} images, this one has {len(self.images)}; "
+                "resume with the same folder or start anew"
+            )
+        self._generator.set_state(state["generator"])
+        self._order = state["order"].clone()

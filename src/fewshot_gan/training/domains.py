@@ -1,0 +1,194 @@
+"""Looks whose truth is known: classical filters (each latent's true target can be computed) and DiceBear drawings.
+
+A filter is a function of one image, so an adapter trained on ten filtered faces can be judged against the filter
+itself. All lengths scale with the image side; the numbers in the code are for 256 px.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..metrics import luminance
+
+
+def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian blur of `[B, C, H, W]` with reflected borders; `sigma` in pixels."""
+    radius = min(max(1, math.ceil(3 * sigma)), min(x.shape[-2:]) - 1)
+    offset = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (offset / sigma).square())
+    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
+    x = F.pad(x, (radius, radius, radius, radius), mode="reflect")
+    x = F.conv2d(x, kernel[:, :, None, :], groups=x.shape[1])
+    return F.conv2d(x, kernel[:, :, :, None], groups=x.shape[1])
+
+
+def _pencil(x: Tensor) -> Tensor:
+    """Dodge and burn: strokes where grey is darker than its surroundings, soft graphite tone, white paper."""
+    unit = x.shape[-1] / 256
+    grey = luminance(x)
+    # Colour dodge: grey / (1 - blurred negative) = grey / blurred grey; 0.08 keeps noise in black areas from turning
+    # to grain.
+    fine = ((grey + 0.08) / (gaussian_blur(grey, 2.0 * unit) + 0.08)).clamp_max(1)  # hair, lashes, contours
+    broad = ((grey + 0.08) / (gaussian_blur(grey, 10.0 * unit) + 0.08)).clamp_max(1)  # form shadows
+    tone = 1 - 0.2 * (1 - gaussian_blur(grey, 1.5 * unit)).square()  # dark areas keep a hint of grey, the rest is paper
+    paper = (fine.pow(2.5) * broad.pow(0.7) * tone * 1.06).clamp(0, 1)
+    return (paper - 0.3 * paper * (1 - paper)).expand_as(x)  # burn: darkens the middle, leaves paper and black alone
+
+
+def _sepia(x: Tensor) -> Tensor:
+    matrix = x.new_tensor([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]])
+    return torch.einsum("oc,bchw->bohw", matrix, x).clamp(0, 1)
+
+
+def _pixel(x: Tensor) -> Tensor:
+    """Mosaic of 32 cells a side."""
+    return F.interpolate(F.interpolate(x, size=(32, 32), mode="area"), size=x.shape[-2:], mode="nearest")
+
+
+def _poster(x: Tensor) -> Tensor:
+    """Five flat levels of lightness, saturated colour, dark contours."""
+    unit = x.shape[-1] / 256
+    for _ in range(2):
+        x = gaussian_blur(_median(x), 0.8 * unit)
+    grey = luminance(x)
+    level = (grey.clamp_min(0.0).pow(0.75) * 4).round() / 4  # brighter than the input: print on white
+    colour = (1.5 * (x - grey) * 4).round() / 4
+    return (level + colour).clamp(0, 1) * _contours(grey, 1.4 * unit, 80.0)
+
+
+def _ink(x: Tensor) -> Tensor:
+    """Pen and ink: black contours (difference of Gaussians, as in Winnemöller et al. 2012) and solid black shadows."""
+    unit = x.shape[-1] / 256
+    grey = luminance(x)
+    shadow = torch.sigmoid(40.0 * (gaussian_blur(grey, 1.2 * unit) - 0.22))
+    return (_contours(grey, 1.0 * unit, 220.0) * shadow).expand_as(x)
+
+
+def _contours(grey: Tensor, sigma: float, sharpness: float) -> Tensor:
+    """1 on flat and light ground, falling to 0 on the dark side of an edge."""
+    difference = gaussian_blur(grey, sigma) - gaussian_blur(grey, 1.6 * sigma)
+    return torch.sigmoid(sharpness * (difference + 0.02))
+
+
+def _median(x: Tensor) -> Tensor:
+    windows = F.unfold(F.pad(x.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="reflect"), 3)
+    return windows.median(1).values.view_as(x)
+
+
+FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pencil": _pencil,
+    "sepia": _sepia,
+    "pixel": _pixel,
+    "poster": _poster,
+    "ink": _ink,
+}
+
+
+def apply_filter(images: Tensor, name: str) -> Tensor:
+    """The look `name` of every image, each on its own: the result does not depend on the rest of the batch.
+
+    Args:
+        images: float `[B, 3, H, W]`, clamped to [-1, 1] first.
+        name: a key of `FILTERS`: pencil, sepia, pixel, poster, ink.
+
+    Returns:
+        float `[B, 3, H, W]` in [-1, 1]; three equal channels for pencil and ink.
+
+    Raises:
+        ValueError: an unknown filter.
+    """
+    if name not in FILTERS:
+        raise ValueError(f"filter {name!r} is not known; choose one of {sorted(FILTERS)}")
+    return FILTERS[name]((images.clamp(-1, 1) + 1) / 2).contiguous() * 2 - 1
+
+
+def parse_style(style: str) -> tuple[str, str]:
+    """`"filter:pencil" -> ("filter", "pencil")`, `"dicebear:lorelei" -> ("dicebear", "lorelei")`.
+
+    Raises:
+        ValueError: another form, or an unknown filter or DiceBear style.
+    """
+    kind, _, name = style.partition(":")
+    if kind not in ("filter", "dicebear") or not name:
+        raise ValueError(
+            f"style {style!r} is not filter:NAME or dicebear:NAME; for example filter:pencil or dicebear:lorelei"
+        )
+    if kind == "filter" and name not in FILTERS:
+        raise ValueError(f"filter {name!r} is not known; choose one of {sorted(FILTERS)}")
+    if kind == "dicebear" and name not in dicebear_styles():
+        raise ValueError(f"DiceBear style {name!r} is not known; choose one of {dicebear_styles()}")
+    return kind, name
+
+
+def dicebear_styles() -> list[str]:
+    """Names of the drawing styles the installed `dicebear-styles` package carries.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    try:
+        folder = files("dicebear_styles")
+    except ImportError as error:
+        raise ImportError(_DICEBEAR_MISSING) from error
+    return sorted(entry.name[: -len(".json")] for entry in folder.iterdir() if entry.name.endswith(".json"))
+
+
+def dicebear_licence(style: str) -> dict[str, str]:
+    """`{"name", "url", "text"}` of the style's drawings as its author states it: CC0, CC BY or own terms.
+
+    Raises:
+        ValueError: an unknown style.
+    """
+    return dict(_dicebear_definition(style)["meta"]["license"])
+
+
+def render_dicebear(style: str, num: int, resolution: int, seed: int) -> Tensor:
+    """Random drawings of a DiceBear style on white, rendered locally; text is left out (fonts differ by machine).
+
+    Args:
+        style: a name from `dicebear_styles()`.
+        num: how many; image i depends on (style, seed, i) alone, so a longer run starts with the same images.
+
+    Returns:
+        uint8 `[num, 3, resolution, resolution]`.
+
+    Raises:
+        ValueError: an unknown style.
+        ImportError: dicebear-core, dicebear-styles or resvg-py is not installed.
+    """
+    definition = _dicebear_definition(style)
+    try:
+        import resvg_py
+        from dicebear import Avatar, Style
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(_DICEBEAR_MISSING) from error
+    drawing = Style(definition)
+    images = torch.empty(num, 3, resolution, resolution, dtype=torch.uint8)
+    for index in range(num):
+        svg = Avatar(drawing, {"seed": f"{seed}-{index}", "size": resolution}).to_string()
+        png = resvg_py.svg_to_bytes(
+            svg_string=svg, width=resolution, height=resolution, background="white", skip_system_fonts=True
+        )
+        with Image.open(io.BytesIO(bytes(png))) as image:
+            images[index] = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return images
+
+
+_DICEBEAR_MISSING = "DiceBear styles need dicebear-core, dicebear-styles and resvg-py: pip install 'fewshot_gan[train]'"
+
+
+def _dicebear_definition(style: str) -> dict[str, Any]:
+    if style not in dicebear_styles():
+        raise ValueError(f"DiceBear style {style!r} is not known; choose one of {dicebear_styles()}")
+    return json.loads(files("dicebear_styles").joinpath(f"{style}.json").read_text("utf-8"))

@@ -1,0 +1,394 @@
+"""The training loop of few-shot adaptation: data, steps, logging, sample grids, checkpoints and exact resume.
+
+Only the adapter's factors and the objective's discriminator side are trained; the generator is never written to.
+Shape legend: B images, L `ws`, D `w_dim`, R resolution.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..adapters import Adapter, AdapterBank, read_adapter
+from ..methods.lfs_gan import LFSObjective, Views
+from ..models.layers import mix_styles
+from .augment import DiffAugment, FewShotAugment
+from .data import InfiniteBatches
+
+STATE_NAME, CONFIG_NAME = "state-{rank}.pt", "training_config.json"
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss stopped being finite; the last good checkpoint is on disk."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a run; a resumed run must have the same, but for those in `MAY_CHANGE`.
+
+    Attributes:
+        output_dir: adapter, checkpoints, samples and logs.
+        max_train_steps: generator steps.
+        train_batch_size: B, per process.
+        learning_rate: of the factors (Adam).
+        adam_beta1, adam_beta2: of both optimisers.
+        lr_warmup_steps: linear warm-up.
+        lr_decay_start, lr_final: the rate falls linearly from this share of the run to this share of itself.
+        d_learning_rate: of the discriminator side.
+        ema_decay: of the saved factors; 0 = none.
+        truncation_psi: of the training latents.
+        augment: "fewshot" (flip, shift, mild colour), "diffaugment" (color,translation,cutout), "flip" or "none".
+        mixed_precision: "no" or "bf16" (the generator's features; losses stay fp32).
+        checkpointing_steps, checkpoints_total_limit: how often and how many.
+        sample_steps: sample grids every this many steps; 0 = none.
+        seed: of everything random.
+    """
+
+    output_dir: str
+    max_train_steps: int = 400
+    train_batch_size: int = 4
+    learning_rate: float = 5e-3
+    adam_beta1: float = 0.0
+    adam_beta2: float = 0.99
+    lr_warmup_steps: int = 10
+    lr_decay_start: float = 0.6
+    lr_final: float = 0.15
+    d_learning_rate: float = 1e-3
+    ema_decay: float = 0.97
+    truncation_psi: float = 0.7
+    augment: str = "fewshot"
+    mixed_precision: str = "no"
+    checkpointing_steps: int = 100
+    checkpoints_total_limit: int = 2
+    sample_steps: int = 100
+    seed: int = 0
+
+    MAY_CHANGE = ("output_dir", "checkpointing_steps", "checkpoints_total_limit", "sample_steps")
+
+    def __post_init__(self):
+        for name in ("max_train_steps", "train_batch_size", "checkpointing_steps", "checkpoints_total_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more")
+        for name in ("learning_rate", "d_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0, e.g. 0.005")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: give 0 (none) up to, not including, 1")
+        if self.augment not in ("fewshot", "diffaugment", "flip", "none"):
+            raise ValueError(f"unknown augment {self.augment!r}; known: fewshot, diffaugment, flip, none")
+
+
+class Trainer:
+    """Trains `adapter` inside `generator` for `objective` on a few images.
+
+    Args:
+        generator: frozen base; its weights are bit-identical before and after.
+        adapter: fresh adapter made for it.
+        objective: losses.
+        images: uint8 `[K, 3, R, R]`, R the generator's resolution.
+        config: settings.
+        accelerator: from Accelerate; several processes average their gradients.
+    """
+
+    def __init__(self, generator, adapter: Adapter, objective: LFSObjective, images, config, accelerator: Accelerator):
+        if config.augment == "diffaugment" and objective.needs_source:
+            raise ValueError(
+                "augment='diffaugment' moves each image on its own, so content and structure terms cannot compare it "
+                "with its source; use augment='fewshot', or content_weight=0 and structure_weight=0"
+            )
+        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
+        # channels-last: a seventh less time per step on a CPU, and what GPUs prefer
+        self.generator = generator.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.adapter = adapter.to(self.device).train().requires_grad_(True)
+        self.ema = deepcopy(adapter).requires_grad_(False) if config.ema_decay else None
+        self.objective = objective.to(self.device).train()
+        self.bank = AdapterBank(self.generator)
+        self.bank.add("training", self.adapter)
+        if self.ema is not None:
+            self.bank.add("ema", self.ema)
+        self.bank.activate({"training": 1.0})
+        betas = (config.adam_beta1, config.adam_beta2)
+        self.optimizer = torch.optim.Adam(self.adapter.parameters(), lr=config.learning_rate, betas=betas)
+        self.d_parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        self.d_optimizer = torch.optim.Adam(self.d_parameters, lr=config.d_learning_rate, betas=betas)
+        rank = accelerator.process_index
+        self.batches = InfiniteBatches(images, config.train_batch_size, seed=config.seed + 7919 * rank)
+        self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
+        self.step = 0
+        self.folder = Path(config.output_dir)
+        self.fewshot, self.diffaugment = FewShotAugment(), DiffAugment()
+        if config.augment == "flip":
+            self.fewshot = FewShotAugment(translation=0.0)
+
+    # ------------------------------------------------------------------ one step
+
+    def synthesise(self, z: torch.Tensor, style_mixing: float = 0.0, ws_gradient: bool = False):
+        """z `[B, z_dim]` → (`ws` `[B, L, D]`, images `[B, 3, R, R]`, feature maps) under the active adapters.
+
+        `ws_gradient` makes `ws` differentiable also where the adapter leaves the mapping network alone.
+        """
+        network = self.generator
+        ws = network.mapping(z.to(self.device), truncation_psi=self.config.truncation_psi)
+        if style_mixing and float(torch.rand((), generator=self.random)) < style_mixing:
+            other = torch.randn(z.shape, generator=self.random).to(self.device)
+            other = network.mapping(other, truncation_psi=self.config.truncation_psi)
+            crossover = int(torch.randint(1, ws.shape[1], (), generator=self.random))
+            ws = mix_styles(ws, other, crossover)
+        if ws_gradient and not ws.requires_grad:
+            ws = ws.detach().requires_grad_(True)
+        if self.config.mixed_precision == "bf16":
+            ws = ws.bfloat16()
+        images, features = network.synthesis(ws, return_features=True)
+        return ws, images.float(), list(features.values())
+
+    def augment(self, images: torch.Tensor) -> tuple[Views, dict | None]:
+        """Augmented views of `images`, and the draw that repeats the geometry on an aligned batch."""
+        kind = self.config.augment
+        if kind == "none":
+            return Views(images, images), None
+        if kind == "diffaugment":
+            return Views(self.diffaugment(images, self.random), images), None
+        draw = self.fewshot.sample(len(images), self.random)
+        plain = self.fewshot.apply(images, draw, colour=False)
+        return Views(plain if kind == "flip" else self.fewshot.apply(images, draw), plain), draw
+
+    def train_step(self) -> dict[str, float]:
+        """One discriminator and one generator step on the same generated images; returns the losses."""
+        config, objective, step = self.config, self.objective, self.step
+        anchored = objective.anchors.is_anchor_step(step)
+        z = objective.anchors.sample(config.train_batch_size, step, self.random)
+        _, images, _ = self.synthesise(z, 0.0 if anchored else objective.config.style_mixing)
+        fake, draw = self.augment(images)
+        real, _ = self.augment(next(self.batches)[0].to(self.device))
+        levels = objective.levels
+        fake_features = objective.observe(fake.colour, levels)
+        with torch.no_grad():
+            real_features = objective.observe(real.colour, levels)
+            source, source_features = None, {}
+            if objective.needs_source:
+                with self.bank.using({}):
+                    source = self.synthesise(z)[1]
+                if draw is not None:
+                    source = self.fewshot.apply(source, draw, colour=False)
+                source_features = objective.observe(source, objective.CONTENT_LEVELS)
+
+        logs = {}
+        if self.d_parameters:
+            detached = Views(fake.colour.detach(), fake.plain.detach())
+            seen = {k: v.detach() for k, v in fake_features.items()}
+            losses = objective.discriminator_losses(detached, seen, real, real_features, step)
+            logs |= self._descend(losses, self.d_optimizer, self.d_parameters)
+        objective.requires_grad_(False)  # no weight gradients on the judge's side
+        losses = objective.generator_losses(
+            fake, fake_features, real, real_features, source, source_features, step, self.random
+        )
+        self.optimizer.param_groups[0]["lr"] = config.learning_rate * self._rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        logs |= self._backward(losses)
+        terms = objective.regularisers(self.synthesise, len(z), z.shape[1], step, self.random)
+        for name, loss in terms:
+            logs |= self._backward({name: loss})
+        self._apply(self.optimizer, list(self.adapter.parameters()))
+        for parameter in self.d_parameters:
+            parameter.requires_grad_(True)
+        if self.ema is not None:
+            self._update_ema()
+        self.step += 1
+        return logs
+
+    def _rate(self, step: int) -> float:
+        c, progress = self.config, step / max(1, self.config.max_train_steps)
+        warmup = min(1.0, (step + 1) / max(1, c.lr_warmup_steps))
+        if progress <= c.lr_decay_start or c.lr_decay_start >= 1:
+            return warmup
+        return warmup * (1 - (1 - c.lr_final) * (progress - c.lr_decay_start) / (1 - c.lr_decay_start))
+
+    def _descend(self, losses, optimizer, parameters) -> dict[str, float]:
+        optimizer.zero_grad(set_to_none=True)
+        logs = self._backward(losses)
+        self._apply(optimizer, parameters)
+        return logs
+
+    def _backward(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                last = latest_checkpoint(self.folder)
+                kept = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written before it"
+                raise TrainingDiverged(
+                    f"loss {name!r} became {value} at step {self.step}; {kept}; try a lower --learning_rate "
+                    f"than {self.config.learning_rate:g}"
+                )
+        sum(losses.values()).backward()
+        return values
+
+    def _apply(self, optimizer, parameters) -> None:
+        if self.accelerator.num_processes > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        optimizer.step()
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        for average, value in zip(self.ema.parameters(), self.adapter.parameters(), strict=True):
+            average.lerp_(value, 1 - decay)
+
+    # ------------------------------------------------------------------ the run
+
+    @property
+    def result(self) -> Adapter:
+        """The adapter to keep: the average of the factors, or the factors themselves where there is none."""
+        return self.adapter if self.ema is None else self.ema
+
+    def train(self, stop_after: int | None = None) -> Adapter:
+        """Run from the last checkpoint, if there is one, to `max_train_steps` and write the adapter.
+
+        Args:
+            stop_after: stop early at this step without finishing (as a kill would, for tests).
+
+        Raises:
+            TrainingDiverged: a loss is not finite.
+            ValueError: the folder holds a run with other settings.
+        """
+        main, config = self.accelerator.is_main_process, self.config
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        end = config.max_train_steps if stop_after is None else min(stop_after, config.max_train_steps)
+        bar = tqdm(total=config.max_train_steps, initial=self.step, disable=not main, desc="adapting")
+        if main and self.step == 0 and config.sample_steps:
+            self._samples()
+        while self.step < end:
+            logs = self.train_step()
+            bar.update()
+            bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
+            self.accelerator.log(logs, step=self.step)
+            if self.step % config.checkpointing_steps == 0 or self.step == config.max_train_steps:
+                self._checkpoint()
+            if main and config.sample_steps and self.step % config.sample_steps == 0:
+                self._samples()
+        bar.close()
+        if self.step == config.max_train_steps:
+            self.result.round_to_half()  # half the bytes, and what is returned is what is stored
+            if main:
+                self.result.save_pretrained(self.folder)
+        self.accelerator.wait_for_everyone()
+        return self.result
+
+    def _checkpoint(self) -> None:
+        """Write `checkpoint-N` beside, then rename: a kill leaves the previous one intact."""
+        target = self.folder / f"checkpoint-{self.step:06d}"
+        temp = self.folder / f".{target.name}.tmp"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temp, ignore_errors=True)
+            self.result.save_pretrained(temp)
+            (temp / CONFIG_NAME).write_text(json.dumps(self._settings(), indent=1, default=list) + "\n")
+        self.accelerator.wait_for_everyone()
+        state = {
+            "step": self.step,
+            "adapter": self.adapter.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "d_optimizer": self.d_optimizer.state_dict(),
+            "batches": self.batches.state_dict(),
+            "random": self.random.get_state(),
+            "processes": self.accelerator.num_processes,
+        }
+        torch.save(state, temp / STATE_NAME.format(rank=self.accelerator.process_index))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temp, target)
+            for old in checkpoints(self.folder)[: -self.config.checkpoints_total_limit]:
+                shutil.rmtree(old)
+
+    def _settings(self) -> dict:
+        """All that a resumed run must share with its beginning: settings, objective, adapter and images."""
+        skipped = ("training", "base_model_name_or_path", "target_modules")
+        adapter = {k: v for k, v in self.adapter.config.items() if k not in skipped and not k.startswith("_")}
+        images = hashlib.sha256(self.batches.images.numpy().tobytes()).hexdigest()[:16]
+        adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
+        return {**asdict(self.config), **asdict(self.objective.config), **adapter, "images": images}
+
+    def _resume(self) -> None:
+        folder = latest_checkpoint(self.folder)
+        if folder is None:
+            return
+        before, now = json.loads((folder / CONFIG_NAME).read_text()), self._settings()
+        changed = [
+            f"{name} was {before.get(name)}, now {now.get(name)}"
+            for name in {**before, **now}
+            if name not in TrainingConfig.MAY_CHANGE and before.get(name) != now.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({'; '.join(changed)}); use them again to resume, "
+                "or choose another output_dir"
+            )
+        path = folder / STATE_NAME.format(rank=self.accelerator.process_index)
+        if not path.is_file():
+            raise ValueError(f"{folder} was written by fewer processes than {self.accelerator.num_processes}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["processes"] != self.accelerator.num_processes:
+            raise ValueError(
+                f"{folder} was written by {state['processes']} processes, now there are "
+                f"{self.accelerator.num_processes}; resume with as many"
+            )
+        self.adapter.load_state_dict(state["adapter"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.d_optimizer.load_state_dict(state["d_optimizer"])
+        self.batches.load_state_dict(state["batches"])
+        self.random.set_state(state["random"])
+        self.step = state["step"]
+
+    @torch.no_grad()
+    def _samples(self, num: int = 8) -> None:
+        """`samples/step-N.png`: source above adapted for the same latents, also to the trackers."""
+        z = torch.randn(num, self.generator.z_dim, generator=torch.Generator().manual_seed(self.config.seed + 12345))
+        rows = []
+        for names in ({}, {"training" if self.ema is None else "ema": 1.0}):
+            with self.bank.using(names):
+                rows.append(torch.cat([self.synthesise(c)[1].cpu() for c in z.split(self.config.train_batch_size)]))
+        grid = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
+        picture = ((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        path = self.folder / "samples" / f"step-{self.step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_image("samples", picture, self.step, dataformats="HWC")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints of a run, oldest first."""
+    return sorted(p for p in Path(folder).glob("checkpoint-*") if (p / CONFIG_NAME).is_file())
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest finished checkpoint of a run, or None."""
+    return (checkpoints(folder) or [None])[-1]
+
+
+def adapter_of(folder: Path) -> Adapter:
+    """The adapter of a finished run, or of its newest checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder holds neither.
+    """
+    finished = Path(folder) / "adapter_config.json"
+    return read_adapter(Path(folder) if finished.is_file() else latest_checkpoint(folder) or Path(folder))

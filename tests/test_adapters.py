@@ -1,0 +1,466 @@
+"""Adapters: one table of kinds, and every kind goes through the same tests on every architecture."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from fewshot_gan.adapters import Adapter, AdapterBank, DomainVectorAdapter, LayerSpec, LeFTAdapter, fingerprint
+from fewshot_gan.models import MobileStyleGANGenerator, StyleGAN2Generator
+from fewshot_gan.models.layers import adaptable_layers
+
+KINDS = {
+    "left-1": (LeFTAdapter, {"rank": 1}),
+    "left-2": (LeFTAdapter, {"rank": 2}),
+    "left-4": (LeFTAdapter, {"rank": 4}),
+    "left-full": (LeFTAdapter, {"rank": None}),
+    "domain-post": (DomainVectorAdapter, {"placement": "post_demod"}),
+    "domain-pre": (DomainVectorAdapter, {"placement": "pre_demod"}),
+}
+NOISY = ("add_core", "add_kernel")  # of convolutions; of linear layers it is add_in
+
+
+@pytest.fixture(params=sorted(KINDS))
+def make_adapter(request):
+    """The factory of one kind: `make_adapter(generator)`."""
+    cls, options = KINDS[request.param]
+
+    def make(generator, **more):
+        torch.manual_seed(0)
+        return cls.for_model(generator, **options, **more)
+
+    return make
+
+
+def latents(n=2, seed=1, dim=16):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def weights_of(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+# -------------------------------------------------------------------------------------------- the table: kind × model
+
+
+@torch.no_grad()
+def test_fresh_adapter_is_the_identity(make_generator, make_adapter):
+    generator = make_generator()
+    want = generator(latents())
+    adapter, bank = make_adapter(generator), AdapterBank(generator)
+    layers = dict(adaptable_layers(generator))
+    for path, factors in adapter.factors().items():
+        weight, bias, scale = factors(layers[path].weight, layers[path].bias)
+        # a sum of r² rounded terms: relative, since the mapping's stored weights are in the hundreds
+        torch.testing.assert_close(weight, layers[path].weight, rtol=1e-6, atol=1e-6)
+        if bias is not None:
+            torch.testing.assert_close(bias, layers[path].bias, rtol=0, atol=0)
+        assert scale is None or torch.equal(scale, torch.ones_like(scale))
+    bank.add("a", adapter)
+    bank.activate({"a": 1.0})
+    torch.testing.assert_close(generator(latents()), want, rtol=1e-5, atol=1e-5)  # 1e-6 through about ten layers
+
+
+def test_training_moves_every_factor_and_nothing_else(make_generator, make_adapter):
+    generator = make_generator().requires_grad_(False)
+    adapter, bank = make_adapter(generator), AdapterBank(generator)
+    bank.add("a", adapter)
+    bank.activate({"a": 1.0})
+    source, before = weights_of(generator), weights_of(adapter)
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=1e-2)
+    for step in (1, 2):
+        image = generator(latents())
+        target = torch.randn(image.shape, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        F.mse_loss(image, target).backward()
+        optimizer.step()
+        still = {k for k, v in adapter.state_dict().items() if torch.equal(v, before[k])}
+        if step == 1:  # the partner of a zero factor has no gradient yet; with both zero neither would ever move
+            noisy = {k for k in before if k.rsplit(".", 1)[1] in NOISY or (k.endswith("add_in") and before[k].any())}
+            assert still == noisy
+            still = set()
+    assert not still
+    assert all(p.grad is not None for p in adapter.parameters())
+    assert all(p.grad is None for p in generator.parameters())
+    assert_same(weights_of(generator), source)
+
+
+def test_save_and_load_are_exact(make_generator, make_adapter, perturbed, tmp_path):
+    generator = make_generator()
+    adapter = perturbed(make_adapter(generator, base_model_name_or_path="me/base", method="m", training={"steps": 3}))
+    adapter.save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    loaded = Adapter.from_pretrained(tmp_path)
+    assert type(loaded) is type(adapter)
+    assert_same(loaded.state_dict(), adapter.state_dict())
+    plain = json.loads(json.dumps({k: v for k, v in adapter.config.items() if not k.startswith("_")}, default=list))
+    assert {k: v for k, v in loaded.config.items() if not k.startswith("_")} == plain
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+    bank = AdapterBank(generator)
+    bank.add("trained", adapter)
+    bank.add("loaded", loaded)
+    with torch.no_grad():
+        with bank.using({"trained": 1.0}):
+            want = generator(latents())
+        with bank.using({"loaded": 1.0}):
+            assert torch.equal(generator(latents()), want)
+        assert not torch.allclose(generator(latents()), want)
+
+
+def test_peft_prefix_is_accepted(make_generator, make_adapter, perturbed, tmp_path):
+    adapter = perturbed(make_adapter(make_generator()))
+    adapter.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({f"base_model.model.{k}": v for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    assert_same(Adapter.from_pretrained(tmp_path).state_dict(), adapter.state_dict())
+
+
+def test_blend_formula(make_generator, make_adapter, perturbed):
+    generator, bank = make_generator(), None
+    first, second = (perturbed(make_adapter(generator), seed) for seed in (1, 2))
+    bank = AdapterBank(generator)
+    bank.add("a", first)
+    bank.add("b", second)
+    with torch.no_grad():
+        for alphas in ({"a": 0.5, "b": -1.5}, {"a": 2.0}, {"a": 1.0, "b": 1.0}):
+            bank.activate(alphas)
+            for path, layer in adaptable_layers(generator):
+                if path not in first.factors():
+                    assert layer.adaptation is None
+                    continue
+                weight, bias, scale = layer.weight, layer.bias, torch.ones(())
+                for name, alpha in alphas.items():
+                    w, b, s = bank.adapters[name].factors()[path](layer.weight, layer.bias)
+                    weight = weight + alpha * (w - layer.weight)
+                    bias = bias if bias is None else bias + alpha * (b - layer.bias)
+                    scale = scale if s is None else scale + alpha * (s - 1)
+                got = layer.effective()
+                torch.testing.assert_close(got.weight, weight)
+                if bias is not None:
+                    torch.testing.assert_close(got.bias, bias)
+                if got.input_scale is not None:
+                    torch.testing.assert_close(got.input_scale, scale)
+                else:
+                    assert scale.ndim == 0
+        source = {path: layer.weight for path, layer in adaptable_layers(generator)}
+        bank.activate({"a": 0.0})
+        for path, layer in adaptable_layers(generator):
+            assert torch.equal(layer.effective().weight, source[path])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_half_precision_base(make_generator, make_adapter, perturbed, dtype):
+    generator = make_generator()
+    adapter = perturbed(make_adapter(generator), std=0.02)
+    bank = AdapterBank(generator)
+    bank.add("a", adapter)
+    bank.activate({"a": 1.0})
+    want = generator(latents())
+    half = make_generator().to(dtype)
+    bank = AdapterBank(half)
+    bank.add("a", adapter)
+    bank.activate({"a": 1.0})
+    got = half(latents().to(dtype))
+    assert got.dtype == dtype
+    # relative error of a rounding is 2⁻¹¹ or 2⁻⁸, and some ten layers add it up
+    share = 0.02 if dtype == torch.float16 else 0.15
+    torch.testing.assert_close(got.float(), want, rtol=0, atol=float(want.abs().max()) * share)
+
+
+# ------------------------------------------------------------------------------------------------------------- counts
+
+
+def test_left_counts():
+    for out, inn, k, rank in ((12, 8, 3, 1), (12, 8, 1, 1), (16, 1, 3, 2)):
+        spec = asdict(LayerSpec((out, inn, k, k)))
+        got = LeFTAdapter(target_modules={"conv": spec}, rank=rank).num_values()
+        assert got == rank * 2 * (out + inn) + (rank**2 + 2 * rank) * k * k
+        if rank == 1:
+            assert got == 2 * out + 2 * inn + 3 * k * k
+    linear = LeFTAdapter(target_modules={"fc": asdict(LayerSpec((12, 8), bias=True, role="affine"))}, rank=1)
+    assert linear.num_values() == 2 * (12 + 8) + 2 * 12
+    full = LeFTAdapter(target_modules={"conv": asdict(LayerSpec((12, 8, 3, 3)))}, rank=None)
+    assert full.num_values() == 2 * 12 * 8 * 9
+
+
+def specs_of(model, roles):
+    return {p: asdict(LayerSpec.of(layer)) for p, layer in adaptable_layers(model) if layer.role in roles}
+
+
+@pytest.mark.parametrize("resolution, numbers", [(1024, 6048), (512, 5952), (256, 5760)])
+def test_domain_vector_of_stylegan2_has_the_published_size(resolution, numbers):
+    with torch.device("meta"):
+        model = StyleGAN2Generator(resolution)
+    adapter = DomainVectorAdapter(target_modules=specs_of(model, DomainVectorAdapter.roles))
+    assert adapter.num_values() == numbers
+    widths = [spec["shape"][1] for spec in adapter.config.target_modules.values()]
+    want = [512] * 9 + [c for pair in ((512, 256), (256, 128), (128, 64), (64, 32)) for c in pair]
+    assert widths == want[: len(widths)]
+
+
+@pytest.mark.parametrize("cls, limit", [(LeFTAdapter, 300_000), (DomainVectorAdapter, 40_000)])
+def test_files_for_the_256_px_mobile_network_are_small(cls, limit, tmp_path):
+    with torch.device("meta"):
+        model = MobileStyleGANGenerator()
+    adapter = cls(target_modules=specs_of(model, cls.roles))
+    adapter.round_to_half()  # as training does
+    adapter.save_pretrained(tmp_path)
+    assert_same(Adapter.from_pretrained(tmp_path).state_dict(), adapter.state_dict())
+    weights = tmp_path / "adapter_model.safetensors"
+    assert weights.stat().st_size <= limit
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= limit
+
+
+# ------------------------------------------------------------------------------------- domain vectors: where they act
+
+
+def pre_noise(generator, path, adapter=None):
+    """Output of the convolution at `path`, noise and bias removed, under the same input."""
+    layer = generator.get_submodule(path)
+    bank = AdapterBank(generator)
+    if adapter is not None:
+        bank.add("a", adapter)
+        bank.activate({"a": 1.0})
+    x = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(3))
+    w = latents(2, 4)
+    saved = layer.bias.clone()
+    with torch.no_grad():
+        layer.bias.zero_()
+        out = layer(x, w, noise_mode="none")
+        layer.bias.copy_(saved)
+    bank.activate({})
+    return out
+
+
+@pytest.mark.parametrize("path", ["synthesis.b8.conv1", "synthesis.b16.conv0"])  # plain and up-sampling
+def test_a_constant_delta_doubles_after_demodulation_and_vanishes_before_it(stylegan2, path):
+    outs = {}
+    source = pre_noise(stylegan2, path)
+    for placement in ("post_demod", "pre_demod"):
+        adapter = DomainVectorAdapter.for_model(stylegan2, placement=placement)
+        with torch.no_grad():
+            adapter.factors()[path].delta.fill_(1.0)
+        # the fingerprint is that of the weights with their biases
+        outs[placement] = pre_noise(stylegan2, path, _unbound(adapter))
+    # leaky ReLU is positively homogeneous, so doubling survives it
+    torch.testing.assert_close(outs["post_demod"], 2 * source, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outs["pre_demod"], source, rtol=1e-4, atol=1e-5)  # up to the 1e-8 under the root
+
+
+def _unbound(adapter):
+    adapter.register_to_config(base_fingerprint=None)
+    return adapter
+
+
+def test_post_demod_scales_the_input_and_pre_demod_does_not(stylegan2):
+    path = "synthesis.b8.conv1"
+    layer = stylegan2.get_submodule(path)
+    delta = torch.randn(12, generator=torch.Generator().manual_seed(5)) * 0.5
+    x = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        want = layer(x * (1 + delta)[None, :, None, None], latents(2, 4))
+        got = {}
+        for placement in ("post_demod", "pre_demod"):
+            adapter = DomainVectorAdapter.for_model(stylegan2, placement=placement)
+            adapter.factors()[path].delta.copy_(delta)
+            bank = AdapterBank(stylegan2)
+            bank.add("a", adapter)
+            with bank.using({"a": 1.0}):
+                got[placement] = layer(x, latents(2, 4))
+    torch.testing.assert_close(got["post_demod"], want, rtol=1e-5, atol=1e-5)
+    assert (got["pre_demod"] - want).abs().max() > 0.05
+
+
+def test_pre_demod_keeps_the_norm_of_folded_filters(mobile, perturbed):
+    adapter = perturbed(DomainVectorAdapter.for_model(mobile, placement="pre_demod"), std=0.5)
+    layers = dict(adaptable_layers(mobile))
+    for path, factors in adapter.factors().items():
+        weight = layers[path].weight.detach()
+        scaled = factors(weight, None).weight.detach()
+        torch.testing.assert_close(scaled.flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1))
+        explicit = weight * (1 + factors.delta.detach())[:, None, None]
+        torch.testing.assert_close(F.normalize(scaled.flatten(1)), F.normalize(explicit.flatten(1)))
+
+
+def test_domain_vectors_touch_the_styled_convolutions_alone(make_generator):
+    generator = make_generator()
+    roles = dict((p, layer.role) for p, layer in adaptable_layers(generator))
+    paths = DomainVectorAdapter.for_model(generator).config.target_modules
+    assert set(paths) == {p for p, role in roles.items() if role == "conv"} and paths
+
+
+# ----------------------------------------------------------------------------------------------------------- the bank
+
+
+@torch.no_grad()
+def test_bank_add_remove_disable_using(make_generator, perturbed):
+    generator = make_generator()
+    bank = AdapterBank(generator)
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(0)
+        bank.add(name, perturbed(LeFTAdapter.for_model(generator), seed))
+    base = generator(latents())
+    bank.activate({"a": 1.0})
+    a = generator(latents())
+    bank.activate({"b": 1.0})
+    b = generator(latents())
+    assert not torch.allclose(a, base) and not torch.allclose(b, base) and not torch.allclose(a, b)
+    with bank.using({"a": 1.0}):
+        assert torch.equal(generator(latents()), a)
+    assert torch.equal(generator(latents()), b)
+    bank.enable(False)
+    assert torch.equal(generator(latents()), base)
+    with bank.using({"a": 1.0}):  # an explicit wish beats the switch
+        assert torch.equal(generator(latents()), a)
+    assert torch.equal(generator(latents()), base)
+    bank.enable()
+    assert torch.equal(generator(latents()), b)
+    with pytest.raises(ZeroDivisionError), bank.using({}):
+        raise ZeroDivisionError
+    assert torch.equal(generator(latents()), b)
+    bank.remove("b")
+    assert torch.equal(generator(latents()), base) and list(bank.adapters) == ["a"] and not bank.active
+    for action in (lambda: bank.remove("b"), lambda: bank.activate({"b": 1})):
+        with pytest.raises(ValueError, match="'b' is not loaded; loaded: 'a'"):
+            action()
+
+
+def test_another_architecture_is_refused(mobile, stylegan2):
+    adapter = LeFTAdapter.for_model(mobile, base_model_name_or_path="me/faces")
+    bank = AdapterBank(stylegan2)
+    with pytest.raises(ValueError, match="does not fit this StyleGAN2Generator.*from_pretrained.'me/faces'"):
+        bank.add("look", adapter)
+    assert not bank.adapters
+
+
+def test_other_weights_are_refused(make_generator):
+    adapter = LeFTAdapter.for_model(make_generator(0), base_model_name_or_path="me/faces")
+    wanted = adapter.config.base_fingerprint
+    with pytest.raises(ValueError, match=f"'look' was trained on 'me/faces' .fingerprint {wanted}.* load its base"):
+        AdapterBank(make_generator(1)).add("look", adapter)
+
+
+def test_fingerprint_survives_precision_and_sees_one_weight(make_generator, tmp_path):
+    generator = make_generator()
+    want = fingerprint(generator)
+    assert want == fingerprint(make_generator()) and len(want) == 16
+    for dtype in (torch.float16, torch.bfloat16):
+        assert fingerprint(make_generator().to(dtype)) == want
+    generator.save_pretrained(tmp_path)
+    assert fingerprint(type(generator).from_pretrained(tmp_path)) == want
+    for name, tensor in generator.state_dict().items():
+        if name in ("mapping.fc0.weight", "mapping.w_avg", "synthesis.b8.conv0.noise.const"):
+            flat = tensor.view(-1)
+            kept = flat[3].clone()
+            flat[3] += 0.5
+            assert fingerprint(generator) != want, name
+            flat[3] = kept
+    assert fingerprint(generator) == want
+
+
+# ------------------------------------------------------------------------------------------------- damaged and foreign
+
+
+@pytest.fixture
+def saved(mobile, tmp_path):
+    LeFTAdapter.for_model(mobile).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder, change):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def refuses(folder, message, error=ValueError):
+    with pytest.raises(error, match=message):
+        Adapter.from_pretrained(folder)
+
+
+def test_missing_files(saved, tmp_path):
+    (saved / "adapter_model.safetensors").unlink()
+    refuses(saved, "not an adapter folder: it has no adapter_model.safetensors", FileNotFoundError)
+    refuses(tmp_path / "nowhere", "no adapter .*embedded adapters.*local folder", FileNotFoundError)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -7])
+def test_truncated_weights(saved, keep):
+    path = saved / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    refuses(saved, "damaged or cut short.*fetch the file again")
+
+
+def test_corrupt_weights(saved):
+    (saved / "adapter_model.safetensors").write_bytes(b"\xff" * 500)
+    refuses(saved, "damaged or cut short")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '"x"'])
+def test_corrupt_config(saved, text):
+    (saved / "adapter_config.json").write_text(text)
+    refuses(saved, "damaged or not an adapter config")
+
+
+def test_unknown_type_newer_format_and_unknown_setting(saved):
+    edit_config(saved, adapter_type="lora")
+    refuses(saved, "type 'lora'; known types: domain_vector, left")
+    edit_config(saved, adapter_type="left", format_version=99)
+    refuses(saved, "adapter format 99.*reads up to 1; upgrade")
+    edit_config(saved, format_version=1, flavour="x")
+    refuses(saved, "does not know: flavour")
+
+
+def test_bad_settings_in_a_config(saved):
+    edit_config(saved, rank=0)
+    refuses(saved, "rank=0")
+    edit_config(saved, rank=1, target_modules={})
+    refuses(saved, "target_modules is empty")
+    edit_config(saved, target_modules={"a": {"shape": [2, 2], "colour": "red"}})
+    refuses(saved, "damaged")
+    edit_config(saved, target_modules=None)
+    refuses(saved, "target_modules is empty")
+
+
+def test_missing_unexpected_and_misshapen_keys(saved):
+    key = "mapping.fc0.mul_out"
+    edit_weights(saved, lambda t: t.update(extra=t.pop(key)))
+    refuses(saved, f"does not fit its config: missing {key}; unexpected extra")
+    edit_weights(saved, lambda t: t.update({key: t.pop("extra")[:-1]}))
+    refuses(saved, rf"{key} is \(15, 1\) instead of \(16, 1\)")
+
+
+def test_bad_options():
+    spec = {"conv": asdict(LayerSpec((4, 4, 3, 3)))}
+    with pytest.raises(ValueError, match="rank=-1"):
+        LeFTAdapter(target_modules=spec, rank=-1)
+    with pytest.raises(ValueError, match="unknown placement 'mid'; known: post_demod, pre_demod"):
+        DomainVectorAdapter(target_modules=spec, placement="mid")
+
+
+def test_saving_leaves_no_trace_of_a_failure(saved, mobile, monkeypatch):
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fewshot_gan.adapters.base.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        LeFTAdapter.for_model(mobile, rank=2).save_pretrained(saved)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before

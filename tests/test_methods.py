@@ -1,0 +1,331 @@
+"""Losses against what the mathematics says: loops, closed forms, invariances."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fewshot_gan.methods.lfs_gan import (
+    AnchorSampler,
+    LFSConfig,
+    LFSObjective,
+    PatchHead,
+    PathLength,
+    Views,
+    assign_clusters,
+    mode_seeking_loss,
+)
+from fewshot_gan.methods.losses import hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty
+from fewshot_gan.methods.projected import ProjectedDiscriminator
+from fewshot_gan.methods.statistics import (
+    colour_distance,
+    content_distance,
+    moment_distance,
+    self_similarity,
+    sliced_wasserstein,
+    structure_distance,
+)
+
+
+def rand(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_state(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ------------------------------------------------------------------------------------------------ adversarial losses
+
+
+def test_adversarial_losses_at_known_points():
+    zero, two = torch.zeros(3, 1), torch.full((3, 1), 2.0)
+    assert float(logistic_g_loss(zero)) == pytest.approx(math.log(2))
+    assert float(logistic_d_loss(zero, zero)) == pytest.approx(2 * math.log(2))
+    assert float(logistic_g_loss(two)) == pytest.approx(math.log(1 + math.exp(-2)))
+    assert float(logistic_d_loss(two, -two)) == pytest.approx(2 * math.log(1 + math.exp(-2)))
+    assert float(hinge_g_loss(two)) == -2
+    assert float(hinge_d_loss(zero, zero)) == 2
+    assert float(hinge_d_loss(two, -two)) == 0
+    assert float(hinge_d_loss(-two, two)) == 6
+
+
+def test_r1_of_a_linear_discriminator():
+    a, x = rand(3, 4, 4), rand(5, 3, 4, 4, seed=1)
+    got = r1_penalty(lambda x: (x * a).sum((1, 2, 3)), x, weight=3.0)
+    torch.testing.assert_close(got, 1.5 * a.square().sum())
+    half = r1_penalty(lambda x: (x.square() / 2).sum((1, 2, 3)), x, weight=2.0)  # the gradient is x itself
+    torch.testing.assert_close(half, x.square().sum((1, 2, 3)).mean())
+    assert not x.requires_grad
+
+
+def test_r1_reaches_the_discriminators_weights(discriminator):
+    r1_penalty(discriminator, rand(2, 3, 32, 32)).backward()
+    gradients = [p.grad for n, p in discriminator.named_parameters() if n.endswith("weight")]
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+    assert any(g.abs().max() > 0 for g in gradients)
+
+
+# ------------------------------------------------------------------------------------------------------- mode seeking
+
+
+def mode_seeking_by_loops(z, w, images, features, clusters):
+    total, used = 0.0, 0
+    for cluster in clusters.unique():
+        members = (clusters == cluster).nonzero().flatten().tolist()
+        used += len(members) > 1
+        for n, i in enumerate(members):
+            for j in members[n + 1 :]:
+                dz, dw = (z[i] - z[j]).abs().mean(), (w[i] - w[j]).abs().mean()
+                maps = sum((f[i] - f[j]).abs().mean() for f in features) / len(features)
+                total += dw / dz + maps / dw + (images[i] - images[j]).abs().mean() / dw
+    return 1 / (total / used + 1e-5)
+
+
+@pytest.fixture
+def samples():
+    return (
+        rand(6, 8),
+        rand(6, 5, seed=1),
+        rand(6, 3, 8, 8, seed=2),
+        [rand(6, 4, 4, 4, seed=3), rand(6, 2, 8, 8, seed=4)],
+    )
+
+
+@pytest.mark.parametrize("clusters", [[0] * 6, [0, 1, 0, 1, 0, 2], [3, 3, 7, 7, 7, 7], [0, 1, 2, 3, 4, 0]])
+def test_mode_seeking_equals_loops(samples, clusters):
+    clusters = torch.tensor(clusters)
+    torch.testing.assert_close(mode_seeking_loss(*samples, clusters), mode_seeking_by_loops(*samples, clusters))
+
+
+def test_mode_seeking_without_a_pair_is_zero(samples):
+    z, w, images, features = samples
+    images.requires_grad_(True)
+    loss = mode_seeking_loss(z, w, images, features, torch.arange(6))
+    loss.backward()
+    assert loss.item() == 0 and not images.grad.any()
+
+
+def test_mode_seeking_ignores_the_order(samples):
+    z, w, images, features = samples
+    clusters, order = torch.tensor([0, 1, 0, 1, 0, 2]), torch.tensor([4, 2, 5, 0, 1, 3])
+    permuted = mode_seeking_loss(z[order], w[order], images[order], [f[order] for f in features], clusters[order])
+    torch.testing.assert_close(permuted, mode_seeking_loss(*samples, clusters))
+
+
+def test_mode_seeking_prefers_spread(samples):
+    z, w, images, features = samples
+    clusters = torch.zeros(6, dtype=torch.long)
+    assert mode_seeking_loss(z, w, 2 * images, features, clusters) < mode_seeking_loss(z, w, images, features, clusters)
+
+
+def test_clusters_are_the_nearest_by_angle():
+    references, images = rand(4, 7), rand(9, 7, seed=1)
+    want = [max(range(4), key=lambda k: float(F.cosine_similarity(x, references[k], dim=0))) for x in images]
+    assert assign_clusters(images * 5, references).tolist() == want
+
+
+# ---------------------------------------------------------------------------------------------- anchors, patches, path
+
+
+def test_anchors():
+    sampler = AnchorSampler(3, 16, every=4, sigma=0.1, seed=0)
+    assert [s for s in range(9) if sampler.is_anchor_step(s)] == [0, 4, 8]
+    near, free = sampler.sample(512, 4, random_state()), sampler.sample(512, 5, random_state())
+    assert near.shape == free.shape == (512, 16)
+    distance = torch.cdist(near, sampler.anchors)
+    assert set(distance.argmin(1).tolist()) == {0, 1, 2}
+    residual = near - sampler.anchors[distance.argmin(1)]
+    assert residual.std() == pytest.approx(0.1, rel=0.05) and free.std() == pytest.approx(1, rel=0.05)  # n = 8192
+    assert torch.equal(near, sampler.sample(512, 8, random_state()))
+    assert torch.equal(sampler.anchors, AnchorSampler(3, 16, seed=0).anchors)
+    assert not torch.equal(sampler.anchors, AnchorSampler(3, 16, seed=1).anchors)
+    assert not any(AnchorSampler(3, 16, every=0).is_anchor_step(s) for s in range(9))
+
+
+def test_patch_head_is_an_equalised_convolution():
+    torch.manual_seed(0)
+    head, x = PatchHead(6), rand(2, 6, 5, 5)
+    want = F.conv2d(x, head.weight / math.sqrt(54), padding=1).reshape(2, 25)
+    torch.testing.assert_close(head(x), want)
+
+
+def test_path_length_of_a_linear_generator():
+    """x = Σ_l A_l w_l, so that Jᵀy has the rows A_lᵀ y."""
+    a, decay = rand(4, 3 * 8 * 8, 5), 0.25  # [L, pixels, D]
+    ws = rand(2, 4, 5, seed=1).requires_grad_(True)
+    module = PathLength(decay)
+    images = torch.einsum("lpd,bld->bp", a, ws).reshape(2, 3, 8, 8)
+    got = module(images, ws, random_state(7))
+    y = rand(2, 3, 8, 8, seed=7).flatten(1) / 8
+    lengths = torch.einsum("lpd,bp->bld", a, y).square().sum(2).mean(1).sqrt()
+    torch.testing.assert_close(module.mean, decay * lengths.mean())
+    torch.testing.assert_close(got, (lengths - module.mean).square().mean())
+    module(images, ws, random_state(7))
+    torch.testing.assert_close(module.mean, (1 - (1 - decay) ** 2) * lengths.mean())
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def wasserstein(a, b):
+    return sliced_wasserstein(a, b, random_state())
+
+
+@pytest.mark.parametrize("distance", [moment_distance, wasserstein, content_distance, colour_distance])
+def test_distances_are_zero_on_equal_input_and_teach_the_fake_side_alone(distance):
+    x, y = rand(3, 3, 8, 8), 2 * rand(3, 3, 8, 8, seed=1) + torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
+    assert float(distance(x, x.clone())) == pytest.approx(0, abs=1e-6)
+    fake, real = x.clone().requires_grad_(True), y.clone().requires_grad_(True)
+    loss = distance(fake, real)
+    loss.backward()
+    assert loss.item() > 0.01 and torch.isfinite(fake.grad).all() and fake.grad.any()
+    if distance is not colour_distance:  # its callers pass data there
+        assert real.grad is None
+    closer = distance(x + 0.9 * (y - x), y)
+    assert closer < loss
+
+
+def test_moment_distance_is_relative():
+    real = rand(4, 5, 8, 8) + 3
+    assert float(moment_distance(2 * real, real)) == pytest.approx(2, rel=1e-5)  # means and deviations both double
+    assert float(moment_distance(20 * real, 10 * real)) == pytest.approx(2, rel=1e-5)
+    shift = torch.arange(5.0)[None, :, None, None]
+    want = 2 / float(real.mean((0, 2, 3)).abs().mean())
+    assert float(moment_distance(real + shift, real)) == pytest.approx(want, rel=1e-4)
+
+
+def test_colour_distance_sees_saturation():
+    grey = rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
+    tint = grey + torch.tensor([0.3, 0.0, -0.3])[None, :, None, None]
+    chroma = math.sqrt((0.3**2 + 0.3**2) / 3) - 1e-4  # grey counts as √1e-8
+    want = 0.2 + 0 + chroma
+    assert float(colour_distance(tint, grey)) == pytest.approx(want, rel=1e-3)
+
+
+def test_sliced_wasserstein_ignores_positions():
+    fake, real = rand(2, 6, 8, 8), rand(2, 6, 8, 8, seed=1)
+    order = torch.randperm(64, generator=random_state(3))
+    shuffled = fake.flatten(2)[:, :, order].reshape(fake.shape).flip(0)
+    torch.testing.assert_close(wasserstein(shuffled, real), wasserstein(fake, real))
+    assert wasserstein(fake + 1, real) > wasserstein(fake, real)
+    few = sliced_wasserstein(fake[:1], real, random_state(), num_positions=10)  # unequal numbers of positions
+    assert torch.isfinite(few)
+
+
+def test_content_is_layout_whatever_gain_offset_or_rotation_of_the_channels():
+    x = rand(2, 5, 8, 8)
+    rotation = torch.linalg.qr(rand(5, 5, seed=1)).Q
+    for changed in (3 * x, x + rand(1, 5, 1, 1, seed=2), torch.einsum("dc,bchw->bdhw", rotation, x)):
+        torch.testing.assert_close(self_similarity(changed), self_similarity(x), rtol=0, atol=1e-5)
+    stretched = x * torch.tensor([5.0, 1, 1, 1, 1])[None, :, None, None]  # a gain per channel changes angles
+    assert content_distance(stretched, x) > 0.01
+    assert content_distance(x.flip(3), x) > 0.01
+    s = self_similarity(x)
+    torch.testing.assert_close(s.diagonal(dim1=1, dim2=2), torch.ones(2, 64))
+    assert self_similarity(rand(1, 4, 40, 40)).shape == (1, 256, 256)
+
+
+def test_structure_ignores_brightness_and_contrast_but_not_where_lines_are():
+    x = rand(2, 3, 32, 32)
+    assert float(structure_distance(0.5 * x + 0.2, x)) == pytest.approx(0, abs=1e-4)  # eps under the edge's root
+    assert float(structure_distance(-x, x)) == pytest.approx(1, abs=1e-4)  # light inverted (½·2), lines in place
+    moved = structure_distance(x.roll(5, 3).requires_grad_(True), x)
+    assert moved > 1.5  # nothing correlates: 1 + ½ + ½
+    flat = torch.zeros_like(x).requires_grad_(True)  # no edge at all: no NaN
+    (gradient,) = torch.autograd.grad(structure_distance(flat, x), flat)
+    assert torch.isfinite(gradient).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ projected
+
+
+def test_projected_discriminator_shapes_and_calibration():
+    widths, convs = {0: 4, 3: 6}, {0: 2, 3: 1}
+    torch.manual_seed(0)
+    d = ProjectedDiscriminator(widths, convs, seed=1).eval()  # eval: power iterations stand still
+    x = {0: rand(2, 4, 16, 16), 3: rand(2, 6, 8, 8, seed=1)}
+    assert [tuple(y.shape) for y in d(x)] == [(2, 4, 4), (2, 4, 4)]
+    want = d({k: v / v.std() for k, v in x.items()})
+    d.calibrate(x)
+    for got, logits in zip(d(x), want, strict=True):
+        torch.testing.assert_close(got, logits)
+    assert all(not n.endswith("projection") for n, _ in d.named_parameters())
+    again = ProjectedDiscriminator(widths, convs, seed=1)
+    assert all(torch.equal(again.heads[k].projection, d.heads[k].projection) for k in ("0", "3"))
+
+
+# ------------------------------------------------------------------------------------------------------------ objective
+
+
+REAL = (rand(4, 3, 32, 32, seed=9) * 0.3).clamp(-1, 1)
+
+
+def build(config, features, discriminator=None):
+    torch.manual_seed(0)
+    return LFSObjective(config, REAL, 16, discriminator=discriminator, features=features)
+
+
+def losses_of(objective, step):
+    images = (rand(2, 3, 32, 32, seed=step) * 0.3).requires_grad_(True)
+    fake, real = Views(images, images), Views(REAL[:2], REAL[:2])
+    seen, wanted = objective.observe(images, objective.levels), objective.observe(REAL[:2], objective.levels)
+    source = objective.observe(REAL[2:], objective.CONTENT_LEVELS) if objective.needs_source else {}
+    detached = Views(images.detach(), images.detach())
+    d = objective.discriminator_losses(detached, {k: v.detach() for k, v in seen.items()}, real, wanted, step)
+    g = objective.generator_losses(fake, seen, real, wanted, REAL[2:], source, step, random_state())
+
+    def synthesise(z, ws_gradient=False):
+        ws = z[:, None].repeat(1, 3, 1).requires_grad_(True)
+        x = (ws.mean(1) @ rand(16, 3 * 32 * 32, seed=5)).reshape(-1, 3, 32, 32) * 0.1
+        return ws, x, [x]
+
+    r = dict(objective.regularisers(synthesise, 2, 16, step, random_state()))
+    sum(g.values()).backward()
+    assert torch.isfinite(images.grad).all() and images.grad.any()
+    return d, g, r
+
+
+def test_few_images_preset(features):
+    objective = build(LFSConfig.few_images(), features)
+    for step in (0, 1):
+        d, g, r = losses_of(objective, step)
+        terms = {"g", "statistics", "wasserstein", "colour", "content", "structure"}
+        assert (set(d), set(g), set(r)) == ({"d"}, terms, set())
+        assert all(torch.isfinite(v) for v in (*d.values(), *g.values()))
+
+
+def test_paper_preset(features, discriminator):
+    objective = build(LFSConfig.paper(), features, discriminator)
+    for step, extra, regular in ((0, {"r1"}, {"path_length", "mode_seeking"}), (1, set(), {"mode_seeking"})):
+        d, g, r = losses_of(objective, step)
+        assert (set(d), set(g), set(r)) == ({"d"} | extra, {"g"}, regular)
+        assert all(torch.isfinite(v) for v in (*d.values(), *g.values(), *r.values()))
+    assert not objective.observe(REAL, objective.levels)  # no map of the frozen network is needed
+
+
+def test_anchor_steps_use_the_image_head_and_others_the_patch_head(features, discriminator):
+    objective = build(LFSConfig.paper(), features, discriminator)
+    logits, maps = discriminator(REAL[:2], return_features=True)
+    torch.testing.assert_close(objective._judge(REAL[:2], 4), logits)
+    patch = objective._judge(REAL[:2], 5)
+    assert patch.shape == (2, 16)  # R/8 pixels a side
+    torch.testing.assert_close(patch, objective.patch_head(maps["b8"]))
+
+
+def test_the_frozen_network_is_neither_trained_nor_saved(features, discriminator):
+    for objective in (build(LFSConfig.few_images(), features), build(LFSConfig.paper(), features, discriminator)):
+        frozen = {t.data_ptr() for t in features.buffers()}
+        assert not [n for n, t in objective.state_dict().items() if t.data_ptr() in frozen or "real_vectors" in n]
+        assert list(objective.parameters())
+
+
+def test_what_an_objective_needs(features, discriminator):
+    with pytest.raises(ValueError, match="has no discriminator: use discriminator='projected'"):
+        build(LFSConfig.paper(), features)
+    for config in (LFSConfig.few_images(), LFSConfig.paper()):
+        with pytest.raises(ValueError, match="compares features: pass features="):
+            build(config, None, discriminator)
+    with pytest.raises(ValueError, match="unknown discriminator 'both'; known: source, projected"):
+        build(LFSConfig(discriminator="both"), features, discriminator)

@@ -1,0 +1,230 @@
+"""The three operations against definitions written out by hand, and their first and second derivatives."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+from fewshot_gan.ops import bias_act, downsample2d, modulated_conv2d, setup_filter, upfirdn2d, upsample2d
+
+FIR = setup_filter([1, 3, 3, 1])
+MODES = {"plain": {}, "up": {"up": 2}, "down": {"down": 2}}
+
+
+def rand(*shape, seed=0, grad=False):
+    x = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return x.requires_grad_(grad)
+
+
+def zero_stuffed(x):
+    y = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    y[:, :, ::2, ::2] = x
+    return y
+
+
+def blurred(x, pad, gain=1.0):
+    """Each channel by itself; the filter is symmetric, so convolution and correlation agree."""
+    kernel = FIR.to(x.dtype)[None, None] * gain
+    return torch.cat([F.conv2d(F.pad(x[:, c : c + 1], pad), kernel) for c in range(x.shape[1])], 1)
+
+
+def explicit_conv(x, weight, mode):
+    """One sample `[1, I, H, W]` with its own weight `[O, I, k, k]`, by zero stuffing, not transposed convolution."""
+    k = weight.shape[-1]
+    if mode == "up":
+        full = F.conv2d(F.pad(zero_stuffed(x), (k - 1, k - 2, k - 1, k - 2)), weight.flip(2, 3))
+        return blurred(full, (1, 1, 1, 1), 4)
+    if mode == "down":
+        side = (k + 1) // 2
+        return F.conv2d(blurred(x, (side,) * 4), weight, stride=2)
+    return F.conv2d(x, weight, padding=k // 2)
+
+
+def explicit_modulated(x, weight, styles, scale, demodulate, mode, scale_first=False):
+    out = []
+    for b in range(x.shape[0]):
+        w = (weight[b] if weight.ndim == 5 else weight) * styles[b][None, :, None, None]
+        d = 1.0 if scale is None else (scale[b] if scale.ndim == 2 else scale)[None, :, None, None]
+        if scale_first:
+            w = w * d
+        if demodulate:
+            w = w / (w.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        if not scale_first:
+            w = w * d
+        out.append(explicit_conv(x[b : b + 1], w, mode))
+    return torch.cat(out)
+
+
+CASES = list(itertools.product(MODES, ["shared", "per_sample"], [True, False], [None, "layer", "sample"]))
+
+
+def make_case(weights, scales, dtype=torch.float64, b=3, i=4, o=5, size=6, grad=False):
+    x = rand(b, i, size, size, seed=1)
+    weight = rand(*([b] if weights == "per_sample" else []), o, i, 3, 3, seed=2)
+    styles = rand(b, i, seed=3) + 1
+    scale = {None: None, "layer": 1 + 0.5 * rand(i, seed=4), "sample": 1 + 0.5 * rand(b, i, seed=4)}[scales]
+    return [t if t is None else t.to(dtype).requires_grad_(grad) for t in (x, weight, styles, scale)]
+
+
+@pytest.mark.parametrize("mode,weights,demodulate,scales", CASES)
+def test_modulated_conv_equals_explicit_weights(mode, weights, demodulate, scales):
+    x, weight, styles, scale = make_case(weights, scales)
+    got = modulated_conv2d(
+        x, weight, styles, input_scale=scale, demodulate=demodulate, resample_filter=FIR, **MODES[mode]
+    )
+    want = explicit_modulated(x, weight, styles, scale, demodulate, mode)
+    torch.testing.assert_close(got, want, atol=1e-11, rtol=1e-11)  # float64, sums of < 200 terms
+
+
+@pytest.mark.parametrize("mode,weights,demodulate,scales", CASES)
+def test_modulated_conv_derivatives(mode, weights, demodulate, scales):
+    inputs = make_case(weights, scales, b=2, i=2, o=2, size=4, grad=True)
+    given = [t for t in inputs if t is not None]
+
+    def f(x, weight, styles, scale=None):
+        return modulated_conv2d(
+            x, weight, styles, input_scale=scale, demodulate=demodulate, resample_filter=FIR, **MODES[mode]
+        )
+
+    assert gradcheck(f, given, fast_mode=True)
+    assert gradgradcheck(f, given, fast_mode=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_unmodulated_conv_is_a_convolution(mode):
+    x, weight, *_ = make_case("shared", None)
+    got = modulated_conv2d(x, weight, demodulate=False, resample_filter=FIR, **MODES[mode])
+    torch.testing.assert_close(got, torch.cat([explicit_conv(s[None], weight, mode) for s in x]), atol=1e-11, rtol=0)
+
+
+def test_pointwise_down_filters_before_striding():
+    x, weight = rand(2, 3, 8, 8), rand(4, 3, 1, 1, seed=1)
+    got = modulated_conv2d(x, weight, demodulate=False, down=2, resample_filter=FIR)
+    torch.testing.assert_close(got, F.conv2d(blurred(x, (1, 1, 1, 1)), weight, stride=2), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["plain", "up"])
+def test_input_scale_acts_after_demodulation(mode):  # HyperDomainNet §3
+    x, weight, styles, d = make_case("shared", "sample", torch.float32)
+    kwargs = {"resample_filter": FIR, **MODES[mode]}
+    got = modulated_conv2d(x, weight, styles, input_scale=d, **kwargs)
+    torch.testing.assert_close(
+        got, modulated_conv2d(x * d[:, :, None, None], weight, styles, **kwargs), atol=1e-5, rtol=0
+    )
+    after = explicit_modulated(x, weight, styles, d, True, mode)
+    before = explicit_modulated(x, weight, styles, d, True, mode, scale_first=True)
+    torch.testing.assert_close(got, after, atol=1e-5, rtol=0)
+    assert (got - before).abs().max() > 0.1  # the two placements are different functions
+
+
+@pytest.mark.parametrize("mode", ["plain", "up"])
+def test_a_constant_scale_of_two_doubles_the_output(mode):
+    x, weight, styles, _ = make_case("shared", None, torch.float32)
+    kwargs = {"resample_filter": FIR, **MODES[mode]}
+    two = torch.full((4,), 2.0)
+    base = modulated_conv2d(x, weight, styles, **kwargs)
+    torch.testing.assert_close(modulated_conv2d(x, weight, styles, input_scale=two, **kwargs), 2 * base)
+    # had it been part of the norm, demodulation would have undone it
+    torch.testing.assert_close(modulated_conv2d(x, weight, styles * 2, **kwargs), base)
+
+
+def test_demodulation_survives_half_precision():
+    x, weight, styles, _ = make_case("shared", None, torch.float32)
+    got = modulated_conv2d((x * 0.1).half(), weight.half(), (styles * 300).half())
+    want = modulated_conv2d(x * 0.1, weight, styles * 300)
+    assert got.isfinite().all()
+    # fp16 rounds inputs, products and sum to 2^-11 of values below ~300 that the norm shrinks again to ~1
+    torch.testing.assert_close(got.float(), want, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("bad", [(2, 4, 3, 3), (2, 5, 4, 3, 3)])
+def test_modulated_conv_refuses_weights_that_do_not_fit(bad):
+    with pytest.raises(ValueError, match="does not fit"):
+        modulated_conv2d(torch.zeros(3, 5 if len(bad) == 4 else 4, 4, 4), torch.zeros(bad))
+
+
+def test_resampling_needs_a_filter():
+    with pytest.raises(ValueError, match="resample_filter"):
+        modulated_conv2d(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3), up=2)
+
+
+UPFIRDN = [
+    (1, 1, 0),
+    (2, 1, (2, 1, 2, 1)),
+    (1, 2, (1, 1, 1, 1)),
+    (2, 2, (3, 0, 1, 2)),
+    (1, 1, (-1, 2, 0, -1)),
+    (3, 2, 2),
+]
+
+
+@pytest.mark.parametrize("up,down,padding", UPFIRDN)
+@pytest.mark.parametrize("flip", [False, True])
+def test_upfirdn2d_equals_its_definition(up, down, padding, flip):
+    x, f = rand(2, 3, 6, 5), rand(4, 3, seed=1)
+    got = upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip, gain=1.5)
+    left, right, top, bottom = (padding,) * 4 if isinstance(padding, int) else padding
+    height, width = 6 * up + top + bottom, 5 * up + left + right
+    padded = x.new_zeros(2, 3, height, width)
+    for i, j in itertools.product(range(6), range(5)):
+        row, column = i * up + top, j * up + left
+        if 0 <= row < height and 0 <= column < width:
+            padded[:, :, row, column] = x[:, :, i, j]
+    kernel = f if flip else f.flip(0, 1)
+    want = torch.stack(
+        [
+            torch.stack(
+                [(padded[:, :, r : r + 4, c : c + 3] * kernel).sum((2, 3)) * 1.5 for c in range(0, width - 2, down)], -1
+            )
+            for r in range(0, height - 3, down)
+        ],
+        -2,
+    )
+    torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("up,down,padding", UPFIRDN)
+def test_upfirdn2d_derivatives(up, down, padding):
+    x, f = rand(1, 2, 4, 4, grad=True), rand(3, 3, seed=1)
+    assert gradcheck(lambda t: upfirdn2d(t, f, up=up, down=down, padding=padding), x)
+    assert gradgradcheck(lambda t: upfirdn2d(t, f, up=up, down=down, padding=padding), x)
+
+
+def test_resampling_keeps_a_constant():
+    x = torch.full((1, 2, 8, 8), 0.7)
+    torch.testing.assert_close(upsample2d(x, FIR)[..., 2:-2, 2:-2], torch.full((1, 2, 12, 12), 0.7))
+    torch.testing.assert_close(downsample2d(x, FIR)[..., 1:-1, 1:-1], torch.full((1, 2, 2, 2), 0.7))
+    assert upsample2d(x, FIR).shape[-1] == 16 and downsample2d(x, FIR).shape[-1] == 4
+
+
+def test_filter_is_normalised_and_exact_in_half_precision():
+    assert FIR.dtype == torch.float32 and FIR.sum() == 1
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(FIR.to(dtype).float(), FIR)
+    assert setup_filter([1, 2], device="meta").is_meta
+    with pytest.raises(ValueError, match="sum to zero"):
+        setup_filter([1, -1])
+
+
+@pytest.mark.parametrize("activation", ["linear", "lrelu", "relu"])
+@pytest.mark.parametrize("clamp", [None, 0.8])
+def test_bias_act_value_and_derivatives(activation, clamp):
+    x, bias = rand(2, 3, 4, grad=True), rand(3, seed=1, grad=True)
+    got = bias_act(x, bias, activation=activation, clamp=clamp)
+    y = x + bias[None, :, None]
+    slope = {"linear": 1.0, "lrelu": 0.2, "relu": 0.0}[activation]
+    y = torch.where(y > 0, y, y * slope) * (1 if activation == "linear" else 2**0.5)
+    y = y if clamp is None else y.clip(-clamp, clamp)
+    torch.testing.assert_close(got, y, atol=1e-14, rtol=0)
+    f = lambda x, b: bias_act(x, b, activation=activation, clamp=clamp, gain=1.3)  # noqa: E731
+    assert gradcheck(f, (x, bias))
+    assert gradgradcheck(f, (x, bias))
+
+
+def test_bias_act_names_what_is_wrong():
+    with pytest.raises(ValueError, match="unknown activation 'gelu'"):
+        bias_act(torch.zeros(1, 2), activation="gelu")
+    with pytest.raises(ValueError, match="does not fit 2 channels"):
+        bias_act(torch.zeros(1, 2), torch.zeros(3))

@@ -1,0 +1,125 @@
+"""Makes a small training set whose true look is known: filtered samples of a base generator, or DiceBear drawings.
+
+    python training/make_domain.py --base ffhq --style filter:pencil --num 10 --seed 7 --out data/pencil
+    python training/make_domain.py --style dicebear:lorelei --num 10 --out data/lorelei
+
+Writes 000.png, 001.png, … and dataset.json. Judge the adapter later with `training/benchmark.py` and *another* seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewshot_gan.training.domains import apply_filter, dicebear_licence, parse_style, render_dicebear
+
+
+def sample_base(base: str, num: int, seed: int, psi: float) -> Tensor:
+    """Samples of the base, float `[num, 3, H, W]` in [-1, 1]."""
+    from fewshot_gan import FewShotGAN
+
+    pipe = FewShotGAN.from_pretrained(base)
+    return pipe(num_images=num, seed=seed, truncation_psi=psi, output_type="pt").images * 2 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float [-1, 1] to uint8, rounded."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def write_dataset(images: Tensor, info: dict, out: Path, overwrite: bool) -> None:
+    """Writes uint8 `[N, 3, H, W]` and `dataset.json` beside `out` and renames: `out` is complete or not there at all.
+
+    Raises:
+        FileExistsError: `out` is a file, or a folder with something in it and not `overwrite`.
+    """
+    check_free(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        for index, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(new / f"{index:03d}.png")
+        (new / "dataset.json").write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raises FileExistsError where `write_dataset` would: asked before the slow part."""
+    if out.is_file():
+        raise FileExistsError(f"{out} is a file; choose a folder that does not exist yet")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise FileExistsError(f"{out} is not empty; choose another folder or add --overwrite to replace all of it")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--style", required=True, help="filter:NAME (of the base's samples) or dicebear:NAME")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--base", default="ffhq", help="base generator, for filter styles (default: ffhq)")
+    parser.add_argument("--num", type=int, default=10, help="images (default: 10)")
+    parser.add_argument("--seed", type=int, default=7, help="seed of latents or drawings (default: 7)")
+    parser.add_argument("--psi", type=float, default=0.7, help="truncation of the base's samples (default: 0.7)")
+    parser.add_argument("--resolution", type=int, help="side in pixels (default: the base's; 256 for drawings)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
+    args = parser.parse_args(argv)
+    if args.num < 1:
+        parser.error(f"--num {args.num} is below 1; 10 is typical")
+    if args.resolution is not None and args.resolution < 32:
+        parser.error(f"--resolution {args.resolution} is below the limit of 32 px; leave it out for the base's own")
+    try:
+        kind, name = parse_style(args.style)
+        check_free(args.out, args.overwrite)
+    except (ValueError, FileExistsError) as error:
+        parser.error(str(error))
+
+    info = {"style": args.style, "num": args.num, "seed": args.seed}
+    if kind == "filter":
+        images = sample_base(args.base, args.num, args.seed, args.psi)
+        images = to_uint8(apply_filter(images, name))  # at the base's resolution, as the benchmark does
+        if args.resolution not in (None, images.shape[-1]):
+            images = resize_uint8(images, args.resolution)
+        licence = {
+            "name": f"as the base {args.base!r}",
+            "text": "Filtered samples of the base generator; see its card.",
+        }
+        info |= {"base": args.base, "truncation_psi": args.psi}
+    else:
+        images = render_dicebear(name, args.num, args.resolution or 256, args.seed)
+        licence = dicebear_licence(name)
+    write_dataset(images, info | {"resolution": images.shape[-1], "licence": licence}, args.out, args.overwrite)
+    print(f"{len(images)} images of {args.style} at {images.shape[-1]} px -> {args.out}", file=sys.stderr)
+
+
+def resize_uint8(images: Tensor, resolution: int) -> Tensor:
+    """Lanczos, the resize of `load_images`."""
+    out = torch.empty(len(images), 3, resolution, resolution, dtype=torch.uint8)
+    for row, image in enumerate(images):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        picture = picture.resize((resolution, resolution), Image.Resampling.LANCZOS)
+        out[row] = (
+            torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+            .view(resolution, resolution, 3)
+            .permute(2, 0, 1)
+        )
+    return out
+
+
+if __name__ == "__main__":
+    main()
