@@ -327,9 +327,12 @@ def test_base_that_lacks_a_tensor(base_folder, tmp_path):
     folder = copy_of(base_folder, tmp_path)
     (weights,) = (folder / "generator").glob("*.safetensors")
     tensors = load_file(weights)
-    del tensors["synthesis.b8.conv0.bias"]
+    bias = tensors.pop("synthesis.b8.conv0.bias")
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="generator in .* lacks weights: synthesis.b8.conv0.bias"):
+        FewShotGAN.from_pretrained(folder)
+    save_file(tensors | {"synthesis.b8.conv0.bias": bias, "extra": bias.clone()}, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="has weights that it does not know: extra"):
         FewShotGAN.from_pretrained(folder)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_loading_utils
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
+from safetensors import safe_open
 
 from .adapters import Adapter, AdapterBank
 from .hub import embedded_adapters, embedded_bases, resolve_folder
@@ -75,14 +76,20 @@ class FewShotGAN(DiffusionPipeline):
                 f"{folder} is not a base: it has no model_index.json (fewshot-gan convert makes one)"
             )
         kwargs.setdefault("dtype", torch.float32)
+        kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())  # without it diffusers warns at length
         try:
             pipe = super().from_pretrained(str(folder), **kwargs)
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"could not load the base in {folder}: {error}") from error
         for name, module in pipe.components.items():
-            if module is not None and any(t.is_meta for t in module.state_dict().values()):
-                missing = [k for k, t in module.state_dict().items() if t.is_meta]
+            stored = _stored_keys(folder / name)
+            if module is None or name in kwargs or not stored:
+                continue
+            own = set(module.state_dict())
+            if missing := sorted(own - stored):
                 raise ValueError(f"the {name} in {folder} lacks weights: {', '.join(missing[:8])}")
+            if unknown := sorted(stored - own):
+                raise ValueError(f"the {name} in {folder} has weights that it does not know: {', '.join(unknown[:8])}")
         pipe.base_name = str(pretrained_model_name_or_path)
         return pipe
 
@@ -282,3 +289,12 @@ class FewShotGAN(DiffusionPipeline):
     def list_embedded() -> dict[str, list[str]]:
         """What works offline: base name → its adapters."""
         return {base: list(embedded_adapters(base)) for base in embedded_bases()}
+
+
+def _stored_keys(folder: Path) -> set[str]:
+    """Names of the tensors in a component's safetensors files; diffusers itself only warns about those it misses."""
+    keys = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            keys |= set(file.keys())
+    return keys
