@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from fewshot_gan.adapters import Adapter, AdapterBank, DomainVectorAdapter, LeFTAdapter
+from fewshot_gan.adapters import Adapter, AdapterBank, DomainVectorAdapter, LeFTAdapter, read_adapter
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
-from fewshot_gan.training.engine import Trainer, TrainingConfig, TrainingDiverged, adapter_of, checkpoints
+from fewshot_gan.training.engine import Trainer, TrainingConfig, TrainingDiverged, checkpoints
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
 OBJECTIVES = {
@@ -113,7 +113,7 @@ def test_a_finished_run_stays_as_it_is(trainer, tmp_path):
     again = trainer(tmp_path, max_train_steps=2)
     assert_equal(dict(again.train().state_dict()), dict(result.state_dict()))
     assert again.step == 2 and (tmp_path / "adapter_model.safetensors").read_bytes() == before
-    assert_equal(dict(adapter_of(tmp_path).state_dict()), dict(result.state_dict()))  # returned = stored
+    assert_equal(dict(read_adapter(tmp_path).state_dict()), dict(result.state_dict()))  # returned = stored
 
 
 def test_changed_settings_are_refused(trainer, tmp_path):
@@ -247,11 +247,12 @@ def test_learning_rate_warms_up_and_falls(trainer, tmp_path):
 def test_a_finished_checkpoint_is_an_adapter(trainer, tmp_path):
     run = trainer(tmp_path)
     run.train(stop_after=3)
-    assert_equal(dict(adapter_of(tmp_path).state_dict()), dict(run.ema.state_dict()))
+    stored = read_adapter(tmp_path / "checkpoint-000003")
+    assert_equal(dict(stored.state_dict()), dict(run.ema.state_dict()))
     settings = json.loads((tmp_path / "checkpoint-000003" / "training_config.json").read_text())
     assert settings["max_train_steps"] == 6 and settings["content_weight"] == 40.0
     with pytest.raises(FileNotFoundError, match="not an adapter folder"):
-        adapter_of(tmp_path / "nowhere")
+        read_adapter(tmp_path / "nowhere")
 
 
 def test_bf16_keeps_factors_and_losses_in_full_precision(trainer, tmp_path):

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..adapters import Adapter, AdapterBank, read_adapter
+from ..adapters import Adapter, AdapterBank
 from ..methods.lfs_gan import LFSObjective, Views
 from ..models.layers import mix_styles
 from .augment import DiffAugment, FewShotAugment
@@ -382,13 +382,3 @@ def checkpoints(folder: Path) -> list[Path]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest finished checkpoint of a run, or None."""
     return (checkpoints(folder) or [None])[-1]
-
-
-def adapter_of(folder: Path) -> Adapter:
-    """The adapter of a finished run, or of its newest checkpoint.
-
-    Raises:
-        FileNotFoundError: the folder holds neither.
-    """
-    finished = Path(folder) / "adapter_config.json"
-    return read_adapter(Path(folder) if finished.is_file() else latest_checkpoint(folder) or Path(folder))
