@@ -6,6 +6,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from huggingface_hub.constants import ENDPOINT
+
 from .hub import embedded_bases
 from .version import __version__
 
@@ -163,7 +165,7 @@ def _named(base: str | None, shown: str | None) -> str:
         return "it was made for"
     if base in EMBEDDED_LICENCES:
         return f"`{shown}`, which ships inside the fewshot_gan package"
-    return f"[{base}](https://huggingface.co/{base})" if is_repo_id(base) else f"`{shown}`"
+    return f"[{base}]({ENDPOINT}/{base})" if is_repo_id(base) else f"`{shown}`"
 
 
 def _replace(target: Path, write) -> None:
