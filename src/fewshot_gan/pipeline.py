@@ -82,13 +82,13 @@ class FewShotGAN(DiffusionPipeline):
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(f"could not load the base in {folder}: {error}") from error
         for name, module in pipe.components.items():
-            stored = _stored_keys(folder / name)
-            if module is None or name in kwargs or not stored:
+            if module is None or name in kwargs:
                 continue
-            own = set(module.state_dict())
-            if missing := sorted(own - stored):
+            own = module.state_dict()
+            stored = _stored_keys(folder / name) or {k for k, t in own.items() if not t.is_meta}  # no safetensors: .bin
+            if missing := sorted(own.keys() - stored):
                 raise ValueError(f"the {name} in {folder} lacks weights: {', '.join(missing[:8])}")
-            if unknown := sorted(stored - own):
+            if unknown := sorted(stored - own.keys()):
                 raise ValueError(f"the {name} in {folder} has weights that it does not know: {', '.join(unknown[:8])}")
         pipe.base_name = str(pretrained_model_name_or_path)
         return pipe

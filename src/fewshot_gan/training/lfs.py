@@ -17,7 +17,7 @@ from ..hub import embedded_datasets
 from ..methods.lfs_gan import LFSConfig, LFSObjective
 from ..pipeline import FewShotGAN
 from .data import load_images
-from .engine import Trainer, TrainingConfig
+from .engine import Trainer, TrainingConfig, TrainingDiverged
 
 ADAPTERS = ("left", "domain_vector")
 
@@ -112,8 +112,6 @@ def _size(model) -> int:
 
 def main(argv=None) -> None:
     """Entry point of the script: a bad option ends with its one sentence instead of a traceback."""
-    from .engine import TrainingDiverged
-
     args = parser().parse_args(argv)
     try:
         run(args)
