@@ -1,0 +1,87 @@
+"""Lifelong learning: looks learned in turn, and the proof that none changes an earlier one (LFS-GAN, arXiv 2308.11917).
+
+    python training/lifelong.py --styles filter:sepia filter:poster filter:ink filter:pixel dicebear:open-peeps \\
+        --max_train_steps 200 --output_dir runs/lifelong
+
+For each style: ten images (as `make_domain.py`), one LeFT adapter (as `lfs.py`), then *all* looks so far are loaded
+into one bank and drawn from fixed latents. A look is forgotten if one bit of its pictures differs from those drawn just
+after it was learned. Writes `<look>/` (adapters), `report.json` and `sheet.png` (a row per look, the base's first). To
+resume, run the same command again. Unknown options go to `lfs.py`.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import make_domain
+import torch
+from benchmark import contact_sheet, write_atomically
+
+from fewshot_gan import FewShotGAN
+from fewshot_gan.adapters import fingerprint
+from fewshot_gan.training import lfs
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--styles", nargs="+", required=True, help="filter:NAME or dicebear:NAME, in learning order")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--base", default="ffhq", help="base generator (default: ffhq)")
+    parser.add_argument("--num_faces", type=int, default=8, help="pictures per look (default: 8)")
+    parser.add_argument("--probe_seed", type=int, default=500_000, help="of the pictures (default: 500000)")
+    args, lfs_options = parser.parse_known_args(argv)
+    names = [style.partition(":")[2] for style in args.styles]
+    if len(set(names)) < len(names):
+        parser.error(f"two styles have one name: {', '.join(names)}; each look is learned once")
+
+    first: dict[str, str] = {}  # look: sha256 of its pictures when it had just been learned
+    report_path = args.output_dir / "report.json"
+    if report_path.is_file():
+        first = json.loads(report_path.read_text())["after_learning"]
+    for count, (style, name) in enumerate(zip(args.styles, names, strict=True), 1):
+        data, adapter = args.output_dir / "data" / name, args.output_dir / name
+        if not data.is_dir():
+            make_domain.main([f"--style={style}", f"--base={args.base}", f"--out={data}"])
+        options = [f"--data={data}", f"--output_dir={adapter}", f"--base={args.base}", *lfs_options]
+        lfs.run(lfs.parser().parse_args(options))
+        pipe, images = draw(args, names[:count])
+        hashes = {look: hashlib.sha256(x.numpy().tobytes()).hexdigest() for look, x in images.items()}
+        first = {**hashes, **first}  # what was drawn first stays
+        report = {
+            "base": args.base,
+            "base_fingerprint": fingerprint(pipe.generator),
+            "looks": names[:count],
+            "probe": {"seed": args.probe_seed, "num": args.num_faces, "truncation_psi": pipe.config.truncation_psi},
+            "after_learning": first,
+            "now": hashes,
+            "forgotten": [look for look in hashes if hashes[look] != first[look]],
+            "numbers": {look: pipe.bank.adapters[look].num_values() for look in names[:count]},
+            "bytes": {look: stored_bytes(args.output_dir / look) for look in names[:count]},
+            "generator_numbers": sum(p.numel() for p in pipe.generator.parameters()),
+        }
+        text = json.dumps(report, indent=2) + "\n"
+        write_atomically(report_path, lambda path, text=text: path.write_text(text))
+        rows = [images[look] * 2 - 1 for look in images]
+        write_atomically(args.output_dir / "sheet.png", contact_sheet(rows, size=128).save)
+        print(f"{name}: learned as number {count}; forgotten so far: {', '.join(report['forgotten']) or 'none'}")
+    if report["forgotten"]:
+        raise SystemExit(f"forgotten: {', '.join(report['forgotten'])}")
+
+
+@torch.no_grad()
+def draw(args, looks: list[str]):
+    """A fresh pipeline with all `looks` loaded, and the pictures `[N, 3, H, W]` of each, the base's first."""
+    pipe = FewShotGAN.from_pretrained(args.base)
+    for look in looks:
+        pipe.load_adapter(args.output_dir / look, look)
+    settings = {"seed": args.probe_seed, "output_type": "pt"}
+    return pipe, {name: pipe(args.num_faces, adapter_names=name, **settings).images for name in ("__base__", *looks)}
+
+
+def stored_bytes(folder: Path) -> int:
+    return sum((folder / name).stat().st_size for name in ("adapter_config.json", "adapter_model.safetensors"))
+
+
+if __name__ == "__main__":
+    main()
