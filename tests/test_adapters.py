@@ -8,7 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from fewshot_gan.adapters import Adapter, AdapterBank, DomainVectorAdapter, LayerSpec, LeFTAdapter, fingerprint
+from fewshot_gan.adapters import (
+    AdaFMAdapter,
+    Adapter,
+    AdapterBank,
+    DomainVectorAdapter,
+    FullAdapter,
+    GANMemoryAdapter,
+    LayerSpec,
+    LeFTAdapter,
+    TicketAdapter,
+    fingerprint,
+)
 from fewshot_gan.models import MobileStyleGANGenerator, StyleGAN2Generator
 from fewshot_gan.models.layers import adaptable_layers
 
@@ -19,6 +30,16 @@ KINDS = {
     "left-full": (LeFTAdapter, {"rank": None}),
     "domain-post": (DomainVectorAdapter, {"placement": "post_demod"}),
     "domain-pre": (DomainVectorAdapter, {"placement": "pre_demod"}),
+    "domain-output": (DomainVectorAdapter, {"parametrization": "output"}),
+    "domain-separable": (DomainVectorAdapter, {"parametrization": "separable"}),
+    "domain-full": (DomainVectorAdapter, {"parametrization": "full"}),
+    "domain-full-pre": (DomainVectorAdapter, {"parametrization": "full", "placement": "pre_demod"}),
+    "adafm": (AdaFMAdapter, {}),
+    "adafm-specific": (AdaFMAdapter, {"target_modules": ["synthesis.b16.*"], "modules_to_save": ["synthesis.b8"]}),
+    "gan-memory": (GANMemoryAdapter, {}),
+    "ticket": (TicketAdapter, {}),
+    "ticket-values": (TicketAdapter, {"keep_values": True}),
+    "full": (FullAdapter, {}),
 }
 NOISY = ("add_core", "add_kernel")  # of convolutions; of linear layers it is add_in
 
@@ -31,6 +52,26 @@ def make_adapter(request):
     def make(generator, **more):
         torch.manual_seed(0)
         return cls.for_model(generator, **options, **more)
+
+    return make
+
+
+def half_masks(generator, seed):
+    g = torch.Generator().manual_seed(seed)
+    layers = [(p, m) for p, m in adaptable_layers(generator) if m.role in TicketAdapter.roles]
+    return {path: torch.rand(layer.weight.shape, generator=g) < 0.7 for path, layer in layers}
+
+
+@pytest.fixture
+def make_look(make_adapter, perturbed):
+    """`make_look(generator, seed)`: an adapter of the kind that visibly changes the picture."""
+
+    def make(generator, seed, **more):
+        adapter = make_adapter(generator, **more)
+        if isinstance(adapter, TicketAdapter):  # other noise is no other mask
+            more["keep_values"] = adapter.kept_values is not None
+            adapter = TicketAdapter.for_model(generator, masks=half_masks(generator, seed), **more)
+        return perturbed(adapter, seed)
 
     return make
 
@@ -58,12 +99,13 @@ def test_fresh_adapter_is_the_identity(make_generator, make_adapter):
     adapter, bank = make_adapter(generator), AdapterBank(generator)
     layers = dict(adaptable_layers(generator))
     for path, factors in adapter.factors().items():
-        weight, bias, scale = factors(layers[path].weight, layers[path].bias)
+        stored = layers[path].stored()
+        weight, bias, *scales = factors(*stored)
         # a sum of r² rounded terms: relative, since the mapping's stored weights are in the hundreds
-        torch.testing.assert_close(weight, layers[path].weight, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(weight, stored[0], rtol=1e-6, atol=1e-6)
         if bias is not None:
-            torch.testing.assert_close(bias, layers[path].bias, rtol=0, atol=0)
-        assert scale is None or torch.equal(scale, torch.ones_like(scale))
+            torch.testing.assert_close(bias, stored[1], rtol=0, atol=0)
+        assert all(scale is None or torch.equal(scale, torch.ones_like(scale)) for scale in scales)
     bank.add("a", adapter)
     bank.activate({"a": 1.0})
     torch.testing.assert_close(generator(latents()), want, rtol=1e-5, atol=1e-5)  # 1e-6 through about ten layers
@@ -71,6 +113,8 @@ def test_fresh_adapter_is_the_identity(make_generator, make_adapter):
 
 def test_training_moves_every_factor_and_nothing_else(make_generator, make_adapter):
     generator = make_generator().requires_grad_(False)
+    if not list(make_adapter(generator).parameters()):
+        return  # the mask of a ticket is chosen, not trained
     adapter, bank = make_adapter(generator), AdapterBank(generator)
     bank.add("a", adapter)
     bank.activate({"a": 1.0})
@@ -82,7 +126,7 @@ def test_training_moves_every_factor_and_nothing_else(make_generator, make_adapt
         optimizer.zero_grad()
         F.mse_loss(image, target).backward()
         optimizer.step()
-        still = {k for k, v in adapter.state_dict().items() if torch.equal(v, before[k])}
+        still = {k for k, v in adapter.named_parameters() if torch.equal(v, before[k])}
         if step == 1:  # the partner of a zero factor has no gradient yet; with both zero neither would ever move
             noisy = {k for k in before if k.rsplit(".", 1)[1] in NOISY or (k.endswith("add_in") and before[k].any())}
             assert still == noisy
@@ -93,9 +137,9 @@ def test_training_moves_every_factor_and_nothing_else(make_generator, make_adapt
     assert_same(weights_of(generator), source)
 
 
-def test_save_and_load_are_exact(make_generator, make_adapter, perturbed, tmp_path):
+def test_save_and_load_are_exact(make_generator, make_look, tmp_path):
     generator = make_generator()
-    adapter = perturbed(make_adapter(generator, base_model_name_or_path="me/base", method="m", training={"steps": 3}))
+    adapter = make_look(generator, 0, base_model_name_or_path="me/base", method="m", training={"steps": 3})
     adapter.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     loaded = Adapter.from_pretrained(tmp_path)
@@ -137,24 +181,23 @@ def test_blend_formula(make_generator, make_adapter, perturbed):
                 if path not in first.factors():
                     assert layer.adaptation is None
                     continue
-                weight, bias, scale = layer.weight, layer.bias, torch.ones(())
+                stored, stored_bias = layer.stored()
+                weight, bias, scales = stored, stored_bias, [torch.ones(()) for _ in range(3)]
                 for name, alpha in alphas.items():
-                    w, b, s = bank.adapters[name].factors()[path](layer.weight, layer.bias)
-                    weight = weight + alpha * (w - layer.weight)
-                    bias = bias if bias is None else bias + alpha * (b - layer.bias)
-                    scale = scale if s is None else scale + alpha * (s - 1)
+                    w, b, *new = bank.adapters[name].factors()[path](stored, stored_bias)
+                    weight = weight + alpha * (w - stored)
+                    bias = bias if bias is None else bias + alpha * (b - stored_bias)
+                    scales = [s if n is None else s + alpha * (n - 1) for s, n in zip(scales, new, strict=True)]
                 got = layer.effective()
-                torch.testing.assert_close(got.weight, weight)
+                norm = got.weight if got.norm_weight is None else got.norm_weight
+                torch.testing.assert_close(norm, weight)
+                torch.testing.assert_close(got.weight, weight * scales[2])
                 if bias is not None:
                     torch.testing.assert_close(got.bias, bias)
-                if got.input_scale is not None:
-                    torch.testing.assert_close(got.input_scale, scale)
-                else:
-                    assert scale.ndim == 0
-        source = {path: layer.weight for path, layer in adaptable_layers(generator)}
+                for have, want in zip((got.input_scale, got.output_scale), scales, strict=False):
+                    torch.testing.assert_close(torch.ones(()) if have is None else have, want)
         bank.activate({"a": 0.0})
-        for path, layer in adaptable_layers(generator):
-            assert torch.equal(layer.effective().weight, source[path])
+        assert all(layer.adaptation is None for _, layer in adaptable_layers(generator))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -175,6 +218,90 @@ def test_half_precision_base(make_generator, make_adapter, perturbed, dtype):
     # relative error of a rounding is 2⁻¹¹ or 2⁻⁸, and some ten layers add it up
     share = 0.02 if dtype == torch.float16 else 0.15
     torch.testing.assert_close(got.float(), want, rtol=0, atol=float(want.abs().max()) * share)
+
+
+def batch_of(bank, generator, z, looks):
+    with torch.no_grad(), bank.using_rows(looks):
+        return generator(z)
+
+
+def test_rows_of_a_mixed_batch_equal_solo_runs(make_generator, make_look):
+    generator, bank, z = make_generator(), None, latents(6)
+    bank = AdapterBank(generator)
+    for seed, name in enumerate("ab"):
+        bank.add(name, make_look(generator, seed))
+    looks = [{}, {"a": 1.0}, {"a": 1.0}, {"b": 1.0}, {"a": 0.5, "b": -0.5}, {}]
+    mixed = batch_of(bank, generator, z, looks)
+    for i, look in enumerate(looks):
+        torch.testing.assert_close(mixed[i : i + 1], batch_of(bank, generator, z[i : i + 1], [look]), rtol=0, atol=1e-4)
+    base = batch_of(bank, generator, z, [{}])
+    assert all((mixed[i] - base[i]).abs().max() > 0.01 for i in (1, 2, 3, 4))
+    assert all(layer.adaptation is None for _, layer in adaptable_layers(generator))
+
+
+def test_every_kind_in_one_batch(make_generator, perturbed):
+    generator = make_generator()
+    bank = AdapterBank(generator)
+    for seed, (name, (cls, options)) in enumerate(KINDS.items()):
+        torch.manual_seed(seed)
+        bank.add(name, perturbed(cls.for_model(generator, **options), seed))
+    looks = [{}, *({name: 1.0} for name in KINDS), {"left-1": 0.5, "domain-post": 2.0, "domain-output": 1.0}]
+    order = bank.row_order(looks)
+    assert sorted(order) == list(range(len(looks)))
+    looks, z = [looks[i] for i in order], latents(len(looks))
+    mixed = batch_of(bank, generator, z, looks)
+    for i, look in enumerate(looks):
+        solo = batch_of(bank, generator, z[i : i + 1], [look])
+        torch.testing.assert_close(mixed[i : i + 1], solo, rtol=0, atol=1e-4 * float(solo.abs().max()))
+
+
+def test_weights_nought_and_one_are_the_base_and_the_adapter(make_generator, make_look):
+    generator = make_generator()
+    bank = AdapterBank(generator)
+    for seed, name in enumerate("ab"):
+        bank.add(name, make_look(generator, seed))
+    base, a = (batch_of(bank, generator, latents(), [look]) for look in ({}, {"a": 1.0}))
+    assert torch.equal(batch_of(bank, generator, latents(), [{"a": 0.0, "b": 0.0}]), base)
+    assert torch.equal(batch_of(bank, generator, latents(), [{"a": 1.0, "b": 0.0}]), a)
+    half = batch_of(bank, generator, latents(), [{"a": 0.5}])
+    assert (half - a).abs().max() > 1e-3 and (half - base).abs().max() > 1e-3
+
+
+def test_fuse_and_unfuse(make_generator, make_look):
+    generator = make_generator()
+    bank, source = AdapterBank(generator), None
+    source = weights_of(generator)
+    for seed, name in enumerate("ab"):
+        bank.add(name, make_look(generator, seed))
+    bank.activate({"a": 1.0, "b": -0.5})
+    with torch.no_grad():
+        want = generator(latents())
+        bank.fuse()
+        torch.testing.assert_close(generator(latents()), want, rtol=0, atol=1e-5 * max(1.0, float(want.abs().max())))
+        changed = [k for k, v in generator.state_dict().items() if not torch.equal(v, source[k])]
+        assert changed or bank.fused
+        for layer in dict(adaptable_layers(generator)).values():
+            assert layer.adaptation is None or layer.demodulation == "runtime"
+        bank.unfuse()
+        assert_same(weights_of(generator), source)
+        assert torch.equal(generator(latents()), want)
+
+
+def test_a_blend_becomes_an_adapter_of_its_own(make_generator, make_look, tmp_path):
+    generator = make_generator()
+    bank = AdapterBank(generator)
+    for seed, name in enumerate("ab"):
+        bank.add(name, make_look(generator, seed))
+    look = {"a": 0.75, "b": {"coarse": -0.5, 16: 0.25}}
+    want = batch_of(bank, generator, latents(), [look])
+    bank.add("c", bank.blend(look))
+    bank.adapters["c"].save_pretrained(tmp_path)
+    bank.add("d", Adapter.from_pretrained(tmp_path))
+    for name in "ab":
+        bank.remove(name)
+    for name in "cd":
+        torch.testing.assert_close(batch_of(bank, generator, latents(), [{name: 1.0}]), want, rtol=0, atol=1e-5)
+    assert torch.equal(*(batch_of(bank, generator, latents(), [{name: 1.0}]) for name in "cd"))
 
 
 # ------------------------------------------------------------------------------------------------------------- counts
@@ -420,7 +547,7 @@ def test_corrupt_config(saved, text):
 
 def test_unknown_type_newer_format_and_unknown_setting(saved):
     edit_config(saved, adapter_type="lora")
-    refuses(saved, "type 'lora'; known types: domain_vector, left")
+    refuses(saved, "type 'lora'; known types: adafm, blend, domain_vector, full")
     edit_config(saved, adapter_type="left", format_version=99)
     refuses(saved, "adapter format 99.*reads up to 1; upgrade")
     edit_config(saved, format_version=1, flavour="x")

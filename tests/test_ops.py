@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from fewshot_gan.ops import bias_act, downsample2d, modulated_conv2d, setup_filter, upfirdn2d, upsample2d
+from fewshot_gan.ops import RowWeights, bias_act, downsample2d, modulated_conv2d, setup_filter, upfirdn2d, upsample2d
 
 FIR = setup_filter([1, 3, 3, 1])
 MODES = {"plain": {}, "up": {"up": 2}, "down": {"down": 2}}
@@ -60,6 +60,11 @@ def explicit_modulated(x, weight, styles, scale, demodulate, mode, scale_first=F
 CASES = list(itertools.product(MODES, ["shared", "per_sample"], [True, False], [None, "layer", "sample"]))
 
 
+def as_rows(weight):
+    """`[B, O, I, k, k]` → the first row with a weight of its own, the others in runs of one."""
+    return RowWeights(tuple(weight), (1,) * len(weight)) if weight.ndim == 5 else weight
+
+
 def make_case(weights, scales, dtype=torch.float64, b=3, i=4, o=5, size=6, grad=False):
     x = rand(b, i, size, size, seed=1)
     weight = rand(*([b] if weights == "per_sample" else []), o, i, 3, 3, seed=2)
@@ -72,7 +77,7 @@ def make_case(weights, scales, dtype=torch.float64, b=3, i=4, o=5, size=6, grad=
 def test_modulated_conv_equals_explicit_weights(mode, weights, demodulate, scales):
     x, weight, styles, scale = make_case(weights, scales)
     got = modulated_conv2d(
-        x, weight, styles, input_scale=scale, demodulate=demodulate, resample_filter=FIR, **MODES[mode]
+        x, as_rows(weight), styles, input_scale=scale, demodulate=demodulate, resample_filter=FIR, **MODES[mode]
     )
     want = explicit_modulated(x, weight, styles, scale, demodulate, mode)
     torch.testing.assert_close(got, want, atol=1e-11, rtol=1e-11)  # float64, sums of < 200 terms
@@ -85,11 +90,39 @@ def test_modulated_conv_derivatives(mode, weights, demodulate, scales):
 
     def f(x, weight, styles, scale=None):
         return modulated_conv2d(
-            x, weight, styles, input_scale=scale, demodulate=demodulate, resample_filter=FIR, **MODES[mode]
+            x, as_rows(weight), styles, input_scale=scale, demodulate=demodulate, resample_filter=FIR, **MODES[mode]
         )
 
     assert gradcheck(f, given, fast_mode=True)
     assert gradgradcheck(f, given, fast_mode=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_output_scale_and_the_weight_of_the_norm(mode):
+    x, weight, styles, _ = make_case("shared", None, b=4)
+    gain, scale = 1 + 0.5 * rand(5, 4, 1, 1, seed=5), 1 + 0.5 * rand(4, 5, seed=6)
+    kwargs = {"resample_filter": FIR, **MODES[mode]}
+    modulated = weight * styles[:, None, :, None, None]  # [B, O, I, k, k]
+    norm = (modulated.square().sum((2, 3, 4), keepdim=True) + 1e-8).sqrt()
+    explicit = modulated * gain / norm * scale[:, :, None, None, None]
+    want = torch.cat([explicit_conv(x[b : b + 1], explicit[b], mode) for b in range(4)])
+    got = modulated_conv2d(x, weight * gain, styles, output_scale=scale, norm_weight=weight, **kwargs)
+    torch.testing.assert_close(got, want, atol=1e-11, rtol=1e-11)
+    # the same in runs: rows 0–1 with the gain, rows 2–3 without
+    runs = RowWeights((weight * gain, weight), (2, 2))
+    mixed = modulated_conv2d(
+        x, runs, styles, output_scale=scale, norm_weight=RowWeights((weight, None), (2, 2)), **kwargs
+    )
+    torch.testing.assert_close(mixed[:2], want[:2], atol=1e-11, rtol=1e-11)
+    plain = modulated_conv2d(x, weight, styles, output_scale=scale, **kwargs)
+    torch.testing.assert_close(mixed[2:], plain[2:], atol=1e-11, rtol=1e-11)
+    assert (plain[:2] - want[:2]).abs().max() > 0.1
+
+
+def test_rows_must_fill_the_batch():
+    x, weight, styles, _ = make_case("shared", None)
+    with pytest.raises(ValueError, match="weights for 4 rows do not fit a batch of 3"):
+        modulated_conv2d(x, RowWeights((weight, weight), (2, 2)), styles)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -226,5 +259,5 @@ def test_bias_act_value_and_derivatives(activation, clamp):
 def test_bias_act_names_what_is_wrong():
     with pytest.raises(ValueError, match="unknown activation 'gelu'"):
         bias_act(torch.zeros(1, 2), activation="gelu")
-    with pytest.raises(ValueError, match="does not fit 2 channels"):
+    with pytest.raises(ValueError, match="fits neither"):
         bias_act(torch.zeros(1, 2), torch.zeros(3))

@@ -5,6 +5,7 @@ import torch
 
 from fewshot_gan.models.layers import EffectiveWeight, adaptable_layers, mix_styles
 from fewshot_gan.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator, minibatch_stddev
+from fewshot_gan.ops import RowWeights
 
 TINY = {"channel_base": 128, "channel_max": 12}
 
@@ -144,7 +145,7 @@ def test_per_sample_effective_weights_equal_a_loop():
 
     def adapt(model, samples):
         for i, (_, layer) in enumerate(adaptable_layers(model)):
-            if layer.weight.ndim != 4:
+            if layer.role not in ("conv", "to_rgb", "from_rgb"):
                 continue
             noise = torch.Generator().manual_seed(i)
             delta = 0.3 * torch.randn(3, *layer.weight.shape, generator=noise)
@@ -152,7 +153,7 @@ def test_per_sample_effective_weights_equal_a_loop():
             if isinstance(samples, int):  # one sample's adapter for the whole batch
                 made = (layer.weight + delta[samples], scale[samples])
             else:
-                made = (layer.weight + delta, scale)
+                made = (RowWeights(tuple(layer.weight + delta), (1, 1, 1)), scale)
             layer.adaptation = lambda w, b, made=made: EffectiveWeight(made[0], b, made[1])
 
     with torch.no_grad():
@@ -162,7 +163,7 @@ def test_per_sample_effective_weights_equal_a_loop():
         logits = d(images)
         for i in range(3):
             adapt(g, i), adapt(d, i)
-            # one grouped convolution against three: sums of up to 108 float32 terms, three layers deep
+            # three convolutions either way, but of other batches: sums of up to 108 float32 terms, three layers deep
             torch.testing.assert_close(images[i], g(z[i : i + 1])[0], atol=1e-4, rtol=0)
             torch.testing.assert_close(logits[i], d(images[i : i + 1])[0], atol=1e-4, rtol=0)
     assert (images - base).abs().max() > 0.1

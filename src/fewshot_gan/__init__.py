@@ -20,9 +20,14 @@ _EXPORTS = {  # name: module that defines it
     "StyleGAN2Discriminator": ".models.stylegan2",
     "ModelMixin": "diffusers",  # diffusers' pipeline loader looks it up on the package that model_index.json names
     # adapters
+    "AdaFMAdapter": ".adapters",
     "Adapter": ".adapters",
+    "BlendAdapter": ".adapters",
     "DomainVectorAdapter": ".adapters",
+    "FullAdapter": ".adapters",
+    "GANMemoryAdapter": ".adapters",
     "LeFTAdapter": ".adapters",
+    "TicketAdapter": ".adapters",
     # conversion
     "convert_checkpoint": ".convert",
 }

@@ -1,6 +1,7 @@
 """`FewShotGAN`: a generator with its adapters, loaded, run, saved and shared like any diffusers pipeline."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
 from safetensors import safe_open
 
-from .adapters import Adapter, AdapterBank
+from .adapters import BASE, Adapter, AdapterBank, adapter_folders
 from .hub import embedded_adapters, embedded_bases, resolve_folder
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
@@ -21,7 +22,8 @@ pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
     "fewshot_gan", {"ModelMixin": ["save_pretrained", "from_pretrained"]}
 )
 
-BASE = "__base__"
+CARD_FACES = 6  # pictures per row on the card of an adapter
+AdapterName = str | Mapping[str, float] | None
 
 
 @dataclass
@@ -105,7 +107,7 @@ class FewShotGAN(DiffusionPipeline):
         truncation_psi: float | None = None,
         truncation_cutoff: int | None = None,
         noise_mode: str = "const",
-        adapter_names: str | Sequence[str] | None = None,
+        adapter_names: AdapterName | Sequence[AdapterName] = None,
         output_type: str = "pil",
         batch_size: int = 8,
         return_dict: bool = True,
@@ -121,14 +123,15 @@ class FewShotGAN(DiffusionPipeline):
             truncation_psi: ψ towards the mean w; None takes the pipeline's.
             truncation_cutoff: number of leading `ws` truncated; None = all.
             noise_mode: "const", "random" or "none".
-            adapter_names: None: the active adapters; a name: that one alone; a list: one name per image. "__base__"
-                is the unadapted generator.
+            adapter_names: None: the active adapters; a name: that one alone; `{name: weight}`: a blend; a list: one
+                of these per image, all of them drawn in one forward. "__base__" is the unadapted generator.
             output_type: "pil", "np" or "pt".
             batch_size: images per forward.
             return_dict: False returns `(images, latents)`.
 
         Raises:
-            ValueError: a number out of range, an unknown option, or an adapter that is not loaded.
+            ValueError: a number out of range, an unknown option, an adapter that is not loaded, or a list of another
+                length than `num_images`.
         """
         if latents is not None:
             num_images = len(latents)
@@ -142,12 +145,7 @@ class FewShotGAN(DiffusionPipeline):
             raise ValueError("give seed or generator, not both")
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
-        names = (
-            [adapter_names] * num_images if adapter_names is None or isinstance(adapter_names, str) else adapter_names
-        )
-        if len(names) != num_images:
-            raise ValueError(f"adapter_names has {len(names)} entries for {num_images} images; give one per image")
-        self.bank.check(sorted(set(names) - {None, BASE}))
+        looks = self._looks(adapter_names, num_images)
 
         if latents is None:
             # One draw per image: [z, noise seed], so that image i does not depend on how many follow.
@@ -160,16 +158,11 @@ class FewShotGAN(DiffusionPipeline):
             seeds = [self._noise_seed(generator) for _ in range(num_images)]
         psi = self.config.truncation_psi if truncation_psi is None else truncation_psi
 
-        # rows of one look share a forward
-        rows = sorted(range(num_images), key=lambda i: names[i] or "")
-        chunks = []
-        for i in rows:
-            if not chunks or len(chunks[-1]) == batch_size or names[chunks[-1][-1]] != names[i]:
-                chunks.append([])
-            chunks[-1].append(i)
+        rows = list(range(num_images)) if looks is None else self.bank.row_order(looks)
+        chunks = [rows[i : i + batch_size] for i in range(0, num_images, batch_size)]
         network, images = self.generator, [None] * num_images
         for chunk in chunks if len(chunks) < 4 else self.progress_bar(chunks):
-            with self._look(names[chunk[0]]):
+            with nullcontext() if looks is None else self.bank.using_rows([looks[i] for i in chunk]):
                 batch = network(
                     latents[chunk].to(self.device, network.dtype),
                     latent_space=latent_space or "z",
@@ -195,51 +188,198 @@ class FewShotGAN(DiffusionPipeline):
     def _noise_seed(generator) -> int:
         return int(torch.randint(2**62, (1,), generator=generator))
 
-    def _look(self, name: str | None):
-        if name is None:
-            return nullcontext()
-        return self.bank.using({} if name == BASE else {name: 1.0})
+    def _looks(self, adapter_names, num_images: int) -> list[Mapping] | None:
+        """One look per image, or None where the active adapters draw all of them."""
+        if adapter_names is None:
+            return None
+        if isinstance(adapter_names, str | Mapping):
+            adapter_names = [adapter_names] * num_images
+        if len(adapter_names) != num_images:
+            raise ValueError(
+                f"adapter_names has {len(adapter_names)} entries for {num_images} images; give one per image"
+            )
+        looks = []
+        for entry in adapter_names:
+            if entry is None:
+                looks.append(self.bank.current())
+            elif isinstance(entry, Mapping):
+                looks.append({name: weight for name, weight in entry.items() if name != BASE})
+            else:
+                looks.append({} if entry == BASE else {entry: 1.0})
+            self.bank.check(looks[-1])
+        return looks
+
+    @torch.no_grad()
+    def interpolate(
+        self, adapter_a: str, adapter_b: str, steps: int = 5, *, num_images: int = 1, **options
+    ) -> FewShotGANOutput:
+        """Pictures on the way from one look to another: weights 1 − t and t, t from 0 to 1 in equal steps.
+
+        Args:
+            adapter_a, adapter_b: loaded adapters; "__base__" for the unadapted generator.
+            steps: pictures per strip, both ends included; at least 2.
+            num_images: strips, each of its own latent.
+            options: of `__call__`, but for `adapter_names`.
+
+        Returns:
+            `num_images · steps` pictures, strip after strip.
+
+        Raises:
+            ValueError: too few steps, an adapter that is not loaded, or what `__call__` refuses.
+        """
+        if steps < 2:
+            raise ValueError(f"steps={steps}: a strip has at least its two ends; give 2 or more")
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images}: give 1 or more")
+        if "adapter_names" in options:
+            raise ValueError("interpolate chooses adapter_names itself; give adapter_a and adapter_b")
+        latents = options.pop("latents", None)
+        if latents is None:
+            seed, generator = options.pop("seed", None), options.pop("generator", None)
+            if seed is not None and generator is not None:
+                raise ValueError("give seed or generator, not both")
+            generator = generator if seed is None else torch.Generator().manual_seed(seed)
+            latents = torch.cat([self._draw(generator)[0] for _ in range(num_images)])
+        strip = [t / (steps - 1) for t in range(steps)]
+        looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in strip]
+        looks = [{name: weight for name, weight in look.items() if weight} for look in looks]
+        for name in (adapter_a, adapter_b):
+            self.bank.check({} if name == BASE else {name: 1.0})
+        options["latents"] = latents.repeat_interleave(steps, 0)
+        return self(adapter_names=looks * len(latents), **options)
 
     def load_adapter(
-        self, pretrained_model_name_or_path, adapter_name: str | None = None, **hub_kwargs
+        self,
+        pretrained_model_name_or_path,
+        adapter_name: str | None = None,
+        *,
+        hotswap: bool = False,
+        variant: str | None = None,
+        **hub_options,
     ) -> "FewShotGAN":
         """Load an adapter and make it the active one.
 
         Args:
             pretrained_model_name_or_path: embedded name ("sketch"), local folder, Hub repo id, or an `Adapter`.
-            adapter_name: its name in this pipeline; None takes the last part of the path.
-            hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `subfolder`.
+            adapter_name: its name in this pipeline; None takes the subfolder or the last part of the path.
+            hotswap: take the place of the loaded adapter of that name, with its weight, instead of refusing.
+            variant: which weights file, e.g. "fp16".
+            hub_options: `subfolder`, and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
         Returns:
             The pipeline itself, so that calls chain.
 
         Raises:
             FileNotFoundError: no such adapter, or no network; the message says what is embedded.
-            ValueError: damaged, or made for another base.
+            ValueError: damaged, made for another base, a name that is taken, or a folder of several adapters without
+                `subfolder`.
         """
+        self.bank.refuse_while_fused("load an adapter")
         if isinstance(pretrained_model_name_or_path, Adapter):
             adapter, name = pretrained_model_name_or_path, adapter_name or "default"
         else:
-            adapter = Adapter.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
-            name = adapter_name or Path(str(pretrained_model_name_or_path)).absolute().name
-        if name == BASE:
-            raise ValueError(f"{BASE!r} names the unadapted generator; choose another adapter_name")
-        self.bank.add(name, adapter)
-        self.bank.activate({name: 1.0})
+            adapter = Adapter.from_pretrained(pretrained_model_name_or_path, variant=variant, **hub_options)
+            source = hub_options.get("subfolder") or pretrained_model_name_or_path
+            name = adapter_name or Path(str(source)).absolute().name
+        if hotswap and name not in self.bank.adapters:
+            raise ValueError(f"hotswap replaces a loaded adapter, but there is no {name!r}; load it without hotswap")
+        self.bank.add(name, adapter, replace=hotswap)
+        if not hotswap:
+            self.bank.activate({name: 1.0})
         return self
 
-    def set_adapters(self, adapter_names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
-        """Let exactly these loaded adapters act, blended with `weights` (None: 1 each; any sign and size).
+    def load_adapters(self, pretrained_model_name_or_path, **hub_options) -> list[str]:
+        """Load all adapters that lie side by side in a folder or repo, under the names of their folders.
+
+        Which adapters are active stays as it is. All are loaded or none.
+
+        Returns:
+            Their names.
 
         Raises:
-            ValueError: not loaded, or as many weights as names are not given.
+            FileNotFoundError: no such folder, or none in it.
+            ValueError: as `load_adapter`.
+        """
+        self.bank.refuse_while_fused("load an adapter")
+        folder = resolve_folder(pretrained_model_name_or_path, kind="adapter", **hub_options)
+        if not (found := adapter_folders(folder)):
+            raise FileNotFoundError(f"{str(pretrained_model_name_or_path)!r} holds no adapter folders")
+        added = []
+        try:
+            for name, path in found.items():
+                self.bank.add(name, Adapter.from_pretrained(path))
+                added.append(name)
+        except (ValueError, FileNotFoundError):
+            self.delete_adapters(added)
+            raise
+        return added
+
+    def set_adapters(self, adapter_names: str | Sequence[str], weights=None) -> None:
+        """Let exactly these loaded adapters act, blended.
+
+        Args:
+            adapter_names: one or several.
+            weights: one for all, or one per adapter; None: 1. Any number (0 = off, negative and above 1 extrapolate),
+                or a schedule over depth: `{"coarse": 0.0, "fine": 1.0}`, `{4: 0.2, 32: 1.0}`. An entry holds from that
+                resolution up to the next; "coarse", "middle", "fine" are 4, 16 and 64. The mapping network, 0, and
+                whatever lies below the lowest entry go with it.
+
+        Raises:
+            ValueError: not loaded, named twice, as many weights as names are not given, or a weight is no number.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        weights = [1.0] * len(names) if weights is None else weights
-        weights = [weights] * len(names) if isinstance(weights, int | float) else list(weights)
+        if len(set(names)) < len(names):
+            raise ValueError(f"adapters named twice: {', '.join(names)}; name each once, with its weight")
+        self.bank.activate(dict(zip(names, self._weights(names, weights), strict=True)))
+
+    @staticmethod
+    def _weights(names: Sequence[str], weights) -> list:
+        weights = 1.0 if weights is None else weights
+        weights = [weights] * len(names) if isinstance(weights, int | float | Mapping) else list(weights)
         if len(weights) != len(names):
             raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one weight per adapter")
-        self.bank.activate(dict(zip(names, weights, strict=True)))
+        return weights
+
+    def add_weighted_adapter(self, adapter_names: Sequence[str], weights, adapter_name: str) -> None:
+        """Make a blend of loaded adapters an adapter of its own, to be saved, shared, or blended again.
+
+        Args:
+            adapter_names: the adapters.
+            weights: as in `set_adapters`.
+            adapter_name: of the new one; which adapters are active stays as it is.
+
+        Raises:
+            ValueError: as `set_adapters`, or the new name is taken.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"adapters {names}: name at least one, and each once")
+        self.bank.add(adapter_name, self.bank.blend(dict(zip(names, self._weights(names, weights), strict=True))))
+
+    def fuse_adapters(self, adapter_names: str | Sequence[str] | None = None, weights=None) -> None:
+        """Write the active adapters into the generator's weights, for speed or to save it as a base of its own.
+
+        The original weights are kept; `unfuse_adapters` puts them back bit for bit. Until then the adapters cannot be
+        switched.
+
+        Args:
+            adapter_names, weights: first `set_adapters` to these; None: as they are.
+
+        Raises:
+            ValueError: already fused, nothing active, or what `set_adapters` refuses.
+        """
+        self.bank.refuse_while_fused("fuse again")
+        if adapter_names is not None:
+            self.set_adapters(adapter_names, weights)
+        self.bank.fuse()
+
+    def unfuse_adapters(self) -> None:
+        """Undo `fuse_adapters`; the adapters act again beside the weights.
+
+        Raises:
+            ValueError: nothing is fused.
+        """
+        self.bank.unfuse()
 
     def active_adapters(self) -> list[str]:
         """Names of the adapters that act now."""
@@ -266,18 +406,111 @@ class FewShotGAN(DiffusionPipeline):
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             self.bank.remove(name)
 
-    def save_adapter(self, save_directory, adapter_name: str | None = None) -> None:
-        """Write one loaded adapter (None: the active one) to a folder.
+    def save_adapter(
+        self,
+        save_directory,
+        adapter_name: str | Sequence[str] | None = None,
+        *,
+        variant: str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **push_options,
+    ) -> None:
+        """Write loaded adapters to a folder.
+
+        Args:
+            save_directory: the folder of the adapter; for a list, the folder in which each gets a folder of its name.
+            adapter_name: which; a list: several; None: the active one.
+            variant: the weights file is `adapter_model.<variant>.safetensors`.
+            push_to_hub: afterwards upload the adapter, see `push_to_hub`.
+            repo_id: where to; None: the folder's name.
+            push_options: of `push_to_hub`.
 
         Raises:
             ValueError: not loaded, or several are active and none is named.
         """
+        if adapter_name is None or isinstance(adapter_name, str):
+            adapter_name = self._one_adapter(adapter_name)
+            self.bank.adapters[adapter_name].save_pretrained(save_directory, variant=variant)
+        else:
+            if push_to_hub:
+                raise ValueError("push_to_hub of save_adapter uploads one adapter; push several one by one")
+            self.bank.check(dict.fromkeys(adapter_name, 1.0))
+            for name in adapter_name:
+                self.bank.adapters[name].save_pretrained(Path(save_directory) / name, variant=variant)
+        if push_to_hub:
+            repo_id = repo_id or Path(save_directory).absolute().name
+            self.push_to_hub(repo_id, adapter_name=adapter_name, **push_options)
+
+    def _one_adapter(self, adapter_name: str | None) -> str:
         if adapter_name is None:
             if len(self.bank.active) != 1:
                 raise ValueError(f"{len(self.bank.active)} adapters are active; say which with adapter_name=")
             (adapter_name,) = self.bank.active
-        self.bank.check([adapter_name])
-        self.bank.adapters[adapter_name].save_pretrained(save_directory)
+        self.bank.check({adapter_name: 1.0})
+        return adapter_name
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Write the base: `model_index.json`, `generator/`, `discriminator/`. With fused adapters, the fused one.
+
+        Raises:
+            ValueError: part of what is fused has no equal in the weights.
+        """
+        if self.bank.fused:
+            raise ValueError(
+                f"{', '.join(map(repr, self.bank.active))} scales channels after demodulation at "
+                f"{len(self.bank.fused)} layers, which no weights can hold; save the adapter with save_adapter instead"
+            )
+        super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        adapter_name: str | None = None,
+        token: bool | str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload an adapter or the base, with a card that shows pictures of it.
+
+        Args:
+            repo_id: `owner/name`; made if it is not there.
+            adapter_name: which adapter; None: the active one, or the base if no adapter is loaded. "__base__": the
+                base in any case.
+            token: to write with; None: the one of `hf auth login`.
+            private: of a new repo.
+            revision: branch, made if it is not there; None: main.
+            commit_message: None: says what was uploaded.
+            create_pr: as a pull request.
+
+        Returns:
+            Full id of the repo.
+
+        Raises:
+            ValueError: not loaded, several active and none named, no token, or the Hub refused or cannot be reached.
+        """
+        from .cards import make_grid, write_base_card
+        from .hub import push_folder
+
+        if adapter_name is None and not self.bank.adapters:
+            adapter_name = BASE
+        name = repo_id.rsplit("/", 1)[-1]
+        options = {"token": token, "private": private, "revision": revision, "create_pr": create_pr}
+        options["commit_message"] = commit_message or f"Upload {name} with fewshot_gan"
+        if adapter_name != BASE:
+            adapter_name = self._one_adapter(adapter_name)
+            grid = None
+            if self.bank.fused is None:
+                rows = [self(CARD_FACES, seed=0, adapter_names=look).images for look in (BASE, adapter_name)]
+                grid = make_grid([image for row in rows for image in row], CARD_FACES)
+            return self.bank.adapters[adapter_name].push_to_hub(repo_id, base=self.base_name, grid=grid, **options)
+        with tempfile.TemporaryDirectory() as temp:
+            self.save_pretrained(temp)
+            write_base_card(self, temp, name, repo_id=repo_id)
+            return push_folder(temp, repo_id, **options)
 
     def to(self, *args, **kwargs) -> "FewShotGAN":
         """Move to a device and/or dtype, loaded adapters with it (they keep float32)."""

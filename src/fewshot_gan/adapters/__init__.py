@@ -1,16 +1,29 @@
 """Adapters: what changes in a generator, and how it is stored. Each is a function on weights."""
 
-from .bank import AdapterBank
-from .base import Adapter, LayerSpec, fingerprint, read_adapter
+from .adafm import AdaFMAdapter
+from .bank import BASE, AdapterBank
+from .base import Adapter, LayerSpec, adapter_folders, fingerprint, read_adapter
+from .blend import BlendAdapter
 from .domain_vector import DomainVectorAdapter
+from .full import FullAdapter
+from .gan_memory import GANMemoryAdapter
 from .left import LeFTAdapter
+from .ticket import TicketAdapter, magnitude_masks
 
 __all__ = [
+    "BASE",
+    "AdaFMAdapter",
     "Adapter",
     "AdapterBank",
+    "BlendAdapter",
     "DomainVectorAdapter",
+    "FullAdapter",
+    "GANMemoryAdapter",
     "LayerSpec",
     "LeFTAdapter",
+    "TicketAdapter",
+    "adapter_folders",
     "fingerprint",
+    "magnitude_masks",
     "read_adapter",
 ]

@@ -8,9 +8,11 @@ import inspect
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from diffusers import ModelMixin
@@ -19,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..models.layers import AdaptableLayer, EffectiveWeight, adaptable_layers
+from ..models.layers import AdaptableLayer, adaptable_layers
 from ..version import __version__
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -39,21 +41,59 @@ class LayerSpec:
 
     @classmethod
     def of(cls, layer: AdaptableLayer) -> "LayerSpec":
-        return cls(tuple(layer.weight.shape), layer.bias is not None, layer.role, layer.demodulation)
+        weight, bias = layer.stored()
+        return cls(tuple(weight.shape), bias is not None, layer.role, layer.demodulation)
+
+
+class Adapted(NamedTuple):
+    """What an adapter makes of one layer. Scales act after demodulation, None = 1; they add up when adapters blend."""
+
+    weight: torch.Tensor  # as stored; the very tensor given where the adapter leaves it alone
+    bias: torch.Tensor | None = None  # [O]
+    input_scale: torch.Tensor | None = None  # [I]
+    output_scale: torch.Tensor | None = None  # [O]
+    filter_scale: torch.Tensor | None = None  # [O, I, 1, 1]
 
 
 class Factors(nn.Module):
-    """The learned tensors of one layer; `forward(weight, bias)` gives that layer's effective weight."""
+    """The learned tensors of one layer; `forward(weight, bias)` gives what becomes of that layer."""
 
-    def forward(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
+    def forward(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Adapted:
         raise NotImplementedError
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What `forward` depends on besides its arguments."""
+        own = [*self._parameters.values(), *self._buffers.values()]
+        return [tensor for tensor in own if tensor is not None]
+
+    def initialise(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Become the identity for this stored weight and bias; kinds whose identity is known without them need none."""
+
+
+def combine(parts: Iterable[tuple[Factors, float]], weight: torch.Tensor, bias: torch.Tensor | None) -> Adapted:
+    """W + Σ α_k (f_k(W) − W) over `(f_k, α_k)`; likewise the bias, and 1 + Σ α_k (s_k − 1) for each kind of scale."""
+    parts = list(parts)
+    if len(parts) == 1 and parts[0][1] == 1:
+        return parts[0][0](weight, bias)  # exact: no rounding of W + (f(W) − W)
+    total_weight, total_bias, scales = weight, bias, [None, None, None]
+    for factors, alpha in parts:
+        new = factors(weight, bias)
+        if new.weight is not weight:
+            total_weight = total_weight + alpha * (new.weight - weight)
+        if new.bias is not bias:
+            total_bias = total_bias + alpha * (new.bias - bias)
+        for i, scale in enumerate(new[2:]):
+            if scale is not None:
+                scales[i] = (1 if scales[i] is None else scales[i]) + alpha * (scale - 1)
+    return Adapted(total_weight, total_bias, *scales)
 
 
 class Adapter(ModelMixin, ConfigMixin):
     """Base of all adapters: a tree of `Factors` at the module paths of the base network.
 
     Subclasses set `adapter_type`, `roles` (the layer roles they adapt unless told otherwise) and `make_factors`, and
-    decorate an `__init__` that names its options and ends with `_build`. All take:
+    decorate an `__init__` that names its options and ends with `_build`. `only_scales` is true of adapters that leave
+    all weights alone: rows of a batch that differ in such adapters share their convolutions. All take:
 
     Args:
         target_modules: module path → `LayerSpec` as a dict (JSON); `for_model` fills it in.
@@ -72,7 +112,11 @@ class Adapter(ModelMixin, ConfigMixin):
         if "adapter_type" in cls.__dict__:
             REGISTRY[cls.adapter_type] = cls
 
-    def make_factors(self, spec: LayerSpec) -> Factors:
+    @property
+    def only_scales(self) -> bool:
+        return False
+
+    def make_factors(self, spec: LayerSpec, path: str) -> Factors:
         raise NotImplementedError
 
     def _build(self, target_modules: dict[str, dict]) -> None:
@@ -87,27 +131,59 @@ class Adapter(ModelMixin, ConfigMixin):
                 parent = parent._modules[folder]
             # A layer may itself contain adapted layers (`conv0` and `conv0.affine`): keep what is already below it.
             below = parent._modules[leaf]._modules if leaf in parent._modules else {}
-            factors = self.make_factors(LayerSpec(**{**spec, "shape": tuple(spec["shape"])}))
+            factors = self.make_factors(LayerSpec(**{**spec, "shape": tuple(spec["shape"])}), path)
             parent.add_module(leaf, factors)
             for name, module in below.items():
                 factors.add_module(name, module)
 
     @classmethod
-    def for_model(cls, model: nn.Module, *, roles: tuple[str, ...] | None = None, **options) -> "Adapter":
-        """A fresh adapter, the identity, for the layers of `model` whose role is in `roles` (None: the type's own).
+    def for_model(
+        cls,
+        model: nn.Module,
+        *,
+        roles: Sequence[str] | None = None,
+        target_modules: Sequence[str] | None = None,
+        **options,
+    ) -> "Adapter":
+        """A fresh adapter, the identity, for layers of `model`.
+
+        Args:
+            model: the base network.
+            roles: roles of the layers to adapt; None: the type's own.
+            target_modules: patterns of module paths, e.g. `["synthesis.b64.*"]`; None: all layers of these roles.
+            options: of the adapter type.
 
         Raises:
-            ValueError: no layer of `model` has such a role.
+            ValueError: no layer has such a role, or a pattern matches none of them.
         """
-        roles = cls.roles if roles is None else roles
-        targets = {path: asdict(LayerSpec.of(layer)) for path, layer in adaptable_layers(model) if layer.role in roles}
-        if not targets:
-            raise ValueError(f"{type(model).__name__} has no layer with a role in {roles}; nothing to adapt")
-        return cls(target_modules=targets, base_fingerprint=fingerprint(model), **options)
+        layers = select_layers(model, cls.roles if roles is None else roles, target_modules)
+        targets = {path: asdict(LayerSpec.of(layer)) for path, layer in layers.items()}
+        adapter = cls(target_modules=targets, base_fingerprint=fingerprint(model), **options)
+        with torch.no_grad():
+            for path, factors in adapter.factors().items():
+                factors.initialise(*layers[path].stored())
+        return adapter
+
+    def check(self) -> None:
+        """Refuse contents that no training should have left.
+
+        Raises:
+            ValueError: a number is not finite.
+        """
+        for name, tensor in self.state_dict().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f"{name} has NaN or infinite numbers, so the adapter would only draw noise; train again with a "
+                    "lower learning rate or take an earlier checkpoint"
+                )
 
     def factors(self) -> dict[str, Factors]:
         """Module path → factors."""
         return {path: self.get_submodule(path) for path in self.config.target_modules}
+
+    def settings(self) -> dict:
+        """The options it was made with."""
+        return {n: self.config[n] for n in inspect.signature(type(self).__init__).parameters if n != "self"}
 
     def num_values(self) -> int:
         """How many numbers the adapter holds."""
@@ -119,57 +195,140 @@ class Adapter(ModelMixin, ConfigMixin):
         for parameter in self.parameters():
             parameter.copy_(parameter.half())
 
-    def save_pretrained(self, save_directory, *, push_to_hub: bool = False, **kwargs) -> None:
+    def save_pretrained(
+        self, save_directory, *, variant: str | None = None, push_to_hub: bool = False, repo_id=None, **push_options
+    ) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors` (each written beside, then renamed).
 
         A tensor whose numbers are all float16 ones is stored as float16; loading is exact either way.
 
         Args:
             save_directory: folder, made if needed.
-            push_to_hub: upload the folder afterwards; `kwargs` go to `push_to_hub`.
+            variant: the weights become `adapter_model.<variant>.safetensors`.
+            push_to_hub: upload it too, see `push_to_hub`; `repo_id` defaults to the folder's name.
         """
+        weights_name = weights_file(variant)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        names = [n for n in inspect.signature(type(self).__init__).parameters if n != "self"]
         config = {
             "adapter_type": self.adapter_type,
             "format_version": FORMAT_VERSION,
             "fewshot_gan_version": __version__,
-            **{name: self.config[name] for name in names},
+            **self.settings(),
         }
         with tempfile.TemporaryDirectory(dir=folder) as temp:
             temp = Path(temp)
             tensors = {k: _compact(v.detach().cpu()).contiguous() for k, v in self.state_dict().items()}
-            save_file(tensors, temp / WEIGHTS_NAME, metadata={"format": "pt"})
+            save_file(tensors, temp / weights_name, metadata={"format": "pt"})
             (temp / CONFIG_NAME).write_text(json.dumps(config, indent=1, default=list) + "\n")
-            for name in (WEIGHTS_NAME, CONFIG_NAME):
+            for name in (weights_name, CONFIG_NAME):
                 os.replace(temp / name, folder / name)
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+            self.push_to_hub(repo_id or folder.name, **push_options)
+
+    def push_to_hub(self, repo_id: str, *, base: str | None = None, grid=None, **push_options) -> str:
+        """Upload the adapter with its card.
+
+        Args:
+            repo_id: `owner/name`, made if it is not there.
+            base: what the card and config call the base; None: what it was trained on.
+            grid: sample picture (PIL) for the card, or None.
+            push_options: `token`, `private`, `revision`, `commit_message`, `create_pr`.
+
+        Returns:
+            Full id of the repo.
+
+        Raises:
+            ValueError: the Hub refused, e.g. without a token, or cannot be reached.
+        """
+        from ..cards import push_adapter_folder, write_adapter_card
+
+        with tempfile.TemporaryDirectory() as temp:
+            known, name = self.config.base_model_name_or_path, repo_id.rsplit("/", 1)[-1]
+            if base is not None:
+                self.register_to_config(base_model_name_or_path=base)
+            try:
+                self.save_pretrained(temp)
+                write_adapter_card(self, temp, name, grid=grid, repo_id=repo_id)
+            finally:
+                self.register_to_config(base_model_name_or_path=known)
+            return push_adapter_folder(temp, repo_id, **push_options)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **hub_kwargs) -> "Adapter":
-        """Load an adapter of any registered type from a folder, or from a Hub repo (`revision`, `token`, `cache_dir`,
-        `local_files_only`, `subfolder`).
+    def from_pretrained(cls, pretrained_model_name_or_path, *, variant: str | None = None, **hub_options) -> "Adapter":
+        """Load an adapter of any registered type.
+
+        Args:
+            pretrained_model_name_or_path: embedded name, local folder, or Hub repo id.
+            variant: which weights file, see `save_pretrained`.
+            hub_options: `subfolder`, and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
         Raises:
             FileNotFoundError: there is no such folder, repo or file.
-            ValueError: the config or the tensors are damaged, unknown, or do not belong together.
+            ValueError: the config or the tensors are damaged, unknown, or do not belong together, or the folder holds
+                several adapters and none is chosen.
         """
         from ..hub import resolve_folder
 
-        folder = resolve_folder(pretrained_model_name_or_path, kind="adapter", **hub_kwargs)
-        return read_adapter(folder)
+        folder = resolve_folder(pretrained_model_name_or_path, kind="adapter", **hub_options)
+        if not (folder / CONFIG_NAME).is_file() and (several := adapter_folders(folder)):
+            raise ValueError(
+                f"{str(pretrained_model_name_or_path)!r} holds several adapters: {', '.join(several)}; choose one with "
+                f"subfolder={next(iter(several))!r}, or load them all with FewShotGAN.load_adapters"
+            )
+        return read_adapter(folder, variant)
+
+
+def select_layers(
+    model: nn.Module, roles: Sequence[str], patterns: Sequence[str] | None = None
+) -> dict[str, AdaptableLayer]:
+    """Path → layer of those whose role is in `roles` and whose path matches one of `patterns` (None: any).
+
+    Raises:
+        ValueError: there is none, or none for a pattern.
+    """
+    layers = {path: layer for path, layer in adaptable_layers(model) if layer.role in roles}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no layer with a role in {tuple(roles)}; nothing to adapt")
+    if patterns is None:
+        return layers
+    if isinstance(patterns, str):
+        raise ValueError(f"target_modules={patterns!r}: give a list of patterns")
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in layers):
+            raise ValueError(
+                f"target_modules: no layer of {type(model).__name__} with a role in {tuple(roles)} matches "
+                f"{pattern!r}; there are for example {', '.join(list(layers)[:3])}"
+            )
+    return {path: layer for path, layer in layers.items() if any(fnmatchcase(path, p) for p in patterns)}
+
+
+def weights_file(variant: str | None) -> str:
+    """Name of the weights file of a variant, e.g. `adapter_model.fp16.safetensors`.
+
+    Raises:
+        ValueError: a variant that is no plain word.
+    """
+    if variant is None:
+        return WEIGHTS_NAME
+    if not variant.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"variant={variant!r} is no plain word; for example 'fp16'")
+    return WEIGHTS_NAME.replace(".", f".{variant}.")
+
+
+def adapter_folders(folder: Path) -> dict[str, Path]:
+    """Name → folder of the adapters that lie side by side in `folder`."""
+    return {path.parent.name: path.parent for path in sorted(Path(folder).glob(f"*/{CONFIG_NAME}"))}
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    half = tensor.half()
+    half = tensor.half() if tensor.is_floating_point() else tensor
     return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
 
 
-def read_adapter(folder: Path) -> Adapter:
+def read_adapter(folder: Path, variant: str | None = None) -> Adapter:
     """Build the adapter stored in `folder`; see `Adapter.from_pretrained` for what is raised."""
-    config_path, weights_path = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    config_path, weights_path = Path(folder) / CONFIG_NAME, Path(folder) / weights_file(variant)
     for path in (config_path, weights_path):
         if not path.is_file():
             raise FileNotFoundError(f"{folder} is not an adapter folder: it has no {path.name}")
@@ -195,7 +354,7 @@ def read_adapter(folder: Path) -> Adapter:
         raise ValueError(f"{config_path} has settings that adapter type {kind!r} does not know: {', '.join(unknown)}")
     try:
         adapter = cls(**{k: v for k, v in config.items() if k in known})
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(f"{config_path} is damaged: {error}; fetch the file again") from error
     try:
         tensors = load_file(weights_path)
@@ -213,6 +372,10 @@ def read_adapter(folder: Path) -> Adapter:
     if problems:
         raise ValueError(f"{weights_path} does not fit its config: {'; '.join(sorted(problems)[:8])}")
     adapter.load_state_dict(tensors)
+    try:
+        adapter.check()
+    except ValueError as error:
+        raise ValueError(f"{weights_path}: {error}") from error
     return adapter.eval().requires_grad_(False)
 
 

@@ -1,34 +1,52 @@
-"""Domain vector: one number per input channel of each styled convolution (HyperDomainNet, arXiv 2210.08884, §3).
+"""Domain vector: a few numbers that rescale channels of styled convolutions (HyperDomainNet, arXiv 2210.08884, §3).
 
-StyleGAN2 at 1024 px takes 6,048 numbers, at 256 px 5,760.
+One number per input channel is the published one: StyleGAN2 at 1024 px takes 6,048 numbers, at 256 px 5,760.
 """
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..models.layers import EffectiveWeight
-from .base import Adapter, Factors, LayerSpec
+from .base import Adapted, Adapter, Factors, LayerSpec
 
 PLACEMENTS = ("post_demod", "pre_demod")
+PARAMETRIZATIONS = ("input", "output", "separable", "full")
 
 
 class DomainVectorFactors(Factors):
-    """δ `[I]`: input channels are scaled by 1 + δ, after or before demodulation."""
+    """δ per input channel `[I]`, per output channel `[O]`, both (added), or per filter `[O, I]`; weights × (1 + δ)."""
 
-    def __init__(self, spec: LayerSpec, placement: str):
+    def __init__(self, spec: LayerSpec, parametrization: str, placement: str):
         super().__init__()
-        self.delta = nn.Parameter(torch.zeros(spec.shape[1]))
-        self.placement, self.folded = placement, spec.demodulation == "folded"
+        out, inn = spec.shape[:2]
+        if parametrization in ("input", "separable"):
+            self.delta = nn.Parameter(torch.zeros(inn))
+        if parametrization in ("output", "separable"):
+            self.delta_out = nn.Parameter(torch.zeros(out))
+        if parametrization == "full":
+            self.delta_filter = nn.Parameter(torch.zeros(out, inn))
+        self.parametrization, self.placement = parametrization, placement
+        self.folded = spec.demodulation == "folded"
 
     def forward(self, weight, bias):
         if self.placement == "post_demod":
-            return EffectiveWeight(weight, bias, 1 + self.delta)
-        scaled = weight * (1 + self.delta).to(weight.dtype)[:, None, None]
+            if self.parametrization == "input":
+                return Adapted(weight, bias, input_scale=1 + self.delta)
+            if self.parametrization == "output":
+                return Adapted(weight, bias, output_scale=1 + self.delta_out)
+            return Adapted(weight, bias, filter_scale=self.gain())
+        scaled = weight * self.gain().to(weight.dtype)
         if self.folded:  # the norm is already in the stored weight: keep each filter's
             before, after = (w.float().square().sum((1, 2, 3), keepdim=True) for w in (weight, scaled))
             scaled = scaled * (before / (after + 1e-12)).sqrt().to(scaled.dtype)
-        return EffectiveWeight(scaled, bias)
+        return Adapted(scaled, bias)
+
+    def gain(self) -> torch.Tensor:
+        """1 + δ, broadcast to `[O, I, 1, 1]`."""
+        if self.parametrization == "full":
+            return 1 + self.delta_filter[:, :, None, None]
+        gain = 1 + self.delta[:, None, None] if self.parametrization != "output" else 1
+        return gain + self.delta_out[:, None, None, None] if self.parametrization == "separable" else gain
 
 
 class DomainVectorAdapter(Adapter):
@@ -37,10 +55,12 @@ class DomainVectorAdapter(Adapter):
     Args:
         placement: "post_demod" multiplies the demodulated weight, as the released code does; "pre_demod" the weight
             before demodulation, as the paper's figure shows. They differ materially.
+        parametrization: "input" one δ per input channel (the paper's), "output" one per output channel, "separable"
+            1 + δ_in + δ_out, "full" one per filter. The first two cost no convolution of their own in a mixed batch.
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
 
     Raises:
-        ValueError: unknown placement.
+        ValueError: unknown placement or parametrization, or a layer that is no dense convolution.
     """
 
     adapter_type = "domain_vector"
@@ -51,6 +71,7 @@ class DomainVectorAdapter(Adapter):
         self,
         target_modules: dict[str, dict],
         placement: str = "post_demod",
+        parametrization: str = "input",
         base_model_name_or_path: str | None = None,
         base_fingerprint: str | None = None,
         method: str | None = None,
@@ -59,8 +80,21 @@ class DomainVectorAdapter(Adapter):
         super().__init__()
         if placement not in PLACEMENTS:
             raise ValueError(f"unknown placement {placement!r}; known: {', '.join(PLACEMENTS)}")
-        self.placement = placement
+        if parametrization not in PARAMETRIZATIONS:
+            raise ValueError(f"unknown parametrization {parametrization!r}; known: {', '.join(PARAMETRIZATIONS)}")
+        if parametrization == "output" and placement == "pre_demod":
+            raise ValueError(
+                "parametrization='output' before demodulation does nothing, since demodulation undoes it; "
+                "use placement='post_demod'"
+            )
+        self.placement, self.parametrization = placement, parametrization
         self._build(target_modules)
 
-    def make_factors(self, spec: LayerSpec) -> Factors:
-        return DomainVectorFactors(spec, self.placement)
+    @property
+    def only_scales(self) -> bool:
+        return self.placement == "post_demod" and self.parametrization in ("input", "output")
+
+    def make_factors(self, spec: LayerSpec, path: str) -> Factors:
+        if spec.role not in ("conv", "to_rgb"):
+            raise ValueError(f"domain vectors act on dense convolutions; {path} is of role {spec.role!r}")
+        return DomainVectorFactors(spec, self.parametrization, self.placement)

@@ -7,8 +7,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..models.layers import EffectiveWeight
-from .base import Adapter, Factors, LayerSpec
+from .base import Adapted, Adapter, Factors, LayerSpec
 
 # Differs from the paper: there both factors of an additive pair start at zero, so neither ever gets a gradient. Here
 # one of each pair starts as small noise; the product is still exactly zero.
@@ -38,7 +37,7 @@ class ConvFactors(Factors):
             m1 = m1.relu()
         gamma = torch.einsum("is,sok->oik", self.mul_in, m1).reshape(weight.shape)
         beta = (self.add_in @ self.add_kernel.t()).reshape(weight.shape[1:])
-        return EffectiveWeight(weight * gamma + beta, bias)
+        return Adapted(weight * gamma + beta, bias)
 
 
 class LinearFactors(Factors):
@@ -59,7 +58,7 @@ class LinearFactors(Factors):
         weight = weight * (self.mul_out @ self.mul_in.t()) + self.add_out @ self.add_in.t()
         if bias is not None:
             bias = bias * self.bias_mul + self.bias_add
-        return EffectiveWeight(weight, bias)
+        return Adapted(weight, bias)
 
 
 class ElementwiseFactors(Factors):
@@ -77,7 +76,7 @@ class ElementwiseFactors(Factors):
     def forward(self, weight, bias):
         if self.modulates_bias:
             bias = bias * self.bias_mul + self.bias_add
-        return EffectiveWeight(weight * self.gamma + self.beta, bias)
+        return Adapted(weight * self.gamma + self.beta, bias)
 
 
 class LeFTAdapter(Adapter):
@@ -114,7 +113,7 @@ class LeFTAdapter(Adapter):
         self.rank, self.use_activation = rank, use_activation
         self._build(target_modules)
 
-    def make_factors(self, spec: LayerSpec) -> Factors:
+    def make_factors(self, spec: LayerSpec, path: str) -> Factors:
         if self.rank is None:
             return ElementwiseFactors(spec)
         if len(spec.shape) == 2:

@@ -3,6 +3,7 @@
 Shape legend: B batch, I/O inputs and outputs of a layer, k kernel size, L number of `ws`, D `w_dim`.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -10,25 +11,33 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops import bias_act
+from ..ops import RowWeights, bias_act, by_rows
 
 
 class EffectiveWeight(NamedTuple):
-    """What an adaptable layer computes with: its own parameters, or what the active adapters make of them."""
+    """What an adaptable layer computes with: its own parameters, or what the active adapters make of them.
 
-    weight: torch.Tensor  # [O, I, k, k] or [O, I]
-    bias: torch.Tensor | None = None  # [O]
-    input_scale: torch.Tensor | None = None  # [I] or [B, I], applied after demodulation; None = 1
+    The scales act after demodulation and on convolutions only; None = 1. In a batch of several looks the matrices and
+    filters become `RowWeights`, and everything else gets a leading B.
+    """
+
+    weight: torch.Tensor | RowWeights  # as stored: [O, I, k, k], [O, I], …
+    bias: torch.Tensor | None = None  # [O] or [B, O]
+    input_scale: torch.Tensor | None = None  # [I] or [B, I]
+    output_scale: torch.Tensor | None = None  # [O] or [B, O]
+    norm_weight: torch.Tensor | RowWeights | None = None  # what demodulation takes the norm of; None: of `weight`
 
 
 class AdaptableLayer(nn.Module):
-    """A layer with a `weight` (and perhaps a `bias`) that computes with an *effective* weight.
+    """A module that owns a `weight` (and perhaps a `bias`) and computes with an *effective* weight.
 
     Adapters are functions on weights: an adapter bank puts a callable into `adaptation`, and `effective()`, the one
-    call in the layer's forward, returns what it makes of the stored weight. The stored weight is never written.
+    call in the layer's forward, returns what it makes of the stored weight. Every parameter of a generator belongs to
+    exactly one such module, also constants, lone biases and noise strengths.
 
     Attributes:
-        role: what the layer does in its network: "mapping", "affine", "conv", "depthwise", "to_rgb" or "from_rgb".
+        role: what it does in its network: "mapping", "affine", "conv", "depthwise", "to_rgb", "from_rgb", "const",
+            "noise" or "bias".
         demodulation: "none", "runtime" (norm taken in forward) or "folded" (norm already in the stored weight).
     """
 
@@ -36,15 +45,19 @@ class AdaptableLayer(nn.Module):
     demodulation: str = "none"
     adaptation: Callable[[torch.Tensor, torch.Tensor | None], EffectiveWeight] | None = None
 
+    def stored(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+        """Weight and bias; no weight means that there is nothing to adapt."""
+        return self.weight, self.bias
+
     def effective(self) -> EffectiveWeight:
-        if self.adaptation is None:
-            return EffectiveWeight(self.weight, self.bias)
-        return self.adaptation(self.weight, self.bias)
+        return EffectiveWeight(*self.stored()) if self.adaptation is None else self.adaptation(*self.stored())
 
 
 def adaptable_layers(model: nn.Module) -> Iterator[tuple[str, AdaptableLayer]]:
     """`(module path, layer)` of every adaptable layer of `model`, in definition order."""
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, AdaptableLayer))
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptableLayer) and module.stored()[0] is not None:
+            yield name, module
 
 
 class FullyConnected(AdaptableLayer):
@@ -67,10 +80,8 @@ class FullyConnected(AdaptableLayer):
         self.weight_gain, self.bias_gain = lr_multiplier / in_features**0.5, lr_multiplier
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, I] -> [B, O]
-        weight, bias, scale = self.effective()
-        if scale is not None:
-            x = x * scale.to(x.dtype)
-        x = F.linear(x, (weight * self.weight_gain).to(x.dtype))
+        weight, bias, *_ = self.effective()  # scales are for convolutions
+        x = by_rows(lambda x, weight: F.linear(x, (weight * self.weight_gain).to(x.dtype)), x, weight)
         return bias_act(x, bias * self.bias_gain, activation=self.activation)
 
 
@@ -181,6 +192,14 @@ class StyleGenerator:
         ws = self.map_latents(latents, latent_space, truncation_psi, truncation_cutoff)
         return self.synthesis(ws, noise_mode, generator, return_features)
 
+    def layer_resolution(self, path: str) -> int:
+        """Size of the features that the adaptable layer at `path` works on; 0 for the mapping network."""
+        if path.startswith("mapping"):
+            return 0
+        if block := re.search(r"\bb(\d+)\b", path):
+            return int(block[1])
+        return self.resolution if "to_rgb" in path else 4
+
     def map_latents(self, latents, latent_space="z", truncation_psi=1.0, truncation_cutoff=None) -> torch.Tensor:
         """z, w or w+ → truncated `ws` `[B, L, D]`."""
         if latent_space == "z":
@@ -189,7 +208,7 @@ class StyleGenerator:
         return truncate(ws, self.mapping.w_avg, truncation_psi, truncation_cutoff)
 
 
-class Noise(nn.Module):
+class Noise(AdaptableLayer):
     """Per-pixel noise added to a feature map, one image shared by all channels (arXiv 1812.04948 §3.2).
 
     Args:
@@ -197,11 +216,15 @@ class Noise(nn.Module):
     """
 
     MODES = ("const", "random", "none")
+    role = "noise"
 
     def __init__(self, resolution: int):
         super().__init__()
         self.register_buffer("const", torch.randn(resolution, resolution))
         self.strength = nn.Parameter(torch.zeros([]))
+
+    def stored(self):
+        return self.strength, None
 
     def forward(self, x: torch.Tensor, mode: str, generator=None) -> torch.Tensor:
         """`[B, C, H, W]` → the same; "random" draws one map per sample on the CPU so that a seed holds everywhere.
@@ -210,12 +233,13 @@ class Noise(nn.Module):
         """
         if mode == "none":
             return x
+        strength = self.effective().weight.reshape(-1, 1, 1, 1)
         if mode == "const":
-            return x + (self.const * self.strength).to(x.dtype)
+            return x + (self.const * strength).to(x.dtype)
         if mode != "random":
             raise ValueError(f"unknown noise_mode {mode!r}; known: {', '.join(self.MODES)}")
         if isinstance(generator, list):
             noise = torch.cat([torch.randn(1, 1, *x.shape[2:], generator=g) for g in generator])
         else:
             noise = torch.randn(x.shape[0], 1, *x.shape[2:], generator=generator)
-        return x + (noise.to(x.device) * self.strength).to(x.dtype)
+        return x + (noise.to(x.device) * strength).to(x.dtype)

@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from ..ops import bias_act
+from ..ops import bias_act, by_rows
 from .layers import AdaptableLayer, FullyConnected, MappingNetwork, Noise, StyleGenerator
 
 
@@ -56,16 +56,17 @@ class FoldedConv(AdaptableLayer):
         self.weight = nn.Parameter(weight / weight.flatten(1).norm(dim=1)[:, None, None, None])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, I, H, W] -> [B, O, H, W]
-        weight, _, scale = self.effective()
-        if scale is not None and scale.ndim == 1:
-            weight = weight * scale[:, None, None]  # cheaper than scaling the activations
-        elif scale is not None:
-            x = x * scale.to(x.dtype)[:, :, None, None]
+        weight, _, input_scale, output_scale, _ = self.effective()
+        if input_scale is not None and input_scale.ndim == 1 and isinstance(weight, torch.Tensor):
+            weight = weight * input_scale[:, None, None]  # cheaper than scaling the activations
+        elif input_scale is not None:
+            x = x * input_scale.to(x.dtype)[..., None, None]
         groups = x.shape[1] if self.role == "depthwise" else 1
-        return F.conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2, groups=groups)
+        x = by_rows(lambda x, w: F.conv2d(x, w.to(x.dtype), padding=w.shape[-1] // 2, groups=groups), x, weight)
+        return x if output_scale is None else x * output_scale.to(x.dtype)[..., None, None]
 
 
-class StyledConv(nn.Module):
+class StyledConv(AdaptableLayer):
     """style scale → convolution (dense, or depthwise then pointwise) → noise → bias → leaky ReLU.
 
     Args:
@@ -75,6 +76,8 @@ class StyledConv(nn.Module):
         separable: depthwise 3×3 + pointwise 1×1 instead of a dense 3×3.
     """
 
+    role = "bias"
+
     def __init__(self, in_channels: int, out_channels: int, resolution: int, w_dim: int, separable: bool = True):
         super().__init__()
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
@@ -83,12 +86,15 @@ class StyledConv(nn.Module):
         self.noise = Noise(resolution)
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
+    def stored(self):
+        return self.bias, None
+
     def forward(self, x, w, noise_mode="const", generator=None):  # [B, C_in, H, W], [B, D] -> [B, C_out, H, W]
         x = x * self.affine(w)[:, :, None, None].to(x.dtype)
         if self.depthwise is not None:
             x = self.depthwise(x)
         x = self.noise(self.conv(x), noise_mode, generator)
-        return bias_act(x, self.bias, activation="lrelu", gain=1.0)
+        return bias_act(x, self.effective().weight, activation="lrelu", gain=1.0)
 
 
 class MobileBlock(nn.Module):
@@ -106,8 +112,10 @@ class MobileBlock(nn.Module):
         return self.conv1(x, ws[:, 2], noise_mode, generator)
 
 
-class ImageHead(nn.Module):
+class ImageHead(AdaptableLayer):
     """Features → twelve Haar bands → RGB at twice the size (MobileStyleGAN §3.2)."""
+
+    role = "bias"
 
     def __init__(self, channels: int, w_dim: int):
         super().__init__()
@@ -115,13 +123,18 @@ class ImageHead(nn.Module):
         self.conv = FoldedConv(channels, 12, 1, role="to_rgb")
         self.bias = nn.Parameter(torch.zeros(12))
 
+    def stored(self):
+        return self.bias, None
+
     def forward(self, x, w):  # [B, C, H, W], [B, D] -> [B, 3, 2H, 2W]
         x = self.conv(x * self.affine(w)[:, :, None, None].to(x.dtype))
-        return inverse_haar(bias_act(x, self.bias))
+        return inverse_haar(bias_act(x, self.effective().weight))
 
 
-class MobileStyleGANSynthesis(nn.Module):
+class MobileStyleGANSynthesis(AdaptableLayer):
     """ws → image: a constant 4×4 map, one dense convolution, then blocks `b8`, `b16`, … and the image head."""
+
+    role = "const"
 
     def __init__(self, block_channels: list[int], w_dim: int):
         super().__init__()
@@ -132,8 +145,11 @@ class MobileStyleGANSynthesis(nn.Module):
             setattr(self, f"b{res}", MobileBlock(block_channels[i], block_channels[i + 1], res, w_dim))
         self.to_rgb = ImageHead(block_channels[-1], w_dim)
 
+    def stored(self):
+        return self.const, None
+
     def forward(self, ws, noise_mode="const", generator=None, return_features=False):
-        x = self.const.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
+        x = self.effective().weight.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
         x = self.conv1(x, ws[:, 0], noise_mode, generator)
         features = {"b4": x}
         for i, res in enumerate(self.resolutions):

@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from ..ops import bias_act, modulated_conv2d, setup_filter, upsample2d
+from ..ops import bias_act, by_rows, modulated_conv2d, setup_filter, upsample2d
 from .layers import AdaptableLayer, FullyConnected, MappingNetwork, Noise, StyleGenerator
 
 FIR_TAPS = (1, 3, 3, 1)  # over 64 as a 2-D kernel: exact in float16 and bfloat16, so casting a model keeps it
@@ -61,12 +61,19 @@ class StyledConv(AdaptableLayer):
         self.register_buffer("resample_filter", setup_filter(FIR_TAPS), persistent=False)
 
     def forward(self, x, w, noise_mode="const", generator=None):  # [B, I, H, W], [B, D] -> [B, O, up·H, up·W]
-        weight, bias, input_scale = self.effective()
+        e = self.effective()
         x = modulated_conv2d(
-            x, weight, self.affine(w), input_scale=input_scale, up=self.up, resample_filter=self.resample_filter
+            x,
+            e.weight,
+            self.affine(w),
+            input_scale=e.input_scale,
+            output_scale=e.output_scale,
+            norm_weight=e.norm_weight,
+            up=self.up,
+            resample_filter=self.resample_filter,
         )
         x = self.noise(x, noise_mode, generator)
-        return bias_act(x, bias, activation="lrelu", clamp=self.conv_clamp)
+        return bias_act(x, e.bias, activation="lrelu", clamp=self.conv_clamp)
 
 
 class ToRGB(AdaptableLayer):
@@ -88,13 +95,14 @@ class ToRGB(AdaptableLayer):
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x, w):  # [B, I, H, W], [B, D] -> [B, 3, H, W]
-        weight, bias, input_scale = self.effective()
+        e = self.effective()
         styles = self.affine(w) * self.style_gain
-        x = modulated_conv2d(x, weight, styles, input_scale=input_scale, demodulate=False)
-        return bias_act(x, bias, clamp=self.conv_clamp)
+        scales = {"input_scale": e.input_scale, "output_scale": e.output_scale}
+        x = modulated_conv2d(x, e.weight, styles, demodulate=False, **scales)
+        return bias_act(x, e.bias, clamp=self.conv_clamp)
 
 
-class SynthesisBlock(nn.Module):
+class SynthesisBlock(AdaptableLayer):
     """One resolution: the features are convolved, and their RGB is added to the enlarged picture.
 
     Args:
@@ -104,6 +112,8 @@ class SynthesisBlock(nn.Module):
         w_dim: D.
         conv_clamp: limit of the absolute value of every convolution's output, or None.
     """
+
+    role = "const"
 
     def __init__(self, in_channels, out_channels, resolution, w_dim, conv_clamp=None):
         super().__init__()
@@ -115,6 +125,9 @@ class SynthesisBlock(nn.Module):
         self.conv1 = StyledConv(out_channels, out_channels, resolution, w_dim, conv_clamp=conv_clamp)
         self.to_rgb = ToRGB(out_channels, w_dim, conv_clamp)
         self.register_buffer("resample_filter", setup_filter(FIR_TAPS), persistent=False)
+
+    def stored(self):
+        return (self.const if self.num_convs == 1 else None), None
 
     def forward(self, x, image, ws, noise_mode="const", generator=None):
         """Convolve and draw.
@@ -128,7 +141,7 @@ class SynthesisBlock(nn.Module):
             features `[B, C, H, W]` and image `[B, 3, H, W]`.
         """
         if x is None:
-            x = self.const.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
+            x = self.effective().weight.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
         else:
             x = self.conv0(x, ws[:, 0], noise_mode, generator)
         x = self.conv1(x, ws[:, self.num_convs - 1], noise_mode, generator)
@@ -230,18 +243,16 @@ class Conv(AdaptableLayer):
         self.register_buffer("resample_filter", setup_filter(FIR_TAPS), persistent=False)
 
     def forward(self, x, gain=1.0):  # [B, I, H, W] -> [B, O, H/down, W/down], times gain
-        weight, bias, input_scale = self.effective()
-        x = modulated_conv2d(
-            x,
-            weight * self.weight_gain,
-            input_scale=input_scale,
-            demodulate=False,
-            down=self.down,
-            resample_filter=self.resample_filter,
-        )
+        e = self.effective()
+        options = {"demodulate": False, "down": self.down, "resample_filter": self.resample_filter}
+        if e.input_scale is not None:
+            x = x * e.input_scale.to(x.dtype)[..., None, None]
+        x = by_rows(lambda x, weight: modulated_conv2d(x, weight * self.weight_gain, **options), x, e.weight)
+        if e.output_scale is not None:
+            x = x * e.output_scale.to(x.dtype)[..., None, None]
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         gain = gain * (math.sqrt(2) if self.activation == "lrelu" else 1)
-        return bias_act(x, bias, activation=self.activation, gain=gain, clamp=clamp)
+        return bias_act(x, e.bias, activation=self.activation, gain=gain, clamp=clamp)
 
 
 class DiscriminatorBlock(nn.Module):

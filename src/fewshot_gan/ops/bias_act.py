@@ -35,7 +35,7 @@ def bias_act(
 
     Args:
         x: `[B, C, ...]`.
-        bias: `[C]`, or None.
+        bias: `[C]`, one per sample `[B, C]`, or None.
         activation: "linear", "lrelu" (slope 0.2) or "relu".
         gain: factor after the activation; None takes the activation's own (√2 for lrelu and relu).
         clamp: limit of the absolute value after the gain, or None.
@@ -44,13 +44,13 @@ def bias_act(
         Same shape and dtype as `x`.
 
     Raises:
-        ValueError: unknown activation, or `bias` does not fit dimension 1 of `x`.
+        ValueError: unknown activation, or `bias` does not fit `x`.
     """
     gain = activation_gain(activation) if gain is None else gain
     if bias is not None:
-        if bias.shape != x.shape[1:2]:
-            raise ValueError(f"bias of shape {tuple(bias.shape)} does not fit {x.shape[1]} channels")
-        x = x + bias.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
+        if bias.shape not in (x.shape[1:2], x.shape[:2]):
+            raise ValueError(f"bias {tuple(bias.shape)} fits neither [C] nor [B, C] of an input {tuple(x.shape)}")
+        x = x + bias.to(x.dtype).reshape(*bias.shape, *[1] * (x.ndim - 2))
     x = _ACTIVATIONS[activation][0](x)
     if gain != 1:
         x = x * gain

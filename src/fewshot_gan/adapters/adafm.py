@@ -1,0 +1,107 @@
+"""AdaFM: scale and shift of every filter of transferred convolutions (ICML 2020, arXiv 2002.11810 §3.3)."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from ..models.layers import adaptable_layers
+from .base import Adapted, Adapter, Factors, LayerSpec, select_layers
+from .full import FullAdapter, FullFactors
+
+LAST_RESOLUTIONS = 3
+
+
+class AdaFMFactors(Factors):
+    """Ŵ[o,i,:,:] = γ[o,i] W[o,i,:,:] + β[o,i]; γ, β `[O, I, 1, 1]` start at 1 and 0."""
+
+    def __init__(self, spec: LayerSpec):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(*spec.shape[:2], 1, 1))
+        self.beta = nn.Parameter(torch.zeros(*spec.shape[:2], 1, 1))
+
+    def forward(self, weight, bias):
+        return Adapted(self.gamma * weight + self.beta, bias)
+
+
+class AdaFMAdapter(Adapter):
+    """AdaFM (arXiv 2002.11810) on convolutions that are transferred and frozen, β in raw-weight units.
+
+    Biases stay as they are. On a demodulated convolution a γ that is constant along a filter's inputs is undone by the
+    demodulation; on 1×1 convolutions γ and β act per weight.
+
+    Args:
+        modules_to_save: module paths, e.g. "synthesis.b8": every parameter below is retrained without constraint and
+            stored as a difference, the paper's small specific part.
+        target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
+
+    Raises:
+        ValueError: a layer that is no convolution.
+    """
+
+    adapter_type = "adafm"
+    roles = ("conv", "depthwise", "to_rgb")
+
+    @register_to_config
+    def __init__(
+        self,
+        target_modules: dict[str, dict],
+        modules_to_save: list[str] | None = None,
+        base_model_name_or_path: str | None = None,
+        base_fingerprint: str | None = None,
+        method: str | None = None,
+        training: dict | None = None,
+    ):
+        super().__init__()
+        self.modules_to_save = list(modules_to_save or [])
+        self._build(target_modules)
+
+    def make_factors(self, spec: LayerSpec, path: str) -> Factors:
+        if any(_below(path, module) for module in self.modules_to_save):
+            return FullFactors(spec)
+        if len(spec.shape) != 4:
+            raise ValueError(f"AdaFM acts on convolutions; {path} has a weight of shape {spec.shape}")
+        return AdaFMFactors(spec)
+
+    @classmethod
+    def for_model(
+        cls,
+        model: nn.Module,
+        *,
+        target_modules: Sequence[str] | None = None,
+        modules_to_save: Sequence[str] = (),
+        **options,
+    ) -> "AdaFMAdapter":
+        """A fresh adapter, the identity.
+
+        Args:
+            model: the base network.
+            target_modules: patterns of module paths; None: the blocks of the three highest resolutions and the image
+                head, as the paper freezes and modulates the blocks next to the picture.
+            modules_to_save: see the class.
+            options: `roles` and the fields of the class.
+
+        Raises:
+            ValueError: a pattern or module that matches no layer.
+        """
+        roles = options.pop("roles", cls.roles)
+        layers = select_layers(model, roles, _last_blocks(model, roles) if target_modules is None else target_modules)
+        for module in modules_to_save:
+            below = {path: layer for path, layer in adaptable_layers(model) if _below(path, module)}
+            if not below:
+                raise ValueError(f"modules_to_save: {type(model).__name__} has no parameters at {module!r}")
+            layers |= below
+        options["modules_to_save"] = list(modules_to_save)
+        return super().for_model(model, roles=FullAdapter.roles, target_modules=list(layers), **options)
+
+
+def _below(path: str, module: str) -> bool:
+    return path == module or path.startswith(f"{module}.")
+
+
+def _last_blocks(model: nn.Module, roles: Sequence[str]) -> list[str]:
+    layers = select_layers(model, roles)
+    sizes = {path: model.layer_resolution(path) for path in layers}
+    lowest = sorted({size for path, size in sizes.items() if layers[path].role != "to_rgb"})[-LAST_RESOLUTIONS:][0]
+    return [path for path, size in sizes.items() if size >= lowest]

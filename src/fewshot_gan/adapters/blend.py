@@ -1,0 +1,99 @@
+"""Blend: several adapters with their weights, stored and used as one. What `add_weighted_adapter` makes."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from .base import REGISTRY, Adapted, Adapter, Factors, combine
+
+
+class BlendFactors(Factors):
+    """W + Σ α_k (f_k(W) − W) of one layer, over factors that belong to the parts."""
+
+    def __init__(self, parts: list[tuple[Factors, float]]):
+        super().__init__()
+        self.parts = parts  # a list: they are registered in their own adapters
+
+    def tensors(self):
+        return [tensor for factors, _ in self.parts for tensor in factors.tensors()]
+
+    def forward(self, weight, bias) -> Adapted:
+        return combine(self.parts, weight, bias)
+
+
+class BlendAdapter(Adapter):
+    """Several adapters of one base as one. Exact for all kinds; its size is the sum of its parts'.
+
+    Args:
+        parts: `{"adapter_type": …, **its settings}` of each part.
+        weights: of each part: module path → α.
+        target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
+
+    Raises:
+        ValueError: an unknown type, or not one set of weights per part.
+    """
+
+    adapter_type = "blend"
+    roles = ()
+
+    @register_to_config
+    def __init__(
+        self,
+        target_modules: dict[str, dict],
+        parts: list[dict],
+        weights: list[dict[str, float]],
+        base_model_name_or_path: str | None = None,
+        base_fingerprint: str | None = None,
+        method: str | None = None,
+        training: dict | None = None,
+    ):
+        super().__init__()
+        if len(parts) != len(weights) or not parts:
+            raise ValueError(f"a blend has one set of weights per part, got {len(weights)} for {len(parts)}")
+        self.members = nn.ModuleList()
+        for config in map(dict, parts):
+            kind = config.pop("adapter_type")
+            if kind not in REGISTRY:
+                raise ValueError(f"a part is of type {kind!r}; known types: {', '.join(sorted(REGISTRY))}")
+            self.members.append(REGISTRY[kind](**config))
+        self.weights = [dict(of_layers) for of_layers in weights]
+        for part, of_layers in zip(self.members, self.weights, strict=True):
+            if of_layers.keys() != part.config.target_modules.keys():
+                raise ValueError("the weights of a blend's part name other layers than the part adapts")
+
+    @property
+    def only_scales(self) -> bool:
+        return all(part.only_scales for part in self.members)
+
+    def factors(self) -> dict[str, Factors]:
+        layers: dict[str, list] = {}
+        for part, weights in zip(self.members, self.weights, strict=True):
+            for path, factors in part.factors().items():
+                if weights[path]:
+                    layers.setdefault(path, []).append((factors, weights[path]))
+        return {path: BlendFactors(parts) for path, parts in layers.items()}
+
+    def check(self) -> None:
+        for part in self.members:
+            part.check()
+
+    @classmethod
+    def for_model(cls, model, **options):
+        raise NotImplementedError("a blend is made from loaded adapters: use add_weighted_adapter")
+
+    @classmethod
+    def of(cls, adapters: Sequence[Adapter], weights: Sequence[Mapping[str, float]]) -> "BlendAdapter":
+        """The blend of `adapters`, copied, each with its module path → α."""
+        first = adapters[0].config
+        blend = cls(
+            target_modules={path: spec for a in adapters for path, spec in a.config.target_modules.items()},
+            parts=[{"adapter_type": a.adapter_type, **a.settings()} for a in adapters],
+            weights=[dict(of_layers) for of_layers in weights],
+            base_model_name_or_path=first.base_model_name_or_path,
+            base_fingerprint=first.base_fingerprint,
+        )
+        for part, adapter in zip(blend.members, adapters, strict=True):
+            part.load_state_dict(deepcopy(adapter.state_dict()))
+        return blend.eval().requires_grad_(False)

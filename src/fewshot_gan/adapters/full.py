@@ -1,0 +1,78 @@
+"""Full difference: what fine-tuning changed, as one float16 number per weight. The yardstick of all smaller kinds."""
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from ..models.layers import adaptable_layers
+from .base import Adapted, Adapter, Factors, LayerSpec, select_layers
+
+
+class FullFactors(Factors):
+    """Ŵ = W + ΔW and b̂ = b + Δb, zero at first."""
+
+    def __init__(self, spec: LayerSpec):
+        super().__init__()
+        self.weight_delta = nn.Parameter(torch.zeros(spec.shape))
+        self.bias_delta = nn.Parameter(torch.zeros(spec.shape[0])) if spec.bias else None
+
+    def forward(self, weight, bias):
+        return Adapted(weight + self.weight_delta, bias if self.bias_delta is None else bias + self.bias_delta)
+
+
+class FullAdapter(Adapter):
+    """Difference of chosen weights, of every parameter of the network unless told otherwise.
+
+    Args:
+        target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
+    """
+
+    adapter_type = "full"
+    roles = ("mapping", "affine", "conv", "depthwise", "to_rgb", "from_rgb", "const", "noise", "bias")
+
+    @register_to_config
+    def __init__(
+        self,
+        target_modules: dict[str, dict],
+        base_model_name_or_path: str | None = None,
+        base_fingerprint: str | None = None,
+        method: str | None = None,
+        training: dict | None = None,
+    ):
+        super().__init__()
+        self._build(target_modules)
+
+    def make_factors(self, spec: LayerSpec, path: str) -> Factors:
+        return FullFactors(spec)
+
+    @classmethod
+    @torch.no_grad()
+    def difference(cls, base: nn.Module, tuned: nn.Module, **options) -> "FullAdapter":
+        """What turns `base` into the fine-tuned `tuned`, rounded to float16; layers that did not change are left out.
+
+        Raises:
+            ValueError: they are not of one architecture, a buffer (which no adapter holds) changed, or nothing did.
+        """
+        own, other = base.state_dict(), tuned.state_dict()
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in other.items()}:
+            raise ValueError("base and tuned network differ in their tensors; give two of one architecture and size")
+        if moved := [name for name, buffer in base.named_buffers() if not torch.equal(buffer, tuned.get_buffer(name))]:
+            raise ValueError(f"{', '.join(moved)} changed too, which no adapter can hold; save the whole network")
+        layers = dict(adaptable_layers(tuned))
+        changed = {
+            path: [
+                None if new is None else new - old
+                for new, old in zip(layers[path].stored(), layer.stored(), strict=True)
+            ]
+            for path, layer in select_layers(base, cls.roles).items()
+        }
+        changed = {path: delta for path, delta in changed.items() if any(d is not None and d.any() for d in delta)}
+        if not changed:
+            raise ValueError("base and tuned network are the same; there is no difference to store")
+        adapter = cls.for_model(base, target_modules=list(changed), **options)
+        for path, factors in adapter.factors().items():
+            for parameter, delta in zip((factors.weight_delta, factors.bias_delta), changed[path], strict=True):
+                if parameter is not None:
+                    parameter.copy_(delta)
+        adapter.round_to_half()
+        return adapter

@@ -1,0 +1,174 @@
+"""Lottery ticket: one bit per weight says which weights stay (arXiv 2103.00397 §3), optionally with their new values.
+
+Bits are packed eight to a byte, the first weight (row-major) in the lowest bit; pruned is 0. The base's fingerprint is
+that of θ₀, the weights the ticket was drawn from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from .base import Adapted, Adapter, Factors, LayerSpec, fingerprint, select_layers
+
+BITS = tuple(1 << i for i in range(8))
+
+
+def pack_bits(mask: torch.Tensor) -> torch.Tensor:
+    """Bool of any shape with N entries → uint8 `[ceil(N / 8)]`."""
+    flat = mask.flatten().to(torch.uint8)
+    flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).reshape(-1, 8)
+    return (flat * torch.tensor(BITS, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """uint8 `[ceil(N / 8)]` → bool of `shape` with N entries."""
+    bits = (packed[:, None] & torch.tensor(BITS, dtype=torch.uint8, device=packed.device)) != 0
+    return bits.flatten()[: torch.Size(shape).numel()].reshape(tuple(shape))
+
+
+class TicketFactors(Factors):
+    """Ŵ = W ⊙ m, or the kept values where m = 1 and zero elsewhere."""
+
+    def __init__(self, spec: LayerSpec, kept: int | None):
+        super().__init__()
+        self.shape = tuple(spec.shape)
+        numbers = torch.Size(self.shape).numel()
+        self.register_buffer("mask", pack_bits(torch.ones(numbers, dtype=torch.bool)))
+        self.values = None if kept is None else nn.Parameter(torch.zeros(kept))
+
+    def initialise(self, weight, bias):
+        if self.values is not None:
+            self.values.copy_(weight[unpack_bits(self.mask, self.shape)])
+
+    def forward(self, weight, bias):
+        mask = unpack_bits(self.mask, self.shape)
+        if self.values is None:
+            return Adapted(weight * mask, bias)
+        return Adapted(torch.zeros_like(weight).masked_scatter(mask, self.values.to(weight.dtype)), bias)
+
+
+class TicketAdapter(Adapter):
+    """A sparse mask over convolution weights (arXiv 2103.00397), one bit each, with or without the kept values.
+
+    Args:
+        kept_values: module path → how many values are kept there, when the ticket carries its trained weights; None:
+            the mask alone, over the base's own weights.
+        target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
+    """
+
+    adapter_type = "ticket"
+    roles = ("conv", "depthwise", "to_rgb", "from_rgb")
+
+    @register_to_config
+    def __init__(
+        self,
+        target_modules: dict[str, dict],
+        kept_values: dict[str, int] | None = None,
+        base_model_name_or_path: str | None = None,
+        base_fingerprint: str | None = None,
+        method: str | None = None,
+        training: dict | None = None,
+    ):
+        super().__init__()
+        self.kept_values = kept_values
+        self._build(target_modules)
+
+    def make_factors(self, spec: LayerSpec, path: str) -> Factors:
+        return TicketFactors(spec, None if self.kept_values is None else self.kept_values[path])
+
+    @classmethod
+    @torch.no_grad()
+    def for_model(
+        cls,
+        model: nn.Module,
+        *,
+        masks: Mapping[str, torch.Tensor] | None = None,
+        keep_values: bool = False,
+        roles: Sequence[str] | None = None,
+        target_modules: Sequence[str] | None = None,
+        **options,
+    ) -> "TicketAdapter":
+        """A ticket of `model`; without masks everything is kept, which is the identity.
+
+        Args:
+            model: the base network.
+            masks: module path → bool of the weight's shape, True = kept.
+            keep_values: carry the kept weights, so that they can be trained.
+            roles, target_modules, options: see `Adapter.for_model`; masks name their layers themselves.
+
+        Raises:
+            ValueError: a mask for a layer that is not there or of another shape.
+        """
+        layers = select_layers(model, cls.roles if roles is None else roles, target_modules)
+        if masks is None:
+            masks = {path: torch.ones_like(layer.weight, dtype=torch.bool) for path, layer in layers.items()}
+        for path, mask in masks.items():
+            if path not in layers or mask.shape != layers[path].weight.shape:
+                found = (
+                    f"the weight is {tuple(layers[path].weight.shape)}" if path in layers else "there is no such layer"
+                )
+                raise ValueError(
+                    f"the mask of {path} has shape {tuple(mask.shape)}, but {found} in this {type(model).__name__}; "
+                    "a ticket fits the architecture it was drawn from alone"
+                )
+        if not masks:
+            raise ValueError("no masks are given; a ticket needs at least one layer")
+        adapter = cls(
+            target_modules={path: asdict(LayerSpec.of(layers[path])) for path in masks},
+            kept_values={path: int(mask.sum()) for path, mask in masks.items()} if keep_values else None,
+            base_fingerprint=fingerprint(model),
+            **options,
+        )
+        for path, factors in adapter.factors().items():
+            factors.mask.copy_(pack_bits(masks[path].bool()))
+            factors.initialise(*layers[path].stored())
+        return adapter
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Module path → bool of the weight's shape, True = kept."""
+        return {path: unpack_bits(factors.mask, factors.shape) for path, factors in self.factors().items()}
+
+    def sparsity(self) -> float:
+        """Share of pruned weights."""
+        masks = self.masks().values()
+        return 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+
+    def check(self) -> None:
+        super().check()
+        for path, factors in self.factors().items():
+            kept = int(unpack_bits(factors.mask, factors.shape).sum())
+            if factors.values is not None and kept != factors.values.numel():
+                raise ValueError(
+                    f"the mask of {path} keeps {kept} weights but {factors.values.numel()} values are stored; "
+                    "fetch the file again"
+                )
+
+
+@torch.no_grad()
+def magnitude_masks(
+    model: nn.Module, sparsity: float, roles: Sequence[str] = TicketAdapter.roles
+) -> dict[str, torch.Tensor]:
+    """Keep the largest weights: one ranking over all layers of the network (§3), the smallest |w| go.
+
+    Args:
+        model: the network.
+        sparsity: share to prune, 0 ≤ s < 1; round(s · N) of N weights go, ties broken by position.
+        roles: of the layers ranked.
+
+    Returns:
+        module path → bool of the weight's shape, True = kept.
+
+    Raises:
+        ValueError: a sparsity out of range.
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity={sparsity} is not in 0 ≤ sparsity < 1; 0.67 prunes two thirds")
+    weights = {path: layer.weight for path, layer in select_layers(model, roles).items()}
+    magnitudes = torch.cat([w.detach().float().abs().flatten() for w in weights.values()])
+    keep = torch.ones_like(magnitudes, dtype=torch.bool)
+    keep[magnitudes.argsort(stable=True)[: round(sparsity * len(magnitudes))]] = False
+    parts = keep.split([w.numel() for w in weights.values()])
+    return {path: part.reshape(w.shape) for (path, w), part in zip(weights.items(), parts, strict=True)}
