@@ -19,9 +19,13 @@ from fewshot_gan.adapters import (
     LeFTAdapter,
     TicketAdapter,
     fingerprint,
+    magnitude_masks,
 )
+from fewshot_gan.adapters.bank import LayerBlend
+from fewshot_gan.adapters.ticket import pack_bits, unpack_bits
 from fewshot_gan.models import MobileStyleGANGenerator, StyleGAN2Generator
 from fewshot_gan.models.layers import adaptable_layers
+from fewshot_gan.ops import bias_act, modulated_conv2d
 
 KINDS = {
     "left-1": (LeFTAdapter, {"rank": 1}),
@@ -591,3 +595,424 @@ def test_saving_leaves_no_trace_of_a_failure(saved, mobile, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         LeFTAdapter.for_model(mobile, rank=2).save_pretrained(saved)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+
+
+# ------------------------------------------------------------------------------------------- kinds: what makes each one
+
+
+def test_adafm_scales_and_shifts_filters():  # spec tests b and c
+    factors = AdaFMAdapter(target_modules={"c": asdict(LayerSpec((1, 1, 3, 3)))}).factors()["c"]
+    with torch.no_grad():
+        factors.gamma.fill_(2.0)
+        factors.beta.fill_(-1.0)
+    weight = torch.arange(9.0).reshape(1, 1, 3, 3)
+    assert factors(weight, None).weight.sum() == 63
+    factors(weight, None).weight.square().sum().backward()  # ∂γ = Σ ∂Ŵ·W, ∂β = Σ ∂Ŵ
+    upstream = 2 * (2 * weight - 1)
+    assert factors.gamma.grad.item() == (upstream * weight).sum() and factors.beta.grad.item() == upstream.sum()
+
+
+def test_adafm_touches_the_last_three_resolutions_and_the_specific_part(make_generator):
+    generator = make_generator()
+    adapter = AdaFMAdapter.for_model(generator, modules_to_save=["synthesis.b8.conv0", "mapping.fc1"])
+    retrained = {path for path, f in adapter.factors().items() if type(f).__name__ == "FullFactors"}
+    modulated = adapter.factors().keys() - retrained
+    sizes = {generator.layer_resolution(path) for path in modulated}
+    assert sizes == ({8, 16, 32} if isinstance(generator, StyleGAN2Generator) else {4, 8, 16, 32})
+    roles = {path: layer.role for path, layer in adaptable_layers(generator)}
+    assert {roles[path] for path in modulated} <= {"conv", "depthwise", "to_rgb"}
+    below = {p for p in roles if p == "mapping.fc1" or p.startswith("synthesis.b8.conv0")}
+    assert retrained == below and {"noise", "affine"} <= {roles[p] for p in retrained}
+    for path in modulated:
+        shape = adapter.config.target_modules[path]["shape"]
+        assert adapter.factors()[path].gamma.shape == (*shape[:2], 1, 1)
+    with pytest.raises(ValueError, match="modules_to_save: .* has no parameters at 'synthesis.b7'"):
+        AdaFMAdapter.for_model(generator, modules_to_save=["synthesis.b7"])
+    with pytest.raises(ValueError, match="matches 'synthesis.b7.*'; there are for example"):
+        AdaFMAdapter.for_model(generator, target_modules=["synthesis.b7.*"])
+
+
+def test_demodulation_undoes_a_gamma_that_is_constant_along_a_filter(stylegan2):  # spec §8
+    adapter = AdaFMAdapter.for_model(stylegan2, roles=("conv",))
+    bank, want = AdapterBank(stylegan2), None
+    with torch.no_grad():
+        want = stylegan2(latents())
+        for factors in adapter.factors().values():
+            factors.gamma.mul_(torch.rand(factors.gamma.shape[0], 1, 1, 1) + 0.5)
+        bank.add("rows", adapter)
+        with bank.using({"rows": 1.0}):
+            torch.testing.assert_close(stylegan2(latents()), want, rtol=0, atol=1e-5)
+            for factors in adapter.factors().values():
+                factors.gamma.mul_(torch.rand(1, factors.gamma.shape[1], 1, 1) + 0.5)
+            assert (stylegan2(latents()) - want).abs().max() > 0.05
+
+
+def test_gan_memory_normalises_filters_and_rows():
+    for shape, dims in (((5, 3, 3, 3), (2, 3)), ((5, 4, 1, 1), (1, 2, 3)), ((5, 4), (1,))):
+        spec = asdict(LayerSpec(shape, bias=True))
+        factors = GANMemoryAdapter(target_modules={"c": spec}).factors()["c"]
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 1
+        with torch.no_grad():
+            factors.gamma.fill_(2.0)
+            factors.beta.fill_(0.5)
+            factors.bias_shift.fill_(1.0)
+            out, bias, *_ = factors(weight, torch.zeros(5))
+        torch.testing.assert_close(out.mean(dims), torch.full_like(out.mean(dims), 0.5))
+        torch.testing.assert_close(out.std(dims), torch.full_like(out.std(dims), 2.0))
+        assert bool((bias == 1).all())
+        assert factors.gamma.numel() == (15 if shape[-1] == 3 else 5)
+    flat = torch.full((1, 1, 3, 3), 0.7)  # no spread: no NaN
+    factors = GANMemoryAdapter(target_modules={"c": asdict(LayerSpec((1, 1, 3, 3)))}).factors()["c"]
+    with torch.no_grad():
+        factors.initialise(flat, None)
+        assert torch.equal(factors(flat, None).weight, flat)
+
+
+def test_bits_are_packed_lowest_first():
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask.view(-1)[[0, 3, 9]] = True
+    packed = pack_bits(mask)
+    assert packed.tolist() == [0b00001001, 0b00000010]
+    assert torch.equal(unpack_bits(packed, (2, 5)), mask)
+    for n in (1, 8, 13, 64):
+        mask = torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.5
+        assert torch.equal(unpack_bits(pack_bits(mask), (n,)), mask) and pack_bits(mask).numel() == -(-n // 8)
+
+
+def test_magnitude_masks_rank_the_whole_network(make_generator):
+    generator = make_generator()
+    masks = magnitude_masks(generator, 0.67)
+    layers = dict(adaptable_layers(generator))
+    kept = torch.cat([layers[p].weight.detach().abs()[m] for p, m in masks.items()])
+    gone = torch.cat([layers[p].weight.detach().abs()[~m] for p, m in masks.items()])
+    n = kept.numel() + gone.numel()
+    assert gone.numel() == round(0.67 * n) and kept.min() >= gone.max()
+    shares = {round(float(m.float().mean()), 2) for m in masks.values()}
+    assert len(shares) > 1  # one ranking, not one per layer
+    for sparsity in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="is not in 0 ≤ sparsity < 1"):
+            magnitude_masks(generator, sparsity)
+
+
+def test_a_ticket_zeroes_what_it_prunes_and_takes_one_bit_per_weight(make_generator, tmp_path):
+    generator = make_generator()
+    masks = magnitude_masks(generator, 0.67)
+    ticket = TicketAdapter.for_model(generator, masks=masks)
+    assert abs(ticket.sparsity() - 0.67) < 1e-3
+    assert all(torch.equal(m, masks[p]) for p, m in ticket.masks().items())
+    layers = dict(adaptable_layers(generator))
+    for path, factors in ticket.factors().items():
+        assert torch.equal(factors(layers[path].weight, None).weight, layers[path].weight * masks[path])
+    ticket.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert all(t.dtype == torch.uint8 for t in stored.values())
+    assert sum(t.numel() for t in stored.values()) == sum(-(-m.numel() // 8) for m in masks.values())
+
+
+def test_a_ticket_with_values_is_the_trained_sparse_network(make_generator):
+    generator = make_generator()
+    ticket = TicketAdapter.for_model(generator, masks=half_masks(generator, 3), keep_values=True)
+    masks, layers = ticket.masks(), dict(adaptable_layers(generator))
+    for path, factors in ticket.factors().items():
+        with torch.no_grad():
+            factors.values.mul_(-2)
+            weight = factors(layers[path].weight, None).weight
+        assert torch.equal(weight, -2 * layers[path].weight * masks[path])
+
+
+def test_masks_of_other_shapes(mobile, stylegan2):
+    masks = half_masks(mobile, 0)
+    with pytest.raises(ValueError, match="the mask of .* has shape .* a ticket fits the architecture"):
+        TicketAdapter.for_model(stylegan2, masks=masks)
+    path = next(iter(masks))
+    with pytest.raises(ValueError, match=rf"the mask of {path} has shape \(2,\), but the weight is \(16, 16, 3, 3\)"):
+        TicketAdapter.for_model(mobile, masks={path: torch.ones(2, dtype=torch.bool)})
+
+
+def test_full_difference_reproduces_a_fine_tuned_network(make_generator):
+    base, tuned = make_generator(), make_generator()
+    with torch.no_grad():
+        for p in tuned.parameters():  # multiples of 2⁻⁸: exact in float16 and in the sum
+            p.add_(torch.randint(-8, 9, p.shape, generator=torch.Generator().manual_seed(1)) / 256)
+    adapter = FullAdapter.difference(base, tuned)
+    covered = sum(p.numel() for p in adapter.parameters())
+    assert covered == sum(p.numel() for p in base.parameters())  # nothing is out of reach
+    bank = AdapterBank(base)
+    bank.add("tuned", adapter)
+    with torch.no_grad(), bank.using({"tuned": 1.0}):
+        torch.testing.assert_close(base(latents()), tuned(latents()), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="are the same"):
+        FullAdapter.difference(base, make_generator())
+    with torch.no_grad():
+        tuned.mapping.w_avg.add_(1.0)
+    with pytest.raises(ValueError, match="mapping.w_avg changed too"):
+        FullAdapter.difference(base, tuned)
+
+
+def test_full_difference_leaves_out_what_did_not_change(make_generator):
+    base, tuned = make_generator(), make_generator()
+    with torch.no_grad():
+        tuned.mapping.fc0.bias.add_(0.5)
+    assert list(FullAdapter.difference(base, tuned).config.target_modules) == ["mapping.fc0"]
+
+
+def test_domain_vector_counts_of_all_parametrisations():
+    with torch.device("meta"):
+        model = StyleGAN2Generator(1024)
+    for parametrization, numbers in (("input", 6048), ("output", 5568), ("separable", 11616), ("full", 2_620_416)):
+        adapter = DomainVectorAdapter(target_modules=specs_of(model, ("conv",)), parametrization=parametrization)
+        assert adapter.num_values() == numbers  # HyperDomainNet's table
+
+
+def test_parametrisations_are_scalings_after_demodulation(stylegan2):
+    """Explicitly: W₂ of the demodulated convolution, times 1 + δ_out, 1 + δ_in + δ_out, or 1 + Δ."""
+    path, w = "synthesis.b16.conv0", latents(2, 4)
+    layer = stylegan2.get_submodule(path)
+    x = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(3))
+    g = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        styles = layer.affine(w)
+        w1 = layer.weight * styles[:, None, :, None, None]
+        w2 = w1 * (w1.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+        for parametrization in ("input", "output", "separable", "full"):
+            adapter = DomainVectorAdapter.for_model(stylegan2, parametrization=parametrization)
+            for p in adapter.parameters():
+                p.copy_(torch.randn(p.shape, generator=g) * 0.4)
+            w3 = w2 * adapter.factors()[path].gain()
+            bank = AdapterBank(stylegan2)
+            bank.add("a", adapter)
+            bank.activate({"a": 1.0})
+            got = layer(x, w, noise_mode="none")
+            bank.activate({})
+            for b in range(2):
+                fir = {"up": 2, "resample_filter": layer.resample_filter, "demodulate": False}
+                want = modulated_conv2d(x[b : b + 1], w3[b], **fir)
+                want = bias_act(want, layer.bias, activation="lrelu")
+                torch.testing.assert_close(got[b : b + 1], want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_domain_vector_that_would_do_nothing_or_cannot_be(mobile):
+    with pytest.raises(ValueError, match="before demodulation does nothing"):
+        DomainVectorAdapter.for_model(mobile, parametrization="output", placement="pre_demod")
+    with pytest.raises(ValueError, match="unknown parametrization 'x'; known: input, output"):
+        DomainVectorAdapter.for_model(mobile, parametrization="x")
+    with pytest.raises(ValueError, match="act on dense convolutions; mapping.fc0 is of role 'mapping'"):
+        DomainVectorAdapter.for_model(mobile, roles=("mapping",))
+
+
+def test_every_parameter_belongs_to_one_adaptable_layer(make_generator):
+    generator = make_generator()
+    owned = [p for _, layer in adaptable_layers(generator) for p in layer.stored() if p is not None]
+    assert len({id(p) for p in owned}) == len(owned)
+    assert {id(p) for p in owned} == {id(p) for p in generator.parameters()}
+
+
+# -------------------------------------------------------------------- the bank: rows, cache, fusing, names, schedules
+
+
+def convolutions(generator, run):
+    """How often a convolution runs during `run()`."""
+    calls = []
+    real = F.conv2d, F.conv_transpose2d
+    wrap = [lambda x, w, *a, f=f, **k: (calls.append(1), f(x, w, *a, **k))[1] for f in real]
+    F.conv2d, F.conv_transpose2d = wrap
+    try:
+        run()
+    finally:
+        F.conv2d, F.conv_transpose2d = real
+    return len(calls)
+
+
+def test_domain_vectors_cost_no_convolution_and_weights_one_per_look(make_generator, perturbed):
+    generator = make_generator()
+    bank, z = AdapterBank(generator), latents(8)
+    for seed, name in enumerate(("v1", "v2", "v3")):
+        options = {"parametrization": "output"} if name == "v3" else {}
+        bank.add(name, perturbed(DomainVectorAdapter.for_model(generator, **options), seed))
+    for seed, name in enumerate(("w1", "w2")):
+        bank.add(name, perturbed(LeFTAdapter.for_model(generator, roles=("conv",)), seed))
+    layers = sum(layer.role in ("conv",) for _, layer in adaptable_layers(generator))
+
+    def count(names):
+        looks = [{} if n is None else {n: 1.0} for n in names]
+        looks = [looks[i] for i in bank.row_order(looks)]
+        return convolutions(generator, lambda: batch_of(bank, generator, z, looks))
+
+    one = count([None] * 8)
+    assert count(["v1", None, "v2", "v1", "v3", None, "v2", "v3"]) == one
+    # scattered rows of two weight adapters and the base: two more convolutions per adapted layer, not eight
+    assert count(["w1", None, "w2", "w1", "v1", "w2", "w1", "v2"]) == one + 2 * layers
+
+
+@torch.no_grad()
+def test_effective_weights_are_kept_bounded_and_freed(make_generator, perturbed, monkeypatch):
+    generator = make_generator()
+    bank = AdapterBank(generator)
+    for seed in range(6):
+        bank.add(f"a{seed}", perturbed(LeFTAdapter.for_model(generator), seed))
+    computed = []
+    real = LayerBlend._compute
+    monkeypatch.setattr(LayerBlend, "_compute", lambda self, w, b: (computed.append(1), real(self, w, b))[1])
+    layers = len(bank.adapters["a0"].config.target_modules)
+
+    def runs(name):
+        computed.clear()
+        bank.activate({name: 1.0})
+        generator(latents())
+        return len(computed)
+
+    assert runs("a0") == layers and runs("a1") == layers
+    assert runs("a0") == 0 == runs("a1")  # switching back computes nothing
+    one = bank.cached_bytes() / 2
+    numbers = sum(p.numel() for p in generator.parameters())
+    assert 0 < one <= 4 * numbers
+    bank.cache_bytes = 2.5 * one
+    for name in bank.adapters:
+        runs(name)
+        assert bank.cached_bytes() <= 4 * one  # two and a half, and the current one
+    assert runs("a0") == layers  # pushed out meanwhile
+    bank.activate({})
+    before = bank.cached_bytes()
+    bank.remove("a0")
+    assert bank.cached_bytes() < before
+    for name in list(bank.adapters):
+        bank.remove(name)
+    assert bank.cached_bytes() == 0
+
+
+@torch.no_grad()
+def test_what_is_kept_notices_every_change(make_generator, perturbed):
+    generator = make_generator()
+    bank, adapter = AdapterBank(generator), perturbed(LeFTAdapter.for_model(generator))
+    bank.add("a", adapter)
+    bank.activate({"a": 1.0})
+    seen = [generator(latents())]
+    next(adapter.parameters()).add_(0.5)  # the adapter
+    seen.append(generator(latents()))
+    generator.mapping.fc0.weight.mul_(1.5)  # the base
+    seen.append(generator(latents()))
+    generator.load_state_dict({k: v * 1.01 if v.ndim else v for k, v in generator.state_dict().items()})
+    seen.append(generator(latents()))
+    fresh = AdapterBank(generator)
+    fresh.add("a", _unbound(adapter))
+    fresh.activate({"a": 1.0})
+    assert torch.equal(generator(latents()), seen[-1])
+    assert all(not torch.allclose(a, b, atol=1e-4) for a, b in zip(seen, seen[1:], strict=False))
+    assert generator.half()(latents().half()).dtype == torch.float16
+
+
+def test_kept_weights_do_not_cut_gradients(make_generator, perturbed):
+    generator = make_generator()
+    bank = AdapterBank(generator)
+    bank.add("a", perturbed(LeFTAdapter.for_model(generator)).requires_grad_(False))
+    bank.activate({"a": 1.0})
+    with torch.no_grad():
+        generator(latents())
+    for _ in range(2):  # the base is trainable: nothing kept may stand between it and the loss
+        generator.zero_grad()
+        generator(latents()).square().mean().backward()
+        assert generator.synthesis.b8.conv0.affine.weight.grad.abs().sum() > 0
+    generator.requires_grad_(False)
+    with torch.inference_mode():
+        generator(latents())
+    z = latents().requires_grad_(True)
+    generator(z).square().mean().backward()
+    assert z.grad.abs().sum() > 0
+
+
+def test_fusing_refuses_what_would_need_the_originals(make_generator, perturbed):
+    generator = make_generator()
+    bank = AdapterBank(generator)
+    with pytest.raises(ValueError, match="no adapter is active, so there is nothing to fuse"):
+        bank.fuse()
+    with pytest.raises(ValueError, match="no adapter is fused; fuse_adapters comes first"):
+        bank.unfuse()
+    bank.add("a", perturbed(LeFTAdapter.for_model(generator)))
+    bank.activate({"a": 1.0})
+    bank.fuse()
+    other = LeFTAdapter(target_modules=bank.adapters["a"].config.target_modules)
+    for action in (
+        bank.fuse,
+        lambda: bank.activate({}),
+        lambda: bank.enable(False),
+        lambda: bank.remove("a"),
+        lambda: bank.add("b", other),
+        lambda: bank.using({}).__enter__(),
+    ):
+        with pytest.raises(ValueError, match="cannot .* while 'a' is fused; call unfuse_adapters first"):
+            action()
+    bank.unfuse()
+    bank.activate({})
+
+
+def test_schedules_follow_the_resolution(make_generator, perturbed):
+    generator = make_generator()
+    bank = AdapterBank(generator)
+    bank.add("a", perturbed(LeFTAdapter.for_model(generator)))
+    paths = bank.adapters["a"].config.target_modules
+    sizes = {path: generator.layer_resolution(path) for path in paths}
+    assert {0, 4, 8, 16} <= set(sizes.values()) <= {0, 4, 8, 16, 32}
+    bank.activate({"a": {"coarse": 0.0, 16: 1.0}})
+    for path, layer in adaptable_layers(generator):
+        assert (layer.adaptation is not None) == (path in sizes and sizes[path] >= 16)
+    bank.activate({"a": {0: 0.25, 4: 0.5, "middle": 2.0}})
+    for path, size in sizes.items():
+        ((_, alpha),) = generator.get_submodule(path).adaptation.parts
+        assert alpha == (0.25 if size == 0 else 0.5 if size < 16 else 2.0)
+    bank.activate({"a": {8: 0.5, 32: 1.0}})  # below the lowest entry: as there
+    assert generator.mapping.fc0.adaptation.parts[0][1] == 0.5
+    for bad, message in (
+        ({"huge": 1.0}, "'huge' in the weights of adapter 'a' is no resolution"),
+        ({-4: 1.0}, "-4 in the weights"),
+        ({}, "schedule of adapter 'a' is empty"),
+        ({4: float("nan")}, "weight nan of adapter 'a' is no finite number"),
+        ("0.5", "weight '0.5' of adapter 'a' is no finite number"),
+        (True, "weight True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bank.activate({"a": bad})
+
+
+def test_names_and_numbers_that_are_refused(mobile):
+    bank = AdapterBank(mobile)
+    adapter = LeFTAdapter.for_model(mobile)
+    for name in ("", "../x", "a/b", ".hidden", "__base__"):
+        with pytest.raises(ValueError, match="no plain name|names the unadapted"):
+            bank.add(name, adapter)
+    bank.add("a", adapter)
+    with pytest.raises(ValueError, match="an adapter 'a' is already loaded; give this one another adapter_name"):
+        bank.add("a", LeFTAdapter.for_model(mobile))
+    bad = LeFTAdapter.for_model(mobile)
+    with torch.no_grad():
+        bad.mapping.fc0.mul_out[0] = float("nan")
+    with pytest.raises(ValueError, match="adapter 'b': mapping.fc0.mul_out has NaN or infinite numbers"):
+        bank.add("b", bad)
+    assert list(bank.adapters) == ["a"]
+
+
+def test_nan_in_a_file(saved):
+    edit_weights(saved, lambda t: t["mapping.fc0.mul_out"].fill_(float("inf")))
+    refuses(saved, "mapping.fc0.mul_out has NaN or infinite numbers.*train again with a lower learning rate")
+
+
+def test_a_damaged_ticket(mobile, tmp_path):
+    TicketAdapter.for_model(mobile, masks=half_masks(mobile, 0), keep_values=True).save_pretrained(tmp_path)
+    path = next(iter(half_masks(mobile, 0)))
+    edit_weights(tmp_path, lambda t: t[f"{path}.mask"].fill_(255))
+    refuses(tmp_path, f"the mask of {path} keeps 2304 weights but .* values are stored")
+
+
+def test_variants_and_collections(mobile, perturbed, tmp_path):
+    adapter = perturbed(LeFTAdapter.for_model(mobile))
+    adapter.save_pretrained(tmp_path / "a", variant="half")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.half.safetensors",
+    ]
+    refuses(tmp_path / "a", "has no adapter_model.safetensors", FileNotFoundError)
+    assert_same(Adapter.from_pretrained(tmp_path / "a", variant="half").state_dict(), adapter.state_dict())
+    with pytest.raises(ValueError, match="variant='../x' is no plain word"):
+        adapter.save_pretrained(tmp_path / "a", variant="../x")
+    adapter.save_pretrained(tmp_path / "b")
+    refuses(tmp_path, "holds several adapters: a, b; choose one with subfolder='a', or load them all")
+    assert_same(Adapter.from_pretrained(tmp_path, subfolder="b").state_dict(), adapter.state_dict())

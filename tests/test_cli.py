@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_server import connected
 from PIL import Image
 from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
-from fewshot_gan.cli import GAP, app
+from fewshot_gan.cards import GAP
+from fewshot_gan.cli import app
 from fewshot_gan.version import __version__
 
-COMMANDS = ("generate", "adapt", "convert", "list")
+COMMANDS = ("generate", "adapt", "convert", "push", "info", "list")
 
 
 @pytest.fixture
@@ -54,7 +57,8 @@ def refused(cli):
 def adapter_folder(base_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters") / "ink"
     torch.manual_seed(0)
-    adapter = LeFTAdapter.for_model(FewShotGAN.from_pretrained(base_folder).generator)
+    record = {"base_model_name_or_path": "me/faces", "method": "lfs_gan", "training": {"seed": 7, "steps": 3}}
+    adapter = LeFTAdapter.for_model(FewShotGAN.from_pretrained(base_folder).generator, rank=2, **record)
     with torch.no_grad():
         for p in adapter.parameters():
             p.add_(torch.randn_like(p) * 0.1)
@@ -277,12 +281,161 @@ def test_convert_refuses_a_missing_source_and_an_unknown_folder(refused):
     assert "holds no known checkpoint" in refused("convert", "folder", "out")
 
 
+# ---------------------------------------------------------------------------------------------------------------- push
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    with connected(monkeypatch, tmp_path / "cache") as hub:
+        yield hub
+
+
+@pytest.fixture
+def several(adapter_folder, tmp_path):
+    """A folder of two adapters."""
+    for look in ("ink", "oil"):
+        shutil.copytree(adapter_folder, tmp_path / "looks" / look)
+    return tmp_path / "looks"
+
+
+def test_push_an_adapter(cli, server, adapter_folder, tmp_path):
+    run = shutil.copytree(adapter_folder, tmp_path / "run")
+    (run / "checkpoint-1").mkdir()
+    shutil.copy(run / "adapter_model.safetensors", run / "checkpoint-1")
+    shutil.copy(run / "adapter_model.safetensors", run / "adapter_model.fp16.safetensors")
+    code, out, err = cli("push", run, "me/ink", "--token", "write-me", "--private", "--message", "First try")
+    assert (code, out) == (0, "me/ink\n"), err
+    files = server.files("me/ink")
+    assert server.repos["me/ink"].private and server.repos["me/ink"].messages[-1] == "First try"
+    weights = {"adapter_model.safetensors", "adapter_model.fp16.safetensors"}
+    assert set(files) == {"README.md", "adapter_config.json", *weights}
+    card = files["README.md"].decode()
+    assert 'load_adapter("me/ink")' in card and "base_model: me/faces" in card and str(tmp_path) not in card
+
+    (run / "README.md").write_text("# my own words\n")
+    assert cli("push", run, "me/ink", "--token", "write-me", "--revision", "v2")[0] == 0
+    assert server.files("me/ink", "v2")["README.md"] == b"# my own words\n"
+    assert server.files("me/ink")["README.md"].decode() == card
+
+
+def test_push_several_adapters(cli, server, several):
+    (several / "notes").mkdir()
+    (several / "notes" / "private.json").write_text("{}")
+    assert cli("push", several, "looks", "--token", "write-me")[:2] == (0, "me/looks\n")
+    files = server.files("me/looks")
+    parts = {
+        f"{look}/{name}" for look in ("ink", "oil") for name in ("adapter_config.json", "adapter_model.safetensors")
+    }
+    assert set(files) == {"README.md", *parts}
+    assert "| [oil](oil) | left | " in files["README.md"].decode()
+    code, out, _ = cli("info", "me/looks")
+    assert code == 0 and out.splitlines()[0].startswith("ink: left, ") and "\noil: left, " in out
+    assert cli("info", "me/looks", "--subfolder", "oil")[1] == out[out.index("oil: ") :]
+
+
+def test_push_a_base(cli, server, base_folder, tmp_path):
+    mine = shutil.copytree(base_folder, tmp_path / "mine")
+    (mine / "training.log").write_text("private")
+    code, out, err = cli("push", mine, "me/faces", "--token", "write-me")
+    assert (code, out) == (0, "me/faces\n"), err
+    files = server.files("me/faces")
+    assert {"README.md", "images/grid.png", "model_index.json", "generator/config.json"} <= set(files)
+    assert "training.log" not in files and 'from_pretrained("me/faces")' in files["README.md"].decode()
+    fetched = pictures("me/faces", num_images=2)
+    assert np.array_equal(fetched, pictures(base_folder, num_images=2))
+
+
+def test_push_refuses(refused, server, adapter_folder, base_folder, several, tmp_path):
+    token = ("--token", "write-me")
+    assert "nothing to push in" in refused("push", tmp_path / "nowhere", "me/ink", *token)
+    assert "no adapter (adapter_config.json), no folder of adapters" in refused("push", tmp_path, "me/ink", *token)
+    run = shutil.copytree(adapter_folder, tmp_path / "run")
+    assert "run `hf auth login`" in refused("push", run, "me/ink")
+    assert "may not write there" in refused("push", run, "me/ink", "--token", "read-me")
+    weights = run / "adapter_model.safetensors"
+    for cut in (
+        weights.read_bytes()[:-1],
+        b"",
+        b"\xff" * 100,
+        b"\x02" + b"\0" * 7 + b"{}",
+        b"\x02" + b"\0" * 7 + b"[]",
+    ):
+        weights.write_bytes(cut)
+        assert "damaged or cut short" in refused("push", run, "me/ink", *token)
+    weights.unlink()
+    assert "has no weights" in refused("push", run, "me/ink", *token)
+    (several / "oil" / "adapter_model.safetensors").write_bytes(b"half")
+    assert "oil/adapter_model.safetensors is damaged" in refused("push", several, "me/looks", *token)
+    broken = shutil.copytree(base_folder, tmp_path / "broken")
+    (broken / "model_index.json").write_text("[]")
+    assert "model_index.json is damaged" in refused("push", broken, "me/faces", *token)
+    shutil.copy(base_folder / "model_index.json", broken)
+    shutil.rmtree(broken / "discriminator")
+    assert "discriminator in" in refused("push", broken, "me/faces", *token)
+    assert server.repos == {}
+
+
+# ---------------------------------------------------------------------------------------------------------------- info
+
+
+def test_info_of_a_folder(cli, adapter_folder):
+    code, out, err = cli("info", adapter_folder, "--json")
+    assert code == 0 and err == ""
+    (facts,) = json.loads(out)
+    adapter = LeFTAdapter.from_pretrained(adapter_folder)
+    assert (facts["name"], facts["adapter_type"], facts["values"]) == ("ink", "left", adapter.num_values())
+    size = (adapter_folder / "adapter_model.safetensors").stat().st_size
+    assert facts["bytes"] == {"adapter_model.safetensors": size}
+    assert facts["base_model_name_or_path"] == "me/faces"
+    assert facts["base_fingerprint"] == adapter.config.base_fingerprint
+    assert sum(facts["layers"].values()) == len(adapter.config.target_modules) and facts["layers"]["mapping"] == 2
+    assert facts["training"] == {"seed": 7, "steps": 3} and facts["config"]["rank"] == 2
+
+    code, out, _ = cli("info", adapter_folder)
+    lines = out.splitlines()
+    assert lines[0] == f"ink: left, {adapter.num_values():,} numbers, {size:,} bytes"
+    assert lines[1] == f"  base: me/faces, fingerprint {adapter.config.base_fingerprint}"
+    assert lines[2].startswith(f"  layers: {len(adapter.config.target_modules)} (2 mapping, ")
+    assert "method lfs_gan, rank 2" in lines[3] and lines[4] == "  training: seed 7, steps 3"
+
+
+def test_info_of_an_embedded_name_and_of_the_hub(cli, server, adapter_folder):
+    assert cli("info", "sketch")[1].startswith("sketch: left, ")
+    old = server.commit("me/ink", {p.name: p.read_bytes() for p in adapter_folder.iterdir()}, private=True)
+    server.commit(
+        "me/ink", {"adapter_model.fp16.safetensors": (adapter_folder / "adapter_model.safetensors").read_bytes()}
+    )
+    assert cli("info", "me/ink")[0] == 2
+    code, out, _ = cli("info", "me/ink", "--token", "read-me")
+    assert code == 0 and out.startswith("ink: left, ") and "; adapter_model.fp16.safetensors " in out.splitlines()[0]
+    code, out, _ = cli("info", "me/ink", "--token", "read-me", "--revision", old)
+    assert code == 0 and "fp16" not in out
+
+
+def test_info_builds_no_network(adapter_folder):
+    code = "import sys\nfrom fewshot_gan.cli import app\napp(standalone_mode=False)\nassert 'torch' not in sys.modules"
+    done = run_python(code, "info", str(adapter_folder))
+    assert done.returncode == 0 and done.stdout.startswith("ink: left, "), done.stderr
+
+
+def test_info_refuses(refused, adapter_folder, base_folder, tmp_path):
+    assert "no adapter 'no-such'" in refused("info", "no-such")
+    assert "is no adapter: neither it nor a subfolder" in refused("info", base_folder)
+    assert "has no folder 'oil'" in refused("info", adapter_folder, "--subfolder", "oil")
+    assert "leads out of" in refused("info", adapter_folder, "--subfolder", "..")
+    run = shutil.copytree(adapter_folder, tmp_path / "run")
+    for text in ("", "[]", "\xff", "{}", '{"adapter_type": "left", "target_modules": {"a": 1}}'):
+        (run / "adapter_config.json").write_bytes(text.encode("latin-1"))
+        assert "adapter_config.json is damaged" in refused("info", run)
+    shutil.copy(adapter_folder / "adapter_config.json", run)
+    (run / "adapter_model.safetensors").unlink()
+    assert "has no adapter_model.safetensors" in refused("info", run)
+
+
 # ---------------------------------------------------------------------------------------------------------------- list
 
 
 def test_list_shows_what_is_embedded(cli, base_folder, adapter_folder, pencil, tmp_path, monkeypatch):
-    import shutil
-
     assets = tmp_path / "assets"
     monkeypatch.setattr("fewshot_gan.hub.ASSETS", assets)
     assert cli("list") == (0, "bases: none\nadapters: none\ndatasets: none\n", "")

@@ -1,154 +1,255 @@
-"""Model cards of adapters: what it is, what it was made from, under which licence, and how to load it."""
+"""Model cards: what an adapter or base is, what it was made from, under which licence, and how to load it."""
 
+import json
 import os
-import re
 import shutil
 from collections import Counter
 from pathlib import Path
 
-from huggingface_hub.constants import ENDPOINT
-
-from .hub import embedded_bases
+from .hub import embedded_adapters, embedded_bases, is_repo_id, push_folder
 from .version import __version__
 
 EMBEDDED_LICENCES = {  # base: what its weights descend from
-    "ffhq": "The base's weights, and therefore this adapter, derive from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source Code "
-    "License-NC), trained on FFHQ images (CC BY-NC-SA 4.0): **non-commercial use only**. The Apache-2.0 licence of "
-    "fewshot_gan covers the code, not these weights.",
+    "ffhq": "derive from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source Code License-NC), trained on FFHQ images (CC BY-NC-SA "
+    "4.0): **non-commercial use only**. The Apache-2.0 licence of fewshot_gan covers the code, not these weights.",
 }
 METHODS = {"lfs_gan": "LFS-GAN ([arXiv 2308.11917](https://arxiv.org/abs/2308.11917))"}
 TYPES = {
     "left": "LeFT, learnable factorised tensors ([arXiv 2308.11917](https://arxiv.org/abs/2308.11917))",
     "domain_vector": "domain vector ([arXiv 2210.08884](https://arxiv.org/abs/2210.08884))",
+    "adafm": "AdaFM, one scale and shift per filter ([arXiv 2002.11810](https://arxiv.org/abs/2002.11810))",
+    "gan_memory": "GAN Memory, styles of weights ([arXiv 2006.07543](https://arxiv.org/abs/2006.07543))",
+    "ticket": "lottery ticket, a mask of weights ([arXiv 2103.00397](https://arxiv.org/abs/2103.00397))",
+    "full": "full difference of weights",
+    "blend": "weighted combination of adapters",
 }
-PUBLISHED = ("README.md", "adapter_config.json", "adapter_model.safetensors", "images/*.png")
+OPTIONS = ("rank", "placement", "parametrization", "modules_to_save")  # shown where an adapter has them
+PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png")
+GAP = 4  # white pixels between the pictures of a grid
+SAMPLES, SEED = 8, 0  # of the grid of a base
 
 
-def is_repo_id(name: str | None) -> bool:
-    """Whether `name` can be a Hub repo `owner/name`; the Hub rejects cards whose `base_model` is anything else."""
-    return bool(name and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)) and not Path(name).exists()
+def make_grid(images: list, columns: int):
+    """PIL images of one size, row by row, on white."""
+    from PIL import Image
+
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    grid = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
+    for i, image in enumerate(images):
+        grid.paste(image, (i % columns * (width + GAP), i // columns * (height + GAP)))
+    return grid
 
 
-def write_adapter_card(adapter, folder, name: str, grid=None) -> Path:
-    """Write `README.md`, and the newest sample grid as `images/grid.png`, into the folder of a saved adapter.
+def write_adapter_card(
+    adapter, folder, name: str, grid=None, repo_id: str | None = None, base: str | None = None
+) -> Path:
+    """Write `README.md`, and the sample grid as `images/grid.png`, into the folder of a saved adapter.
 
     Args:
         adapter: the `Adapter` that the folder holds.
         folder: where it was saved.
         name: title of the card.
-        grid: folder of a run's `step-*.png`, or None.
+        grid: folder of a run's `step-*.png`, of which the newest is taken; a PIL image; or None.
+        repo_id: what the card loads it by; None: its name.
+        base: repo id of the base, for an adapter that knows its base as a local folder only.
 
     Returns:
         Path of the card.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = sorted(Path(grid).glob("step-*.png")) if grid is not None else []
-    if pictures:
-        (folder / "images").mkdir(exist_ok=True)
-        _replace(folder / "images" / "grid.png", lambda temp: shutil.copyfile(pictures[-1], temp))
-    base = adapter.config.base_model_name_or_path
-    data = ModelCardData(
-        library_name="fewshot_gan",
-        pipeline_tag="unconditional-image-generation",
-        license="other" if base in EMBEDDED_LICENCES else None,
-        license_name="non-commercial" if base in EMBEDDED_LICENCES else None,
-        base_model=base if is_repo_id(base) else None,
-        base_model_relation="adapter" if is_repo_id(base) else None,
-        tags=["fewshot_gan", "gan", "few-shot", "adapter", adapter.adapter_type],
-        widget=[{"text": "-", "output": {"url": "images/grid.png"}}] if pictures else None,
-    )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(adapter, folder, name, bool(pictures))}")
-    _replace(folder / "README.md", lambda temp: temp.write_text(str(card), encoding="utf-8"))
-    return folder / "README.md"
-
-
-def push_adapter_folder(folder, repo_id: str, token: bool | str | None = None) -> str:
-    """Upload an adapter with its card and pictures, and nothing else of a training folder.
-
-    Returns:
-        Full id of the repo.
-
-    Raises:
-        ValueError: the Hub refused or cannot be reached.
-    """
-    from huggingface_hub import HfApi, errors
-
-    api = HfApi(token=token, library_name="fewshot_gan", library_version=__version__)
-    try:
-        repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
-        api.upload_folder(
-            folder_path=folder,
-            repo_id=repo_id,
-            commit_message="Upload fewshot_gan adapter",
-            allow_patterns=list(PUBLISHED),
-        )
-    except (OSError, getattr(errors, "HTTPError", OSError)) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"could not push {repo_id!r} to the Hub ({reason}); the adapter is complete in {folder}, "
-            "check the network and `hf auth login` and push it again"
-        ) from error
-    return repo_id
-
-
-def _body(adapter, folder: Path, name: str, has_grid: bool) -> str:
-    config = adapter.config
-    base = config.base_model_name_or_path
-    shown = _portable(base)
+    folder, config = Path(folder), adapter.config
+    has_grid = _place_grid(grid, folder)
+    base, origin = _base_of(config, base)
     roles = Counter(spec["role"] for spec in config.target_modules.values())
-    kind = TYPES.get(adapter.adapter_type, adapter.adapter_type)
-    options = [f"{k} {config[k]}" for k in ("rank", "placement") if k in config]
-    weights = folder / "adapter_model.safetensors"
-    size = f", {weights.stat().st_size:,} bytes" if weights.is_file() else ""
+    options = [f"{key} {_plain(config[key])}" for key in OPTIONS if config.get(key)]
+    options += [f"of {' and '.join(part['adapter_type'] for part in config['parts'])}"] if config.get("parts") else []
+    size = "".join(f", {file.stat().st_size:,} bytes" for file in sorted(folder.glob("adapter_model*.safetensors"))[:1])
     fingerprint = f" (fingerprint `{config.base_fingerprint}`)" if config.base_fingerprint else ""
     lines = [
-        f"# {name}",
-        "",
-        f"A few-shot adapter: it teaches a new look to the generator {_named(base, shown)}, "
-        "whose weights stay as they are.",
+        f"A few-shot adapter: it teaches a new look to the generator {_named(base)}, whose weights stay as they are.",
         "",
     ]
     if has_grid:
         lines += ["![Above: the base. Below: the same faces or things, adapted.](images/grid.png)", ""]
         lines += ["Above the base's pictures, below the adapted ones, for the same latents; not selected.", ""]
     lines += [
-        "## Use",
-        "",
-        "```python",
-        "from fewshot_gan import FewShotGAN",
-        "",
-        f'pipe = FewShotGAN.from_pretrained("{shown or "the base"}")',
-        f'pipe.load_adapter("{name}")  # this folder, or its Hub repo id',
-        "images = pipe(num_images=4, seed=0).images",
-        "```",
-        "",
+        *_usage(base or "the base", f'pipe.load_adapter("{repo_id or name}")'),
         "## What it is",
         "",
-        f"- Type: {', '.join([kind, *options])}",
+        f"- Type: {', '.join([TYPES.get(adapter.adapter_type, adapter.adapter_type), *options])}",
         f"- Size: {adapter.num_values():,} numbers{size}",
         f"- Layers touched: {len(config.target_modules)} ({', '.join(f'{n} {r}' for r, n in roles.items())})",
-        f"- Base: {_named(base, shown)}{fingerprint}; loading it into another one is refused",
+        f"- Base: {_named(base)}{fingerprint}; loading it into another one is refused",
         f"- Objective: {METHODS.get(config.method, config.method or 'not recorded')}{_preset(config.training)}",
         "",
-        "## Licence",
-        "",
-        EMBEDDED_LICENCES.get(base)
-        or "An adapter is derived from its base and from its training images: the licences of both apply.",
-        "",
+        *_licence([origin], "The base's weights, and therefore this adapter,"),
     ]
     if config.training:
         lines += ["## Training", "", "| setting | value |", "|---|---|"]
         lines += [f"| {key} | {value} |" for key, value in sorted(config.training.items())]
         lines += [""]
-    return "\n".join([*lines, f"Written by fewshot_gan {__version__}.", ""])
+    return _write(folder, name, lines, has_grid, ["adapter", adapter.adapter_type], [origin], [base])
 
 
-def _portable(base: str | None) -> str | None:
-    """The base's name without the folders of this machine."""
-    return Path(base).name if base and Path(base).is_dir() and base not in embedded_bases() else base
+def write_collection_card(folder, name: str, repo_id: str | None = None) -> Path:
+    """Write `README.md` into a folder whose subfolders hold saved adapters.
+
+    Args:
+        folder: of the subfolders.
+        name: title of the card.
+        repo_id: what the card loads them by; None: its name.
+
+    Returns:
+        Path of the card.
+    """
+    folder = Path(folder)
+    configs = {p.parent.name: json.loads(p.read_text()) for p in sorted(folder.glob("*/adapter_config.json"))}
+    bases, origins = zip(*map(_base_of, configs.values()), strict=True)
+    first = next(iter(configs))
+    lines = [
+        f"{len(configs)} few-shot adapters: each teaches a generator a new look and leaves its weights as they are.",
+        "",
+        *_usage(bases[0] or "the base", f'pipe.load_adapter("{repo_id or name}", subfolder="{first}")'),
+        "## Adapters",
+        "",
+        "| subfolder | type | bytes | base |",
+        "|---|---|---|---|",
+    ]
+    for (look, config), base in zip(configs.items(), bases, strict=True):
+        size = sum(file.stat().st_size for file in (folder / look).glob("adapter_model*.safetensors"))
+        lines += [f"| [{look}]({look}) | {config['adapter_type']} | {size:,} | {_named(base)} |"]
+    lines += ["", *_licence(origins, "Weights of a base, and therefore its adapters,")]
+    kinds = sorted({config["adapter_type"] for config in configs.values()})
+    return _write(folder, name, lines, False, ["adapter", *kinds], origins, bases)
+
+
+def write_base_card(pipe, folder, name: str, grid=None, repo_id: str | None = None) -> Path:
+    """Write `README.md`, and a sample grid as `images/grid.png`, into the folder of a saved base.
+
+    Args:
+        pipe: the `FewShotGAN` that was saved there.
+        folder: where.
+        name: title of the card.
+        grid: PIL image; False: no picture; None: draw one from fixed seeds.
+        repo_id: what the card loads it by; None: its name.
+
+    Returns:
+        Path of the card.
+    """
+    from .adapters import fingerprint
+
+    folder, generator = Path(folder), pipe.generator
+    mark = fingerprint(generator)
+    _, origin = _base_of({"base_model_name_or_path": pipe.base_name, "base_fingerprint": mark})
+    protocol = "Pictures of this base."
+    if grid is None:
+        psi = pipe.config.truncation_psi
+        look = "__base__" if pipe.bank.fused is None else None  # fused adapters are part of what was saved
+        images = pipe(SAMPLES, seed=SEED, truncation_psi=psi, adapter_names=look).images
+        grid = make_grid(images, SAMPLES // 2)
+        protocol = f"`pipe({SAMPLES}, seed={SEED}, truncation_psi={psi})`: the first {SAMPLES} pictures, not selected."
+    has_grid = _place_grid(grid or None, folder)
+    networks = {"generator": generator, "discriminator": pipe.discriminator}
+    lines = [
+        f"A generator of {generator.resolution} px pictures, to be taught new looks by few-shot adapters.",
+        "",
+        *(["![Samples](images/grid.png)", "", protocol, ""] if has_grid else []),
+        *_usage(repo_id or name),
+        "## What it is",
+        "",
+        "| part | network | numbers |",
+        "|---|---|---|",
+        *(
+            f"| {part} | {type(net).__name__}, {generator.resolution} px | {_numbers(net):,} |"
+            for part, net in networks.items()
+            if net is not None
+        ),
+        "",
+        f"Fingerprint of the generator: `{mark}`; adapters trained on it carry the same one.",
+        "",
+        *_licence([origin], "These weights"),
+    ]
+    return _write(folder, name, lines, has_grid, [], [origin])
+
+
+def push_adapter_folder(folder, repo_id: str, token: bool | str | None = None, **push_options) -> str:
+    """Upload an adapter with its card and pictures, and nothing else of a training folder; see `hub.push_folder`."""
+    return push_folder(folder, repo_id, token=token, allow_patterns=list(PUBLISHED), **push_options)
+
+
+def _write(folder: Path, name: str, lines: list[str], has_grid: bool, tags: list[str], origins, bases=()) -> Path:
+    """The card: front matter, title, `lines`, version. `bases` are those of adapters; the card of a base has none."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    repos = [base for base in dict.fromkeys(bases) if is_repo_id(base)]
+    restricted = any(origins)
+    data = ModelCardData(
+        library_name="fewshot_gan",
+        pipeline_tag="unconditional-image-generation",
+        license="other" if restricted else "unknown",
+        license_name="non-commercial" if restricted else None,
+        base_model=(repos if len(repos) > 1 else repos[0]) if repos else None,
+        base_model_relation="adapter" if repos else None,
+        tags=["fewshot_gan", "gan", "few-shot", *tags],
+        widget=[{"text": "-", "output": {"url": "images/grid.png"}}] if has_grid else None,
+    )
+    body = "\n".join([f"# {name}", "", *lines, f"Written by fewshot_gan {__version__}.", ""])
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "README.md", lambda temp: temp.write_text(str(card), encoding="utf-8"))
+    return folder / "README.md"
+
+
+def _place_grid(grid, folder: Path) -> bool:
+    """Put the picture at `images/grid.png`; whether there was one."""
+    if isinstance(grid, str | Path):
+        pictures = sorted(Path(grid).glob("step-*.png"))
+        grid = pictures[-1] if pictures else None
+    if grid is None:
+        return False
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    save = (lambda temp: shutil.copyfile(grid, temp)) if isinstance(grid, Path) else lambda temp: grid.save(temp, "PNG")
+    _replace(folder / "images" / "grid.png", save)
+    return True
+
+
+def _usage(base: str, load: str | None = None) -> list[str]:
+    steps = [f'pipe = FewShotGAN.from_pretrained("{base}")', *([load] if load else [])]
+    code = ["from fewshot_gan import FewShotGAN", "", *steps, "images = pipe(num_images=4, seed=0).images"]
+    return ["## Use", "", "```python", *code, "```", ""]
+
+
+def _licence(origins, what: str) -> list[str]:
+    known = [f"{what} {EMBEDDED_LICENCES[origin]}" for origin in dict.fromkeys(origins) if origin]
+    unknown = "Not recorded: what the weights were made from (a checkpoint, a base, pictures) decides."
+    return ["## Licence", "", *(known or [unknown]), ""]
+
+
+def _base_of(config, instead: str | None = None) -> tuple[str | None, str | None]:
+    """Of an adapter's config: a name of its base that means something elsewhere, and the key of its licence.
+
+    A copy of an embedded base is known by its fingerprint; another local folder goes by `instead` or its last part.
+    """
+    base, mark = config.get("base_model_name_or_path"), config.get("base_fingerprint")
+    twins = {
+        json.loads((folder / "adapter_config.json").read_text()).get("base_fingerprint"): name
+        for name in EMBEDDED_LICENCES
+        for folder in embedded_adapters(name).values()
+    }
+    origin = base if base in EMBEDDED_LICENCES else twins.get(mark) if mark else None
+    if not (base in embedded_bases() or is_repo_id(base)):
+        base = instead or origin or (base and Path(base).name)
+    return base, origin
+
+
+def _named(base: str | None) -> str:
+    from huggingface_hub.constants import ENDPOINT
+
+    if base is None:
+        return "it was made for"
+    if base in EMBEDDED_LICENCES:
+        return f"`{base}`, which ships inside the fewshot_gan package"
+    return f"[{base}]({ENDPOINT}/{base})" if is_repo_id(base) else f"`{base}`"
 
 
 def _preset(training: dict | None) -> str:
@@ -160,12 +261,12 @@ def _preset(training: dict | None) -> str:
     )
 
 
-def _named(base: str | None, shown: str | None) -> str:
-    if base is None:
-        return "it was made for"
-    if base in EMBEDDED_LICENCES:
-        return f"`{shown}`, which ships inside the fewshot_gan package"
-    return f"[{base}]({ENDPOINT}/{base})" if is_repo_id(base) else f"`{shown}`"
+def _plain(value) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _numbers(network) -> int:
+    return sum(tensor.numel() for tensor in network.state_dict().values())
 
 
 def _replace(target: Path, write) -> None:

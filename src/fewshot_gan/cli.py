@@ -1,5 +1,6 @@
-"""`fewshot-gan`: generate, adapt, convert, list. Heavy libraries load inside the commands: `--help` answers at once."""
+"""`fewshot-gan`: generate, adapt, convert, push, info, list. Heavy libraries load inside the commands."""
 
+import glob
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import struct
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -14,11 +16,10 @@ from typing import Annotated
 
 import typer
 
-from . import hub
+from . import cards, hub
 from .version import __version__
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-GAP = 4  # white pixels between the pictures of a grid
 SAVED = ("generator", "discriminator")
 
 app = typer.Typer(
@@ -142,20 +143,8 @@ def generate(
             _write_folder(out, lambda folder: [image.save(folder / name) for name, image in files.items()])
         else:
             columns = num_images if compare else math.ceil(math.sqrt(num_images))
-            _write_picture(out, make_grid([image for row in rows for image in row], columns))
+            _write_picture(out, cards.make_grid([image for row in rows for image in row], columns))
         print(f"{out}  ({sum(map(len, rows))} pictures, {time.perf_counter() - start:.1f} s)")
-
-
-def make_grid(images: list, columns: int):
-    """PIL images of one size, row by row, on white."""
-    from PIL import Image
-
-    width, height = images[0].size
-    rows = math.ceil(len(images) / columns)
-    grid = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for i, image in enumerate(images):
-        grid.paste(image, (i % columns * (width + GAP), i // columns * (height + GAP)))
-    return grid
 
 
 # -------------------------------------------------------------------------------------------------------------- adapt
@@ -236,6 +225,138 @@ def _numbers(network) -> int:
     return sum(t.numel() for t in network.state_dict().values())
 
 
+# --------------------------------------------------------------------------------------------------------------- push
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="An adapter, a folder of several, or a base.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub, made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repo.")] = False,
+    token: Annotated[str | None, typer.Option(help="With write access; default: that of `hf auth login`.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if it is not there.")] = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with fewshot_gan",
+):
+    """Share an adapter or a base on the Hub, with a model card."""
+    with one_sentence():
+        patterns = _check_pushable(folder)
+        if not (folder / "README.md").is_file():
+            _write_card(folder, repo_id)
+        options = {"token": token, "private": private or None, "revision": revision, "commit_message": message}
+        print(hub.push_folder(folder, repo_id, allow_patterns=patterns, **options))
+
+
+def _check_pushable(folder: Path) -> list[str]:
+    """Patterns of the files that belong to what `folder` holds, once they are known to be whole."""
+    if (index := folder / "model_index.json").is_file():
+        parts = [name for name, value in _read_json(index).items() if isinstance(value, list) and value[0]]
+        patterns = ["model_index.json", "README.md", "images/*.png"]
+        patterns += [f"{name}/*.{end}" for name in parts for end in ("json", "safetensors")]
+        weights = {name: list((folder / name).glob("*.safetensors")) for name in parts}
+    elif found := _adapters_in(folder):
+        patterns = ["README.md", *cards.PUBLISHED] if folder in found else ["README.md"]
+        patterns += [f"{glob.escape(f.name)}/{p}" for f in found if f != folder for p in cards.PUBLISHED]
+        weights = {f.name: list(f.glob("adapter_model*.safetensors")) for f in found}
+    else:
+        raise FileNotFoundError(
+            f"nothing to push in {folder}: it is no adapter (adapter_config.json), no folder of adapters, and no base "
+            "(model_index.json)"
+        )
+    for name, files in weights.items():
+        if not files:
+            raise FileNotFoundError(f"{name} in {folder} has no weights (.safetensors); save it again")
+        for file in files:
+            _header(file)
+    return patterns
+
+
+def _write_card(folder: Path, repo_id: str) -> None:
+    name, repo_id = repo_id.rsplit("/", 1)[-1], repo_id if "/" in repo_id else None
+    if (folder / "model_index.json").is_file():
+        from .pipeline import FewShotGAN
+
+        _quiet()
+        cards.write_base_card(FewShotGAN.from_pretrained(folder), folder, name, repo_id=repo_id)
+    elif (folder / "adapter_config.json").is_file():
+        from .adapters import read_adapter
+
+        cards.write_adapter_card(read_adapter(folder), folder, name, repo_id=repo_id)
+    else:
+        cards.write_collection_card(folder, name, repo_id=repo_id)
+
+
+def _adapters_in(folder: Path) -> list[Path]:
+    """The folder itself if it is an adapter, else its subfolders that are."""
+    if (folder / "adapter_config.json").is_file():
+        return [folder]
+    return [path.parent for path in sorted(folder.glob("*/adapter_config.json"))]
+
+
+# --------------------------------------------------------------------------------------------------------------- info
+
+
+@app.command()
+def info(
+    adapter: Annotated[str, typer.Argument(help="Embedded name, folder or Hub repo.")],
+    subfolder: Annotated[str | None, typer.Option(help="Folder inside it.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
+    token: Annotated[str | None, typer.Option(help="For a private repo.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object per adapter.")] = False,
+):
+    """Show what an adapter is: its type, size, base and the layers it changes."""
+    with one_sentence():
+        folder = hub.resolve_folder(adapter, kind="adapter", subfolder=subfolder, revision=revision, token=token)
+        found = _adapters_in(folder)
+        if not found:
+            raise FileNotFoundError(f"{adapter} is no adapter: neither it nor a subfolder has an adapter_config.json")
+        known = [_facts(f, Path(subfolder or adapter).name if f == folder else f.name) for f in found]
+        print(json.dumps(known, indent=1) if as_json else "\n".join(map(_describe, known)))
+
+
+def _facts(folder: Path, name: str) -> dict:
+    """What the config and the headers of the weights of one adapter say."""
+    config = _read_json(folder / "adapter_config.json")
+    files = sorted(folder.glob("adapter_model*.safetensors"), key=lambda file: len(file.name))  # no variant comes first
+    if not files:
+        raise FileNotFoundError(f"{folder} is not an adapter folder: it has no adapter_model.safetensors")
+    try:
+        roles = Counter(spec["role"] for spec in config.pop("target_modules").values())
+        kind = config.pop("adapter_type")
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{folder / 'adapter_config.json'} is damaged or no adapter config ({error!r})") from error
+    return {
+        "name": name,
+        "adapter_type": kind,
+        "values": _count(files[0]),
+        "bytes": {file.name: file.stat().st_size for file in files},
+        "base_model_name_or_path": config.pop("base_model_name_or_path", None),
+        "base_fingerprint": config.pop("base_fingerprint", None),
+        "layers": dict(roles),
+        "training": config.pop("training", None) or {},
+        "config": config,
+    }
+
+
+def _describe(facts: dict) -> str:
+    def listed(settings: dict) -> str:
+        shown = {k: v for k, v in sorted(settings.items()) if isinstance(v, str | int | float)}  # nested ones: --json
+        return ", ".join(f"{key} {value}" for key, value in shown.items()) or "none"
+
+    sizes = list(facts["bytes"].values())
+    others = "".join(f"; {name} {size:,} bytes" for name, size in list(facts["bytes"].items())[1:])
+    base, mark = facts["base_model_name_or_path"] or "not recorded", facts["base_fingerprint"] or "not recorded"
+    roles = ", ".join(f"{number} {role}" for role, number in facts["layers"].items())
+    return "\n".join(
+        [
+            f"{facts['name']}: {facts['adapter_type']}, {facts['values']:,} numbers, {sizes[0]:,} bytes{others}",
+            f"  base: {base}, fingerprint {mark}",
+            f"  layers: {sum(facts['layers'].values())} ({roles})",
+            f"  config: {listed(facts['config'])}",
+            f"  training: {listed(facts['training'])}",
+        ]
+    )
+
+
 # --------------------------------------------------------------------------------------------------------------- list
 
 
@@ -264,12 +385,34 @@ def list_embedded():
             print(f"  {name}: {len(pictures)} pictures, {_size(*pictures)}")
 
 
+def _read_json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch the file again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object; fetch the file again")
+    return found
+
+
+def _header(weights: Path) -> dict:
+    """Name → entry of the tensors in a safetensors file, which is whole, from its header alone."""
+    size = weights.stat().st_size
+    try:
+        with weights.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            tensors = json.loads(file.read(min(length, size)))
+        tensors.pop("__metadata__", None)
+        whole = 8 + length + max(tensor["data_offsets"][1] for tensor in tensors.values()) == size
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{weights} is damaged or cut short; fetch or save the file again")
+    return tensors
+
+
 def _count(weights: Path) -> int:
-    """Numbers in a safetensors file, from its header alone."""
-    with weights.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return sum(math.prod(tensor["shape"]) for tensor in _header(weights).values())
 
 
 def _size(*files: Path) -> str:

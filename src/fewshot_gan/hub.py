@@ -1,10 +1,14 @@
-"""From a name to a folder: embedded asset, local folder, or Hub repo, with errors that say what would have worked."""
+"""From a name to a folder, and from a folder to the Hub; whatever is refused ends in one sentence that says why."""
 
+import glob
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+
+from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+REPO_FILES = ("*.json", "*.safetensors", "*.md")  # what loading needs; sample pictures stay on the Hub
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def embedded_bases() -> list[str]:
@@ -22,6 +26,11 @@ def embedded_datasets() -> dict[str, Path]:
     return {p.parent.name: p.parent for p in sorted((ASSETS / "datasets").glob("*/dataset.json"))}
 
 
+def is_repo_id(name: str | None) -> bool:
+    """Whether `name` can be a Hub repo `owner/name`; a local path of that name comes first."""
+    return bool(name and _REPO_ID.fullmatch(name)) and not Path(name).exists()
+
+
 def resolve_folder(
     name_or_path,
     *,
@@ -33,61 +42,192 @@ def resolve_folder(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """The local folder behind a base or adapter name.
+    """The local folder behind a base or adapter name; what comes from the Hub is complete, or refused.
 
     Args:
         name_or_path: embedded name, local folder, or Hub repo id `owner/name`; tried in that order.
         kind: "base" or "adapter".
-        subfolder: folder inside the repo or local folder.
+        subfolder: folder inside the repo or local folder; of a repo only that part is downloaded.
         revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
 
     Raises:
-        FileNotFoundError: nothing of that name here, and not on the Hub or no way to reach it.
+        FileNotFoundError: nothing of that name here, and not on the Hub, not readable, or no way to reach it.
+        ValueError: `subfolder`, or the name of a file in the repo, leads out of the folder.
     """
     embedded = {n: ASSETS / "bases" / n for n in embedded_bases()} if kind == "base" else embedded_adapters()
-    name = str(name_or_path)
-    if name in embedded:
-        return embedded[name]
+    name, part = str(name_or_path), PureWindowsPath(subfolder or "")  # takes both kinds of slash and drive letters
     known = f"embedded {kind}s: {', '.join(embedded) or 'none'}"
-    if Path(name).is_dir():
-        folder = Path(name)
-    elif not _REPO_ID.fullmatch(name) or Path(name).exists():
+    if part.anchor or ".." in part.parts:
+        raise ValueError(f"subfolder={subfolder!r} leads out of {name!r}; give a folder inside it, like 'looks/ink'")
+    if name in embedded:
+        folder, place = embedded[name], ""
+    elif Path(name).is_dir():
+        folder, place = Path(name), ""
+    elif is_repo_id(name):
+        prefix = "".join(glob.escape(p) + "/" for p in part.parts)
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir, "force_download": force_download}
+        folder = _download(name, kind, known, prefix, local_files_only=local_files_only, **options)
+        place = f" at revision {revision or 'main'!r}; see {_page(name)}"
+    else:
         raise FileNotFoundError(
             f"there is no {kind} {name!r}; {known}; else give a local folder or a Hub repo id like 'owner/name'"
         )
-    else:
-        folder = _download(name, kind, known, revision, token, cache_dir, local_files_only, force_download)
-    folder = folder / subfolder if subfolder else folder
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{name!r} has no folder {subfolder!r}")
-    return folder
+    if not folder.joinpath(*part.parts).is_dir():
+        raise FileNotFoundError(f"{name!r} has no folder {subfolder!r}{place}")
+    return folder.joinpath(*part.parts)
 
 
-def _download(name, kind, known, revision, token, cache_dir, local_files_only, force_download) -> Path:
-    from huggingface_hub import errors, snapshot_download
+def push_folder(
+    folder,
+    repo_id: str,
+    *,
+    token: bool | str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload with fewshot_gan",
+    create_pr: bool = False,
+    allow_patterns: list[str] | None = None,
+) -> str:
+    """Upload a folder as one commit, so that nobody ever finds half of it; makes the repo and the branch if needed.
 
-    # the client's own connection errors are no OSError, and RevisionResolutionError is a plain Exception
-    classes = [OSError, getattr(errors, "HTTPError", OSError), getattr(errors, "RevisionResolutionError", OSError)]
+    Args:
+        folder: what to upload; hidden files stay here.
+        repo_id: `owner/name`, or `name` for the token's owner.
+        token: with write access; None takes the one of `hf auth login`.
+        private: whether a new repo is private; None takes the owner's default.
+        revision: branch; None is main.
+        create_pr: propose the commit as a pull request.
+        allow_patterns: upload only files whose path matches one of these, as in `huggingface_hub.upload_folder`.
+
+    Returns:
+        Full id of the repo.
+
+    Raises:
+        FileNotFoundError: no file to upload.
+        ValueError: the Hub refused or cannot be reached, or the repo is public and should be private.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    folder = Path(folder)
+    paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    names = [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
+    names = list(filter_repo_objects(names, allow_patterns=allow_patterns))
+    if not names:
+        only = f" that matches {', '.join(allow_patterns)}" if allow_patterns else ""
+        raise FileNotFoundError(f"nothing to push: there is no file{only} in {folder}")
+    api = HfApi(token=token, library_name="fewshot_gan", library_version=__version__)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        public = private and not api.model_info(repo_id).private  # an existing repo keeps its visibility
+        if not public:
+            if revision and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            api.create_commit(
+                repo_id,
+                [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names],
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
+    except _hub_errors() as error:
+        raise ValueError(f"could not push to {repo_id!r}: {_why_not_pushed(error)}") from error
+    if public:
+        raise ValueError(
+            f"{repo_id!r} is there already and public, so private=True would hide nothing; make it private at "
+            f"{_page(repo_id)}/settings, or push to another name"
+        )
+    return repo_id
+
+
+def _download(name: str, kind: str, known: str, prefix: str, **options) -> Path:
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(
             snapshot_download(
                 name,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                force_download=force_download,
-                allow_patterns=["*.json", "*.safetensors", "*.md", "*.png"],
+                allow_patterns=[prefix + pattern for pattern in REPO_FILES],
+                library_name="fewshot_gan",
+                library_version=__version__,
+                **options,
             )
         )
-    except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(f"Hub repo {name!r} has no revision {revision!r}; see its branches and tags") from error
-    except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"the Hub has no {kind} {name!r} that you may read; {known}; a private repo needs token=…"
-        ) from error
-    except tuple(classes) as error:
-        raise FileNotFoundError(
-            f"could not fetch {kind} {name!r} from the Hub ({type(error).__name__}): no network, or not in the cache; "
-            f"{known}, which need no network; else download the repo elsewhere and give its folder"
-        ) from error
+    except _hub_errors() as error:
+        if type(error) is ValueError and error.__cause__ is None:  # what the server offers, e.g. '../../name'
+            raise ValueError(f"Hub repo {name!r} is not safe to load, and was not: {_cause(error)[1]}") from error
+        sentence = _why_not_fetched(error, f"{kind} {name!r}", _page(name), options["revision"], known)
+        raise FileNotFoundError(sentence) from error
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """All that huggingface_hub raises: its connection errors are no OSError, and some are plain exceptions."""
+    from huggingface_hub import errors
+
+    own = [getattr(errors, name, OSError) for name in ("HTTPError", "RevisionResolutionError", "XetDownloadError")]
+    return (OSError, ValueError, RuntimeError, *own)
+
+
+def _why_not_fetched(error: Exception, what: str, page: str, revision: str | None, known: str) -> str:
+    from huggingface_hub import errors
+
+    status, reason = _cause(error)
+    if isinstance(error, errors.HFValidationError):
+        return f"there is no {what}: the Hub has no such names; {known}; else give a local folder"
+    if isinstance(error, errors.IncompleteSnapshotError):
+        return (
+            f"the cache holds only a part of {what}: its download was interrupted, or was of another subfolder, and "
+            f"now the Hub cannot be reached ({reason}); load it again with network to complete it"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{what} has no revision {revision or 'main'!r}; see its branches and commits at {page}"
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return (
+            f"you may not read {what}: ask for access at {page}, and use a token that has it (`hf auth login`, token=)"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the Hub has no {what} that you may read; {known}; a private repo needs `hf auth login` or token=…"
+    if status == 401:
+        return f"the Hub did not accept the token for {what}; renew it with `hf auth login`, or give another token="
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            f"could not fetch {what} from the Hub ({reason}): no network, or not in the cache; {known}, which need no "
+            "network; else download the repo elsewhere and give its folder"
+        )
+    return (
+        f"the download of {what} was interrupted ({reason}); nothing incomplete is used: "
+        "load it again and it goes on where it stopped"
+    )
+
+
+def _why_not_pushed(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    status, reason = _cause(error)
+    if isinstance(error, errors.HFValidationError):
+        return "a repo id is 'owner/name' or 'name', of letters, digits, '-', '_' and '.'"
+    if status == 401 or isinstance(error, errors.LocalTokenNotFoundError):
+        return "that needs a token with write access; run `hf auth login`, or give token=…"
+    if status in (403, 404):
+        return f"the token may not write there ({reason}); make one that may at {_page('settings/tokens')}"
+    if status is None and not isinstance(error, ValueError):
+        return f"the Hub cannot be reached ({reason}); no file changed there, push again with network"
+    return f"the Hub refused ({reason}); no file changed there, push again once that is mended"
+
+
+def _cause(error: Exception) -> tuple[int | None, str]:
+    """HTTP status, if the server answered, and the innermost reason in few words."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for link in chain:
+        if getattr(link, "response", None) is not None:
+            said = " ".join((getattr(link, "server_message", None) or "").split())
+            return link.response.status_code, f"HTTP {link.response.status_code}{said and f': {said[:200]}'}"
+    return None, " ".join(str(chain[-1]).split())[:200] or type(error).__name__
+
+
+def _page(path: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{path}"

@@ -42,11 +42,12 @@ class DomainVectorFactors(Factors):
         return Adapted(scaled, bias)
 
     def gain(self) -> torch.Tensor:
-        """1 + δ, broadcast to `[O, I, 1, 1]`."""
+        """1 + δ, in a shape that broadcasts to `[O, I, 1, 1]`."""
         if self.parametrization == "full":
             return 1 + self.delta_filter[:, :, None, None]
-        gain = 1 + self.delta[:, None, None] if self.parametrization != "output" else 1
-        return gain + self.delta_out[:, None, None, None] if self.parametrization == "separable" else gain
+        by_input = self.delta[:, None, None] if self.parametrization != "output" else 0
+        by_output = self.delta_out[:, None, None, None] if self.parametrization != "input" else 0
+        return 1 + by_input + by_output
 
 
 class DomainVectorAdapter(Adapter):

@@ -53,6 +53,8 @@ def modulated_conv2d(
     batch, channels = x.shape[:2]
     if styles is not None and styles.shape != (batch, channels):
         raise ValueError(f"styles are [B, I] = {(batch, channels)}, got {tuple(styles.shape)}")
+    if up > 1 and down > 1:
+        raise ValueError(f"up and down exclude each other, got up={up}, down={down}")
     if (up, down) != (1, 1) and resample_filter is None:
         raise ValueError(f"up={up}, down={down} needs a resample_filter, e.g. setup_filter([1, 3, 3, 1])")
     scale = styles
@@ -61,17 +63,33 @@ def modulated_conv2d(
     if scale is not None:
         x = x * scale.to(x.dtype)[:, :, None, None]
 
+    k = (weight.weights[0] if isinstance(weight, RowWeights) else weight).shape[-1]
+    padding = k // 2 if padding is None else padding
+    taps = 0 if resample_filter is None else resample_filter.shape[-1]
+    if down > 1:
+        before, after = padding + (taps - down + 1) // 2, padding + (taps - down) // 2
+        # a 1×1 convolution filters and strides first: it then sees a quarter of the pixels
+        stride = down if k == 1 else 1
+        x = upfirdn2d(x, resample_filter, down=stride, padding=(before, after, before, after))
+
     def convolve(x, weight, styles, norm_weight):
         if weight.ndim != 4 or weight.shape[1] != x.shape[1]:
             raise ValueError(f"weight {tuple(weight.shape)} does not fit an input of shape {tuple(x.shape)}")
-        pad = weight.shape[-1] // 2 if padding is None else padding
-        x = _resampling_conv(x, weight.to(x.dtype), up, down, pad, resample_filter)
+        if up > 1:  # published weights of up-convolutions are stored for a plain transposed convolution (no flip)
+            y = F.conv_transpose2d(x, weight.to(x.dtype).transpose(0, 1), stride=up)
+        elif down > 1:
+            y = F.conv2d(x, weight.to(x.dtype), stride=1 if k == 1 else down)
+        else:
+            y = F.conv2d(x, weight.to(x.dtype), padding=padding)
         if not demodulate:
-            return x
+            return y
         norm = _inverse_norm(weight if norm_weight is None else norm_weight, styles)
-        return x * norm.to(x.dtype)[..., None, None]
+        return y * norm.to(y.dtype)[..., None, None]
 
     x = by_rows(convolve, x, weight, styles, norm_weight)
+    if up > 1:
+        before, after = padding + (taps + up - 1) // 2 - (k - 1), padding + (taps - up) // 2 - (k - up)
+        x = upfirdn2d(x, resample_filter, padding=(before, after, before, after), gain=up * up)
     return x if output_scale is None else x * output_scale.to(x.dtype)[..., None, None]
 
 
@@ -81,23 +99,3 @@ def _inverse_norm(weight: torch.Tensor, styles: torch.Tensor | None) -> torch.Te
     energy = weight.square().sum((-2, -1))  # [O, I]
     total = energy.sum(-1) if styles is None else styles.to(weight.dtype).square() @ energy.t()
     return (total + 1e-8).rsqrt()
-
-
-def _resampling_conv(x, weight, up, down, padding, f):
-    """Correlate `x` `[B, I, H, W]` with `weight` `[O, I, k, k]`, resampled as StyleGAN2 does."""
-    k = weight.shape[-1]
-    if up == 1 and down == 1:
-        return F.conv2d(x, weight, padding=padding)
-    taps = f.shape[-1]
-    if up > 1:
-        if down != 1:
-            raise ValueError(f"up and down exclude each other, got up={up}, down={down}")
-        # Published weights of up-convolutions are stored for a plain transposed convolution (no flip).
-        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=up)
-        before = padding + (taps + up - 1) // 2 - (k - 1)
-        after = padding + (taps - up) // 2 - (k - up)
-        return upfirdn2d(x, f, padding=(before, after, before, after), gain=up * up)
-    before, after = padding + (taps - down + 1) // 2, padding + (taps - down) // 2
-    if k == 1:  # filter and stride first: the 1×1 then sees a quarter of the pixels
-        return F.conv2d(upfirdn2d(x, f, down=down, padding=(before, after, before, after)), weight)
-    return F.conv2d(upfirdn2d(x, f, padding=(before, after, before, after)), weight, stride=down)
