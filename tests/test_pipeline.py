@@ -376,3 +376,176 @@ def test_every_export_resolves():
     assert all(getattr(fewshot_gan, name) is not None for name in dir(fewshot_gan))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = fewshot_gan.nothing
+
+
+# ----------------------------------------------------------------------------------------------- blends, strips, fusing
+
+
+def test_adapter_names_take_blends(looks):
+    looks.set_adapters(["a", "b"], [0.5, -0.25])
+    want = images(looks, 3)
+    blend = {"a": 0.5, "b": -0.25}
+    looks.set_adapters("a")
+    mixed = images(looks, 3, adapter_names=["__base__", blend, {"a": 1.0, "__base__": 0.3}])
+    torch.testing.assert_close(mixed[1], want[1], **TOLERANCE)
+    torch.testing.assert_close(mixed[0], images(looks, 3, adapter_names="__base__")[0], **TOLERANCE)
+    torch.testing.assert_close(mixed[2], images(looks, 3, adapter_names="a")[2], **TOLERANCE)
+    torch.testing.assert_close(images(looks, 3, adapter_names=blend), want, **TOLERANCE)
+
+
+def test_a_mixed_batch_is_one_forward(looks):
+    forwards = []
+    handle = looks.generator.synthesis.register_forward_hook(lambda *_: forwards.append(1))
+    images(looks, 6, adapter_names=["a", "b", "__base__", None, "a", {"a": 0.5, "b": 0.5}])
+    handle.remove()
+    assert len(forwards) == 1
+
+
+def test_interpolate_is_a_strip_of_blends(looks):
+    out = looks.interpolate("a", "b", 5, num_images=2, seed=3, output_type="pt")
+    assert out.images.shape[0] == 10 and torch.equal(out.latents[0], out.latents[4])
+    assert not torch.equal(out.latents[0], out.latents[5])
+    assert torch.equal(out.latents[::5], looks(2, seed=3).latents)
+    for k, t in enumerate((0, 0.25, 0.5, 0.75, 1)):
+        looks.set_adapters(["a", "b"], [1 - t, t])
+        want = looks(latents=out.latents[::5], output_type="pt").images
+        torch.testing.assert_close(out.images[k::5], want, **TOLERANCE)
+    ends = looks.interpolate("__base__", "a", 2, seed=3, output_type="pt").images
+    torch.testing.assert_close(ends[0], images(looks, 1, seed=3, adapter_names="__base__")[0], **TOLERANCE)
+    torch.testing.assert_close(ends[1], images(looks, 1, seed=3, adapter_names="a")[0], **TOLERANCE)
+    for arguments, message in (
+        (("a", "b", 1), "steps=1: a strip has at least its two ends"),
+        (("a", "c", 3), "'c' is not loaded; loaded: 'a', 'b'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            looks.interpolate(*arguments)
+    with pytest.raises(ValueError, match="interpolate chooses adapter_names itself"):
+        looks.interpolate("a", "b", adapter_names="a")
+
+
+def test_a_schedule_over_depth(looks):
+    base, a = images(looks, adapter_names="__base__"), images(looks, adapter_names="a")
+    looks.set_adapters("a", {"coarse": 0.0, "middle": 1.0})
+    fine = images(looks)
+    looks.set_adapters(["a", "b"], [{"coarse": 1.0, "middle": 0.0}, 0.0])
+    coarse = images(looks)
+    assert all((x - y).abs().max() > 0.01 for x in (fine, coarse) for y in (base, a))
+    looks.set_adapters("a", {0: 1.0})
+    assert torch.equal(images(looks), a)
+
+
+def test_fusing_a_pipeline(pipe, perturbed, tmp_path):
+    torch.manual_seed(0)
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(pipe.generator), 1), "a")
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(pipe.generator), 2), "b")
+    source = {k: v.clone() for k, v in pipe.generator.state_dict().items()}
+    pipe.set_adapters(["a", "b"], [0.5, 0.5])
+    want = images(pipe)
+    pipe.fuse_adapters(["a", "b"], [0.5, 0.5])
+    torch.testing.assert_close(images(pipe), want, rtol=0, atol=1e-5)
+    pipe.save_pretrained(tmp_path / "fused")
+    for action in (
+        pipe.fuse_adapters,
+        lambda: pipe.set_adapters("a"),
+        lambda: pipe.load_adapter("sketch"),
+        lambda: pipe.load_adapters(tmp_path),
+        lambda: pipe.delete_adapters("a"),
+        pipe.disable_adapters,
+        lambda: pipe(1, adapter_names="a"),
+        lambda: pipe.interpolate("a", "b"),
+    ):
+        with pytest.raises(ValueError, match="cannot .* while 'a', 'b' is fused; call unfuse_adapters first"):
+            action()
+    pipe.unfuse_adapters()
+    assert all(torch.equal(v, source[k]) for k, v in pipe.generator.state_dict().items())
+    assert torch.equal(images(pipe), want)
+    with pytest.raises(ValueError, match="no adapter is fused"):
+        pipe.unfuse_adapters()
+    standalone = FewShotGAN.from_pretrained(tmp_path / "fused")
+    torch.testing.assert_close(images(standalone), want, rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_fused_is_not_saved_as_if_it_were(stylegan2, perturbed, tmp_path):
+    pipe = FewShotGAN(stylegan2)
+    pipe.load_adapter(perturbed(DomainVectorAdapter.for_model(stylegan2), std=0.5), "v")
+    want = images(pipe)
+    pipe.fuse_adapters()
+    torch.testing.assert_close(images(pipe), want, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="'v' scales channels after demodulation at 7 layers.*save_adapter instead"):
+        pipe.save_pretrained(tmp_path / "fused")
+    assert not (tmp_path / "fused").exists()
+
+
+def test_add_weighted_adapter(looks, make_generator, tmp_path):
+    looks.set_adapters(["a", "b"], [0.5, 0.5])
+    want = images(looks)
+    looks.add_weighted_adapter(["a", "b"], [0.5, 0.5], "both")
+    assert looks.active_adapters() == ["a", "b"]
+    looks.add_weighted_adapter(["both", "a"], [1.0, 0.0], "again")  # a blend of a blend
+    for name in ("both", "again"):
+        looks.save_adapter(tmp_path / name, name)
+    fresh = FewShotGAN(make_generator())
+    for name in ("both", "again"):
+        fresh.load_adapter(tmp_path / name)
+        torch.testing.assert_close(images(fresh), want, **TOLERANCE)
+    for arguments, message in (
+        ((["a", "c"], 0.5, "x"), "'c' is not loaded"),
+        ((["a", "b"], [1.0], "x"), "2 adapters but 1 weights"),
+        ((["a", "b"], 0.5, "both"), "an adapter 'both' is already loaded"),
+        ((["a", "a"], 0.5, "x"), "each once"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            looks.add_weighted_adapter(*arguments)
+
+
+# -------------------------------------------------------------------------------------------- names, folders of several
+
+
+def test_names_are_unique_unless_swapped(looks, tmp_path):
+    a, b = (images(looks, adapter_names=n) for n in "ab")
+    looks.save_adapter(tmp_path / "x", "b")
+    with pytest.raises(ValueError, match="an adapter 'a' is already loaded; give this one another adapter_name"):
+        looks.load_adapter(tmp_path / "x", "a")
+    with pytest.raises(ValueError, match="hotswap replaces a loaded adapter, but there is no 'x'"):
+        looks.load_adapter(tmp_path / "x", hotswap=True)
+    looks.set_adapters("a")
+    assert torch.equal(images(looks), a)
+    looks.load_adapter(tmp_path / "x", "a", hotswap=True)
+    assert looks.active_adapters() == ["a"] and torch.equal(images(looks), b)
+    with pytest.raises(ValueError, match="adapters named twice"):
+        looks.set_adapters(["a", "a"])
+
+
+def test_a_folder_of_several_adapters(looks, make_generator, tmp_path):
+    solo = {n: images(looks, adapter_names=n) for n in "ab"}
+    looks.save_adapter(tmp_path, ["a", "b"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+    fresh = FewShotGAN(make_generator())
+    with pytest.raises(ValueError, match="holds several adapters: a, b; choose one with subfolder='a'"):
+        fresh.load_adapter(tmp_path)
+    fresh.load_adapter(tmp_path, subfolder="b")
+    assert fresh.get_list_adapters() == ["b"] and torch.equal(images(fresh), solo["b"])
+    with pytest.raises(ValueError, match="'b' is already loaded"):
+        fresh.load_adapters(tmp_path)
+    assert fresh.get_list_adapters() == ["b"]  # all or none
+    fresh.delete_adapters("b")
+    assert fresh.load_adapters(tmp_path) == ["a", "b"] == fresh.get_list_adapters()
+    assert fresh.active_adapters() == []
+    for name in "ab":
+        assert torch.equal(images(fresh, adapter_names=name), solo[name])
+    with pytest.raises(FileNotFoundError, match="holds no adapter folders"):
+        fresh.load_adapters(tmp_path / "a")
+    with pytest.raises(ValueError, match="subfolder='../a' leads out of"):
+        fresh.load_adapter(tmp_path, "x", subfolder="../a")
+    with pytest.raises(ValueError, match="'c' is not loaded"):
+        looks.save_adapter(tmp_path / "new", ["a", "c"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_variants_of_an_adapter(looks, make_generator, tmp_path):
+    want = images(looks, adapter_names="a")
+    looks.save_adapter(tmp_path / "a", "a", variant="fp32")
+    fresh = FewShotGAN(make_generator()).load_adapter(tmp_path / "a", variant="fp32")
+    assert torch.equal(images(fresh), want)
+    with pytest.raises(FileNotFoundError, match="has no adapter_model.safetensors"):
+        fresh.load_adapter(tmp_path / "a", "other")

@@ -1,12 +1,11 @@
 """Model cards: what an adapter or base is, what it was made from, under which licence, and how to load it."""
 
 import json
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
-from .hub import embedded_adapters, embedded_bases, is_repo_id, push_folder
+from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, push_folder, replace_file
 from .version import __version__
 
 EMBEDDED_LICENCES = {  # base: what its weights descend from
@@ -103,7 +102,7 @@ def write_collection_card(folder, name: str, repo_id: str | None = None) -> Path
         Path of the card.
     """
     folder = Path(folder)
-    configs = {p.parent.name: json.loads(p.read_text()) for p in sorted(folder.glob("*/adapter_config.json"))}
+    configs = {n: json.loads((f / "adapter_config.json").read_text()) for n, f in adapter_folders(folder).items()}
     bases, origins = zip(*map(_base_of, configs.values()), strict=True)
     first = next(iter(configs))
     lines = [
@@ -196,7 +195,7 @@ def _write(folder: Path, name: str, lines: list[str], has_grid: bool, tags: list
     body = "\n".join([f"# {name}", "", *lines, f"Written by fewshot_gan {__version__}.", ""])
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "README.md", lambda temp: temp.write_text(str(card), encoding="utf-8"))
+    replace_file(folder / "README.md", lambda temp: temp.write_text(str(card), encoding="utf-8"))
     return folder / "README.md"
 
 
@@ -209,7 +208,7 @@ def _place_grid(grid, folder: Path) -> bool:
         return False
     (folder / "images").mkdir(parents=True, exist_ok=True)
     save = (lambda temp: shutil.copyfile(grid, temp)) if isinstance(grid, Path) else lambda temp: grid.save(temp, "PNG")
-    _replace(folder / "images" / "grid.png", save)
+    replace_file(folder / "images" / "grid.png", save)
     return True
 
 
@@ -242,6 +241,16 @@ def _base_of(config, instead: str | None = None) -> tuple[str | None, str | None
     return base, origin
 
 
+def portable_base(config, instead: str | None = None) -> str | None:
+    """What an adapter's config may call its base on other machines: never a path of this one.
+
+    Args:
+        config: of the adapter.
+        instead: embedded name or repo id of the base, for an adapter that knows it as a local folder.
+    """
+    return _base_of(config, instead if instead in embedded_bases() or is_repo_id(instead) else None)[0]
+
+
 def _named(base: str | None) -> str:
     from huggingface_hub.constants import ENDPOINT
 
@@ -267,13 +276,3 @@ def _plain(value) -> str:
 
 def _numbers(network) -> int:
     return sum(tensor.numel() for tensor in network.state_dict().values())
-
-
-def _replace(target: Path, write) -> None:
-    """Call `write` on a path beside `target`, then rename: the target is whole or as it was."""
-    temp = target.with_name(f".{target.name}.tmp")
-    try:
-        write(temp)
-        os.replace(temp, target)
-    finally:
-        temp.unlink(missing_ok=True)

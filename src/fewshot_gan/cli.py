@@ -289,7 +289,7 @@ def _adapters_in(folder: Path) -> list[Path]:
     """The folder itself if it is an adapter, else its subfolders that are."""
     if (folder / "adapter_config.json").is_file():
         return [folder]
-    return [path.parent for path in sorted(folder.glob("*/adapter_config.json"))]
+    return list(hub.adapter_folders(folder).values())
 
 
 # --------------------------------------------------------------------------------------------------------------- info

@@ -1,6 +1,7 @@
 """From a name to a folder, and from a folder to the Hub; whatever is refused ends in one sentence that says why."""
 
 import glob
+import os
 import re
 from pathlib import Path, PureWindowsPath
 
@@ -24,6 +25,21 @@ def embedded_adapters(base: str | None = None) -> dict[str, Path]:
 def embedded_datasets() -> dict[str, Path]:
     """Name → folder of the example image sets that ship inside the package."""
     return {p.parent.name: p.parent for p in sorted((ASSETS / "datasets").glob("*/dataset.json"))}
+
+
+def adapter_folders(folder) -> dict[str, Path]:
+    """Name → folder of the adapters that lie side by side in `folder`."""
+    return {path.parent.name: path.parent for path in sorted(Path(folder).glob("*/adapter_config.json"))}
+
+
+def replace_file(target: Path, write) -> None:
+    """Call `write` on a path beside `target`, then rename: the target is whole or as it was."""
+    temp = target.with_name(f".{target.name}.tmp")
+    try:
+        write(temp)
+        os.replace(temp, target)
+    finally:
+        temp.unlink(missing_ok=True)
 
 
 def is_repo_id(name: str | None) -> bool:

@@ -1,5 +1,6 @@
 """`FewShotGAN`: a generator with its adapters, loaded, run, saved and shared like any diffusers pipeline."""
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,8 +15,8 @@ from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
 from safetensors import safe_open
 
-from .adapters import BASE, Adapter, AdapterBank, adapter_folders
-from .hub import embedded_adapters, embedded_bases, resolve_folder
+from .adapters import BASE, Adapter, AdapterBank
+from .hub import adapter_folders, embedded_adapters, embedded_bases, replace_file, resolve_folder
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
 pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
@@ -453,6 +454,10 @@ class FewShotGAN(DiffusionPipeline):
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Write the base: `model_index.json`, `generator/`, `discriminator/`. With fused adapters, the fused one.
 
+        Args:
+            save_directory: folder, made if needed.
+            kwargs: diffusers' own, and `push_to_hub`, `repo_id` and the options of `push_to_hub`.
+
         Raises:
             ValueError: part of what is fused has no equal in the weights.
         """
@@ -461,7 +466,16 @@ class FewShotGAN(DiffusionPipeline):
                 f"{', '.join(map(repr, self.bank.active))} scales channels after demodulation at "
                 f"{len(self.bank.fused)} layers, which no weights can hold; save the adapter with save_adapter instead"
             )
+        push_to_hub, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
+        push_options = {k: kwargs.pop(k) for k in ("token", "private", "commit_message", "create_pr") if k in kwargs}
         super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        for path in (folder / "model_index.json", *(folder / name / "config.json" for name in self.components)):
+            if path.is_file():  # diffusers notes where it was loaded from, a folder of this machine
+                kept = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
+                replace_file(path, lambda temp, kept=kept: temp.write_text(json.dumps(kept, indent=2) + "\n"))
+        if push_to_hub:
+            self.push_to_hub(repo_id or folder.absolute().name, adapter_name=BASE, **push_options)
 
     def push_to_hub(
         self,
@@ -510,7 +524,10 @@ class FewShotGAN(DiffusionPipeline):
         with tempfile.TemporaryDirectory() as temp:
             self.save_pretrained(temp)
             write_base_card(self, temp, name, repo_id=repo_id)
-            return push_folder(temp, repo_id, **options)
+            pushed = push_folder(temp, repo_id, **options)
+        if self.base_name is None or Path(self.base_name).exists():
+            self.base_name = pushed  # what adapters pushed next will name as their base
+        return pushed
 
     def to(self, *args, **kwargs) -> "FewShotGAN":
         """Move to a device and/or dtype, loaded adapters with it (they keep float32)."""

@@ -2,7 +2,7 @@
 
 from .adafm import AdaFMAdapter
 from .bank import BASE, AdapterBank
-from .base import Adapter, LayerSpec, adapter_folders, fingerprint, read_adapter
+from .base import Adapter, LayerSpec, fingerprint, read_adapter
 from .blend import BlendAdapter
 from .domain_vector import DomainVectorAdapter
 from .full import FullAdapter
@@ -22,7 +22,6 @@ __all__ = [
     "LayerSpec",
     "LeFTAdapter",
     "TicketAdapter",
-    "adapter_folders",
     "fingerprint",
     "magnitude_masks",
     "read_adapter",

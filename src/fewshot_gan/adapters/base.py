@@ -231,7 +231,7 @@ class Adapter(ModelMixin, ConfigMixin):
 
         Args:
             repo_id: `owner/name`, made if it is not there.
-            base: what the card and config call the base; None: what it was trained on.
+            base: what card and config call the base if it was trained on a folder of this machine; None: its name.
             grid: sample picture (PIL) for the card, or None.
             push_options: `token`, `private`, `revision`, `commit_message`, `create_pr`.
 
@@ -241,15 +241,14 @@ class Adapter(ModelMixin, ConfigMixin):
         Raises:
             ValueError: the Hub refused, e.g. without a token, or cannot be reached.
         """
-        from ..cards import push_adapter_folder, write_adapter_card
+        from ..cards import portable_base, push_adapter_folder, write_adapter_card
 
         with tempfile.TemporaryDirectory() as temp:
-            known, name = self.config.base_model_name_or_path, repo_id.rsplit("/", 1)[-1]
-            if base is not None:
-                self.register_to_config(base_model_name_or_path=base)
+            known = self.config.base_model_name_or_path
+            self.register_to_config(base_model_name_or_path=portable_base(self.config, base))
             try:
                 self.save_pretrained(temp)
-                write_adapter_card(self, temp, name, grid=grid, repo_id=repo_id)
+                write_adapter_card(self, temp, repo_id.rsplit("/", 1)[-1], grid=grid, repo_id=repo_id)
             finally:
                 self.register_to_config(base_model_name_or_path=known)
             return push_adapter_folder(temp, repo_id, **push_options)
@@ -268,7 +267,7 @@ class Adapter(ModelMixin, ConfigMixin):
             ValueError: the config or the tensors are damaged, unknown, or do not belong together, or the folder holds
                 several adapters and none is chosen.
         """
-        from ..hub import resolve_folder
+        from ..hub import adapter_folders, resolve_folder
 
         folder = resolve_folder(pretrained_model_name_or_path, kind="adapter", **hub_options)
         if not (folder / CONFIG_NAME).is_file() and (several := adapter_folders(folder)):
@@ -314,11 +313,6 @@ def weights_file(variant: str | None) -> str:
     if not variant.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"variant={variant!r} is no plain word; for example 'fp16'")
     return WEIGHTS_NAME.replace(".", f".{variant}.")
-
-
-def adapter_folders(folder: Path) -> dict[str, Path]:
-    """Name → folder of the adapters that lie side by side in `folder`."""
-    return {path.parent.name: path.parent for path in sorted(Path(folder).glob(f"*/{CONFIG_NAME}"))}
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:

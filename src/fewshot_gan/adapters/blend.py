@@ -86,10 +86,10 @@ class BlendAdapter(Adapter):
     @classmethod
     def of(cls, adapters: Sequence[Adapter], weights: Sequence[Mapping[str, float]]) -> "BlendAdapter":
         """The blend of `adapters`, copied, each with its module path → α."""
-        first = adapters[0].config
+        first, unbound = adapters[0].config, {"base_model_name_or_path": None, "base_fingerprint": None}
         blend = cls(
             target_modules={path: spec for a in adapters for path, spec in a.config.target_modules.items()},
-            parts=[{"adapter_type": a.adapter_type, **a.settings()} for a in adapters],
+            parts=[{"adapter_type": a.adapter_type, **a.settings(), **unbound} for a in adapters],
             weights=[dict(of_layers) for of_layers in weights],
             base_model_name_or_path=first.base_model_name_or_path,
             base_fingerprint=first.base_fingerprint,
