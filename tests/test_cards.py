@@ -66,7 +66,7 @@ def test_a_failed_card_leaves_the_old_one(card, tmp_path):
     text = card().text
 
     class Broken:
-        def save(self, path, kind):
+        def save(self, path):
             path.write_bytes(b"half")
             raise OSError("disk full")
 

@@ -152,12 +152,35 @@ def test_compare_shows_the_same_faces_in_every_look(cli, base_folder, adapter_fo
     assert sorted(os.listdir("both")) == ["base-00000.png", "ink-00000.png"]
 
 
+def test_schedules_and_strips(cli, base_folder, adapter_folder):
+    command = ["generate", "--base", base_folder, "--adapter", adapter_folder, "--num-images", 2]
+    assert cli(*command, "--weight", "coarse:0,16:1", "--out", "fine.png")[0] == 0
+    pipe = FewShotGAN.from_pretrained(base_folder).load_adapter(adapter_folder, "ink")
+    pipe.set_adapters("ink", {"coarse": 0, 16: 1})
+    want = np.array([np.asarray(i) for i in pipe(2, seed=0).images])
+    assert np.array_equal(cells("fine.png", 2, 1)[0], want)
+
+    code, out, _ = cli(*command, "--interpolate", 3, "--out", "strip.png")
+    assert code == 0 and out.startswith("strip.png  (6 pictures, ")
+    strip = cells("strip.png", 3, 2).astype(int)
+    for column, look in enumerate(("__base__", {"ink": 0.5}, "ink")):
+        want = np.array([np.asarray(i) for i in pipe(2, seed=0, adapter_names=look).images])
+        assert np.abs(strip[:, column] - want).max() <= 1
+
+
 def test_generate_refuses(refused, base_folder, adapter_folder, tmp_path):
     base = ("generate", "--base", base_folder)
     assert "num_images=0" in refused(*base, "--num-images", 0)
     assert "batch_size=0" in refused(*base, "--batch-size", 0)
     assert "1 adapters but 2 weights" in refused(*base, "--adapter", adapter_folder, "--weight", 1, "--weight", 2)
     assert "0 adapters but 1 weights" in refused(*base, "--weight", 1)
+    for bad in ("a lot", "coarse:x", "coarse:0:1"):
+        message = refused(*base, "--adapter", adapter_folder, "--weight", bad)
+        assert f"--weight {bad} is neither a number nor like coarse:0,fine:1" in message
+    assert "'huge' in the weights" in refused(*base, "--adapter", adapter_folder, "--weight", "huge:1")
+    for more in ([], ["--adapter", adapter_folder, "--compare"]):
+        assert "--interpolate takes one --adapter or two" in refused(*base, "--interpolate", 3, *more)
+    assert "steps=1: a strip" in refused(*base, "--adapter", adapter_folder, "--interpolate", 1)
     assert "no picture file" in refused(*base, "--out", "faces.txt")
     assert "no picture file" in refused(*base, "--out", tmp_path)
     assert "not an empty folder" in refused(*base, "--separate", "--out", tmp_path)

@@ -249,7 +249,7 @@ def test_card_of_an_adapter(mobile, tmp_path, with_grid):
         if with_grid:
             assert Image.open(folder / "images" / "grid.png").getpixel((0, 0)) == (20, 0, 0)
         assert ("images/grid.png" in card.text) == ("widget" in data) == with_grid == (folder / "images").exists()
-        assert not [p for p in folder.rglob("*") if p.name.endswith(".tmp")]
+        assert not [p for p in folder.rglob("*") if p.name.startswith(".")]
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from fewshot_gan import __version__
 from fewshot_gan.features import FeatureNetwork, load_features
+from fewshot_gan.hub import replace_file
 from fewshot_gan.metrics import (
     balanced_intra_cluster_distance,
     intra_cluster_distance,
@@ -84,17 +84,6 @@ def contact_sheet(rows: list[Tensor], size: int = 256) -> Image.Image:
     lines = [F.interpolate(row.float(), size=(size, size), mode="bilinear", antialias=True) for row in rows]
     grid = torch.cat([torch.cat(list(line), 2) for line in lines], 1)  # [3, rows * size, n * size]
     return Image.fromarray(((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy())
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Calls `write(temporary path)`, then renames it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{os.getpid()}-{path.name}")  # keeps the suffix: Pillow reads the format from it
-    try:
-        write(scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def installed(package: str) -> str | None:
@@ -178,10 +167,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         },
     }
     text = json.dumps(report, indent=2)
-    write_atomically(args.out, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    replace_file(args.out, lambda path: path.write_text(text + "\n", encoding="utf-8"))
     if args.sheet is not None:
         rows = [images[:SHEET_IMAGES] for images in (source, adapted, true if paired is None else paired)]
-        write_atomically(args.sheet, contact_sheet(rows).save)
+        replace_file(args.sheet, contact_sheet(rows).save)
     print(text)
     return report
 

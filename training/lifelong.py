@@ -16,10 +16,11 @@ from pathlib import Path
 
 import make_domain
 import torch
-from benchmark import contact_sheet, write_atomically
+from benchmark import contact_sheet
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import fingerprint
+from fewshot_gan.hub import replace_file
 from fewshot_gan.training import lfs
 
 
@@ -61,9 +62,9 @@ def main(argv: list[str] | None = None) -> None:
             "generator_numbers": sum(p.numel() for p in pipe.generator.parameters()),
         }
         text = json.dumps(report, indent=2) + "\n"
-        write_atomically(report_path, lambda path, text=text: path.write_text(text))
+        replace_file(report_path, lambda path, text=text: path.write_text(text))
         rows = [images[look] * 2 - 1 for look in images]
-        write_atomically(args.output_dir / "sheet.png", contact_sheet(rows, size=128).save)
+        replace_file(args.output_dir / "sheet.png", contact_sheet(rows, size=128).save)
         print(f"{name}: learned as number {count}; forgotten so far: {', '.join(report['forgotten']) or 'none'}")
     if report["forgotten"]:
         raise SystemExit(f"forgotten: {', '.join(report['forgotten'])}")

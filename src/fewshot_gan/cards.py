@@ -194,7 +194,6 @@ def _write(folder: Path, name: str, lines: list[str], has_grid: bool, tags: list
     )
     body = "\n".join([f"# {name}", "", *lines, f"Written by fewshot_gan {__version__}.", ""])
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
-    folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "README.md", lambda temp: temp.write_text(str(card), encoding="utf-8"))
     return folder / "README.md"
 
@@ -206,8 +205,7 @@ def _place_grid(grid, folder: Path) -> bool:
         grid = pictures[-1] if pictures else None
     if grid is None:
         return False
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    save = (lambda temp: shutil.copyfile(grid, temp)) if isinstance(grid, Path) else lambda temp: grid.save(temp, "PNG")
+    save = (lambda temp: shutil.copyfile(grid, temp)) if isinstance(grid, Path) else grid.save
     replace_file(folder / "images" / "grid.png", save)
     return True
 

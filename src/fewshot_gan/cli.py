@@ -87,7 +87,10 @@ def generate(
     adapter: Annotated[
         list[str] | None, typer.Option(help="Embedded name, folder or Hub repo; repeat to blend.")
     ] = None,
-    weight: Annotated[list[float] | None, typer.Option(help="One per adapter, in order; default 1.")] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(help="One per adapter, in order; default 1. By depth: coarse:0,middle:0.5,fine:1 or 4:0,32:1."),
+    ] = None,
     num_images: Annotated[int, typer.Option(help="How many pictures.")] = 4,
     seed: Annotated[int, typer.Option(help="One seed, one set of pictures.")] = 0,
     psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
@@ -96,15 +99,24 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="The grid's file, or with --separate the folder.")] = None,
     separate: Annotated[bool, typer.Option("--separate", help="One file per picture instead of a grid.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="A row of the base, then one per adapter.")] = False,
+    interpolate: Annotated[
+        int | None,
+        typer.Option(help="Pictures per row, from one adapter to the next; with one, from the base."),
+    ] = None,
 ):
     """Write pictures of a base, with or without adapters."""
     start = time.perf_counter()
     with one_sentence():
-        names, weights = list(adapter or []), list(weight or [])
+        names, weights = list(adapter or []), [_parse_weight(text) for text in weight or []]
         if weights and len(weights) != len(names):
             raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one --weight per --adapter")
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"num_images={num_images} and batch_size={batch_size}: both are at least 1")
+        if interpolate is not None and (not 1 <= len(names) <= 2 or compare or separate or weights):
+            raise ValueError(
+                "--interpolate takes one --adapter or two, and neither --weight, --compare nor --separate; "
+                f"got {len(names)} adapters"
+            )
         out = out or Path("faces" if separate else "faces.png")
         if separate:
             _refuse_existing(out)
@@ -124,27 +136,37 @@ def generate(
             pipe.load_adapter(source, name)
             loaded[name] = weights[i] if weights else 1.0
 
+        options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value, "batch_size": batch_size}
+        if interpolate is not None:
+            first, last = [BASE, *loaded][-2:]
+            images = pipe.interpolate(first, last, interpolate, num_images=num_images, **options).images
+            hub.replace_file(out, cards.make_grid(images, interpolate).save)
+            print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
+            return
         looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
         rows = []
         for look in looks:
             pipe.set_adapters(list(look), list(look.values()))
-            rows.append(
-                pipe(
-                    num_images,
-                    seed=seed,
-                    truncation_psi=psi,
-                    noise_mode=noise_mode.value,
-                    batch_size=batch_size,
-                ).images
-            )
+            rows.append(pipe(num_images, **options).images)
         if separate:
             prefixes = [f"{next(iter(look), 'base')}-" for look in looks] if compare else [""]
             files = {f"{p}{i:05d}.png": im for p, row in zip(prefixes, rows, strict=True) for i, im in enumerate(row)}
             _write_folder(out, lambda folder: [image.save(folder / name) for name, image in files.items()])
         else:
             columns = num_images if compare else math.ceil(math.sqrt(num_images))
-            _write_picture(out, cards.make_grid([image for row in rows for image in row], columns))
+            hub.replace_file(out, cards.make_grid([image for row in rows for image in row], columns).save)
         print(f"{out}  ({sum(map(len, rows))} pictures, {time.perf_counter() - start:.1f} s)")
+
+
+def _parse_weight(text: str) -> float | dict:
+    """`0.5`, or a schedule over depth: `coarse:0,fine:1` or `4:0,32:1`."""
+    try:
+        if ":" not in text:
+            return float(text)
+        pairs = [entry.split(":") for entry in text.split(",")]
+        return {int(key) if key.strip().isdigit() else key.strip(): float(alpha) for key, alpha in pairs}
+    except ValueError as error:
+        raise ValueError(f"--weight {text} is neither a number nor like coarse:0,fine:1") from error
 
 
 # -------------------------------------------------------------------------------------------------------------- adapt
@@ -439,14 +461,6 @@ def _write_folder(out: Path, write) -> None:
         if out.is_dir():
             out.rmdir()
         os.replace(staged, out)
-
-
-def _write_picture(out: Path, image) -> None:
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temp:
-        image.save(Path(temp) / out.name)
-        os.replace(Path(temp) / out.name, out)
 
 
 if __name__ == "__main__":

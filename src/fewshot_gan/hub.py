@@ -33,8 +33,9 @@ def adapter_folders(folder) -> dict[str, Path]:
 
 
 def replace_file(target: Path, write) -> None:
-    """Call `write` on a path beside `target`, then rename: the target is whole or as it was."""
-    temp = target.with_name(f".{target.name}.tmp")
+    """Call `write` on a path beside `target` of the same suffix, then rename: the target is whole or as it was."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temp = target.with_name(f".{os.getpid()}-{target.name}")
     try:
         write(temp)
         os.replace(temp, target)

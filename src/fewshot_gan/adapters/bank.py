@@ -20,7 +20,7 @@ from .blend import BlendAdapter
 BASE = "__base__"  # the unadapted generator, wherever an adapter may be named
 CACHE_BYTES = 512 * 2**20  # effective weights kept of looks that are not the current one
 NAMED_RESOLUTIONS = {"coarse": 4, "middle": 16, "fine": 64}  # StyleGAN §3.1, arXiv 1812.04948
-ADAPTER_NAME = r"\w[\w .+-]*"
+ADAPTER_NAME = r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*"  # can name a folder
 
 Weight = float | Mapping[int | str, float]
 Look = Mapping[str, Weight]
@@ -141,7 +141,7 @@ class AdapterBank:
         """Load `adapter` under `name` without activating it.
 
         Args:
-            name: letters, digits, spaces and `_.+-`.
+            name: one that a folder could have.
             adapter: made for this generator.
             replace: take the place of one of that name; it acts on if that one did.
 
@@ -153,9 +153,7 @@ class AdapterBank:
         if name == BASE:
             raise ValueError(f"{BASE!r} names the unadapted generator; choose another adapter_name")
         if not re.fullmatch(ADAPTER_NAME, name):
-            raise ValueError(
-                f"adapter name {name!r} is no plain name (letters, digits, spaces and _.+-); choose another"
-            )
+            raise ValueError(f"adapter name {name!r} cannot be that of a folder (empty, '/', '.x', …); choose another")
         if name in self.adapters and not replace:
             raise ValueError(
                 f"an adapter {name!r} is already loaded; give this one another adapter_name, or delete that one first"

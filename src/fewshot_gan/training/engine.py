@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..adapters import Adapter, AdapterBank
+from ..hub import replace_file
 from ..methods.lfs_gan import LFSObjective, Views
 from ..models.layers import mix_styles
 from .augment import DiffAugment, FewShotAugment
@@ -367,8 +368,7 @@ class Trainer:
         grid = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
         picture = ((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         path = self.folder / "samples" / f"step-{self.step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        replace_file(path, Image.fromarray(picture).save)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.add_image("samples", picture, self.step, dataformats="HWC")
