@@ -335,6 +335,13 @@ def test_push_an_adapter(cli, server, adapter_folder, tmp_path):
     card = files["README.md"].decode()
     assert 'load_adapter("me/ink")' in card and "base_model: me/faces" in card and str(tmp_path) not in card
 
+    config = json.loads((run / "adapter_config.json").read_text())
+    (run / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path)}))
+    assert cli("push", run, "me/local", "--token", "write-me")[0] == 0
+    sent = server.files("me/local")["adapter_config.json"].decode()
+    assert json.loads(sent)["base_model_name_or_path"] == tmp_path.name and str(tmp_path) not in sent
+    assert str(tmp_path) in (run / "adapter_config.json").read_text()  # here it stays as it was
+
     (run / "README.md").write_text("# my own words\n")
     assert cli("push", run, "me/ink", "--token", "write-me", "--revision", "v2")[0] == 0
     assert server.files("me/ink", "v2")["README.md"] == b"# my own words\n"

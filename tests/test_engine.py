@@ -9,7 +9,17 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from fewshot_gan.adapters import Adapter, AdapterBank, DomainVectorAdapter, LeFTAdapter, read_adapter
+from fewshot_gan.adapters import (
+    AdaFMAdapter,
+    Adapter,
+    AdapterBank,
+    DomainVectorAdapter,
+    FullAdapter,
+    GANMemoryAdapter,
+    LeFTAdapter,
+    read_adapter,
+    trainable_types,
+)
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
 from fewshot_gan.training.engine import Trainer, TrainingConfig, TrainingDiverged, checkpoints
 
@@ -85,6 +95,9 @@ def test_an_augmentation_that_breaks_alignment_is_refused(trainer, tmp_path):
         ("projected", DomainVectorAdapter, {"augment": "none", "ema_decay": 0.0}),
         ("source", LeFTAdapter, {"augment": "flip"}),
         ("source", DomainVectorAdapter, {"augment": "diffaugment"}),
+        ("projected", AdaFMAdapter, {}),
+        ("projected", GANMemoryAdapter, {}),
+        ("projected", FullAdapter, {}),
     ],
 )
 def test_a_killed_run_continues_bit_for_bit(trainer, tmp_path, objective, cls, settings):
@@ -261,3 +274,10 @@ def test_bf16_keeps_factors_and_losses_in_full_precision(trainer, tmp_path):
     assert all(torch.isfinite(torch.tensor(v)) for v in logs.values())
     assert {p.dtype for p in run.adapter.parameters()} == {torch.float32}
     assert run.synthesise(torch.zeros(1, 16))[0].dtype == torch.bfloat16
+
+
+def test_the_command_line_offers_every_trainable_kind():
+    from fewshot_gan.cli import AdapterKind
+
+    assert set(trainable_types()) == {kind.value for kind in AdapterKind}
+    assert set(trainable_types()) == {"adafm", "domain_vector", "full", "gan_memory", "left"}

@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, push_folder, replace_file
+from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, replace_file
 from .version import __version__
 
 EMBEDDED_LICENCES = {  # base: what its weights descend from
@@ -169,11 +169,6 @@ def write_base_card(pipe, folder, name: str, grid=None, repo_id: str | None = No
         *_licence([origin], "These weights"),
     ]
     return _write(folder, name, lines, has_grid, [], [origin])
-
-
-def push_adapter_folder(folder, repo_id: str, token: bool | str | None = None, **push_options) -> str:
-    """Upload an adapter with its card and pictures, and nothing else of a training folder; see `hub.push_folder`."""
-    return push_folder(folder, repo_id, token=token, allow_patterns=list(PUBLISHED), **push_options)
 
 
 def _write(folder: Path, name: str, lines: list[str], has_grid: bool, tags: list[str], origins, bases=()) -> Path:

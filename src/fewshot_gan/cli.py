@@ -31,8 +31,11 @@ app = typer.Typer(
 
 
 class AdapterKind(StrEnum):
-    left = "left"
+    adafm = "adafm"
     domain_vector = "domain_vector"
+    full = "full"
+    gan_memory = "gan_memory"
+    left = "left"
 
 
 class Preset(StrEnum):
@@ -265,7 +268,7 @@ def push(
         if not (folder / "README.md").is_file():
             _write_card(folder, repo_id)
         options = {"token": token, "private": private or None, "revision": revision, "commit_message": message}
-        print(hub.push_folder(folder, repo_id, allow_patterns=patterns, **options))
+        print(hub.push_folder(folder, repo_id, allow_patterns=patterns, instead=_portable(folder), **options))
 
 
 def _check_pushable(folder: Path) -> list[str]:
@@ -290,6 +293,17 @@ def _check_pushable(folder: Path) -> list[str]:
         for file in files:
             _header(file)
     return patterns
+
+
+def _portable(folder: Path) -> dict[str, bytes]:
+    """Configs of adapters that call their base by a folder of this machine, as they may be read elsewhere."""
+    instead = {}
+    for path in (f / "adapter_config.json" for f in _adapters_in(folder)):
+        config = _read_json(path)
+        if (base := cards.portable_base(config)) != config.get("base_model_name_or_path"):
+            portable = json.dumps({**config, "base_model_name_or_path": base}, indent=1) + "\n"
+            instead[path.relative_to(folder).as_posix()] = portable.encode()
+    return instead
 
 
 def _write_card(folder: Path, repo_id: str) -> None:

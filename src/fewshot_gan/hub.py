@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 
 from .version import __version__
@@ -104,6 +105,7 @@ def push_folder(
     commit_message: str = "Upload with fewshot_gan",
     create_pr: bool = False,
     allow_patterns: list[str] | None = None,
+    instead: Mapping[str, bytes] | None = None,
 ) -> str:
     """Upload a folder as one commit, so that nobody ever finds half of it; makes the repo and the branch if needed.
 
@@ -115,6 +117,7 @@ def push_folder(
         revision: branch; None is main.
         create_pr: propose the commit as a pull request.
         allow_patterns: upload only files whose path matches one of these, as in `huggingface_hub.upload_folder`.
+        instead: path in the folder → content to upload in place of the file's own.
 
     Returns:
         Full id of the repo.
@@ -142,7 +145,7 @@ def push_folder(
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             api.create_commit(
                 repo_id,
-                [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names],
+                [CommitOperationAdd(name, (instead or {}).get(name, folder / name)) for name in names],
                 commit_message=commit_message,
                 revision=revision,
                 create_pr=create_pr,

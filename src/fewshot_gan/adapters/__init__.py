@@ -2,7 +2,7 @@
 
 from .adafm import AdaFMAdapter
 from .bank import BASE, AdapterBank
-from .base import Adapter, LayerSpec, fingerprint, read_adapter
+from .base import Adapter, LayerSpec, fingerprint, read_adapter, trainable_types
 from .blend import BlendAdapter
 from .domain_vector import DomainVectorAdapter
 from .full import FullAdapter
@@ -25,4 +25,5 @@ __all__ = [
     "fingerprint",
     "magnitude_masks",
     "read_adapter",
+    "trainable_types",
 ]

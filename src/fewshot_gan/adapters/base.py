@@ -7,6 +7,7 @@ An adapter knows module paths and weight shapes of its base, no model class and 
 import inspect
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -106,6 +107,7 @@ class Adapter(ModelMixin, ConfigMixin):
     config_name = CONFIG_NAME
     adapter_type: ClassVar[str]
     roles: ClassVar[tuple[str, ...]]
+    trainable: ClassVar[bool] = True  # False: made otherwise, e.g. from masks or from other adapters
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -221,6 +223,7 @@ class Adapter(ModelMixin, ConfigMixin):
             tensors = {k: _compact(v.detach().cpu()).contiguous() for k, v in self.state_dict().items()}
             save_file(tensors, temp / weights_name, metadata={"format": "pt"})
             (temp / CONFIG_NAME).write_text(json.dumps(config, indent=1, default=list) + "\n")
+            shutil.copymode(temp / CONFIG_NAME, temp / weights_name)  # safetensors lets only the owner read
             for name in (weights_name, CONFIG_NAME):
                 os.replace(temp / name, folder / name)
         if push_to_hub:
@@ -232,7 +235,7 @@ class Adapter(ModelMixin, ConfigMixin):
         Args:
             repo_id: `owner/name`, made if it is not there.
             base: what card and config call the base if it was trained on a folder of this machine; None: its name.
-            grid: sample picture (PIL) for the card, or None.
+            grid: sample picture for the card (PIL, or the folder of a run's samples), or None.
             push_options: `token`, `private`, `revision`, `commit_message`, `create_pr`.
 
         Returns:
@@ -241,7 +244,8 @@ class Adapter(ModelMixin, ConfigMixin):
         Raises:
             ValueError: the Hub refused, e.g. without a token, or cannot be reached.
         """
-        from ..cards import portable_base, push_adapter_folder, write_adapter_card
+        from ..cards import PUBLISHED, portable_base, write_adapter_card
+        from ..hub import push_folder
 
         with tempfile.TemporaryDirectory() as temp:
             known = self.config.base_model_name_or_path
@@ -251,7 +255,7 @@ class Adapter(ModelMixin, ConfigMixin):
                 write_adapter_card(self, temp, repo_id.rsplit("/", 1)[-1], grid=grid, repo_id=repo_id)
             finally:
                 self.register_to_config(base_model_name_or_path=known)
-            return push_adapter_folder(temp, repo_id, **push_options)
+            return push_folder(temp, repo_id, allow_patterns=list(PUBLISHED), **push_options)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *, variant: str | None = None, **hub_options) -> "Adapter":
@@ -276,6 +280,11 @@ class Adapter(ModelMixin, ConfigMixin):
                 f"subfolder={next(iter(several))!r}, or load them all with FewShotGAN.load_adapters"
             )
         return read_adapter(folder, variant)
+
+
+def trainable_types() -> dict[str, type[Adapter]]:
+    """Type name → class of the kinds that start as the identity and learn all their numbers."""
+    return {name: cls for name, cls in REGISTRY.items() if cls.trainable}
 
 
 def select_layers(

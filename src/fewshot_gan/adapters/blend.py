@@ -37,6 +37,7 @@ class BlendAdapter(Adapter):
 
     adapter_type = "blend"
     roles = ()
+    trainable = False
 
     @register_to_config
     def __init__(

@@ -61,6 +61,7 @@ class TicketAdapter(Adapter):
 
     adapter_type = "ticket"
     roles = ("conv", "depthwise", "to_rgb", "from_rgb")
+    trainable = False
 
     @register_to_config
     def __init__(

@@ -10,8 +10,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
-from ..adapters import Adapter, DomainVectorAdapter, LeFTAdapter
-from ..cards import push_adapter_folder, write_adapter_card
+from ..adapters import Adapter, trainable_types
+from ..adapters.domain_vector import PARAMETRIZATIONS, PLACEMENTS
+from ..cards import write_adapter_card
 from ..features import load_features
 from ..hub import embedded_datasets
 from ..methods.lfs_gan import LFSConfig, LFSObjective
@@ -19,17 +20,16 @@ from ..pipeline import FewShotGAN
 from .data import load_images
 from .engine import Trainer, TrainingConfig, TrainingDiverged
 
-ADAPTERS = ("left", "domain_vector")
-
 
 def parser() -> argparse.ArgumentParser:
     """Command-line options; every field of `LFSConfig` and `TrainingConfig` is one."""
     p = argparse.ArgumentParser(prog="lfs.py", description=__doc__.splitlines()[0])
     p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", help="embedded name, folder or repo id")
     p.add_argument("--train_data_dir", "--data", required=True, help="image folder, embedded set, or datasets id")
-    p.add_argument("--adapter", choices=ADAPTERS, default="left")
+    p.add_argument("--adapter", choices=sorted(trainable_types()), default="left")
     p.add_argument("--rank", type=int, default=1, help="of LeFT; 0 = one factor per weight")
-    p.add_argument("--placement", choices=("post_demod", "pre_demod"), default="post_demod", help="of a domain vector")
+    p.add_argument("--placement", choices=PLACEMENTS, default="post_demod", help="of a domain vector")
+    p.add_argument("--parametrization", choices=PARAMETRIZATIONS, default="input", help="of a domain vector")
     p.add_argument(
         "--preset",
         choices=("few_images", "paper"),
@@ -77,9 +77,10 @@ def run(args: argparse.Namespace) -> Adapter:
     record.pop("output_dir")
     options = {"method": "lfs_gan", "training": record, "base_model_name_or_path": args.pretrained_model_name_or_path}
     if args.adapter == "left":
-        adapter = LeFTAdapter.for_model(pipe.generator, rank=args.rank or None, **options)
-    else:
-        adapter = DomainVectorAdapter.for_model(pipe.generator, placement=args.placement, **options)
+        options["rank"] = args.rank or None
+    elif args.adapter == "domain_vector":
+        options |= {"placement": args.placement, "parametrization": args.parametrization}
+    adapter = trainable_types()[args.adapter].for_model(pipe.generator, **options)
     real = (images.float() / 127.5 - 1).to(accelerator.device)
     objective = LFSObjective(
         objective_config,
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> Adapter:
         name = Path(training.output_dir).name
         write_adapter_card(result, training.output_dir, name, grid=trainer.folder / "samples")
         if args.push_to_hub:
-            push_adapter_folder(training.output_dir, args.hub_model_id or name)
+            result.push_to_hub(args.hub_model_id or name, grid=trainer.folder / "samples")
     accelerator.end_training()
     return result
 
