@@ -21,7 +21,24 @@ def pipe():
 def test_sizes_stay_small():
     for name, limit in (("generator", 20e6), ("discriminator", 12e6)):
         assert (ASSETS / "bases/ffhq" / name / "diffusion_pytorch_model.safetensors").stat().st_size <= limit
-    assert sum(f.stat().st_size for f in embedded_adapters("ffhq")["sketch"].glob("adapter_*")) <= 300e3
+    assert set(embedded_adapters("ffhq")) == {"ink", "poster", "sketch"}
+    for folder in embedded_adapters("ffhq").values():
+        assert sum(f.stat().st_size for f in folder.glob("adapter_*")) <= 300e3
+
+
+def test_looks_differ_and_blend_in_one_batch(pipe):
+    for name in ("ink", "poster"):
+        if name not in pipe.get_list_adapters():
+            pipe.load_adapter(name)
+    pipe.set_adapters("sketch")
+    names = ["__base__", "sketch", "ink", "poster", {"sketch": 0.5, "poster": 0.5}]
+    latents = pipe(1, seed=0).latents.expand(5, -1)
+    pictures = pipe(latents=latents, adapter_names=names, output_type="pt").images
+    for i, name in enumerate(names):
+        solo = pipe(latents=latents[:1], adapter_names=name, output_type="pt").images[0]
+        torch.testing.assert_close(pictures[i], solo, rtol=0, atol=1e-4)
+        others = [(pictures[i] - pictures[j]).abs().mean() for j in range(5) if j != i]
+        assert min(others) > 0.02
 
 
 def test_sketch_takes_the_colour_and_keeps_the_face(pipe):

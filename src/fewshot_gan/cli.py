@@ -192,8 +192,6 @@ def adapt(
 ):
     """Teach a base a new look from about ten pictures."""
     with one_sentence():
-        if rank is not None and adapter is not AdapterKind.left:
-            raise ValueError(f"--rank is of --adapter left; {adapter.value} has none")
         try:
             from .training import lfs
             from .training.engine import TrainingDiverged

@@ -20,6 +20,8 @@ from ..pipeline import FewShotGAN
 from .data import load_images
 from .engine import Trainer, TrainingConfig, TrainingDiverged
 
+OPTIONS = {"rank": "left", "placement": "domain_vector", "parametrization": "domain_vector"}  # of which adapter
+
 
 def parser() -> argparse.ArgumentParser:
     """Command-line options; every field of `LFSConfig` and `TrainingConfig` is one."""
@@ -27,9 +29,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", help="embedded name, folder or repo id")
     p.add_argument("--train_data_dir", "--data", required=True, help="image folder, embedded set, or datasets id")
     p.add_argument("--adapter", choices=sorted(trainable_types()), default="left")
-    p.add_argument("--rank", type=int, default=1, help="of LeFT; 0 = one factor per weight")
-    p.add_argument("--placement", choices=PLACEMENTS, default="post_demod", help="of a domain vector")
-    p.add_argument("--parametrization", choices=PARAMETRIZATIONS, default="input", help="of a domain vector")
+    p.add_argument("--rank", type=int, help="of left: default 1; 0 = one factor per weight")
+    p.add_argument("--placement", choices=PLACEMENTS, help="of domain_vector: default post_demod")
+    p.add_argument("--parametrization", choices=PARAMETRIZATIONS, help="of domain_vector: default input")
     p.add_argument(
         "--preset",
         choices=("few_images", "paper"),
@@ -61,6 +63,9 @@ def run(args: argparse.Namespace) -> Adapter:
         TrainingDiverged: a loss is not finite.
     """
     given = vars(args)
+    for name, kind in OPTIONS.items():
+        if given[name] is not None and args.adapter != kind:
+            raise ValueError(f"--{name} is of --adapter {kind}; {args.adapter} has none")
     training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
     preset = LFSConfig.paper() if args.preset == "paper" else LFSConfig.few_images()
     objective_config = replace(preset, **{f.name: given[f.name] for f in fields(LFSConfig) if f.name in given})
@@ -76,10 +81,9 @@ def run(args: argparse.Namespace) -> Adapter:
     record = {**asdict(objective_config), **asdict(training), "num_images": len(images), "preset": args.preset}
     record.pop("output_dir")
     options = {"method": "lfs_gan", "training": record, "base_model_name_or_path": args.pretrained_model_name_or_path}
-    if args.adapter == "left":
-        options["rank"] = args.rank or None
-    elif args.adapter == "domain_vector":
-        options |= {"placement": args.placement, "parametrization": args.parametrization}
+    for name in OPTIONS:
+        if (value := given[name]) is not None:
+            options[name] = value or None  # rank 0 is None, one factor per weight
     adapter = trainable_types()[args.adapter].for_model(pipe.generator, **options)
     real = (images.float() / 127.5 - 1).to(accelerator.device)
     objective = LFSObjective(
