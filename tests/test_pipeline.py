@@ -549,3 +549,24 @@ def test_variants_of_an_adapter(looks, make_generator, tmp_path):
     assert torch.equal(images(fresh), want)
     with pytest.raises(FileNotFoundError, match="has no adapter_model.safetensors"):
         fresh.load_adapter(tmp_path / "a", "other")
+
+
+def test_an_index_that_points_elsewhere(base_folder, tmp_path):
+    folder = copy_of(base_folder, tmp_path)
+    (weights,) = (folder / "generator").glob("*.safetensors")
+    index = folder / "generator" / f"{weights.name}.index.json"
+    for shard in ("../../secret.safetensors", "/etc/x.safetensors", "a\\b.safetensors", 3, ".."):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": {"w": shard}}))
+        with pytest.raises(ValueError, match="names the file .* which is not beside it"):
+            FewShotGAN.from_pretrained(folder)
+    index.write_text("{")
+    with pytest.raises(ValueError, match="index.json is damaged"):
+        FewShotGAN.from_pretrained(folder)
+
+
+def test_a_sharded_base(base_folder, tmp_path):
+    want = images(FewShotGAN.from_pretrained(base_folder))
+    pipe = FewShotGAN.from_pretrained(base_folder)
+    pipe.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards" / "generator").glob("*.safetensors"))) > 1
+    assert torch.equal(images(FewShotGAN.from_pretrained(tmp_path / "shards")), want)

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
@@ -78,6 +78,8 @@ class FewShotGAN(DiffusionPipeline):
             raise FileNotFoundError(
                 f"{folder} is not a base: it has no model_index.json (fewshot-gan convert makes one)"
             )
+        for index in folder.glob("*/*.index.json"):
+            _check_shards(index)
         kwargs.setdefault("dtype", torch.float32)
         kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())  # without it diffusers warns at length
         try:
@@ -539,6 +541,17 @@ class FewShotGAN(DiffusionPipeline):
     def list_embedded() -> dict[str, list[str]]:
         """What works offline: base name → its adapters."""
         return {base: list(embedded_adapters(base)) for base in embedded_bases()}
+
+
+def _check_shards(index: Path) -> None:
+    """Refuse an index of shards that is damaged or names files elsewhere on this machine."""
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{index} is damaged ({error!r}); fetch the file again") from error
+    for shard in shards:
+        if not isinstance(shard, str) or PureWindowsPath(shard).name != shard or shard.startswith("."):
+            raise ValueError(f"{index} names the file {shard!r}, which is not beside it; do not trust this base")
 
 
 def _stored_keys(folder: Path) -> set[str]:
