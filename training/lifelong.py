@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         if not data.is_dir():
             make_domain.main([f"--style={style}", f"--base={args.base}", f"--out={data}"])
         options = [f"--data={data}", f"--output_dir={adapter}", f"--base={args.base}", *lfs_options]
-        lfs.run(lfs.parser().parse_args(options))
+        lfs.main(options)
         pipe, images = draw(args, names[:count])
         hashes = {look: hashlib.sha256(x.numpy().tobytes()).hexdigest() for look, x in images.items()}
         first = {**hashes, **first}  # what was drawn first stays

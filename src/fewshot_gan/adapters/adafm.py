@@ -87,6 +87,8 @@ class AdaFMAdapter(Adapter):
         """
         roles = options.pop("roles", cls.roles)
         layers = select_layers(model, roles, _last_blocks(model, roles) if target_modules is None else target_modules)
+        if isinstance(modules_to_save, str):
+            raise ValueError(f"modules_to_save={modules_to_save!r}: give a list, [{modules_to_save!r}]")
         for module in modules_to_save:
             below = {path: layer for path, layer in adaptable_layers(model) if _below(path, module)}
             if not below:

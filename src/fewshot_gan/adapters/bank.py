@@ -3,22 +3,23 @@
 A *look* is `{adapter name: weight}`. A weight is a number α, or a schedule `{resolution: α}` over depth.
 """
 
-import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 
 import torch
 from torch import nn
 
 from ..models.layers import EffectiveWeight, adaptable_layers
 from ..ops import RowWeights
-from .base import Adapter, Factors, combine, fingerprint
+from .base import Adapter, Factors, LayerSpec, combine, fingerprint
 from .blend import BlendAdapter
 
 BASE = "__base__"  # the unadapted generator, wherever an adapter may be named
-CACHE_BYTES = 512 * 2**20  # effective weights kept of looks that are not the current one
+CACHE_BYTES = 512 * 2**20  # effective weights kept of looks besides the one that acts
+CACHE_LAYERS = 10_000
 NAMED_RESOLUTIONS = {"coarse": 4, "middle": 16, "fine": 64}  # StyleGAN §3.1, arXiv 1812.04948
 ADAPTER_NAME = r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*"  # can name a folder
 
@@ -29,48 +30,59 @@ Look = Mapping[str, Weight]
 class LayerBlend:
     """Effective weight of one layer under several adapters, kept until something it is made of changes.
 
+    Writes through `tensor.data` go unnoticed: they leave no trace on a tensor.
+
     Args:
         parts: `(factors, α)` pairs.
+        ledger: `[bytes]` kept by all layers together.
     """
 
-    def __init__(self, parts: list[tuple[Factors, float]]):
-        self.parts = parts
+    def __init__(self, parts: list[tuple[Factors, float]], ledger: list[int]):
+        self.parts, self.ledger = parts, ledger
         self._tensors = [tensor for factors, _ in parts for tensor in factors.tensors()]
-        self._value, self._stamp = None, None
+        self._value, self._stamp, self._bytes = None, None, 0
+
+    def blends(self) -> list["LayerBlend"]:
+        return [self]
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
         made_of = [weight, *self._tensors] if bias is None else [weight, bias, *self._tensors]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in made_of):
             return self._compute(weight, bias)
         stamp = _stamp(made_of)
-        if stamp != self._stamp:
+        if stamp is None or stamp != self._stamp:
+            self.forget()
             self._value, self._stamp = self._compute(weight, bias), stamp
+            given = {tensor.data_ptr() for tensor in made_of}
+            kept = {id(t): t for t in self._value if t is not None and t.data_ptr() not in given}
+            self._bytes = sum(t.numel() * t.element_size() for t in kept.values())
+            self.ledger[0] += self._bytes
         return self._value
 
+    def forget(self, for_good: bool = False) -> None:
+        """Free what is kept; `for_good`: and keep no account of what comes."""
+        self.ledger[0] -= self._bytes
+        self._value, self._stamp, self._bytes = None, None, 0
+        self.ledger = [0] if for_good else self.ledger
+
     def _compute(self, weight, bias) -> EffectiveWeight:
-        weight, bias, input_scale, output_scale, filter_scale = combine(self.parts, weight, bias)
-        if filter_scale is None and (input_scale is None or output_scale is None):
-            return EffectiveWeight(weight, bias, input_scale, output_scale)
-        scale = 1 if filter_scale is None else filter_scale
-        if input_scale is not None:
-            scale = scale + (input_scale - 1)[:, None, None]
-        if output_scale is not None:
-            scale = scale + (output_scale - 1)[:, None, None, None]
-        return EffectiveWeight(weight * scale.to(weight.dtype), bias, norm_weight=weight)
-
-    def nbytes(self) -> int:
-        """Bytes kept, apart from the parts themselves and the stored weight."""
-        if self._value is None:
-            return 0
-        given = {pointer for pointer, *_ in self._stamp[0]}
-        kept = {id(t): t for t in self._value if t is not None and t.data_ptr() not in given}
-        return sum(t.numel() * t.element_size() for t in kept.values())
+        with torch.autocast(weight.device.type, enabled=False):
+            weight, bias, input_scale, output_scale, filter_scale = combine(self.parts, weight, bias)
+            if filter_scale is None and (input_scale is None or output_scale is None):
+                return EffectiveWeight(weight, bias, input_scale, output_scale)
+            scale = 1 if filter_scale is None else filter_scale
+            if input_scale is not None:
+                scale = scale + (input_scale - 1)[:, None, None]
+            if output_scale is not None:
+                scale = scale + (output_scale - 1)[:, None, None, None]
+            return EffectiveWeight(weight * scale.to(weight.dtype), bias, norm_weight=weight)
 
 
-def _stamp(tensors: Sequence[torch.Tensor]) -> tuple:
-    """Changes when one of `tensors` is replaced, moved, cast or written to."""
-    versions = tuple((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors)
-    return versions, torch.is_inference_mode_enabled()
+def _stamp(tensors: Sequence[torch.Tensor]) -> tuple | None:
+    """Changes when one of `tensors` is replaced, moved, cast or written to; None where that cannot be told."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return torch.is_inference_mode_enabled(), *((t.data_ptr(), t.dtype, t._version) for t in tensors)
 
 
 class RowBlend:
@@ -82,6 +94,9 @@ class RowBlend:
 
     def __init__(self, runs: list[tuple[LayerBlend | None, int]]):
         self.runs = runs
+
+    def blends(self) -> list[LayerBlend]:
+        return [blend for blend, _ in self.runs if blend is not None]
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
         made = [(EffectiveWeight(weight, bias) if b is None else b(weight, bias), n) for b, n in self.runs]
@@ -119,11 +134,11 @@ def _per_row(made, field: int, default: torch.Tensor) -> torch.Tensor | None:
 
 
 class AdapterBank:
-    """The adapters of one generator.
+    """The adapters of one generator. A second bank of the same generator takes it over until the first acts again.
 
     Args:
         model: a generator with `AdaptableLayer`s.
-        cache_bytes: how much may be kept for looks that were active before, so that switching back is immediate.
+        cache_bytes: how much may be kept for looks besides the one that acts, so that switching back is immediate.
     """
 
     def __init__(self, model: nn.Module, cache_bytes: int = CACHE_BYTES):
@@ -133,9 +148,13 @@ class AdapterBank:
         self.enabled = True
         self.fused: list[str] | None = None  # while fused: the layers whose scales could not go into the weights
         self._layers = dict(adaptable_layers(model))
-        self._blends: OrderedDict[tuple, dict[str, LayerBlend]] = OrderedDict()  # look: path: blend
-        self._originals: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
-        self._fingerprint = (None, None)
+        self._factors: dict[str, dict[str, Factors]] = {}
+        self._cache: OrderedDict[tuple, LayerBlend] = OrderedDict()  # (path, (name, α), …)
+        self._ledger = [0]
+        self._overrides: list[dict] = []  # of nested `using` blocks: path: what acts there
+        self._originals: dict[str, tuple] = {}
+        self._fingerprint: tuple = (None, None)
+        self._install()
 
     def add(self, name: str, adapter: Adapter, replace: bool = False) -> None:
         """Load `adapter` under `name` without activating it.
@@ -146,26 +165,28 @@ class AdapterBank:
             replace: take the place of one of that name; it acts on if that one did.
 
         Raises:
-            ValueError: the name is taken or none; the adapter was made for another base: layers are missing, shapes
+            ValueError: the name is taken or none; the adapter was made for another base: layers are missing or
                 differ, or the fingerprint does; its numbers are not finite.
         """
         self.refuse_while_fused("load an adapter")
         if name == BASE:
             raise ValueError(f"{BASE!r} names the unadapted generator; choose another adapter_name")
-        if not re.fullmatch(ADAPTER_NAME, name):
+        if not isinstance(name, str) or not re.fullmatch(ADAPTER_NAME, name):
             raise ValueError(f"adapter name {name!r} cannot be that of a folder (empty, '/', '.x', …); choose another")
         if name in self.adapters and not replace:
             raise ValueError(
                 f"an adapter {name!r} is already loaded; give this one another adapter_name, or delete that one first"
             )
         for path, spec in adapter.config.target_modules.items():
-            layer = self._layers.get(path)
-            shape = None if layer is None else tuple(layer.stored()[0].shape)
-            if shape != tuple(spec["shape"]):
+            wanted = LayerSpec(**{**spec, "shape": tuple(spec["shape"])})
+            have = LayerSpec.of(self._layers[path]) if path in self._layers else None
+            if have != wanted:
+                found = "no such layer" if have is None else f"shape {have.shape}"
+                if have is not None and have.shape == wanted.shape:
+                    found = f"{have.role} with bias {have.bias} and demodulation {have.demodulation!r}"
                 raise ValueError(
                     f"adapter {name!r} does not fit this {type(self.model).__name__}: it adapts {path} of shape "
-                    f"{tuple(spec['shape'])}, here {'no such layer' if shape is None else f'shape {shape}'}; "
-                    f"{self._way_out(adapter)}"
+                    f"{wanted.shape}, here {found}; {self._way_out(adapter)}"
                 )
         wanted = adapter.config.base_fingerprint
         if wanted is not None and wanted != (have := self.fingerprint()):
@@ -179,14 +200,19 @@ class AdapterBank:
             raise ValueError(f"adapter {name!r}: {error}") from error
         self._forget(name)
         self.adapters[name] = adapter.to(next(self.model.parameters()).device)
+        self._factors[name] = adapter.factors()
         self._install()
 
     def fingerprint(self) -> str:
         """`fingerprint(model)`, computed anew only after a weight changed."""
         stamp = _stamp(list(self.model.state_dict(keep_vars=True).values()))
-        if stamp != self._fingerprint[0]:
-            self._fingerprint = stamp, fingerprint(self.model)
+        if stamp is None or stamp != self._fingerprint[0]:
+            self.remember_fingerprint(fingerprint(self.model))
         return self._fingerprint[1]
+
+    def remember_fingerprint(self, value: str) -> None:
+        """Take `value` for the fingerprint until a weight changes: that of the weights before they were cast."""
+        self._fingerprint = _stamp(list(self.model.state_dict(keep_vars=True).values())), value
 
     @staticmethod
     def _way_out(adapter: Adapter) -> str:
@@ -201,7 +227,7 @@ class AdapterBank:
         """
         self.refuse_while_fused("delete an adapter")
         self.check({name: 1.0})
-        del self.adapters[name]
+        del self.adapters[name], self._factors[name]
         self.active.pop(name, None)
         self._forget(name)
         self._install()
@@ -214,7 +240,7 @@ class AdapterBank:
         """
         self.refuse_while_fused("switch adapters")
         self.check(look)
-        self.active = dict(look)
+        self.active, self.enabled = dict(look), True
         self._install()
 
     def enable(self, enabled: bool = True) -> None:
@@ -225,7 +251,7 @@ class AdapterBank:
 
     @contextmanager
     def using(self, look: Look):
-        """Activate `look` for the duration of a `with` block."""
+        """Let `look` act for the duration of a `with` block."""
         with self.using_rows([look]):
             yield
 
@@ -233,7 +259,8 @@ class AdapterBank:
     def using_rows(self, looks: Sequence[Look]):
         """One look per row of the batch for the duration of a `with` block; a single one is for all rows.
 
-        Rows with the same weights at a layer are convolved together if they lie side by side: see `row_order`.
+        Rows with the same weights at a layer are convolved together if they lie side by side: see `row_order`. In
+        float32 a row equals its solo run to 1e-4; in half precision both round, and differ by that.
 
         Raises:
             ValueError: an adapter is not loaded, or a weight is no number or schedule.
@@ -247,21 +274,21 @@ class AdapterBank:
                 self.check(look)
                 runs.append([look, 1])
         blends = [(self._blends_of(look), count) for look, count in runs]
-        before = {path: layer.adaptation for path, layer in self._layers.items()}
+        acting = {}
+        for path in self._layers:
+            here = [(blend.get(path), count) for blend, count in blends]
+            if any(blend is not None for blend, _ in here):
+                acting[path] = here[0][0] if len(here) == 1 else RowBlend(here)
+        self._overrides.append(acting)
         try:
-            for path, layer in self._layers.items():
-                here = [(blend.get(path), count) for blend, count in blends]
-                if all(blend is None for blend, _ in here):
-                    layer.adaptation = None
-                else:
-                    layer.adaptation = here[0][0] if len(here) == 1 else RowBlend(here)
+            self._install()
             yield
         finally:
-            for path, layer in self._layers.items():
-                layer.adaptation = before[path]
+            self._overrides.remove(acting)
+            self._install()
 
     def current(self) -> Look:
-        """The look that acts now."""
+        """The look that acts outside of `using` blocks."""
         return self.active if self.enabled else {}
 
     def row_order(self, looks: Sequence[Look]) -> list[int]:
@@ -269,7 +296,7 @@ class AdapterBank:
         seen: dict[tuple, int] = {}
         keys = []
         for look in looks:
-            key = _key(look)
+            key = tuple((name, tuple(w.items()) if isinstance(w, Mapping) else w) for name, w in look.items())
             changes_weights = not all(self.adapters[name].only_scales for name in look)
             keys.append((changes_weights, seen.setdefault(key, len(seen))))
         return sorted(range(len(looks)), key=keys.__getitem__)
@@ -286,45 +313,54 @@ class AdapterBank:
         self.refuse_while_fused("fuse again")
         if not self.current():
             raise ValueError("no adapter is active, so there is nothing to fuse; choose one with set_adapters")
-        unwritten = []
+        unwritten, originals, fused = {}, {}, {}
         with torch.no_grad():
             for path, blend in self._blends_of(self.current()).items():
                 layer = self._layers[path]
-                weight, bias = layer.stored()
-                e = blend(weight, bias)
-                scaled = any(part is not None for part in e[2:])
-                if scaled and layer.demodulation == "runtime":
-                    unwritten.append(path)
+                stored = layer.stored()
+                e = blend(*stored)
+                if layer.demodulation == "runtime" and any(part is not None for part in e[2:]):
+                    unwritten[path] = blend
                     continue
-                new = e.weight
+                weight = e.weight
                 if e.input_scale is not None:
-                    new = new * e.input_scale.to(new.dtype)[:, None, None]
+                    weight = weight * e.input_scale.to(weight.dtype)[:, None, None]
                 if e.output_scale is not None:
-                    new = new * e.output_scale.to(new.dtype)[:, None, None, None]
-                self._originals[path] = weight.detach().clone(), None if bias is None else bias.detach().clone()
-                new, new_bias = new.clone(), None if bias is None else e.bias.clone()
-                weight.copy_(new)
-                if bias is not None:
-                    bias.copy_(new_bias)
-                layer.adaptation = None
-        self.fused = unwritten
-        self._blends.clear()
+                    weight = weight * e.output_scale.to(weight.dtype)[:, None, None, None]
+                originals[path] = tuple(None if p is None else p.detach().clone() for p in stored)
+                fused[path] = weight, e.bias
+            self._originals, self.fused = originals, list(unwritten)  # from here on unfuse undoes whatever was written
+            self._overrides.append(unwritten)
+            self._install()
+            for path, new in fused.items():
+                _write(self._layers[path].stored(), new)
+        self._versions = self._written_versions()
 
     def unfuse(self) -> None:
         """Undo `fuse`: every weight is again what it was, bit for bit.
 
         Raises:
-            ValueError: nothing is fused.
+            ValueError: nothing is fused, or other weights were loaded since.
         """
         if self.fused is None:
             raise ValueError("no adapter is fused; fuse_adapters comes first")
+        if self._versions is not None and self._versions != self._written_versions():
+            raise ValueError(
+                "the weights were written to while adapters were fused, so what was kept no longer belongs to them; "
+                "load the base again with FewShotGAN.from_pretrained"
+            )
         with torch.no_grad():
             for path, originals in self._originals.items():
-                for parameter, original in zip(self._layers[path].stored(), originals, strict=True):
-                    if parameter is not None:
-                        parameter.copy_(original)
-        self._originals, self.fused = {}, None
+                _write(self._layers[path].stored(), originals)
+        self._originals, self.fused, self._versions = {}, None, None
+        self._overrides.clear()
         self._install()
+
+    _versions: list | None = None  # None while `fuse` is at work: an interrupted one can be undone
+
+    def _written_versions(self) -> list[int | None]:
+        written = [p for path in self._originals for p in self._layers[path].stored() if p is not None]
+        return [None if p.is_inference() else p._version for p in written]
 
     def blend(self, look: Look) -> BlendAdapter:
         """`look` as one adapter of its own.
@@ -343,9 +379,6 @@ class AdapterBank:
     def to(self, device) -> None:
         for adapter in self.adapters.values():
             adapter.to(device)
-        self._blends.clear()
-        if self.fused is None:
-            self._install()
 
     def check(self, look: Look) -> None:
         """Refuse a look of which an adapter is not loaded or a weight is no number.
@@ -354,20 +387,32 @@ class AdapterBank:
             ValueError: the first such name, with those that are loaded, or the first such weight.
         """
         for name, weight in look.items():
-            if name not in self.adapters:
+            if name == BASE:
+                raise ValueError(
+                    f"{BASE!r} is the generator without adapters; use disable_adapters or set_adapters([])"
+                )
+            if not isinstance(name, str) or name not in self.adapters:
                 loaded = ", ".join(map(repr, self.adapters)) or "none"
                 raise ValueError(f"adapter {name!r} is not loaded; loaded: {loaded}; load it with load_adapter")
-            schedule = weight if isinstance(weight, Mapping) else {4: weight}
-            for resolution, alpha in schedule.items():
-                if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-                    raise ValueError(f"weight {alpha!r} of adapter {name!r} is no finite number, e.g. 0.5")
-                if resolution not in NAMED_RESOLUTIONS and not (isinstance(resolution, int) and resolution >= 0):
-                    raise ValueError(
-                        f"{resolution!r} in the weights of adapter {name!r} is no resolution; give 0 (mapping), 4, "
-                        f"8, … or {', '.join(NAMED_RESOLUTIONS)}"
-                    )
+            schedule = weight if isinstance(weight, Mapping) else {0: weight}
             if not schedule:
                 raise ValueError(f"the weight schedule of adapter {name!r} is empty; for example {{4: 0.0, 32: 1.0}}")
+            for alpha in schedule.values():
+                if isinstance(alpha, bool) or not isinstance(alpha, Real) or not -1e30 < alpha < 1e30:
+                    raise ValueError(f"weight {alpha!r} of adapter {name!r} is no finite number, e.g. 0.5")
+            resolutions = [_resolution(key) for key in schedule]
+            for key, resolution in zip(schedule, resolutions, strict=True):
+                if resolution is None:
+                    raise ValueError(
+                        f"{key!r} in the weights of adapter {name!r} is no resolution; give 0 (mapping), 4, 8, … or "
+                        f"{', '.join(NAMED_RESOLUTIONS)}"
+                    )
+                if resolutions.count(resolution) > 1:
+                    raise ValueError(f"the weights of adapter {name!r} name resolution {resolution} twice; drop one")
+
+    def cached_bytes(self) -> int:
+        """Bytes of effective weights kept, the acting ones included."""
+        return self._ledger[0]
 
     def refuse_while_fused(self, action: str) -> None:
         """Refuse what would need the original weights.
@@ -376,9 +421,13 @@ class AdapterBank:
             ValueError: adapters are fused.
         """
         if self.fused is not None:
-            raise ValueError(
-                f"cannot {action} while {', '.join(map(repr, self.active))} is fused; call unfuse_adapters first"
-            )
+            fused = ", ".join(map(repr, self.active))
+            raise ValueError(f"cannot {action} while {fused} is fused; call unfuse_adapters first")
+
+    def own(self) -> None:
+        """Act again if another bank of the same generator has acted since."""
+        if self.model.__dict__.get("_acting_bank") is not self._ledger:
+            self._install()
 
     # ------------------------------------------------------------------ inside
 
@@ -386,39 +435,54 @@ class AdapterBank:
         """α at a layer: of a schedule, the entry of the highest resolution up to the layer's, or its lowest."""
         if not isinstance(weight, Mapping):
             return float(weight)
-        schedule = {NAMED_RESOLUTIONS.get(key, key): alpha for key, alpha in weight.items()}
+        if not hasattr(self.model, "layer_resolution"):
+            raise ValueError(f"{type(self.model).__name__} has no depth to schedule weights over; give one number")
+        schedule = {_resolution(key): alpha for key, alpha in weight.items()}
         size = self.model.layer_resolution(path)
         return float(schedule[max((key for key in schedule if key <= size), default=min(schedule))])
 
     def _blends_of(self, look: Look) -> dict[str, LayerBlend]:
-        key = _key(look)
-        if key in self._blends:
-            self._blends.move_to_end(key)
-            return self._blends[key]
-        parts: dict[str, list] = {}
+        """Path → blend of the layers that `look` changes; looks share the layers in which they agree."""
+        keys: dict[str, list] = {}
         for name, weight in look.items():
-            for path, factors in self.adapters[name].factors().items():
+            for path in self._factors[name]:
                 if alpha := self._layer_weight(weight, path):
-                    parts.setdefault(path, []).append((factors, alpha))
-        blends = {path: LayerBlend(of_layer) for path, of_layer in parts.items()}
-        while self._blends and self.cached_bytes() > self.cache_bytes:
-            self._blends.popitem(last=False)
-        self._blends[key] = blends
+                    keys.setdefault(path, [path]).append((name, alpha))
+        blends = {}
+        for path, key in keys.items():
+            key = tuple(key)
+            if key not in self._cache:
+                parts = [(self._factors[name][path], alpha) for name, alpha in key[1:]]
+                self._cache[key] = LayerBlend(parts, self._ledger)
+            self._cache.move_to_end(key)
+            blends[path] = self._cache[key]
         return blends
 
-    def cached_bytes(self) -> int:
-        """Bytes of effective weights kept."""
-        return sum(blend.nbytes() for blends in self._blends.values() for blend in blends.values())
+    def _install(self) -> None:
+        """Let the innermost `using` block act, or the current look, and bound what is kept of others."""
+        acting = self._overrides[-1] if self._overrides else self._blends_of(self.current())
+        for path, layer in self._layers.items():
+            layer.adaptation = acting.get(path)
+        self.model.__dict__["_acting_bank"] = self._ledger
+        used = {id(part) for blend in acting.values() for part in blend.blends()}
+        for key in list(self._cache):
+            if self._ledger[0] <= self.cache_bytes and len(self._cache) <= CACHE_LAYERS:
+                break
+            if id(self._cache[key]) not in used:
+                self._cache.pop(key).forget(for_good=True)
 
     def _forget(self, name: str) -> None:
-        for key in [key for key in self._blends if any(name == used for used, _ in key)]:
-            del self._blends[key]
-
-    def _install(self) -> None:
-        blends = self._blends_of(self.current())
-        for path, layer in self._layers.items():
-            layer.adaptation = blends.get(path)
+        for key in [key for key in self._cache if any(name == used for used, _ in key[1:])]:
+            self._cache.pop(key).forget(for_good=True)
 
 
-def _key(look: Look) -> tuple:
-    return tuple((name, tuple(w.items()) if isinstance(w, Mapping) else float(w)) for name, w in look.items())
+def _resolution(key) -> int | None:
+    if isinstance(key, str):
+        return NAMED_RESOLUTIONS.get(key, int(key) if key.isascii() and key.isdigit() else None)
+    return int(key) if isinstance(key, Integral) and not isinstance(key, bool) and key >= 0 else None
+
+
+def _write(parameters, values) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        if parameter is not None:
+            parameter.copy_(value)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -227,15 +227,18 @@ class Adapter(ModelMixin, ConfigMixin):
             for name in (weights_name, CONFIG_NAME):
                 os.replace(temp / name, folder / name)
         if push_to_hub:
-            self.push_to_hub(repo_id or folder.name, **push_options)
+            self.push_to_hub(repo_id or folder.absolute().name, variant=variant, **push_options)
 
-    def push_to_hub(self, repo_id: str, *, base: str | None = None, grid=None, **push_options) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, base: str | None = None, grid=None, variant: str | None = None, **push_options
+    ) -> str:
         """Upload the adapter with its card.
 
         Args:
             repo_id: `owner/name`, made if it is not there.
             base: what card and config call the base if it was trained on a folder of this machine; None: its name.
             grid: sample picture for the card (PIL, or the folder of a run's samples), or None.
+            variant: see `save_pretrained`.
             push_options: `token`, `private`, `revision`, `commit_message`, `create_pr`.
 
         Returns:
@@ -251,7 +254,7 @@ class Adapter(ModelMixin, ConfigMixin):
             known = self.config.base_model_name_or_path
             self.register_to_config(base_model_name_or_path=portable_base(self.config, base))
             try:
-                self.save_pretrained(temp)
+                self.save_pretrained(temp, variant=variant)
                 write_adapter_card(self, temp, repo_id.rsplit("/", 1)[-1], grid=grid, repo_id=repo_id)
             finally:
                 self.register_to_config(base_model_name_or_path=known)
@@ -295,13 +298,14 @@ def select_layers(
     Raises:
         ValueError: there is none, or none for a pattern.
     """
+    for option, value in (("roles", roles), ("target_modules", patterns)):
+        if isinstance(value, str):
+            raise ValueError(f"{option}={value!r}: give a list, [{value!r}]")
     layers = {path: layer for path, layer in adaptable_layers(model) if layer.role in roles}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer with a role in {tuple(roles)}; nothing to adapt")
     if patterns is None:
         return layers
-    if isinstance(patterns, str):
-        raise ValueError(f"target_modules={patterns!r}: give a list of patterns")
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in layers):
             raise ValueError(
@@ -336,45 +340,50 @@ def read_adapter(folder: Path, variant: str | None = None) -> Adapter:
         if not path.is_file():
             raise FileNotFoundError(f"{folder} is not an adapter folder: it has no {path.name}")
     try:
-        config = json.loads(config_path.read_text())
+        config = json.loads(config_path.read_text(encoding="utf-8"))
         kind, version = config.pop("adapter_type"), config.pop("format_version", 1)
         config.pop("fewshot_gan_version", None)
-        newer = version > FORMAT_VERSION
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{config_path} is damaged or not an adapter config ({error}); fetch the file again"
         ) from error
-    if newer:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"{config_path} is damaged: format_version is {version!r}; fetch the file again")
+    if version > FORMAT_VERSION:
         raise ValueError(
             f"{folder} has adapter format {version}, this fewshot_gan {__version__} reads up to {FORMAT_VERSION}; "
             "upgrade with pip install -U fewshot_gan"
         )
-    if kind not in REGISTRY:
+    if not isinstance(kind, str) or kind not in REGISTRY:
         raise ValueError(f"{folder} holds an adapter of type {kind!r}; known types: {', '.join(sorted(REGISTRY))}")
     cls = REGISTRY[kind]
     known = inspect.signature(cls.__init__).parameters
     if unknown := [k for k in config if k not in known and not k.startswith("_")]:
         raise ValueError(f"{config_path} has settings that adapter type {kind!r} does not know: {', '.join(unknown)}")
     try:
-        adapter = cls(**{k: v for k, v in config.items() if k in known})
-    except (TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
-        raise ValueError(f"{config_path} is damaged: {error}; fetch the file again") from error
+        with torch.device("meta"):  # nothing is allocated for a shape that the file does not hold
+            adapter = cls(**{k: v for k, v in config.items() if k in known})
+            adapter.factors()
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{config_path} is damaged: {reason}; fetch the file again") from error
     try:
         tensors = load_file(weights_path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{weights_path} is damaged or cut short ({error}); fetch the file again") from error
-    tensors = {k.removeprefix("base_model.model."): v for k, v in tensors.items()}  # PEFT's prefix
-    own = adapter.state_dict()
-    problems = [f"missing {k}" for k in own.keys() - tensors.keys()]
+    names = [name.removeprefix("base_model.model.") for name in tensors]  # PEFT's prefix
+    problems = [f"{name} twice" for name in set(names) if names.count(name) > 1]
+    tensors, own = dict(zip(names, tensors.values(), strict=True)), adapter.state_dict()
+    problems += [f"missing {k}" for k in own.keys() - tensors.keys()]
     problems += [f"unexpected {k}" for k in tensors.keys() - own.keys()]
-    problems += [
-        f"{k} is {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own.keys() & tensors.keys()
-        if own[k].shape != tensors[k].shape
-    ]
+    for k in own.keys() & tensors.keys():
+        if own[k].shape != tensors[k].shape:
+            problems.append(f"{k} is {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}")
+        elif own[k].is_floating_point() != tensors[k].is_floating_point() or tensors[k].dtype.is_complex:
+            problems.append(f"{k} is of {tensors[k].dtype} instead of {own[k].dtype}")
     if problems:
         raise ValueError(f"{weights_path} does not fit its config: {'; '.join(sorted(problems)[:8])}")
-    adapter.load_state_dict(tensors)
+    adapter.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()}, assign=True)
     try:
         adapter.check()
     except ValueError as error:
@@ -382,17 +391,23 @@ def read_adapter(folder: Path, variant: str | None = None) -> Adapter:
     return adapter.eval().requires_grad_(False)
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None) -> str:
     """Sixteen hex digits of the network's configuration and weights.
 
-    Weights enter as bfloat16, so that a base loaded in fp32, fp16 or bf16 keeps its fingerprint.
+    Weights enter as float16 rounded to bfloat16, so that a base has one fingerprint in float32 and float16. Cast to
+    bfloat16 it has another one unless its weights are stored in float16; `FewShotGAN` keeps that of the stored weights.
+
+    Args:
+        model: the network.
+        tensors: take these for its weights, e.g. as they are stored.
     """
     import hashlib
 
     digest = hashlib.sha256()
     config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
     digest.update(json.dumps(config, sort_keys=True, default=list).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted((model.state_dict() if tensors is None else tensors).items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+        rounded = tensor.detach().to("cpu", torch.float16).to(torch.bfloat16)
+        digest.update(rounded.contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

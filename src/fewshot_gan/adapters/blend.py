@@ -63,6 +63,11 @@ class BlendAdapter(Adapter):
         for part, of_layers in zip(self.members, self.weights, strict=True):
             if of_layers.keys() != part.config.target_modules.keys():
                 raise ValueError("the weights of a blend's part name other layers than the part adapts")
+            if not all(isinstance(w, int | float) and abs(w) < 1e30 for w in of_layers.values()):
+                raise ValueError("a weight of a blend's part is no finite number")
+        union = {path: spec for part in self.members for path, spec in part.config.target_modules.items()}
+        if _plain(union) != _plain(target_modules):
+            raise ValueError("the target_modules of a blend are not those of its parts")
 
     @property
     def only_scales(self) -> bool:
@@ -87,14 +92,18 @@ class BlendAdapter(Adapter):
     @classmethod
     def of(cls, adapters: Sequence[Adapter], weights: Sequence[Mapping[str, float]]) -> "BlendAdapter":
         """The blend of `adapters`, copied, each with its module path → α."""
-        first, unbound = adapters[0].config, {"base_model_name_or_path": None, "base_fingerprint": None}
+        unbound = {"base_model_name_or_path": None, "base_fingerprint": None}
+        base = {key: next((a.config[key] for a in adapters if a.config[key] is not None), None) for key in unbound}
         blend = cls(
             target_modules={path: spec for a in adapters for path, spec in a.config.target_modules.items()},
             parts=[{"adapter_type": a.adapter_type, **a.settings(), **unbound} for a in adapters],
             weights=[dict(of_layers) for of_layers in weights],
-            base_model_name_or_path=first.base_model_name_or_path,
-            base_fingerprint=first.base_fingerprint,
+            **base,
         )
         for part, adapter in zip(blend.members, adapters, strict=True):
             part.load_state_dict(deepcopy(adapter.state_dict()))
         return blend.eval().requires_grad_(False)
+
+
+def _plain(target_modules: Mapping[str, dict]) -> dict:
+    return {path: {**spec, "shape": list(spec["shape"])} for path, spec in target_modules.items()}

@@ -108,7 +108,7 @@ class LeFTAdapter(Adapter):
         training: dict | None = None,
     ):
         super().__init__()
-        if rank is not None and rank < 1:
+        if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
             raise ValueError(f"rank={rank}: give 1 or more, or None for one factor per weight")
         self.rank, self.use_activation = rank, use_activation
         self._build(target_modules)

@@ -106,6 +106,7 @@ class TicketAdapter(Adapter):
         layers = select_layers(model, cls.roles if roles is None else roles, target_modules)
         if masks is None:
             masks = {path: torch.ones_like(layer.weight, dtype=torch.bool) for path, layer in layers.items()}
+        masks = {path: torch.as_tensor(mask).bool() for path, mask in masks.items()}
         for path, mask in masks.items():
             if path not in layers or mask.shape != layers[path].weight.shape:
                 found = (
@@ -124,7 +125,7 @@ class TicketAdapter(Adapter):
             **options,
         )
         for path, factors in adapter.factors().items():
-            factors.mask.copy_(pack_bits(masks[path].bool()))
+            factors.mask.copy_(pack_bits(masks[path]))
             factors.initialise(*layers[path].stored())
         return adapter
 
@@ -165,7 +166,7 @@ def magnitude_masks(
     Raises:
         ValueError: a sparsity out of range.
     """
-    if not 0 <= sparsity < 1:
+    if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity} is not in 0 ≤ sparsity < 1; 0.67 prunes two thirds")
     weights = {path: layer.weight for path, layer in select_layers(model, roles).items()}
     magnitudes = torch.cat([w.detach().float().abs().flatten() for w in weights.values()])

@@ -60,6 +60,12 @@ def adaptable_layers(model: nn.Module) -> Iterator[tuple[str, AdaptableLayer]]:
             yield name, module
 
 
+def block_resolution(path: str) -> int | None:
+    """64 of `synthesis.b64.conv0`, None of a path outside of the blocks."""
+    block = re.search(r"\bb(\d+)\b", path)
+    return None if block is None else int(block[1])
+
+
 class FullyConnected(AdaptableLayer):
     """Linear layer with equalised learning rate (arXiv 1710.10196 §4.1): the stored weight is unit-variance noise.
 
@@ -196,9 +202,7 @@ class StyleGenerator:
         """Size of the features that the adaptable layer at `path` works on; 0 for the mapping network."""
         if path.startswith("mapping"):
             return 0
-        if block := re.search(r"\bb(\d+)\b", path):
-            return int(block[1])
-        return self.resolution if "to_rgb" in path else 4
+        return block_resolution(path) or (self.resolution if "to_rgb" in path else 4)
 
     def map_latents(self, latents, latent_space="z", truncation_psi=1.0, truncation_cutoff=None) -> torch.Tensor:
         """z, w or w+ → truncated `ws` `[B, L, D]`."""

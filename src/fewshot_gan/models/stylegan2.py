@@ -13,8 +13,8 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from ..ops import bias_act, by_rows, modulated_conv2d, setup_filter, upsample2d
-from .layers import AdaptableLayer, FullyConnected, MappingNetwork, Noise, StyleGenerator
+from ..ops import bias_act, modulated_conv2d, scaled, setup_filter, upsample2d
+from .layers import AdaptableLayer, FullyConnected, MappingNetwork, Noise, StyleGenerator, block_resolution
 
 FIR_TAPS = (1, 3, 3, 1)  # over 64 as a 2-D kernel: exact in float16 and bfloat16, so casting a model keeps it
 
@@ -244,12 +244,15 @@ class Conv(AdaptableLayer):
 
     def forward(self, x, gain=1.0):  # [B, I, H, W] -> [B, O, H/down, W/down], times gain
         e = self.effective()
-        options = {"demodulate": False, "down": self.down, "resample_filter": self.resample_filter}
-        if e.input_scale is not None:
-            x = x * e.input_scale.to(x.dtype)[..., None, None]
-        x = by_rows(lambda x, weight: modulated_conv2d(x, weight * self.weight_gain, **options), x, e.weight)
-        if e.output_scale is not None:
-            x = x * e.output_scale.to(x.dtype)[..., None, None]
+        x = modulated_conv2d(
+            x,
+            scaled(e.weight, self.weight_gain),
+            input_scale=e.input_scale,
+            output_scale=e.output_scale,
+            demodulate=False,
+            down=self.down,
+            resample_filter=self.resample_filter,
+        )
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         gain = gain * (math.sqrt(2) if self.activation == "lrelu" else 1)
         return bias_act(x, e.bias, activation=self.activation, gain=gain, clamp=clamp)
@@ -353,6 +356,10 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
             widths = [block_channels(r, channel_base, channel_max) for r in (res, res // 2)]
             setattr(self, f"b{res}", DiscriminatorBlock(*widths, conv_clamp, from_rgb=res == resolution))
         self.b4 = DiscriminatorHead(head_width, mbstd_group_size, mbstd_num_channels, conv_clamp)
+
+    def layer_resolution(self, path: str) -> int:
+        """Size of the features that the adaptable layer at `path` takes."""
+        return block_resolution(path)
 
     def forward(self, images: torch.Tensor, return_features: bool = False):
         """Judge images.

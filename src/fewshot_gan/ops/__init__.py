@@ -2,7 +2,7 @@
 
 from .bias_act import activation_gain, bias_act
 from .modulated_conv import modulated_conv2d
-from .rows import RowWeights, by_rows
+from .rows import RowWeights, by_rows, scaled
 from .upfirdn2d import downsample2d, setup_filter, upfirdn2d, upsample2d
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "by_rows",
     "downsample2d",
     "modulated_conv2d",
+    "scaled",
     "setup_filter",
     "upfirdn2d",
     "upsample2d",

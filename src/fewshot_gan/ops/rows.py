@@ -13,6 +13,13 @@ class RowWeights(NamedTuple):
     counts: tuple[int, ...]
 
 
+def scaled(weight: torch.Tensor | RowWeights, gain: float) -> torch.Tensor | RowWeights:
+    """`gain` times a weight, or times each of several."""
+    if isinstance(weight, RowWeights):
+        return RowWeights(tuple(w * gain for w in weight.weights), weight.counts)
+    return weight * gain
+
+
 def by_rows(function: Callable[..., torch.Tensor], x: torch.Tensor, weight, *others) -> torch.Tensor:
     """`function(x, weight, *others)`, called once per run of rows if `weight` is a `RowWeights`.
 

@@ -1,0 +1,65 @@
+"""Training scripts around the bank: looks learned in turn are not forgotten, and the benchmark of adapters reports."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SCRIPTS = Path(__file__).parents[1] / "training"
+
+
+@pytest.fixture
+def script(monkeypatch, features):
+    """`script("lifelong")`: the module, with its neighbours importable and tiny features in place of the real ones."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr("fewshot_gan.training.lfs.load_features", lambda **kwargs: features)
+
+    def load(name):
+        sys.modules.pop(name, None)
+        return __import__(name)
+
+    return load
+
+
+def test_looks_learned_in_turn(script, base_folder, tmp_path):
+    lifelong = script("lifelong")
+    command = [f"--base={base_folder}", f"--output_dir={tmp_path}", "--num_faces=3", "--max_train_steps=2"]
+    command += ["--train_batch_size=2", "--report_to=none"]
+    lifelong.main([*command, "--styles", "filter:sepia", "filter:ink"])
+    first = json.loads((tmp_path / "report.json").read_text())
+    assert first["looks"] == ["sepia", "ink"] and first["forgotten"] == [] and first["now"] == first["after_learning"]
+    assert len(set(first["now"].values())) == 3  # base, sepia, ink
+    assert first["bytes"]["ink"] == sum((tmp_path / "ink" / f).stat().st_size for f in FILES)
+    assert Image.open(tmp_path / "sheet.png").size == (3 * 128, 3 * 128)
+
+    lifelong.main([*command, "--styles", "filter:sepia", "filter:ink", "filter:poster"])  # goes on
+    second = json.loads((tmp_path / "report.json").read_text())
+    assert second["looks"] == ["sepia", "ink", "poster"] and second["forgotten"] == []
+    assert {look: second["now"][look] for look in first["now"]} == first["now"]
+
+    damaged = {**second, "after_learning": {**second["after_learning"], "ink": "0" * 64}}
+    (tmp_path / "report.json").write_text(json.dumps(damaged))
+    with pytest.raises(SystemExit, match="forgotten: ink"):
+        lifelong.main([*command, "--styles", "filter:sepia", "filter:ink", "filter:poster"])
+
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def test_lifelong_refuses(script, base_folder, tmp_path, capsys):
+    lifelong = script("lifelong")
+    with pytest.raises(SystemExit):
+        lifelong.main([f"--output_dir={tmp_path}", "--styles", "filter:ink", "filter:ink"])
+    assert "two styles have one name: ink, ink" in capsys.readouterr().err
+
+
+def test_benchmark_of_adapters(script, base_folder, tmp_path):
+    report = script("benchmark_adapters").main([f"--base={base_folder}", f"--out={tmp_path / 'r.json'}", "--repeats=2"])
+    assert json.loads((tmp_path / "r.json").read_text()) == json.loads(json.dumps(report))
+    sizes = {row["kind"]: row for row in report["sizes"]}
+    assert len(sizes) == 7 and all(row["payload"] < row["bytes"] for row in report["sizes"])
+    assert sizes["ticket, mask"]["payload"] == -(-sizes["ticket, mask"]["masked_weights"] // 8)
+    assert sizes["domain vector"]["bytes"] < sizes["LeFT, rank 1"]["bytes"] < sizes["full"]["bytes"]
+    assert all(row["ratio"] > 0 for row in report["timings"].values())
