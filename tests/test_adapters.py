@@ -861,23 +861,57 @@ def test_effective_weights_are_kept_bounded_and_freed(make_generator, perturbed,
         generator(latents())
         return len(computed)
 
+    for name in bank.adapters:  # as load_adapter does: active once, before anything is drawn
+        bank.activate({name: 1.0})
     assert runs("a0") == layers and runs("a1") == layers
     assert runs("a0") == 0 == runs("a1")  # switching back computes nothing
     one = bank.cached_bytes() / 2
     numbers = sum(p.numel() for p in generator.parameters())
     assert 0 < one <= 4 * numbers
-    bank.cache_bytes = 2.5 * one
+    for limit in (2.5, 0.0):
+        bank.cache_bytes = limit * one
+        for _ in range(2):
+            for name in bank.adapters:
+                runs(name)
+                assert bank.cached_bytes() <= (limit + 1.01) * one  # the limit, and the acting one
+        assert runs("a0") == layers  # pushed out meanwhile
+    mixed = [{name: 1.0} for name in bank.adapters]
+    batch_of(bank, generator, latents(len(mixed)), mixed)
+    assert bank.cached_bytes() <= 1.01 * one  # the rest went when the batch was done
+    bank.cache_bytes = 100 * one
     for name in bank.adapters:
         runs(name)
-        assert bank.cached_bytes() <= 4 * one  # two and a half, and the current one
-    assert runs("a0") == layers  # pushed out meanwhile
-    bank.activate({})
     before = bank.cached_bytes()
+    bank.activate({})
     bank.remove("a0")
-    assert bank.cached_bytes() < before
+    assert bank.cached_bytes() == pytest.approx(before - one)
     for name in list(bank.adapters):
         bank.remove(name)
-    assert bank.cached_bytes() == 0
+    assert bank.cached_bytes() == 0 == len(bank._cache)
+
+
+@torch.no_grad()
+def test_looks_share_the_layers_in_which_they_agree(make_generator, perturbed):
+    generator = make_generator()
+    bank = AdapterBank(generator)
+    bank.add("a", perturbed(LeFTAdapter.for_model(generator), 1))
+    bank.add("d", perturbed(DomainVectorAdapter.for_model(generator), 2))
+    bank.activate({"a": 1.0})
+    generator(latents())
+    alone = bank.cached_bytes()
+    for step in range(5):  # a slider of the domain vector beside a fixed LeFT
+        bank.activate({"a": 1.0, "d": step / 4 + 0.1})
+        generator(latents())
+    linear = sum(layer.role in ("mapping", "affine") for _, layer in adaptable_layers(generator))
+    blends = {id(generator.get_submodule(path).adaptation) for path in bank.adapters["a"].config.target_modules}
+    bank.activate({"a": 1.0})
+    shared = blends & {
+        id(generator.get_submodule(path).adaptation) for path in bank.adapters["a"].config.target_modules
+    }
+    assert len(shared) >= linear and bank.cached_bytes() < 6 * alone
+    for step in range(3000):  # no list of looks that grows for ever
+        bank.activate({"a": step / 1000})
+    assert len(bank._cache) <= 10_000
 
 
 @torch.no_grad()
@@ -1016,3 +1050,194 @@ def test_variants_and_collections(mobile, perturbed, tmp_path):
     adapter.save_pretrained(tmp_path / "b")
     refuses(tmp_path, "holds several adapters: a, b; choose one with subfolder='a', or load them all")
     assert_same(Adapter.from_pretrained(tmp_path, subfolder="b").state_dict(), adapter.state_dict())
+
+
+@torch.no_grad()
+def test_an_interrupted_fuse_can_be_undone(make_generator, perturbed, monkeypatch):
+    generator = make_generator()
+    bank, source = AdapterBank(generator), weights_of(generator)
+    bank.add("a", perturbed(LeFTAdapter.for_model(generator)))
+    bank.activate({"a": 1.0})
+    want, calls = generator(latents()), []
+    real = torch.Tensor.copy_
+
+    def interrupted(self, other, *args):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return real(self, other, *args)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bank.fuse()
+    monkeypatch.undo()
+    assert any(not torch.equal(v, source[k]) for k, v in generator.state_dict().items())
+    bank.unfuse()
+    assert_same(weights_of(generator), source)
+    assert torch.equal(generator(latents()), want)
+    bank.fuse()
+    generator.load_state_dict({k: v + 1 for k, v in generator.state_dict().items()})
+    with pytest.raises(ValueError, match="written to while adapters were fused.*load the base again"):
+        bank.unfuse()
+
+
+@torch.no_grad()
+def test_autocast_leaves_nothing_behind(make_generator, perturbed):
+    generator = make_generator()
+    bank = AdapterBank(generator)
+    bank.add("a", perturbed(LeFTAdapter.for_model(generator)))
+    bank.activate({"a": 1.0})
+    with torch.autocast("cpu", torch.bfloat16):
+        generator(latents())
+    fresh = AdapterBank(make_generator())
+    fresh.add("a", bank.adapters["a"])
+    fresh.activate({"a": 1.0})
+    assert torch.equal(generator(latents()), fresh.model(latents()))
+
+
+@torch.no_grad()
+def test_two_banks_of_one_generator_do_not_mix(make_generator, perturbed):
+    generator = make_generator()
+    first, want = AdapterBank(generator), None
+    base = generator(latents())
+    first.add("a", perturbed(LeFTAdapter.for_model(generator)))
+    first.activate({"a": 1.0})
+    want = generator(latents())
+    second = AdapterBank(generator)
+    assert torch.equal(generator(latents()), base)  # the second one took over, with nothing active
+    first.own()
+    assert torch.equal(generator(latents()), want)
+    second.activate({})
+    assert torch.equal(generator(latents()), base)
+    with first.using({"a": 1.0}):
+        with first.using({}):
+            assert torch.equal(generator(latents()), base)
+        assert torch.equal(generator(latents()), want)
+        first.activate({})  # holds after the block
+        assert torch.equal(generator(latents()), want)
+    assert torch.equal(generator(latents()), base)
+
+
+def test_fingerprint_of_weights_that_no_half_holds():
+    torch.manual_seed(0)
+    size = {"z_dim": 16, "w_dim": 16, "num_mapping_layers": 2}
+    generator = MobileStyleGANGenerator((16, 16, 16), **size)
+    want = fingerprint(generator)
+    assert want == fingerprint(MobileStyleGANGenerator((16, 16, 16), **size), generator.state_dict())
+    assert fingerprint(generator.half()) == want
+
+
+def test_adapters_of_a_discriminator(discriminator, perturbed):
+    bank, pictures = AdapterBank(discriminator), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        base = discriminator(pictures)
+        for seed, cls in enumerate((LeFTAdapter, AdaFMAdapter, DomainVectorAdapter, FullAdapter, GANMemoryAdapter)):
+            bank.add(cls.__name__, perturbed(cls.for_model(discriminator), seed))
+            bank.activate({cls.__name__: {"coarse": 0.5, 16: 1.0}})
+            assert (discriminator(pictures) - base).abs().max() > 1e-4
+        bank.activate({})
+        assert torch.equal(discriminator(pictures), base)
+
+
+def damage(folder, **changes):
+    """Refusals name the file and end in one line."""
+    before = (folder / "adapter_config.json").read_text()
+    config = json.loads(before)
+    for key, value in changes.items():
+        config[key] = value(config.get(key)) if callable(value) else value
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError) as error:
+        Adapter.from_pretrained(folder)
+    (folder / "adapter_config.json").write_text(before)
+    assert "adapter_config.json" in str(error.value) or "holds an adapter of type" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def test_damaged_configs_name_their_file(saved, mobile, tmp_path):
+    for version in (True, -3, 1.5, "1", None):
+        assert "format_version is" in damage(saved, format_version=version)
+    damage(saved, adapter_type=["left"])
+    damage(saved, rank=0)
+    damage(saved, rank=1.5)
+    damage(saved, target_modules={})
+    for shape in ([1e30, 2], [10**30, 2], "x", [-1, 2], [2]):
+        damage(saved, target_modules={"mapping.fc0": {"shape": shape, "bias": True, "role": "mapping"}})
+    (saved / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="adapter_config.json is damaged"):
+        Adapter.from_pretrained(saved)
+
+
+def test_a_huge_shape_allocates_nothing(saved):
+    damage_free = {"mapping.fc0": {"shape": [1_000_000, 1_000_000], "bias": True, "role": "mapping"}}
+    edit_config(saved, target_modules=damage_free, rank=None)
+    refuses(saved, "does not fit its config: .*missing mapping.fc0.beta")  # 8 TB had it been built
+
+
+def test_damaged_blends(mobile, perturbed, tmp_path):
+    bank = AdapterBank(mobile)
+    for seed, name in enumerate("ab"):
+        bank.add(name, perturbed(LeFTAdapter.for_model(mobile, target_modules=["mapping.*"]), seed))
+    bank.blend({"a": 0.5, "b": 0.5}).save_pretrained(tmp_path)
+    assert Adapter.from_pretrained(tmp_path).config.base_fingerprint == fingerprint(mobile)
+
+    def first(changed):
+        return lambda weights: [dict.fromkeys(weights[0], changed), weights[1]]
+
+    for changed in (float("nan"), None, "x", [1]):
+        assert "is no finite number" in damage(tmp_path, weights=first(changed))
+    assert "name other layers" in damage(tmp_path, weights=lambda w: [{}, w[1]])
+    assert "one set of weights per part" in damage(tmp_path, weights=lambda w: w[:1])
+    assert "a part is of type 'lora'" in damage(tmp_path, parts=lambda p: [{**p[0], "adapter_type": "lora"}, p[1]])
+    damage(tmp_path, parts=["left", "left"])
+    outer = {"mapping.fc0": {"shape": [16, 16], "bias": True, "role": "mapping", "demodulation": "none"}}
+    assert "are not those of its parts" in damage(tmp_path, target_modules=outer)
+
+
+def test_a_blend_keeps_the_first_known_base(mobile):
+    bank = AdapterBank(mobile)
+    bank.add("a", _unbound(LeFTAdapter.for_model(mobile)))
+    bank.add("b", LeFTAdapter.for_model(mobile, base_model_name_or_path="me/faces"))
+    config = bank.blend({"a": 1.0, "b": 1.0}).config
+    assert config.base_fingerprint == fingerprint(mobile) and config.base_model_name_or_path == "me/faces"
+
+
+def test_specs_must_match_the_layers(mobile):
+    adapter = _unbound(FullAdapter.for_model(mobile))
+    path, spec = next((p, s) for p, s in adapter.config.target_modules.items() if s["role"] == "conv")
+    for change in ({"bias": True}, {"demodulation": "none"}, {"role": "depthwise"}):
+        with pytest.raises(ValueError, match=f"it adapts {path} of shape .*, here conv with bias False"):
+            AdapterBank(mobile).add("x", FullAdapter(target_modules={path: {**spec, **change}}))
+
+
+def test_stored_types_must_match(saved):
+    key = "mapping.fc0.mul_out"
+    edit_weights(saved, lambda t: t.update({key: t[key].long()}))
+    refuses(saved, f"{key} is of torch.int64 instead of torch.float32")
+    edit_weights(saved, lambda t: t.update({key: t[key].float(), f"base_model.model.{key}": t[key].float()}))
+    refuses(saved, f"{key} twice")
+
+
+def test_options_that_are_no_lists(mobile):
+    with pytest.raises(ValueError, match=r"roles='conv': give a list"):
+        LeFTAdapter.for_model(mobile, roles="conv")
+    with pytest.raises(ValueError, match=r"target_modules='synthesis.\*': give a list"):
+        LeFTAdapter.for_model(mobile, target_modules="synthesis.*")
+    with pytest.raises(ValueError, match=r"modules_to_save='synthesis.b8': give a list"):
+        AdaFMAdapter.for_model(mobile, modules_to_save="synthesis.b8")
+    with pytest.raises(ValueError, match="rank=True"):
+        LeFTAdapter.for_model(mobile, rank=True)
+
+
+def test_weights_of_every_number_type(mobile, perturbed):
+    import numpy as np
+
+    bank = AdapterBank(mobile)
+    bank.add("a", perturbed(LeFTAdapter.for_model(mobile)))
+    for look in ({"a": np.float32(0.5)}, {"a": {"4": np.int64(1), np.int64(16): 0.5}}):
+        bank.activate(look)
+    ((_, alpha),) = mobile.get_submodule("synthesis.b16.conv0.conv").adaptation.parts
+    assert alpha == 0.5
+    for look in ({"a": 10**400}, {"a": {64: 0.0, "fine": 1.0}}, {"a": {4: 0.0, "4": 1.0}}, {5: 1.0}, {"__base__": 1.0}):
+        with pytest.raises(ValueError, match="no finite number|twice|is not loaded|is the generator without"):
+            bank.activate(look)

@@ -60,6 +60,7 @@ def test_benchmark_of_adapters(script, base_folder, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text()) == json.loads(json.dumps(report))
     sizes = {row["kind"]: row for row in report["sizes"]}
     assert len(sizes) == 7 and all(row["payload"] < row["bytes"] for row in report["sizes"])
-    assert sizes["ticket, mask"]["payload"] == -(-sizes["ticket, mask"]["masked_weights"] // 8)
+    ticket = sizes["ticket, mask"]  # a bit per weight, each layer filled up to a byte
+    assert 0 <= ticket["payload"] - ticket["masked_weights"] / 8 < ticket["layers"]
     assert sizes["domain vector"]["bytes"] < sizes["LeFT, rank 1"]["bytes"] < sizes["full"]["bytes"]
     assert all(row["ratio"] > 0 for row in report["timings"].values())

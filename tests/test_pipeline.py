@@ -258,7 +258,7 @@ def test_card_of_an_adapter(mobile, tmp_path, with_grid):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"num_images": 0}, "num_images=0 .*at least 1"),
+        ({"num_images": 0}, "num_images=0: give a whole number, 1 or more"),
         ({"num_images": -2}, "num_images=-2"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"output_type": "jpg"}, "unknown output_type 'jpg'; known: pil, np, pt"),
@@ -570,3 +570,130 @@ def test_a_sharded_base(base_folder, tmp_path):
     pipe.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     assert len(list((tmp_path / "shards" / "generator").glob("*.safetensors"))) > 1
     assert torch.equal(images(FewShotGAN.from_pretrained(tmp_path / "shards")), want)
+
+
+# ------------------------------------------------------------------------------------------------------ careful details
+
+
+def test_looks_as_mappings_and_what_is_no_list(looks):
+    looks.set_adapters({"a": 0.25, "b": {"coarse": 1.0}})
+    assert looks.bank.active == {"a": 0.25, "b": {"coarse": 1.0}}
+    for bad in ({"a", "b"}, 5, None, [["a"]], [1, 1], iter("ab")):
+        with pytest.raises(ValueError, match="give a name, a list of names"):
+            looks.set_adapters(bad)
+        with pytest.raises(ValueError):
+            looks.delete_adapters(bad)
+    for bad in ({"a", "b"}, 5, iter("ab"), ["a", ["b"], "a", "a"], ["a", 3, "a", "a"]):
+        with pytest.raises(ValueError, match="adapter_names"):
+            looks(4, adapter_names=bad)
+    with pytest.raises(ValueError, match="2 adapters but 3 weights|no finite number"):
+        looks.set_adapters(["a", "b"], "0.5")
+    with pytest.raises(ValueError, match="'zz' is not loaded"):
+        looks.delete_adapters(["a", "zz"])
+    assert looks.get_list_adapters() == ["a", "b"]  # all or none
+    with pytest.raises(ValueError, match="empty list"):
+        looks.save_adapter("nowhere", [])
+    with pytest.raises(ValueError, match="unknown options of load_adapter: bogus"):
+        looks.load_adapter("sketch", bogus=1)
+    with pytest.raises(ValueError, match="an Adapter is loaded as it is"):
+        looks.load_adapter(looks.bank.adapters["a"], "c", subfolder="x")
+    looks.delete_adapters(looks.bank.adapters)
+    assert looks.get_list_adapters() == []
+
+
+def test_choosing_ends_disabling(looks):
+    looks.disable_adapters()
+    looks.set_adapters("a")
+    assert looks.active_adapters() == ["a"]
+    assert torch.equal(images(looks), images(looks, adapter_names="a"))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"num_images": 2.0},
+        {"num_images": "2"},
+        {"batch_size": 1.5},
+        {"truncation_psi": float("nan")},
+        {"truncation_cutoff": -1},
+        {"truncation_cutoff": 99},
+        {"latents": np.zeros((2, 16))},
+        {"latents": torch.zeros(())},
+        {"generator": [torch.Generator()], "num_images": 2},
+    ],
+)
+def test_odd_numbers(looks, kwargs):
+    with pytest.raises(ValueError):
+        looks(**kwargs)
+
+
+def test_a_generator_per_image(looks):
+    def made():
+        return [torch.Generator().manual_seed(s) for s in (3, 4, 3)]
+
+    pictures = images(looks, 3, seed=None, generator=made(), noise_mode="random")
+    torch.testing.assert_close(pictures[0], pictures[2], **TOLERANCE)
+    assert (pictures[0] - pictures[1]).abs().max() > 0.01
+    alone = images(looks, 1, seed=None, generator=made()[1:2], noise_mode="random")
+    torch.testing.assert_close(alone[0], pictures[1], **TOLERANCE)
+
+
+def test_a_strip_keeps_its_noise(looks):
+    state = torch.get_rng_state()
+    options = {"num_images": 2, "seed": 0, "noise_mode": "random", "output_type": "pt"}
+    first, again = (looks.interpolate("__base__", "a", 3, **options).images for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), state)
+    base = images(looks, 2, noise_mode="random", adapter_names="__base__")
+    torch.testing.assert_close(first[::3], base, **TOLERANCE)
+    looks.bank.activate({})
+    still = looks.interpolate("__base__", "__base__", 3, **options).images
+    torch.testing.assert_close(still[0], still[2], **TOLERANCE)
+
+
+def test_adapters_of_a_float32_base_fit_it_in_half_precision(tmp_path, perturbed):
+    from fewshot_gan.models import MobileStyleGANGenerator
+
+    torch.manual_seed(0)
+    size = {"z_dim": 16, "w_dim": 16, "num_mapping_layers": 2}
+    pipe = FewShotGAN(MobileStyleGANGenerator((16, 16, 16), **size))  # weights that no half precision holds
+    pipe.save_pretrained(tmp_path / "base")
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(pipe.generator)), "a")
+    pipe.save_adapter(tmp_path / "a", "a")
+    for dtype in (torch.float16, torch.bfloat16):
+        loaded = FewShotGAN.from_pretrained(tmp_path / "base", dtype=dtype).load_adapter(tmp_path / "a")
+        assert torch.isfinite(images(loaded)).all()
+        cast = FewShotGAN.from_pretrained(tmp_path / "base").to(dtype).load_adapter(tmp_path / "a")
+        assert torch.equal(images(cast), images(loaded))
+
+
+def test_a_base_in_a_subfolder(base_folder, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "all" / "faces")
+    assert torch.equal(
+        images(FewShotGAN.from_pretrained(tmp_path / "all", subfolder="faces")),
+        images(FewShotGAN.from_pretrained(base_folder)),
+    )
+
+
+def test_collections_in_a_variant_and_their_cards(looks, make_generator, tmp_path):
+    looks.save_adapter(tmp_path, ["a", "b"], variant="fp32")
+    fresh = FewShotGAN(make_generator())
+    assert fresh.load_adapters(tmp_path, variant="fp32") == ["a", "b"]
+    assert torch.equal(images(fresh, adapter_names="a"), images(looks, adapter_names="a"))
+    card = tmp_path / "a" / "README.md"
+    assert 'load_adapter("a")' in card.read_text()
+    card.write_text("# my own words\n")
+    looks.save_adapter(tmp_path / "a", "a")
+    assert card.read_text() == "# my own words\n"
+
+
+def test_a_generator_that_was_replaced(looks, make_generator):
+    looks.generator = make_generator(5)
+    with pytest.raises(ValueError, match="the generator was replaced.*make a new FewShotGAN"):
+        looks(1)
+
+
+def test_a_second_pipeline_of_the_same_parts(looks):
+    want, base = images(looks), images(looks, adapter_names="__base__")
+    second = FewShotGAN(**looks.components)
+    assert torch.equal(images(second), base) and torch.equal(images(looks), want)
+    assert torch.equal(images(second), base)

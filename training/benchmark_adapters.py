@@ -40,7 +40,7 @@ KINDS = {  # name: (class, options, share of the network that its paper states, 
 
 def sizes(generator) -> list[dict]:
     """Numbers and bytes of one trained adapter of each kind (factors rounded to float16, as training stores them)."""
-    whole, rows = sum(p.numel() for p in generator.parameters()), []
+    whole, rows = generator.num_parameters(), []
     for name, (cls, options, paper) in KINDS.items():
         if cls is TicketAdapter:
             options = {**options, "masks": magnitude_masks(generator, SPARSITY)}
@@ -107,7 +107,7 @@ def timings(pipe, repeats: int) -> dict:
 
     def forget_and_draw():
         kept, bank.cache_bytes = bank.cache_bytes, 0
-        switch_and_draw()
+        switch_and_draw()  # each switch frees what the look before it kept
         bank.cache_bytes = kept
 
     pipe.set_adapters("left0")

@@ -38,8 +38,14 @@ def main(argv: list[str] | None = None) -> None:
 
     first: dict[str, str] = {}  # look: sha256 of its pictures when it had just been learned
     report_path = args.output_dir / "report.json"
+    probe = {"base": args.base, "seed": args.probe_seed, "num": args.num_faces}
     if report_path.is_file():
-        first = json.loads(report_path.read_text())["after_learning"]
+        before = json.loads(report_path.read_text())
+        if before["probe"] != probe:
+            raise SystemExit(
+                f"error: {report_path} is of {before['probe']}, not of {probe}; choose another --output_dir"
+            )
+        first = before["after_learning"]
     for count, (style, name) in enumerate(zip(args.styles, names, strict=True), 1):
         data, adapter = args.output_dir / "data" / name, args.output_dir / name
         if not data.is_dir():
@@ -50,16 +56,15 @@ def main(argv: list[str] | None = None) -> None:
         hashes = {look: hashlib.sha256(x.numpy().tobytes()).hexdigest() for look, x in images.items()}
         first = {**hashes, **first}  # what was drawn first stays
         report = {
-            "base": args.base,
             "base_fingerprint": fingerprint(pipe.generator),
             "looks": names[:count],
-            "probe": {"seed": args.probe_seed, "num": args.num_faces, "truncation_psi": pipe.config.truncation_psi},
+            "probe": probe,
             "after_learning": first,
             "now": hashes,
             "forgotten": [look for look in hashes if hashes[look] != first[look]],
             "numbers": {look: pipe.bank.adapters[look].num_values() for look in names[:count]},
             "bytes": {look: stored_bytes(args.output_dir / look) for look in names[:count]},
-            "generator_numbers": sum(p.numel() for p in pipe.generator.parameters()),
+            "generator_numbers": pipe.generator.num_parameters(),
         }
         text = json.dumps(report, indent=2) + "\n"
         replace_file(report_path, lambda path, text=text: path.write_text(text))

@@ -159,7 +159,7 @@ def write_base_card(pipe, folder, name: str, grid=None, repo_id: str | None = No
         "| part | network | numbers |",
         "|---|---|---|",
         *(
-            f"| {part} | {type(net).__name__}, {generator.resolution} px | {_numbers(net):,} |"
+            f"| {part} | {type(net).__name__}, {generator.resolution} px | {count_numbers(net):,} |"
             for part, net in networks.items()
             if net is not None
         ),
@@ -267,5 +267,6 @@ def _plain(value) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _numbers(network) -> int:
+def count_numbers(network) -> int:
+    """Numbers of a network, buffers included: what its file holds."""
     return sum(tensor.numel() for tensor in network.state_dict().values())

@@ -167,7 +167,10 @@ def _parse_weight(text: str) -> float | dict:
         if ":" not in text:
             return float(text)
         pairs = [entry.split(":") for entry in text.split(",")]
-        return {int(key) if key.strip().isdigit() else key.strip(): float(alpha) for key, alpha in pairs}
+        schedule = {key.strip(): float(alpha) for key, alpha in pairs}
+        if len(schedule) < len(pairs):
+            raise ValueError("an entry comes twice")
+        return schedule
     except ValueError as error:
         raise ValueError(f"--weight {text} is neither a number nor like coarse:0,fine:1") from error
 
@@ -239,13 +242,11 @@ def convert(
         networks = convert_checkpoint(src)
         pipe = FewShotGAN(networks["generator"], networks.get("discriminator"))
         _write_folder(out, pipe.save_pretrained)
-        found = [f"{name} of {_numbers(network):,} numbers" for name, network in networks.items() if name in SAVED]
+        found = [
+            f"{name} of {cards.count_numbers(network):,} numbers" for name, network in networks.items() if name in SAVED
+        ]
         resolution = networks["generator"].resolution
         print(f"{out}  ({resolution} px, {', '.join(found)}, {time.perf_counter() - start:.1f} s)")
-
-
-def _numbers(network) -> int:
-    return sum(t.numel() for t in network.state_dict().values())
 
 
 # --------------------------------------------------------------------------------------------------------------- push
@@ -271,6 +272,7 @@ def push(
 
 def _check_pushable(folder: Path) -> list[str]:
     """Patterns of the files that belong to what `folder` holds, once they are known to be whole."""
+    found = []
     if (index := folder / "model_index.json").is_file():
         parts = [name for name, value in _read_json(index).items() if isinstance(value, list) and value[0]]
         patterns = ["model_index.json", "README.md", "images/*.png"]
@@ -285,6 +287,8 @@ def _check_pushable(folder: Path) -> list[str]:
             f"nothing to push in {folder}: it is no adapter (adapter_config.json), no folder of adapters, and no base "
             "(model_index.json)"
         )
+    for adapter in found:
+        _read_config(adapter)
     for name, files in weights.items():
         if not files:
             raise FileNotFoundError(f"{name} in {folder} has no weights (.safetensors); save it again")
@@ -349,23 +353,18 @@ def info(
 
 def _facts(folder: Path, name: str) -> dict:
     """What the config and the headers of the weights of one adapter say."""
-    config = _read_json(folder / "adapter_config.json")
+    config = _read_config(folder)
     files = sorted(folder.glob("adapter_model*.safetensors"), key=lambda file: len(file.name))  # no variant comes first
     if not files:
         raise FileNotFoundError(f"{folder} is not an adapter folder: it has no adapter_model.safetensors")
-    try:
-        roles = Counter(spec["role"] for spec in config.pop("target_modules").values())
-        kind = config.pop("adapter_type")
-    except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{folder / 'adapter_config.json'} is damaged or no adapter config ({error!r})") from error
     return {
         "name": name,
-        "adapter_type": kind,
+        "adapter_type": config.pop("adapter_type"),
         "values": _count(files[0]),
         "bytes": {file.name: file.stat().st_size for file in files},
         "base_model_name_or_path": config.pop("base_model_name_or_path", None),
         "base_fingerprint": config.pop("base_fingerprint", None),
-        "layers": dict(roles),
+        "layers": dict(Counter(spec["role"] for spec in config.pop("target_modules").values())),
         "training": config.pop("training", None) or {},
         "config": config,
     }
@@ -419,10 +418,25 @@ def list_embedded():
             print(f"  {name}: {len(pictures)} pictures, {_size(*pictures)}")
 
 
+def _read_config(folder: Path) -> dict:
+    """The config of an adapter, of which the parts that are shown are known to be there."""
+    path = folder / "adapter_config.json"
+    config = _read_json(path)
+    layers = config.get("target_modules")
+    if (
+        not isinstance(config.get("adapter_type"), str)
+        or not isinstance(layers, dict)
+        or not all(isinstance(spec, dict) and isinstance(spec.get("role"), str) for spec in layers.values())
+        or not isinstance(config.get("training") or {}, dict)
+    ):
+        raise ValueError(f"{path} is damaged or no adapter config; fetch or save the file again")
+    return config
+
+
 def _read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); fetch the file again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object; fetch the file again")
@@ -437,7 +451,8 @@ def _header(weights: Path) -> dict:
             (length,) = struct.unpack("<Q", file.read(8))
             tensors = json.loads(file.read(min(length, size)))
         tensors.pop("__metadata__", None)
-        whole = 8 + length + max(tensor["data_offsets"][1] for tensor in tensors.values()) == size
+        numbers = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+        whole = numbers >= 0 and 8 + length + max(tensor["data_offsets"][1] for tensor in tensors.values()) == size
     except (struct.error, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:

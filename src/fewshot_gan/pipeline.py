@@ -1,10 +1,12 @@
 """`FewShotGAN`: a generator with its adapters, loaded, run, saved and shared like any diffusers pipeline."""
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -14,8 +16,9 @@ from diffusers.pipelines import pipeline_loading_utils
 from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from .adapters import BASE, Adapter, AdapterBank
+from .adapters import BASE, Adapter, AdapterBank, fingerprint
 from .hub import adapter_folders, embedded_adapters, embedded_bases, replace_file, resolve_folder
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
@@ -23,6 +26,8 @@ pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
     "fewshot_gan", {"ModelMixin": ["save_pretrained", "from_pretrained"]}
 )
 
+HUB_OPTIONS = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"}
+PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")
 CARD_FACES = 6  # pictures per row on the card of an adapter
 AdapterName = str | Mapping[str, float] | None
 
@@ -65,15 +70,14 @@ class FewShotGAN(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: embedded name ("ffhq"), local folder, or Hub repo id.
-            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the Hub, and diffusers'
-                own (`dtype`, `variant`, `discriminator=None`, …). The default dtype is float32.
+            kwargs: `subfolder`; for the Hub `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`;
+                diffusers' own (`dtype`, `variant`, `discriminator=None`, …). The default dtype is float32.
 
         Raises:
             FileNotFoundError: no such base, or no network; the message says what is embedded.
             ValueError: the weights are damaged.
         """
-        hub = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-        folder = resolve_folder(pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in hub if k in kwargs})
+        folder = resolve_folder(pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in HUB_OPTIONS if k in kwargs})
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(
                 f"{folder} is not a base: it has no model_index.json (fewshot-gan convert makes one)"
@@ -96,6 +100,10 @@ class FewShotGAN(DiffusionPipeline):
             if unknown := sorted(stored - own.keys()):
                 raise ValueError(f"the {name} in {folder} has weights that it does not know: {', '.join(unknown[:8])}")
         pipe.base_name = str(pretrained_model_name_or_path)
+        if pipe.generator.dtype != torch.float32 and "generator" not in kwargs:
+            stored = {k: t for path in (folder / "generator").glob("*.safetensors") for k, t in load_file(path).items()}
+            if stored:  # what adapters were trained on, before the cast
+                pipe.bank.remember_fingerprint(fingerprint(pipe.generator, stored))
         return pipe
 
     @torch.no_grad()
@@ -104,7 +112,7 @@ class FewShotGAN(DiffusionPipeline):
         num_images: int = 1,
         *,
         seed: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         latent_space: str | None = None,
         truncation_psi: float | None = None,
@@ -120,7 +128,7 @@ class FewShotGAN(DiffusionPipeline):
         Args:
             num_images: how many; ignored when `latents` is given.
             seed: starts a fresh generator; exclusive with `generator`. Neither: torch's default generator.
-            generator: source of latents and noise, on the CPU.
+            generator: source of latents and noise, on the CPU; or a list of one per image.
             latents: z `[N, z_dim]`, w `[N, w_dim]` or w+ `[N, num_ws, w_dim]` instead of drawn ones.
             latent_space: of `latents`: "z", "w" or "w+"; None takes "z" for two dimensions and "w+" for three.
             truncation_psi: ψ towards the mean w; None takes the pipeline's.
@@ -133,13 +141,23 @@ class FewShotGAN(DiffusionPipeline):
             return_dict: False returns `(images, latents)`.
 
         Raises:
-            ValueError: a number out of range, an unknown option, an adapter that is not loaded, or a list of another
-                length than `num_images`.
+            ValueError: a number out of range, an unknown option, an adapter that is not loaded, a list of another
+                length than `num_images`, or the pipeline's generator was replaced.
         """
         if latents is not None:
+            if not isinstance(latents, torch.Tensor) or latents.ndim not in (2, 3):
+                raise ValueError("latents are a torch tensor: z [N, z_dim], w [N, w_dim] or w+ [N, num_ws, w_dim]")
             num_images = len(latents)
-        if num_images < 1 or batch_size < 1:
-            raise ValueError(f"num_images={num_images} and batch_size={batch_size}: both are at least 1")
+        for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
+        psi = self.config.truncation_psi if truncation_psi is None else truncation_psi
+        if not isinstance(psi, Real) or not math.isfinite(psi):
+            raise ValueError(f"truncation_psi={psi!r}: give a number, e.g. 0.7; 1 is no truncation")
+        if truncation_cutoff is not None and not 0 <= truncation_cutoff <= self.generator.num_ws:
+            raise ValueError(f"truncation_cutoff={truncation_cutoff}: give 0 to {self.generator.num_ws}, or None")
+        if self.bank.model is not self.generator:
+            raise ValueError("the generator was replaced, and adapters are bound to the old one; make a new FewShotGAN")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"unknown output_type {output_type!r}; known: pil, np, pt")
         if latent_space not in (None, "z", "w", "w+"):
@@ -148,19 +166,18 @@ class FewShotGAN(DiffusionPipeline):
             raise ValueError("give seed or generator, not both")
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
+        if isinstance(generator, list) and len(generator) != num_images:
+            raise ValueError(f"{len(generator)} generators for {num_images} images; give one, or one per image")
         looks = self._looks(adapter_names, num_images)
-
         if latents is None:
-            # One draw per image: [z, noise seed], so that image i does not depend on how many follow.
-            drawn = [self._draw(generator) for _ in range(num_images)]
-            latents, seeds = torch.cat([z for z, _ in drawn]), [s for _, s in drawn]
+            latents, generators = self._draw(num_images, generator)
         else:
             latent_space = latent_space or ("z" if latents.ndim == 2 else "w+")
             if latent_space == "z" and latents.shape[1:] != (self.generator.z_dim,):
                 raise ValueError(f"latents of shape {tuple(latents.shape)} are not z [N, {self.generator.z_dim}]")
-            seeds = [self._noise_seed(generator) for _ in range(num_images)]
-        psi = self.config.truncation_psi if truncation_psi is None else truncation_psi
+            generators = generator if isinstance(generator, list) else [_branch(generator) for _ in latents]
 
+        self.bank.own()
         rows = list(range(num_images)) if looks is None else self.bank.row_order(looks)
         chunks = [rows[i : i + batch_size] for i in range(0, num_images, batch_size)]
         network, images = self.generator, [None] * num_images
@@ -172,7 +189,7 @@ class FewShotGAN(DiffusionPipeline):
                     truncation_psi=psi,
                     truncation_cutoff=truncation_cutoff,
                     noise_mode=noise_mode,
-                    generator=[torch.Generator().manual_seed(seeds[i]) for i in chunk],
+                    generator=[generators[i] for i in chunk],
                 )
             batch = ((batch.float() + 1) / 2).clamp(0, 1).cpu()
             for i, image in zip(chunk, batch, strict=True):
@@ -184,12 +201,14 @@ class FewShotGAN(DiffusionPipeline):
             images = [Image.fromarray(a) for a in (images * 255).round().astype(np.uint8)]
         return FewShotGANOutput(images, latents.cpu()) if return_dict else (images, latents.cpu())
 
-    def _draw(self, generator) -> tuple[torch.Tensor, int]:
-        return torch.randn(1, self.generator.z_dim, generator=generator), self._noise_seed(generator)
-
-    @staticmethod
-    def _noise_seed(generator) -> int:
-        return int(torch.randint(2**62, (1,), generator=generator))
+    def _draw(self, num_images: int, generator) -> tuple[torch.Tensor, list[torch.Generator]]:
+        """z `[N, z_dim]` and the generators of the noise, image by image, so that one does not depend on the next."""
+        sources = generator if isinstance(generator, list) else [generator] * num_images
+        latents, generators = [], []
+        for source in sources:
+            latents.append(torch.randn(1, self.generator.z_dim, generator=source))
+            generators.append(source if isinstance(generator, list) else _branch(source))
+        return torch.cat(latents), generators
 
     def _looks(self, adapter_names, num_images: int) -> list[Mapping] | None:
         """One look per image, or None where the active adapters draw all of them."""
@@ -197,6 +216,8 @@ class FewShotGAN(DiffusionPipeline):
             return None
         if isinstance(adapter_names, str | Mapping):
             adapter_names = [adapter_names] * num_images
+        if not isinstance(adapter_names, Sequence):
+            raise ValueError(f"adapter_names={adapter_names!r}: give a name, a {{name: weight}}, or a list of these")
         if len(adapter_names) != num_images:
             raise ValueError(
                 f"adapter_names has {len(adapter_names)} entries for {num_images} images; give one per image"
@@ -207,8 +228,10 @@ class FewShotGAN(DiffusionPipeline):
                 looks.append(self.bank.current())
             elif isinstance(entry, Mapping):
                 looks.append({name: weight for name, weight in entry.items() if name != BASE})
-            else:
+            elif isinstance(entry, str):
                 looks.append({} if entry == BASE else {entry: 1.0})
+            else:
+                raise ValueError(f"adapter_names has {entry!r}: each entry is a name, a {{name: weight}} or None")
             self.bank.check(looks[-1])
         return looks
 
@@ -221,7 +244,7 @@ class FewShotGAN(DiffusionPipeline):
         Args:
             adapter_a, adapter_b: loaded adapters; "__base__" for the unadapted generator.
             steps: pictures per strip, both ends included; at least 2.
-            num_images: strips, each of its own latent.
+            num_images: strips, each of its own latent and noise; ignored when `latents` are given.
             options: of `__call__`, but for `adapter_names`.
 
         Returns:
@@ -230,25 +253,28 @@ class FewShotGAN(DiffusionPipeline):
         Raises:
             ValueError: too few steps, an adapter that is not loaded, or what `__call__` refuses.
         """
-        if steps < 2:
-            raise ValueError(f"steps={steps}: a strip has at least its two ends; give 2 or more")
-        if num_images < 1:
-            raise ValueError(f"num_images={num_images}: give 1 or more")
+        if not isinstance(steps, Integral) or steps < 2:
+            raise ValueError(f"steps={steps!r}: a strip has at least its two ends; give 2 or more")
+        if not isinstance(num_images, Integral) or num_images < 1:
+            raise ValueError(f"num_images={num_images!r}: give a whole number, 1 or more")
+        for name in (adapter_a, adapter_b):
+            self.bank.check({} if name == BASE else {str(name): 1.0})
         if "adapter_names" in options:
             raise ValueError("interpolate chooses adapter_names itself; give adapter_a and adapter_b")
-        latents = options.pop("latents", None)
+        seed, generator, latents = (options.pop(name, None) for name in ("seed", "generator", "latents"))
+        if seed is not None and generator is not None:
+            raise ValueError("give seed or generator, not both")
+        generator = generator if seed is None else torch.Generator().manual_seed(seed)
         if latents is None:
-            seed, generator = options.pop("seed", None), options.pop("generator", None)
-            if seed is not None and generator is not None:
-                raise ValueError("give seed or generator, not both")
-            generator = generator if seed is None else torch.Generator().manual_seed(seed)
-            latents = torch.cat([self._draw(generator)[0] for _ in range(num_images)])
+            latents, generators = self._draw(num_images, generator)
+        else:
+            generators = [_branch(generator) for _ in latents]
         strip = [t / (steps - 1) for t in range(steps)]
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in strip]
         looks = [{name: weight for name, weight in look.items() if weight} for look in looks]
-        for name in (adapter_a, adapter_b):
-            self.bank.check({} if name == BASE else {name: 1.0})
         options["latents"] = latents.repeat_interleave(steps, 0)
+        # the same noise along a strip: only the look changes
+        options["generator"] = [torch.Generator().set_state(g.get_state()) for g in generators for _ in strip]
         return self(adapter_names=looks * len(latents), **options)
 
     def load_adapter(
@@ -278,7 +304,11 @@ class FewShotGAN(DiffusionPipeline):
                 `subfolder`.
         """
         self.bank.refuse_while_fused("load an adapter")
+        if unknown := hub_options.keys() - HUB_OPTIONS:
+            raise ValueError(f"unknown options of load_adapter: {', '.join(sorted(unknown))}")
         if isinstance(pretrained_model_name_or_path, Adapter):
+            if hub_options or variant is not None:
+                raise ValueError("an Adapter is loaded as it is; variant and Hub options are for names and paths")
             adapter, name = pretrained_model_name_or_path, adapter_name or "default"
         else:
             adapter = Adapter.from_pretrained(pretrained_model_name_or_path, variant=variant, **hub_options)
@@ -291,10 +321,10 @@ class FewShotGAN(DiffusionPipeline):
             self.bank.activate({name: 1.0})
         return self
 
-    def load_adapters(self, pretrained_model_name_or_path, **hub_options) -> list[str]:
+    def load_adapters(self, pretrained_model_name_or_path, *, variant: str | None = None, **hub_options) -> list[str]:
         """Load all adapters that lie side by side in a folder or repo, under the names of their folders.
 
-        Which adapters are active stays as it is. All are loaded or none.
+        Which adapters are active stays as it is. All are loaded or none. Options are those of `load_adapter`.
 
         Returns:
             Their names.
@@ -310,9 +340,9 @@ class FewShotGAN(DiffusionPipeline):
         added = []
         try:
             for name, path in found.items():
-                self.bank.add(name, Adapter.from_pretrained(path))
+                self.bank.add(name, Adapter.from_pretrained(path, variant=variant))
                 added.append(name)
-        except (ValueError, FileNotFoundError):
+        except BaseException:
             self.delete_adapters(added)
             raise
         return added
@@ -321,7 +351,7 @@ class FewShotGAN(DiffusionPipeline):
         """Let exactly these loaded adapters act, blended.
 
         Args:
-            adapter_names: one or several.
+            adapter_names: one, several, or `{name: weight}`; none: the base. Ends a `disable_adapters`.
             weights: one for all, or one per adapter; None: 1. Any number (0 = off, negative and above 1 extrapolate),
                 or a schedule over depth: `{"coarse": 0.0, "fine": 1.0}`, `{4: 0.2, 32: 1.0}`. An entry holds from that
                 resolution up to the next; "coarse", "middle", "fine" are 4, 16 and 64. The mapping network, 0, and
@@ -330,34 +360,22 @@ class FewShotGAN(DiffusionPipeline):
         Raises:
             ValueError: not loaded, named twice, as many weights as names are not given, or a weight is no number.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if len(set(names)) < len(names):
-            raise ValueError(f"adapters named twice: {', '.join(names)}; name each once, with its weight")
-        self.bank.activate(dict(zip(names, self._weights(names, weights), strict=True)))
-
-    @staticmethod
-    def _weights(names: Sequence[str], weights) -> list:
-        weights = 1.0 if weights is None else weights
-        weights = [weights] * len(names) if isinstance(weights, int | float | Mapping) else list(weights)
-        if len(weights) != len(names):
-            raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one weight per adapter")
-        return weights
+        self.bank.activate(_look(adapter_names, weights))
 
     def add_weighted_adapter(self, adapter_names: Sequence[str], weights, adapter_name: str) -> None:
         """Make a blend of loaded adapters an adapter of its own, to be saved, shared, or blended again.
 
         Args:
-            adapter_names: the adapters.
-            weights: as in `set_adapters`.
+            adapter_names, weights: as in `set_adapters`.
             adapter_name: of the new one; which adapters are active stays as it is.
 
         Raises:
             ValueError: as `set_adapters`, or the new name is taken.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"adapters {names}: name at least one, and each once")
-        self.bank.add(adapter_name, self.bank.blend(dict(zip(names, self._weights(names, weights), strict=True))))
+        if not (look := _look(adapter_names, weights)):
+            raise ValueError("add_weighted_adapter blends adapters; name at least one")
+        self.bank.refuse_while_fused("load an adapter")
+        self.bank.add(adapter_name, self.bank.blend(look))
 
     def fuse_adapters(self, adapter_names: str | Sequence[str] | None = None, weights=None) -> None:
         """Write the active adapters into the generator's weights, for speed or to save it as a base of its own.
@@ -406,7 +424,9 @@ class FewShotGAN(DiffusionPipeline):
         Raises:
             ValueError: one is not loaded.
         """
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+        names = list(_look(adapter_names))
+        self.bank.check(dict.fromkeys(names, 1.0))
+        for name in names:
             self.bank.remove(name)
 
     def save_adapter(
@@ -419,7 +439,7 @@ class FewShotGAN(DiffusionPipeline):
         repo_id: str | None = None,
         **push_options,
     ) -> None:
-        """Write loaded adapters to a folder.
+        """Write loaded adapters to a folder: config, weights, and a card unless there is one.
 
         Args:
             save_directory: the folder of the adapter; for a list, the folder in which each gets a folder of its name.
@@ -432,18 +452,28 @@ class FewShotGAN(DiffusionPipeline):
         Raises:
             ValueError: not loaded, or several are active and none is named.
         """
+        from .cards import write_adapter_card
+
+        folder = Path(save_directory)
         if adapter_name is None or isinstance(adapter_name, str):
             adapter_name = self._one_adapter(adapter_name)
-            self.bank.adapters[adapter_name].save_pretrained(save_directory, variant=variant)
+            folders = {adapter_name: folder}
         else:
-            if push_to_hub:
-                raise ValueError("push_to_hub of save_adapter uploads one adapter; push several one by one")
-            self.bank.check(dict.fromkeys(adapter_name, 1.0))
-            for name in adapter_name:
-                self.bank.adapters[name].save_pretrained(Path(save_directory) / name, variant=variant)
+            folders = {name: folder / name for name in _look(adapter_name)}
+            self.bank.check(dict.fromkeys(folders, 1.0))
+            if push_to_hub or not folders:
+                raise ValueError(
+                    "push_to_hub of save_adapter uploads one adapter; push several one by one"
+                    if push_to_hub
+                    else "save_adapter got an empty list; name the adapters to save"
+                )
+        for name, target in folders.items():
+            self.bank.adapters[name].save_pretrained(target, variant=variant)
+            if not (target / "README.md").exists():
+                write_adapter_card(self.bank.adapters[name], target, name, base=self.base_name)
         if push_to_hub:
-            repo_id = repo_id or Path(save_directory).absolute().name
-            self.push_to_hub(repo_id, adapter_name=adapter_name, **push_options)
+            repo_id = repo_id or folder.absolute().name
+            self.push_to_hub(repo_id, adapter_name=adapter_name, variant=variant, **push_options)
 
     def _one_adapter(self, adapter_name: str | None) -> str:
         if adapter_name is None:
@@ -469,7 +499,7 @@ class FewShotGAN(DiffusionPipeline):
                 f"{len(self.bank.fused)} layers, which no weights can hold; save the adapter with save_adapter instead"
             )
         push_to_hub, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
-        push_options = {k: kwargs.pop(k) for k in ("token", "private", "commit_message", "create_pr") if k in kwargs}
+        push_options = {k: kwargs.pop(k) for k in PUSH_OPTIONS if k in kwargs}
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         for path in (folder / "model_index.json", *(folder / name / "config.json" for name in self.components)):
@@ -477,13 +507,15 @@ class FewShotGAN(DiffusionPipeline):
                 kept = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
                 replace_file(path, lambda temp, kept=kept: temp.write_text(json.dumps(kept, indent=2) + "\n"))
         if push_to_hub:
-            self.push_to_hub(repo_id or folder.absolute().name, adapter_name=BASE, **push_options)
+            variant = kwargs.get("variant")
+            self.push_to_hub(repo_id or folder.absolute().name, adapter_name=BASE, variant=variant, **push_options)
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
         adapter_name: str | None = None,
+        variant: str | None = None,
         token: bool | str | None = None,
         private: bool | None = None,
         revision: str | None = None,
@@ -496,6 +528,7 @@ class FewShotGAN(DiffusionPipeline):
             repo_id: `owner/name`; made if it is not there.
             adapter_name: which adapter; None: the active one, or the base if no adapter is loaded. "__base__": the
                 base in any case.
+            variant: of the weights files, e.g. "fp16"; cast first.
             token: to write with; None: the one of `hf auth login`.
             private: of a new repo.
             revision: branch, made if it is not there; None: main.
@@ -522,25 +555,53 @@ class FewShotGAN(DiffusionPipeline):
             if self.bank.fused is None:
                 rows = [self(CARD_FACES, seed=0, adapter_names=look).images for look in (BASE, adapter_name)]
                 grid = make_grid([image for row in rows for image in row], CARD_FACES)
-            return self.bank.adapters[adapter_name].push_to_hub(repo_id, base=self.base_name, grid=grid, **options)
+            options |= {"base": self.base_name, "grid": grid, "variant": variant}
+            return self.bank.adapters[adapter_name].push_to_hub(repo_id, **options)
         with tempfile.TemporaryDirectory() as temp:
-            self.save_pretrained(temp)
+            self.save_pretrained(temp, variant=variant)
             write_base_card(self, temp, name, repo_id=repo_id)
             pushed = push_folder(temp, repo_id, **options)
-        if self.base_name is None or Path(self.base_name).exists():
+        if self.bank.fused is None and (self.base_name is None or Path(self.base_name).exists()):
             self.base_name = pushed  # what adapters pushed next will name as their base
         return pushed
 
     def to(self, *args, **kwargs) -> "FewShotGAN":
         """Move to a device and/or dtype, loaded adapters with it (they keep float32)."""
+        cast = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
+        kept = self.bank.fingerprint() if cast and self.bank.fused is None else None  # adapters know the stored weights
         super().to(*args, **kwargs)
         self.bank.to(self.device)
+        if kept is not None:
+            self.bank.remember_fingerprint(kept)
         return self
 
     @staticmethod
     def list_embedded() -> dict[str, list[str]]:
         """What works offline: base name → its adapters."""
         return {base: list(embedded_adapters(base)) for base in embedded_bases()}
+
+
+def _branch(generator: torch.Generator | None) -> torch.Generator:
+    """A generator of its own for one image's noise, seeded from `generator`."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+
+
+def _look(adapter_names, weights=None) -> dict:
+    """Names and weights as users give them → `{name: weight}`; see `FewShotGAN.set_adapters`."""
+    if isinstance(adapter_names, Mapping) and weights is None:
+        return dict(adapter_names)
+    names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"adapters {adapter_names!r}: give a name, a list of names, or {{name: weight}} without weights"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"adapters named twice: {', '.join(names)}; name each once, with its weight")
+    weights = 1.0 if weights is None else weights
+    weights = [weights] * len(names) if isinstance(weights, Real | Mapping | str) else list(weights)
+    if len(weights) != len(names):
+        raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one weight per adapter")
+    return dict(zip(names, weights, strict=True))
 
 
 def _check_shards(index: Path) -> None:

@@ -94,9 +94,10 @@ def run(args: argparse.Namespace) -> Adapter:
         features=load_features(device=accelerator.device),
         seed=training.seed,
     )
+    whole = pipe.generator.num_parameters()
     accelerator.print(
-        f"{args.adapter}: {adapter.num_values():,} numbers, {adapter.num_values() / _size(pipe.generator):.2%} of the "
-        f"generator's {_size(pipe.generator):,}; {len(images)} images; {training.max_train_steps} steps"
+        f"{args.adapter}: {adapter.num_values():,} numbers, {adapter.num_values() / whole:.2%} of the "
+        f"generator's {whole:,}; {len(images)} images; {training.max_train_steps} steps"
     )
     trainer = Trainer(pipe.generator, adapter, objective, images, training, accelerator)
     if log_with:  # writes into the output folder: not before everything else is known to be good
@@ -109,10 +110,6 @@ def run(args: argparse.Namespace) -> Adapter:
             result.push_to_hub(args.hub_model_id or name, grid=trainer.folder / "samples")
     accelerator.end_training()
     return result
-
-
-def _size(model) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def main(argv=None) -> None:
