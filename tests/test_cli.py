@@ -480,3 +480,43 @@ def test_list_shows_what_is_embedded(cli, base_folder, adapter_folder, pencil, t
         assert f"{name} {sum(t.numel() for t in module.state_dict().values()):,} numbers, " in out
     assert f"ink (for tiny): left, {pipe.bank.adapters['ink'].num_values():,} numbers, " in out
     assert "  pencil: 3 pictures, " in out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "{oops",
+        "[]",
+        "[" * 50_000,
+        {"adapter_type": None},
+        {"adapter_type": ["left"]},
+        {"target_modules": None},
+        {"target_modules": {"a": {"shape": [1]}}},
+        {"training": "x"},
+        {"training": [1]},
+    ],
+)
+def test_damaged_configs_are_named(refused, server, adapter_folder, several, tmp_path, change):
+    run = shutil.copytree(adapter_folder, tmp_path / "damaged")
+    for config in (run / "adapter_config.json", several / "oil" / "adapter_config.json"):
+        text = change if isinstance(change, str) else json.dumps({**json.loads(config.read_text()), **change})
+        config.write_text(text)
+        folder = run if config.parent == run else several
+        (folder / "README.md").write_text("# mine\n")  # no card to write: the config is checked all the same
+        for command in (("info", folder), ("push", folder, "me/damaged", "--token", "write-me")):
+            assert f"{config.parent.name}/adapter_config.json is damaged" in refused(*command)
+    assert server.repos == {}
+
+
+def test_damaged_headers_are_named(refused, server, adapter_folder, tmp_path):
+    run = shutil.copytree(adapter_folder, tmp_path / "damaged")
+    weights = run / "adapter_model.safetensors"
+    for entry in (
+        {"data_offsets": [0, 4]},
+        {"shape": "x", "data_offsets": [0, 4]},
+        {"shape": [None], "data_offsets": [0, 4]},
+    ):
+        header = json.dumps({"w": entry}).encode()
+        weights.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+        for command in (("info", run), ("push", run, "me/damaged", "--token", "write-me")):
+            assert "damaged or cut short" in refused(*command)
