@@ -135,7 +135,7 @@ class FewShotGAN(DiffusionPipeline):
             truncation_cutoff: number of leading `ws` truncated; None = all.
             noise_mode: "const", "random" or "none".
             adapter_names: None: the active adapters; a name: that one alone; `{name: weight}`: a blend; a list: one
-                of these per image, all of them drawn in one forward. "__base__" is the unadapted generator.
+                of these per image, drawn together in each batch. "__base__" is the unadapted generator.
             output_type: "pil", "np" or "pt".
             batch_size: images per forward.
             return_dict: False returns `(images, latents)`.
@@ -268,7 +268,7 @@ class FewShotGAN(DiffusionPipeline):
         if latents is None:
             latents, generators = self._draw(num_images, generator)
         else:
-            generators = [_branch(generator) for _ in latents]
+            generators = generator if isinstance(generator, list) else [_branch(generator) for _ in latents]
         strip = [t / (steps - 1) for t in range(steps)]
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in strip]
         looks = [{name: weight for name, weight in look.items() if weight} for look in looks]
@@ -452,7 +452,7 @@ class FewShotGAN(DiffusionPipeline):
         Raises:
             ValueError: not loaded, or several are active and none is named.
         """
-        from .cards import write_adapter_card
+        from .cards import portable_base, write_adapter_card
 
         folder = Path(save_directory)
         if adapter_name is None or isinstance(adapter_name, str):
@@ -468,9 +468,10 @@ class FewShotGAN(DiffusionPipeline):
                     else "save_adapter got an empty list; name the adapters to save"
                 )
         for name, target in folders.items():
-            self.bank.adapters[name].save_pretrained(target, variant=variant)
+            adapter = self.bank.adapters[name]
+            adapter.save_pretrained(target, variant=variant)
             if not (target / "README.md").exists():
-                write_adapter_card(self.bank.adapters[name], target, name, base=self.base_name)
+                write_adapter_card(adapter, target, name, base=portable_base(adapter.config, self.base_name))
         if push_to_hub:
             repo_id = repo_id or folder.absolute().name
             self.push_to_hub(repo_id, adapter_name=adapter_name, variant=variant, **push_options)
