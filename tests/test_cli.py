@@ -20,7 +20,7 @@ from fewshot_gan.cards import GAP
 from fewshot_gan.cli import app
 from fewshot_gan.version import __version__
 
-COMMANDS = ("generate", "adapt", "convert", "push", "info", "list")
+COMMANDS = ("generate", "invert", "adapt", "convert", "push", "info", "list")
 
 
 @pytest.fixture
@@ -520,3 +520,31 @@ def test_damaged_headers_are_named(refused, server, adapter_folder, tmp_path):
         weights.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
         for command in (("info", run), ("push", run, "me/damaged", "--token", "write-me")):
             assert "damaged or cut short" in refused(*command)
+
+
+# -------------------------------------------------------------------------------------------------------------- invert
+
+
+def test_invert_then_generate(cli, refused, base_folder, adapter_folder, pencil, features, monkeypatch):
+    monkeypatch.setattr("fewshot_gan.features.load_features", lambda **kwargs: features)
+    photo = sorted(pencil.glob("*.png"))[0]
+    code, out, err = cli("invert", photo, photo, "--base", base_folder, "--steps", 3, "--out", "me/mine.safetensors")
+    assert code == 0 and out.startswith("me/mine.safetensors  (") and out.count(" dB") == 2, err
+    assert sorted(os.listdir("me")) == ["mine.png", "mine.safetensors"]
+    sheet = cells("me/mine.png", 2, 2)
+    code, out, _ = cli(
+        *("generate", "--base", base_folder, "--adapter", adapter_folder, "--compare"),
+        *("--latents", "me/mine.safetensors", "--out", "ink.png"),
+    )
+    assert code == 0 and out.startswith("ink.png  (4 pictures, ")
+    grid = cells("ink.png", 2, 2)
+    assert np.abs(grid[0].astype(int) - sheet[1]).max() <= 1 and (grid[0] != grid[1]).any()
+
+    assert "is no file of latents" in refused("invert", photo, "--base", base_folder, "--out", "mine.png")
+    assert "there is no picture 'nowhere.png'" in refused("invert", "nowhere.png", "--base", base_folder)
+    assert "steps=0" in refused("invert", photo, "--base", base_folder, "--steps", 0)
+    generate = ("generate", "--base", base_folder, "--latents")
+    assert "holds no latents" in refused(*generate, photo)
+    assert "holds no latents" in refused(*generate, "nowhere.safetensors")
+    weights = adapter_folder / "adapter_model.safetensors"
+    assert "not latents" in refused(*generate, weights)

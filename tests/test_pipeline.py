@@ -91,8 +91,10 @@ def test_latents_in_z_w_and_w_plus(pipe):
     want = images(pipe, latents=z)
     with torch.no_grad():
         ws = g.mapping(z)
-    torch.testing.assert_close(images(pipe, latents=ws[:, 0], latent_space="w"), want, **TOLERANCE)
-    torch.testing.assert_close(images(pipe, latents=ws), want, **TOLERANCE)
+    psi = {"truncation_psi": pipe.config.truncation_psi}  # w and w+ are drawn as given unless asked otherwise
+    torch.testing.assert_close(images(pipe, latents=ws[:, 0], latent_space="w", **psi), want, **TOLERANCE)
+    torch.testing.assert_close(images(pipe, latents=ws, **psi), want, **TOLERANCE)
+    torch.testing.assert_close(images(pipe, latents=ws), images(pipe, latents=z, truncation_psi=1.0), **TOLERANCE)
     with torch.no_grad():
         truth = ((g(z, truncation_psi=0.3, truncation_cutoff=2) + 1) / 2).clamp(0, 1)
     got = pipe(latents=z, truncation_psi=0.3, truncation_cutoff=2, output_type="pt")

@@ -43,6 +43,11 @@ class Preset(StrEnum):
     paper = "paper"
 
 
+class Space(StrEnum):
+    w = "w"
+    w_plus = "w+"
+
+
 class NoiseMode(StrEnum):
     const = "const"
     random = "random"
@@ -99,6 +104,7 @@ def generate(
     psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
     noise_mode: Annotated[NoiseMode, typer.Option(help="Per-pixel noise.")] = NoiseMode.const,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 8,
+    latents: Annotated[Path | None, typer.Option(help="File of fewshot-gan invert, instead of random ones.")] = None,
     out: Annotated[Path | None, typer.Option(help="The grid's file, or with --separate the folder.")] = None,
     separate: Annotated[bool, typer.Option("--separate", help="One file per picture instead of a grid.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="A row of the base, then one per adapter.")] = False,
@@ -140,6 +146,9 @@ def generate(
             loaded[name] = weights[i] if weights else 1.0
 
         options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value, "batch_size": batch_size}
+        if latents is not None:
+            options["latents"] = _read_latents(latents)
+            num_images = len(options["latents"])
         if interpolate is not None:
             first, last = [BASE, *loaded][-2:]
             images = pipe.interpolate(first, last, interpolate, num_images=num_images, **options).images
@@ -173,6 +182,63 @@ def _parse_weight(text: str) -> float | dict:
         return schedule
     except ValueError as error:
         raise ValueError(f"--weight {text} is neither a number nor like coarse:0,fine:1") from error
+
+
+# ------------------------------------------------------------------------------------------------------------- invert
+
+
+@app.command()
+def invert(
+    photos: Annotated[list[Path], typer.Argument(help="Pictures; cropped to the centre square.")],
+    base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
+    space: Annotated[Space, typer.Option(help="w keeps to what the base knows, w+ comes closer.")] = Space.w,
+    steps: Annotated[int, typer.Option(help="Of the optimisation.")] = 150,
+    seed: Annotated[int, typer.Option(help="Of its noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="File of the latents; a picture of the result beside it.")] = Path(
+        "latents.safetensors"
+    ),
+):
+    """Find latents of your own photos, for generate --latents."""
+    start = time.perf_counter()
+    with one_sentence():
+        if out.is_dir() or out.suffix != ".safetensors":
+            raise ValueError(f"--out {out} is no file of latents; give a name ending in .safetensors")
+
+        from safetensors.torch import save_file
+
+        from .pipeline import FewShotGAN
+
+        _quiet()
+        pipe = FewShotGAN.from_pretrained(base)
+        found = pipe.invert(list(photos), space=space.value, steps=steps, seed=seed)
+        hub.replace_file(out, lambda path: save_file({"latents": found.latents.contiguous()}, path))
+        drawn = pipe(latents=found.latents).images
+        given = [_squared(path, drawn[0].width) for path in photos]
+        hub.replace_file(out.with_suffix(".png"), cards.make_grid([*given, *drawn], len(drawn)).save)
+        quality = ", ".join(f"{path.name} {value:.1f} dB" for path, value in zip(photos, found.psnr, strict=True))
+        print(f"{out}  ({quality}; {time.perf_counter() - start:.0f} s)")
+
+
+def _squared(path: Path, size: int):
+    """The photo as it was inverted."""
+    from PIL import Image
+
+    from .images import read_image, square
+
+    return Image.fromarray(square(read_image(path), size).permute(1, 2, 0).numpy())
+
+
+def _read_latents(path: Path):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} holds no latents ({error}); fewshot-gan invert writes such files") from error
+    if set(tensors) != {"latents"}:
+        raise ValueError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}, not latents")
+    return tensors["latents"]
 
 
 # -------------------------------------------------------------------------------------------------------------- adapt

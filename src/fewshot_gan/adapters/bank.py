@@ -153,6 +153,7 @@ class AdapterBank:
         self._ledger = [0]
         self._overrides: list[dict] = []  # of nested `using` blocks: path: what acts there
         self._originals: dict[str, tuple] = {}
+        self._versions: list | None = None  # of what `fuse` wrote; None while it writes, so that it can be undone
         self._fingerprint: tuple = (None, None)
         self._install()
 
@@ -355,8 +356,6 @@ class AdapterBank:
         self._originals, self.fused, self._versions = {}, None, None
         self._overrides.clear()
         self._install()
-
-    _versions: list | None = None  # None while `fuse` is at work: an interrupted one can be undone
 
     def _written_versions(self) -> list[int | None]:
         written = [p for path in self._originals for p in self._layers[path].stored() if p is not None]

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+
+from ..images import read_image, square, upright
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-MIN_SIDE = 32
 
 
 def load_images(source: str | os.PathLike[str], resolution: int) -> Tensor:
@@ -49,19 +49,9 @@ def load_images(source: str | os.PathLike[str], resolution: int) -> Tensor:
         raise ValueError(f"{source} has only one image; few-shot adaptation needs at least 2, typically 10: add more")
     images, enlarged = torch.empty(len(named), 3, resolution, resolution, dtype=torch.uint8), []
     for row, (name, image) in enumerate(named):
-        width, height = image.size
-        side = min(width, height)
-        if side < MIN_SIDE:
-            raise ValueError(
-                f"{name} is {width}x{height} px, below the limit of {MIN_SIDE} px; use a larger copy or remove it"
-            )
-        if side < resolution:
-            enlarged.append(f"{name} ({width}x{height})")
-        left, top = (width - side) // 2, (height - side) // 2
-        square = image.crop((left, top, left + side, top + side))
-        if side != resolution:
-            square = square.resize((resolution, resolution), Image.Resampling.LANCZOS)
-        images[row] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        images[row] = square(image, resolution, name)
+        if min(image.size) < resolution:
+            enlarged.append(f"{name} ({image.width}x{image.height})")
     logger.info(f"{len(images)} images from {source}: centre crop to the short side, Lanczos to {resolution} px")
     if enlarged:
         more = f" and {len(enlarged) - 10} more" if len(enlarged) > 10 else ""
@@ -75,18 +65,7 @@ def _read(source: str | os.PathLike[str]) -> Iterator[tuple[str, Image.Image]]:
     if folder.is_dir():
         for path in sorted(folder.iterdir(), key=lambda path: path.name):
             if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
-                try:
-                    with Image.open(path) as image:
-                        upright = _rgb(image)
-                except (
-                    OSError,
-                    SyntaxError,
-                    ValueError,
-                    UnidentifiedImageError,
-                    Image.DecompressionBombError,
-                ) as error:
-                    raise ValueError(f"{path} cannot be read as an image ({error}); repair or remove it") from error
-                yield path.name, upright
+                yield path.name, read_image(path)
         return
     if folder.exists():
         raise ValueError(f"{source} is a file, not a folder; pass the folder that holds the images")
@@ -120,17 +99,7 @@ def _read_dataset(name: str, data_dir: str | None) -> Iterator[tuple[str, Image.
     if not columns:
         raise ValueError(f"data set {name} has no image column, only {sorted(data.features)}; choose another data set")
     for row, image in enumerate(data.with_format(None)[columns[0]]):
-        yield f"{name}[{row}]", _rgb(image)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255
-        image = Image.fromarray((np.asarray(image, dtype=np.float64).clip(0, 65535) / 257).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        yield f"{name}[{row}]", upright(image)
 
 
 class InfiniteBatches:

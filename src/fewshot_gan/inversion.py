@@ -1,0 +1,199 @@
+"""Inversion: the latent from which the generator draws a given picture; D3T-GAN (arXiv 2205.06032) starts from it.
+
+Optimisation in W or W+ (arXiv 1904.03189): perceptual distance, pixels, and a pull towards the mean w.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm.auto import tqdm
+
+from .metrics import psnr
+
+BLOCKS = (0, 2, 4, 10)  # of EfficientNet-Lite0: half the size down to a sixteenth
+MEAN_SAMPLES = 4096  # latents over which mean and spread of w are taken
+SPACES = ("w", "w+")
+OFFSET_RATE = 0.2  # learning rate of w+'s offsets over that of the shared w
+
+
+class Inversion(NamedTuple):
+    """Result of `invert`.
+
+    Attributes:
+        latents: w+ `[N, num_ws, w_dim]` (with space "w" all rows of one are equal), float32 on the CPU.
+        images: reconstructions `[N, 3, R, R]` in [-1, 1], on the CPU.
+        psnr: of each reconstruction in dB, see `metrics.psnr`.
+    """
+
+    latents: torch.Tensor
+    images: torch.Tensor
+    psnr: list[float]
+
+
+class PerceptualDistance(nn.Module):
+    """Distance of pictures `[B, 3, H, W]` in [-1, 1] to fixed ones, one number per picture.
+
+    Squared difference of feature maps, each level divided by its mean square over the fixed picture.
+
+    Args:
+        features: a `FeatureNetwork`.
+        targets: `[B, 3, H, W]`.
+        blocks: levels.
+    """
+
+    def __init__(self, features, targets: torch.Tensor, blocks=BLOCKS):
+        super().__init__()
+        self.features, self.blocks = features, blocks
+        with torch.no_grad():
+            self.maps = features(targets, blocks)
+            self.energy = [m.square().mean((1, 2, 3)) + 1e-8 for m in self.maps]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, 3, H, W] -> [B]
+        maps = self.features(images, self.blocks)
+        levels = zip(maps, self.maps, self.energy, strict=True)
+        return torch.stack([(a - b).square().mean((1, 2, 3)) / e for a, b, e in levels]).mean(0)
+
+
+class LPIPSDistance(nn.Module):
+    """LPIPS (arXiv 1801.03924, VGG, package `lpips`) to fixed pictures, at 256 px at most."""
+
+    def __init__(self, targets: torch.Tensor):
+        super().__init__()
+        import lpips
+
+        self.net = lpips.LPIPS(net="vgg", verbose=False).to(targets.device).requires_grad_(False)
+        self.targets = self._small(targets)
+
+    @staticmethod
+    def _small(images: torch.Tensor) -> torch.Tensor:
+        return images if images.shape[-1] <= 256 else F.interpolate(images, size=(256, 256), mode="area")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, 3, H, W] -> [B]
+        return self.net(self._small(images), self.targets).flatten()
+
+
+def latent_statistics(generator: nn.Module, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of w, each `[w_dim]`, over 4096 mapped latents."""
+    z = torch.randn(MEAN_SAMPLES, generator.z_dim, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        w = generator.mapping(z.to(generator.device, generator.dtype))[:, 0].float()
+    return w.mean(0), w.std(0)
+
+
+def invert(
+    generator: nn.Module,
+    images: torch.Tensor,
+    *,
+    space: str = "w",
+    steps: int = 150,
+    seed: int = 0,
+    learning_rate: float = 0.1,
+    pixel_weight: float = 1.0,
+    prior_weight: float = 1e-3,
+    noise: float = 0.05,
+    perceptual="auto",
+    batch_size: int = 4,
+    progress: bool = True,
+) -> Inversion:
+    """Find latents whose pictures come close to `images`.
+
+    D3T-GAN leaves the procedure open; every weight here is ours. Image i depends on the seed and i only.
+
+    Args:
+        generator: a base generator; its adapters act if they are active.
+        images: `[N, 3, R, R]` in [-1, 1], R the generator's resolution.
+        space: "w" (one w for all layers, stays a face) or "w+" (one per layer, closer to the picture).
+        steps: of Adam, with 5 % warm-up and cosine decay.
+        seed: of the annealed noise on the latents.
+        learning_rate: at its peak.
+        pixel_weight: of the mean squared pixel difference.
+        prior_weight: of mean(((w − μ) / σ)²), which keeps w where the generator knows its way.
+        noise: standard deviation, in units of σ, at the start; none over the last quarter.
+        perceptual: "auto": LPIPS if the package is installed, else `features.load_features()`; "none": pixels alone;
+            or a `FeatureNetwork`.
+        batch_size: images optimised at once.
+        progress: show a bar.
+
+    Raises:
+        ValueError: an option or the images are out of range.
+        ImportError: no perceptual network is installed and "none" was not asked for.
+    """
+    size = generator.resolution
+    if space not in SPACES:
+        raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
+    if images.ndim != 4 or images.shape[1:] != (3, size, size) or len(images) == 0:
+        raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, {size}, {size}]; crop and resize them")
+    if not torch.isfinite(images).all() or images.abs().max() > 1.001:
+        raise ValueError("images go beyond [-1, 1]; scale 8-bit pictures with x / 127.5 - 1")
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
+    if isinstance(perceptual, str) and perceptual not in ("auto", "none"):
+        raise ValueError(f"unknown perceptual {perceptual!r}; known: auto, none, or a FeatureNetwork")
+    mean, spread = latent_statistics(generator)
+    trainable = [p for p in generator.parameters() if p.requires_grad]
+    found = []
+
+    def draw(w):  # [B, 1 or num_ws, w_dim] -> [B, 3, R, R]
+        return generator(w.expand(-1, generator.num_ws, -1).to(generator.dtype), latent_space="w+").float()
+
+    bar = tqdm(total=steps * math.ceil(len(images) / batch_size), desc="inverting", disable=not progress)
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        for start in range(0, len(images), batch_size):
+            targets = images[start : start + batch_size].to(generator.device, torch.float32)
+            distance = _distance(perceptual, targets)
+            shape = (generator.num_ws if space == "w+" else 1, mean.numel())
+            shared = mean.expand(len(targets), 1, -1).clone().requires_grad_(True)
+            # w+ is a shared w plus an offset per layer: the shared part finds the face as fast as in W
+            offsets = torch.zeros(len(targets), *shape, device=mean.device, requires_grad=space == "w+")
+            optimizer = torch.optim.Adam([{"params": [shared], "scale": 1.0}], lr=learning_rate)
+            if space == "w+":
+                optimizer.add_param_group({"params": [offsets], "scale": OFFSET_RATE})
+            randoms = [torch.Generator().manual_seed(seed + 1_000_003 * (start + i)) for i in range(len(targets))]
+            for step in range(steps):
+                progress_made = step / steps
+                rate = min(1.0, (step + 1) / max(1.0, 0.05 * steps)) * (0.5 + 0.5 * math.cos(math.pi * progress_made))
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * rate * group["scale"]
+                amount = noise * max(0.0, 1 - progress_made / 0.75) ** 2
+                shake = torch.stack([torch.randn(shape, generator=g) for g in randoms]).to(mean.device)
+                w = shared + offsets
+                drawn = draw(w + amount * spread * shake)
+                loss = pixel_weight * (drawn - targets).square().mean((1, 2, 3))
+                loss = loss + prior_weight * ((w - mean) / spread).square().flatten(1).mean(1)
+                if distance is not None:
+                    loss = loss + distance(drawn)
+                optimizer.zero_grad(set_to_none=True)
+                loss.sum().backward()  # a sum: what one picture does leaves the others alone
+                optimizer.step()
+                bar.update()
+            with torch.no_grad():
+                latents = (shared + offsets).expand(-1, generator.num_ws, -1)
+                drawn = draw(latents).clamp(-1, 1)
+            quality = [psnr(a[None], b[None]) for a, b in zip(drawn.cpu(), targets.cpu(), strict=True)]
+            found.append((latents.cpu(), drawn.cpu(), quality))
+    finally:
+        bar.close()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+    latents, drawn, quality = zip(*found, strict=True)
+    return Inversion(torch.cat(latents), torch.cat(drawn), [value for part in quality for value in part])
+
+
+def _distance(perceptual, targets: torch.Tensor) -> nn.Module | None:
+    from importlib.util import find_spec
+
+    from .features import load_features
+
+    if perceptual == "none":
+        return None
+    if perceptual != "auto":
+        return PerceptualDistance(perceptual, targets)
+    if find_spec("lpips") is not None and find_spec("torchvision") is not None:
+        return LPIPSDistance(targets)
+    return PerceptualDistance(load_features(device=targets.device), targets)

@@ -1,0 +1,131 @@
+"""Inversion: known latents are found again, whatever the batch; photos become latents that adapters can draw."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewshot_gan import FewShotGAN
+from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.inversion import PerceptualDistance, invert, latent_statistics
+from fewshot_gan.metrics import psnr
+
+
+@pytest.fixture
+def pipe(make_generator):
+    generator = make_generator()
+    with torch.no_grad():  # pictures well inside [-1, 1]: what is clipped cannot be found again
+        for name, p in generator.named_parameters():
+            if "to_rgb" in name and "affine" not in name:
+                p.mul_(0.2)
+    return FewShotGAN(generator)
+
+
+@pytest.fixture
+def known(pipe):
+    """Pictures of known w, inside [-1, 1]."""
+    mean, _ = latent_statistics(pipe.generator)
+    z = torch.randn(3, 16, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        w = mean + 0.2 * (pipe.generator.mapping(z)[:, 0] - mean)
+        return pipe.generator(w, latent_space="w").clamp(-1, 1)
+
+
+def quiet(pipe, images, features, **options):
+    return pipe.invert(images, **{"perceptual": features, "progress": False, "steps": 80, **options})
+
+
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_known_pictures_are_found_again(pipe, known, features, space):
+    start = pipe.generator(latent_statistics(pipe.generator)[0].expand(3, -1), latent_space="w").detach()
+    found = quiet(pipe, known, features, space=space, learning_rate=0.02, noise=0.0)
+    assert found.latents.shape == (3, pipe.generator.num_ws, 16) and found.images.shape == known.shape
+    for i in range(3):
+        assert found.psnr[i] == pytest.approx(psnr(found.images[i : i + 1], known[i : i + 1]))
+        assert found.psnr[i] > psnr(start[i : i + 1], known[i : i + 1]) + 3  # half the error of the mean picture
+    assert bool((found.latents == found.latents[:, :1]).all()) == (space == "w")
+    drawn = pipe(latents=found.latents, output_type="pt").images * 2 - 1
+    torch.testing.assert_close(drawn, found.images, rtol=0, atol=1e-4)  # latents are drawn as they are: no truncation
+
+
+def test_a_seed_decides_and_the_batch_does_not(pipe, known, features):
+    first, again, alone = (quiet(pipe, known, features, batch_size=b, steps=10) for b in (3, 3, 1))
+    assert torch.equal(first.latents, again.latents)
+    torch.testing.assert_close(first.latents, alone.latents, rtol=0, atol=1e-3)  # Adam amplifies rounding
+    other = quiet(pipe, known, features, seed=1, steps=10)
+    assert (first.latents - other.latents).abs().max() > 1e-3
+
+
+def test_adapters_do_not_take_part_and_nothing_is_left_behind(pipe, known, features, perturbed):
+    want = quiet(pipe, known, features, steps=5)
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(pipe.generator)), "a")
+    source = {k: v.clone() for k, v in pipe.generator.state_dict().items()}
+    trainable = [p.requires_grad for p in pipe.generator.parameters()]
+    found = quiet(pipe, known, features, steps=5)
+    assert torch.equal(found.latents, want.latents) and pipe.active_adapters() == ["a"]
+    assert [p.requires_grad for p in pipe.generator.parameters()] == trainable
+    assert all(p.grad is None for p in pipe.generator.parameters())
+    assert all(torch.equal(v, source[k]) for k, v in pipe.generator.state_dict().items())
+    adapted = pipe(latents=found.latents, adapter_names="a", output_type="pt").images
+    assert (adapted * 2 - 1 - found.images).abs().max() > 0.01
+
+
+def test_photos_from_files_and_pil(pipe, features, tmp_path):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 64, 3), dtype=np.uint8))
+    photo.save(tmp_path / "photo.png")
+    by_path = quiet(pipe, tmp_path / "photo.png", features, steps=2)
+    by_image = quiet(pipe, [photo], features, steps=2)
+    square = photo.crop((12, 0, 52, 40)).resize((32, 32), Image.Resampling.LANCZOS)
+    by_square = quiet(pipe, square, features, steps=2)
+    assert torch.equal(by_path.latents, by_image.latents) and torch.equal(by_path.latents, by_square.latents)
+    with pytest.raises(FileNotFoundError, match="there is no picture 'nowhere.png'"):
+        pipe.invert("nowhere.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="broken.png cannot be read as an image"):
+        pipe.invert(tmp_path / "broken.png")
+    with pytest.raises(ValueError, match="below the limit of 32 px"):
+        pipe.invert(photo.resize((20, 20)))
+    with pytest.raises(ValueError, match="no picture to invert"):
+        pipe.invert([])
+
+
+@pytest.mark.parametrize(
+    "images, options, message",
+    [
+        (torch.zeros(1, 3, 16, 16), {}, r"\(1, 3, 16, 16\) are not \[N, 3, 32, 32\]"),
+        (torch.zeros(0, 3, 32, 32), {}, "are not"),
+        (torch.full((1, 3, 32, 32), 255.0), {}, r"beyond \[-1, 1\]; scale 8-bit"),
+        (torch.full((1, 3, 32, 32), float("nan")), {}, "beyond"),
+        (torch.zeros(1, 3, 32, 32), {"space": "z"}, "unknown space 'z'; known: w, w\\+"),
+        (torch.zeros(1, 3, 32, 32), {"steps": 0}, "steps=0: give a whole number"),
+        (torch.zeros(1, 3, 32, 32), {"batch_size": 1.5}, "batch_size=1.5"),
+        (torch.zeros(1, 3, 32, 32), {"perceptual": "vgg"}, "unknown perceptual 'vgg'; known: auto, none"),
+    ],
+)
+def test_bad_input(pipe, images, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.invert(images, **options)
+
+
+def test_perceptual_distance(features):
+    a, b = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    distance = PerceptualDistance(features, a)
+    assert torch.equal(distance(a), torch.zeros(2)) and (distance(b) > 0.01).all()
+    alone = PerceptualDistance(features, a[1:])(b[1:])
+    torch.testing.assert_close(distance(b)[1:], alone)  # each picture for itself
+
+
+def test_pixels_alone(pipe, known):
+    found = invert(pipe.generator, known, perceptual="none", steps=60, progress=False)
+    blurred = psnr(known.mean((2, 3), keepdim=True).expand_as(known), known)
+    assert np.mean(found.psnr) > blurred + 3
+
+
+@pytest.mark.slow
+def test_faces_of_the_embedded_base_are_found_again():
+    pipe = FewShotGAN.from_pretrained("ffhq")
+    w = pipe.generator.mapping(torch.randn(8, 512, generator=torch.Generator().manual_seed(11)), truncation_psi=0.7)
+    with torch.no_grad():
+        images = pipe.generator(w, latent_space="w+").clamp(-1, 1)
+    for space, least in (("w", 25), ("w+", 28)):
+        assert min(pipe.invert(images, space=space).psnr) >= least
