@@ -158,7 +158,7 @@ def generate(
         looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
         rows = []
         for look in looks:
-            pipe.set_adapters(list(look), list(look.values()))
+            pipe.set_adapters(look)
             rows.append(pipe(num_images, **options).images)
         if separate:
             prefixes = [f"{next(iter(look), 'base')}-" for look in looks] if compare else [""]
@@ -210,17 +210,17 @@ def invert(
 
         _quiet()
         pipe = FewShotGAN.from_pretrained(base)
-        found = pipe.invert(list(photos), space=space.value, steps=steps, seed=seed)
+        given = [_squared(path, pipe.generator.resolution) for path in photos]
+        found = pipe.invert(given, space=space.value, steps=steps, seed=seed)
         hub.replace_file(out, lambda path: save_file({"latents": found.latents.contiguous()}, path))
         drawn = pipe(latents=found.latents).images
-        given = [_squared(path, drawn[0].width) for path in photos]
         hub.replace_file(out.with_suffix(".png"), cards.make_grid([*given, *drawn], len(drawn)).save)
         quality = ", ".join(f"{path.name} {value:.1f} dB" for path, value in zip(photos, found.psnr, strict=True))
         print(f"{out}  ({quality}; {time.perf_counter() - start:.0f} s)")
 
 
 def _squared(path: Path, size: int):
-    """The photo as it was inverted."""
+    """The photo as it is inverted."""
     from PIL import Image
 
     from .images import read_image, square

@@ -1,7 +1,6 @@
 """Blend: several adapters with their weights, stored and used as one. What `add_weighted_adapter` makes."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -101,7 +100,7 @@ class BlendAdapter(Adapter):
             **base,
         )
         for part, adapter in zip(blend.members, adapters, strict=True):
-            part.load_state_dict(deepcopy(adapter.state_dict()))
+            part.load_state_dict(adapter.state_dict())
         return blend.eval().requires_grad_(False)
 
 

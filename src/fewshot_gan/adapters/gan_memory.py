@@ -5,6 +5,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from .base import Adapted, Adapter, Factors, LayerSpec
+from .full import FullFactors
 
 
 class ModulationFactors(Factors):
@@ -33,17 +34,6 @@ class ModulationFactors(Factors):
         return Adapted(weight, bias if self.bias_shift is None else bias + self.bias_shift)
 
 
-class BiasFactors(Factors):
-    """b̂ = b + b_t of a module that owns a bias alone."""
-
-    def __init__(self, spec: LayerSpec):
-        super().__init__()
-        self.bias_shift = nn.Parameter(torch.zeros(spec.shape))
-
-    def forward(self, weight, bias):
-        return Adapted(weight + self.bias_shift)
-
-
 class GANMemoryAdapter(Adapter):
     """GAN Memory's mAdaFM and mFiLM (arXiv 2006.07543), without the compression of γ and β across tasks.
 
@@ -70,4 +60,5 @@ class GANMemoryAdapter(Adapter):
         self._build(target_modules)
 
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
-        return BiasFactors(spec) if spec.role == "bias" else ModulationFactors(spec)
+        # a module that owns a bias alone: b̂ = b + b_t
+        return FullFactors(spec) if spec.role == "bias" else ModulationFactors(spec)
