@@ -21,6 +21,7 @@ from fewshot_gan.adapters import (
     trainable_types,
 )
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
+from fewshot_gan.methods.pair import Latents
 from fewshot_gan.training.engine import Trainer, TrainingConfig, TrainingDiverged, checkpoints
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
@@ -273,7 +274,7 @@ def test_bf16_keeps_factors_and_losses_in_full_precision(trainer, tmp_path):
     logs = run.train_step()
     assert all(torch.isfinite(torch.tensor(v)) for v in logs.values())
     assert {p.dtype for p in run.adapter.parameters()} == {torch.float32}
-    assert run.synthesise(torch.zeros(1, 16))[0].dtype == torch.bfloat16
+    assert run.pair.adapted(Latents(torch.zeros(1, 16))).features["b4"].dtype == torch.bfloat16
 
 
 def test_the_command_line_offers_every_trainable_kind():

@@ -14,7 +14,7 @@ SCRIPTS = Path(__file__).parents[1] / "training"
 def script(monkeypatch, features):
     """`script("lifelong")`: the module, with its neighbours importable and tiny features in place of the real ones."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.setattr("fewshot_gan.training.lfs.load_features", lambda **kwargs: features)
+    monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
 
     def load(name):
         sys.modules.pop(name, None)

@@ -1,22 +1,27 @@
 """Losses against what the mathematics says: loops, closed forms, invariances."""
 
 import math
+from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from fewshot_gan.methods.lfs_gan import (
-    AnchorSampler,
-    LFSConfig,
-    LFSObjective,
-    PatchHead,
+from fewshot_gan.adapters import AdapterBank, LeFTAdapter
+from fewshot_gan.methods.cdc import AnchorSampler, CDCConfig, CDCObjective, PatchHead, relation_loss
+from fewshot_gan.methods.finetune import FinetuneConfig, FinetuneObjective
+from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective, assign_clusters, mode_seeking_loss
+from fewshot_gan.methods.losses import (
     PathLength,
-    Views,
-    assign_clusters,
-    mode_seeking_loss,
+    hinge_d_loss,
+    hinge_g_loss,
+    logistic_d_loss,
+    logistic_g_loss,
+    r1_penalty,
 )
-from fewshot_gan.methods.losses import hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty
+from fewshot_gan.methods.objective import Batch, Views
+from fewshot_gan.methods.pair import Latents, Pair
 from fewshot_gan.methods.projected import ProjectedDiscriminator
 from fewshot_gan.methods.statistics import (
     colour_distance,
@@ -262,56 +267,131 @@ def test_projected_discriminator_shapes_and_calibration():
 REAL = (rand(4, 3, 32, 32, seed=9) * 0.3).clamp(-1, 1)
 
 
-def build(config, features, discriminator=None):
+def build(config, features, discriminator=None, cls=LFSObjective, **options):
     torch.manual_seed(0)
-    return LFSObjective(config, REAL, 16, discriminator=discriminator, features=features)
+    options |= {"z_dim": 16} if issubclass(cls, CDCObjective) else {}
+    return cls(config, REAL, discriminator=discriminator, features=features, **options)
 
 
-def losses_of(objective, step):
-    images = (rand(2, 3, 32, 32, seed=step) * 0.3).requires_grad_(True)
-    fake, real = Views(images, images), Views(REAL[:2], REAL[:2])
-    seen, wanted = objective.observe(images, objective.levels), objective.observe(REAL[:2], objective.levels)
-    source = objective.observe(REAL[2:], objective.CONTENT_LEVELS) if objective.needs_source else {}
-    detached = Views(images.detach(), images.detach())
-    d = objective.discriminator_losses(detached, {k: v.detach() for k, v in seen.items()}, real, wanted, step)
-    g = objective.generator_losses(fake, seen, real, wanted, REAL[2:], source, step, random_state())
+def a_batch(objective, pair, step, latents=None):
+    """What the trainer hands to an objective, without augmentation."""
+    random = random_state(step)
+    latents = latents or objective.draw(pair, 3, step, random)
+    drawn, source = pair.adapted(latents), pair.source(latents)
+    fake, real = Views(drawn.images, drawn.images), Views(REAL[:3], REAL[:3])
+    return Batch(
+        *(step, 0.0, random, latents, drawn, fake, real, source, source.images),
+        objective.observe(drawn.images, objective.levels),
+        objective.observe(REAL[:3], objective.levels),
+        objective.observe(source.images, objective.CONTENT_LEVELS),
+    )
 
-    def synthesise(z, ws_gradient=False):
-        ws = z[:, None].repeat(1, 3, 1).requires_grad_(True)
-        x = (ws.mean(1) @ rand(16, 3 * 32 * 32, seed=5)).reshape(-1, 3, 32, 32) * 0.1
-        return ws, x, [x]
 
-    r = dict(objective.regularisers(synthesise, 2, 16, step, random_state()))
+@pytest.fixture
+def pair(mobile, perturbed):
+    """A tiny generator under a LeFT adapter that is not the identity."""
+    bank = AdapterBank(mobile.requires_grad_(False))
+    bank.add("training", perturbed(LeFTAdapter.for_model(mobile)))
+    bank.activate({"training": 1.0})
+    return Pair(mobile, bank)
+
+
+def losses_of(objective, pair, step):
+    batch = a_batch(objective, pair, step)
+    d, g = objective.discriminator_losses(batch.detach()), objective.generator_losses(batch)
+    r = {k: v for losses in objective.regularisers(pair, 2, step, random_state()) for k, v in losses.items()}
+    adapter = pair.bank.adapters["training"].requires_grad_(True)
+    adapter.zero_grad()
     sum(g.values()).backward()
-    assert torch.isfinite(images.grad).all() and images.grad.any()
-    return d, g, r
+    gradients = [p.grad for p in adapter.parameters() if p.grad is not None]
+    assert gradients and all(torch.isfinite(x).all() for x in gradients) and any(x.any() for x in gradients)
+    assert all(torch.isfinite(v) for v in (*d.values(), *g.values(), *r.values()))
+    return set(d), set(g), set(r)
 
 
-def test_few_images_preset(features):
+def test_few_images_preset(features, pair):
     objective = build(LFSConfig.few_images(), features)
+    terms = {"g", "statistics", "wasserstein", "colour", "content", "structure"}
     for step in (0, 1):
-        d, g, r = losses_of(objective, step)
-        terms = {"g", "statistics", "wasserstein", "colour", "content", "structure"}
-        assert (set(d), set(g), set(r)) == ({"d"}, terms, set())
-        assert all(torch.isfinite(v) for v in (*d.values(), *g.values()))
+        assert losses_of(objective, pair, step) == ({"d"}, terms, set())
 
 
-def test_paper_preset(features, discriminator):
+def test_paper_preset(features, discriminator, pair):
     objective = build(LFSConfig.paper(), features, discriminator)
-    for step, extra, regular in ((0, {"r1"}, {"path_length", "mode_seeking"}), (1, set(), {"mode_seeking"})):
-        d, g, r = losses_of(objective, step)
-        assert (set(d), set(g), set(r)) == ({"d"} | extra, {"g"}, regular)
-        assert all(torch.isfinite(v) for v in (*d.values(), *g.values(), *r.values()))
+    assert losses_of(objective, pair, 0) == ({"d", "r1"}, {"g"}, {"path_length", "mode_seeking"})
+    assert losses_of(objective, pair, 1) == ({"d"}, {"g"}, {"mode_seeking"})
     assert not objective.observe(REAL, objective.levels)  # no map of the frozen network is needed
+
+
+@pytest.mark.parametrize("preset", ["paper", "few_images"])
+def test_baselines(features, discriminator, pair, preset):
+    plain = build(getattr(FinetuneConfig, preset)(), features, discriminator, FinetuneObjective)
+    assert losses_of(plain, pair, 1) == ({"d"}, {"g"}, set())
+    related = build(getattr(CDCConfig, preset)(), features, discriminator, CDCObjective)
+    assert losses_of(related, pair, 1) == ({"d"}, {"g", "relation"}, set())
 
 
 def test_anchor_steps_use_the_image_head_and_others_the_patch_head(features, discriminator):
     objective = build(LFSConfig.paper(), features, discriminator)
     logits, maps = discriminator(REAL[:2], return_features=True)
-    torch.testing.assert_close(objective._judge(REAL[:2], 4), logits)
-    patch = objective._judge(REAL[:2], 5)
+    views = Views(REAL[:2], REAL[:2])
+    torch.testing.assert_close(objective.logits(views, {}, 4)[0], logits)
+    (patch,) = objective.logits(views, {}, 5)
     assert patch.shape == (2, 16)  # R/8 pixels a side
     torch.testing.assert_close(patch, objective.patch_head(maps["b8"]))
+
+
+def test_free_latents_are_mixed_and_anchors_are_not(features, discriminator, pair):
+    objective = build(CDCConfig(style_mixing=1.0), features, discriminator, CDCObjective)
+    assert objective.draw(pair, 2, 4, random_state()).other is None
+    mixed = objective.draw(pair, 2, 5, random_state())
+    assert mixed.other is not None and 1 <= mixed.crossover < pair.generator.num_ws
+
+
+def test_relation_loss_equals_loops():
+    source, target = [rand(4, 3, 5, 5), rand(4, 2, 2, 2, seed=1)], [rand(4, 3, 5, 5, seed=2), rand(4, 2, 2, 2, seed=3)]
+
+    def row(x, i):
+        others = [j for j in range(4) if j != i]
+        return torch.stack([F.cosine_similarity(x[i].flatten(), x[j].flatten(), dim=0) for j in others]).softmax(0)
+
+    pairs = zip(source, target, strict=True)
+    want = [(row(s, i) * (row(s, i) / row(t, i)).log()).sum() for s, t in pairs for i in range(4)]
+    torch.testing.assert_close(relation_loss(source, target), sum(want) / 8)
+    assert float(relation_loss(source, [3 * s for s in source])) == pytest.approx(0, abs=1e-6)
+    assert float(relation_loss([source[0][:2]], [target[0][:2]])) == 0  # a pair has one relation, whatever it is
+
+
+def test_the_source_is_drawn_from_the_same_latents(pair):
+    latents = pair.draw(2, random_state(), style_mixing=1.0)
+    adapted, source = pair.adapted(latents), pair.source(latents)
+    torch.testing.assert_close(pair.source(latents).images, source.images, rtol=0, atol=0)
+    assert (adapted.images - source.images).abs().max() > 1e-3 and not source.images.requires_grad
+    with pair.bank.using({}):
+        torch.testing.assert_close(pair.adapted(latents).images, source.images, rtol=0, atol=0)
+    w = source.ws[:, 0]
+    torch.testing.assert_close(pair.source(Latents(w=w)).ws, w[:, None].expand(-1, pair.generator.num_ws, -1))
+
+
+def test_freezing_the_lower_layers(features, discriminator, pair):
+    """FreezeD: their weights stay, the others move."""
+    for preset in ("paper", "few_images"):
+        config = replace(getattr(FinetuneConfig, preset)(), freeze_d=1)
+        objective = build(config, features, deepcopy(discriminator), FinetuneObjective)
+        before = {k: v.clone() for k, v in objective.named_parameters()}
+        optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], 0.1)
+        sum(objective.discriminator_losses(a_batch(objective, pair, 1).detach()).values()).backward()
+        optimizer.step()
+        moved = {k for k, v in objective.named_parameters() if not torch.equal(v, before[k])}
+        lower = (
+            ("discriminator.b32.",) if preset == "paper" else tuple(f"discriminator.heads.{k}.convs.0." for k in (0, 2))
+        )
+        assert moved and not [k for k in moved if k.startswith(lower)]
+        assert [k for k in before if k.startswith(lower)]
+    with pytest.raises(ValueError, match="freeze_d=9: this discriminator has 3 blocks; give 0 to 3"):
+        build(FinetuneConfig(freeze_d=9), features, discriminator, FinetuneObjective)
+    with pytest.raises(ValueError, match="freeze_d=9: the heads have at most 3 convolutions"):
+        build(replace(FinetuneConfig.few_images(), freeze_d=9), features, None, FinetuneObjective)
 
 
 def test_the_frozen_network_is_neither_trained_nor_saved(features, discriminator):

@@ -5,7 +5,7 @@
 To resume, run the same command again. `--help` lists every weight and setting.
 """
 
-from fewshot_gan.training.lfs import main
+from fewshot_gan.training.adapt import main
 
 if __name__ == "__main__":
-    main()
+    main("lfs_gan")

@@ -21,7 +21,7 @@ from benchmark import contact_sheet
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import fingerprint
 from fewshot_gan.hub import replace_file
-from fewshot_gan.training import lfs
+from fewshot_gan.training.adapt import main as adapt
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         if not data.is_dir():
             make_domain.main([f"--style={style}", f"--base={args.base}", f"--out={data}"])
         options = [f"--data={data}", f"--output_dir={adapter}", f"--base={args.base}", *lfs_options]
-        lfs.main(options)
+        adapt("lfs_gan", options)
         pipe, images = draw(args, names[:count])
         hashes = {look: hashlib.sha256(x.numpy().tobytes()).hexdigest() for look, x in images.items()}
         first = {**hashes, **first}  # what was drawn first stays

@@ -18,6 +18,7 @@ _EXPORTS = {  # name: module that defines it
     "MobileStyleGANGenerator": ".models.mobile_stylegan",
     "StyleGAN2Generator": ".models.stylegan2",
     "StyleGAN2Discriminator": ".models.stylegan2",
+    "ProjectedDiscriminator": ".methods.projected",
     "ModelMixin": "diffusers",  # diffusers' pipeline loader looks it up on the package that model_index.json names
     # adapters
     "AdaFMAdapter": ".adapters",

@@ -12,7 +12,13 @@ EMBEDDED_LICENCES = {  # base: what its weights descend from
     "ffhq": "derive from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source Code License-NC), trained on FFHQ images (CC BY-NC-SA "
     "4.0): **non-commercial use only**. The Apache-2.0 licence of fewshot_gan covers the code, not these weights.",
 }
-METHODS = {"lfs_gan": "LFS-GAN ([arXiv 2308.11917](https://arxiv.org/abs/2308.11917))"}
+METHODS = {
+    "lfs_gan": "LFS-GAN ([arXiv 2308.11917](https://arxiv.org/abs/2308.11917))",
+    "d3t": "D3T-GAN ([arXiv 2205.06032](https://arxiv.org/abs/2205.06032))",
+    "cdc": "cross-domain correspondence ([arXiv 2104.06820](https://arxiv.org/abs/2104.06820))",
+    "finetune": "plain fine-tuning ([arXiv 1805.01677](https://arxiv.org/abs/1805.01677))",
+    "hyperdomainnet": "HyperDomainNet ([arXiv 2210.08884](https://arxiv.org/abs/2210.08884))",
+}
 TYPES = {
     "left": "LeFT, learnable factorised tensors ([arXiv 2308.11917](https://arxiv.org/abs/2308.11917))",
     "domain_vector": "domain vector ([arXiv 2210.08884](https://arxiv.org/abs/2210.08884))",

@@ -38,6 +38,13 @@ class AdapterKind(StrEnum):
     left = "left"
 
 
+class MethodName(StrEnum):
+    lfs_gan = "lfs_gan"
+    d3t = "d3t"
+    cdc = "cdc"
+    finetune = "finetune"
+
+
 class Preset(StrEnum):
     few_images = "few_images"
     paper = "paper"
@@ -249,9 +256,10 @@ def adapt(
     data: Annotated[str, typer.Argument(help="Folder with about ten pictures, embedded set, or datasets id.")],
     out: Annotated[str, typer.Option(help="Folder of the adapter; the same command again resumes.")],
     base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
-    adapter: Annotated[AdapterKind, typer.Option(help="How the change is stored.")] = AdapterKind.left,
+    adapter: Annotated[AdapterKind | None, typer.Option(help="How it is stored; default: the method's.")] = None,
     rank: Annotated[int | None, typer.Option(help="Of left; 0: one factor per weight.")] = None,
-    preset: Annotated[Preset, typer.Option(help="few_images: for a CPU; paper: LFS-GAN.")] = Preset.few_images,
+    method: Annotated[MethodName, typer.Option(help="Paper whose losses teach it.")] = MethodName.lfs_gan,
+    preset: Annotated[Preset, typer.Option(help="few_images: for a CPU; paper: as published.")] = Preset.few_images,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the factors.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
@@ -262,7 +270,7 @@ def adapt(
     """Teach a base a new look from about ten pictures."""
     with one_sentence():
         try:
-            from .training import lfs
+            from .training import adapt as adaptation
             from .training.engine import TrainingDiverged
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("fewshot_gan"):
@@ -271,8 +279,9 @@ def adapt(
                 f"training needs the {error.name} package, which is not installed: pip install 'fewshot_gan[train]'"
             ) from error
     argv = [f"--data={data}", f"--output_dir={out}", f"--base={base}"]
-    argv += [f"--adapter={adapter.value}", f"--preset={preset.value}"]
+    argv += [f"--preset={preset.value}"]
     given = {
+        "adapter": adapter and adapter.value,
         "rank": rank,
         "max_train_steps": steps,
         "learning_rate": learning_rate,
@@ -285,7 +294,7 @@ def adapt(
     start = time.perf_counter()
     _quiet()
     with one_sentence(TrainingDiverged):
-        lfs.run(lfs.parser().parse_args(argv))
+        adaptation.run(adaptation.parser(method.value).parse_args(argv))
     print(f"{out}  ({time.perf_counter() - start:.0f} s)")
 
 

@@ -53,15 +53,18 @@ class FewShotGAN(DiffusionPipeline):
     Args:
         generator: `MobileStyleGANGenerator` or `StyleGAN2Generator`.
         discriminator: optional; few-shot training starts from it.
+        projected_discriminator: optional; heads on frozen features that know the base's images, likewise.
         truncation_psi: default ψ of `__call__`.
     """
 
-    _optional_components = ["discriminator"]
+    _optional_components = ["discriminator", "projected_discriminator"]
     model_cpu_offload_seq = "generator"
 
-    def __init__(self, generator, discriminator=None, truncation_psi: float = 0.7):
+    def __init__(self, generator, discriminator=None, projected_discriminator=None, truncation_psi: float = 0.7):
         super().__init__()
-        self.register_modules(generator=generator, discriminator=discriminator)
+        self.register_modules(
+            generator=generator, discriminator=discriminator, projected_discriminator=projected_discriminator
+        )
         self.register_to_config(truncation_psi=truncation_psi)
         self.bank = AdapterBank(generator)
         self.base_name: str | None = None

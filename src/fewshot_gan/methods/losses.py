@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 def logistic_g_loss(fake_logits: torch.Tensor) -> torch.Tensor:
@@ -29,3 +30,25 @@ def r1_penalty(discriminator, real: torch.Tensor, weight: float = 10.0) -> torch
     real = real.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
     return weight / 2 * gradient.square().sum((1, 2, 3)).mean()
+
+
+class PathLength(nn.Module):
+    """Path-length regularisation (StyleGAN2 §3.2, arXiv 1912.04958), weight applied outside.
+
+    Args:
+        decay: of the running mean length.
+    """
+
+    def __init__(self, decay: float = 0.01):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros([]))
+
+    def forward(self, images: torch.Tensor, ws: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """`images` `[B, 3, H, W]` made from `ws` `[B, L, D]`: mean squared deviation of ‖Jᵀy‖ from its running mean."""
+        noise = torch.randn(images.shape, generator=generator).to(images.device) / (images[0, 0].numel() ** 0.5)
+        (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+        lengths = gradient.square().sum(2).mean(1).sqrt()
+        with torch.no_grad():
+            self.mean.lerp_(lengths.mean(), self.decay)
+        return (lengths - self.mean).square().mean()

@@ -6,8 +6,11 @@ cross-scale mixing, only the per-level random 1×1 projection, because the heads
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 WIDTH = 64
 
@@ -18,42 +21,58 @@ class LevelHead(nn.Module):
     Args:
         channels: of the feature level.
         num_convs: stride-2 convolutions.
-        generator: draws the projection.
     """
 
-    def __init__(self, channels: int, num_convs: int, generator: torch.Generator | None = None):
+    def __init__(self, channels: int, num_convs: int):
         super().__init__()
-        projection = torch.randn(WIDTH, channels, 1, 1, generator=generator) / channels**0.5
-        self.register_buffer("projection", projection)
+        self.register_buffer("projection", torch.randn(WIDTH, channels, 1, 1) / channels**0.5)
         self.register_buffer("level_std", torch.ones([]))
         self.convs = nn.ModuleList(
             spectral_norm(nn.Conv2d(WIDTH, WIDTH, 4, stride=2, padding=1)) for _ in range(num_convs)
         )
         self.to_logit = spectral_norm(nn.Conv2d(WIDTH, 1, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, C, H, W] -> [B, H', W'] logits
-        x = F.conv2d(x, self.projection / self.level_std)
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:  # [B, C, H, W] -> maps, then [B, H', W'] logits
+        x, maps = F.conv2d(x, self.projection / self.level_std), []
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.2)
-        return self.to_logit(x)[:, 0]
+            maps.append(x)
+        return [*maps, self.to_logit(x)[:, 0]]
 
 
-class ProjectedDiscriminator(nn.Module):
+class ProjectedDiscriminator(ModelMixin, ConfigMixin):
     """One head per level of a frozen feature network.
 
     Args:
         channels: level → width of its features.
         num_convs: level → stride-2 convolutions of its head; more convolutions see more of the layout.
-        seed: of the random projections.
+        seed: of every starting weight.
     """
 
+    @register_to_config
     def __init__(self, channels: dict[int, int], num_convs: dict[int, int], seed: int = 0):
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        channels, num_convs = ({int(k): v for k, v in x.items()} for x in (channels, num_convs))  # JSON has str keys
         self.levels = sorted(channels)
-        self.heads = nn.ModuleDict(
-            {str(level): LevelHead(channels[level], num_convs[level], generator) for level in self.levels}
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads = nn.ModuleDict({str(k): LevelHead(channels[k], num_convs[k]) for k in self.levels})
+
+    @classmethod
+    def for_images(cls, images, features, num_convs: dict[int, int], seed: int = 0) -> "ProjectedDiscriminator":
+        """Heads for `images` `[N, 3, R, R]`, calibrated on them; no head has more convolutions than its map halvings.
+
+        Args:
+            features: frozen `FeatureNetwork`.
+            num_convs: level → at most this many convolutions.
+        """
+        levels = sorted(num_convs)
+        with torch.no_grad():
+            maps = dict(zip(levels, features(images, levels), strict=True))
+        convs = {k: min(num_convs[k], x.shape[-1].bit_length() - 1) for k, x in maps.items()}
+        new = cls({k: x.shape[1] for k, x in maps.items()}, convs, seed)
+        new.calibrate(maps)
+        return new
 
     @torch.no_grad()
     def calibrate(self, features: dict[int, torch.Tensor]) -> None:
@@ -61,6 +80,28 @@ class ProjectedDiscriminator(nn.Module):
         for level in self.levels:
             self.heads[str(level)].level_std.copy_(features[level].std())
 
-    def forward(self, features: dict[int, torch.Tensor]) -> list[torch.Tensor]:
-        """Level → `[B, C, H, W]` features in, one logit map `[B, h, w]` per level out."""
-        return [self.heads[str(level)](features[level]) for level in self.levels]
+    def freeze_lower(self, num: int) -> None:
+        """Keep the first `num` convolutions of each head as they are now (FreezeD, arXiv 2002.10964).
+
+        Raises:
+            ValueError: no head has as many.
+        """
+        most = max(len(head.convs) for head in self.heads.values())
+        if not 0 <= num <= most:
+            raise ValueError(f"freeze_d={num}: the heads have at most {most} convolutions; give 0 to {most}")
+        for head in self.heads.values():
+            for conv in head.convs[:num]:
+                remove_parametrizations(conv, "weight")  # the normalised weight itself: no estimate of a norm goes on
+                conv.requires_grad_(False)
+
+    def forward(self, features: dict[int, torch.Tensor], return_features: bool = False):
+        """Level → `[B, C, H, W]` features in, one logit map `[B, h, w]` per level out.
+
+        With `return_features` a pair of that list and `{"0_1": [B, 64, h, w], …}`, each convolution's output.
+        """
+        logits, maps = [], {}
+        for level in self.levels:
+            *between, last = self.heads[str(level)](features[level])
+            maps |= {f"{level}_{i}": x for i, x in enumerate(between)}
+            logits.append(last)
+        return (logits, maps) if return_features else logits

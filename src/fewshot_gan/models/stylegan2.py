@@ -361,6 +361,18 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
         """Size of the features that the adaptable layer at `path` takes."""
         return block_resolution(path)
 
+    def freeze_lower(self, num: int) -> None:
+        """Keep the first `num` blocks, counted from the image, as they are now (FreezeD, arXiv 2002.10964).
+
+        Raises:
+            ValueError: there are not as many.
+        """
+        most = len(self.block_resolutions)
+        if not 0 <= num <= most:
+            raise ValueError(f"freeze_d={num}: this discriminator has {most} blocks; give 0 to {most}")
+        for res in self.block_resolutions[:num]:
+            getattr(self, f"b{res}").requires_grad_(False)
+
     def forward(self, images: torch.Tensor, return_features: bool = False):
         """Judge images.
 

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from ..adapters import Adapter, AdapterBank
 from ..hub import replace_file
-from ..methods.lfs_gan import LFSObjective, Views
-from ..models.layers import mix_styles
+from ..methods.objective import Batch, Objective, Views
+from ..methods.pair import Latents, Pair
 from .augment import DiffAugment, FewShotAugment
 from .data import InfiniteBatches
 
@@ -100,8 +100,8 @@ class Trainer:
         accelerator: from Accelerate; several processes average their gradients.
     """
 
-    def __init__(self, generator, adapter: Adapter, objective: LFSObjective, images, config, accelerator: Accelerator):
-        if config.augment == "diffaugment" and objective.needs_source:
+    def __init__(self, generator, adapter: Adapter, objective: Objective, images, config, accelerator: Accelerator):
+        if config.augment == "diffaugment" and objective.compares_views:
             raise ValueError(
                 "augment='diffaugment' moves each image on its own, so content and structure terms cannot compare it "
                 "with its source; use augment='fewshot', or content_weight=0 and structure_weight=0"
@@ -117,6 +117,7 @@ class Trainer:
         if self.ema is not None:
             self.bank.add("ema", self.ema)
         self.bank.activate({"training": 1.0})
+        self.pair = Pair(generator, self.bank, config.truncation_psi, config.mixed_precision == "bf16")
         betas = (config.adam_beta1, config.adam_beta2)
         self.optimizer = torch.optim.Adam(self.adapter.parameters(), lr=config.learning_rate, betas=betas)
         self.d_parameters = [p for p in self.objective.parameters() if p.requires_grad]
@@ -132,25 +133,6 @@ class Trainer:
 
     # ------------------------------------------------------------------ one step
 
-    def synthesise(self, z: torch.Tensor, style_mixing: float = 0.0, ws_gradient: bool = False):
-        """z `[B, z_dim]` → (`ws` `[B, L, D]`, images `[B, 3, R, R]`, feature maps) under the active adapters.
-
-        `ws_gradient` makes `ws` differentiable also where the adapter leaves the mapping network alone.
-        """
-        network = self.generator
-        ws = network.mapping(z.to(self.device), truncation_psi=self.config.truncation_psi)
-        if style_mixing and float(torch.rand((), generator=self.random)) < style_mixing:
-            other = torch.randn(z.shape, generator=self.random).to(self.device)
-            other = network.mapping(other, truncation_psi=self.config.truncation_psi)
-            crossover = int(torch.randint(1, ws.shape[1], (), generator=self.random))
-            ws = mix_styles(ws, other, crossover)
-        if ws_gradient and not ws.requires_grad:
-            ws = ws.detach().requires_grad_(True)
-        if self.config.mixed_precision == "bf16":
-            ws = ws.bfloat16()
-        images, features = network.synthesis(ws, return_features=True)
-        return ws, images.float(), list(features.values())
-
     def augment(self, images: torch.Tensor) -> tuple[Views, dict | None]:
         """Augmented views of `images`, and the draw that repeats the geometry on an aligned batch."""
         kind = self.config.augment
@@ -165,39 +147,22 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One discriminator and one generator step on the same generated images; returns the losses."""
         config, objective, step = self.config, self.objective, self.step
-        anchored = objective.anchors.is_anchor_step(step)
-        z = objective.anchors.sample(config.train_batch_size, step, self.random)
-        _, images, _ = self.synthesise(z, 0.0 if anchored else objective.config.style_mixing)
-        fake, draw = self.augment(images)
-        real, _ = self.augment(next(self.batches)[0].to(self.device))
-        levels = objective.levels
-        fake_features = objective.observe(fake.colour, levels)
-        with torch.no_grad():
-            real_features = objective.observe(real.colour, levels)
-            source, source_features = None, {}
-            if objective.needs_source:
-                with self.bank.using({}):
-                    source = self.synthesise(z)[1]
-                if draw is not None:
-                    source = self.fewshot.apply(source, draw, colour=False)
-                source_features = objective.observe(source, objective.CONTENT_LEVELS)
-
-        logs = {}
-        if self.d_parameters:
-            detached = Views(fake.colour.detach(), fake.plain.detach())
-            seen = {k: v.detach() for k, v in fake_features.items()}
-            losses = objective.discriminator_losses(detached, seen, real, real_features, step)
-            logs |= self._descend(losses, self.d_optimizer, self.d_parameters)
-        objective.requires_grad_(False)  # no weight gradients on the judge's side
-        losses = objective.generator_losses(
-            fake, fake_features, real, real_features, source, source_features, step, self.random
-        )
+        logs, losses = {}, {}
+        if objective.uses_images:
+            batch = self._batch()
+            if self.d_parameters:
+                losses = objective.discriminator_losses(batch.detach())
+                self.d_optimizer.zero_grad(set_to_none=True)
+                logs |= self._backward(losses)
+                self._apply(self.d_optimizer, self.d_parameters)
+            objective.requires_grad_(False)  # no weight gradients on the judge's side
+            losses = objective.generator_losses(batch)
         self.optimizer.param_groups[0]["lr"] = config.learning_rate * self._rate(step)
         self.optimizer.zero_grad(set_to_none=True)
-        logs |= self._backward(losses)
-        terms = objective.regularisers(self.synthesise, len(z), z.shape[1], step, self.random)
-        for name, loss in terms:
-            logs |= self._backward({name: loss})
+        if losses:
+            logs |= self._backward(losses)
+        for losses in objective.regularisers(self.pair, config.train_batch_size, step, self.random):
+            logs |= self._backward(losses)
         self._apply(self.optimizer, list(self.adapter.parameters()))
         for parameter in self.d_parameters:
             parameter.requires_grad_(True)
@@ -206,18 +171,30 @@ class Trainer:
         self.step += 1
         return logs
 
+    def _batch(self) -> Batch:
+        config, objective, step = self.config, self.objective, self.step
+        latents = objective.draw(self.pair, config.train_batch_size, step, self.random)
+        drawn = self.pair.adapted(latents)
+        fake, draw = self.augment(drawn.images)
+        real, _ = self.augment(next(self.batches)[0].to(self.device))
+        batch = Batch(step, step / config.max_train_steps, self.random, latents, drawn, fake, real)
+        batch.fake_features = objective.observe(fake.colour, objective.levels)
+        with torch.no_grad():
+            batch.real_features = objective.observe(real.colour, objective.levels)
+            if objective.needs_source:
+                batch.source = self.pair.source(latents)
+            if objective.compares_views:
+                source = batch.source.images
+                batch.source_view = source if draw is None else self.fewshot.apply(source, draw, colour=False)
+                batch.source_features = objective.observe(batch.source_view, objective.CONTENT_LEVELS)
+        return batch
+
     def _rate(self, step: int) -> float:
         c, progress = self.config, step / max(1, self.config.max_train_steps)
         warmup = min(1.0, (step + 1) / max(1, c.lr_warmup_steps))
         if progress <= c.lr_decay_start or c.lr_decay_start >= 1:
             return warmup
         return warmup * (1 - (1 - c.lr_final) * (progress - c.lr_decay_start) / (1 - c.lr_decay_start))
-
-    def _descend(self, losses, optimizer, parameters) -> dict[str, float]:
-        optimizer.zero_grad(set_to_none=True)
-        logs = self._backward(losses)
-        self._apply(optimizer, parameters)
-        return logs
 
     def _backward(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
         values = {name: float(loss.detach()) for name, loss in losses.items()}
@@ -362,9 +339,10 @@ class Trainer:
         """`samples/step-N.png`: source above adapted for the same latents, also to the trackers."""
         z = torch.randn(num, self.generator.z_dim, generator=torch.Generator().manual_seed(self.config.seed + 12345))
         rows = []
-        for names in ({}, {"training" if self.ema is None else "ema": 1.0}):
-            with self.bank.using(names):
-                rows.append(torch.cat([self.synthesise(c)[1].cpu() for c in z.split(self.config.train_batch_size)]))
+        for look in ({}, {"training" if self.ema is None else "ema": 1.0}):
+            with self.bank.using(look):
+                chunks = z.split(self.config.train_batch_size)
+                rows.append(torch.cat([self.pair.adapted(Latents(chunk)).images.cpu() for chunk in chunks]))
         grid = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
         picture = ((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         path = self.folder / "samples" / f"step-{self.step:06d}.png"

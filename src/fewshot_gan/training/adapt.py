@@ -1,0 +1,225 @@
+"""Adapt a base to about ten images by any of the methods; behind the scripts and `fewshot-gan adapt`."""
+
+import argparse
+import hashlib
+import json
+import os
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ..adapters import Adapter, FullAdapter, trainable_types
+from ..adapters.domain_vector import PARAMETRIZATIONS, PLACEMENTS
+from ..cards import write_adapter_card
+from ..features import load_features
+from ..hub import embedded_datasets, replace_file
+from ..inversion import SPACES, invert, latent_statistics
+from ..methods.cdc import CDCConfig, CDCObjective
+from ..methods.d3t import D3TConfig, D3TObjective
+from ..methods.finetune import FinetuneConfig, FinetuneObjective
+from ..methods.lfs_gan import LFSConfig, LFSObjective
+from ..methods.objective import Objective, ObjectiveConfig
+from ..pipeline import FewShotGAN
+from .data import load_images
+from .engine import Trainer, TrainingConfig, TrainingDiverged
+
+OPTIONS = {"rank": "left", "placement": "domain_vector", "parametrization": "domain_vector"}  # of which adapter
+
+
+@dataclass(frozen=True)
+class Method:
+    """One paper as the scripts offer it: its line of help, the classes of its weights and losses, its usual adapter."""
+
+    help: str
+    config: type[ObjectiveConfig]
+    objective: type[Objective]
+    adapter: str
+
+
+METHODS = {
+    "lfs_gan": Method("LFS-GAN (arXiv 2308.11917)", LFSConfig, LFSObjective, "left"),
+    "d3t": Method("D3T-GAN (arXiv 2205.06032)", D3TConfig, D3TObjective, "left"),
+    "cdc": Method("cross-domain correspondence (arXiv 2104.06820)", CDCConfig, CDCObjective, "full"),
+    "finetune": Method(
+        "TransferGAN (arXiv 1805.01677), FreezeD (arXiv 2002.10964), or from scratch",
+        FinetuneConfig,
+        FinetuneObjective,
+        "full",
+    ),
+}
+
+
+def parser(method: str) -> argparse.ArgumentParser:
+    """Command-line options; every field of the method's config and of `TrainingConfig` is one."""
+    of = METHODS[method]
+    p = argparse.ArgumentParser(description=f"Adapt a base to about ten images: {of.help}.")
+    p.set_defaults(method=method, scratch=False)
+    p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", help="embedded name, folder or repo id")
+    p.add_argument("--train_data_dir", "--data", required=True, help="image folder, embedded set, or datasets id")
+    p.add_argument("--adapter", choices=sorted(trainable_types()), default=of.adapter)
+    p.add_argument("--rank", type=int, help="of left: default 1; 0 = one factor per weight")
+    p.add_argument("--placement", choices=PLACEMENTS, help="of domain_vector: default post_demod")
+    p.add_argument("--parametrization", choices=PARAMETRIZATIONS, help="of domain_vector: default input")
+    p.add_argument(
+        "--preset",
+        choices=("few_images", "paper"),
+        default="few_images",
+        help="few_images: a discriminator on pretrained features, for few steps; paper: as published",
+    )
+    if of.objective is D3TObjective:
+        p.add_argument("--space", choices=SPACES, default="w", help="of the projected images")
+        p.add_argument("--projection_steps", type=int, default=150, help="of each projection")
+        p.add_argument("--projection_prior", type=float, default=0.01, help="pull of a projection towards the mean w")
+        p.add_argument("--projections", help="file of the projections; default: in the output folder")
+    if of.objective is FinetuneObjective:
+        p.add_argument("--scratch", action="store_true", help="forget the base's weights first; with --adapter full")
+    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
+    p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
+    p.add_argument("--push_to_hub", action="store_true")
+    p.add_argument("--hub_model_id", help="repo id of --push_to_hub; default: the output folder's name")
+    for cls in (TrainingConfig, of.config):
+        for field in fields(cls):
+            required = field.name == "output_dir"
+            default = field.default if cls is TrainingConfig and not required else argparse.SUPPRESS
+            kind = field.type if isinstance(field.type, type) else {"int": int, "float": float, "str": str}[field.type]
+            shown = "" if required else f"default {field.default}" if cls is TrainingConfig else "default: the preset's"
+            p.add_argument(f"--{field.name}", type=kind, default=default, required=required, help=shown)
+    return p
+
+
+def run(args: argparse.Namespace) -> Adapter:
+    """Train, write the adapter with its card, and push it if asked.
+
+    Returns:
+        The trained adapter.
+
+    Raises:
+        ValueError, FileNotFoundError: bad options, data or base, each with one sentence.
+        TrainingDiverged: a loss is not finite.
+    """
+    given, of = vars(args), METHODS[args.method]
+    for name, kind in OPTIONS.items():
+        if given[name] is not None and args.adapter != kind:
+            raise ValueError(f"--{name} is of --adapter {kind}; {args.adapter} has none")
+    if args.scratch and args.adapter != "full":
+        raise ValueError(f"--scratch forgets every weight, which --adapter {args.adapter} cannot store; use full")
+    training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
+    preset = getattr(of.config, args.preset)()
+    config = replace(preset, **{f.name: given[f.name] for f in fields(of.config) if f.name in given})
+    log_with = None if args.report_to == "none" else args.report_to
+    project = ProjectConfiguration(project_dir=training.output_dir, logging_dir=str(Path(training.output_dir) / "logs"))
+    pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
+    data = embedded_datasets().get(args.train_data_dir, args.train_data_dir)
+    images = load_images(data, pipe.generator.resolution)
+    accelerator = Accelerator(log_with=log_with, project_config=project)
+    # `accelerate launch` gives each CPU process one thread unless told otherwise
+    torch.set_num_threads(args.num_threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    torch.manual_seed(training.seed)  # the small noise of fresh factors and heads
+    record = {**asdict(config), **asdict(training), "num_images": len(images), "preset": args.preset}
+    record |= {"scratch": True} if args.scratch else {}
+    record.pop("output_dir")
+    options = {"method": args.method, "training": record, "base_model_name_or_path": args.pretrained_model_name_or_path}
+    for name in OPTIONS:
+        if (value := given[name]) is not None:
+            options[name] = value or None  # rank 0 is None, one factor per weight
+    adapter = trainable_types()[args.adapter].for_model(pipe.generator, **options)
+    if args.scratch:
+        adapter = forget(pipe.generator, options)
+    real = (images.float() / 127.5 - 1).to(accelerator.device)
+    objective = build(args, config, pipe, real, accelerator)
+    whole = pipe.generator.num_parameters()
+    accelerator.print(
+        f"{args.adapter}: {adapter.num_values():,} numbers, {adapter.num_values() / whole:.2%} of the "
+        f"generator's {whole:,}; {len(images)} images; {training.max_train_steps} steps"
+    )
+    trainer = Trainer(pipe.generator, adapter, objective, images, training, accelerator)
+    if log_with:  # writes into the output folder: not before everything else is known to be good
+        accelerator.init_trackers(args.method, {k: v for k, v in given.items() if isinstance(v, int | float | str)})
+    result = trainer.train()
+    if accelerator.is_main_process:
+        name = Path(training.output_dir).name
+        write_adapter_card(result, training.output_dir, name, grid=trainer.folder / "samples")
+        if args.push_to_hub:
+            result.push_to_hub(args.hub_model_id or name, grid=trainer.folder / "samples")
+    accelerator.end_training()
+    return result
+
+
+def build(args, config: ObjectiveConfig, pipe: FewShotGAN, real: torch.Tensor, accelerator) -> Objective:
+    """The method's objective for training images `real` `[K, 3, R, R]`."""
+    of = METHODS[args.method]
+    judges = {name: deepcopy(getattr(pipe, name)) for name in ("discriminator", "projected_discriminator")}
+    if args.scratch:
+        judges = {name: judge and type(judge).from_config(judge.config) for name, judge in judges.items()}
+    options = {
+        "discriminator": judges["discriminator"],
+        "projected": judges["projected_discriminator"],
+        "features": load_features(device=accelerator.device),
+        "seed": args.seed,
+    }
+    if issubclass(of.objective, CDCObjective):
+        options["z_dim"] = pipe.generator.z_dim
+    if of.objective is D3TObjective and config.transfers:
+        path = Path(args.projections or Path(args.output_dir) / "projections.safetensors")
+        with accelerator.main_process_first():
+            options["codes"] = projections(path, pipe, real, args)
+        options["w_std"] = latent_statistics(pipe.generator)[1].cpu()
+    return of.objective(config, real, **options)
+
+
+def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch.Tensor:
+    """Training images projected into the base's latent space (D3T-GAN), read from `path` or computed and kept there.
+
+    Returns:
+        w `[K, D]`, or w+ `[K, L, D]` with `--space w+`.
+    """
+    generator = pipe.generator
+    made_of = {
+        "images": hashlib.sha256(real.cpu().numpy().tobytes()).hexdigest()[:16],
+        "base": pipe.bank.fingerprint(),
+        **{name: str(getattr(args, name)) for name in ("space", "projection_steps", "projection_prior", "seed")},
+    }
+    if path.is_file():
+        with safe_open(path, "pt") as file:
+            if json.loads((file.metadata() or {}).get("made_of", "{}")) == made_of:
+                return file.get_tensor("codes")
+    found = invert(
+        generator,
+        real.to(generator.device),
+        space=args.space,
+        steps=args.projection_steps,
+        prior_weight=args.projection_prior,
+        seed=args.seed,
+    )
+    codes = (found.latents if args.space == "w+" else found.latents[:, 0]).contiguous()
+    quality = " ".join(f"{value:.1f}" for value in found.psnr)
+    print(f"projected {len(codes)} images: {quality} dB")
+    metadata = {"made_of": json.dumps(made_of), "psnr": quality}
+    tensors = {"codes": codes, "reconstructions": ((found.images.clamp(-1, 1) + 1) * 127.5).round().byte()}
+    replace_file(path, lambda temp: save_file(tensors, temp, metadata))
+    return codes
+
+
+@torch.no_grad()
+def forget(generator, options: dict) -> FullAdapter:
+    """The difference from `generator` to a newly initialised one; buffers (noise images, mean w) stay."""
+    fresh = type(generator).from_config(generator.config)
+    buffers = dict(generator.named_buffers())
+    for name, buffer in fresh.named_buffers():
+        buffer.copy_(buffers[name])
+    return FullAdapter.difference(generator, fresh, **options)
+
+
+def main(method: str, argv=None) -> None:
+    """Entry point of the scripts: a bad option ends with its one sentence instead of a traceback."""
+    args = parser(method).parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, FileNotFoundError, TrainingDiverged) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,11 @@
+"""D3T-GAN: data-dependent transfer from projected training images, and a distilled judge (arXiv 2205.06032).
+
+    accelerate launch training/d3t.py --base ffhq --data pencil --output_dir runs/sketch-d3t
+
+To resume, run the same command again. `--help` lists every weight and setting.
+"""
+
+from fewshot_gan.training.adapt import main
+
+if __name__ == "__main__":
+    main("d3t")
