@@ -24,11 +24,14 @@ _EXPORTS = {  # name: module that defines it
     "AdaFMAdapter": ".adapters",
     "Adapter": ".adapters",
     "BlendAdapter": ".adapters",
+    "DomainHyperNetwork": ".adapters",
     "DomainVectorAdapter": ".adapters",
     "FullAdapter": ".adapters",
     "GANMemoryAdapter": ".adapters",
     "LeFTAdapter": ".adapters",
     "TicketAdapter": ".adapters",
+    # what reads texts and pictures for a hypernetwork
+    "load_encoder": ".encoders",
     # conversion
     "convert_checkpoint": ".convert",
 }

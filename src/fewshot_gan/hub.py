@@ -64,7 +64,7 @@ def resolve_folder(
 
     Args:
         name_or_path: embedded name, local folder, or Hub repo id `owner/name`; tried in that order.
-        kind: "base" or "adapter".
+        kind: "base", "adapter" or "hypernetwork".
         subfolder: folder inside the repo or local folder; of a repo only that part is downloaded.
         revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
 
@@ -72,7 +72,8 @@ def resolve_folder(
         FileNotFoundError: nothing of that name here, and not on the Hub, not readable, or no way to reach it.
         ValueError: `subfolder`, or the name of a file in the repo, leads out of the folder.
     """
-    embedded = {n: ASSETS / "bases" / n for n in embedded_bases()} if kind == "base" else embedded_adapters()
+    embedded = {n: ASSETS / "bases" / n for n in embedded_bases()} if kind == "base" else {}
+    embedded = embedded_adapters() if kind == "adapter" else embedded
     name, part = str(name_or_path), PureWindowsPath(subfolder or "")  # takes both kinds of slash and drive letters
     known = f"embedded {kind}s: {', '.join(embedded) or 'none'}"
     if part.anchor or ".." in part.parts:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .adapters import BASE, Adapter, AdapterBank, fingerprint
+from .adapters import BASE, Adapter, AdapterBank, DomainHyperNetwork, fingerprint
 from .hub import adapter_folders, embedded_adapters, embedded_bases, replace_file, resolve_folder
 from .images import read_image, square, upright
 from .inversion import Inversion, invert
@@ -239,10 +240,7 @@ class FewShotGAN(DiffusionPipeline):
             ImportError: no perceptual network is installed and `perceptual="none"` was not given.
         """
         if not isinstance(images, torch.Tensor):
-            several = images if isinstance(images, list | tuple) else [images]
-            pictures = [upright(im) if isinstance(im, Image.Image) else read_image(im) for im in several]
-            squares = [square(picture, self.generator.resolution) for picture in pictures]
-            if not squares:
+            if not (squares := _squares(images, self.generator.resolution)):
                 raise ValueError("there is no picture to invert; give at least one")
             images = torch.stack(squares).float() / 127.5 - 1
         with nullcontext() if self.bank.fused is not None else self.bank.using({}):
@@ -358,6 +356,76 @@ class FewShotGAN(DiffusionPipeline):
         if not hotswap:
             self.bank.activate({name: 1.0})
         return self
+
+    def adapter_from_text(
+        self, text: str, hypernetwork, adapter_name: str | None = None, encoder=None, **hub_options
+    ) -> "FewShotGAN":
+        """Let a hypernetwork draw the look that words name: a domain vector, loaded and made the active adapter.
+
+        Args:
+            text: e.g. "pencil drawing".
+            hypernetwork: a `DomainHyperNetwork` of this base, local folder, or Hub repo id.
+            adapter_name: its name in this pipeline; None: the text's letters and digits.
+            encoder: an `Encoder`; None: the one the hypernetwork was trained with.
+            hub_options: of the hypernetwork's folder or repo, as in `load_adapter`.
+
+        Returns:
+            The pipeline itself, so that calls chain; `save_adapter` and the others know the new one by its name.
+
+        Raises:
+            FileNotFoundError: no such hypernetwork or encoder, or no network.
+            ValueError: an encoder that reads no text or is another one, a hypernetwork of another base, or a name
+                that is taken.
+        """
+        network, encoder = self._hypernetwork(hypernetwork, encoder, **hub_options)
+        adapter = network.adapter(encoder.text([text])[0], text=text)
+        return self.load_adapter(adapter, adapter_name or _name_from(text))
+
+    @torch.no_grad()
+    def adapter_from_image(
+        self, images, hypernetwork, adapter_name: str | None = None, encoder=None, **hub_options
+    ) -> "FewShotGAN":
+        """Let a hypernetwork draw the look of pictures; several are taken for one look, by their mean embedding.
+
+        Args:
+            images: a PIL image or path, several of them, or `[N, 3, H, W]` in [-1, 1].
+            adapter_name: its name in this pipeline; None: that of the first file, else "image".
+            hypernetwork, encoder, hub_options: as in `adapter_from_text`.
+
+        Returns:
+            The pipeline itself.
+
+        Raises:
+            FileNotFoundError: a path without a file, or as `adapter_from_text`.
+            ValueError: no picture, or as `adapter_from_text`.
+        """
+        network, encoder = self._hypernetwork(hypernetwork, encoder, **hub_options)
+        first = images[0] if isinstance(images, list | tuple) and images else images
+        if not isinstance(images, torch.Tensor):
+            squares = _squares(images, self.generator.resolution)
+            images = torch.stack(squares).float() / 127.5 - 1 if squares else torch.empty(0)
+        if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
+            raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, H, W]; give at least one picture")
+        adapter = network.adapter(encoder.image(images.to(self.device)).mean(0), images=len(images))
+        return self.load_adapter(
+            adapter, adapter_name or _name_from(Path(first).stem if isinstance(first, str | Path) else "image")
+        )
+
+    def _hypernetwork(self, hypernetwork, encoder, **hub_options):
+        """The hypernetwork and its encoder, loaded and known to fit each other."""
+        from .encoders import load_encoder
+
+        self.bank.refuse_while_fused("load an adapter")
+        if unknown := hub_options.keys() - (() if isinstance(hypernetwork, DomainHyperNetwork) else HUB_OPTIONS):
+            raise ValueError(f"unknown options for this hypernetwork: {', '.join(sorted(unknown))}")
+        if not isinstance(hypernetwork, DomainHyperNetwork):
+            hypernetwork = DomainHyperNetwork.from_pretrained(hypernetwork, **hub_options)
+        if encoder is None:
+            if hypernetwork.config.encoder is None:
+                raise ValueError("the hypernetwork does not say which encoder it was trained with; give encoder=")
+            encoder = load_encoder(hypernetwork.config.encoder, self.device)
+        hypernetwork.check_encoder(encoder)
+        return hypernetwork, encoder
 
     def load_adapters(self, pretrained_model_name_or_path, *, variant: str | None = None, **hub_options) -> list[str]:
         """Load all adapters that lie side by side in a folder or repo, under the names of their folders.
@@ -620,9 +688,21 @@ class FewShotGAN(DiffusionPipeline):
         return {base: list(embedded_adapters(base)) for base in embedded_bases()}
 
 
+def _squares(images, resolution: int) -> list[torch.Tensor]:
+    """A PIL image or path, or several, as uint8 `[3, resolution, resolution]` each."""
+    several = images if isinstance(images, list | tuple) else [images]
+    pictures = [upright(im) if isinstance(im, Image.Image) else read_image(im) for im in several]
+    return [square(picture, resolution) for picture in pictures]
+
+
 def _branch(generator: torch.Generator | None) -> torch.Generator:
     """A generator of its own for one image's noise, seeded from `generator`."""
     return torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+
+
+def _name_from(text: str) -> str:
+    """A valid adapter name: the words of `text`, joined by dashes."""
+    return "-".join(re.findall(r"\w+", text.lower()))[:64] or "default"
 
 
 def _look(adapter_names, weights=None) -> dict:

@@ -7,6 +7,7 @@ from .blend import BlendAdapter
 from .domain_vector import DomainVectorAdapter
 from .full import FullAdapter
 from .gan_memory import GANMemoryAdapter
+from .hypernetwork import DomainHyperNetwork
 from .left import LeFTAdapter
 from .ticket import TicketAdapter, magnitude_masks
 
@@ -16,6 +17,7 @@ __all__ = [
     "Adapter",
     "AdapterBank",
     "BlendAdapter",
+    "DomainHyperNetwork",
     "DomainVectorAdapter",
     "FullAdapter",
     "GANMemoryAdapter",

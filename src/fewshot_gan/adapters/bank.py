@@ -124,6 +124,23 @@ class RowBlend:
         return EffectiveWeight(weights, None if bias is None else _per_row(made, 1, bias), *scales, norm_weights)
 
 
+class RowVectors:
+    """Domain vectors of one layer, a row of the batch each.
+
+    Args:
+        delta: `[B, C_in]`; the inputs of row b are scaled by 1 + δ_b, after demodulation.
+    """
+
+    def __init__(self, delta: torch.Tensor):
+        self.delta = delta
+
+    def blends(self) -> list[LayerBlend]:
+        return []
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
+        return EffectiveWeight(weight, bias, input_scale=1 + self.delta)
+
+
 def _per_row(made, field: int, default: torch.Tensor) -> torch.Tensor | None:
     """One field of the runs' effective weights with a leading B; unchanged if all rows have the same."""
     values = [(e[field], n) for e, n in made]
@@ -280,6 +297,36 @@ class AdapterBank:
             here = [(blend.get(path), count) for blend, count in blends]
             if any(blend is not None for blend, _ in here):
                 acting[path] = here[0][0] if len(here) == 1 else RowBlend(here)
+        with self._acting(acting):
+            yield
+
+    @contextmanager
+    def using_vectors(self, deltas: Mapping[str, torch.Tensor]):
+        """Let domain vectors act in a `with` block, one per row of the batch, that no loaded adapter holds.
+
+        Gradients reach them: a hypernetwork is trained this way. No loaded adapter acts meanwhile.
+
+        Args:
+            deltas: module path of a convolution → δ `[B, C_in]`, or `[1, C_in]` for all rows; its inputs are scaled by
+                1 + δ after demodulation, as by a `DomainVectorAdapter`.
+
+        Raises:
+            ValueError: there is no such convolution, or it has other channels.
+        """
+        self.refuse_while_fused("switch adapters")
+        for path, delta in deltas.items():
+            spec = LayerSpec.of(self._layers[path]) if path in self._layers else None
+            if spec is None or spec.role not in ("conv", "to_rgb"):
+                raise ValueError(
+                    f"{type(self.model).__name__} has no convolution {path}; these vectors are of another base"
+                )
+            if delta.ndim != 2 or delta.shape[1] != spec.shape[1]:
+                raise ValueError(f"the vectors of {path} are of shape {tuple(delta.shape)}, not [B, {spec.shape[1]}]")
+        with self._acting({path: RowVectors(delta) for path, delta in deltas.items()}):
+            yield
+
+    @contextmanager
+    def _acting(self, acting: dict):
         self._overrides.append(acting)
         try:
             self._install()

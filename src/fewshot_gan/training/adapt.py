@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -17,14 +17,16 @@ from safetensors.torch import save_file
 from ..adapters import Adapter, FullAdapter, trainable_types
 from ..adapters.domain_vector import PARAMETRIZATIONS, PLACEMENTS
 from ..cards import write_adapter_card
+from ..encoders import CLIP_DEFAULT, load_encoder
 from ..features import load_features
 from ..hub import embedded_datasets, replace_file
 from ..inversion import SPACES, invert, latent_statistics
 from ..methods.cdc import CDCConfig, CDCObjective
 from ..methods.d3t import D3TConfig, D3TObjective
 from ..methods.finetune import FinetuneConfig, FinetuneObjective
+from ..methods.hyperdomain import HyperDomainConfig, HyperDomainObjective
 from ..methods.lfs_gan import LFSConfig, LFSObjective
-from ..methods.objective import Objective, ObjectiveConfig
+from ..models.layers import as_ws
 from ..pipeline import FewShotGAN
 from .data import load_images
 from .engine import Trainer, TrainingConfig, TrainingDiverged
@@ -34,12 +36,22 @@ OPTIONS = {"rank": "left", "placement": "domain_vector", "parametrization": "dom
 
 @dataclass(frozen=True)
 class Method:
-    """One paper as the scripts offer it: its line of help, the classes of its weights and losses, its usual adapter."""
+    """One paper as the scripts offer it.
+
+    Attributes:
+        help: its name.
+        config, objective: classes of its weights and its losses.
+        adapter: what it usually trains.
+        presets: classmethods of `config`, the default first.
+        settings: defaults of `TrainingConfig` that are its own.
+    """
 
     help: str
-    config: type[ObjectiveConfig]
-    objective: type[Objective]
+    config: type
+    objective: type
     adapter: str
+    presets: tuple[str, ...] = ("few_images", "paper")
+    settings: dict = field(default_factory=dict)
 
 
 METHODS = {
@@ -52,7 +64,23 @@ METHODS = {
         FinetuneObjective,
         "full",
     ),
+    "hyperdomainnet": Method(
+        "HyperDomainNet (arXiv 2210.08884)",
+        HyperDomainConfig,
+        HyperDomainObjective,
+        "domain_vector",
+        ("few_images", "image", "text"),
+        {"learning_rate": 0.02, "adam_beta1": 0.9, "adam_beta2": 0.999},
+    ),
 }
+PRESETS = {
+    "few_images": "signals that learn a set of pictures in few steps, on pretrained features",
+    "paper": "as published, on the base's own discriminator",
+    "image": "as published, for a picture",
+    "text": "as published, for words",
+}
+CLIPS = [CLIP_DEFAULT, "openai/clip-vit-base-patch16"]  # whose losses are summed for words, as published
+PROJECTING = (D3TObjective, HyperDomainObjective)
 
 
 def parser(method: str) -> argparse.ArgumentParser:
@@ -61,36 +89,51 @@ def parser(method: str) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=f"Adapt a base to about ten images: {of.help}.")
     p.set_defaults(method=method, scratch=False)
     p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", help="embedded name, folder or repo id")
-    p.add_argument("--train_data_dir", "--data", required=True, help="image folder, embedded set, or datasets id")
+    led_by_words = of.objective is HyperDomainObjective
+    p.add_argument(
+        *("--train_data_dir", "--data"), required=not led_by_words, help="image folder, embedded set, or datasets id"
+    )
     p.add_argument("--adapter", choices=sorted(trainable_types()), default=of.adapter)
     p.add_argument("--rank", type=int, help="of left: default 1; 0 = one factor per weight")
     p.add_argument("--placement", choices=PLACEMENTS, help="of domain_vector: default post_demod")
     p.add_argument("--parametrization", choices=PARAMETRIZATIONS, help="of domain_vector: default input")
     p.add_argument(
         "--preset",
-        choices=("few_images", "paper"),
-        default="few_images",
-        help="few_images: a discriminator on pretrained features, for few steps; paper: as published",
+        choices=of.presets,
+        default=None if led_by_words else of.presets[0],
+        help="; ".join(f"{name}: {PRESETS[name]}" for name in of.presets),
     )
-    if of.objective is D3TObjective:
+    if led_by_words:
+        p.add_argument("--text", help="the look in words, e.g. 'pencil drawing', instead of --data")
+        p.add_argument("--origin", default="photo", help="what the base draws, in words")
+        p.add_argument(
+            "--encoder", nargs="+", help="features, or CLIP as folders or repo ids; default: features, or two CLIPs"
+        )
+    if of.objective in PROJECTING:
         p.add_argument("--space", choices=SPACES, default="w", help="of the projected images")
         p.add_argument("--projection_steps", type=int, default=150, help="of each projection")
         p.add_argument("--projection_prior", type=float, default=0.01, help="pull of a projection towards the mean w")
         p.add_argument("--projections", help="file of the projections; default: in the output folder")
     if of.objective is FinetuneObjective:
         p.add_argument("--scratch", action="store_true", help="forget the base's weights first; with --adapter full")
+    add_run_options(p, of.config, of.settings)
+    return p
+
+
+def add_run_options(p: argparse.ArgumentParser, config: type, settings: dict) -> None:
+    """Options of every run: trackers, threads, the Hub, and the fields of `TrainingConfig` and `config`."""
     p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
     p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
     p.add_argument("--push_to_hub", action="store_true")
     p.add_argument("--hub_model_id", help="repo id of --push_to_hub; default: the output folder's name")
-    for cls in (TrainingConfig, of.config):
-        for field in fields(cls):
-            required = field.name == "output_dir"
-            default = field.default if cls is TrainingConfig and not required else argparse.SUPPRESS
-            kind = field.type if isinstance(field.type, type) else {"int": int, "float": float, "str": str}[field.type]
-            shown = "" if required else f"default {field.default}" if cls is TrainingConfig else "default: the preset's"
-            p.add_argument(f"--{field.name}", type=kind, default=default, required=required, help=shown)
-    return p
+    for cls in (TrainingConfig, config):
+        for option in fields(cls):
+            required = option.name == "output_dir"
+            usual = settings.get(option.name, option.default)
+            default = usual if cls is TrainingConfig and not required else argparse.SUPPRESS
+            shown = "" if required else f"default {usual}" if cls is TrainingConfig else "default: the preset's"
+            kind = {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type}
+            p.add_argument(f"--{option.name}", default=default, required=required, help=shown, **kind)
 
 
 def run(args: argparse.Namespace) -> Adapter:
@@ -109,19 +152,20 @@ def run(args: argparse.Namespace) -> Adapter:
             raise ValueError(f"--{name} is of --adapter {kind}; {args.adapter} has none")
     if args.scratch and args.adapter != "full":
         raise ValueError(f"--scratch forgets every weight, which --adapter {args.adapter} cannot store; use full")
+    if (args.train_data_dir is None) == (given.get("text") is None):
+        raise ValueError("a look is shown by pictures or named by words; give --data or --text")
+    args.preset = args.preset or ("text" if given.get("text") else "few_images")
     training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
     preset = getattr(of.config, args.preset)()
     config = replace(preset, **{f.name: given[f.name] for f in fields(of.config) if f.name in given})
-    log_with = None if args.report_to == "none" else args.report_to
-    project = ProjectConfiguration(project_dir=training.output_dir, logging_dir=str(Path(training.output_dir) / "logs"))
     pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
-    data = embedded_datasets().get(args.train_data_dir, args.train_data_dir)
-    images = load_images(data, pipe.generator.resolution)
-    accelerator = Accelerator(log_with=log_with, project_config=project)
-    # `accelerate launch` gives each CPU process one thread unless told otherwise
-    torch.set_num_threads(args.num_threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
-    torch.manual_seed(training.seed)  # the small noise of fresh factors and heads
-    record = {**asdict(config), **asdict(training), "num_images": len(images), "preset": args.preset}
+    images = real = None
+    if args.train_data_dir is not None:
+        data = embedded_datasets().get(args.train_data_dir, args.train_data_dir)
+        images = load_images(data, pipe.generator.resolution)
+    accelerator = start(args)
+    record = {**asdict(config), **asdict(training), "preset": args.preset}
+    record |= {"num_images": len(images)} if images is not None else {"text": args.text}
     record |= {"scratch": True} if args.scratch else {}
     record.pop("output_dir")
     options = {"method": args.method, "training": record, "base_model_name_or_path": args.pretrained_model_name_or_path}
@@ -131,16 +175,17 @@ def run(args: argparse.Namespace) -> Adapter:
     adapter = trainable_types()[args.adapter].for_model(pipe.generator, **options)
     if args.scratch:
         adapter = forget(pipe.generator, options)
-    real = (images.float() / 127.5 - 1).to(accelerator.device)
+    if images is not None:
+        real = (images.float() / 127.5 - 1).to(accelerator.device)
     objective = build(args, config, pipe, real, accelerator)
     whole = pipe.generator.num_parameters()
     accelerator.print(
         f"{args.adapter}: {adapter.num_values():,} numbers, {adapter.num_values() / whole:.2%} of the "
-        f"generator's {whole:,}; {len(images)} images; {training.max_train_steps} steps"
+        f"generator's {whole:,}; {repr(args.text) if images is None else f'{len(images)} images'}; "
+        f"{training.max_train_steps} steps"
     )
     trainer = Trainer(pipe.generator, adapter, objective, images, training, accelerator)
-    if log_with:  # writes into the output folder: not before everything else is known to be good
-        accelerator.init_trackers(args.method, {k: v for k, v in given.items() if isinstance(v, int | float | str)})
+    start_trackers(args, accelerator, args.method)
     result = trainer.train()
     if accelerator.is_main_process:
         name = Path(training.output_dir).name
@@ -151,25 +196,54 @@ def run(args: argparse.Namespace) -> Adapter:
     return result
 
 
-def build(args, config: ObjectiveConfig, pipe: FewShotGAN, real: torch.Tensor, accelerator) -> Objective:
-    """The method's objective for training images `real` `[K, 3, R, R]`."""
-    of = METHODS[args.method]
+def start(args: argparse.Namespace) -> Accelerator:
+    """Processes, threads and seed of a run."""
+    folder = Path(args.output_dir)
+    project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
+    accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, project_config=project)
+    # `accelerate launch` gives each CPU process one thread unless told otherwise
+    torch.set_num_threads(args.num_threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    torch.manual_seed(args.seed)  # the small noise of fresh factors and heads
+    return accelerator
+
+
+def start_trackers(args: argparse.Namespace, accelerator: Accelerator, name: str) -> None:
+    """Writes into the output folder: call it when everything else is known to be good."""
+    if args.report_to != "none":
+        accelerator.init_trackers(name, {k: v for k, v in vars(args).items() if isinstance(v, int | float | str)})
+
+
+def build(args, config, pipe: FewShotGAN, real: torch.Tensor | None, accelerator: Accelerator):
+    """The method's objective for training images `real` `[K, 3, R, R]`, or for words."""
+    of, device = METHODS[args.method], accelerator.device
+
+    def projected():
+        path = Path(args.projections or Path(args.output_dir) / "projections.safetensors")
+        with accelerator.main_process_first():
+            return projections(path, pipe, real, args)
+
+    if of.objective is HyperDomainObjective:
+        names = args.encoder or (["features"] if args.text is None else CLIPS)
+        latents = projected().to(device) if real is not None and config.needs_latents else None
+        if latents is not None and latents.ndim == 2:
+            latents = as_ws(latents, pipe.generator.num_ws, pipe.generator.w_dim)
+        shown = {"target": args.text, "origin": args.origin} if real is None else {"references": real}
+        features = load_features(device=device) if config.needs_features else None
+        encoders = [load_encoder(name, device) for name in names]
+        return HyperDomainObjective(config, encoders, reference_latents=latents, features=features, **shown)
     judges = {name: deepcopy(getattr(pipe, name)) for name in ("discriminator", "projected_discriminator")}
     if args.scratch:
         judges = {name: judge and type(judge).from_config(judge.config) for name, judge in judges.items()}
     options = {
         "discriminator": judges["discriminator"],
         "projected": judges["projected_discriminator"],
-        "features": load_features(device=accelerator.device),
+        "features": load_features(device=device),
         "seed": args.seed,
     }
     if issubclass(of.objective, CDCObjective):
         options["z_dim"] = pipe.generator.z_dim
     if of.objective is D3TObjective and config.transfers:
-        path = Path(args.projections or Path(args.output_dir) / "projections.safetensors")
-        with accelerator.main_process_first():
-            options["codes"] = projections(path, pipe, real, args)
-        options["w_std"] = latent_statistics(pipe.generator)[1].cpu()
+        options |= {"codes": projected(), "w_std": latent_statistics(pipe.generator)[1].cpu()}
     return of.objective(config, real, **options)
 
 

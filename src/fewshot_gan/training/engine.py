@@ -93,14 +93,14 @@ class Trainer:
 
     Args:
         generator: frozen base; its weights are bit-identical before and after.
-        adapter: fresh adapter made for it.
+        adapter: fresh adapter made for it, or a hypernetwork, which the objective lets act.
         objective: losses.
-        images: uint8 `[K, 3, R, R]`, R the generator's resolution.
+        images: uint8 `[K, 3, R, R]`, R the generator's resolution; None for an objective without images of its own.
         config: settings.
         accelerator: from Accelerate; several processes average their gradients.
     """
 
-    def __init__(self, generator, adapter: Adapter, objective: Objective, images, config, accelerator: Accelerator):
+    def __init__(self, generator, adapter, objective: Objective, images, config, accelerator: Accelerator):
         if config.augment == "diffaugment" and objective.compares_views:
             raise ValueError(
                 "augment='diffaugment' moves each image on its own, so content and structure terms cannot compare it "
@@ -113,17 +113,22 @@ class Trainer:
         self.ema = deepcopy(adapter).requires_grad_(False) if config.ema_decay else None
         self.objective = objective.to(self.device).train()
         self.bank = AdapterBank(self.generator)
-        self.bank.add("training", self.adapter)
-        if self.ema is not None:
-            self.bank.add("ema", self.ema)
-        self.bank.activate({"training": 1.0})
+        if isinstance(adapter, Adapter):
+            self.bank.add("training", self.adapter)
+            if self.ema is not None:
+                self.bank.add("ema", self.ema)
+            self.bank.activate({"training": 1.0})
         self.pair = Pair(generator, self.bank, config.truncation_psi, config.mixed_precision == "bf16")
         betas = (config.adam_beta1, config.adam_beta2)
         self.optimizer = torch.optim.Adam(self.adapter.parameters(), lr=config.learning_rate, betas=betas)
         self.d_parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        self.d_optimizer = torch.optim.Adam(self.d_parameters, lr=config.d_learning_rate, betas=betas)
+        self.d_optimizer = None
+        if self.d_parameters:
+            self.d_optimizer = torch.optim.Adam(self.d_parameters, lr=config.d_learning_rate, betas=betas)
         rank = accelerator.process_index
-        self.batches = InfiniteBatches(images, config.train_batch_size, seed=config.seed + 7919 * rank)
+        self.batches = None
+        if images is not None:
+            self.batches = InfiniteBatches(images, config.train_batch_size, seed=config.seed + 7919 * rank)
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         self.step = 0
         self.folder = Path(config.output_dir)
@@ -279,8 +284,8 @@ class Trainer:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "d_optimizer": self.d_optimizer.state_dict(),
-            "batches": self.batches.state_dict(),
+            "d_optimizer": self.d_optimizer and self.d_optimizer.state_dict(),
+            "batches": self.batches and self.batches.state_dict(),
             "random": self.random.get_state(),
             "processes": self.accelerator.num_processes,
         }
@@ -296,9 +301,11 @@ class Trainer:
         """All that a resumed run must share with its beginning: settings, objective, adapter and images."""
         skipped = ("training", "base_model_name_or_path", "target_modules")
         adapter = {k: v for k, v in self.adapter.config.items() if k not in skipped and not k.startswith("_")}
-        images = hashlib.sha256(self.batches.images.numpy().tobytes()).hexdigest()[:16]
         adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
-        return {**asdict(self.config), **asdict(self.objective.config), **adapter, "images": images}
+        settings = {**asdict(self.config), **asdict(self.objective.config), **adapter}
+        if self.batches is not None:
+            settings["images"] = hashlib.sha256(self.batches.images.numpy().tobytes()).hexdigest()[:16]
+        return settings
 
     def _resume(self) -> None:
         folder = latest_checkpoint(self.folder)
@@ -329,8 +336,9 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.d_optimizer.load_state_dict(state["d_optimizer"])
-        self.batches.load_state_dict(state["batches"])
+        for part in ("d_optimizer", "batches"):
+            if getattr(self, part) is not None:
+                getattr(self, part).load_state_dict(state[part])
         self.random.set_state(state["random"])
         self.step = state["step"]
 
@@ -338,9 +346,13 @@ class Trainer:
     def _samples(self, num: int = 8) -> None:
         """`samples/step-N.png`: source above adapted for the same latents, also to the trackers."""
         z = torch.randn(num, self.generator.z_dim, generator=torch.Generator().manual_seed(self.config.seed + 12345))
-        rows = []
-        for look in ({}, {"training" if self.ema is None else "ema": 1.0}):
-            with self.bank.using(look):
+        rows, acting = [], [self.bank.using({})]
+        if isinstance(self.adapter, Adapter):
+            acting.append(self.bank.using({"training" if self.ema is None else "ema": 1.0}))
+        else:
+            acting += [self.bank.using_vectors(deltas) for deltas in self.objective.examples()]
+        for looking in acting:
+            with looking:
                 chunks = z.split(self.config.train_batch_size)
                 rows.append(torch.cat([self.pair.adapted(Latents(chunk)).images.cpu() for chunk in chunks]))
         grid = torch.cat([torch.cat(list(row), 2) for row in rows], 1)

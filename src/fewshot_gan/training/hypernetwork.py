@@ -1,0 +1,117 @@
+"""Train a hypernetwork on many domains at once (HyperDomainNet, arXiv 2210.08884, §4); behind the script."""
+
+import argparse
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from ..adapters import DomainHyperNetwork
+from ..encoders import load_encoder
+from ..features import load_features
+from ..methods.hyperdomain import HyperDomainConfig, HyperNetworkObjective
+from ..pipeline import FewShotGAN
+from .adapt import CLIPS, add_run_options, start, start_trackers
+from .data import load_images
+from .engine import Trainer, TrainingConfig, TrainingDiverged
+
+PRESETS = ("hypernetwork", "hypernetwork_few_images")
+SETTINGS = {  # of words as published; the average would leave batch norm's statistics behind
+    "learning_rate": 5e-5,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "ema_decay": 0.0,
+    "train_batch_size": 8,
+    "augment": "none",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command-line options; every field of `HyperDomainConfig` and `TrainingConfig` is one."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", help="embedded name, folder or repo id")
+    p.add_argument("--data", help="folder with one folder of images per domain")
+    p.add_argument("--texts", help="file with one domain per line, 'Target' or 'Target - Source'; instead of --data")
+    p.add_argument("--encoder", nargs="+", help="features, or CLIP as folders or repo ids; the first is what it reads")
+    p.add_argument("--width", type=int, default=512, help="of all hidden layers")
+    p.add_argument("--backbone_depth", type=int, default=4)
+    p.add_argument("--head_depth", type=int, default=2)
+    p.add_argument("--preset", choices=PRESETS, help="default: hypernetwork for texts, ..._few_images for images")
+    add_run_options(p, HyperDomainConfig, SETTINGS)
+    return p
+
+
+def read_texts(path: str | Path) -> tuple[list[str], list[str]]:
+    """Targets and sources of a list of domains; a line without " - " is changed from "photo".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: fewer than two domains, or one twice.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}; give one with a domain per line, e.g. 'Anime Painting - Photo'")
+    lines = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
+    pairs = [(target.strip(), origin.strip() or "photo") for target, _, origin in (x.partition(" - ") for x in lines)]
+    targets = [target for target, _ in pairs]
+    if len(set(targets)) < max(2, len(targets)):
+        raise ValueError(f"{path} names {len(set(targets))} domains in {len(targets)} lines; give 2 or more, each once")
+    return targets, [origin for _, origin in pairs]
+
+
+def run(args: argparse.Namespace) -> DomainHyperNetwork:
+    """Train, write the hypernetwork, and push it if asked.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: bad options, data, encoder or base, each with one sentence.
+        TrainingDiverged: a loss is not finite.
+    """
+    given = vars(args)
+    if (args.data is None) == (args.texts is None):
+        raise ValueError("domains are shown by pictures or named by words; give --data or --texts")
+    if args.ema_decay:
+        raise ValueError(f"ema_decay={args.ema_decay}: batch norm's statistics would not belong to averaged weights; 0")
+    training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
+    preset = getattr(HyperDomainConfig, args.preset or PRESETS[args.texts is None])()
+    config = replace(preset, **{f.name: given[f.name] for f in fields(HyperDomainConfig) if f.name in given})
+    pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
+    accelerator = start(args)
+    device = accelerator.device
+    encoders = [load_encoder(name, device) for name in args.encoder or (CLIPS[:1] if args.texts else ["features"])]
+    if args.texts:
+        names, origins = read_texts(args.texts)
+        domains = {"targets": names, "origins": origins}
+    else:
+        folders = sorted(p for p in Path(args.data).iterdir() if p.is_dir()) if Path(args.data).is_dir() else []
+        names = [folder.name for folder in folders]
+        resolution = pipe.generator.resolution
+        domains = {"references": [load_images(f, resolution).float().to(device) / 127.5 - 1 for f in folders]}
+    record = {**asdict(config), **asdict(training), "domains": names}
+    record.pop("output_dir")
+    network = DomainHyperNetwork.for_model(
+        pipe.generator,
+        encoders[0],
+        width=args.width,
+        backbone_depth=args.backbone_depth,
+        head_depth=args.head_depth,
+        base_model_name_or_path=args.pretrained_model_name_or_path,
+        training=record,
+    ).to(device)
+    features = load_features(device=device) if config.needs_features else None
+    objective = HyperNetworkObjective(config, network, encoders, features=features, **domains)
+    accelerator.print(
+        f"hypernetwork of {network.num_values():,} numbers for vectors of {network.num_deltas:,}; {len(names)} domains"
+    )
+    trainer = Trainer(pipe.generator, network, objective, None, training, accelerator)
+    start_trackers(args, accelerator, "hyperdomainnet")
+    result = trainer.train()
+    if accelerator.is_main_process and args.push_to_hub:
+        result.push_to_hub(args.hub_model_id or Path(training.output_dir).name)
+    accelerator.end_training()
+    return result.eval()
+
+
+def main(argv=None) -> None:
+    """Entry point of the script: a bad option ends with its one sentence instead of a traceback."""
+    args = parser().parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, FileNotFoundError, ImportError, TrainingDiverged) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,178 @@
+"""Every method as its script offers it: two steps, one adapter with its record, clear refusals."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
+from fewshot_gan.encoders import FeatureEncoder
+from fewshot_gan.pipeline import FewShotGAN
+from fewshot_gan.training import adapt, hypernetwork
+
+IMAGES = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+FAST = ["--max_train_steps=2", "--train_batch_size=3", "--report_to=none", "--sample_steps=2", "--num_threads=1"]
+
+
+@pytest.fixture(autouse=True)
+def tiny_features(features, monkeypatch):
+    """The tiny network wherever the real one would be loaded."""
+    for place in ("training.adapt", "training.hypernetwork", "features", "encoders"):
+        monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda *args, **kwargs: features)
+    monkeypatch.setattr(type(features), "sha256", "0" * 64)
+    monkeypatch.setattr("fewshot_gan.encoders._load", lambda *args: FeatureEncoder(features))  # not its cache
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data" / "ink"
+    folder.mkdir(parents=True)
+    for i, image in enumerate(IMAGES):
+        Image.fromarray(image.numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def train(base_folder, data, tmp_path):
+    def run(method, *options, out="run", shown=True):
+        command = [*FAST, f"--base={base_folder}", f"--output_dir={tmp_path / out}", *options]
+        command += [f"--data={data}"] if shown else []
+        return adapt.run(adapt.parser(method).parse_args(command))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "method, options, kind",
+    [
+        ("finetune", [], "full"),
+        ("finetune", ["--freeze_d=1"], "full"),
+        ("finetune", ["--preset=paper", "--adapter=adafm"], "adafm"),
+        ("finetune", ["--scratch"], "full"),
+        ("cdc", [], "full"),
+        ("cdc", ["--preset=paper", "--adapter=left"], "left"),
+        ("lfs_gan", ["--rank=2"], "left"),
+        ("d3t", ["--distillation_weight=0", "--projection_steps=2", "--space=w+"], "left"),
+        ("d3t", ["--preset=paper", "--projection_steps=2", "--adapter=domain_vector"], "domain_vector"),
+        ("hyperdomainnet", [], "domain_vector"),
+        ("hyperdomainnet", ["--preset=image", "--projection_steps=2"], "domain_vector"),
+        ("hyperdomainnet", ["--indomain_weight=1", "--adapter=left"], "left"),
+    ],
+)
+def test_each_method_trains_and_records_itself(train, tmp_path, base_folder, method, options, kind):
+    result = train(method, *options)
+    stored = read_adapter(tmp_path / "run")
+    assert stored.adapter_type == kind and stored.config.method == method
+    assert all(torch.equal(v, stored.state_dict()[k]) for k, v in result.state_dict().items())
+    assert stored.config.training["max_train_steps"] == 2 and stored.config.training["num_images"] == 3
+    if "--scratch" not in options:
+        fresh = type(stored).for_model(FewShotGAN.from_pretrained(base_folder).generator)
+        moved = [k for k, v in fresh.state_dict().items() if not torch.equal(v, stored.state_dict()[k])]
+        assert len(moved) > len(fresh.state_dict()) / 3
+    assert (tmp_path / "run" / "README.md").is_file() and (tmp_path / "run" / "samples" / "step-000002.png").is_file()
+    before = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    train(method, *options)  # a finished run stays as it is
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_scratch_forgets_the_base(base_folder):
+    """No weight owes anything to the base's."""
+    pipe = FewShotGAN.from_pretrained(base_folder)
+    known = {k: v.clone() for k, v in pipe.generator.named_parameters()}
+    torch.manual_seed(7)  # not the seed of the tiny base
+    adapter = adapt.forget(pipe.generator, {})
+    with torch.no_grad():
+        for path, factors in adapter.factors().items():
+            layer = pipe.generator.get_submodule(path)
+            old = layer.stored()[0].flatten()
+            new = old + factors.weight_delta.flatten()
+            assert (
+                len(new) < 8
+                or not min(old.std(), new.std())
+                or abs(torch.corrcoef(torch.stack([new, old]))[0, 1]) < 0.9
+            )
+    assert all(torch.equal(v, known[k]) for k, v in pipe.generator.named_parameters())
+
+
+def test_projected_judges_start_from_the_bases_own(train, base_folder, features, tmp_path, data):
+    """A base with heads of its own hands them to whoever fine-tunes; from scratch they are forgotten."""
+    from fewshot_gan.methods.objective import Objective
+    from fewshot_gan.methods.projected import ProjectedDiscriminator
+
+    pipe = FewShotGAN.from_pretrained(base_folder)
+    real = IMAGES.permute(0, 3, 1, 2).float() / 127.5 - 1
+    heads = ProjectedDiscriminator.for_images(real, features, Objective.HEADS, seed=9)
+    with torch.no_grad():  # trained
+        for p in heads.parameters():
+            p.add_(0.01)
+    FewShotGAN(pipe.generator, pipe.discriminator, heads).save_pretrained(tmp_path / "with-heads")
+    loaded = FewShotGAN.from_pretrained(tmp_path / "with-heads")
+    want = heads.state_dict()
+    assert all(torch.equal(v, want[k]) for k, v in loaded.projected_discriminator.state_dict().items())
+    command = [*FAST, f"--base={tmp_path / 'with-heads'}", f"--data={data}", f"--output_dir={tmp_path / 'run'}"]
+    for extra, same in (([], True), (["--scratch"], False)):
+        args = adapt.parser("finetune").parse_args([*command, *extra])
+        args.preset = "few_images"
+        objective = adapt.build(args, adapt.METHODS["finetune"].config.few_images(), loaded, real, adapt.start(args))
+        key = "heads.0.convs.0.parametrizations.weight.original"
+        assert torch.equal(objective.discriminator.state_dict()[key], want[key]) == same
+    adapt.run(adapt.parser("d3t").parse_args([*command, "--projection_steps=2"]))  # and there is something to distil
+    assert read_adapter(tmp_path / "run").config.training["distillation_weight"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        ("cdc", ["--rank=2"], "--rank is of --adapter left; full has none"),
+        ("finetune", ["--scratch", "--adapter=left"], "--scratch forgets every weight, which --adapter left"),
+        ("finetune", ["--freeze_d=7"], "freeze_d=7: the heads have at most 3 convolutions"),
+        ("d3t", [], "no projected discriminator to distil from; use distillation_weight=0"),
+        ("hyperdomainnet", ["--text=ink"], "give --data or --text"),
+        ("hyperdomainnet", ["--tt_direction_weight=1"], "tt_direction_weight=1.0 is about several domains"),
+    ],
+)
+def test_refusals(train, tmp_path, method, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(method, *options, "--projection_steps=2" if method == "d3t" else "--seed=0")
+    assert not (tmp_path / "run" / "adapter_config.json").exists()
+
+
+def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data):
+    other = data.parent / "noise"
+    other.mkdir()
+    for i, image in enumerate(IMAGES.flip(1)):
+        Image.fromarray(255 - image.numpy()).save(other / f"{i}.png")
+    out = tmp_path / "hyper"
+    command = [*FAST, f"--base={base_folder}", f"--data={data.parent}", f"--output_dir={out}", "--width=16"]
+    command += ["--checkpointing_steps=1", "--learning_rate=1e-3"]
+    network = hypernetwork.run(hypernetwork.parser().parse_args(command))
+    stored = DomainHyperNetwork.from_pretrained(out)
+    assert stored.config.training["domains"] == ["ink", "noise"] and stored.config.encoder == "features"
+    assert all(torch.equal(v, stored.state_dict()[k]) for k, v in network.state_dict().items())
+    pipe = FewShotGAN.from_pretrained(base_folder)
+    pipe.adapter_from_image(data / "0.png", out, "seen")
+    assert pipe.active_adapters() == ["seen"]
+    assert json.loads((out / "config.json").read_text())["base_fingerprint"] == pipe.bank.fingerprint()
+
+    again = tmp_path / "resumed"  # killed after one step, then resumed
+    command[command.index(f"--output_dir={out}")] = f"--output_dir={again}"
+    original = hypernetwork.Trainer.train
+    hypernetwork.Trainer.train = lambda self: original(self, stop_after=1)
+    try:
+        hypernetwork.run(hypernetwork.parser().parse_args(command))
+    finally:
+        hypernetwork.Trainer.train = original
+    resumed = hypernetwork.run(hypernetwork.parser().parse_args(command))
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in resumed.state_dict().items())
+
+
+def test_lists_of_domains(tmp_path):
+    path = tmp_path / "domains.txt"
+    path.write_text("Anime Painting - Photo\n\nzombie\n")
+    assert hypernetwork.read_texts(path) == (["Anime Painting", "zombie"], ["Photo", "photo"])
+    path.write_text("zombie\nzombie - Human\n")
+    with pytest.raises(ValueError, match="names 1 domains in 2 lines; give 2 or more, each once"):
+        hypernetwork.read_texts(path)
+    with pytest.raises(FileNotFoundError, match="no file .*; give one with a domain per line"):
+        hypernetwork.read_texts(tmp_path / "nothing.txt")

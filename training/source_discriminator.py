@@ -1,0 +1,94 @@
+"""Heads on frozen features that know a base's images: what TransferGAN starts from and D3T-GAN distils.
+
+    python training/source_discriminator.py --base ffhq --output_dir runs/judge
+
+A base without a discriminator has none to transfer. These heads learn the base's own images as real, and as fake what
+it draws when its weights are disturbed: no data is needed. (Heads that had to tell `ffhq` from the network it was
+distilled from did so within ten steps, by its faint grid, and knew nothing else.) Writes `projected_discriminator/`,
+which belongs into the base's folder, and `report.json`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from fewshot_gan import FewShotGAN, LeFTAdapter
+from fewshot_gan.features import load_features
+from fewshot_gan.hub import replace_file
+from fewshot_gan.methods.losses import hinge_d_loss
+from fewshot_gan.methods.objective import Objective
+from fewshot_gan.methods.projected import ProjectedDiscriminator
+from fewshot_gan.training.augment import FewShotAugment
+
+
+def main(argv=None) -> dict:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--base", default="ffhq")
+    p.add_argument("--output_dir", type=Path, required=True)
+    p.add_argument("--steps", type=int, default=300)
+    p.add_argument("--batch_size", type=int, default=4)
+    p.add_argument("--learning_rate", type=float, default=1e-3)
+    p.add_argument("--psi", type=float, default=0.7, help="truncation of the base's images")
+    p.add_argument("--disturbance", type=float, default=0.1, help="largest spread of LeFT's noise; log-uniform")
+    p.add_argument("--held_out", type=int, default=64, help="images of either kind for the report")
+    p.add_argument("--seed", type=int, default=0)
+    args = p.parse_args(argv)
+    pipe, features = FewShotGAN.from_pretrained(args.base), load_features()
+    generator, bank = pipe.generator.eval(), pipe.bank
+    generator.to(memory_format=torch.channels_last)
+    bank.add("disturbed", adapter := LeFTAdapter.for_model(generator))
+    identity = {k: v.clone() for k, v in adapter.state_dict().items()}
+    augment, levels = FewShotAugment(), sorted(Objective.HEADS)
+
+    @torch.no_grad()
+    def images(num, random, disturbance=0.0):
+        if disturbance:
+            for name, value in adapter.state_dict().items():
+                value.copy_(identity[name] + disturbance * torch.randn(value.shape, generator=random))
+        with bank.using({"disturbed": 1.0} if disturbance else {}):
+            z = torch.randn(num, generator.z_dim, generator=random)
+            return generator(z, truncation_psi=args.psi).clamp(-1, 1)
+
+    @torch.no_grad()
+    def look(x, random=None):
+        x = x if random is None else augment.apply(x, augment.sample(len(x), random))
+        return dict(zip(levels, features(x, levels), strict=True))
+
+    def strength(random):
+        return args.disturbance * 0.03 ** float(torch.rand((), generator=random))
+
+    random = torch.Generator().manual_seed(args.seed)
+    judge = ProjectedDiscriminator.for_images(images(args.batch_size, random), features, Objective.HEADS, args.seed)
+    optimizer = torch.optim.Adam(judge.parameters(), lr=args.learning_rate, betas=(0.0, 0.99))
+    for step in (bar := tqdm(range(args.steps), desc="judging")):
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * min(1.0, 2 * (1 - step / args.steps))
+        real, fake = images(args.batch_size, random), images(args.batch_size, random, strength(random))
+        logits = judge(look(real, random)), judge(look(fake, random))
+        loss = sum(map(hinge_d_loss, *logits)) / len(logits[0])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
+    judge.eval()
+    random = torch.Generator().manual_seed(args.seed + 1)
+    right = dict.fromkeys(levels, 0)
+    for _ in range(args.held_out):
+        with torch.no_grad():
+            seen = judge(look(images(1, random))), judge(look(images(1, random, strength(random))))
+        for level, real, fake in zip(levels, *seen, strict=True):
+            right[level] += int(real.mean() > 0) + int(fake.mean() < 0)
+    accuracy = {str(level): n / (2 * args.held_out) for level, n in right.items()}
+    report = {"held_out": args.held_out, "accuracy_of_each_level": accuracy, "steps": args.steps, "seed": args.seed}
+    judge.half().save_pretrained(args.output_dir / "projected_discriminator")
+    text = json.dumps(report, indent=1) + "\n"
+    replace_file(args.output_dir / "report.json", lambda path: path.write_text(text))
+    print(text)
+    return report
+
+
+if __name__ == "__main__":
+    main()
