@@ -87,11 +87,8 @@ def test_scratch_forgets_the_base(base_folder):
             layer = pipe.generator.get_submodule(path)
             old = layer.stored()[0].flatten()
             new = old + factors.weight_delta.flatten()
-            assert (
-                len(new) < 8
-                or not min(old.std(), new.std())
-                or abs(torch.corrcoef(torch.stack([new, old]))[0, 1]) < 0.9
-            )
+            if len(new) >= 8 and min(old.std(), new.std()) > 0:
+                assert abs(torch.corrcoef(torch.stack([new, old]))[0, 1]) < 0.9
     assert all(torch.equal(v, known[k]) for k, v in pipe.generator.named_parameters())
 
 

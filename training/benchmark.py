@@ -2,11 +2,12 @@
 
     python training/benchmark.py --base ffhq --adapter sketch --style filter:pencil --num 500 --seed 100000 \
         --out report.json --sheet sheet.png
+    python training/benchmark.py --profile cpu --output_dir runs/bench      # every method on every look: see bench.py
 
 For N latents it renders the source and the adapted image. Truth for the distances comes from N *other* latents, truth
 for the correlations from the *same* latents. `--seed` must differ from the seed of the training images. For DiceBear
 styles no paired truth exists: the correlations with the source stand alone. A ratio is adapted over source: 0 is
-perfect, 1 is no adaptation.
+perfect, 1 is no adaptation; of diversity it is adapted over true: 1 is perfect.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,54 +31,112 @@ from fewshot_gan.features import FeatureNetwork, load_features
 from fewshot_gan.hub import replace_file
 from fewshot_gan.metrics import (
     balanced_intra_cluster_distance,
+    frechet_distance,
     intra_cluster_distance,
     kernel_distance,
     paired_correlations,
     pairwise_distances,
     plain_features,
-    spatial_distance,
     spatial_embedding,
 )
 from fewshot_gan.training.data import load_images
 from fewshot_gan.training.domains import apply_filter, parse_style, render_dicebear
 
-SPATIAL_IMAGES = 64  # images in the mean pairwise distance
+SIDE = 256  # px; pictures are kept and correlated at most this large
+SPATIAL_IMAGES = 500  # the first so many are compared picture by picture
+FEATURES = "efficientnet-lite0, pooled 1280-d at 224 px (bilinear, antialiased)"
 SHEET_IMAGES = 8
 
 
-def judge(
-    source: Tensor,
-    adapted: Tensor,
-    true: Tensor,
-    paired: Tensor | None,
-    network: FeatureNetwork,
-    references: Tensor | None,
+class Described(NamedTuple):
+    """A set of N pictures as the judges see it; of the first n also the pictures and where things are in them."""
+
+    pooled: Tensor  # [N, D]
+    plain: Tensor  # [N, 362]
+    spatial: Tensor  # [n, E] float16
+    pictures: Tensor  # uint8 [n, 3, S, S], S at most SIDE
+
+
+def as_pictures(images: Tensor) -> Tensor:
+    """Float `[B, 3, R, R]` in [-1, 1] as a picture file would hold them: uint8, at most `SIDE` px."""
+    if images.shape[-1] > SIDE:
+        images = F.interpolate(images.float(), size=(SIDE, SIDE), mode="area")
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+
+
+def as_floats(pictures: Tensor) -> Tensor:
+    """uint8 to float in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+def describe(chunks: Iterable[Tensor], network: FeatureNetwork, num_spatial: int = SPATIAL_IMAGES) -> Described:
+    """One chunk of float images `[b, 3, R, R]` at a time, so that a set may be larger than memory."""
+    columns: tuple[list[Tensor], ...] = ([], [], [], [])
+    for chunk in chunks:
+        parts = [network.pooled(chunk).cpu(), plain_features(chunk).cpu()]
+        if len(few := chunk[: max(0, num_spatial - sum(map(len, columns[3])))]):
+            parts += [spatial_embedding(few, network).half().cpu(), as_pictures(few)]
+        for column, part in zip(columns, parts, strict=False):
+            column.append(part)
+    return Described(*(torch.cat(column) if column else torch.empty(0) for column in columns))
+
+
+def measure(
+    images: Described, truth: Described, source: Described, paired: Described | None, centres: Tensor | None
 ) -> dict[str, Any]:
-    """All numbers of the report.
+    """All numbers of one set of pictures.
 
     Args:
-        source, adapted: float `[N, 3, H, W]` in [-1, 1], row i of both from latent i.
-        true: `[M, 3, H, W]`, the look on other latents.
-        paired: `[N, 3, H, W]`, the look on the same latents, or None where there is no such thing.
-        references: the few training images, for the intra-cluster distances, or None.
+        images, source: the judged pictures and the source's; row i of both from latent i.
+        truth: the look on other latents.
+        paired: the look on the same latents, or None where there is no such thing.
+        centres: spatial embedding `[K, E]` of the K training images, or None.
     """
-    report: dict[str, Any] = {}
-    for name, extract, factor in (("kid_x1e3", network.pooled, 1e3), ("plain_x1e3", plain_features, 1e3)):
-        truth = extract(true)
-        a, s = (factor * kernel_distance(extract(images), truth) for images in (adapted, source))
-        report[name] = {"adapted": a, "source": s, "ratio": a / s}
+    row: dict[str, Any] = {
+        "kid_x1e3": 1e3 * kernel_distance(images.pooled, truth.pooled),
+        "frechet": frechet_distance(images.pooled, truth.pooled),
+        "plain_x1e3": 1e3 * kernel_distance(images.plain, truth.plain),
+        **diversity(images, centres),
+        "correlation_with_source": _correlations(images, source),
+    }
     if paired is not None:
-        correlations = {"adapted": paired_correlations(adapted, paired), "source": paired_correlations(source, paired)}
-        report["correlation_with_truth"] = correlations
-    report["correlation_with_source"] = paired_correlations(adapted, source)
-    few = {name: images[:SPATIAL_IMAGES] for name, images in (("adapted", adapted), ("true", true))}
-    spatial = {name: spatial_distance(images, network) for name, images in few.items()}
-    report["spatial_distance"] = spatial | {"ratio": spatial["adapted"] / spatial["true"]}
-    if references is not None:
-        embedding, centres = spatial_embedding(adapted, network), spatial_embedding(references, network)
-        matrices = pairwise_distances(embedding, centres), pairwise_distances(embedding)
-        report["intra_cluster_distance"] = intra_cluster_distance(*matrices)
-        report["balanced_intra_cluster_distance"] = balanced_intra_cluster_distance(*matrices)
+        row["correlation_with_truth"] = _correlations(images, paired)
+        apart = images.spatial.float() - paired.spatial.float()
+        row["distance_to_truth"] = apart.square().sum(1).mean().item()
+    return row
+
+
+def diversity(images: Described, centres: Tensor | None) -> dict[str, float]:
+    """Mean LPIPS-like distance over all pairs; with `centres` also inside the clusters around the training images."""
+    pairs = pairwise_distances(images.spatial)
+    row = {"spatial_distance": (pairs.sum() / (len(pairs) * (len(pairs) - 1))).item()}
+    if centres is not None:
+        matrices = pairwise_distances(images.spatial, centres), pairs
+        row["intra_cluster_distance"] = intra_cluster_distance(*matrices)
+        row["balanced_intra_cluster_distance"] = balanced_intra_cluster_distance(*matrices)
+    return row
+
+
+def _correlations(a: Described, b: Described) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for x, y in zip(a.pictures.split(32), b.pictures.split(32), strict=True):
+        for name, value in paired_correlations(as_floats(x), as_floats(y)).items():
+            totals[name] = totals.get(name, 0.0) + value * len(x) / len(a.pictures)
+    return totals
+
+
+def judge(
+    source: Described, adapted: Described, truth: Described, paired: Described | None, centres: Tensor | None
+) -> dict[str, Any]:
+    """The numbers of one adapter beside those of its source, and their ratios."""
+    rows = {"adapted": measure(adapted, truth, source, paired, centres)}
+    rows["source"] = measure(source, truth, source, paired, centres)
+    report: dict[str, Any] = {key: {name: row[key] for name, row in rows.items()} for key in rows["adapted"]}
+    for key in ("kid_x1e3", "frechet", "plain_x1e3"):
+        report[key]["ratio"] = report[key]["adapted"] / report[key]["source"]
+    for key, value in diversity(truth, centres).items():
+        report[key] |= {"true": value, "ratio": report[key]["adapted"] / value}
+    report["correlation_with_source"] = rows["adapted"]["correlation_with_source"]
     return report
 
 
@@ -86,14 +147,23 @@ def contact_sheet(rows: list[Tensor], size: int = 256) -> Image.Image:
     return Image.fromarray(((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy())
 
 
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def versions() -> dict[str, str | None]:
+    """Of everything that a number depends on."""
+    found: dict[str, str | None] = {"fewshot_gan": __version__, "python": platform.python_version()}
+    for package in ("torch", "dicebear-core", "dicebear-styles", "resvg-py"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main(argv: list[str] | None = None) -> dict[str, Any] | None:
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.partition("=")[0] in ("--profile", "--output_dir") for word in argv):  # the whole bench
+        import bench
+
+        return bench.main(argv)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--adapter", required=True, help="adapter name, folder or Hub id")
     parser.add_argument("--style", required=True, help="filter:NAME or dicebear:NAME, what the adapter was trained on")
@@ -110,9 +180,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--references", type=Path, help="folder of the training images: adds the intra-cluster distances"
     )
+    parser.add_argument(
+        "--spatial-images", type=int, default=SPATIAL_IMAGES, help=f"for diversity (default: {SPATIAL_IMAGES})"
+    )
     args = parser.parse_args(argv)
-    if args.num < 2:
-        parser.error(f"--num {args.num} is below 2; distances need at least 2 images, 500 is the protocol")
+    for name in ("num", "spatial_images"):
+        if getattr(args, name) < 2:
+            option = name.replace("_", "-")
+            parser.error(
+                f"--{option} {getattr(args, name)} is below 2; distances need at least 2 images, usual are 500"
+            )
     try:
         kind, style = parse_style(args.style)
     except ValueError as error:
@@ -144,26 +221,28 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         true = filtered(render(true_seed, adapter_names="__base__"), style)
     else:
         paired = None
-        true = render_dicebear(style, args.num, source.shape[-1], true_seed).float() / 127.5 - 1
-    references = None
-    if args.references is not None:
-        references = load_images(args.references, source.shape[-1]).float() / 127.5 - 1
+        true = as_floats(render_dicebear(style, args.num, source.shape[-1], true_seed))
+
+    def seen(images: Tensor) -> Described:
+        return describe(images.split(32), network, args.spatial_images)
+
+    sets = seen(source), seen(adapted), seen(true), None if paired is None else seen(paired)
+    centres = None if args.references is None else reference_centres(args.references, source.shape[-1], network)
     report = {
         "base": args.base,
         "adapter": str(args.adapter),
         "style": args.style,
-        **judge(source, adapted, true, paired, network, references),
+        **judge(*sets, centres),
         "protocol": {
             "num": args.num,
             "seed": args.seed,
             "true_seed": true_seed,
             "truncation_psi": args.psi,
             "resolution": source.shape[-1],
-            "features": "efficientnet-lite0, pooled 1280-d at 224 px (bilinear, antialiased)",
+            "features": FEATURES,
             "features_sha256": network.sha256,
-            "spatial_images": min(args.num, SPATIAL_IMAGES),
-            "versions": {name: installed(name) for name in ("torch", "dicebear-styles")}
-            | {"fewshot_gan": __version__, "python": platform.python_version()},
+            "spatial_images": min(args.num, args.spatial_images),
+            "versions": versions(),
         },
     }
     text = json.dumps(report, indent=2)
@@ -178,6 +257,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def filtered(images: Tensor, name: str) -> Tensor:
     """`apply_filter` in chunks, to keep its intermediate images small."""
     return torch.cat([apply_filter(chunk, name) for chunk in images.split(16)])
+
+
+def reference_centres(folder: str | Path, resolution: int, network: FeatureNetwork) -> Tensor:
+    """Spatial embedding `[K, E]` of the K training images."""
+    return spatial_embedding(as_floats(load_images(folder, resolution)), network).half().cpu()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     accelerate launch training/hypernetwork.py --base ffhq --data DOMAINS --output_dir runs/hyper
     accelerate launch training/hypernetwork.py --base ffhq --texts domains.txt --output_dir runs/hyper
 
-DOMAINS has one folder of images per domain; a line of the list is 'Target' or 'Target - Source'. To resume, run the same
-command again.
+DOMAINS has one folder of images per domain; a line of the list is 'Target' or 'Target - Source'. To resume, run the
+same command again.
 """
 
 from fewshot_gan.training.hypernetwork import main

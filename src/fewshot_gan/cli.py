@@ -43,11 +43,14 @@ class MethodName(StrEnum):
     d3t = "d3t"
     cdc = "cdc"
     finetune = "finetune"
+    hyperdomainnet = "hyperdomainnet"
 
 
 class Preset(StrEnum):
     few_images = "few_images"
     paper = "paper"
+    image = "image"
+    text = "text"
 
 
 class Space(StrEnum):
@@ -253,13 +256,21 @@ def _read_latents(path: Path):
 
 @app.command()
 def adapt(
-    data: Annotated[str, typer.Argument(help="Folder with about ten pictures, embedded set, or datasets id.")],
+    data: Annotated[
+        str | None, typer.Argument(help="Folder of about ten pictures, embedded set, or datasets id.")
+    ] = None,
+    *,
     out: Annotated[str, typer.Option(help="Folder of the adapter; the same command again resumes.")],
+    text: Annotated[
+        str | None, typer.Option(help="The look in words instead, e.g. 'anime painting'; needs CLIP.")
+    ] = None,
     base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
     adapter: Annotated[AdapterKind | None, typer.Option(help="How it is stored; default: the method's.")] = None,
     rank: Annotated[int | None, typer.Option(help="Of left; 0: one factor per weight.")] = None,
-    method: Annotated[MethodName, typer.Option(help="Paper whose losses teach it.")] = MethodName.lfs_gan,
-    preset: Annotated[Preset, typer.Option(help="few_images: for a CPU; paper: as published.")] = Preset.few_images,
+    method: Annotated[
+        MethodName | None, typer.Option(help="Paper whose losses teach it; default lfs_gan, for words hyperdomainnet.")
+    ] = None,
+    preset: Annotated[Preset | None, typer.Option(help="few_images: for a CPU; others: as published.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the factors.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
@@ -267,7 +278,7 @@ def adapt(
     push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Upload the adapter when done.")] = False,
     hub_model_id: Annotated[str | None, typer.Option(help="Repo id; default: the folder's name.")] = None,
 ):
-    """Teach a base a new look from about ten pictures."""
+    """Teach a base a new look from about ten pictures, or from words."""
     with one_sentence():
         try:
             from .training import adapt as adaptation
@@ -278,9 +289,19 @@ def adapt(
             raise ImportError(
                 f"training needs the {error.name} package, which is not installed: pip install 'fewshot_gan[train]'"
             ) from error
-    argv = [f"--data={data}", f"--output_dir={out}", f"--base={base}"]
-    argv += [f"--preset={preset.value}"]
+    argv = [f"--output_dir={out}", f"--base={base}"]
+    method = method or (MethodName.hyperdomainnet if text else MethodName.lfs_gan)
+    with one_sentence():
+        if (data is None) == (text is None):
+            raise ValueError("a look is shown by pictures or named by words: give a folder of about ten, or --text")
+        if text is not None and method is not MethodName.hyperdomainnet:
+            raise ValueError(f"--method {method.value} learns from pictures; --text needs hyperdomainnet")
+        if preset is not None and preset.value not in (known := adaptation.METHODS[method.value].presets):
+            raise ValueError(f"--method {method.value} has no preset {preset.value!r}; known: {', '.join(known)}")
     given = {
+        "data": data,
+        "text": text,
+        "preset": preset and preset.value,
         "adapter": adapter and adapter.value,
         "rank": rank,
         "max_train_steps": steps,
