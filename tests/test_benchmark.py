@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.encoders import FeatureEncoder
 from fewshot_gan.training.domains import apply_filter, gaussian_blur
 
 SCRIPTS = Path(__file__).parents[1] / "training"
-MODULES = ("benchmark", "bench_looks", "bench_report", "bench", "make_domain", "measured")
+MODULES = ("benchmark", "bench_looks", "bench_report", "bench", "make_domain", "measured", "unseen_domains")
 
 
 class Eyes(TinyFeatures):
@@ -409,3 +410,32 @@ def test_the_plan_of_each_profile(scripts, tmp_path):
         assert len({cell.name for cell in plan.cells()}) == cells
         assert [c.name for c in plan.cells(["d3t-left/filter-pencil/0"])] == ["d3t-left/filter-pencil/0"]
     assert bench.NUM_TRUE >= 1000 and set(scripts.bench_report.BASELINES) <= set(bench.METHODS)
+
+
+# ------------------------------------------------------------------------------------------------------ unseen domains
+
+
+def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
+    """Every look gets a predicted and a trained vector, judged alike; the same command again trains nothing."""
+    eyes = Eyes()
+    for place in ("training.adapt", "training.hypernetwork", "encoders"):
+        monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda *args, **kwargs: eyes)
+    monkeypatch.setattr("fewshot_gan.encoders._load", lambda *args: FeatureEncoder(eyes))
+    command = [f"--base={base_folder}", f"--output_dir={tmp_path}", "--max_train_steps=1", "--vector_steps=1"]
+    command += ["--num=8", "--num_true=16", "--width=8", "--show_seen=1"]
+    command += ["--seen", "filter:sepia", "filter:ink", "--held_out", "filter:pencil"]
+    scripts.unseen_domains.main(command)
+    table = (tmp_path / "table.md").read_text()
+    assert "embedding to adapter:" in capsys.readouterr().out
+    for line in ("filter:pencil | held out | predicted", "filter:pencil | held out | trained", "filter:sepia | seen"):
+        assert f"| {line}" in table
+    assert sorted(p.name for p in (tmp_path / "seen").iterdir()) == ["filter-ink", "filter-sepia"]
+    cell = json.loads((tmp_path / "cells" / "predicted-filter-pencil.json").read_text())
+    assert cell["protocol"]["num"] == 8 and cell["numbers"]["kid_x1e3_ratio"] is not None
+    assert Image.open(tmp_path / "sheet.png").size == (8 * 128, 4 * 128)
+    before = {p: p.read_bytes() for p in tmp_path.glob("*/filter-*/adapter_model.safetensors")}
+    assert len(before) == 4
+    scripts.unseen_domains.main(command)
+    assert (tmp_path / "table.md").read_text() == table and before == {p: p.read_bytes() for p in before}
+    with pytest.raises(SystemExit):
+        scripts.unseen_domains.main([*command, "filter:ink"])

@@ -1,6 +1,8 @@
 """Inversion: the latent from which the generator draws a given picture; D3T-GAN (arXiv 2205.06032) starts from it.
 
-Optimisation in W or W+ (arXiv 1904.03189): perceptual distance, pixels, and a pull towards the mean w.
+Optimisation in W or W+ (arXiv 1904.03189), in coordinates in which mapped latents are nearly standard normal (P_N of
+arXiv 2012.09036): perceptual distance, pixels, and a pull towards the mean. Few directions of W are ever used; steps of
+equal length along its axes leave them, and faces turn askew.
 """
 
 import math
@@ -16,7 +18,9 @@ from .metrics import psnr
 BLOCKS = (0, 2, 4, 10)  # of EfficientNet-Lite0: half the size down to a sixteenth
 MEAN_SAMPLES = 4096  # latents over which mean and spread of w are taken
 SPACES = ("w", "w+")
-OFFSET_RATE = 0.2  # learning rate of w+'s offsets over that of the shared w
+OFFSET_RATE = 0.2  # learning rate of w+'s offsets over that of the shared part
+SLOPE = 0.2  # of the mapping network's leaky ReLU
+FLOOR = 1e-3  # least variance of a direction of w, over the mean variance
 
 
 class Inversion(NamedTuple):
@@ -83,6 +87,31 @@ def latent_statistics(generator: nn.Module, seed: int = 0) -> tuple[torch.Tensor
     return w.mean(0), w.std(0)
 
 
+class WhitenedLatents:
+    """w in the coordinates v of P_N (arXiv 2012.09036, §3.2): v ~ N(0, 1) nearly, for w of random z.
+
+    The mapping network's last leaky ReLU is undone, then mean, principal axes and their spread are taken out.
+
+    Args:
+        generator: its mapping network is sampled.
+        seed: of 8192 latents.
+    """
+
+    def __init__(self, generator: nn.Module, seed: int = 0):
+        z = torch.randn(2 * MEAN_SAMPLES, generator.z_dim, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            w = torch.cat([generator.mapping(c.to(generator.device, generator.dtype))[:, 0] for c in z.split(1024)])
+        u = F.leaky_relu(w.float(), 1 / SLOPE)
+        self.mean = u.mean(0)
+        values, self.axes = torch.linalg.eigh(torch.cov((u - self.mean).T))
+        # directions that are hardly used are given a little room: without it known pictures are not found again
+        self.spread = values.clamp_min(FLOOR * values.mean()).sqrt()
+
+    def to_w(self, v: torch.Tensor) -> torch.Tensor:
+        """`[…, w_dim]` → w of the same shape."""
+        return F.leaky_relu(self.mean + (v * self.spread) @ self.axes.T, SLOPE)
+
+
 def invert(
     generator: nn.Module,
     images: torch.Tensor,
@@ -110,8 +139,8 @@ def invert(
         seed: of the annealed noise on the latents.
         learning_rate: at its peak.
         pixel_weight: of the mean squared pixel difference.
-        prior_weight: of mean(((w − μ) / σ)²), which keeps w where the generator knows its way.
-        noise: standard deviation, in units of σ, at the start; none over the last quarter.
+        prior_weight: of mean(v²), which keeps w where the generator knows its way.
+        noise: standard deviation on v at the start; none over the last quarter.
         perceptual: "auto": LPIPS if the package is installed, else `features.load_features()`; "none": pixels alone;
             or a `FeatureNetwork`.
         batch_size: images optimised at once.
@@ -133,7 +162,7 @@ def invert(
             raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
     if isinstance(perceptual, str) and perceptual not in ("auto", "none"):
         raise ValueError(f"unknown perceptual {perceptual!r}; known: auto, none, or a FeatureNetwork")
-    mean, spread = latent_statistics(generator)
+    white = WhitenedLatents(generator)
     trainable = [p for p in generator.parameters() if p.requires_grad]
     found = []
 
@@ -147,10 +176,10 @@ def invert(
         for start in range(0, len(images), batch_size):
             targets = images[start : start + batch_size].to(generator.device, torch.float32)
             distance = _distance(perceptual, targets)
-            shape = (generator.num_ws if space == "w+" else 1, mean.numel())
-            shared = mean.expand(len(targets), 1, -1).clone().requires_grad_(True)
+            shape = (generator.num_ws if space == "w+" else 1, white.mean.numel())
+            shared = white.mean.new_zeros(len(targets), 1, shape[1]).requires_grad_(True)
             # w+ is a shared w plus an offset per layer: the shared part finds the face as fast as in W
-            offsets = torch.zeros(len(targets), *shape, device=mean.device, requires_grad=space == "w+")
+            offsets = white.mean.new_zeros(len(targets), *shape).requires_grad_(space == "w+")
             optimizer = torch.optim.Adam([{"params": [shared], "scale": 1.0}], lr=learning_rate)
             if space == "w+":
                 optimizer.add_param_group({"params": [offsets], "scale": OFFSET_RATE})
@@ -161,11 +190,11 @@ def invert(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * rate * group["scale"]
                 amount = noise * max(0.0, 1 - progress_made / 0.75) ** 2
-                shake = torch.stack([torch.randn(shape, generator=g) for g in randoms]).to(mean.device)
-                w = shared + offsets
-                drawn = draw(w + amount * spread * shake)
+                shake = torch.stack([torch.randn(shape, generator=g) for g in randoms]).to(shared.device)
+                v = shared + offsets
+                drawn = draw(white.to_w(v + amount * shake))
                 loss = pixel_weight * (drawn - targets).square().mean((1, 2, 3))
-                loss = loss + prior_weight * ((w - mean) / spread).square().flatten(1).mean(1)
+                loss = loss + prior_weight * v.square().flatten(1).mean(1)
                 if distance is not None:
                     loss = loss + distance(drawn)
                 optimizer.zero_grad(set_to_none=True)
@@ -173,7 +202,7 @@ def invert(
                 optimizer.step()
                 bar.update()
             with torch.no_grad():
-                latents = (shared + offsets).expand(-1, generator.num_ws, -1)
+                latents = white.to_w(shared + offsets).expand(-1, generator.num_ws, -1)
                 drawn = draw(latents).clamp(-1, 1)
             quality = [psnr(a[None], b[None]) for a, b in zip(drawn.cpu(), targets.cpu(), strict=True)]
             found.append((latents.cpu(), drawn.cpu(), quality))

@@ -31,6 +31,8 @@ class ObjectiveConfig:
         path_length_weight, path_length_every: path-length regularisation, lazily.
         statistics_weight, wasserstein_weight, colour_weight: distances of feature moments, sliced feature
             distributions, and colours between generated and real images.
+        deepest_level: the deepest block of the feature network of which moments and distributions are compared: 10 sees
+            parts of faces, 14 whole ones.
         content_weight: distance of self-similarities between adapted and source image of one latent.
         structure_weight: distance of their lines and light; for looks that draw the same scene, 0 for others.
     """
@@ -46,6 +48,7 @@ class ObjectiveConfig:
     statistics_weight: float = 0.0
     wasserstein_weight: float = 0.0
     colour_weight: float = 0.0
+    deepest_level: int = 10
     content_weight: float = 0.0
     structure_weight: float = 0.0
 
@@ -121,7 +124,7 @@ class Objective(nn.Module):
     """
 
     CONTENT_LEVELS = (4, 10)
-    MOMENT_LEVELS = (0, 2, 4, 7, 10)
+    MOMENT_LEVELS = (0, 2, 4, 7, 10, 14)
     # level of the feature network: stride-2 convolutions. A run that also had level 14, which sees whole faces, drew
     # glasses where none were (one drawing of ten has some); dropped together with adding the structure term.
     HEADS = {0: 3, 2: 2, 4: 1, 10: 1}
@@ -173,7 +176,11 @@ class Objective(nn.Module):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        return tuple(sorted({*self.HEADS, *self.MOMENT_LEVELS, *self.CONTENT_LEVELS}))
+        return tuple(sorted({*self.HEADS, *self.CONTENT_LEVELS, *self.moment_levels}))
+
+    @property
+    def moment_levels(self) -> tuple[int, ...]:
+        return tuple(level for level in self.MOMENT_LEVELS if level <= self.config.deepest_level)
 
     def observe(self, images: torch.Tensor, levels) -> dict[int, torch.Tensor]:
         """Level → features of `images` `[B, 3, H, W]`; gradients reach the images."""
@@ -210,7 +217,7 @@ class Objective(nn.Module):
             loss = hinge_g_loss if c.discriminator == "projected" else logistic_g_loss
             maps = self.logits(fake, batch.fake_features, batch.step)
             losses["g"] = c.adversarial_weight * sum(map(loss, maps)) / len(maps)
-        levels = [k for k in self.MOMENT_LEVELS if k in batch.fake_features]
+        levels = [k for k in self.moment_levels if k in batch.fake_features]
         pairs = [(batch.fake_features[k], batch.real_features[k]) for k in levels]
         if c.statistics_weight:
             losses["statistics"] = c.statistics_weight * sum(moment_distance(a, b) for a, b in pairs)

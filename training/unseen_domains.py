@@ -1,0 +1,150 @@
+"""Looks a hypernetwork has never seen: predicted from one picture, beside vectors trained on ten (HyperDomainNet, §5).
+
+    python training/unseen_domains.py --output_dir runs/unseen --max_train_steps 300 --vector_steps 100
+
+Trains one image-conditioned hypernetwork on `--seen` looks (ten pictures each, as `make_domain.py`), predicts a domain
+vector for every held-out look and for the first seen ones from the first of their pictures, trains a vector of its own
+for each (`hyperdomainnet.py`), and judges both as the bench does. Writes `hypernetwork/`, `predicted/LOOK`,
+`trained/LOOK`, `cells/*.json`, `table.md` and `sheet.png`: per look a row of the given picture and of predicted
+faces, and a row of trained ones. The same command again goes on where it stopped.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from bench_looks import Looks, folder_name, read_json, write_json
+from benchmark import as_floats, contact_sheet
+
+from fewshot_gan.adapters import DomainHyperNetwork
+from fewshot_gan.hub import replace_file
+from fewshot_gan.training import adapt, hypernetwork
+from fewshot_gan.training.data import load_images
+
+SEEN = (
+    *("filter:sepia", "filter:poster", "filter:pixel"),
+    *("dicebear:adventurer", "dicebear:big-ears", "dicebear:big-smile", "dicebear:bottts", "dicebear:cameo"),
+    *("dicebear:croodles", "dicebear:cutouts", "dicebear:dylan", "dicebear:fun-emoji", "dicebear:landscape"),
+    *("dicebear:line-face", "dicebear:micah", "dicebear:miniavs", "dicebear:moods", "dicebear:open-peeps"),
+    *("dicebear:personas", "dicebear:pixel-art", "dicebear:shadows", "dicebear:thumbs", "dicebear:toon-head"),
+)
+HELD_OUT = ("filter:pencil", "filter:ink", "dicebear:lorelei", "dicebear:notionists", "dicebear:avataaars")
+COLUMNS = ("kid_x1e3_ratio", "plain_x1e3_ratio", "balanced_intra_cluster_distance_ratio")
+FACES = 7
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    p.add_argument("--output_dir", type=Path, required=True)
+    p.add_argument("--base", default="ffhq")
+    p.add_argument("--seen", nargs="+", default=list(SEEN), help="looks that train the hypernetwork")
+    p.add_argument("--held_out", nargs="+", default=list(HELD_OUT), help="looks that it never sees")
+    p.add_argument("--show_seen", type=int, default=3, help="so many seen looks are judged too")
+    p.add_argument("--max_train_steps", type=int, default=300, help="of the hypernetwork")
+    p.add_argument("--vector_steps", type=int, default=100, help="of each trained vector; 0 = none")
+    p.add_argument("--width", type=int, default=512)
+    p.add_argument("--learning_rate", type=float, default=1e-3, help="of the hypernetwork")
+    p.add_argument("--num", type=int, default=200, help="judged pictures")
+    p.add_argument("--num_true", type=int, default=1000)
+    args = p.parse_args(argv)
+    if both := sorted({*args.seen} & {*args.held_out}):
+        p.error(f"{', '.join(both)} would be both seen and held out")
+    looks = Looks(args.output_dir, args.base, args.num, args.num_true)
+    seen = args.output_dir / "seen"  # what the hypernetwork is trained on: links to these looks' folders
+    seen.mkdir(parents=True, exist_ok=True)
+    for look in args.seen:
+        link = seen / folder_name(look)
+        if not link.exists():
+            link.symlink_to(looks.data(look).resolve(), target_is_directory=True)
+    common = [f"--base={args.base}", "--report_to=none"]
+    network = hypernetwork.run(
+        hypernetwork.parser().parse_args(
+            [
+                *common,
+                *(f"--data={seen}", f"--output_dir={args.output_dir / 'hypernetwork'}", f"--width={args.width}"),
+                *(f"--max_train_steps={args.max_train_steps}", f"--learning_rate={args.learning_rate}"),
+                *("--checkpointing_steps=50", "--sample_steps=100"),
+            ]
+        )
+    )
+    print(f"embedding to adapter: {milliseconds(network):.1f} ms (median of 20)")
+    rows = []
+    for look in [*args.held_out, *args.seen[: args.show_seen]]:
+        data = looks.data(look)
+        predicted, trained = (args.output_dir / kind / folder_name(look) for kind in ("predicted", "trained"))
+        if not predicted.is_dir():
+            looks.pipe.adapter_from_image(sorted(data.glob("*.png"))[0], network, "predicted")
+            looks.pipe.save_adapter(predicted, "predicted")
+            looks.pipe.delete_adapters("predicted")
+        folders = {"predicted": predicted}
+        if args.vector_steps:
+            options = [f"--data={data}", f"--output_dir={trained}", f"--max_train_steps={args.vector_steps}"]
+            adapt.main("hyperdomainnet", [*common, *options, "--sample_steps=0"])
+            folders["trained"] = trained
+        cells = {kind: judged(args, looks, look, kind, folder) for kind, folder in folders.items()}
+        rows.append((look, look in args.seen, cells))
+        write_table(args.output_dir / "table.md", rows)
+    write_sheet(args.output_dir / "sheet.png", looks, rows)
+    print((args.output_dir / "table.md").read_text())
+
+
+def milliseconds(network: DomainHyperNetwork) -> float:
+    """Median time from an embedding to an adapter."""
+    embedding, times = torch.randn(network.config.embedding_dim), []
+    for _ in range(20):
+        start = time.perf_counter()
+        network.adapter(embedding)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def judged(args, looks: Looks, look: str, kind: str, folder: Path) -> dict:
+    """Numbers of one adapter, kept in a file with their protocol, and the path of its first pictures."""
+    path = args.output_dir / "cells" / f"{kind}-{folder_name(look)}.json"
+    protocol = looks.protocol(look) | {"kind": kind, "steps": args.max_train_steps, "vector_steps": args.vector_steps}
+    known = read_json(path)
+    if known is None or known["protocol"] != protocol:
+        numbers, _, pictures = looks.judge(look, folder)
+        strip = path.with_suffix(".png")
+        replace_file(strip, contact_sheet([as_floats(pictures[:FACES])], size=pictures.shape[-1]).save)
+        known = {"look": look, "kind": kind, "numbers": numbers, "protocol": protocol}
+        write_json(path, known)
+    return known
+
+
+def write_table(path: Path, rows: list) -> None:
+    lines = [
+        "| look | | vector | KID ratio | plain ratio | balanced intra-cluster ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for look, was_seen, cells in rows:
+        for kind, cell in cells.items():
+            numbers = " | ".join(f"{cell['numbers'][name]:.3f}" for name in COLUMNS)
+            lines.append(f"| {look} | {'seen' if was_seen else 'held out'} | {kind} | {numbers} |")
+    replace_file(path, lambda temp: temp.write_text("\n".join(lines) + "\n"))
+
+
+def write_sheet(path: Path, looks: Looks, rows: list) -> None:
+    """Per look: the picture that was given and the predicted faces; below, white and the trained ones."""
+    from PIL import Image
+
+    side, lines = 128, []
+    for look, _, cells in rows:
+        first = as_floats(load_images(looks.data(look), looks.side)[:1])
+        for kind in cells:
+            strip = Image.open(path.parent / "cells" / f"{kind}-{folder_name(look)}.png").resize((FACES * side, side))
+            given = contact_sheet([first if kind == "predicted" else torch.ones_like(first)], size=side)
+            line = Image.new("RGB", ((FACES + 1) * side, side), "white")
+            line.paste(given, (0, 0))
+            line.paste(strip, (side, 0))
+            lines.append(line)
+    sheet = Image.new("RGB", (lines[0].width, side * len(lines)), "white")
+    for i, line in enumerate(lines):
+        sheet.paste(line, (0, i * side))
+    replace_file(path, sheet.save)
+
+
+if __name__ == "__main__":
+    main()
