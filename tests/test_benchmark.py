@@ -439,3 +439,8 @@ def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "table.md").read_text() == table and before == {p: p.read_bytes() for p in before}
     with pytest.raises(SystemExit):
         scripts.unseen_domains.main([*command, "filter:ink"])
+    # a look that trained the hypernetwork cannot become one that it has never seen
+    others = ["--seen", "filter:sepia", "filter:poster", "--held_out", "filter:ink"]
+    with pytest.raises(SystemExit, match="hypernetwork holds a run with other settings .*domains was "):
+        scripts.unseen_domains.main([*command, *others])
+    assert sorted(p.name for p in (tmp_path / "seen").iterdir()) == ["filter-poster", "filter-sepia"]

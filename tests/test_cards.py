@@ -1,12 +1,13 @@
 """Model cards: what is on them for each kind of grid, base and repo; a copy of a restricted base stays restricted."""
 
 import shutil
+from dataclasses import asdict
 
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from fewshot_gan import FewShotGAN
+from fewshot_gan import FewShotGAN, ProjectedDiscriminator
 from fewshot_gan.adapters import DomainVectorAdapter, LeFTAdapter, fingerprint
 from fewshot_gan.cards import (
     EMBEDDED_LICENCES,
@@ -55,6 +56,26 @@ def test_options_and_types(card, mobile, tmp_path):
         assert number in TYPES[kind]
 
 
+def test_the_preset_tells_what_took_part(card):
+    from fewshot_gan.methods.cdc import CDCConfig
+    from fewshot_gan.methods.hyperdomain import HyperDomainConfig
+    from fewshot_gan.methods.lfs_gan import LFSConfig
+
+    heads = "a projected discriminator ([arXiv 2111.01007](https://arxiv.org/abs/2111.01007))"
+    for method, config, want in (
+        (
+            "lfs_gan",
+            LFSConfig,
+            f"{heads}, feature statistics and content terms in place of the paper's discriminator and mode seeking",
+        ),
+        ("cdc", CDCConfig, f"{heads} in place of the paper's discriminator"),
+        ("hyperdomainnet", HyperDomainConfig, "feature statistics and content terms beside the paper's terms"),
+    ):
+        record = {**asdict(config.few_images()), "preset": "few_images"}
+        assert f", preset few_images: {want}\n" in card(method=method, training=record).text
+    assert ", preset" not in card(training={"preset": "paper", "statistics_weight": 1.0}).text
+
+
 def test_a_picture_as_grid(card, tmp_path):
     made = card(write={"grid": Image.new("RGB", (8, 8), (9, 8, 7))})
     picture = Image.open(tmp_path / "ink" / "images" / "grid.png")
@@ -100,13 +121,14 @@ def test_copies_of_a_restricted_base_stay_restricted(as_ffhq, card, tmp_path):
 
 
 def test_card_of_a_base(mobile, discriminator, tmp_path):
-    pipe = FewShotGAN(mobile, discriminator, truncation_psi=0.6)
+    heads = ProjectedDiscriminator({0: 8}, {0: 1})
+    pipe = FewShotGAN(mobile, discriminator, heads, truncation_psi=0.6)
     card = ModelCard.load(write_base_card(pipe, tmp_path, "faces", repo_id="me/faces"))
     data = card.data.to_dict()
     assert data["library_name"] == "fewshot_gan" and data["pipeline_tag"] == "unconditional-image-generation"
     assert "base_model" not in data and data["license"] == "unknown" and "adapter" not in data["tags"]
     assert 'from_pretrained("me/faces")' in card.text and f"`{fingerprint(mobile)}`" in card.text
-    for network in (mobile, discriminator):
+    for network in (mobile, discriminator, heads):
         numbers = sum(t.numel() for t in network.state_dict().values())
         assert f"{type(network).__name__}, 32 px | {numbers:,} |" in card.text
     assert "`pipe(8, seed=0, truncation_psi=0.6)`" in card.text and "not selected" in card.text

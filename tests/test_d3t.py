@@ -1,8 +1,10 @@
 """D3T-GAN as properties: the source costs nothing, λ = 0 is plain fine-tuning, distillation sees real and fake."""
 
 import json
+import re
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +39,7 @@ def rand(*shape, seed=0):
 def build(features, discriminator):
     """`build(preset, …)`: an objective with codes, and a source of either kind to distil from."""
 
-    def make(preset="few_images", codes=None, **changes):
+    def make(preset="abstract", codes=None, **changes):
         config = replace(getattr(D3TConfig, preset)(), **changes)
         projected = ProjectedDiscriminator.for_images(REAL, features, D3TObjective.HEADS, seed=5)
         codes = rand(3, 16, seed=8) * 0.5 if codes is None else codes
@@ -138,7 +140,7 @@ def test_reconstruction_is_of_the_image_a_code_came_from(build, pair, features):
 # ---------------------------------------------------------------------------------------------------- the discriminator
 
 
-@pytest.mark.parametrize("preset", ["paper", "few_images"])
+@pytest.mark.parametrize("preset", ["paper", "abstract"])
 def test_distillation_is_zero_at_the_source_and_uses_real_and_fake(build, pair, preset):
     objective = build(preset, distillation_weight=1.0)
     batch = a_batch(objective, pair).detach()
@@ -174,18 +176,41 @@ def test_distillation_equals_its_formula():
 
 
 def test_what_it_needs(build, features):
-    with pytest.raises(ValueError, match="no projected discriminator to distil from; use distillation_weight=0"):
-        D3TObjective(D3TConfig.few_images(), REAL, codes=rand(3, 16), w_std=rand(16), features=features)
+    with pytest.raises(ValueError, match="no projected discriminator to distil from; use .*weight=0") as error:
+        D3TObjective(D3TConfig.abstract(), REAL, codes=rand(3, 16), w_std=rand(16), features=features)
     with pytest.raises(ValueError, match="starts from projected training images: pass codes and w_std"):
-        D3TObjective(replace(D3TConfig.few_images(), distillation_weight=0.0), REAL, features=features)
+        D3TObjective(replace(D3TConfig.abstract(), distillation_weight=0.0), REAL, features=features)
+    assert (Path(__file__).parents[1] / re.search(r"with (training/\S+)", str(error.value))[1]).is_file()
     with pytest.raises(ValueError, match="transformed_every=0: give 1"):
         build(transformed_every=0)
+    with pytest.raises(ValueError, match="feature_resolution=2: the smallest block is 4"):
+        build(feature_resolution=2)
+
+
+@pytest.mark.parametrize("preset", ["paper", "abstract"])
+def test_the_source_of_the_distillation_is_where_the_discriminator_is(build, discriminator, features, preset):
+    """Also when the images are elsewhere at first: a base is loaded to the CPU, whatever trains it."""
+    objective = build(preset).double()
+    assert {p.dtype for p in objective._source[0].parameters()} == {torch.float64}
+    assert not objective._source[0].training and not any(p.requires_grad for p in objective._source[0].parameters())
+    heads = ProjectedDiscriminator.for_images(REAL, features, D3TObjective.HEADS).to("meta")
+    judges = {"discriminator": discriminator.to("meta"), "projected": heads}
+    options = {"codes": rand(3, 16), "w_std": rand(16), "features": features}
+    elsewhere = D3TObjective(getattr(D3TConfig, preset)(), REAL, **judges, **options)
+    want = {name: phi.weight.shape for name, phi in objective.adapters.items()}
+    assert {name: phi.weight.shape for name, phi in elsewhere.adapters.items()} == want
+
+
+def test_other_codes_are_another_run(build):
+    first, same, other = build(), build(), build(codes=rand(3, 16, seed=9))
+    assert first.settings() == same.settings() != other.settings()
+    assert build(**OFF).settings() == build(**OFF, codes=rand(3, 16, seed=9)).settings()  # used by no term
 
 
 # -------------------------------------------------------------------------------------------------------------- the run
 
 
-@pytest.mark.parametrize("preset", ["paper", "few_images"])
+@pytest.mark.parametrize("preset", ["paper", "abstract"])
 def test_without_its_weights_it_is_plain_fine_tuning(build, mobile, features, discriminator, tmp_path, preset):
     def train(name, objective):
         torch.manual_seed(0)
@@ -198,7 +223,12 @@ def test_without_its_weights_it_is_plain_fine_tuning(build, mobile, features, di
 
     projected = ProjectedDiscriminator.for_images(REAL, features, D3TObjective.HEADS, seed=5)
     options = {"discriminator": deepcopy(discriminator), "projected": projected, "features": features}
-    plain = train("plain", FinetuneObjective(getattr(FinetuneConfig, preset)(), REAL, **options))
+    plain = train(
+        "plain",
+        FinetuneObjective(
+            (FinetuneConfig.paper() if preset == "paper" else FinetuneConfig.few_images()), REAL, **options
+        ),
+    )
     same, other = train("same", build(preset, **OFF)), train("other", build(preset))
     assert all(torch.equal(v, same[k]) for k, v in plain.items())
     assert any(not torch.equal(v, other[k]) for k, v in plain.items())
@@ -223,6 +253,6 @@ def test_the_script_projects_once_and_resumes(base_folder, features, tmp_path, m
     assert "projected" not in capsys.readouterr().out
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key])
-    assert read_adapter(tmp_path / "b").config.training["transformed_every"] == 2
+    assert read_adapter(tmp_path / "b").config.training["transformed_every"] == 3
     adapt.run(adapt.parser("d3t").parse_args([*command[:-1], f"--output_dir={tmp_path / 'c'}", "--seed=1"]))
     assert "projected 3 images" in capsys.readouterr().out  # another seed is another projection

@@ -229,11 +229,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(trainer, tmp_path):
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"augment": "mirror"}, "unknown augment 'mirror'; known: fewshot"),
+        ({"real_zoom": 0.5}, "real_zoom=0.5: give 1"),
     ],
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainingConfig("out", **settings)
+
+
+def test_features_of_the_source_are_computed_for_content_alone(trainer, tmp_path, features, monkeypatch):
+    for content, times in ((40.0, 3), (0.0, 2)):  # of fake, real and, for content, source images
+        run = trainer(tmp_path / str(content), replace(OBJECTIVES["projected"], content_weight=content))
+        seen, observe = [], run.objective.observe
+        monkeypatch.setattr(run.objective, "observe", lambda *args, o=observe, s=seen: s.append(args) or o(*args))
+        assert ("content" in run.train_step()) == (content > 0) and len(seen) == times
 
 
 # ------------------------------------------------------------------------------------------------------------- outputs

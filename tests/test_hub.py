@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -357,6 +358,30 @@ def test_a_base_and_adapters_travel_to_another_process(hub, base_folder, perturb
         looks = json.loads(reader.communicate(timeout=120)[0])
         for name, like in (("__base__", "__base__"), ("ink", "ink"), ("same", "ink")):
             assert abs(torch.tensor(looks[name]) - torch.from_numpy(own[like])).max() < 1e-5, (state, name)
+
+
+def test_a_hypernetwork_travels_without_the_folders_it_was_made_from(hub, base_folder, mobile, tmp_path):
+    from fewshot_gan.adapters import DomainHyperNetwork
+
+    encoder = SimpleNamespace(name=str(tmp_path / "my-clip"), identity="0" * 16, dim=8)
+    names = {"base_model_name_or_path": str(base_folder), "encoder": encoder.name}
+    size = {"width": 8, "backbone_depth": 1, "head_depth": 1}
+    record = {"seed": 0, "domains": [f"look {i}" for i in range(60)]}
+    options = {**size, "base_model_name_or_path": str(base_folder), "training": record}
+    network = DomainHyperNetwork.for_model(mobile, encoder, **options)
+    assert network.push_to_hub("me/hyper", token="write-me", base="me/faces") == "me/hyper"
+    assert {name: network.config[name] for name in names} == names  # here it still knows where they are
+    network.save_pretrained(tmp_path / "again", push_to_hub=True, repo_id="me/again", token="write-me")
+    for repo in ("me/hyper", "me/again"):
+        files = hub.files(repo)
+        assert {"README.md", "config.json", "diffusion_pytorch_model.safetensors"} <= set(files)
+        assert not any(str(tmp_path.parent).encode() in content for content in files.values())
+        assert not any(str(base_folder.parent).encode() in content for content in files.values())
+        assert f'adapter_from_image("photo.png", "{repo}")' in files["README.md"].decode()
+        assert "| domains | 60, named in config.json |" in files["README.md"].decode()
+    fetched = DomainHyperNetwork.from_pretrained("me/hyper")
+    assert (fetched.config.base_model_name_or_path, fetched.config.encoder) == ("me/faces", "my-clip")
+    assert all(torch.equal(v, fetched.state_dict()[k]) for k, v in network.state_dict().items())
 
 
 # ----------------------------------------------------------------------------------------------------------- the server

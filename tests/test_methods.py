@@ -401,6 +401,21 @@ def test_the_frozen_network_is_neither_trained_nor_saved(features, discriminator
         assert list(objective.parameters())
 
 
+@pytest.mark.parametrize(
+    "config, option, value, least",
+    [
+        (FinetuneConfig, "r1_every", 0, 1),
+        (FinetuneConfig, "path_length_every", 0, 1),
+        (FinetuneConfig, "deepest_level", -1, 0),
+        (LFSConfig, "mode_seeking_every", 0, 1),
+        (LFSConfig, "mode_seeking_factor", 0, 1),
+    ],
+)
+def test_options_out_of_range(config, option, value, least):
+    with pytest.raises(ValueError, match=f"{option}={value}: give {least} or more"):
+        replace(config.paper(), **{option: value})
+
+
 def test_what_an_objective_needs(features, discriminator):
     with pytest.raises(ValueError, match="has no discriminator: use discriminator='projected'"):
         build(LFSConfig.paper(), features)

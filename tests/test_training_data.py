@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewshot_gan.training.augment import DiffAugment, FewShotAugment
+from fewshot_gan.training.augment import DiffAugment, FewShotAugment, random_zoom
 from fewshot_gan.training.data import InfiniteBatches, load_images
 
 
@@ -237,6 +237,23 @@ def test_cutout_blanks_a_square_and_translation_keeps_the_rest():
     moved = DiffAugment("translation")(ones, generator())
     kept = moved[:, 0].flatten(1).sum(1)
     assert kept.min() >= 14 * 14 and kept.max() <= 256 and kept.min() < 256  # at most an eighth, 2 px, each way
+
+
+def test_zoom_shows_a_part_of_each_image():
+    """A ramp stays a ramp, over a part of its range that is `1 / factor` long and lies inside."""
+    ramp = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64)
+    zoomed = random_zoom(ramp, 2.0, torch.Generator().manual_seed(0))
+    low, high = zoomed[:, 0, 0, 0], zoomed[:, 0, 0, -1]
+    assert low.min() >= -1 and high.max() <= 1 and zoomed.shape == ramp.shape
+    length = (high - low) / 2
+    assert length.min() > 0.47 and length.max() > 0.95 and length.std() > 0.1  # pixels round: half of 64
+    slopes = zoomed[:, 0, 10].diff(dim=1)
+    assert (slopes > 0).all() and (slopes[:, 3:-3].std(1) < 0.004).all()
+    assert torch.equal(zoomed, random_zoom(ramp, 2.0, torch.Generator().manual_seed(0)))
+    assert len({round(float(x), 3) for x in low}) > 20  # places differ, of 33
+    torch.testing.assert_close(random_zoom(ramp, 1.0), ramp)
+    with pytest.raises(ValueError, match="zoom 0.5 is below 1"):
+        random_zoom(ramp, 0.5)
 
 
 def test_diffaugment_names():

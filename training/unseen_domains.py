@@ -22,6 +22,7 @@ from fewshot_gan.adapters import DomainHyperNetwork
 from fewshot_gan.hub import replace_file
 from fewshot_gan.training import adapt, hypernetwork
 from fewshot_gan.training.data import load_images
+from fewshot_gan.training.engine import TrainingDiverged
 
 SEEN = (
     *("filter:sepia", "filter:poster", "filter:pixel"),
@@ -54,21 +55,24 @@ def main(argv: list[str] | None = None) -> None:
     looks = Looks(args.output_dir, args.base, args.num, args.num_true)
     seen = args.output_dir / "seen"  # what the hypernetwork is trained on: links to these looks' folders
     seen.mkdir(parents=True, exist_ok=True)
+    for link in [*seen.iterdir()]:  # of an earlier call with other looks: the run in this folder is then refused
+        if link.is_symlink() and link.name not in map(folder_name, args.seen):
+            link.unlink()
     for look in args.seen:
         link = seen / folder_name(look)
         if not link.exists():
             link.symlink_to(looks.data(look).resolve(), target_is_directory=True)
     common = [f"--base={args.base}", "--report_to=none"]
-    network = hypernetwork.run(
-        hypernetwork.parser().parse_args(
-            [
-                *common,
-                *(f"--data={seen}", f"--output_dir={args.output_dir / 'hypernetwork'}", f"--width={args.width}"),
-                *(f"--max_train_steps={args.max_train_steps}", f"--learning_rate={args.learning_rate}"),
-                *("--checkpointing_steps=50", "--sample_steps=100"),
-            ]
-        )
-    )
+    options = [
+        *common,
+        *(f"--data={seen}", f"--output_dir={args.output_dir / 'hypernetwork'}", f"--width={args.width}"),
+        *(f"--max_train_steps={args.max_train_steps}", f"--learning_rate={args.learning_rate}"),
+        *("--checkpointing_steps=50", "--sample_steps=100"),
+    ]
+    try:
+        network = hypernetwork.run(hypernetwork.parser().parse_args(options))
+    except (ValueError, TrainingDiverged) as error:
+        raise SystemExit(f"error: {error}") from error
     print(f"embedding to adapter: {milliseconds(network):.1f} ms (median of 20)")
     rows = []
     for look in [*args.held_out, *args.seen[: args.show_seen]]:

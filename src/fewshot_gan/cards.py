@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, replace_file
+from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name, replace_file
 from .version import __version__
 
 EMBEDDED_LICENCES = {  # base: what its weights descend from
@@ -89,10 +89,7 @@ def write_adapter_card(
         "",
         *_licence([origin], "The base's weights, and therefore this adapter,"),
     ]
-    if config.training:
-        lines += ["## Training", "", "| setting | value |", "|---|---|"]
-        lines += [f"| {key} | {value} |" for key, value in sorted(config.training.items())]
-        lines += [""]
+    lines += _training(config.training)
     return _write(folder, name, lines, has_grid, ["adapter", adapter.adapter_type], [origin], [base])
 
 
@@ -128,6 +125,40 @@ def write_collection_card(folder, name: str, repo_id: str | None = None) -> Path
     return _write(folder, name, lines, False, ["adapter", *kinds], origins, bases)
 
 
+def write_hypernetwork_card(network, folder, name: str, repo_id: str | None = None) -> Path:
+    """Write `README.md` into the folder of a saved hypernetwork.
+
+    Args:
+        network: the `DomainHyperNetwork` that the folder holds.
+        folder: where it was saved.
+        name: title of the card.
+        repo_id: what the card loads it by; None: its name.
+
+    Returns:
+        Path of the card.
+    """
+    config = network.config
+    base, origin = _base_of(config)
+    record = config.training or {}
+    if len(domains := record.get("domains", ())) > 50:
+        record = record | {"domains": f"{len(domains)}, named in config.json"}
+    lines = [
+        f"A hypernetwork: from one picture, or words where its encoder reads them, to a new look of {_named(base)}.",
+        "",
+        *_usage(base or "the base", f'pipe.adapter_from_image("photo.png", "{repo_id or name}")'),
+        "## What it is",
+        "",
+        f"- HyperDomainNet ([arXiv 2210.08884](https://arxiv.org/abs/2210.08884)): {network.num_values():,} numbers",
+        f"- Predicts: domain vectors of {network.num_deltas:,} numbers for {len(config.target_modules)} layers",
+        f"- Encoder: {portable_name(config.encoder) or 'not recorded'}, {config.embedding_dim} numbers each",
+        f"- Base: {_named(base)} (fingerprint `{config.base_fingerprint}`)",
+        "",
+        *_licence([origin], "The base's weights, and therefore this hypernetwork,"),
+        *_training(record),
+    ]
+    return _write(Path(folder), name, lines, False, ["hypernetwork"], [origin], [base])
+
+
 def write_base_card(pipe, folder, name: str, grid=None, repo_id: str | None = None) -> Path:
     """Write `README.md`, and a sample grid as `images/grid.png`, into the folder of a saved base.
 
@@ -154,7 +185,7 @@ def write_base_card(pipe, folder, name: str, grid=None, repo_id: str | None = No
         grid = make_grid(images, SAMPLES // 2)
         protocol = f"`pipe({SAMPLES}, seed={SEED}, truncation_psi={psi})`: the first {SAMPLES} pictures, not selected."
     has_grid = _place_grid(grid or None, folder)
-    networks = {"generator": generator, "discriminator": pipe.discriminator}
+    networks = {name: getattr(pipe, name) for name in ("generator", "discriminator", "projected_discriminator")}
     lines = [
         f"A generator of {generator.resolution} px pictures, to be taught new looks by few-shot adapters.",
         "",
@@ -261,12 +292,25 @@ def _named(base: str | None) -> str:
 
 
 def _preset(training: dict | None) -> str:
+    """What the preset for few images puts beside or in place of a paper's terms, from the recorded weights."""
     if (training or {}).get("preset") != "few_images":
         return ""
-    return (
-        ", preset few_images: a projected discriminator ([arXiv 2111.01007](https://arxiv.org/abs/2111.01007)), "
-        "feature statistics and content terms in place of the paper's discriminator and mode seeking"
-    )
+    used = {name.removesuffix("_weight") for name, value in training.items() if value}
+    projected = training.get("discriminator") == "projected"
+    added = ["a projected discriminator ([arXiv 2111.01007](https://arxiv.org/abs/2111.01007))"] * projected
+    added += ["feature statistics"] * bool(used & {"statistics", "wasserstein", "colour"})
+    added += ["content terms"] * bool(used & {"content", "structure"})
+    dropped = ["discriminator"] * projected + ["mode seeking"] * (training.get("mode_seeking_weight") == 0)
+    place = f"in place of the paper's {' and '.join(dropped)}" if dropped else "beside the paper's terms"
+    added = [", ".join(added[:-1]), added[-1]] if len(added) > 1 else added
+    return f", preset few_images: {' and '.join(added)} {place}" if added else ", preset few_images"
+
+
+def _training(record: dict | None) -> list[str]:
+    if not record:
+        return []
+    rows = [f"| {key} | {_plain(value)} |" for key, value in sorted(record.items())]
+    return ["## Training", "", "| setting | value |", "|---|---|", *rows, ""]
 
 
 def _plain(value) -> str:

@@ -49,6 +49,7 @@ class MethodName(StrEnum):
 class Preset(StrEnum):
     few_images = "few_images"
     paper = "paper"
+    abstract = "abstract"
     image = "image"
     text = "text"
 

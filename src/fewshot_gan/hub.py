@@ -10,6 +10,7 @@ from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
 REPO_FILES = ("*.json", "*.safetensors", "*.md")  # what loading needs; sample pictures stay on the Hub
+PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -47,6 +48,11 @@ def replace_file(target: Path, write) -> None:
 def is_repo_id(name: str | None) -> bool:
     """Whether `name` can be a Hub repo `owner/name`; a local path of that name comes first."""
     return bool(name and _REPO_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def portable_name(name: str | None) -> str | None:
+    """What a published file may call a folder or repo: a repo id as it is, a folder without where it lies here."""
+    return name if name is None or is_repo_id(name) else Path(name).name
 
 
 def resolve_folder(

@@ -119,7 +119,7 @@ def invert(
     space: str = "w",
     steps: int = 150,
     seed: int = 0,
-    learning_rate: float = 0.1,
+    learning_rate: float = 0.2,
     pixel_weight: float = 1.0,
     prior_weight: float = 1e-3,
     noise: float = 0.05,

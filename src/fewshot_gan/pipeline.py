@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .adapters import BASE, Adapter, AdapterBank, DomainHyperNetwork, fingerprint
-from .hub import adapter_folders, embedded_adapters, embedded_bases, replace_file, resolve_folder
+from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_bases, replace_file, resolve_folder
 from .images import read_image, square, upright
 from .inversion import Inversion, invert
 
@@ -30,7 +30,6 @@ pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
 )
 
 HUB_OPTIONS = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"}
-PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")
 CARD_FACES = 6  # pictures per row on the card of an adapter
 AdapterName = str | Mapping[str, float] | None
 
@@ -406,6 +405,8 @@ class FewShotGAN(DiffusionPipeline):
             images = torch.stack(squares).float() / 127.5 - 1 if squares else torch.empty(0)
         if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
             raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, H, W]; give at least one picture")
+        if not torch.isfinite(images).all() or images.abs().max() > 1.001:
+            raise ValueError("images go beyond [-1, 1]; scale 8-bit pictures with x / 127.5 - 1")
         adapter = network.adapter(encoder.image(images.to(self.device)).mean(0), images=len(images))
         return self.load_adapter(
             adapter, adapter_name or _name_from(Path(first).stem if isinstance(first, str | Path) else "image")

@@ -5,6 +5,7 @@ Shape legend: B domains, E size of an embedding, C input channels of a layer.
 
 import json
 import shutil
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..hub import is_repo_id, replace_file, resolve_folder
+from ..hub import PUSH_OPTIONS, portable_name, replace_file, resolve_folder
 from .base import LayerSpec, _compact, fingerprint, select_layers
 from .domain_vector import DomainVectorAdapter
 
@@ -143,8 +144,14 @@ class DomainHyperNetwork(ModelMixin, ConfigMixin):
             raise ValueError(f"{folder} holds no hypernetwork that can be loaded: {reason}") from error
         return network.requires_grad_(False)
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
-        """Write `config.json` and the weights, as float16 where that is exact; options are diffusers' own."""
+    def save_pretrained(self, save_directory, *, push_to_hub: bool = False, repo_id=None, **kwargs) -> None:
+        """Write `config.json` and the weights, as float16 where that is exact; other options are diffusers' own.
+
+        Args:
+            save_directory: folder, made if needed.
+            push_to_hub: upload it too, see `push_to_hub`; `repo_id` defaults to the folder's name.
+        """
+        push_options = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         super().save_pretrained(save_directory, **kwargs)
         config = Path(save_directory) / self.config_name
         # diffusers notes where it was loaded from, a folder of this machine
@@ -154,6 +161,36 @@ class DomainHyperNetwork(ModelMixin, ConfigMixin):
             tensors = {name: _compact(tensor) for name, tensor in load_file(path).items()}
             replace_file(path, lambda temp, tensors=tensors: save_file(tensors, temp, metadata={"format": "pt"}))
             shutil.copymode(config, path)  # safetensors lets only the owner read
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(save_directory).absolute().name, **push_options)
+
+    def push_to_hub(self, repo_id: str, *, base: str | None = None, **push_options) -> str:
+        """Upload the hypernetwork with its card.
+
+        Args:
+            repo_id: `owner/name`, made if it is not there.
+            base: what card and config call the base if it was trained on a folder of this machine; None: its name.
+            push_options: `token`, `private`, `revision`, `commit_message`, `create_pr`.
+
+        Returns:
+            Full id of the repo.
+
+        Raises:
+            ValueError: the Hub refused, e.g. without a token, or cannot be reached.
+        """
+        from ..cards import portable_base, write_hypernetwork_card
+        from ..hub import push_folder
+
+        known = {name: self.config[name] for name in ("base_model_name_or_path", "encoder")}
+        portable = portable_base(self.config, base), portable_name(self.config.encoder)
+        with tempfile.TemporaryDirectory() as temp:
+            self.register_to_config(**dict(zip(known, portable, strict=True)))
+            try:
+                self.save_pretrained(temp)
+                write_hypernetwork_card(self, temp, repo_id.rsplit("/", 1)[-1], repo_id=repo_id)
+            finally:
+                self.register_to_config(**known)
+            return push_folder(temp, repo_id, **push_options)
 
     def num_values(self) -> int:
         """Numbers that are trained."""
@@ -216,8 +253,6 @@ class DomainHyperNetwork(ModelMixin, ConfigMixin):
         if len(embedding) != 1:
             raise ValueError(f"{len(embedding)} embeddings for one adapter; give one, e.g. their mean")
         c, was_training = self.config, self.training
-        # cards show it: no folder of this machine
-        name = c.encoder if c.encoder is None or is_repo_id(c.encoder) else Path(c.encoder).name
         try:
             deltas = self.eval()(embedding.to(self.device))
         finally:
@@ -228,7 +263,7 @@ class DomainHyperNetwork(ModelMixin, ConfigMixin):
             base_model_name_or_path=c.base_model_name_or_path,
             base_fingerprint=c.base_fingerprint,
             method="hyperdomainnet",
-            training={"encoder": name, **training},
+            training={"encoder": portable_name(c.encoder), **training},  # cards show it
         )
         for path, factors in adapter.factors().items():
             factors.delta.copy_(deltas[path][0])

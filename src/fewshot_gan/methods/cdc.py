@@ -64,10 +64,10 @@ def relation_loss(source: list[torch.Tensor], target: list[torch.Tensor]) -> tor
     """KL(softmax_{j≠i} cos(s_i, s_j) ‖ softmax_{j≠i} cos(t_i, t_j)), mean over images i and levels (§3.1, eq. 1–2).
 
     Args:
-        source, target: one map `[B, …]` per level, row i of both from the same latent; a batch of one has no relation.
+        source, target: one map `[B, …]` per level, row i of both from the same latent.
 
     Returns:
-        Scalar; gradients reach `target`.
+        Scalar; gradients reach `target`. 0 of fewer than three images, which have no relation to compare.
     """
     if len(target[0]) < 3:  # with two, the softmax is over one number
         return sum(t.sum() for t in target) * 0

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..inversion import PerceptualDistance
 from .cdc import relation_loss
-from .objective import Batch, Objective, ObjectiveConfig, Views
+from .objective import Batch, Objective, ObjectiveConfig, Views, digest
 from .pair import Latents, Pair
 
 
@@ -80,6 +80,43 @@ class D3TConfig(ObjectiveConfig):
     code_sigma: float = 0.1
     mix_probability: float = 0.5
 
+    LEAST = {**ObjectiveConfig.LEAST, "transformed_every": 1}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if 0 != self.feature_resolution < 4:
+            raise ValueError(
+                f"feature_resolution={self.feature_resolution}: the smallest block is 4; give that or more, or 0 = all"
+            )
+
+    @classmethod
+    def abstract(cls) -> "D3TConfig":
+        """The terms that the abstract names, and no other, with a discriminator that sees through pretrained eyes."""
+        return cls(discriminator="projected", style_mixing=0.0, r1_weight=0.0)
+
+    @classmethod
+    def few_images(cls) -> "D3TConfig":
+        """What drew sixteen different portraits from ten line drawings on a CPU (training/RESULTS.md).
+
+        The relation keeps latents apart, deep moments find the drawing, content and structure keep hair and pose.
+        """
+        return cls(
+            discriminator="projected",
+            adversarial_weight=0.5,
+            style_mixing=0.0,
+            r1_weight=0.0,
+            statistics_weight=1.0,
+            wasserstein_weight=1.0,
+            colour_weight=2.0,
+            deepest_level=14,
+            content_weight=20.0,
+            structure_weight=0.4,
+            feature_weight=0.0,
+            feature_resolution=64,
+            relation_weight=3000.0,
+            transformed_every=3,
+        )
+
     @property
     def transfers(self) -> bool:
         """A term of the generator uses projected training images."""
@@ -104,19 +141,28 @@ class D3TObjective(Objective):
         c = config
         if c.transfers and (codes is None or w_std is None):
             raise ValueError("knowledge transfer starts from projected training images: pass codes and w_std")
-        if c.transformed_every < 1:
-            raise ValueError(f"transformed_every={c.transformed_every}: give 1 (every step) or more")
         self._codes, self._w_std, self._real = codes, w_std, real
         self._source = [None]  # in a list: frozen, so neither saved nor trained with this module
         if c.distillation_weight:
             if c.discriminator == "projected" and projected is None:
                 raise ValueError(
                     "this base has no projected discriminator to distil from; use distillation_weight=0, or train one "
-                    "with training/source_critic.py"
+                    "with training/source_discriminator.py"
                 )
             self._source = [deepcopy(self.discriminator).eval().requires_grad_(False)]
-            maps, _ = self._look(self._source[0], Views(real[:1], real[:1]), self.observe(real[:1], self.levels))
+            one, device = real[:1], next(self.discriminator.parameters()).device
+            seen = {k: x.to(device) for k, x in self.observe(one, self.levels).items()}
+            maps, _ = self._look(self._source[0], Views(one, one).to(device), seen)
             self.adapters = nn.ModuleDict({name: identity_convolution(x.shape[1]) for name, x in maps.items()})
+
+    def _apply(self, fn, recurse=True):
+        """Whatever moves the discriminator moves its source too."""
+        if self._source[0] is not None:
+            self._source[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def settings(self) -> dict:
+        return super().settings() | ({"codes": digest(self._codes)} if self.config.transfers else {})
 
     @property
     def needs_source(self) -> bool:

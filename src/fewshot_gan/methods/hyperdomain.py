@@ -6,9 +6,11 @@ Gap's (arXiv 2110.08398); there is no discriminator. Source and adapted pictures
 Shape legend: B images, K templates (1 for pictures), D size of an embedding, N domains, R reference pictures.
 """
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from ..adapters.domain_vector import DomainVectorFactors
 from ..adapters.hypernetwork import DomainHyperNetwork
 from ..encoders import TEMPLATES, Encoder, templated
 from ..inversion import LPIPSDistance, PerceptualDistance
+from .objective import digest
 from .pair import Latents, Pair
 from .statistics import colour_distance, content_distance, moment_distance, sliced_wasserstein, structure_distance
 
@@ -306,6 +309,15 @@ class _Domains(nn.Module):
                 self.targets = [_centres(of) for of in self.pictures]  # [N, 1, D] each
                 self.origins = None  # seen by the first step, which brings the generator
         self.projected = None  # as `pictures`, of the source's pictures of the references' latents
+        words = [] if targets is None else [*map(list, (targets, origins, templates))]
+        shown = [digest(x) for of in (references, latents) for x in of or ()]
+        self._domains = {"domains": hashlib.sha256(json.dumps([words, shown]).encode()).hexdigest()[:16]}
+        if words and len(targets) == 1:
+            self._domains |= {"target": targets[0], "origin": origins[0]}
+
+    def settings(self) -> dict:
+        """See `Objective.settings`."""
+        return {**asdict(self.config), **self._domains, "encoders": [encoder.identity for encoder in self.encoders]}
 
     @property
     def encoders(self) -> list[Encoder]:

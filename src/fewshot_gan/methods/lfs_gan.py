@@ -37,10 +37,11 @@ def mode_seeking_loss(z, w, images, features, clusters) -> torch.Tensor:
     first, second = first[same], second[same]
     if len(first) == 0:
         return images.sum() * 0
+    pairs = list(zip(first.tolist(), second.tolist(), strict=True))
 
     def distance(x):  # mean absolute difference of each pair, [P]
         x = x.flatten(1)
-        return torch.stack([(x[i] - x[j]).abs().mean() for i, j in zip(first, second, strict=True)])
+        return torch.stack([(x[i] - x[j]).abs().mean() for i, j in pairs])
 
     dz, dw = distance(z) + 1e-8, distance(w) + 1e-8
     ratio = dw / dz + torch.stack([distance(f) for f in features]).mean(0) / dw + distance(images) / dw
@@ -65,6 +66,8 @@ class LFSConfig(CDCConfig):
     mode_seeking_weight: float = 1.0
     mode_seeking_every: int = 1
     mode_seeking_factor: int = 4
+
+    LEAST = {**CDCConfig.LEAST, "mode_seeking_every": 1, "mode_seeking_factor": 1}
 
     @classmethod
     def few_images(cls) -> "LFSConfig":

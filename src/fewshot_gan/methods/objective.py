@@ -5,8 +5,9 @@
 Shape legend: B images, K training images, R resolution.
 """
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import nn
@@ -15,6 +16,11 @@ from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, log
 from .pair import Drawn, Latents, Pair
 from .projected import ProjectedDiscriminator
 from .statistics import colour_distance, content_distance, moment_distance, sliced_wasserstein, structure_distance
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Sixteen hex digits of the numbers of a tensor, to tell one set of images or codes from another."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,13 @@ class ObjectiveConfig:
     content_weight: float = 0.0
     structure_weight: float = 0.0
 
+    LEAST = {"r1_every": 1, "path_length_every": 1, "deepest_level": 0}  # no field: smallest value of options
+
+    def __post_init__(self):
+        for name, least in self.LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: give {least} or more")
+
     @classmethod
     def paper(cls) -> "ObjectiveConfig":
         """The method as published, on the base's own discriminator."""
@@ -72,6 +85,9 @@ class Views:
 
     def detach(self) -> "Views":
         return Views(self.colour.detach(), self.plain.detach())
+
+    def to(self, device) -> "Views":
+        return Views(self.colour.to(device), self.plain.to(device))
 
 
 @dataclass
@@ -153,6 +169,10 @@ class Objective(nn.Module):
             raise ValueError(f"unknown discriminator {c.discriminator!r}; known: source, projected")
         if c.freeze_d:
             self.discriminator.freeze_lower(c.freeze_d)
+
+    def settings(self) -> dict:
+        """What a resumed run must share with its beginning, as JSON has it: weights, and what else the losses see."""
+        return asdict(self.config)
 
     def require_features(self):
         """The feature network.

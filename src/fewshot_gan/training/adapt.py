@@ -1,7 +1,6 @@
 """Adapt a base to about ten images by any of the methods; behind the scripts and `fewshot-gan adapt`."""
 
 import argparse
-import hashlib
 import json
 import os
 from copy import deepcopy
@@ -19,13 +18,14 @@ from ..adapters.domain_vector import PARAMETRIZATIONS, PLACEMENTS
 from ..cards import write_adapter_card
 from ..encoders import CLIP_DEFAULT, load_encoder
 from ..features import load_features
-from ..hub import embedded_datasets, replace_file
+from ..hub import embedded_datasets, portable_name, replace_file
 from ..inversion import SPACES, invert, latent_statistics
 from ..methods.cdc import CDCConfig, CDCObjective
 from ..methods.d3t import D3TConfig, D3TObjective
 from ..methods.finetune import FinetuneConfig, FinetuneObjective
 from ..methods.hyperdomain import HyperDomainConfig, HyperDomainObjective
 from ..methods.lfs_gan import LFSConfig, LFSObjective
+from ..methods.objective import digest
 from ..models.layers import as_ws
 from ..pipeline import FewShotGAN
 from .data import load_images
@@ -56,7 +56,7 @@ class Method:
 
 METHODS = {
     "lfs_gan": Method("LFS-GAN (arXiv 2308.11917)", LFSConfig, LFSObjective, "left"),
-    "d3t": Method("D3T-GAN (arXiv 2205.06032)", D3TConfig, D3TObjective, "left"),
+    "d3t": Method("D3T-GAN (arXiv 2205.06032)", D3TConfig, D3TObjective, "left", ("few_images", "abstract", "paper")),
     "cdc": Method("cross-domain correspondence (arXiv 2104.06820)", CDCConfig, CDCObjective, "full"),
     "finetune": Method(
         "TransferGAN (arXiv 1805.01677), FreezeD (arXiv 2002.10964), or from scratch",
@@ -70,11 +70,12 @@ METHODS = {
         HyperDomainObjective,
         "domain_vector",
         ("few_images", "image", "text"),
-        {"learning_rate": 0.02, "adam_beta1": 0.9, "adam_beta2": 0.999},
+        {"learning_rate": 0.02, "adam_beta1": 0.9, "adam_beta2": 0.999, "augment": "none"},
     ),
 }
 PRESETS = {
     "few_images": "signals that learn a set of pictures in few steps, on pretrained features",
+    "abstract": "the published terms alone, on pretrained features",
     "paper": "as published, on the base's own discriminator",
     "image": "as published, for a picture",
     "text": "as published, for words",
@@ -105,14 +106,14 @@ def parser(method: str) -> argparse.ArgumentParser:
     )
     if led_by_words:
         p.add_argument("--text", help="the look in words, e.g. 'pencil drawing', instead of --data")
-        p.add_argument("--origin", default="photo", help="what the base draws, in words")
+        p.add_argument("--origin", help="what the base draws, in words; with --text, default photo")
         p.add_argument(
             "--encoder", nargs="+", help="features, or CLIP as folders or repo ids; default: features, or two CLIPs"
         )
     if of.objective in PROJECTING:
         p.add_argument("--space", choices=SPACES, default="w", help="of the projected images")
         p.add_argument("--projection_steps", type=int, default=150, help="of each projection")
-        p.add_argument("--projection_prior", type=float, default=0.01, help="pull of a projection towards the mean w")
+        p.add_argument("--projection_prior", type=float, default=0.05, help="pull of a projection towards the mean w")
         p.add_argument("--projections", help="file of the projections; default: in the output folder")
     if of.objective is FinetuneObjective:
         p.add_argument("--scratch", action="store_true", help="forget the base's weights first; with --adapter full")
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> Adapter:
         The trained adapter.
 
     Raises:
-        ValueError, FileNotFoundError: bad options, data or base, each with one sentence.
+        ValueError, FileNotFoundError, ImportError: bad options, data, base or packages, each with one sentence.
         TrainingDiverged: a loss is not finite.
     """
     given, of = vars(args), METHODS[args.method]
@@ -154,6 +155,8 @@ def run(args: argparse.Namespace) -> Adapter:
         raise ValueError(f"--scratch forgets every weight, which --adapter {args.adapter} cannot store; use full")
     if (args.train_data_dir is None) == (given.get("text") is None):
         raise ValueError("a look is shown by pictures or named by words; give --data or --text")
+    if given.get("origin") and args.text is None:
+        raise ValueError(f"--origin {args.origin!r} belongs to --text; with --data the base's own pictures say it")
     args.preset = args.preset or ("text" if given.get("text") else "few_images")
     training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
     preset = getattr(of.config, args.preset)()
@@ -167,6 +170,12 @@ def run(args: argparse.Namespace) -> Adapter:
     record = {**asdict(config), **asdict(training), "preset": args.preset}
     record |= {"num_images": len(images)} if images is not None else {"text": args.text}
     record |= {"scratch": True} if args.scratch else {}
+    if of.objective is HyperDomainObjective:
+        args.encoder = args.encoder or (["features"] if args.text is None else CLIPS)
+        record |= {"encoder": [portable_name(name) for name in args.encoder]}
+        record |= {} if args.text is None else {"origin": args.origin or "photo"}
+    if getattr(config, "transfers", False) or getattr(config, "needs_latents", False):
+        record |= {name: given[name] for name in ("space", "projection_steps", "projection_prior")}
     record.pop("output_dir")
     options = {"method": args.method, "training": record, "base_model_name_or_path": args.pretrained_model_name_or_path}
     for name in OPTIONS:
@@ -223,17 +232,17 @@ def build(args, config, pipe: FewShotGAN, real: torch.Tensor | None, accelerator
             return projections(path, pipe, real, args)
 
     if of.objective is HyperDomainObjective:
-        names = args.encoder or (["features"] if args.text is None else CLIPS)
         latents = projected().to(device) if real is not None and config.needs_latents else None
         if latents is not None and latents.ndim == 2:
             latents = as_ws(latents, pipe.generator.num_ws, pipe.generator.w_dim)
-        shown = {"target": args.text, "origin": args.origin} if real is None else {"references": real}
+        shown = {"target": args.text, "origin": args.origin or "photo"} if real is None else {"references": real}
         features = load_features(device=device) if config.needs_features else None
-        encoders = [load_encoder(name, device) for name in names]
+        encoders = [load_encoder(name, device) for name in args.encoder]
         return HyperDomainObjective(config, encoders, reference_latents=latents, features=features, **shown)
     judges = {name: deepcopy(getattr(pipe, name)) for name in ("discriminator", "projected_discriminator")}
-    if args.scratch:
-        judges = {name: judge and type(judge).from_config(judge.config) for name, judge in judges.items()}
+    if args.scratch:  # heads without a past are made for the images at hand
+        judge = judges["discriminator"]
+        judges = {"discriminator": judge and type(judge).from_config(judge.config), "projected_discriminator": None}
     options = {
         "discriminator": judges["discriminator"],
         "projected": judges["projected_discriminator"],
@@ -253,9 +262,9 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
     Returns:
         w `[K, D]`, or w+ `[K, L, D]` with `--space w+`.
     """
-    generator = pipe.generator
+    generator = pipe.generator.to(real.device)
     made_of = {
-        "images": hashlib.sha256(real.cpu().numpy().tobytes()).hexdigest()[:16],
+        "images": digest(real),
         "base": pipe.bank.fingerprint(),
         **{name: str(getattr(args, name)) for name in ("space", "projection_steps", "projection_prior", "seed")},
     }
@@ -265,7 +274,7 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
                 return file.get_tensor("codes")
     found = invert(
         generator,
-        real.to(generator.device),
+        real,
         space=args.space,
         steps=args.projection_steps,
         prior_weight=args.projection_prior,
@@ -295,5 +304,5 @@ def main(method: str, argv=None) -> None:
     args = parser(method).parse_args(argv)
     try:
         run(args)
-    except (ValueError, FileNotFoundError, TrainingDiverged) as error:
+    except (ValueError, FileNotFoundError, ImportError, TrainingDiverged) as error:
         raise SystemExit(f"error: {error}") from error

@@ -4,7 +4,6 @@ Only the adapter's factors and the objective's discriminator side are trained; t
 Shape legend: B images, L `ws`, D `w_dim`, R resolution.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -20,9 +19,9 @@ from tqdm.auto import tqdm
 
 from ..adapters import Adapter, AdapterBank
 from ..hub import replace_file
-from ..methods.objective import Batch, Objective, Views
+from ..methods.objective import Batch, Objective, Views, digest
 from ..methods.pair import Latents, Pair
-from .augment import DiffAugment, FewShotAugment
+from .augment import DiffAugment, FewShotAugment, random_zoom
 from .data import InfiniteBatches
 
 STATE_NAME, CONFIG_NAME = "state-{rank}.pt", "training_config.json"
@@ -48,6 +47,7 @@ class TrainingConfig:
         ema_decay: of the saved factors; 0 = none.
         truncation_psi: of the training latents.
         augment: "fewshot" (flip, shift, mild colour), "diffaugment" (color,translation,cutout), "flip" or "none".
+        real_zoom: training images are enlarged by factors up to this; for looks framed more widely than the base.
         mixed_precision: "no" or "bf16" (the generator's features; losses stay fp32).
         checkpointing_steps, checkpoints_total_limit: how often and how many.
         sample_steps: sample grids every this many steps; 0 = none.
@@ -67,6 +67,7 @@ class TrainingConfig:
     ema_decay: float = 0.97
     truncation_psi: float = 0.7
     augment: str = "fewshot"
+    real_zoom: float = 1.0
     mixed_precision: str = "no"
     checkpointing_steps: int = 100
     checkpoints_total_limit: int = 2
@@ -82,6 +83,8 @@ class TrainingConfig:
         for name in ("learning_rate", "d_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number above 0, e.g. 0.005")
+        if not 1 <= self.real_zoom <= 4:
+            raise ValueError(f"real_zoom={self.real_zoom}: give 1 (none) to 4, e.g. 1.5")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay}: give 0 (none) up to, not including, 1")
         if self.augment not in ("fewshot", "diffaugment", "flip", "none"):
@@ -106,6 +109,8 @@ class Trainer:
                 "augment='diffaugment' moves each image on its own, so content and structure terms cannot compare it "
                 "with its source; use augment='fewshot', or content_weight=0 and structure_weight=0"
             )
+        if config.augment != "none" and not objective.uses_images:
+            raise ValueError(f"augment={config.augment!r}: this objective's pictures are not augmented; use 'none'")
         self.config, self.accelerator, self.device = config, accelerator, accelerator.device
         # channels-last: a seventh less time per step on a CPU, and what GPUs prefer
         self.generator = generator.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -181,7 +186,10 @@ class Trainer:
         latents = objective.draw(self.pair, config.train_batch_size, step, self.random)
         drawn = self.pair.adapted(latents)
         fake, draw = self.augment(drawn.images)
-        real, _ = self.augment(next(self.batches)[0].to(self.device))
+        real = next(self.batches)[0]
+        if config.real_zoom > 1:
+            real = random_zoom(real, config.real_zoom, self.random)
+        real, _ = self.augment(real.to(self.device))
         batch = Batch(step, step / config.max_train_steps, self.random, latents, drawn, fake, real)
         batch.fake_features = objective.observe(fake.colour, objective.levels)
         with torch.no_grad():
@@ -191,7 +199,8 @@ class Trainer:
             if objective.compares_views:
                 source = batch.source.images
                 batch.source_view = source if draw is None else self.fewshot.apply(source, draw, colour=False)
-                batch.source_features = objective.observe(batch.source_view, objective.CONTENT_LEVELS)
+                if objective.config.content_weight:
+                    batch.source_features = objective.observe(batch.source_view, objective.CONTENT_LEVELS)
         return batch
 
     def _rate(self, step: int) -> float:
@@ -302,9 +311,9 @@ class Trainer:
         skipped = ("training", "base_model_name_or_path", "target_modules")
         adapter = {k: v for k, v in self.adapter.config.items() if k not in skipped and not k.startswith("_")}
         adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
-        settings = {**asdict(self.config), **asdict(self.objective.config), **adapter}
+        settings = {**asdict(self.config), **self.objective.settings(), **adapter}
         if self.batches is not None:
-            settings["images"] = hashlib.sha256(self.batches.images.numpy().tobytes()).hexdigest()[:16]
+            settings["images"] = digest(self.batches.images)
         return settings
 
     def _resume(self) -> None:

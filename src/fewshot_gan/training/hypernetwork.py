@@ -5,6 +5,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from ..adapters import DomainHyperNetwork
+from ..cards import write_hypernetwork_card
 from ..encoders import load_encoder
 from ..features import load_features
 from ..methods.hyperdomain import HyperDomainConfig, HyperNetworkObjective
@@ -79,7 +80,9 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
         names, origins = read_texts(args.texts)
         domains = {"targets": names, "origins": origins}
     else:
-        folders = sorted(p for p in Path(args.data).iterdir() if p.is_dir()) if Path(args.data).is_dir() else []
+        if not Path(args.data).is_dir():
+            raise FileNotFoundError(f"folder {args.data} does not exist; give one with a folder of images per domain")
+        folders = sorted(p for p in Path(args.data).iterdir() if p.is_dir())
         names = [folder.name for folder in folders]
         resolution = pipe.generator.resolution
         domains = {"references": [load_images(f, resolution).float().to(device) / 127.5 - 1 for f in folders]}
@@ -102,8 +105,11 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
     trainer = Trainer(pipe.generator, network, objective, None, training, accelerator)
     start_trackers(args, accelerator, "hyperdomainnet")
     result = trainer.train()
-    if accelerator.is_main_process and args.push_to_hub:
-        result.push_to_hub(args.hub_model_id or Path(training.output_dir).name)
+    if accelerator.is_main_process:
+        name = Path(training.output_dir).name
+        write_hypernetwork_card(result, training.output_dir, name)
+        if args.push_to_hub:
+            result.push_to_hub(args.hub_model_id or name)
     accelerator.end_training()
     return result.eval()
 
