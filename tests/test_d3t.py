@@ -145,7 +145,7 @@ def test_distillation_is_zero_at_the_source_and_uses_real_and_fake(build, pair, 
     objective = build(preset, distillation_weight=1.0)
     batch = a_batch(objective, pair).detach()
     objective.eval()  # power iterations stand still
-    assert float(objective.discriminator_losses(batch)["distillation"]) == pytest.approx(0, abs=1e-10)
+    assert objective.discriminator_losses(batch)["distillation"].item() == pytest.approx(0, abs=1e-10)
     with torch.no_grad():
         for p in objective.discriminator.parameters():
             p.add_(0.05 * rand(*p.shape, seed=p.numel()))
@@ -234,7 +234,7 @@ def test_without_its_weights_it_is_plain_fine_tuning(build, mobile, features, di
     assert any(not torch.equal(v, other[k]) for k, v in plain.items())
 
 
-def test_the_script_projects_once_and_resumes(base_folder, features, tmp_path, monkeypatch, capsys):
+def test_the_script_projects_once(base_folder, features, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
     monkeypatch.setattr("fewshot_gan.features.load_features", lambda **kwargs: features)
     data = tmp_path / "data"
@@ -254,5 +254,10 @@ def test_the_script_projects_once_and_resumes(base_folder, features, tmp_path, m
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key])
     assert read_adapter(tmp_path / "b").config.training["transformed_every"] == 3
-    adapt.run(adapt.parser("d3t").parse_args([*command[:-1], f"--output_dir={tmp_path / 'c'}", "--seed=1"]))
-    assert "projected 3 images" in capsys.readouterr().out  # another seed is another projection
+    other = [*command[:-1], f"--output_dir={tmp_path / 'c'}", "--seed=1"]  # another seed is another projection
+    before = shared.read_bytes()
+    with pytest.raises(ValueError, match="holds projections of other images, another base or other settings"):
+        adapt.run(adapt.parser("d3t").parse_args(other))
+    assert shared.read_bytes() == before
+    adapt.run(adapt.parser("d3t").parse_args([*other, f"--projections={tmp_path / 'other.safetensors'}"]))
+    assert "projected 3 images" in capsys.readouterr().out

@@ -20,6 +20,7 @@ MEAN_SAMPLES = 4096  # latents over which mean and spread of w are taken
 SPACES = ("w", "w+")
 OFFSET_RATE = 0.2  # learning rate of w+'s offsets over that of the shared part
 SLOPE = 0.2  # of the mapping network's leaky ReLU
+VERSION = 2  # raise it when the same picture gets another latent: what was kept on disk is then made anew
 FLOOR = 1e-3  # least variance of a direction of w, over the mean variance
 
 

@@ -19,7 +19,7 @@ from ..cards import write_adapter_card
 from ..encoders import CLIP_DEFAULT, load_encoder
 from ..features import load_features
 from ..hub import embedded_datasets, portable_name, replace_file
-from ..inversion import SPACES, invert, latent_statistics
+from ..inversion import SPACES, VERSION, invert, latent_statistics
 from ..methods.cdc import CDCConfig, CDCObjective
 from ..methods.d3t import D3TConfig, D3TObjective
 from ..methods.finetune import FinetuneConfig, FinetuneObjective
@@ -261,17 +261,26 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
 
     Returns:
         w `[K, D]`, or w+ `[K, L, D]` with `--space w+`.
+
+    Raises:
+        ValueError: the user named a file that holds others.
     """
     generator = pipe.generator.to(real.device)
     made_of = {
         "images": digest(real),
         "base": pipe.bank.fingerprint(),
+        "inversion": VERSION,
         **{name: str(getattr(args, name)) for name in ("space", "projection_steps", "projection_prior", "seed")},
     }
     if path.is_file():
         with safe_open(path, "pt") as file:
             if json.loads((file.metadata() or {}).get("made_of", "{}")) == made_of:
                 return file.get_tensor("codes")
+        if args.projections:
+            raise ValueError(
+                f"{path} holds projections of other images, another base or other settings; name another file to make, "
+                "or delete this one"
+            )
     found = invert(
         generator,
         real,
