@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 from bench_looks import Looks, folder_name, read_json, write_json
+from bench_report import markdown
 from benchmark import as_floats, contact_sheet
 
 from fewshot_gan.adapters import DomainHyperNetwork
 from fewshot_gan.hub import replace_file
 from fewshot_gan.training import adapt, hypernetwork
 from fewshot_gan.training.data import load_images
-from fewshot_gan.training.engine import TrainingDiverged
 
 SEEN = (
     *("filter:sepia", "filter:poster", "filter:pixel"),
@@ -69,10 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         *(f"--max_train_steps={args.max_train_steps}", f"--learning_rate={args.learning_rate}"),
         *("--checkpointing_steps=50", "--sample_steps=100"),
     ]
-    try:
-        network = hypernetwork.run(hypernetwork.parser().parse_args(options))
-    except (ValueError, TrainingDiverged) as error:
-        raise SystemExit(f"error: {error}") from error
+    network = hypernetwork.main(options)
     print(f"embedding to adapter: {milliseconds(network):.1f} ms (median of 20)")
     rows = []
     for look in [*args.held_out, *args.seen[: args.show_seen]]:
@@ -119,15 +116,14 @@ def judged(args, looks: Looks, look: str, kind: str, folder: Path) -> dict:
 
 
 def write_table(path: Path, rows: list) -> None:
-    lines = [
-        "| look | | vector | KID ratio | plain ratio | balanced intra-cluster ratio |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for look, was_seen, cells in rows:
         for kind, cell in cells.items():
-            numbers = " | ".join(f"{cell['numbers'][name]:.3f}" for name in COLUMNS)
-            lines.append(f"| {look} | {'seen' if was_seen else 'held out'} | {kind} | {numbers} |")
-    replace_file(path, lambda temp: temp.write_text("\n".join(lines) + "\n"))
+            numbers = [f"{cell['numbers'][name]:.3f}" for name in COLUMNS]
+            lines.append([look, "seen" if was_seen else "held out", kind, *numbers])
+    heads = ["look", "", "vector", "KID ratio", "plain ratio", "balanced intra-cluster ratio"]
+    text = markdown(heads, lines) + "\n"
+    replace_file(path, lambda temp: temp.write_text(text))
 
 
 def write_sheet(path: Path, looks: Looks, rows: list) -> None:

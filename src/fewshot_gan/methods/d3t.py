@@ -8,7 +8,7 @@ Shape legend: B images, K training images, L `ws`, D `w_dim`.
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +92,7 @@ class D3TConfig(ObjectiveConfig):
     @classmethod
     def abstract(cls) -> "D3TConfig":
         """The terms that the abstract names, and no other, with a discriminator that sees through pretrained eyes."""
-        return cls(discriminator="projected", style_mixing=0.0, r1_weight=0.0)
+        return super().few_images()
 
     @classmethod
     def few_images(cls) -> "D3TConfig":
@@ -100,11 +100,9 @@ class D3TConfig(ObjectiveConfig):
 
         The relation keeps latents apart, deep moments find the drawing, content and structure keep hair and pose.
         """
-        return cls(
-            discriminator="projected",
+        return replace(
+            cls.abstract(),
             adversarial_weight=0.5,
-            style_mixing=0.0,
-            r1_weight=0.0,
             statistics_weight=1.0,
             wasserstein_weight=1.0,
             colour_weight=2.0,

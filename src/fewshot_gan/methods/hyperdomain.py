@@ -533,7 +533,6 @@ class HyperNetworkObjective(_Domains):
         with torch.no_grad():
             known = self.targets[0][:, 0] if targets is None else self.encoders[0].text(list(targets))
         self.inputs = F.normalize(known, dim=1)  # [N, D]: the bare words
-        self._fits = None
 
     @property
     def hypernetwork(self) -> DomainHyperNetwork:
@@ -596,13 +595,12 @@ class HyperNetworkObjective(_Domains):
 
     def _check_base(self, pair: Pair) -> None:
         wanted = self.hypernetwork.config.base_fingerprint
-        if self._fits != id(pair.generator) and wanted is not None and wanted != (have := pair.bank.fingerprint()):
+        if wanted is not None and wanted != (have := pair.bank.fingerprint()):  # the bank computes it once
             base = self.hypernetwork.config.base_model_name_or_path
             raise ValueError(
                 f"the hypernetwork was made for {base or 'another base'!r} (fingerprint {wanted}), not for this "
                 f"generator (fingerprint {have}); make one with DomainHyperNetwork.for_model"
             )
-        self._fits = id(pair.generator)  # the module itself would become a part of this one
 
 
 def _embedded(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:

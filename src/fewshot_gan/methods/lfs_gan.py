@@ -4,7 +4,7 @@ Shape legend: B images, L layers, D `w_dim`, K training images.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -72,12 +72,9 @@ class LFSConfig(CDCConfig):
     @classmethod
     def few_images(cls) -> "LFSConfig":
         """What worked on a CPU in half an hour: a discriminator with pretrained eyes, statistics, and content."""
-        return cls(
-            discriminator="projected",
+        return replace(
+            super().few_images(),
             adversarial_weight=0.5,
-            style_mixing=0.0,
-            r1_weight=0.0,
-            path_length_weight=0.0,
             mode_seeking_weight=0.0,
             statistics_weight=0.5,
             wasserstein_weight=0.5,

@@ -239,16 +239,11 @@ def build(args, config, pipe: FewShotGAN, real: torch.Tensor | None, accelerator
         features = load_features(device=device) if config.needs_features else None
         encoders = [load_encoder(name, device) for name in args.encoder]
         return HyperDomainObjective(config, encoders, reference_latents=latents, features=features, **shown)
-    judges = {name: deepcopy(getattr(pipe, name)) for name in ("discriminator", "projected_discriminator")}
+    judge, heads = deepcopy(pipe.discriminator), deepcopy(pipe.projected_discriminator)
     if args.scratch:  # heads without a past are made for the images at hand
-        judge = judges["discriminator"]
-        judges = {"discriminator": judge and type(judge).from_config(judge.config), "projected_discriminator": None}
-    options = {
-        "discriminator": judges["discriminator"],
-        "projected": judges["projected_discriminator"],
-        "features": load_features(device=device),
-        "seed": args.seed,
-    }
+        judge, heads = judge and type(judge).from_config(judge.config), None
+    features = load_features(device=device)
+    options = {"discriminator": judge, "projected": heads, "features": features, "seed": args.seed}
     if issubclass(of.objective, CDCObjective):
         options["z_dim"] = pipe.generator.z_dim
     if of.objective is D3TObjective and config.transfers:

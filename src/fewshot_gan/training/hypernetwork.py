@@ -114,10 +114,10 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
     return result.eval()
 
 
-def main(argv=None) -> None:
-    """Entry point of the script: a bad option ends with its one sentence instead of a traceback."""
+def main(argv=None) -> DomainHyperNetwork:
+    """Entry point of the scripts: a bad option ends with its one sentence instead of a traceback."""
     args = parser().parse_args(argv)
     try:
-        run(args)
+        return run(args)
     except (ValueError, FileNotFoundError, ImportError, TrainingDiverged) as error:
         raise SystemExit(f"error: {error}") from error
