@@ -118,6 +118,9 @@ def test_a_run_that_sees_something_else_is_not_resumed(train, tmp_path, monkeypa
     assert (record["space"], record["projection_steps"]) == ("w", 2)
     with pytest.raises(ValueError, match="run with other settings .*codes was .*, now "):
         train("d3t", *few, "--space=w+", out="codes")
+    train("finetune", "--scratch", out="scratch")
+    with pytest.raises(ValueError, match="run with other settings .*scratch was True, now None"):
+        train("finetune", out="scratch")
 
 
 def loaded(folder):

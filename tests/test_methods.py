@@ -24,6 +24,7 @@ from fewshot_gan.methods.objective import Batch, Views
 from fewshot_gan.methods.pair import Latents, Pair
 from fewshot_gan.methods.projected import ProjectedDiscriminator
 from fewshot_gan.methods.statistics import (
+    CONTENT_LEVELS,
     colour_distance,
     content_distance,
     moment_distance,
@@ -283,7 +284,7 @@ def a_batch(objective, pair, step, latents=None):
         *(step, 0.0, random, latents, drawn, fake, real, source, source.images),
         objective.observe(drawn.images, objective.levels),
         objective.observe(REAL[:3], objective.levels),
-        objective.observe(source.images, objective.CONTENT_LEVELS),
+        objective.observe(source.images, CONTENT_LEVELS),
     )
 
 

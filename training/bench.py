@@ -51,7 +51,8 @@ class Method(NamedTuple):
     paper_steps: int
 
 
-PROJECTED = ("--projections", "{shared}/projections.safetensors")  # minutes, and alike whatever is trained then
+# Minutes, and alike whatever is trained then.
+PROJECTED = ("--projections", "{shared}/projections.safetensors", "--projection_steps", "60")
 METHODS = {
     "transfergan-full": Method("finetune.py", "full", (), 5000),
     "freezed-full": Method("finetune.py", "full", ("--freeze_d", "2"), 5000),

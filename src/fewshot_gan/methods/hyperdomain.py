@@ -25,11 +25,21 @@ from ..encoders import TEMPLATES, Encoder, templated
 from ..inversion import LPIPSDistance, PerceptualDistance
 from .objective import digest
 from .pair import Latents, Pair
-from .statistics import colour_distance, content_distance, moment_distance, sliced_wasserstein, structure_distance
+from .statistics import (
+    CONTENT_LEVELS,
+    MOMENT_LEVELS,
+    SET_SIGNALS,
+    colour_distance,
+    content_distance,
+    moment_distance,
+    sliced_wasserstein,
+    structure_distance,
+)
 
 SHORTEST = 0.1  # directions between unit vectors below this length weigh less, see `_cosine`
 SOURCE_SAMPLES = 32  # whose mean embedding stands for the source where references have no latents
 RECONSTRUCTION_SIZE = 256  # pixels a side at most, of l2 and perceptual terms
+SET_LEVELS = MOMENT_LEVELS[:-1]  # not whole faces
 
 # -------------------------------------------------------------------------------------------------------------- losses
 
@@ -157,16 +167,6 @@ def draw_domains(num: int, batch: int, random: torch.Generator) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------------------------- objectives
 
 
-# what worked beside a discriminator, see `LFSConfig.few_images`
-SET_SIGNALS = {
-    "statistics_weight": 0.5,
-    "wasserstein_weight": 0.5,
-    "colour_weight": 2.0,
-    "content_weight": 40.0,
-    "structure_weight": 4.5,
-}
-
-
 @dataclass(frozen=True)
 class HyperDomainConfig:
     """Weights of the terms, 0 = off. CLIP terms are summed over encoders, `clip_ref` is averaged, as published.
@@ -268,8 +268,6 @@ class _Domains(nn.Module):
     Domain n is `targets[n]`, or the pictures `references[n]` `[R_n, 3, H, W]`.
     """
 
-    CONTENT_LEVELS = (4, 10)
-    MOMENT_LEVELS = (0, 2, 4, 7, 10)
     uses_images = compares_views = needs_source = False  # no batch of real pictures: each step draws its own
 
     def __init__(self, config, encoders, targets, origins, references, latents, features, templates):
@@ -351,7 +349,7 @@ class _Domains(nn.Module):
         """
         c, losses, maps, real_maps = self.config, defaultdict(float), {}, []
         features, of_maps = self._apart.features, c.statistics_weight or c.wasserstein_weight
-        levels = self.MOMENT_LEVELS if of_maps else self.CONTENT_LEVELS
+        levels = SET_LEVELS if of_maps else CONTENT_LEVELS
         if any(getattr(c, name) for name in OF_FEATURES):
             maps = dict(zip(levels, features(adapted, levels), strict=True))
         if any(getattr(c, name) for name in OF_PICTURES):
@@ -376,8 +374,8 @@ class _Domains(nn.Module):
             losses = {name: getattr(c, f"{name}_weight") * loss / len(groups) for name, loss in losses.items()}
         if c.content_weight:
             with torch.no_grad():
-                kept = features(source, self.CONTENT_LEVELS)
-            content = [content_distance(maps[k], x) for k, x in zip(self.CONTENT_LEVELS, kept, strict=True)]
+                kept = features(source, CONTENT_LEVELS)
+            content = [content_distance(maps[k], x) for k, x in zip(CONTENT_LEVELS, kept, strict=True)]
             losses["content"] = c.content_weight * sum(content) / len(content)
         if c.structure_weight:
             losses["structure"] = c.structure_weight * structure_distance(adapted, source)

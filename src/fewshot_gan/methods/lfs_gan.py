@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from .cdc import CDCConfig, CDCObjective
 from .pair import Latents, Pair
+from .statistics import SET_SIGNALS
 
 
 def mode_seeking_loss(z, w, images, features, clusters) -> torch.Tensor:
@@ -76,11 +77,7 @@ class LFSConfig(CDCConfig):
             super().few_images(),
             adversarial_weight=0.5,
             mode_seeking_weight=0.0,
-            statistics_weight=0.5,
-            wasserstein_weight=0.5,
-            colour_weight=2.0,
-            content_weight=40.0,
-            structure_weight=4.5,
+            **SET_SIGNALS,
         )
 
 

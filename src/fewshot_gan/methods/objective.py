@@ -15,7 +15,15 @@ from torch import nn
 from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty
 from .pair import Drawn, Latents, Pair
 from .projected import ProjectedDiscriminator
-from .statistics import colour_distance, content_distance, moment_distance, sliced_wasserstein, structure_distance
+from .statistics import (
+    CONTENT_LEVELS,
+    MOMENT_LEVELS,
+    colour_distance,
+    content_distance,
+    moment_distance,
+    sliced_wasserstein,
+    structure_distance,
+)
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -102,7 +110,7 @@ class Batch:
         fake, real: augmented views; `real` has B of the K training images.
         fake_features, real_features: level of the feature network → map of `colour`.
         source_view: `[B, 3, R, R]`, the source with the geometry of `fake.plain`.
-        source_features: its maps at `Objective.CONTENT_LEVELS`.
+        source_features: its maps at `statistics.CONTENT_LEVELS`.
     """
 
     step: int
@@ -139,10 +147,7 @@ class Objective(nn.Module):
         ValueError: the chosen discriminator or the features are missing, or `freeze_d` exceeds its layers.
     """
 
-    CONTENT_LEVELS = (4, 10)
-    MOMENT_LEVELS = (0, 2, 4, 7, 10, 14)
-    # level of the feature network: stride-2 convolutions. A run that also had level 14, which sees whole faces, drew
-    # glasses where none were (one drawing of ten has some); dropped together with adding the structure term.
+    # level of the feature network: stride-2 convolutions of a head
     HEADS = {0: 3, 2: 2, 4: 1, 10: 1}
     uses_images = True  # a step compares generated with real images
 
@@ -196,11 +201,11 @@ class Objective(nn.Module):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        return tuple(sorted({*self.HEADS, *self.CONTENT_LEVELS, *self.moment_levels}))
+        return tuple(sorted({*self.HEADS, *CONTENT_LEVELS, *self.moment_levels}))
 
     @property
     def moment_levels(self) -> tuple[int, ...]:
-        return tuple(level for level in self.MOMENT_LEVELS if level <= self.config.deepest_level)
+        return tuple(level for level in MOMENT_LEVELS if level <= self.config.deepest_level)
 
     def observe(self, images: torch.Tensor, levels) -> dict[int, torch.Tensor]:
         """Level → features of `images` `[B, 3, H, W]`; gradients reach the images."""
@@ -247,7 +252,7 @@ class Objective(nn.Module):
         if c.colour_weight:
             losses["colour"] = c.colour_weight * colour_distance(fake.plain, real.plain)
         if c.content_weight:
-            content = [content_distance(batch.fake_features[k], batch.source_features[k]) for k in self.CONTENT_LEVELS]
+            content = [content_distance(batch.fake_features[k], batch.source_features[k]) for k in CONTENT_LEVELS]
             losses["content"] = c.content_weight * sum(content) / len(content)
         if c.structure_weight:
             losses["structure"] = c.structure_weight * structure_distance(fake.plain, batch.source_view)

@@ -21,6 +21,7 @@ from ..adapters import Adapter, AdapterBank
 from ..hub import replace_file
 from ..methods.objective import Batch, Objective, Views, digest
 from ..methods.pair import Latents, Pair
+from ..methods.statistics import CONTENT_LEVELS
 from .augment import DiffAugment, FewShotAugment, random_zoom
 from .data import InfiniteBatches
 
@@ -200,7 +201,7 @@ class Trainer:
                 source = batch.source.images
                 batch.source_view = source if draw is None else self.fewshot.apply(source, draw, colour=False)
                 if objective.config.content_weight:
-                    batch.source_features = objective.observe(batch.source_view, objective.CONTENT_LEVELS)
+                    batch.source_features = objective.observe(batch.source_view, CONTENT_LEVELS)
         return batch
 
     def _rate(self, step: int) -> float:
@@ -312,6 +313,8 @@ class Trainer:
         adapter = {k: v for k, v in self.adapter.config.items() if k not in skipped and not k.startswith("_")}
         adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
         settings = {**asdict(self.config), **self.objective.settings(), **adapter}
+        if (self.adapter.config.get("training") or {}).get("scratch"):
+            settings["scratch"] = True
         if self.batches is not None:
             settings["images"] = digest(self.batches.images)
         return settings
