@@ -123,6 +123,25 @@ def test_a_run_that_sees_something_else_is_not_resumed(train, tmp_path, monkeypa
         train("finetune", out="scratch")
 
 
+def test_what_nothing_uses_is_no_option(train, capsys, monkeypatch):
+    for option in ("--d_learning_rate=1", "--augment=flip", "--real_zoom=2"):
+        with pytest.raises(SystemExit):
+            train("hyperdomainnet", option)
+        assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+    monkeypatch.setitem(adapt.METHODS["hyperdomainnet"].settings, "augment", "flip")
+    with pytest.raises(ValueError, match="augment='flip': this objective's pictures are not augmented"):
+        train("hyperdomainnet")
+
+
+def test_without_an_adversary_no_judge_is_trained(train, monkeypatch):
+    trainers = []
+    original = adapt.Trainer.train
+    monkeypatch.setattr(adapt.Trainer, "train", lambda self: trainers.append(self) or original(self))
+    for weight in (0, 1):
+        train("finetune", f"--adversarial_weight={weight}", "--colour_weight=1", out=f"run{weight}")
+    assert [bool(trainer.d_parameters) for trainer in trainers] == [False, True]
+
+
 def loaded(folder):
     """Model and tokenizer of a saved CLIP."""
     from transformers import AutoTokenizer, CLIPModel
@@ -183,7 +202,8 @@ def test_projected_judges_start_from_the_bases_own(train, base_folder, features,
         ("d3t", [], "no projected discriminator to distil from; use distillation_weight=0"),
         ("hyperdomainnet", ["--text=ink"], "give --data or --text"),
         ("hyperdomainnet", ["--origin=statue"], "--origin 'statue' belongs to --text"),
-        ("hyperdomainnet", ["--augment=flip"], "augment='flip': this objective's pictures are not augmented"),
+        ("d3t", ["--transformed_every=0"], "--projection_steps 2 is of projected images, but no term here uses any"),
+        ("hyperdomainnet", ["--space=w"], "--space w is of projected images, but no term here uses any"),
         ("hyperdomainnet", ["--tt_direction_weight=1"], "tt_direction_weight=1.0 is about several domains"),
     ],
 )

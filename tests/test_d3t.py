@@ -181,8 +181,12 @@ def test_what_it_needs(build, features):
     with pytest.raises(ValueError, match="starts from projected training images: pass codes and w_std"):
         D3TObjective(replace(D3TConfig.abstract(), distillation_weight=0.0), REAL, features=features)
     assert (Path(__file__).parents[1] / re.search(r"with (training/\S+)", str(error.value))[1]).is_file()
-    with pytest.raises(ValueError, match="transformed_every=0: give 1"):
-        build(transformed_every=0)
+    with pytest.raises(ValueError, match="transformed_every=-1: give 0"):
+        build(transformed_every=-1)
+    with pytest.raises(ValueError, match="reconstruction_weight=1.0 is of steps .* transformed_every=0"):
+        D3TConfig(reconstruction_weight=1.0, transformed_every=0)
+    config = D3TConfig(transformed_every=0)
+    assert not config.transfers and D3TConfig().transfers
     with pytest.raises(ValueError, match="feature_resolution=2: the smallest block is 4"):
         build(feature_resolution=2)
 

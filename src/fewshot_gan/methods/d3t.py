@@ -65,7 +65,8 @@ class D3TConfig(ObjectiveConfig):
         relation_weight: λ_rel, of the relation between a batch's samples at the same blocks.
         reconstruction_weight: perceptual distance of G_t(w*_i + noise) to its training image x_i; not in the abstract.
         distillation_weight, distillation_final: λ_kd at the start, and what it falls to by a cosine.
-        transformed_every: every n-th step draws its latents from projected training images, the others freely.
+        transformed_every: every n-th step draws its latents from projected training images, the others freely; 0 = none
+            does, and nothing has to be projected.
         code_sigma: noise on a projected code in units of the spread of w.
         mix_probability: probability that a code is a convex mix of two projected ones instead.
     """
@@ -80,13 +81,18 @@ class D3TConfig(ObjectiveConfig):
     code_sigma: float = 0.1
     mix_probability: float = 0.5
 
-    LEAST = {**ObjectiveConfig.LEAST, "transformed_every": 1}
+    LEAST = {**ObjectiveConfig.LEAST, "transformed_every": 0}
 
     def __post_init__(self):
         super().__post_init__()
         if 0 != self.feature_resolution < 4:
             raise ValueError(
                 f"feature_resolution={self.feature_resolution}: the smallest block is 4; give that or more, or 0 = all"
+            )
+        if self.reconstruction_weight and not self.transformed_every:
+            raise ValueError(
+                f"reconstruction_weight={self.reconstruction_weight} is of steps that start from projected images, but "
+                "transformed_every=0 has none; give transformed_every 1 or more"
             )
 
     @classmethod
@@ -118,7 +124,8 @@ class D3TConfig(ObjectiveConfig):
     @property
     def transfers(self) -> bool:
         """A term of the generator uses projected training images."""
-        return max(self.feature_weight, self.relation_weight, self.reconstruction_weight) > 0
+        weights = self.feature_weight, self.relation_weight, self.reconstruction_weight
+        return self.transformed_every > 0 and max(weights) > 0
 
 
 class D3TObjective(Objective):

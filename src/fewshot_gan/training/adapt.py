@@ -80,6 +80,8 @@ PRESETS = {
     "image": "as published, for a picture",
     "text": "as published, for words",
 }
+JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a judge
+PROJECTION = {"space": "w", "projection_steps": 150, "projection_prior": 0.05, "projections": None}
 CLIPS = [CLIP_DEFAULT, "openai/clip-vit-base-patch16"]  # whose losses are summed for words, as published
 PROJECTING = (D3TObjective, HyperDomainObjective)
 
@@ -111,17 +113,22 @@ def parser(method: str) -> argparse.ArgumentParser:
             "--encoder", nargs="+", help="features, or CLIP as folders or repo ids; default: features, or two CLIPs"
         )
     if of.objective in PROJECTING:
-        p.add_argument("--space", choices=SPACES, default="w", help="of the projected images")
-        p.add_argument("--projection_steps", type=int, default=150, help="of each projection")
-        p.add_argument("--projection_prior", type=float, default=0.05, help="pull of a projection towards the mean w")
+        usual = {name: f"default {value}" for name, value in PROJECTION.items()}
+        p.add_argument("--space", choices=SPACES, help=f"of the projected images; {usual['space']}")
+        p.add_argument("--projection_steps", type=int, help=f"of each projection; {usual['projection_steps']}")
+        p.add_argument(
+            "--projection_prior",
+            type=float,
+            help=f"pull of a projection towards the mean w; {usual['projection_prior']}",
+        )
         p.add_argument("--projections", help="file of the projections; default: in the output folder")
     if of.objective is FinetuneObjective:
         p.add_argument("--scratch", action="store_true", help="forget the base's weights first; with --adapter full")
-    add_run_options(p, of.config, of.settings)
+    add_run_options(p, of.config, of.settings, of.objective.uses_images)
     return p
 
 
-def add_run_options(p: argparse.ArgumentParser, config: type, settings: dict) -> None:
+def add_run_options(p: argparse.ArgumentParser, config: type, settings: dict, judged: bool) -> None:
     """Options of every run: trackers, threads, the Hub, and the fields of `TrainingConfig` and `config`."""
     p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
     p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
@@ -131,6 +138,9 @@ def add_run_options(p: argparse.ArgumentParser, config: type, settings: dict) ->
         for option in fields(cls):
             required = option.name == "output_dir"
             usual = settings.get(option.name, option.default)
+            if option.name in JUDGED and not judged:
+                p.set_defaults(**{option.name: usual})
+                continue
             default = usual if cls is TrainingConfig and not required else argparse.SUPPRESS
             shown = "" if required else f"default {usual}" if cls is TrainingConfig else "default: the preset's"
             kind = {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type}
@@ -161,6 +171,12 @@ def run(args: argparse.Namespace) -> Adapter:
     training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
     preset = getattr(of.config, args.preset)()
     config = replace(preset, **{f.name: given[f.name] for f in fields(of.config) if f.name in given})
+    projects = getattr(config, "transfers", False) or getattr(config, "needs_latents", False)
+    for name, usual in PROJECTION.items() if of.objective in PROJECTING else ():
+        if given[name] is None:
+            setattr(args, name, usual)
+        elif not projects:
+            raise ValueError(f"--{name} {given[name]} is of projected images, but no term here uses any; leave it out")
     pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
     images = real = None
     if args.train_data_dir is not None:
@@ -174,9 +190,10 @@ def run(args: argparse.Namespace) -> Adapter:
         args.encoder = args.encoder or (["features"] if args.text is None else CLIPS)
         record |= {"encoder": [portable_name(name) for name in args.encoder]}
         record |= {} if args.text is None else {"origin": args.origin or "photo"}
-    if getattr(config, "transfers", False) or getattr(config, "needs_latents", False):
+    if projects:
         record |= {name: given[name] for name in ("space", "projection_steps", "projection_prior")}
-    record.pop("output_dir")
+    for name in ("output_dir", *(() if of.objective.uses_images else JUDGED)):
+        record.pop(name)
     options = {"method": args.method, "training": record, "base_model_name_or_path": args.pretrained_model_name_or_path}
     for name in OPTIONS:
         if (value := given[name]) is not None:

@@ -44,7 +44,7 @@ class TrainingConfig:
         adam_beta1, adam_beta2: of both optimisers.
         lr_warmup_steps: linear warm-up.
         lr_decay_start, lr_final: the rate falls linearly from this share of the run to this share of itself.
-        d_learning_rate: of the discriminator side.
+        d_learning_rate: of the discriminator side, which learns nothing where `adversarial_weight` is 0.
         ema_decay: of the saved factors; 0 = none.
         truncation_psi: of the training latents.
         augment: "fewshot" (flip, shift, mild colour), "diffaugment" (color,translation,cutout), "flip" or "none".
@@ -127,7 +127,8 @@ class Trainer:
         self.pair = Pair(generator, self.bank, config.truncation_psi, config.mixed_precision == "bf16")
         betas = (config.adam_beta1, config.adam_beta2)
         self.optimizer = torch.optim.Adam(self.adapter.parameters(), lr=config.learning_rate, betas=betas)
-        self.d_parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        judged = objective.uses_images and objective.config.adversarial_weight > 0
+        self.d_parameters = [p for p in self.objective.parameters() if p.requires_grad and judged]
         self.d_optimizer = None
         if self.d_parameters:
             self.d_optimizer = torch.optim.Adam(self.d_parameters, lr=config.d_learning_rate, betas=betas)

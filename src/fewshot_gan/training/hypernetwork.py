@@ -10,7 +10,7 @@ from ..encoders import load_encoder
 from ..features import load_features
 from ..methods.hyperdomain import HyperDomainConfig, HyperNetworkObjective
 from ..pipeline import FewShotGAN
-from .adapt import CLIPS, add_run_options, start, start_trackers
+from .adapt import CLIPS, JUDGED, add_run_options, start, start_trackers
 from .data import load_images
 from .engine import Trainer, TrainingConfig, TrainingDiverged
 
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--backbone_depth", type=int, default=4)
     p.add_argument("--head_depth", type=int, default=2)
     p.add_argument("--preset", choices=PRESETS, help="default: hypernetwork for texts, ..._few_images for images")
-    add_run_options(p, HyperDomainConfig, SETTINGS)
+    add_run_options(p, HyperDomainConfig, SETTINGS, HyperNetworkObjective.uses_images)
     return p
 
 
@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
         resolution = pipe.generator.resolution
         domains = {"references": [load_images(f, resolution).float().to(device) / 127.5 - 1 for f in folders]}
     record = {**asdict(config), **asdict(training), "domains": names}
-    record.pop("output_dir")
+    for name in ("output_dir", *JUDGED):
+        record.pop(name)
     network = DomainHyperNetwork.for_model(
         pipe.generator,
         encoders[0],
