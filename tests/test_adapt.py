@@ -67,6 +67,8 @@ def test_each_method_trains_and_records_itself(train, tmp_path, base_folder, met
     assert stored.adapter_type == kind and stored.config.method == method
     assert all(torch.equal(v, stored.state_dict()[k]) for k, v in result.state_dict().items())
     assert stored.config.training["max_train_steps"] == 2 and stored.config.training["num_images"] == 3
+    usual = 0.02 if method == "hyperdomainnet" else 5e-3
+    assert stored.config.training["learning_rate"] == (2e-4 if kind == "full" else usual)
     if "--scratch" not in options:
         fresh = type(stored).for_model(FewShotGAN.from_pretrained(base_folder).generator)
         moved = [k for k, v in fresh.state_dict().items() if not torch.equal(v, stored.state_dict()[k])]

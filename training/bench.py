@@ -284,6 +284,7 @@ class Bench:
             "numbers": numbers,
             "cost": {"parameters": parameters, "adapter_bytes": stored, **trained["cost"]},
             "training": self.training(cell),
+            "settings": read_json(folder / "adapter_config.json")["training"],  # every weight and rate it was given
             "judging": protocol,
             "command": trained["command"],
             "environment": trained["environment"] | {"judged_with": versions()},

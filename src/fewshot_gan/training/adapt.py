@@ -81,6 +81,7 @@ PRESETS = {
     "text": "as published, for words",
 }
 JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a judge
+FULL_LEARNING_RATE = 2e-4  # whole weights burst at the rate of their factors (training/RESULTS.md, bench)
 PROJECTION = {"space": "w", "projection_steps": 150, "projection_prior": 0.05, "projections": None}
 CLIPS = [CLIP_DEFAULT, "openai/clip-vit-base-patch16"]  # whose losses are summed for words, as published
 PROJECTING = (D3TObjective, HyperDomainObjective)
@@ -96,7 +97,8 @@ def parser(method: str) -> argparse.ArgumentParser:
     p.add_argument(
         *("--train_data_dir", "--data"), required=not led_by_words, help="image folder, embedded set, or datasets id"
     )
-    p.add_argument("--adapter", choices=sorted(trainable_types()), default=of.adapter)
+    kinds, rate = sorted(trainable_types()), f"full has a --learning_rate of {FULL_LEARNING_RATE:g} unless told"
+    p.add_argument("--adapter", choices=kinds, default=of.adapter, help=f"default {of.adapter}; {rate}")
     p.add_argument("--rank", type=int, help="of left: default 1; 0 = one factor per weight")
     p.add_argument("--placement", choices=PLACEMENTS, help="of domain_vector: default post_demod")
     p.add_argument("--parametrization", choices=PARAMETRIZATIONS, help="of domain_vector: default input")
@@ -125,6 +127,7 @@ def parser(method: str) -> argparse.ArgumentParser:
     if of.objective is FinetuneObjective:
         p.add_argument("--scratch", action="store_true", help="forget the base's weights first; with --adapter full")
     add_run_options(p, of.config, of.settings, of.objective.uses_images)
+    p.set_defaults(learning_rate=None)
     return p
 
 
@@ -168,6 +171,9 @@ def run(args: argparse.Namespace) -> Adapter:
     if given.get("origin") and args.text is None:
         raise ValueError(f"--origin {args.origin!r} belongs to --text; with --data the base's own pictures say it")
     args.preset = args.preset or ("text" if given.get("text") else "few_images")
+    if args.learning_rate is None:
+        usual = of.settings.get("learning_rate", TrainingConfig.learning_rate)
+        args.learning_rate = FULL_LEARNING_RATE if args.adapter == "full" else usual
     training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
     preset = getattr(of.config, args.preset)()
     config = replace(preset, **{f.name: given[f.name] for f in fields(of.config) if f.name in given})
