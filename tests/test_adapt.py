@@ -135,6 +135,20 @@ def test_what_nothing_uses_is_no_option(train, capsys, monkeypatch):
         train("hyperdomainnet")
 
 
+def test_what_the_images_are_and_may_be_used_for_is_on_the_card(train, data, tmp_path):
+    record = train("finetune").config.training
+    assert "images" not in record and "Training images" not in (tmp_path / "run" / "README.md").read_text()
+    (data / "dataset.json").write_text('{"style": "dicebear:lorelei", "licence": {"text": "Remix, under CC0 1.0"}}')
+    record = train("finetune", out="known").config.training
+    assert (record["images"], record["images_licence"]) == ("dicebear:lorelei", "Remix, under CC0 1.0")
+    card = (tmp_path / "known" / "README.md").read_text()
+    assert "Training images (dicebear:lorelei): Remix, under CC0 1.0" in card
+    for broken in ("[]", "{", '{"licence": "CC0"}'):
+        (data / "dataset.json").write_text(broken)
+        with pytest.raises(ValueError, match="dataset.json is not a description of a data set"):
+            train("finetune", out="broken")
+
+
 def test_without_an_adversary_no_judge_is_trained(train, monkeypatch):
     trainers = []
     original = adapt.Trainer.train

@@ -88,6 +88,7 @@ def write_adapter_card(
         f"- Objective: {METHODS.get(config.method, config.method or 'not recorded')}{_preset(config.training)}",
         "",
         *_licence([origin], "The base's weights, and therefore this adapter,"),
+        *_licence_of_images(config.training or {}),
     ]
     lines += _training(config.training)
     return _write(folder, name, lines, has_grid, ["adapter", adapter.adapter_type], [origin], [base])
@@ -252,6 +253,13 @@ def _licence(origins, what: str) -> list[str]:
     known = [f"{what} {EMBEDDED_LICENCES[origin]}" for origin in dict.fromkeys(origins) if origin]
     unknown = "Not recorded: what the weights were made from (a checkpoint, a base, pictures) decides."
     return ["## Licence", "", *(known or [unknown]), ""]
+
+
+def _licence_of_images(record: dict) -> list[str]:
+    """Of a training set that says what it shows and under which licence, see `training.data.provenance`."""
+    if not (licence := record.get("images_licence")):
+        return []
+    return [f"Training images ({record.get('images', 'not named')}): {licence}", ""]
 
 
 def _base_of(config, instead: str | None = None) -> tuple[str | None, str | None]:

@@ -28,7 +28,7 @@ from ..methods.lfs_gan import LFSConfig, LFSObjective
 from ..methods.objective import digest
 from ..models.layers import as_ws
 from ..pipeline import FewShotGAN
-from .data import load_images
+from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig, TrainingDiverged
 
 OPTIONS = {"rank": "left", "placement": "domain_vector", "parametrization": "domain_vector"}  # of which adapter
@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> Adapter:
         images = load_images(data, pipe.generator.resolution)
     accelerator = start(args)
     record = {**asdict(config), **asdict(training), "preset": args.preset}
-    record |= {"num_images": len(images)} if images is not None else {"text": args.text}
+    record |= {"text": args.text} if images is None else {"num_images": len(images), **provenance(data)}
     record |= {"scratch": True} if args.scratch else {}
     if of.objective is HyperDomainObjective:
         args.encoder = args.encoder or (["features"] if args.text is None else CLIPS)

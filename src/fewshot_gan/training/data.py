@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -57,6 +58,23 @@ def load_images(source: str | os.PathLike[str], resolution: int) -> Tensor:
         more = f" and {len(enlarged) - 10} more" if len(enlarged) > 10 else ""
         logger.warning(f"smaller than {resolution} px, enlarged and therefore soft: {', '.join(enlarged[:10])}{more}")
     return images
+
+
+def provenance(source: str | os.PathLike[str]) -> dict[str, str]:
+    """What a folder's `dataset.json` (`training/make_domain.py`) says of its images: what they show, their licence.
+
+    Returns:
+        `images` and `images_licence`; nothing where there is no such file or it says neither.
+    """
+    path = Path(source) / "dataset.json"
+    if not path.is_file():
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        found = {"images": info.get("style"), "images_licence": (info.get("licence") or {}).get("text")}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a description of a data set ({error}); mend it or remove it") from error
+    return {key: str(value) for key, value in found.items() if value}
 
 
 def _read(source: str | os.PathLike[str]) -> Iterator[tuple[str, Image.Image]]:
