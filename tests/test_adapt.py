@@ -56,6 +56,7 @@ def train(base_folder, data, tmp_path):
         ("lfs_gan", ["--rank=2"], "left"),
         ("d3t", ["--distillation_weight=0", "--projection_steps=2", "--space=w+"], "left"),
         ("d3t", ["--preset=paper", "--projection_steps=2", "--adapter=domain_vector"], "domain_vector"),
+        ("d3t", ["--preset=large_gap", "--real_zoom=1.5"], "left"),
         ("hyperdomainnet", [], "domain_vector"),
         ("hyperdomainnet", ["--preset=image", "--projection_steps=2"], "domain_vector"),
         ("hyperdomainnet", ["--indomain_weight=1", "--adapter=left"], "left"),

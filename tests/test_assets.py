@@ -21,7 +21,7 @@ def pipe():
 def test_sizes_stay_small():
     for name, limit in (("generator", 20e6), ("discriminator", 12e6)):
         assert (ASSETS / "bases/ffhq" / name / "diffusion_pytorch_model.safetensors").stat().st_size <= limit
-    assert set(embedded_adapters("ffhq")) == {"ink", "poster", "sketch"}
+    assert set(embedded_adapters("ffhq")) == {"ink", "lorelei", "poster", "sketch"}
     for folder in embedded_adapters("ffhq").values():
         assert sum(f.stat().st_size for f in folder.glob("adapter_*")) <= 300e3
 
@@ -54,6 +54,20 @@ def test_sketch_takes_the_colour_and_keeps_the_face(pipe):
     assert kept["luminance"] > 0.4 and kept["edge"] > 0.3  # another face: below 0.2 and 0.15
     other = paired_correlations(adapted.flip(0), base)
     assert other["luminance"] < kept["luminance"] and other["edge"] < kept["edge"] / 2
+
+
+def test_lorelei_draws_each_face_for_itself(pipe):
+    """Black lines and hair on white, no two alike, each nearer to its own source than to the others."""
+    pipe.load_adapter("lorelei")
+    pipe.set_adapters("sketch")
+    shown = {"num_images": 6, "seed": 5, "output_type": "pt"}
+    drawn, source = (luminance(pipe(**shown, adapter_names=name).images) for name in ("lorelei", "__base__"))
+    assert ((drawn < 0.25) | (drawn > 0.75)).float().mean() > 0.9 > ((source < 0.25) | (source > 0.75)).float().mean()
+    apart = torch.pdist(drawn.flatten(1), p=1) / drawn[0].numel()
+    assert apart.min() > 0.05  # ten drawings of one face: 0
+    own = paired_correlations(drawn.expand(-1, 3, -1, -1), source.expand(-1, 3, -1, -1))
+    other = paired_correlations(drawn.flip(0).expand(-1, 3, -1, -1), source.expand(-1, 3, -1, -1))
+    assert own["luminance"] > other["luminance"] + 0.1 and own["edge"] > 1.4 * other["edge"]
 
 
 def test_discriminator_takes_the_generators_pictures(pipe):

@@ -252,8 +252,9 @@ def test_adapt_with_the_papers_preset(cli, base_folder, pencil, features, monkey
 def test_adapt_by_another_method(cli, base_folder, pencil, features, monkeypatch):
     monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
     adapt = ("adapt", pencil, "--out", "run", "--base", base_folder, "--steps", 1, "--batch-size", 2)
-    code, _, err = cli(*adapt, "--method", "finetune")
-    assert code == 0 and json.loads(Path("run/adapter_config.json").read_text())["adapter_type"] == "full", err
+    code, _, err = cli(*adapt, "--method", "finetune", "--real-zoom", 1.5)
+    config = json.loads(Path("run/adapter_config.json").read_text())
+    assert code == 0 and (config["adapter_type"], config["training"]["real_zoom"]) == ("full", 1.5), err
 
 
 def test_adapt_refuses(refused, base_folder, pencil, tmp_path):
@@ -264,6 +265,8 @@ def test_adapt_refuses(refused, base_folder, pencil, tmp_path):
     assert "--method d3t learns from pictures; --text needs hyperdomainnet" in refused(*words, "--method", "d3t")
     assert "--method lfs_gan has no preset 'image'; known: few_images, paper" in refused(*adapt, "--preset", "image")
     assert "could not fetch the encoder 'openai/clip-vit-base-patch32'" in refused(*words)
+    vector = ("--method", "hyperdomainnet", "--real-zoom", 2)
+    assert "looks at whole pictures, never enlarged; leave out --real-zoom" in refused(*adapt, *vector)
     assert "--rank is of --adapter left" in refused(*adapt, "--adapter", "domain_vector", "--rank", 2)
     assert "max_train_steps=0" in refused(*adapt, "--steps", 0)
     assert "learning_rate=-1.0" in refused(*adapt, "--learning-rate", -1)

@@ -300,8 +300,9 @@ def _named(base: str | None) -> str:
 
 
 def _preset(training: dict | None) -> str:
-    """What the preset for few images puts beside or in place of a paper's terms, from the recorded weights."""
-    if (training or {}).get("preset") != "few_images":
+    """What a preset for few images puts beside or in place of a paper's terms, from the recorded weights."""
+    preset = (training or {}).get("preset")
+    if preset not in ("few_images", "large_gap"):
         return ""
     used = {name.removesuffix("_weight") for name, value in training.items() if value}
     projected = training.get("discriminator") == "projected"
@@ -311,7 +312,7 @@ def _preset(training: dict | None) -> str:
     dropped = ["discriminator"] * projected + ["mode seeking"] * (training.get("mode_seeking_weight") == 0)
     place = f"in place of the paper's {' and '.join(dropped)}" if dropped else "beside the paper's terms"
     added = [", ".join(added[:-1]), added[-1]] if len(added) > 1 else added
-    return f", preset few_images: {' and '.join(added)} {place}" if added else ", preset few_images"
+    return f", preset {preset}: {' and '.join(added)} {place}" if added else f", preset {preset}"
 
 
 def _training(record: dict | None) -> list[str]:

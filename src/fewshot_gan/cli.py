@@ -49,6 +49,7 @@ class MethodName(StrEnum):
 class Preset(StrEnum):
     few_images = "few_images"
     paper = "paper"
+    large_gap = "large_gap"
     abstract = "abstract"
     image = "image"
     text = "text"
@@ -275,6 +276,9 @@ def adapt(
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the factors.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
+    real_zoom: Annotated[
+        float | None, typer.Option(help="Enlarge pictures up to this at random, if framed more widely than the base's.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Upload the adapter when done.")] = False,
     hub_model_id: Annotated[str | None, typer.Option(help="Repo id; default: the folder's name.")] = None,
@@ -299,6 +303,8 @@ def adapt(
             raise ValueError(f"--method {method.value} learns from pictures; --text needs hyperdomainnet")
         if preset is not None and preset.value not in (known := adaptation.METHODS[method.value].presets):
             raise ValueError(f"--method {method.value} has no preset {preset.value!r}; known: {', '.join(known)}")
+        if real_zoom is not None and not adaptation.METHODS[method.value].objective.uses_images:
+            raise ValueError(f"--method {method.value} looks at whole pictures, never enlarged; leave out --real-zoom")
     given = {
         "data": data,
         "text": text,
@@ -308,6 +314,7 @@ def adapt(
         "max_train_steps": steps,
         "learning_rate": learning_rate,
         "train_batch_size": batch_size,
+        "real_zoom": real_zoom,
         "seed": seed,
         "hub_model_id": hub_model_id,
     }

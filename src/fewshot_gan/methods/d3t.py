@@ -102,9 +102,9 @@ class D3TConfig(ObjectiveConfig):
 
     @classmethod
     def few_images(cls) -> "D3TConfig":
-        """What drew sixteen different portraits from ten line drawings on a CPU (training/RESULTS.md).
+        """Signals that learn a look from ten images in few steps on a CPU (training/RESULTS.md).
 
-        The relation keeps latents apart, deep moments find the drawing, content and structure keep hair and pose.
+        The relation keeps latents apart, deep moments find the look, content and structure keep hair and pose.
         """
         return replace(
             cls.abstract(),
@@ -120,6 +120,11 @@ class D3TConfig(ObjectiveConfig):
             relation_weight=3000.0,
             transformed_every=3,
         )
+
+    @classmethod
+    def large_gap(cls) -> "D3TConfig":
+        """For looks that the base cannot be projected to, such as line drawings: no codes, nothing distilled."""
+        return replace(cls.few_images(), transformed_every=0, distillation_weight=0.0)
 
     @property
     def transfers(self) -> bool:

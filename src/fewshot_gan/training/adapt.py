@@ -56,7 +56,13 @@ class Method:
 
 METHODS = {
     "lfs_gan": Method("LFS-GAN (arXiv 2308.11917)", LFSConfig, LFSObjective, "left"),
-    "d3t": Method("D3T-GAN (arXiv 2205.06032)", D3TConfig, D3TObjective, "left", ("few_images", "abstract", "paper")),
+    "d3t": Method(
+        "D3T-GAN (arXiv 2205.06032)",
+        D3TConfig,
+        D3TObjective,
+        "left",
+        ("few_images", "large_gap", "abstract", "paper"),
+    ),
     "cdc": Method("cross-domain correspondence (arXiv 2104.06820)", CDCConfig, CDCObjective, "full"),
     "finetune": Method(
         "TransferGAN (arXiv 1805.01677), FreezeD (arXiv 2002.10964), or from scratch",
@@ -75,6 +81,7 @@ METHODS = {
 }
 PRESETS = {
     "few_images": "signals that learn a set of pictures in few steps, on pretrained features",
+    "large_gap": "few_images without projected images and distillation, for looks far from the base",
     "abstract": "the published terms alone, on pretrained features",
     "paper": "as published, on the base's own discriminator",
     "image": "as published, for a picture",
