@@ -20,9 +20,9 @@ FAST = ["--max_train_steps=2", "--train_batch_size=3", "--report_to=none", "--sa
 def tiny_features(features, monkeypatch):
     """The tiny network wherever the real one would be loaded."""
     for place in ("training.adapt", "training.hypernetwork", "features", "encoders"):
-        monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda *args, **kwargs: features)
+        monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     monkeypatch.setattr(type(features), "sha256", "0" * 64)
-    monkeypatch.setattr("fewshot_gan.encoders._load", lambda *args: FeatureEncoder(features))  # not its cache
+    monkeypatch.setattr("fewshot_gan.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
 
 
 @pytest.fixture
