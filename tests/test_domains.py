@@ -130,7 +130,7 @@ def test_make_domain_filters_samples_of_the_base(script, tmp_path, monkeypatch):
     samples = smooth_pictures(2, 64)
     monkeypatch.setattr(script, "sample_base", lambda base, num, seed, psi: samples[:num])
     script.main(["--style", "filter:pencil", "--num", "2", "--out", str(tmp_path / "pencil")])
-    expected = script.to_uint8(domains.apply_filter(samples, "pencil"))
+    expected = script.to_bytes(domains.apply_filter(samples, "pencil"))
     assert torch.equal(load_images(tmp_path / "pencil", 64), expected)
     script.main(["--style", "filter:ink", "--num", "2", "--resolution", "32", "--out", str(tmp_path / "ink")])
     assert load_images(tmp_path / "ink", 32).shape == (2, 3, 32, 32)

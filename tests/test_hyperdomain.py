@@ -395,7 +395,7 @@ def test_lpips_is_preferred_where_it_is_installed(run, shown, eyes, monkeypatch)
 
     fake.LPIPS = LPIPS
     monkeypatch.setitem(sys.modules, "lpips", fake)
-    monkeypatch.setattr(hd, "find_spec", lambda name: object())
+    monkeypatch.setattr(hd, "lpips_installed", lambda: True)
     config = HyperDomainConfig(direction_weight=0.0, perceptual_weight=2.0)
     objective = HyperDomainObjective(config, eyes, references=references[:1], reference_latents=latents[:1])
     assert not objective.state_dict() and not list(objective.parameters())

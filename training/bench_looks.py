@@ -19,7 +19,6 @@ from benchmark import (
     SIDE,
     SPATIAL_IMAGES,
     Described,
-    as_floats,
     contact_sheet,
     describe,
     filtered,
@@ -33,6 +32,7 @@ from torch import Tensor
 from fewshot_gan.adapters import fingerprint
 from fewshot_gan.features import load_features
 from fewshot_gan.hub import replace_file
+from fewshot_gan.images import to_floats
 from fewshot_gan.training.domains import parse_style, render_dicebear
 
 logger = logging.getLogger("bench")
@@ -157,7 +157,7 @@ class Looks:
         if kind == "filter":
             yield from (filtered(chunk, name) for chunk in self.render(seed, num))
         else:
-            yield from map(as_floats, render_dicebear(name, num, self.side, seed).split(CHUNK))
+            yield from map(to_floats, render_dicebear(name, num, self.side, seed).split(CHUNK))
 
     def references(self, look: str) -> References:
         """Made once and kept on disk: 1,000 pictures of a base take minutes."""
@@ -244,5 +244,5 @@ def read_json(path: Path) -> dict | None:
 
 def write_strip(path: Path, pictures: Tensor) -> None:
     """The first of uint8 `[N, 3, S, S]` in a row."""
-    first = as_floats(pictures[:SHEET_IMAGES])
+    first = to_floats(pictures[:SHEET_IMAGES])
     replace_file(path, contact_sheet([first], size=first.shape[-1]).save)

@@ -29,6 +29,7 @@ from torch import Tensor
 from fewshot_gan import __version__
 from fewshot_gan.features import FeatureNetwork, load_features
 from fewshot_gan.hub import replace_file
+from fewshot_gan.images import to_bytes, to_floats
 from fewshot_gan.metrics import (
     balanced_intra_cluster_distance,
     frechet_distance,
@@ -61,12 +62,7 @@ def as_pictures(images: Tensor) -> Tensor:
     """Float `[B, 3, R, R]` in [-1, 1] as a picture file would hold them: uint8, at most `SIDE` px."""
     if images.shape[-1] > SIDE:
         images = F.interpolate(images.float(), size=(SIDE, SIDE), mode="area")
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-
-
-def as_floats(pictures: Tensor) -> Tensor:
-    """uint8 to float in [-1, 1]."""
-    return pictures.float() / 127.5 - 1
+    return to_bytes(images).cpu()
 
 
 def describe(chunks: Iterable[Tensor], network: FeatureNetwork, num_spatial: int = SPATIAL_IMAGES) -> Described:
@@ -120,7 +116,7 @@ def diversity(images: Described, centres: Tensor | None) -> dict[str, float]:
 def _correlations(a: Described, b: Described) -> dict[str, float]:
     totals: dict[str, float] = {}
     for x, y in zip(a.pictures.split(32), b.pictures.split(32), strict=True):
-        for name, value in paired_correlations(as_floats(x), as_floats(y)).items():
+        for name, value in paired_correlations(to_floats(x), to_floats(y)).items():
             totals[name] = totals.get(name, 0.0) + value * len(x) / len(a.pictures)
     return totals
 
@@ -144,7 +140,7 @@ def contact_sheet(rows: list[Tensor], size: int = 256) -> Image.Image:
     """One row of images per tensor, float `[n, 3, H, W]` in [-1, 1]."""
     lines = [F.interpolate(row.float(), size=(size, size), mode="bilinear", antialias=True) for row in rows]
     grid = torch.cat([torch.cat(list(line), 2) for line in lines], 1)  # [3, rows * size, n * size]
-    return Image.fromarray(((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(to_bytes(grid).permute(1, 2, 0).contiguous().numpy())
 
 
 def versions() -> dict[str, str | None]:
@@ -221,7 +217,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         true = filtered(render(true_seed, adapter_names="__base__"), style)
     else:
         paired = None
-        true = as_floats(render_dicebear(style, args.num, source.shape[-1], true_seed))
+        true = to_floats(render_dicebear(style, args.num, source.shape[-1], true_seed))
 
     def seen(images: Tensor) -> Described:
         return describe(images.split(32), network, args.spatial_images)
@@ -261,7 +257,7 @@ def filtered(images: Tensor, name: str) -> Tensor:
 
 def reference_centres(folder: str | Path, resolution: int, network: FeatureNetwork) -> Tensor:
     """Spatial embedding `[K, E]` of the K training images."""
-    return spatial_embedding(as_floats(load_images(folder, resolution)), network).half().cpu()
+    return spatial_embedding(to_floats(load_images(folder, resolution)), network).half().cpu()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from fewshot_gan.convert import convert_checkpoint
 from fewshot_gan.features import load_features
+from fewshot_gan.images import to_bytes
 from fewshot_gan.methods.losses import logistic_d_loss, logistic_g_loss, r1_penalty
 from fewshot_gan.metrics import frechet_distance, psnr
 from fewshot_gan.models import StyleGAN2Discriminator
@@ -184,7 +185,7 @@ def evaluate(args, teacher, device):
     (work / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     sheet = torch.cat([torch.cat(list(rows[:8]), 2) for rows in (val_x, val_student, val_x[8:], val_student[8:])], 1)
-    picture = ((sheet + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    picture = to_bytes(sheet).permute(1, 2, 0).numpy()
     Image.fromarray(picture).save(work / "evaluation.png")
 
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewshot_gan.images import to_bytes
 from fewshot_gan.training.domains import apply_filter, dicebear_licence, parse_style, render_dicebear
 
 
@@ -28,11 +29,6 @@ def sample_base(base: str, num: int, seed: int, psi: float) -> Tensor:
 
     pipe = FewShotGAN.from_pretrained(base)
     return pipe(num_images=num, seed=seed, truncation_psi=psi, output_type="pt").images * 2 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Float [-1, 1] to uint8, rounded."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def write_dataset(images: Tensor, info: dict, out: Path, overwrite: bool) -> None:
@@ -92,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     info = {"style": args.style, "num": args.num, "seed": args.seed}
     if kind == "filter":
         images = sample_base(args.base, args.num, args.seed, args.psi)
-        images = to_uint8(apply_filter(images, name))  # at the base's resolution, as the benchmark does
+        images = to_bytes(apply_filter(images, name))  # at the base's resolution, as the benchmark does
         if args.resolution not in (None, images.shape[-1]):
             images = resize_uint8(images, args.resolution)
         licence = {

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from bench_looks import Looks, folder_name, read_json, write_json
 from bench_report import markdown
-from benchmark import as_floats, contact_sheet
+from benchmark import contact_sheet
 
 from fewshot_gan.adapters import DomainHyperNetwork
 from fewshot_gan.hub import replace_file
+from fewshot_gan.images import to_floats
 from fewshot_gan.training import adapt, hypernetwork
 from fewshot_gan.training.data import load_images
 
@@ -109,7 +110,7 @@ def judged(args, looks: Looks, look: str, kind: str, folder: Path) -> dict:
     if known is None or known["protocol"] != protocol:
         numbers, _, pictures = looks.judge(look, folder)
         strip = path.with_suffix(".png")
-        replace_file(strip, contact_sheet([as_floats(pictures[:FACES])], size=pictures.shape[-1]).save)
+        replace_file(strip, contact_sheet([to_floats(pictures[:FACES])], size=pictures.shape[-1]).save)
         known = {"look": look, "kind": kind, "numbers": numbers, "protocol": protocol}
         write_json(path, known)
     return known
@@ -132,7 +133,7 @@ def write_sheet(path: Path, looks: Looks, rows: list) -> None:
 
     side, lines = 128, []
     for look, _, cells in rows:
-        first = as_floats(load_images(looks.data(look), looks.side)[:1])
+        first = to_floats(load_images(looks.data(look), looks.side)[:1])
         for kind in cells:
             strip = Image.open(path.parent / "cells" / f"{kind}-{folder_name(look)}.png").resize((FACES * side, side))
             given = contact_sheet([first if kind == "predicted" else torch.ones_like(first)], size=side)

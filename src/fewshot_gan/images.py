@@ -1,4 +1,4 @@
-"""Pictures from files to squares of one size: the one rule by which training images and photos are cropped."""
+"""Pictures from files to squares of one size, the one rule of cropping, and between bytes and [-1, 1]."""
 
 from pathlib import Path
 
@@ -7,6 +7,16 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MIN_SIDE = 32
+
+
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
+    """Float in [-1, 1], clipped there, to uint8, rounded."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_floats(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 to float in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
 
 
 def read_image(path) -> Image.Image:

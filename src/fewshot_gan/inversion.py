@@ -6,6 +6,7 @@ equal length along its axes leave them, and faces turn askew.
 """
 
 import math
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,11 @@ class PerceptualDistance(nn.Module):
         maps = self.features(images, self.blocks)
         levels = zip(maps, self.maps, self.energy, strict=True)
         return torch.stack([(a - b).square().mean((1, 2, 3)) / e for a, b, e in levels]).mean(0)
+
+
+def lpips_installed() -> bool:
+    """Whether `LPIPSDistance` can be made: its package needs torchvision too."""
+    return find_spec("lpips") is not None and find_spec("torchvision") is not None
 
 
 class LPIPSDistance(nn.Module):
@@ -216,14 +222,12 @@ def invert(
 
 
 def _distance(perceptual, targets: torch.Tensor) -> nn.Module | None:
-    from importlib.util import find_spec
-
     from .features import load_features
 
     if perceptual == "none":
         return None
     if perceptual != "auto":
         return PerceptualDistance(perceptual, targets)
-    if find_spec("lpips") is not None and find_spec("torchvision") is not None:
+    if lpips_installed():
         return LPIPSDistance(targets)
     return PerceptualDistance(load_features(device=targets.device), targets)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from .adapters import BASE, Adapter, AdapterBank, DomainHyperNetwork, fingerprint
 from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_bases, replace_file, resolve_folder
-from .images import read_image, square, upright
+from .images import read_image, square, to_floats, upright
 from .inversion import Inversion, invert
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
@@ -241,7 +241,7 @@ class FewShotGAN(DiffusionPipeline):
         if not isinstance(images, torch.Tensor):
             if not (squares := _squares(images, self.generator.resolution)):
                 raise ValueError("there is no picture to invert; give at least one")
-            images = torch.stack(squares).float() / 127.5 - 1
+            images = to_floats(torch.stack(squares))
         with nullcontext() if self.bank.fused is not None else self.bank.using({}):
             return invert(self.generator, images, space=space, steps=steps, seed=seed, **options)
 
@@ -402,7 +402,7 @@ class FewShotGAN(DiffusionPipeline):
         first = images[0] if isinstance(images, list | tuple) and images else images
         if not isinstance(images, torch.Tensor):
             squares = _squares(images, self.generator.resolution)
-            images = torch.stack(squares).float() / 127.5 - 1 if squares else torch.empty(0)
+            images = to_floats(torch.stack(squares)) if squares else torch.empty(0)
         if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
             raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, H, W]; give at least one picture")
         if not torch.isfinite(images).all() or images.abs().max() > 1.001:

@@ -11,7 +11,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import nn
 from ..adapters.domain_vector import DomainVectorFactors
 from ..adapters.hypernetwork import DomainHyperNetwork
 from ..encoders import TEMPLATES, Encoder, templated
-from ..inversion import LPIPSDistance, PerceptualDistance
+from ..inversion import LPIPSDistance, PerceptualDistance, lpips_installed
 from .objective import digest
 from .pair import Latents, Pair
 from .statistics import (
@@ -293,7 +292,7 @@ class _Domains(nn.Module):
         self.references, self.latents = references, latents
         if latents is not None and [len(w) for w in latents] != [len(x) for x in references or []]:
             raise ValueError("reference_latents are not one w+ for each reference picture; see inversion.invert")
-        if c.perceptual_weight and find_spec("lpips") is not None and find_spec("torchvision") is not None:
+        if c.perceptual_weight and lpips_installed():
             self._apart.lpips = LPIPSDistance(references[0][:1]).net
         elif c.perceptual_weight and features is None:
             raise ValueError("perceptual_weight needs the package lpips, or features=load_features()")

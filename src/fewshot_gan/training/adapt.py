@@ -19,6 +19,7 @@ from ..cards import write_adapter_card
 from ..encoders import CLIP_DEFAULT, load_encoder
 from ..features import load_features
 from ..hub import embedded_datasets, portable_name, replace_file
+from ..images import to_bytes, to_floats
 from ..inversion import SPACES, VERSION, invert, latent_statistics
 from ..methods.cdc import CDCConfig, CDCObjective
 from ..methods.d3t import D3TConfig, D3TObjective
@@ -215,7 +216,7 @@ def run(args: argparse.Namespace) -> Adapter:
     if args.scratch:
         adapter = forget(pipe.generator, options)
     if images is not None:
-        real = (images.float() / 127.5 - 1).to(accelerator.device)
+        real = to_floats(images).to(accelerator.device)
     objective = build(args, config, pipe, real, accelerator)
     whole = pipe.generator.num_parameters()
     accelerator.print(
@@ -318,7 +319,7 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
     quality = " ".join(f"{value:.1f}" for value in found.psnr)
     print(f"projected {len(codes)} images: {quality} dB")
     metadata = {"made_of": json.dumps(made_of), "psnr": quality}
-    tensors = {"codes": codes, "reconstructions": ((found.images.clamp(-1, 1) + 1) * 127.5).round().byte()}
+    tensors = {"codes": codes, "reconstructions": to_bytes(found.images)}
     replace_file(path, lambda temp: save_file(tensors, temp, metadata))
     return codes
 

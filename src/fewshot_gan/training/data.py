@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import read_image, square, upright
+from ..images import read_image, square, to_floats, upright
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class InfiniteBatches:
             epoch = torch.randperm(len(self.images), generator=self._generator)
             self._order = torch.cat([self._order, epoch])
         indices, self._order = self._order[: self.batch_size], self._order[self.batch_size :]
-        return self.images[indices].float() / 127.5 - 1, indices.clone()
+        return to_floats(self.images[indices]), indices.clone()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next batches depend on, but the images and the batch size."""

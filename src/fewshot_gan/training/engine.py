@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..adapters import Adapter, AdapterBank
 from ..hub import replace_file
+from ..images import to_bytes
 from ..methods.objective import Batch, Objective, Views, digest
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
@@ -369,7 +370,7 @@ class Trainer:
                 chunks = z.split(self.config.train_batch_size)
                 rows.append(torch.cat([self.pair.adapted(Latents(chunk)).images.cpu() for chunk in chunks]))
         grid = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
-        picture = ((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        picture = to_bytes(grid).permute(1, 2, 0).numpy()
         path = self.folder / "samples" / f"step-{self.step:06d}.png"
         replace_file(path, Image.fromarray(picture).save)
         for tracker in self.accelerator.trackers:

@@ -8,6 +8,7 @@ from ..adapters import DomainHyperNetwork
 from ..cards import write_hypernetwork_card
 from ..encoders import load_encoder
 from ..features import load_features
+from ..images import to_floats
 from ..methods.hyperdomain import HyperDomainConfig, HyperNetworkObjective
 from ..pipeline import FewShotGAN
 from .adapt import CLIPS, JUDGED, add_run_options, start, start_trackers
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
         folders = sorted(p for p in Path(args.data).iterdir() if p.is_dir())
         names = [folder.name for folder in folders]
         resolution = pipe.generator.resolution
-        domains = {"references": [load_images(f, resolution).float().to(device) / 127.5 - 1 for f in folders]}
+        domains = {"references": [to_floats(load_images(f, resolution).to(device)) for f in folders]}
     record = {**asdict(config), **asdict(training), "domains": names}
     for name in ("output_dir", *JUDGED):
         record.pop(name)
