@@ -115,7 +115,6 @@ class D3TConfig(ObjectiveConfig):
             deepest_level=14,
             content_weight=20.0,
             structure_weight=0.4,
-            feature_weight=0.0,
             feature_resolution=64,
             relation_weight=3000.0,
             transformed_every=3,
@@ -123,8 +122,8 @@ class D3TConfig(ObjectiveConfig):
 
     @classmethod
     def large_gap(cls) -> "D3TConfig":
-        """For looks that the base cannot be projected to, such as line drawings: no codes, nothing distilled."""
-        return replace(cls.few_images(), transformed_every=0, distillation_weight=0.0)
+        """For looks that the base cannot draw, such as line art: no codes, no distillation, features free to change."""
+        return replace(cls.few_images(), transformed_every=0, distillation_weight=0.0, feature_weight=0.0)
 
     @property
     def transfers(self) -> bool:

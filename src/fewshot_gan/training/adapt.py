@@ -82,7 +82,7 @@ METHODS = {
 }
 PRESETS = {
     "few_images": "signals that learn a set of pictures in few steps, on pretrained features",
-    "large_gap": "few_images without projected images and distillation, for looks far from the base",
+    "large_gap": "few_images without projected images, feature transfer and distillation, for looks far from the base",
     "abstract": "the published terms alone, on pretrained features",
     "paper": "as published, on the base's own discriminator",
     "image": "as published, for a picture",
