@@ -11,6 +11,7 @@ which belongs into the base's folder, and `report.json`.
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 
 import torch
 from tqdm.auto import tqdm
@@ -36,6 +37,7 @@ def main(argv=None) -> dict:
     p.add_argument("--held_out", type=int, default=64, help="images of either kind for the report")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args(argv)
+    torch.manual_seed(args.seed)  # the small noise of fresh factors
     pipe, features = FewShotGAN.from_pretrained(args.base), load_features()
     generator, bank = pipe.generator.eval(), pipe.bank
     generator.to(memory_format=torch.channels_last)
@@ -63,6 +65,7 @@ def main(argv=None) -> dict:
     random = torch.Generator().manual_seed(args.seed)
     judge = ProjectedDiscriminator.for_images(images(args.batch_size, random), features, Objective.HEADS, args.seed)
     optimizer = torch.optim.Adam(judge.parameters(), lr=args.learning_rate, betas=(0.0, 0.99))
+    losses = []
     for step in (bar := tqdm(range(args.steps), desc="judging")):
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * min(1.0, 2 * (1 - step / args.steps))
@@ -72,7 +75,8 @@ def main(argv=None) -> dict:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
+        losses.append(float(loss.detach()))
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
     judge.eval()
     random = torch.Generator().manual_seed(args.seed + 1)
     right = dict.fromkeys(levels, 0)
@@ -83,6 +87,7 @@ def main(argv=None) -> dict:
             right[level] += int(real.mean() > 0) + int(fake.mean() < 0)
     accuracy = {str(level): n / (2 * args.held_out) for level, n in right.items()}
     report = {"held_out": args.held_out, "accuracy_of_each_level": accuracy, "steps": args.steps, "seed": args.seed}
+    report["loss_of_last_quarter"] = mean(losses[-max(1, args.steps // 4) :])  # hinge: 2 is guessing
     judge.half().save_pretrained(args.output_dir / "projected_discriminator")
     text = json.dumps(report, indent=1) + "\n"
     replace_file(args.output_dir / "report.json", lambda path: path.write_text(text))
