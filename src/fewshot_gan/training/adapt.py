@@ -203,7 +203,9 @@ def run(args: argparse.Namespace) -> Adapter:
     if of.objective is HyperDomainObjective:
         args.encoder = args.encoder or (["features"] if args.text is None else CLIPS)
         record |= {"encoder": [portable_name(name) for name in args.encoder]}
-        record |= {} if args.text is None else {"origin": args.origin or "photo"}
+        if args.text is not None:
+            args.origin = args.origin or "photo"
+            record["origin"] = args.origin
     if projects:
         record |= {name: given[name] for name in ("space", "projection_steps", "projection_prior")}
     for name in ("output_dir", *(() if of.objective.uses_images else JUDGED)):
@@ -266,7 +268,7 @@ def build(args, config, pipe: FewShotGAN, real: torch.Tensor | None, accelerator
         latents = projected().to(device) if real is not None and config.needs_latents else None
         if latents is not None and latents.ndim == 2:
             latents = as_ws(latents, pipe.generator.num_ws, pipe.generator.w_dim)
-        shown = {"target": args.text, "origin": args.origin or "photo"} if real is None else {"references": real}
+        shown = {"target": args.text, "origin": args.origin} if real is None else {"references": real}
         features = load_features(device=device) if config.needs_features else None
         encoders = [load_encoder(name, device) for name in args.encoder]
         return HyperDomainObjective(config, encoders, reference_latents=latents, features=features, **shown)
