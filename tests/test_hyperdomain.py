@@ -556,8 +556,9 @@ def test_each_row_is_compared_with_the_pictures_of_its_domain(many, eyes, featur
     assert set(got) == set(names)
     random = seeded()
     domains = hd.draw_domains(3, 4, random)  # one of the three twice
+    shown = objective._shown(domains, random)
     latents = many.pair.draw(4, random, 0.0)
-    with many.bank.using_vectors(network(objective.inputs[domains])):
+    with many.bank.using_vectors(network(shown)):
         images = many.pair.adapted(latents).images
     groups = [images[domains == n] for n in domains.unique()]
     # all pictures of a domain are equal, so it does not matter which are picked: as many as rows, at least 2
@@ -571,6 +572,28 @@ def test_each_row_is_compared_with_the_pictures_of_its_domain(many, eyes, featur
         for a, b in zip(features(x, levels), features(y, levels), strict=True)
     ]
     torch.testing.assert_close(got["statistics"], 0.5 * sum(moments) / 3, rtol=1e-4, atol=1e-4)
+
+
+def test_a_domain_is_known_from_any_of_its_pictures(many, eyes, monkeypatch):
+    network = DomainHyperNetwork.for_model(many.generator, eyes, width=32, backbone_depth=2, head_depth=1).train()
+    references = [normal(count, 3, 32, 32, seed=count).clamp(-1, 1) for count in (1, 5)]
+    objective = HyperNetworkObjective(HyperDomainConfig(), network, eyes, references=references)
+    read, forward = [], network.forward
+    monkeypatch.setattr(network, "forward", lambda x: read.append(x.detach()) or forward(x))
+    for seed in range(20):
+        list(objective.regularisers(many.pair, 2, 0, seeded(seed)))
+    read = torch.cat(read)
+    single, many_of = (torch.cat([eyes.image(x[None]) for x in of]) for of in references)
+    single = F.normalize(single, dim=1)
+    is_single = (read - single).norm(dim=1) < 1e-5
+    assert is_single.sum() == 20  # a domain of one picture is always read as that one
+    others, units = read[~is_single], F.normalize(many_of, dim=1)
+    alone = (torch.cdist(others, units) < 1e-5).any(1)
+    assert 3 <= alone.sum() <= 17 and len({tuple(row.tolist()) for row in others}) > 10
+    shares = torch.linalg.lstsq(many_of.T, others.T).solution  # non-negative and equal: means of some of its own
+    torch.testing.assert_close(many_of.T @ shares, others.T, rtol=1e-4, atol=1e-5)
+    shares = shares / shares.amax(0)
+    assert ((shares.abs() < 1e-2) | ((shares - 1).abs() < 1e-2)).all()
 
 
 def test_examples_are_what_users_get(many, clip):

@@ -529,7 +529,7 @@ class HyperNetworkObjective(_Domains):
         self._apart.hypernetwork = hypernetwork
         with torch.no_grad():
             known = self.targets[0][:, 0] if targets is None else self.encoders[0].text(list(targets))
-        self.inputs = F.normalize(known, dim=1)  # [N, D]: the bare words
+        self.inputs = F.normalize(known, dim=1)  # [N, D]: the bare words, or all pictures
 
     @property
     def hypernetwork(self) -> DomainHyperNetwork:
@@ -545,7 +545,7 @@ class HyperNetworkObjective(_Domains):
         self._check_base(pair)
         self._look_at_source(pair)
         domains = draw_domains(len(self.inputs), batch, random).to(self.inputs.device)
-        inputs = self.inputs[domains, None]  # [B, 1, D]
+        inputs = self._shown(domains, random)[:, None]  # [B, 1, D]
         targets = [t[domains] for t in self.targets]
         origins = [s[domains] if len(s) > 1 else s for s in self.origins]
         if c.convex_hull:
@@ -579,6 +579,19 @@ class HyperNetworkObjective(_Domains):
             with pair.bank.using_vectors(self.hypernetwork(self.inputs[domains])):
                 drawn = pair.adapted(Latents(w=w)).images
             yield self._reference_losses(drawn, of_rows, picks)
+
+    def _shown(self, domains: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """What the hypernetwork reads, `[B, D]`: the bare words, or the mean embedding of a few of a domain's pictures.
+
+        How many changes from step to step, one the most often: it has to know a domain from whatever its users show.
+        """
+        if self.pictures is None:
+            return self.inputs[domains]
+        means = []
+        for of in (self.pictures[0][n] for n in domains.tolist()):
+            count = int(len(of) ** torch.rand((), generator=random).item())
+            means.append(of[torch.randperm(len(of), generator=random)[:count]].mean(0))
+        return F.normalize(torch.stack(means), dim=1)
 
     @torch.no_grad()
     def examples(self, num: int = 4) -> list[dict[str, torch.Tensor]]:
