@@ -186,7 +186,7 @@ def test_what_it_needs(build, features):
     with pytest.raises(ValueError, match="reconstruction_weight=1.0 is of steps .* transformed_every=0"):
         D3TConfig(reconstruction_weight=1.0, transformed_every=0)
     config = D3TConfig(transformed_every=0)
-    assert not config.transfers and D3TConfig().transfers and not D3TConfig.large_gap().transfers
+    assert not config.needs_latents and D3TConfig().needs_latents and not D3TConfig.large_gap().needs_latents
     with pytest.raises(ValueError, match="feature_resolution=2: the smallest block is 4"):
         build(feature_resolution=2)
 

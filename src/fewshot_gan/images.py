@@ -19,6 +19,15 @@ def to_floats(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.float() / 127.5 - 1
 
 
+def check_range(images: torch.Tensor) -> None:
+    """
+    Raises:
+        ValueError: a value is not finite or beyond [-1, 1].
+    """
+    if not torch.isfinite(images).all() or images.abs().max() > 1.001:
+        raise ValueError("images go beyond [-1, 1]; scale 8-bit pictures with x / 127.5 - 1")
+
+
 def read_image(path) -> Image.Image:
     """The picture in a file, upright and RGB.
 

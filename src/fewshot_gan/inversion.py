@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from .images import check_range
 from .metrics import psnr
 
 BLOCKS = (0, 2, 4, 10)  # of EfficientNet-Lite0: half the size down to a sixteenth
@@ -162,8 +163,7 @@ def invert(
         raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
     if images.ndim != 4 or images.shape[1:] != (3, size, size) or len(images) == 0:
         raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, {size}, {size}]; crop and resize them")
-    if not torch.isfinite(images).all() or images.abs().max() > 1.001:
-        raise ValueError("images go beyond [-1, 1]; scale 8-bit pictures with x / 127.5 - 1")
+    check_range(images)
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from .adapters import BASE, Adapter, AdapterBank, DomainHyperNetwork, fingerprint
 from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_bases, replace_file, resolve_folder
-from .images import read_image, square, to_floats, upright
+from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
@@ -405,8 +405,7 @@ class FewShotGAN(DiffusionPipeline):
             images = to_floats(torch.stack(squares)) if squares else torch.empty(0)
         if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
             raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, H, W]; give at least one picture")
-        if not torch.isfinite(images).all() or images.abs().max() > 1.001:
-            raise ValueError("images go beyond [-1, 1]; scale 8-bit pictures with x / 127.5 - 1")
+        check_range(images)
         adapter = network.adapter(encoder.image(images.to(self.device)).mean(0), images=len(images))
         return self.load_adapter(
             adapter, adapter_name or _name_from(Path(first).stem if isinstance(first, str | Path) else "image")

@@ -126,7 +126,7 @@ class D3TConfig(ObjectiveConfig):
         return replace(cls.few_images(), transformed_every=0, distillation_weight=0.0, feature_weight=0.0)
 
     @property
-    def transfers(self) -> bool:
+    def needs_latents(self) -> bool:
         """A term of the generator uses projected training images."""
         weights = self.feature_weight, self.relation_weight, self.reconstruction_weight
         return self.transformed_every > 0 and max(weights) > 0
@@ -148,7 +148,7 @@ class D3TObjective(Objective):
     def __init__(self, config: D3TConfig, real, *, codes=None, w_std=None, projected=None, seed: int = 0, **options):
         super().__init__(config, real, projected=projected, seed=seed, **options)
         c = config
-        if c.transfers and (codes is None or w_std is None):
+        if c.needs_latents and (codes is None or w_std is None):
             raise ValueError("knowledge transfer starts from projected training images: pass codes and w_std")
         self._codes, self._w_std, self._real = codes, w_std, real
         self._source = [None]  # in a list: frozen, so neither saved nor trained with this module
@@ -171,7 +171,7 @@ class D3TObjective(Objective):
         return super()._apply(fn, recurse)
 
     def settings(self) -> dict:
-        return super().settings() | ({"codes": digest(self._codes)} if self.config.transfers else {})
+        return super().settings() | ({"codes": digest(self._codes)} if self.config.needs_latents else {})
 
     @property
     def needs_source(self) -> bool:
@@ -180,7 +180,7 @@ class D3TObjective(Objective):
     def draw(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Latents:
         """Codes ŵ = w*_i + σ·ε or a convex mix of two every `transformed_every`-th step, free latents otherwise."""
         c = self.config
-        if not c.transfers or step % c.transformed_every:
+        if not c.needs_latents or step % c.transformed_every:
             return super().draw(pair, batch, step, random)
         codes = self._codes
         first, second = torch.randint(len(codes), (2, batch), generator=random)

@@ -83,6 +83,11 @@ class ObjectiveConfig:
         """The method with a discriminator that sees through pretrained eyes: for few steps, and bases without one."""
         return cls(discriminator="projected", style_mixing=0.0, r1_weight=0.0, path_length_weight=0.0)
 
+    @property
+    def needs_latents(self) -> bool:
+        """A term uses latents that draw the training images."""
+        return False
+
 
 @dataclass
 class Views:

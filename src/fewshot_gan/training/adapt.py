@@ -185,11 +185,10 @@ def run(args: argparse.Namespace) -> Adapter:
     training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
     preset = getattr(of.config, args.preset)()
     config = replace(preset, **{f.name: given[f.name] for f in fields(of.config) if f.name in given})
-    projects = getattr(config, "transfers", False) or getattr(config, "needs_latents", False)
     for name, usual in PROJECTION.items() if of.objective in PROJECTING else ():
         if given[name] is None:
             setattr(args, name, usual)
-        elif not projects:
+        elif not config.needs_latents:
             raise ValueError(f"--{name} {given[name]} is of projected images, but no term here uses any; leave it out")
     pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
     images = real = None
@@ -206,7 +205,7 @@ def run(args: argparse.Namespace) -> Adapter:
         if args.text is not None:
             args.origin = args.origin or "photo"
             record["origin"] = args.origin
-    if projects:
+    if config.needs_latents:
         record |= {name: given[name] for name in ("space", "projection_steps", "projection_prior")}
     for name in ("output_dir", *(() if of.objective.uses_images else JUDGED)):
         record.pop(name)
@@ -279,7 +278,7 @@ def build(args, config, pipe: FewShotGAN, real: torch.Tensor | None, accelerator
     options = {"discriminator": judge, "projected": heads, "features": features, "seed": args.seed}
     if issubclass(of.objective, CDCObjective):
         options["z_dim"] = pipe.generator.z_dim
-    if of.objective is D3TObjective and config.transfers:
+    if config.needs_latents:
         options |= {"codes": projected(), "w_std": latent_statistics(pipe.generator)[1].cpu()}
     return of.objective(config, real, **options)
 
