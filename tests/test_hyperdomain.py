@@ -176,10 +176,10 @@ def test_resample_moves_templates_and_input_alike():  # spec test 9
 
 def test_domains_are_drawn_without_repetition():
     for batch in (2, 5, 12):
-        picks = hd.draw_domains(5, batch, seeded(batch)).tolist()
+        picks = hd.draw_each(5, batch, seeded(batch)).tolist()
         counts = [picks.count(n) for n in range(5)]
         assert len(picks) == batch and max(counts) - min(counts) <= 1
-    assert len({tuple(hd.draw_domains(5, 2, seeded(i)).tolist()) for i in range(20)}) > 5
+    assert len({tuple(hd.draw_each(5, 2, seeded(i)).tolist()) for i in range(20)}) > 5
 
 
 def test_crops_cut_both_pictures_at_the_same_place():
@@ -319,7 +319,7 @@ def test_picture_terms_are_those_of_the_paper(run, shown, clip, second_clip, fea
     assert [set(part) for part in parts] == [{"direction", "clip_within"}, {"clip_ref", "l2", "perceptual"}]
     random = seeded()
     z = run.pair.draw(3, random, 0.0)
-    picks = hd.draw_domains(4, 3, random)
+    picks = hd.draw_each(4, 3, random)
     want = dict.fromkeys(("direction", "clip_within", "clip_ref"), 0.0)
     drawn = run.pair.adapted(Latents(w=latents[picks])).images
     for encoder in encoders:
@@ -367,7 +367,7 @@ def test_signals_of_the_set(run, shown, eyes, features):
     got, random = run.losses(objective), seeded()
     z = run.pair.draw(3, random, 0.0)
     adapted, source = run.pair.adapted(z).images, run.pair.source(z).images
-    real = references[torch.randint(4, (3,), generator=random)]
+    real = references[hd.draw_each(4, 3, random)]
     levels, kept = (0, 2, 4, 7, 10), (4, 10)
     moments = [moment_distance(a, b) for a, b in zip(features(adapted, levels), features(real, levels), strict=True)]
     content = [content_distance(a, b) for a, b in zip(features(adapted, kept), features(source, kept), strict=True)]
@@ -491,7 +491,7 @@ def test_many_domains_terms(many, clip, second_clip):
     options = {"targets": DOMAINS, "origins": ["photo"] * 5 + ["human"], "templates": TEMPLATES}
     objective = HyperNetworkObjective(config, many.network, [clip, second_clip], **options)
     got, random = many.losses(objective, batch=4), seeded()
-    chosen = [DOMAINS[i] for i in hd.draw_domains(6, 4, random)]
+    chosen = [DOMAINS[i] for i in hd.draw_each(6, 4, random)]
     origins = ["human" if name == "comic" else "photo" for name in chosen]
     latents = many.pair.draw(4, random, 0.0)
     deltas = many.network(clip.text(chosen))  # the bare words, of the first encoder
@@ -555,7 +555,7 @@ def test_each_row_is_compared_with_the_pictures_of_its_domain(many, eyes, featur
     names = ("direction", "tt_direction", "statistics", "wasserstein", "colour", "content", "structure")
     assert set(got) == set(names)
     random = seeded()
-    domains = hd.draw_domains(3, 4, random)  # one of the three twice
+    domains = hd.draw_each(3, 4, random)  # one of the three twice
     shown = objective._shown(domains, random)
     latents = many.pair.draw(4, random, 0.0)
     with many.bank.using_vectors(network(shown)):

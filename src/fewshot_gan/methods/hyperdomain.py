@@ -157,7 +157,7 @@ def resample(embeddings: Sequence[torch.Tensor], random: torch.Generator, least:
     return near
 
 
-def draw_domains(num: int, batch: int, random: torch.Generator) -> torch.Tensor:
+def draw_each(num: int, batch: int, random: torch.Generator) -> torch.Tensor:
     """`[batch]` indices below `num`, none twice before all were there (differs from the released code)."""
     rounds = [torch.randperm(num, generator=random) for _ in range(-(-batch // num))]
     return torch.cat(rounds)[:batch]
@@ -355,7 +355,7 @@ class _Domains(nn.Module):
             groups = {n: [row for row, of in enumerate(domains) if of == n] for n in domains}
             chosen = []
             for n, rows in groups.items():
-                picks = torch.randint(len(self.references[n]), (max(2, len(rows)),), generator=random)
+                picks = draw_each(len(self.references[n]), max(2, len(rows)), random)
                 chosen.append(self.references[n][picks])
             if of_maps:
                 with torch.no_grad():
@@ -456,7 +456,7 @@ class HyperDomainObjective(_Domains):
         self._look_at_source(pair)
         latents = pair.draw(batch, random, c.style_mixing)
         adapted, source = pair.adapted(latents).images, pair.source(latents).images
-        picks = [] if self.latents is None else draw_domains(len(self.latents[0]), batch, random).tolist()
+        picks = [] if self.latents is None else draw_each(len(self.latents[0]), batch, random).tolist()
         losses = defaultdict(float)
         for i, encoder in enumerate(self.encoders):
             e, targets, origins = encoder.image(adapted), self.targets[i], self.origins[i]
@@ -544,7 +544,7 @@ class HyperNetworkObjective(_Domains):
         c = self.config
         self._check_base(pair)
         self._look_at_source(pair)
-        domains = draw_domains(len(self.inputs), batch, random).to(self.inputs.device)
+        domains = draw_each(len(self.inputs), batch, random).to(self.inputs.device)
         inputs = self._shown(domains, random)[:, None]  # [B, 1, D]
         targets = [t[domains] for t in self.targets]
         origins = [s[domains] if len(s) > 1 else s for s in self.origins]
