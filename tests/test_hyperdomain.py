@@ -571,7 +571,7 @@ def test_each_row_is_compared_with_the_pictures_of_its_domain(many, eyes, featur
         for x, y in zip(groups, real, strict=True)
         for a, b in zip(features(x, levels), features(y, levels), strict=True)
     ]
-    torch.testing.assert_close(got["statistics"], 0.5 * sum(moments) / 3, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got["statistics"], sum(moments) / 3, rtol=1e-4, atol=1e-4)
 
 
 def test_a_domain_is_known_from_any_of_its_pictures(many, eyes, monkeypatch):
@@ -623,7 +623,7 @@ def test_what_many_domains_refuse(many, clip, second_clip, eyes):
             HyperNetworkObjective(replace(config, **weights), network, clip, targets=DOMAINS)
     between = replace(HyperDomainConfig.hypernetwork_few_images(), resample=0.95)
     with pytest.raises(
-        ValueError, match="statistics_weight=0.5 compares with pictures, which domains in between have not"
+        ValueError, match="statistics_weight=1.0 compares with pictures, which domains in between have not"
     ):
         pictures = {"references": list(torch.zeros(2, 1, 3, 32, 32)), "features": object()}
         HyperNetworkObjective(between, network, clip, **pictures)

@@ -27,7 +27,6 @@ from .pair import Latents, Pair
 from .statistics import (
     CONTENT_LEVELS,
     MOMENT_LEVELS,
-    SET_SIGNALS,
     colour_distance,
     content_distance,
     moment_distance,
@@ -39,6 +38,13 @@ SHORTEST = 0.1  # directions between unit vectors below this length weigh less, 
 SOURCE_SAMPLES = 32  # whose mean embedding stands for the source where references have no latents
 RECONSTRUCTION_SIZE = 256  # pixels a side at most, of l2 and perceptual terms
 SET_LEVELS = MOMENT_LEVELS[:-1]  # not whole faces
+LOOK = {  # weights that taught a domain vector filters from ten pictures (training/RESULTS.md, HyperDomainNet)
+    "statistics_weight": 1.0,
+    "wasserstein_weight": 1.0,
+    "colour_weight": 2.0,
+    "content_weight": 20.0,
+    "structure_weight": 1.0,
+}
 
 # -------------------------------------------------------------------------------------------------------------- losses
 
@@ -234,7 +240,7 @@ class HyperDomainConfig:
     @classmethod
     def few_images(cls) -> "HyperDomainConfig":
         """One domain from about ten pictures of different things, without latents: direction and set-level signals."""
-        return cls(style_mixing=0.0, **SET_SIGNALS)
+        return cls(style_mixing=0.0, **LOOK)
 
     @classmethod
     def hypernetwork(cls) -> "HyperDomainConfig":
@@ -251,7 +257,7 @@ class HyperDomainConfig:
     @classmethod
     def hypernetwork_few_images(cls) -> "HyperDomainConfig":
         """Many domains from about ten pictures each."""
-        return cls(tt_direction_weight=0.4, style_mixing=0.0, **SET_SIGNALS)
+        return cls(tt_direction_weight=0.4, style_mixing=0.0, **LOOK)
 
 
 SINGLE_ONLY = ("indomain_weight", "clip_within_weight")

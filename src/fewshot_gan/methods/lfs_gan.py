@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from .cdc import CDCConfig, CDCObjective
 from .pair import Latents, Pair
-from .statistics import SET_SIGNALS
 
 
 def mode_seeking_loss(z, w, images, features, clusters) -> torch.Tensor:
@@ -77,7 +76,11 @@ class LFSConfig(CDCConfig):
             super().few_images(),
             adversarial_weight=0.5,
             mode_seeking_weight=0.0,
-            **SET_SIGNALS,
+            statistics_weight=0.5,
+            wasserstein_weight=0.5,
+            colour_weight=2.0,
+            content_weight=40.0,
+            structure_weight=4.5,
         )
 
 

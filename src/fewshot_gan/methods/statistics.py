@@ -14,13 +14,6 @@ from ..metrics import luminance, sobel
 # levels of the feature network: stride-2 convolutions and what follows
 CONTENT_LEVELS = (4, 10)
 MOMENT_LEVELS = (0, 2, 4, 7, 10, 14)  # 14 sees whole faces, the others parts of them
-SET_SIGNALS = {  # weights that learned filters from ten pictures (training/RESULTS.md, sketch)
-    "statistics_weight": 0.5,
-    "wasserstein_weight": 0.5,
-    "colour_weight": 2.0,
-    "content_weight": 40.0,
-    "structure_weight": 4.5,
-}
 
 
 def channel_moments(x: torch.Tensor) -> torch.Tensor:
