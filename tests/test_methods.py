@@ -389,9 +389,12 @@ def test_freezing_the_lower_layers(features, discriminator, pair):
         )
         assert moved and not [k for k in moved if k.startswith(lower)]
         assert [k for k in before if k.startswith(lower)]
+        if preset == "few_images":  # and of every head a convolution learns
+            heads = {k.split(".")[2] for k in moved if ".convs." in k}
+            assert heads == {k.split(".")[2] for k in before if ".convs." in k} and len(heads) > 2
     with pytest.raises(ValueError, match="freeze_d=9: this discriminator has 3 blocks; give 0 to 3"):
         build(FinetuneConfig(freeze_d=9), features, discriminator, FinetuneObjective)
-    with pytest.raises(ValueError, match="freeze_d=9: the heads have at most 3 convolutions"):
+    with pytest.raises(ValueError, match="freeze_d=9: the heads have 2 convolutions below their last; give 0 to 2"):
         build(replace(FinetuneConfig.few_images(), freeze_d=9), features, None, FinetuneObjective)
 
 

@@ -55,7 +55,7 @@ class Method(NamedTuple):
 PROJECTED = ("--projections", "{shared}/projections.safetensors", "--projection_steps", "60")
 METHODS = {
     "transfergan-full": Method("finetune.py", "full", (), 5000),
-    "freezed-full": Method("finetune.py", "full", ("--freeze_d", "2"), 5000),
+    "freezed-full": Method("finetune.py", "full", ("--freeze_d", "1"), 5000),
     "scratch-full": Method("finetune.py", "full", ("--scratch",), 5000),
     "cdc-full": Method("cdc.py", "full", (), 5000),
     "lfs-left": Method("lfs.py", "left", (), 3000),

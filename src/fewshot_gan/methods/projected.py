@@ -83,14 +83,16 @@ class ProjectedDiscriminator(ModelMixin, ConfigMixin):
     def freeze_lower(self, num: int) -> None:
         """Keep the first `num` convolutions of each head as they are now (FreezeD, arXiv 2002.10964).
 
+        Its last convolution still learns, so a head of one keeps none; below them all lie the frozen features.
+
         Raises:
-            ValueError: no head has as many.
+            ValueError: no head has more than `num`.
         """
-        most = max(len(head.convs) for head in self.heads.values())
+        most = max(len(head.convs) for head in self.heads.values()) - 1
         if not 0 <= num <= most:
-            raise ValueError(f"freeze_d={num}: the heads have at most {most} convolutions; give 0 to {most}")
+            raise ValueError(f"freeze_d={num}: the heads have {most} convolutions below their last; give 0 to {most}")
         for head in self.heads.values():
-            for conv in head.convs[:num]:
+            for conv in head.convs[: min(num, len(head.convs) - 1)]:
                 remove_parametrizations(conv, "weight")  # the normalised weight itself: no estimate of a norm goes on
                 conv.requires_grad_(False)
 
