@@ -546,8 +546,8 @@ def test_invert_then_generate(cli, refused, base_folder, adapter_folder, pencil,
     photo = sorted(pencil.glob("*.png"))[0]
     code, out, err = cli("invert", photo, photo, "--base", base_folder, "--steps", 3, "--out", "me/mine.safetensors")
     assert code == 0 and out.startswith("me/mine.safetensors  (") and out.count(" dB") == 2, err
-    assert sorted(os.listdir("me")) == ["mine.png", "mine.safetensors"]
-    sheet = cells("me/mine.png", 2, 2)
+    assert sorted(os.listdir("me")) == ["mine-sheet.png", "mine.safetensors"]
+    sheet = cells("me/mine-sheet.png", 2, 2)
     code, out, _ = cli(
         *("generate", "--base", base_folder, "--adapter", adapter_folder, "--compare"),
         *("--latents", "me/mine.safetensors", "--out", "ink.png"),
@@ -555,6 +555,14 @@ def test_invert_then_generate(cli, refused, base_folder, adapter_folder, pencil,
     assert code == 0 and out.startswith("ink.png  (4 pictures, ")
     grid = cells("ink.png", 2, 2)
     assert np.abs(grid[0].astype(int) - sheet[1]).max() <= 1 and (grid[0] != grid[1]).any()
+
+    shutil.copy(photo, "me.png")
+    shutil.copy(photo, "me-sheet.png")
+    short = ("--base", base_folder, "--steps", 1, "--out", "me.safetensors")
+    assert "me-sheet.png, where the result is shown, is one of the photos" in refused("invert", "me-sheet.png", *short)
+    Path("me-sheet.png").unlink()
+    assert cli("invert", "me.png", *short)[0] == 0
+    assert Path("me.png").read_bytes() == photo.read_bytes()  # a photo beside the latents stays what it is
 
     assert "is no file of latents" in refused("invert", photo, "--base", base_folder, "--out", "mine.png")
     assert "there is no picture 'nowhere.png'" in refused("invert", "nowhere.png", "--base", base_folder)

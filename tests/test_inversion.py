@@ -1,15 +1,19 @@
 """Inversion: known latents are found again, whatever the batch; photos become latents that adapters can draw."""
 
+import logging
+import sys
 import time
+from types import ModuleType
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fewshot_gan import FewShotGAN
+from fewshot_gan import FewShotGAN, inversion
 from fewshot_gan.adapters import LeFTAdapter
-from fewshot_gan.inversion import PerceptualDistance, WhitenedLatents, invert, latent_statistics
+from fewshot_gan.inversion import LPIPSDistance, PerceptualDistance, WhitenedLatents, invert, latent_statistics
 from fewshot_gan.metrics import psnr
 
 
@@ -121,6 +125,58 @@ def test_pixels_alone(pipe, known):
     found = invert(pipe.generator, known, perceptual="none", steps=60, progress=False)
     blurred = psnr(known.mean((2, 3), keepdim=True).expand_as(known), known)
     assert np.mean(found.psnr) > blurred + 3
+
+
+@pytest.fixture
+def lpips(monkeypatch):
+    """A small stand-in for the package `lpips`; `made` grows by one for each network made."""
+    fake = ModuleType("lpips")
+    fake.made, fake.error = [], None
+
+    class LPIPS(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+            fake.made.append(net)
+            if fake.error is not None:
+                raise fake.error
+            self.weight = torch.nn.Parameter(torch.full((1,), 3.0))
+
+        def forward(self, a, b):
+            return self.weight * (a - b).abs().mean((1, 2, 3), keepdim=True)
+
+    fake.LPIPS = LPIPS
+    monkeypatch.setitem(sys.modules, "lpips", fake)
+    monkeypatch.setattr(inversion, "find_spec", lambda name: object())
+    inversion.lpips_network.cache_clear()
+    yield fake
+    inversion.lpips_network.cache_clear()
+
+
+def test_lpips_is_preferred_where_it_is_installed(pipe, known, features, lpips, monkeypatch):
+    seen = []
+    forward = lpips.LPIPS.forward
+    monkeypatch.setattr(lpips.LPIPS, "forward", lambda self, a, b: seen.append(len(b)) or forward(self, a, b))
+    found = pipe.invert(known, steps=5, batch_size=2, progress=False)
+    assert lpips.made == ["vgg"] and seen == [2] * 5 + [1] * 5  # one network for both batches
+    other = quiet(pipe, known, features, steps=5, batch_size=2)
+    assert (found.latents - other.latents).abs().max() > 1e-3
+    assert LPIPSDistance(inversion.lpips_network(), torch.zeros(1, 3, 512, 512)).targets.shape == (1, 3, 256, 256)
+
+
+def test_lpips_without_its_weights(pipe, known, features, lpips, monkeypatch, caplog):
+    """Offline, torchvision cannot fetch them."""
+    lpips.error = URLError("no route")
+    monkeypatch.setattr("fewshot_gan.features.load_features", lambda **kwargs: features)
+    with caplog.at_level(logging.WARNING, "fewshot_gan.inversion"):
+        found = pipe.invert(known, steps=5, progress=False)
+    assert "cannot fetch its weights" in caplog.text and "no route" in caplog.text
+    assert torch.equal(found.latents, quiet(pipe, known, features, steps=5).latents)
+
+
+def test_inside_no_grad(pipe, known, features):
+    with torch.no_grad():
+        found = quiet(pipe, known, features, steps=5)
+    assert torch.equal(found.latents, quiet(pipe, known, features, steps=5).latents)
 
 
 @pytest.mark.slow

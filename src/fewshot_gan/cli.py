@@ -206,15 +206,18 @@ def invert(
     space: Annotated[Space, typer.Option(help="w keeps to what the base knows, w+ comes closer.")] = Space.w,
     steps: Annotated[int, typer.Option(help="Of the optimisation.")] = 150,
     seed: Annotated[int, typer.Option(help="Of its noise.")] = 0,
-    out: Annotated[Path, typer.Option(help="File of the latents; a picture of the result beside it.")] = Path(
-        "latents.safetensors"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="File of the latents; a picture of the result, NAME-sheet.png, beside it.")
+    ] = Path("latents.safetensors"),
 ):
     """Find latents of your own photos, for generate --latents."""
     start = time.perf_counter()
     with one_sentence():
         if out.is_dir() or out.suffix != ".safetensors":
             raise ValueError(f"--out {out} is no file of latents; give a name ending in .safetensors")
+        sheet = out.with_name(f"{out.stem}-sheet.png")
+        if sheet.resolve() in [photo.resolve() for photo in photos]:
+            raise ValueError(f"{sheet}, where the result is shown, is one of the photos; give another --out")
 
         from safetensors.torch import save_file
 
@@ -226,7 +229,7 @@ def invert(
         found = pipe.invert(given, space=space.value, steps=steps, seed=seed)
         hub.replace_file(out, lambda path: save_file({"latents": found.latents.contiguous()}, path))
         drawn = pipe(latents=found.latents).images
-        hub.replace_file(out.with_suffix(".png"), cards.make_grid([*given, *drawn], len(drawn)).save)
+        hub.replace_file(sheet, cards.make_grid([*given, *drawn], len(drawn)).save)
         quality = ", ".join(f"{path.name} {value:.1f} dB" for path, value in zip(photos, found.psnr, strict=True))
         print(f"{out}  ({quality}; {time.perf_counter() - start:.0f} s)")
 

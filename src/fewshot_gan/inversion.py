@@ -5,7 +5,10 @@ arXiv 2012.09036): perceptual distance, pixels, and a pull towards the mean. Few
 equal length along its axes leave them, and faces turn askew.
 """
 
+import logging
 import math
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -16,6 +19,8 @@ from tqdm.auto import tqdm
 
 from .images import check_range
 from .metrics import psnr
+
+logger = logging.getLogger(__name__)
 
 BLOCKS = (0, 2, 4, 10)  # of EfficientNet-Lite0: half the size down to a sixteenth
 MEAN_SAMPLES = 4096  # latents over which mean and spread of w are taken
@@ -64,20 +69,30 @@ class PerceptualDistance(nn.Module):
         return torch.stack([(a - b).square().mean((1, 2, 3)) / e for a, b, e in levels]).mean(0)
 
 
-def lpips_installed() -> bool:
-    """Whether `LPIPSDistance` can be made: its package needs torchvision too."""
-    return find_spec("lpips") is not None and find_spec("torchvision") is not None
+@cache
+def lpips_network(device: str = "cpu") -> nn.Module | None:
+    """LPIPS (arXiv 1801.03924, VGG, package `lpips`), frozen: two `[B, 3, H, W]` in [-1, 1] → `[B, 1, 1, 1]`.
+
+    None where `lpips` or torchvision is not installed, or its weights, which torchvision fetches once, cannot be had.
+    """
+    if find_spec("lpips") is None or find_spec("torchvision") is None:
+        return None
+    import lpips
+
+    try:
+        net = lpips.LPIPS(net="vgg", verbose=False)
+    except OSError as error:
+        logger.warning(f"LPIPS cannot fetch its weights ({error}); the embedded features stand in for it")
+        return None
+    return net.to(device).requires_grad_(False)
 
 
 class LPIPSDistance(nn.Module):
-    """LPIPS (arXiv 1801.03924, VGG, package `lpips`) to fixed pictures, at 256 px at most."""
+    """LPIPS by `net`, see `lpips_network`, to fixed pictures, at 256 px at most."""
 
-    def __init__(self, targets: torch.Tensor):
+    def __init__(self, net: nn.Module, targets: torch.Tensor):
         super().__init__()
-        import lpips
-
-        self.net = lpips.LPIPS(net="vgg", verbose=False).to(targets.device).requires_grad_(False)
-        self.targets = self._small(targets)
+        self.net, self.targets = net, self._small(targets)
 
     @staticmethod
     def _small(images: torch.Tensor) -> torch.Tensor:
@@ -120,6 +135,7 @@ class WhitenedLatents:
         return F.leaky_relu(self.mean + (v * self.spread) @ self.axes.T, SLOPE)
 
 
+@torch.enable_grad()
 def invert(
     generator: nn.Module,
     images: torch.Tensor,
@@ -149,7 +165,7 @@ def invert(
         pixel_weight: of the mean squared pixel difference.
         prior_weight: of mean(v²), which keeps w where the generator knows its way.
         noise: standard deviation on v at the start; none over the last quarter.
-        perceptual: "auto": LPIPS if the package is installed, else `features.load_features()`; "none": pixels alone;
+        perceptual: "auto": LPIPS where `lpips_network` has it, else `features.load_features()`; "none": pixels alone;
             or a `FeatureNetwork`.
         batch_size: images optimised at once.
         progress: show a bar.
@@ -169,6 +185,7 @@ def invert(
             raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
     if isinstance(perceptual, str) and perceptual not in ("auto", "none"):
         raise ValueError(f"unknown perceptual {perceptual!r}; known: auto, none, or a FeatureNetwork")
+    distance_to = _distance_to(perceptual, str(generator.device))
     white = WhitenedLatents(generator)
     trainable = [p for p in generator.parameters() if p.requires_grad]
     found = []
@@ -182,7 +199,7 @@ def invert(
             parameter.requires_grad_(False)
         for start in range(0, len(images), batch_size):
             targets = images[start : start + batch_size].to(generator.device, torch.float32)
-            distance = _distance(perceptual, targets)
+            distance = None if distance_to is None else distance_to(targets)
             shape = (generator.num_ws if space == "w+" else 1, white.mean.numel())
             shared = white.mean.new_zeros(len(targets), 1, shape[1]).requires_grad_(True)
             # w+ is a shared w plus an offset per layer: the shared part finds the face as fast as in W
@@ -221,13 +238,14 @@ def invert(
     return Inversion(torch.cat(latents), torch.cat(drawn), [value for part in quality for value in part])
 
 
-def _distance(perceptual, targets: torch.Tensor) -> nn.Module | None:
+def _distance_to(perceptual, device: str) -> Callable[[torch.Tensor], nn.Module] | None:
+    """Targets `[B, 3, R, R]` → the distance to them."""
     from .features import load_features
 
-    if perceptual == "none":
+    if isinstance(perceptual, str) and perceptual == "none":
         return None
-    if perceptual != "auto":
-        return PerceptualDistance(perceptual, targets)
-    if lpips_installed():
-        return LPIPSDistance(targets)
-    return PerceptualDistance(load_features(device=targets.device), targets)
+    if not isinstance(perceptual, str):
+        return partial(PerceptualDistance, perceptual)
+    if (net := lpips_network(device)) is not None:
+        return partial(LPIPSDistance, net)
+    return partial(PerceptualDistance, load_features(device=device))

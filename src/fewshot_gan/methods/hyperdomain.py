@@ -21,7 +21,7 @@ from torch import nn
 from ..adapters.domain_vector import DomainVectorFactors
 from ..adapters.hypernetwork import DomainHyperNetwork
 from ..encoders import TEMPLATES, Encoder, templated
-from ..inversion import LPIPSDistance, PerceptualDistance, lpips_installed
+from ..inversion import PerceptualDistance, lpips_network
 from .objective import digest
 from .pair import Latents, Pair
 from .statistics import (
@@ -298,10 +298,10 @@ class _Domains(nn.Module):
         self.references, self.latents = references, latents
         if latents is not None and [len(w) for w in latents] != [len(x) for x in references or []]:
             raise ValueError("reference_latents are not one w+ for each reference picture; see inversion.invert")
-        if c.perceptual_weight and lpips_installed():
-            self._apart.lpips = LPIPSDistance(references[0][:1]).net
-        elif c.perceptual_weight and features is None:
-            raise ValueError("perceptual_weight needs the package lpips, or features=load_features()")
+        if c.perceptual_weight:
+            self._apart.lpips = lpips_network(str(references[0].device))
+            if self._apart.lpips is None and features is None:
+                raise ValueError("perceptual_weight needs the package lpips, or features=load_features()")
         self.pictures = None  # per encoder and domain: embeddings of the references [R_n, D]
         with torch.no_grad():
             if references is None:

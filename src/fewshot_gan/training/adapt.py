@@ -20,7 +20,7 @@ from ..encoders import CLIP_DEFAULT, load_encoder
 from ..features import load_features
 from ..hub import embedded_datasets, portable_name, replace_file
 from ..images import to_bytes, to_floats
-from ..inversion import SPACES, VERSION, invert, latent_statistics
+from ..inversion import SPACES, VERSION, invert, latent_statistics, lpips_network
 from ..methods.cdc import CDCConfig, CDCObjective
 from ..methods.d3t import D3TConfig, D3TObjective
 from ..methods.finetune import FinetuneConfig, FinetuneObjective
@@ -299,6 +299,8 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
         "inversion": VERSION,
         **{name: str(getattr(args, name)) for name in ("space", "projection_steps", "projection_prior", "seed")},
     }
+    if lpips_network(str(real.device)) is not None:  # with other eyes other latents are found
+        made_of["perceptual"] = "lpips"
     if path.is_file():
         with safe_open(path, "pt") as file:
             if json.loads((file.metadata() or {}).get("made_of", "{}")) == made_of:
