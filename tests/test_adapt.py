@@ -68,7 +68,7 @@ def test_each_method_trains_and_records_itself(train, tmp_path, base_folder, met
     assert stored.adapter_type == kind and stored.config.method == method
     assert all(torch.equal(v, stored.state_dict()[k]) for k, v in result.state_dict().items())
     assert stored.config.training["max_train_steps"] == 2 and stored.config.training["num_images"] == 3
-    usual = 0.02 if method == "hyperdomainnet" else 5e-3
+    usual = 5e-3 if method != "hyperdomainnet" else 0.01 if "--preset=image" in options else 0.02
     assert stored.config.training["learning_rate"] == (2e-4 if kind == "full" else usual)
     if "--scratch" not in options:
         fresh = type(stored).for_model(FewShotGAN.from_pretrained(base_folder).generator)
@@ -124,6 +124,35 @@ def test_a_run_that_sees_something_else_is_not_resumed(train, tmp_path, monkeypa
     train("finetune", "--scratch", out="scratch")
     with pytest.raises(ValueError, match="run with other settings .*scratch was True, now None"):
         train("finetune", out="scratch")
+
+
+def test_published_settings():
+    def settings(*options, method="hyperdomainnet"):
+        training, config = adapt.resolve(adapt.parser(method).parse_args(["--output_dir=run", *options]))
+        return training, config
+
+    training, config = settings("--text=ink")
+    assert (training.learning_rate, training.max_train_steps, training.ema_decay) == (0.1, 300, 0.0)
+    assert (training.truncation_psi, training.lr_warmup_steps, training.lr_final) == (1.0, 0, 1.0)
+    assert config == type(config).text()
+    training, config = settings("--data=pencil", "--preset=image", "--max_train_steps=7", "--l2_weight=3")
+    assert (training.learning_rate, training.max_train_steps, training.ema_decay) == (0.01, 7, 0.0)
+    assert (config.l2_weight, config.perceptual_weight) == (3.0, 10.0)
+    training, _ = settings("--data=pencil")
+    assert (training.learning_rate, training.max_train_steps, training.ema_decay) == (0.02, 400, 0.97)
+    assert settings("--data=pencil", "--adapter=full", "--preset=image")[0].learning_rate == 2e-4
+    assert settings("--data=pencil", "--adapter=full", "--learning_rate=1", method="d3t")[0].learning_rate == 1.0
+
+
+def test_one_picture_is_enough_where_the_method_says_so(train, data, tmp_path):
+    for path in sorted(data.iterdir())[1:]:
+        path.unlink()
+    for options in (["--preset=image", "--projection_steps=2"], []):
+        record = train("hyperdomainnet", *options, out=f"run{len(options)}").config.training
+        assert record["num_images"] == 1
+    with pytest.raises(ValueError, match="ink has only one image; this method needs at least 2"):
+        train("finetune", out="two")
+    assert not (tmp_path / "two").exists()
 
 
 def test_what_nothing_uses_is_no_option(train, capsys, monkeypatch):
@@ -200,8 +229,8 @@ def test_projected_judges_start_from_the_bases_own(train, base_folder, features,
     command = [*FAST, f"--base={tmp_path / 'with-heads'}", f"--data={data}", f"--output_dir={tmp_path / 'run'}"]
     for extra, same in (([], True), (["--scratch"], False)):
         args = adapt.parser("finetune").parse_args([*command, *extra])
-        args.preset = "few_images"
-        objective = adapt.build(args, adapt.METHODS["finetune"].config.few_images(), loaded, real, adapt.start(args))
+        _, config = adapt.resolve(args)
+        objective = adapt.build(args, config, loaded, real, adapt.start(args))
         key = "heads.0.convs.0.parametrizations.weight.original"
         assert torch.equal(objective.discriminator.state_dict()[key], want[key]) == same
         spread = [head.level_std for head in objective.discriminator.heads.values()]
@@ -257,6 +286,26 @@ def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data)
         hypernetwork.Trainer.train = original
     resumed = hypernetwork.run(hypernetwork.parser().parse_args(command))
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in resumed.state_dict().items())
+
+
+def test_a_hypernetwork_learns_single_pictures_by_their_latents(base_folder, tmp_path, data):
+    """As published for pictures; projections are made once and kept."""
+    for i, image in enumerate(IMAGES):
+        (tmp_path / "looks" / f"{i}").mkdir(parents=True)
+        Image.fromarray(image.numpy()).save(tmp_path / "looks" / f"{i}" / "picture.png")
+    out = tmp_path / "hyper"
+    command = [*FAST, f"--base={base_folder}", f"--data={tmp_path / 'looks'}", f"--output_dir={out}", "--width=16"]
+    command += ["--preset=hypernetwork_images", "--projection_steps=2"]
+    network = hypernetwork.run(hypernetwork.parser().parse_args(command))
+    kept = sorted((out / "projections").iterdir())
+    assert [path.name for path in kept] == [f"{i}.safetensors" for i in range(3)]
+    record = network.config.training
+    assert (record["clip_ref_weight"], record["ema_decay"], record["lr_final"]) == (2.0, 0.0, 1.0)
+    before = [path.stat().st_mtime_ns for path in kept]
+    hypernetwork.run(hypernetwork.parser().parse_args(command))
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    with pytest.raises(SystemExit, match="--projection_steps 2 is of projected images, but no term here uses any"):
+        hypernetwork.main([*command[:-2], "--projection_steps=2"])
 
 
 def test_what_is_missing_ends_in_one_sentence(base_folder, data, tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ def test_bad_folders_are_explained(folder, tmp_path_factory):
     with pytest.raises(ValueError, match="has no image"):
         load_images(empty, 32)
     random_image(32, 32).save(empty / "one.png")
-    with pytest.raises(ValueError, match="only one image; few-shot adaptation needs at least 2, typically 10"):
+    with pytest.raises(ValueError, match="only one image; this method needs at least 2, typically 10"):
         load_images(empty, 32)
     with pytest.raises(ValueError, match="resolution 0 is below 1"):
         load_images(folder, 0)

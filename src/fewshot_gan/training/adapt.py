@@ -6,6 +6,7 @@ import os
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -45,6 +46,8 @@ class Method:
         adapter: what it usually trains.
         presets: classmethods of `config`, the default first.
         settings: defaults of `TrainingConfig` that are its own.
+        published: preset → settings that it was published with, in their place.
+        least_images: it learns from so many.
     """
 
     help: str
@@ -53,8 +56,11 @@ class Method:
     adapter: str
     presets: tuple[str, ...] = ("few_images", "paper")
     settings: dict = field(default_factory=dict)
+    published: dict[str, dict] = field(default_factory=dict)
+    least_images: int = 2
 
 
+CONSTANT = {"lr_warmup_steps": 0, "lr_final": 1.0, "ema_decay": 0.0, "truncation_psi": 1.0}  # HyperDomainNet's runs
 METHODS = {
     "lfs_gan": Method("LFS-GAN (arXiv 2308.11917)", LFSConfig, LFSObjective, "left"),
     "d3t": Method(
@@ -78,15 +84,20 @@ METHODS = {
         "domain_vector",
         ("few_images", "image", "text"),
         {"learning_rate": 0.02, "adam_beta1": 0.9, "adam_beta2": 0.999, "augment": "none"},
+        {
+            "text": {"learning_rate": 0.1, "max_train_steps": 300, **CONSTANT},
+            "image": {"learning_rate": 0.01, "max_train_steps": 100, **CONSTANT},
+        },
+        least_images=1,
     ),
 }
 PRESETS = {
     "few_images": "signals that learn a set of pictures in few steps, on pretrained features",
     "large_gap": "few_images without projected images, feature transfer and distillation, for looks far from the base",
     "abstract": "the published terms alone, on pretrained features",
-    "paper": "as published, on the base's own discriminator",
-    "image": "as published, for a picture",
-    "text": "as published, for words",
+    "paper": "the terms and weights as published, on the base's own discriminator; rates as in few_images",
+    "image": "terms, weights and rates as published, for a picture",
+    "text": "terms, weights and rates as published, for words",
 }
 JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a judge
 FULL_LEARNING_RATE = 2e-4  # whole weights burst at the rate of their factors (training/RESULTS.md, bench)
@@ -123,23 +134,40 @@ def parser(method: str) -> argparse.ArgumentParser:
             "--encoder", nargs="+", help="features, or CLIP as folders or repo ids; default: features, or two CLIPs"
         )
     if of.objective in PROJECTING:
-        usual = {name: f"default {value}" for name, value in PROJECTION.items()}
-        p.add_argument("--space", choices=SPACES, help=f"of the projected images; {usual['space']}")
-        p.add_argument("--projection_steps", type=int, help=f"of each projection; {usual['projection_steps']}")
-        p.add_argument(
-            "--projection_prior",
-            type=float,
-            help=f"pull of a projection towards the mean w; {usual['projection_prior']}",
-        )
+        add_projection_options(p)
         p.add_argument("--projections", help="file of the projections; default: in the output folder")
     if of.objective is FinetuneObjective:
         p.add_argument("--scratch", action="store_true", help="forget the base's weights first; with --adapter full")
-    add_run_options(p, of.config, of.settings, of.objective.uses_images)
-    p.set_defaults(learning_rate=None)
+    add_run_options(p, of.config, of.settings, of.objective.uses_images, of.published)
     return p
 
 
-def add_run_options(p: argparse.ArgumentParser, config: type, settings: dict, judged: bool) -> None:
+def add_projection_options(p: argparse.ArgumentParser) -> None:
+    """Options of `projections`; their defaults come with `fill_projection_options`."""
+    p.set_defaults(projections=None)
+    usual = {name: f"default {value}" for name, value in PROJECTION.items()}
+    p.add_argument("--space", choices=SPACES, help=f"of the projected images; {usual['space']}")
+    p.add_argument("--projection_steps", type=int, help=f"of each projection; {usual['projection_steps']}")
+    p.add_argument(
+        "--projection_prior", type=float, help=f"pull of a projection towards the mean w; {usual['projection_prior']}"
+    )
+
+
+def fill_projection_options(args: argparse.Namespace, config) -> None:
+    """
+    Raises:
+        ValueError: one was given, but no term of `config` uses projected images.
+    """
+    for name, usual in PROJECTION.items():
+        if (value := getattr(args, name)) is None:
+            setattr(args, name, usual)
+        elif not config.needs_latents:
+            raise ValueError(f"--{name} {value} is of projected images, but no term here uses any; leave it out")
+
+
+def add_run_options(
+    p: argparse.ArgumentParser, config: type, settings: dict, judged: bool, published: dict[str, dict] | None = None
+) -> None:
     """Options of every run: trackers, threads, the Hub, and the fields of `TrainingConfig` and `config`."""
     p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
     p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
@@ -150,12 +178,51 @@ def add_run_options(p: argparse.ArgumentParser, config: type, settings: dict, ju
             required = option.name == "output_dir"
             usual = settings.get(option.name, option.default)
             if option.name in JUDGED and not judged:
-                p.set_defaults(**{option.name: usual})
                 continue
-            default = usual if cls is TrainingConfig and not required else argparse.SUPPRESS
             shown = "" if required else f"default {usual}" if cls is TrainingConfig else "default: the preset's"
+            shown += "".join(f", {k} {of[option.name]}" for k, of in (published or {}).items() if option.name in of)
             kind = {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type}
-            p.add_argument(f"--{option.name}", default=default, required=required, help=shown, **kind)
+            p.add_argument(f"--{option.name}", default=argparse.SUPPRESS, required=required, help=shown, **kind)
+
+
+def configure(args: argparse.Namespace, config: type, settings: dict) -> tuple[TrainingConfig, Any]:
+    """Settings of the run and weights of the terms: what was given, else `settings` and the preset's, else the usual.
+
+    The settings are filled in in `args` too.
+    """
+    for option in fields(TrainingConfig):
+        if option.name not in vars(args):
+            setattr(args, option.name, settings.get(option.name, option.default))
+    given = vars(args)
+    training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
+    preset = getattr(config, args.preset)()
+    return training, replace(preset, **{f.name: given[f.name] for f in fields(config) if f.name in given})
+
+
+def resolve(args: argparse.Namespace) -> tuple[TrainingConfig, Any]:
+    """All that the given options mean, filled in in `args` too.
+
+    Raises:
+        ValueError: options that contradict each other, that nothing here uses, or that are out of range.
+    """
+    given, of = vars(args), METHODS[args.method]
+    for name, kind in OPTIONS.items():
+        if given[name] is not None and args.adapter != kind:
+            raise ValueError(f"--{name} is of --adapter {kind}; {args.adapter} has none")
+    if args.scratch and args.adapter != "full":
+        raise ValueError(f"--scratch forgets every weight, which --adapter {args.adapter} cannot store; use full")
+    if (args.train_data_dir is None) == (given.get("text") is None):
+        raise ValueError("a look is shown by pictures or named by words; give --data or --text")
+    if given.get("origin") and args.text is None:
+        raise ValueError(f"--origin {args.origin!r} belongs to --text; with --data the base's own pictures say it")
+    args.preset = args.preset or ("text" if given.get("text") else "few_images")
+    settings = of.settings | of.published.get(args.preset, {})
+    if args.adapter == "full":
+        settings |= {"learning_rate": FULL_LEARNING_RATE}
+    training, config = configure(args, of.config, settings)
+    if of.objective in PROJECTING:
+        fill_projection_options(args, config)
+    return training, config
 
 
 def run(args: argparse.Namespace) -> Adapter:
@@ -169,32 +236,12 @@ def run(args: argparse.Namespace) -> Adapter:
         TrainingDiverged: a loss is not finite.
     """
     given, of = vars(args), METHODS[args.method]
-    for name, kind in OPTIONS.items():
-        if given[name] is not None and args.adapter != kind:
-            raise ValueError(f"--{name} is of --adapter {kind}; {args.adapter} has none")
-    if args.scratch and args.adapter != "full":
-        raise ValueError(f"--scratch forgets every weight, which --adapter {args.adapter} cannot store; use full")
-    if (args.train_data_dir is None) == (given.get("text") is None):
-        raise ValueError("a look is shown by pictures or named by words; give --data or --text")
-    if given.get("origin") and args.text is None:
-        raise ValueError(f"--origin {args.origin!r} belongs to --text; with --data the base's own pictures say it")
-    args.preset = args.preset or ("text" if given.get("text") else "few_images")
-    if args.learning_rate is None:
-        usual = of.settings.get("learning_rate", TrainingConfig.learning_rate)
-        args.learning_rate = FULL_LEARNING_RATE if args.adapter == "full" else usual
-    training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
-    preset = getattr(of.config, args.preset)()
-    config = replace(preset, **{f.name: given[f.name] for f in fields(of.config) if f.name in given})
-    for name, usual in PROJECTION.items() if of.objective in PROJECTING else ():
-        if given[name] is None:
-            setattr(args, name, usual)
-        elif not config.needs_latents:
-            raise ValueError(f"--{name} {given[name]} is of projected images, but no term here uses any; leave it out")
+    training, config = resolve(args)
     pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
     images = real = None
     if args.train_data_dir is not None:
         data = embedded_datasets().get(args.train_data_dir, args.train_data_dir)
-        images = load_images(data, pipe.generator.resolution)
+        images = load_images(data, pipe.generator.resolution, of.least_images)
     accelerator = start(args)
     record = {**asdict(config), **asdict(training), "preset": args.preset}
     record |= {"text": args.text} if images is None else {"num_images": len(images), **provenance(data)}
@@ -259,14 +306,11 @@ def build(args, config, pipe: FewShotGAN, real: torch.Tensor | None, accelerator
     of, device = METHODS[args.method], accelerator.device
 
     def projected():
-        path = Path(args.projections or Path(args.output_dir) / "projections.safetensors")
         with accelerator.main_process_first():
-            return projections(path, pipe, real, args)
+            return projections(Path(args.output_dir) / "projections.safetensors", pipe, real, args)
 
     if of.objective is HyperDomainObjective:
-        latents = projected().to(device) if real is not None and config.needs_latents else None
-        if latents is not None and latents.ndim == 2:
-            latents = as_ws(latents, pipe.generator.num_ws, pipe.generator.w_dim)
+        latents = as_layers(projected(), pipe.generator) if real is not None and config.needs_latents else None
         shown = {"target": args.text, "origin": args.origin} if real is None else {"references": real}
         features = load_features(device=device) if config.needs_features else None
         encoders = [load_encoder(name, device) for name in args.encoder]
@@ -283,8 +327,16 @@ def build(args, config, pipe: FewShotGAN, real: torch.Tensor | None, accelerator
     return of.objective(config, real, **options)
 
 
+def as_layers(latents: torch.Tensor, generator) -> torch.Tensor:
+    """w `[K, D]` or w+ `[K, L, D]` as w+, where the generator is."""
+    latents = latents.to(generator.device)
+    return as_ws(latents, generator.num_ws, generator.w_dim) if latents.ndim == 2 else latents
+
+
 def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch.Tensor:
-    """Training images projected into the base's latent space (D3T-GAN), read from `path` or computed and kept there.
+    """Training images projected into the base's latent space (D3T-GAN), read or computed and kept.
+
+    Kept in the file that the user named (`args.projections`), or in `path`.
 
     Returns:
         w `[K, D]`, or w+ `[K, L, D]` with `--space w+`.
@@ -292,7 +344,7 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
     Raises:
         ValueError: the user named a file that holds others.
     """
-    generator = pipe.generator.to(real.device)
+    generator, path = pipe.generator.to(real.device), Path(args.projections or path)
     made_of = {
         "images": digest(real),
         "base": pipe.bank.fingerprint(),

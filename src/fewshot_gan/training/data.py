@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def load_images(source: str | os.PathLike[str], resolution: int) -> Tensor:
+def load_images(source: str | os.PathLike[str], resolution: int, least: int = 2) -> Tensor:
     """Reads every image of a folder or of a `datasets` data set as squares of one size.
 
     Squaring rule: centre crop to the short side, then Lanczos resize to `resolution`. EXIF rotation is applied,
@@ -32,13 +32,14 @@ def load_images(source: str | os.PathLike[str], resolution: int) -> Tensor:
             `imagefolder:DIR` (read by the `datasets` package, with subfolders), or a Hub data set id `owner/name`
             (its `train` split and first image column).
         resolution: side of the result in pixels.
+        least: 1 for a method that learns a look from a single image.
 
     Returns:
-        uint8 `[N, 3, resolution, resolution]`, N ≥ 2.
+        uint8 `[N, 3, resolution, resolution]`, N ≥ `least`.
 
     Raises:
         FileNotFoundError: the folder or data set does not exist.
-        ValueError: no image, one image, an unreadable file, or a short side below 32 px.
+        ValueError: no image, one where 2 are the least, an unreadable file, or a short side below 32 px.
     """
     if resolution < 1:
         raise ValueError(f"resolution {resolution} is below 1; use the generator's, for example 256")
@@ -46,8 +47,8 @@ def load_images(source: str | os.PathLike[str], resolution: int) -> Tensor:
         raise ValueError(
             f"{source} has no image; put png, jpg, webp or bmp files directly into the folder, typically 10"
         )
-    if len(named) == 1:
-        raise ValueError(f"{source} has only one image; few-shot adaptation needs at least 2, typically 10: add more")
+    if len(named) < least:
+        raise ValueError(f"{source} has only one image; this method needs at least 2, typically 10: add more")
     images, enlarged = torch.empty(len(named), 3, resolution, resolution, dtype=torch.uint8), []
     for row, (name, image) in enumerate(named):
         images[row] = square(image, resolution, name)

@@ -1,7 +1,7 @@
 """Train a hypernetwork on many domains at once (HyperDomainNet, arXiv 2210.08884, §4); behind the script."""
 
 import argparse
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from ..adapters import DomainHyperNetwork
@@ -11,11 +11,23 @@ from ..features import load_features
 from ..images import to_floats
 from ..methods.hyperdomain import HyperDomainConfig, HyperNetworkObjective
 from ..pipeline import FewShotGAN
-from .adapt import CLIPS, JUDGED, add_run_options, start, start_trackers
+from .adapt import (
+    CLIPS,
+    CONSTANT,
+    JUDGED,
+    add_projection_options,
+    add_run_options,
+    as_layers,
+    configure,
+    fill_projection_options,
+    projections,
+    start,
+    start_trackers,
+)
 from .data import load_images
-from .engine import Trainer, TrainingConfig, TrainingDiverged
+from .engine import Trainer, TrainingDiverged
 
-PRESETS = ("hypernetwork", "hypernetwork_few_images")
+PRESETS = ("hypernetwork", "hypernetwork_few_images", "hypernetwork_images")
 SETTINGS = {  # of words as published; the average would leave batch norm's statistics behind
     "learning_rate": 5e-5,
     "adam_beta1": 0.9,
@@ -23,6 +35,10 @@ SETTINGS = {  # of words as published; the average would leave batch norm's stat
     "ema_decay": 0.0,
     "train_batch_size": 8,
     "augment": "none",
+}
+PUBLISHED = {
+    "hypernetwork": {"max_train_steps": 10_000, **CONSTANT},
+    "hypernetwork_images": {"max_train_steps": 800, **CONSTANT},
 }
 
 
@@ -36,8 +52,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int, default=512, help="of all hidden layers")
     p.add_argument("--backbone_depth", type=int, default=4)
     p.add_argument("--head_depth", type=int, default=2)
-    p.add_argument("--preset", choices=PRESETS, help="default: hypernetwork for texts, ..._few_images for images")
-    add_run_options(p, HyperDomainConfig, SETTINGS, HyperNetworkObjective.uses_images)
+    p.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="default: hypernetwork for texts, ..._few_images for images; ..._images: as published, on their latents",
+    )
+    add_projection_options(p)
+    add_run_options(p, HyperDomainConfig, SETTINGS, HyperNetworkObjective.uses_images, PUBLISHED)
     return p
 
 
@@ -65,14 +86,13 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
         ValueError, FileNotFoundError, ImportError: bad options, data, encoder or base, each with one sentence.
         TrainingDiverged: a loss is not finite.
     """
-    given = vars(args)
     if (args.data is None) == (args.texts is None):
         raise ValueError("domains are shown by pictures or named by words; give --data or --texts")
+    args.preset = args.preset or PRESETS[args.texts is None]
+    training, config = configure(args, HyperDomainConfig, SETTINGS | PUBLISHED.get(args.preset, {}))
+    fill_projection_options(args, config)
     if args.ema_decay:
         raise ValueError(f"ema_decay={args.ema_decay}: batch norm's statistics would not belong to averaged weights; 0")
-    training = TrainingConfig(**{f.name: given[f.name] for f in fields(TrainingConfig)})
-    preset = getattr(HyperDomainConfig, args.preset or PRESETS[args.texts is None])()
-    config = replace(preset, **{f.name: given[f.name] for f in fields(HyperDomainConfig) if f.name in given})
     pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
     accelerator = start(args)
     device = accelerator.device
@@ -86,7 +106,13 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
         folders = sorted(p for p in Path(args.data).iterdir() if p.is_dir())
         names = [folder.name for folder in folders]
         resolution = pipe.generator.resolution
-        domains = {"references": [to_floats(load_images(f, resolution).to(device)) for f in folders]}
+        shown = [to_floats(load_images(f, resolution, least=1).to(device)) for f in folders]
+        domains = {"references": shown}
+        if config.needs_latents:
+            files = [Path(args.output_dir) / "projections" / f"{name}.safetensors" for name in names]
+            with accelerator.main_process_first():
+                found = [projections(path, pipe, x, args) for path, x in zip(files, shown, strict=True)]
+            domains["reference_latents"] = [as_layers(w, pipe.generator) for w in found]
     record = {**asdict(config), **asdict(training), "domains": names}
     for name in ("output_dir", *JUDGED):
         record.pop(name)
