@@ -100,7 +100,7 @@ FAKE = """
     folder = Path(options["--output_dir"])
     with open(folder / "calls.txt", "a") as file:
         file.write(" ".join(sys.argv[1:]) + "\\n")
-    if options.get("--mode") == "fail":
+    if options["--report_to"] == "fail":
         print("first line\\radapting: 3/9")
         sys.exit("error: the loss became nan at step 3")
     memory = b"x" * (64 << 20)
@@ -110,7 +110,7 @@ FAKE = """
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "state.pt").write_text("")
         os.utime(checkpoint / "state.pt", (now + 2 - ago, now + 2 - ago))
-    if options.get("--mode") != "empty":
+    if options["--report_to"] != "empty":
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy(Path(os.environ["FAKE_ADAPTER"]) / name, folder)
 """
@@ -128,9 +128,9 @@ def bench(scripts, base_folder, tmp_path, monkeypatch, perturbed):
     monkeypatch.setenv("FAKE_ADAPTER", str(tmp_path / "adapter"))
     module = scripts.bench
     methods = {
-        "good-left": module.Method(str(script), "left", ("--mode", "{shared}/x"), 9),
-        "bad-left": module.Method(str(script), "left", ("--mode", "fail"), 9),
-        "empty-left": module.Method(str(script), "left", ("--mode", "empty"), 9),
+        "good-left": module.Method("d3t", str(script), "left", ("--projections", "{shared}/x"), 9),
+        "bad-left": module.Method("lfs_gan", str(script), "left", ("--report_to", "fail"), 9),
+        "empty-left": module.Method("lfs_gan", str(script), "left", ("--report_to", "empty"), 9),
     }
     monkeypatch.setattr(module, "METHODS", methods)
     monkeypatch.setattr(module, "LOOKS", ("filter:sepia", "filter:ink"))
@@ -204,6 +204,34 @@ def test_other_settings_are_refused_and_done_anew_only_on_request(bench):
     assert report(bench)["training"]["max_train_steps"] == 4
 
 
+def test_a_cell_of_other_defaults_is_no_longer_done(bench, monkeypatch):
+    """A weight or a rate that nobody typed counts as much as one that somebody did."""
+    from dataclasses import replace
+
+    from fewshot_gan.methods.d3t import D3TConfig
+    from fewshot_gan.training import adapt
+
+    only, few_images = ("--only", "good-left/filter-sepia/0"), D3TConfig.few_images()
+    bench(*only)
+    training = report(bench)["training"]
+    assert (training["relation_weight"], training["learning_rate"], training["preset"]) == (3000.0, 5e-3, "few_images")
+    assert training["space"] == "w" and "output_dir" not in training
+    with monkeypatch.context() as patch:
+        patch.setattr(D3TConfig, "few_images", classmethod(lambda cls: replace(few_images, relation_weight=7.0)))
+        with pytest.raises(SystemExit, match=r"other settings \(relation_weight was 3000.0, now 7.0\)"):
+            bench(*only)
+    with monkeypatch.context() as patch:
+        patch.setitem(adapt.METHODS["d3t"].settings, "learning_rate", 1.0)
+        with pytest.raises(SystemExit, match=r"other settings \(learning_rate was 0.005, now 1.0\)"):
+            bench(*only)
+    with monkeypatch.context() as patch:
+        patch.setitem(adapt.PROJECTION, "space", "w+")
+        with pytest.raises(SystemExit, match=r"other settings \(space was w, now w\+\)"):
+            bench(*only)
+    bench(*only)
+    assert len(calls(bench, "good-left/filter-sepia/0")) == 1
+
+
 def test_failures_are_recorded_passed_over_and_tried_again(bench):
     with pytest.raises(SystemExit, match="2 of 3 cells failed: bad-left/filter-sepia/0, empty-left/filter-sepia/0"):
         bench("--only", "*/filter-sepia/0")
@@ -215,6 +243,9 @@ def test_failures_are_recorded_passed_over_and_tried_again(bench):
     with pytest.raises(SystemExit, match="1 of 1"):
         bench("--only", "bad-left/filter-sepia/0")
     assert len(calls(bench, "bad-left/filter-sepia/0")) == 2
+    table = (bench.output / "table.md").read_text()
+    assert "- bad-left/filter-sepia/0, training: error: the loss became nan at step 3" in table
+    assert "- empty-left/filter-sepia/0, training: ended well, but wrote no" in table
 
 
 def test_a_damaged_adapter_fails_in_judging_and_is_judged_again_without_training(bench, scripts, monkeypatch):
@@ -408,7 +439,7 @@ def test_an_empty_bench_has_a_table_too(scripts, tmp_path):
 
 def test_the_plan_of_each_profile(scripts, tmp_path):
     bench = scripts.bench
-    for name, cells in (("cpu", 54), ("gpu", 162)):
+    for name, cells in (("cpu", 60), ("gpu", 180)):
         plan = bench.Bench(tmp_path, bench.PROFILES[name], None, 1)
         assert len({cell.name for cell in plan.cells()}) == cells
         assert [c.name for c in plan.cells(["d3t-left/filter-pencil/0"])] == ["d3t-left/filter-pencil/0"]

@@ -29,7 +29,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -39,12 +39,17 @@ import torch
 from bench_looks import Looks, difference, folder_name, read_json, write_json, write_strip
 from benchmark import versions
 
+from fewshot_gan.methods.d3t import D3TConfig
+from fewshot_gan.training import adapt
+from fewshot_gan.training.engine import TrainingConfig
+
 logger = logging.getLogger("bench")
 
 
 class Method(NamedTuple):
     """One way to train."""
 
+    method: str  # of training.adapt
     script: str  # of this folder
     adapter: str  # what is trained
     extra: tuple[str, ...]  # what else the script is told; {shared} is a folder of the look and seed
@@ -53,16 +58,22 @@ class Method(NamedTuple):
 
 # Minutes, and alike whatever is trained then.
 PROJECTED = ("--projections", "{shared}/projections.safetensors", "--projection_steps", "60")
+SIGNALS = tuple(  # what D3T's few_images adds to the terms of its paper, on their own
+    word
+    for name in ("adversarial", "statistics", "wasserstein", "colour", "content", "structure")
+    for word in (f"--{name}_weight", str(getattr(D3TConfig.few_images(), f"{name}_weight")))
+) + ("--deepest_level", str(D3TConfig.few_images().deepest_level))
 METHODS = {
-    "transfergan-full": Method("finetune.py", "full", (), 5000),
-    "freezed-full": Method("finetune.py", "full", ("--freeze_d", "1"), 5000),
-    "scratch-full": Method("finetune.py", "full", ("--scratch",), 5000),
-    "cdc-full": Method("cdc.py", "full", (), 5000),
-    "lfs-left": Method("lfs.py", "left", (), 3000),
-    "d3t-left": Method("d3t.py", "left", PROJECTED, 3000),
-    "d3t-full": Method("d3t.py", "full", PROJECTED, 3000),
-    "d3t-domain_vector": Method("d3t.py", "domain_vector", PROJECTED, 3000),
-    "hyperdomainnet-domain_vector": Method("hyperdomainnet.py", "domain_vector", (), 300),
+    "transfergan-full": Method("finetune", "finetune.py", "full", (), 5000),
+    "freezed-full": Method("finetune", "finetune.py", "full", ("--freeze_d", "1"), 5000),
+    "scratch-full": Method("finetune", "finetune.py", "full", ("--scratch",), 5000),
+    "signals-left": Method("finetune", "finetune.py", "left", SIGNALS, 3000),
+    "cdc-full": Method("cdc", "cdc.py", "full", (), 5000),
+    "lfs-left": Method("lfs_gan", "lfs.py", "left", (), 3000),
+    "d3t-left": Method("d3t", "d3t.py", "left", PROJECTED, 3000),
+    "d3t-full": Method("d3t", "d3t.py", "full", PROJECTED, 3000),
+    "d3t-domain_vector": Method("d3t", "d3t.py", "domain_vector", PROJECTED, 3000),
+    "hyperdomainnet-domain_vector": Method("hyperdomainnet", "hyperdomainnet.py", "domain_vector", (), 300),
 }
 LOOKS = (
     "filter:pencil",
@@ -144,17 +155,20 @@ class Bench:
         return "open"
 
     def training(self, cell: Cell) -> dict:
-        """All that the trained adapter depends on."""
+        """All that the trained adapter depends on: also every rate and weight that its script makes of the options."""
         method = METHODS[cell.method]
+        args = adapt.parser(method.method).parse_args(self.command(cell)[2:])
+        training, config = adapt.resolve(args)
+        settings = {**asdict(training), **asdict(config), "preset": args.preset}
+        if config.needs_latents:
+            settings |= {name: getattr(args, name) for name in adapt.PROJECTION if name != "projections"}
         return {
+            **{name: value for name, value in settings.items() if name not in TrainingConfig.MAY_CHANGE},
             "method": cell.method,
             "script": method.script,
             "adapter": method.adapter,
             "extra": list(method.extra),
             "look": cell.look,
-            "seed": cell.seed,
-            "max_train_steps": self.profile.steps or method.paper_steps,
-            "train_batch_size": BATCH,
             "base": self.looks.base,
             "base_fingerprint": self.looks.base_fingerprint,
             "data_sha256": self.looks.data_sha256(cell.look),
@@ -204,8 +218,8 @@ class Bench:
 
     def command(self, cell: Cell) -> list[str]:
         """The command line of a cell's training, as one would type it."""
-        method, training = METHODS[cell.method], self.training(cell)
-        steps = training["max_train_steps"]
+        method = METHODS[cell.method]
+        steps = self.profile.steps or method.paper_steps
         options = {
             "base": self.looks.base,
             "data": self.looks.data(cell.look),
@@ -284,7 +298,6 @@ class Bench:
             "numbers": numbers,
             "cost": {"parameters": parameters, "adapter_bytes": stored, **trained["cost"]},
             "training": self.training(cell),
-            "settings": read_json(folder / "adapter_config.json")["training"],  # every weight and rate it was given
             "judging": protocol,
             "command": trained["command"],
             "environment": trained["environment"] | {"judged_with": versions()},

@@ -38,13 +38,17 @@ COLUMNS = {  # heading: path in a row of numbers
 COSTS = {"numbers": "parameters", "kB": "adapter_bytes", "s/step": "seconds_per_step", "peak MiB": "peak_mib"}
 LEGEND = """\
 KID × 1e3 and Fréchet distance to the true pictures in EfficientNet-Lite0 pooled features, which training may have seen;
-*plain*: KID × 1e3 in colour and gradient histograms and 16×16 greys, which no training signal sees. Their ratio is to
-the source: 0 is perfect, 1 is no adaptation. *distance*: mean LPIPS-like distance of all pairs; *intra*, *balanced*:
-inside the clusters around the training images (balanced: 0 when all fall into one). *to true*: over that of as many
-true pictures. *source*, *truth*: mean correlation of edges and luminance with the source's and, of filters, the true
-picture of the same latent; *pair distance*: LPIPS-like, to the latter. s/step: between the last two checkpoints; peak
-memory: of the training process. The row *true* is the look on the judged latents (drawings: others again): what chance
-leaves of a perfect adapter."""
+*plain*: KID × 1e3 in colour and gradient histograms and 16×16 greys, which no loss computes, though what some cells learn
+from colours and lines pulls the same way. Their ratio is to the source: 0 is perfect, 1 is no adaptation. *distance*:
+mean LPIPS-like distance of all pairs; *intra*, *balanced*: inside the clusters around the training images (balanced: 0
+when all fall into one). *to true*: over that of as many true pictures. *source*, *truth*: mean correlation of edges and
+luminance with the source's and, of filters, the true picture of the same latent; *pair distance*: LPIPS-like, to the
+latter. s/step: between the last two checkpoints; peak memory: of the training process, on the host. The row *true* is the
+look on the judged latents (drawings: others again): what chance leaves of a perfect adapter.
+
+All discriminators are heads on frozen features. transfergan, freezed, scratch and cdc have the terms of their papers
+alone; lfs, d3t and hyperdomainnet have signals beside theirs (preset `few_images`); *signals* is transfergan with d3t's
+signals and none of its own terms, in LeFT factors: what separates it from d3t-left is D3T."""
 THUMBNAIL, MARGIN, FONT = 160, 270, 17  # px
 
 
@@ -61,9 +65,20 @@ def write(output: Path, order: list[str]) -> None:
     left_out = [cell["cell"] for cell in cells if not any(cell in kept for kept in of_look.values())]
     if left_out:
         text += f"\n\nLeft out, as they were judged with other settings: {', '.join(left_out)}."
+    if failed := failures(output):
+        text += "\n\nFailed:\n\n" + "\n".join(f"- {name}, {stage}: {line}" for name, stage, line in failed)
     replace_file(output / "table.md", lambda temp: temp.write_text(text + "\n", encoding="utf-8"))
     for look in looks:
         sheet(output, look["look"], of_look[look["look"]])
+
+
+def failures(output: Path) -> list[tuple[str, str, str]]:
+    """Name, stage and last line of every cell that failed and has not been done since."""
+    paths = sorted((output / "cells").glob("*/*/*/failed.json"))
+    records = [
+        json.loads(path.read_text(encoding="utf-8")) for path in paths if not path.with_name("cell.json").exists()
+    ]
+    return [(record["cell"], record["stage"], record["last_line"]) for record in records]
 
 
 def method_of(cell: dict) -> str:
