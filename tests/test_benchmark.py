@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import textwrap
 import time
@@ -460,7 +461,8 @@ def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     command += ["--seen", "filter:sepia", "filter:ink", "--held_out", "filter:pencil"]
     scripts.unseen_domains.main(command)
     table = (tmp_path / "table.md").read_text()
-    assert "embedding to adapter:" in capsys.readouterr().out
+    assert table.startswith("Hypernetwork of ") and "trained on 2 looks for 1 steps; embedding to adapter: " in table
+    assert table in capsys.readouterr().out
     for line in ("filter:pencil | held out | predicted", "filter:pencil | held out | trained", "filter:sepia | seen"):
         assert f"| {line}" in table
     assert sorted(p.name for p in (tmp_path / "seen").iterdir()) == ["filter-ink", "filter-sepia"]
@@ -468,12 +470,21 @@ def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     assert cell["protocol"]["num"] == 8 and cell["numbers"]["kid_x1e3_ratio"] is not None
     assert Image.open(tmp_path / "sheet.png").size == (8 * 128, 4 * 128)
     before = {p: p.read_bytes() for p in tmp_path.glob("*/filter-*/adapter_model.safetensors")}
-    assert len(before) == 4
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("cells/*")}
+    assert len(before) == 4 and len(stamps) == 8
+    (tmp_path / "predicted" / "filter-pencil" / "adapter_model.safetensors").unlink()  # killed while it was written
     scripts.unseen_domains.main(command)
-    assert (tmp_path / "table.md").read_text() == table and before == {p: p.read_bytes() for p in before}
+    assert (tmp_path / "table.md").read_text().splitlines()[1:] == table.splitlines()[1:]  # the first has a time
+    assert before == {p: p.read_bytes() for p in before} and stamps == {p: p.stat().st_mtime_ns for p in stamps}
+    network = tmp_path / "hypernetwork"
+    shutil.rmtree(network)  # another one: what it predicts is judged anew
+    scripts.unseen_domains.main([*command, "--learning_rate=0.1"])
+    changed = {p.stem for p in stamps if p.stat().st_mtime_ns != stamps[p]}
+    assert changed == {"predicted-filter-pencil", "predicted-filter-sepia"}
     with pytest.raises(SystemExit):
         scripts.unseen_domains.main([*command, "filter:ink"])
     # a look that trained the hypernetwork cannot become one that it has never seen
+    command.append("--learning_rate=0.1")
     others = ["--seen", "filter:sepia", "filter:poster", "--held_out", "filter:ink"]
     with pytest.raises(SystemExit, match="hypernetwork holds a run with other settings .*domains was "):
         scripts.unseen_domains.main([*command, *others])

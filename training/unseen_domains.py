@@ -10,6 +10,7 @@ faces, and a row of trained ones. The same command again goes on where it stoppe
 """
 
 import argparse
+import hashlib
 import os
 import statistics
 import time
@@ -75,23 +76,26 @@ def main(argv: list[str] | None = None) -> None:
         *("--checkpointing_steps=50", "--sample_steps=100"),
     ]
     network = hypernetwork.main(options)
-    print(f"embedding to adapter: {milliseconds(network):.1f} ms (median of 20)")
+    about = (
+        f"Hypernetwork of {network.num_values():,} numbers, trained on {len(args.seen)} looks for "
+        f"{args.max_train_steps} steps; embedding to adapter: {milliseconds(network):.1f} ms (median of 20, "
+        f"{args.num_threads} threads)."
+    )
     rows = []
     for look in [*args.held_out, *args.seen[: args.show_seen]]:
         data = looks.data(look)
         predicted, trained = (args.output_dir / kind / folder_name(look) for kind in ("predicted", "trained"))
-        if not predicted.is_dir():
-            looks.pipe.adapter_from_image(sorted(data.glob("*.png"))[0], network, "predicted")
-            looks.pipe.save_adapter(predicted, "predicted")
-            looks.pipe.delete_adapters("predicted")
+        looks.pipe.adapter_from_image(sorted(data.glob("*.png"))[0], network, "predicted")
+        looks.pipe.save_adapter(predicted, "predicted")
+        looks.pipe.delete_adapters("predicted")
         folders = {"predicted": predicted}
         if args.vector_steps:
             options = [f"--data={data}", f"--output_dir={trained}", f"--max_train_steps={args.vector_steps}"]
             adapt.main("hyperdomainnet", [*common, *options, "--sample_steps=0"])
             folders["trained"] = trained
-        cells = {kind: judged(args, looks, look, kind, folder) for kind, folder in folders.items()}
+        cells = {kind: judged(looks, look, kind, folder) for kind, folder in folders.items()}
         rows.append((look, look in args.seen, cells))
-        write_table(args.output_dir / "table.md", rows)
+        write_table(args.output_dir / "table.md", about, rows)
     write_sheet(args.output_dir / "sheet.png", looks, rows)
     print((args.output_dir / "table.md").read_text())
 
@@ -106,10 +110,11 @@ def milliseconds(network: DomainHyperNetwork) -> float:
     return statistics.median(times)
 
 
-def judged(args, looks: Looks, look: str, kind: str, folder: Path) -> dict:
-    """Numbers of one adapter, kept in a file with their protocol, and the path of its first pictures."""
-    path = args.output_dir / "cells" / f"{kind}-{folder_name(look)}.json"
-    protocol = looks.protocol(look) | {"kind": kind, "steps": args.max_train_steps, "vector_steps": args.vector_steps}
+def judged(looks: Looks, look: str, kind: str, folder: Path) -> dict:
+    """Numbers of one adapter, kept in a file with their protocol; its first pictures are kept beside."""
+    path = looks.output / "cells" / f"{kind}-{folder_name(look)}.json"
+    weights = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    protocol = looks.protocol(look) | {"kind": kind, "adapter_sha256": weights}
     known = read_json(path)
     if known is None or known["protocol"] != protocol:
         numbers, _, pictures = looks.judge(look, folder)
@@ -120,14 +125,14 @@ def judged(args, looks: Looks, look: str, kind: str, folder: Path) -> dict:
     return known
 
 
-def write_table(path: Path, rows: list) -> None:
+def write_table(path: Path, about: str, rows: list) -> None:
     lines = []
     for look, was_seen, cells in rows:
         for kind, cell in cells.items():
             numbers = [f"{cell['numbers'][name]:.3f}" for name in COLUMNS]
             lines.append([look, "seen" if was_seen else "held out", kind, *numbers])
     heads = ["look", "", "vector", "KID ratio", "plain ratio", "balanced intra-cluster ratio"]
-    text = markdown(heads, lines) + "\n"
+    text = f"{about}\n\n{markdown(heads, lines)}\n"
     replace_file(path, lambda temp: temp.write_text(text))
 
 
