@@ -1,6 +1,7 @@
 """The hypernetwork: published size, exact files, vectors that act row by row, and adapters from words and pictures."""
 
 import json
+from copy import deepcopy
 from dataclasses import asdict
 
 import numpy as np
@@ -188,6 +189,27 @@ def test_damaged_files(mobile, tmp_path):
 
 
 @torch.no_grad()
+def test_standardised_inputs_tell_domains_apart(mobile, tmp_path):
+    """Nearly parallel embeddings would otherwise be one: their differences are below batch norm's ε."""
+    common = torch.randn(1, 24, generator=torch.Generator().manual_seed(0))
+    near = common + 0.1 * torch.randn(6, 24, generator=torch.Generator().manual_seed(1))
+
+    torch.manual_seed(0)
+    plain = DomainHyperNetwork.for_model(mobile, embedding_dim=24, width=32, backbone_depth=2, head_depth=1)
+    seen = deepcopy(plain)
+    seen.standardise(near)
+    units = (F.normalize(near, dim=1) - seen.input_mean) / seen.input_std
+    assert units.mean(0).abs().max() < 1e-4 and units.square().mean().item() == pytest.approx(1, abs=1e-4)
+    inside = [network.backbone[:3] for network in (plain, seen)]
+    plain_out, seen_out = (f.train()(x) for f, x in zip(inside, (F.normalize(near, dim=1), units), strict=True))
+    assert plain_out.std(0).mean() < 0.3 < seen_out.std(0).mean()  # after the first batch norm: 1 where a unit works
+    seen.eval().save_pretrained(tmp_path / "hyper")
+    again = DomainHyperNetwork.from_pretrained(tmp_path / "hyper")
+    for path, delta in again(near).items():
+        torch.testing.assert_close(delta, seen(near)[path], rtol=1e-3, atol=1e-6)
+    assert seen.num_values() == plain.num_values()  # neither is trained
+
+
 def test_zero_vectors_are_the_base(make_generator):  # spec test 2
     generator = make_generator()
     want, bank = generator(latents()), AdapterBank(generator)

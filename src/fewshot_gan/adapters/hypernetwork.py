@@ -98,6 +98,8 @@ class DomainHyperNetwork(ModelMixin, ConfigMixin):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, gain=0.01)  # δ starts near 0: the base itself
                 nn.init.zeros_(module.bias)
+        self.register_buffer("input_mean", torch.zeros(embedding_dim))  # see `standardise`
+        self.register_buffer("input_std", torch.ones([]))
 
     @classmethod
     def for_model(cls, model: nn.Module, encoder=None, *, embedding_dim: int | None = None, **options):
@@ -142,7 +144,7 @@ class DomainHyperNetwork(ModelMixin, ConfigMixin):
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{folder} holds no hypernetwork that can be loaded: {reason}") from error
-        return network.requires_grad_(False)
+        return network.float().requires_grad_(False)  # tensors stored as float16 come as such
 
     def save_pretrained(self, save_directory, *, push_to_hub: bool = False, repo_id=None, **kwargs) -> None:
         """Write `config.json` and the weights, as float16 where that is exact; other options are diffusers' own.
@@ -220,6 +222,17 @@ class DomainHyperNetwork(ModelMixin, ConfigMixin):
                 f"({wanted}), not {encoder.dim} of {encoder.name!r} ({encoder.identity}); use the former"
             )
 
+    @torch.no_grad()
+    def standardise(self, embeddings: torch.Tensor) -> None:
+        """Take from every embedding, from now on, what those of `embeddings` `[N, E]` have in common; not of the paper.
+
+        Embeddings of pictures are nearly parallel. As they are, what tells domains apart is below the ε of the first
+        batch norm, and all domains get one vector.
+        """
+        units = F.normalize(embeddings.to(self.input_mean), dim=1)
+        self.input_mean.copy_(units.mean(0))
+        self.input_std.copy_((units - self.input_mean).square().mean().sqrt().clamp_min(1e-6))
+
     def forward(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
         """`[B, E]`, of any length (they are scaled to 1 here) → module path: δ `[B, C]`.
 
@@ -235,7 +248,7 @@ class DomainHyperNetwork(ModelMixin, ConfigMixin):
             raise ValueError(
                 "batch norm cannot train on a single domain; give 2 or more at a time, or call eval() first"
             )
-        hidden = self.backbone(F.normalize(embeddings.to(self.dtype), dim=1))
+        hidden = self.backbone((F.normalize(embeddings.to(self.dtype), dim=1) - self.input_mean) / self.input_std)
         return {path: self.heads[_key(path)](hidden) for path in sorted(self.config.target_modules)}
 
     @torch.no_grad()

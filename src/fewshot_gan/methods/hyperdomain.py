@@ -183,6 +183,7 @@ class HyperDomainConfig:
         offsets_l2_weight, offsets_l1_weight: size of the domain vector.
         style_mixing: probability that free latents are mixed of two.
         convex_hull: train between the domains too (many domains).
+        standardise: the hypernetwork sees how embeddings differ from their mean; not of the paper (many domains).
         resample: smallest cosine of domains drawn around the given ones; 1 = none (many domains, one encoder).
         crop: side of the random square that embeddings see, as a share of the picture's; 1 = all (many domains).
         statistics_weight, wasserstein_weight, colour_weight: feature moments, sliced feature distributions and colours
@@ -202,6 +203,7 @@ class HyperDomainConfig:
     offsets_l1_weight: float = 0.0
     style_mixing: float = 0.9
     convex_hull: bool = False
+    standardise: bool = False
     resample: float = 1.0
     crop: float = 1.0
     statistics_weight: float = 0.0
@@ -257,11 +259,11 @@ class HyperDomainConfig:
     @classmethod
     def hypernetwork_few_images(cls) -> "HyperDomainConfig":
         """Many domains from about ten pictures each."""
-        return cls(tt_direction_weight=0.4, style_mixing=0.0, **LOOK)
+        return cls(tt_direction_weight=0.4, style_mixing=0.0, standardise=True, **LOOK)
 
 
 SINGLE_ONLY = ("indomain_weight", "clip_within_weight")
-MANY_ONLY = ("tt_direction_weight", "convex_hull", "resample", "crop")
+MANY_ONLY = ("tt_direction_weight", "convex_hull", "standardise", "resample", "crop")
 OF_LATENTS = ("clip_within_weight", "clip_ref_weight", "l2_weight", "perceptual_weight")
 OF_PICTURES = ("statistics_weight", "wasserstein_weight", "colour_weight")
 OF_FEATURES = ("statistics_weight", "wasserstein_weight", "content_weight")
@@ -536,6 +538,8 @@ class HyperNetworkObjective(_Domains):
         with torch.no_grad():
             known = self.targets[0][:, 0] if targets is None else self.encoders[0].text(list(targets))
         self.inputs = F.normalize(known, dim=1)  # [N, D]: the bare words, or all pictures
+        if config.standardise:
+            hypernetwork.standardise(self.inputs if self.pictures is None else torch.cat(self.pictures[0]))
 
     @property
     def hypernetwork(self) -> DomainHyperNetwork:
