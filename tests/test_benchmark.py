@@ -104,6 +104,7 @@ FAKE = """
     if options["--report_to"] == "fail":
         print("first line\\radapting: 3/9")
         sys.exit("error: the loss became nan at step 3")
+    print("peak GPU memory: 1 MiB\\npeak GPU memory: 4711 MiB")
     memory = b"x" * (64 << 20)
     now = time.time()
     for step, ago in ((1, 1.0), (3, 0.0)):
@@ -169,6 +170,7 @@ def test_a_cell_is_trained_judged_and_never_done_again(bench, capsys):
     assert rows["true"]["correlation_with_truth"] == pytest.approx({"edge": 1, "luminance": 1}, abs=1e-9)
     assert 0 < numbers["distance_to_truth"] and numbers["correlation_with_source"]["edge"] < 1
     assert cost["seconds_per_step"] == pytest.approx(0.5, abs=1e-3)  # 1 s between steps 1 and 3, to file-time precision
+    assert cost["peak_gpu_mib"] == 4711
     assert 64 < cost["peak_mib"] < 200  # 64 MiB of its own; this process, with torch, holds far more
     stored = bench.output / "cells" / "good-left" / "filter-sepia" / "0" / "adapter_model.safetensors"
     assert cost["adapter_bytes"] == stored.stat().st_size and cost["parameters"] > 0
@@ -406,10 +408,10 @@ def test_the_table_counts_wins_on_quality_and_on_diversity(scripts, synthetic):
     expected += [f"d3t-left, seed {seed}, 100 steps" for seed in (0, 1)]
     assert names == ["source", "true", *expected]
     cells = row_of(ink, "d3t-left, seed 1")
-    assert cells[1:3] == ["40", "0.400"] and cells[-4:] == ["1,234,567", "211", "2.51", "1,843"]
+    assert cells[1:3] == ["40", "0.400"] and cells[-5:] == ["1,234,567", "211", "2.51", "1,843", ""]
     assert "Left out, as they were judged with other settings: cdc-full/filter-ink/0." in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(line.count("|") in (12, 24) for line in tables)  # every row as wide as its heading
+    assert all(line.count("|") in (12, 25) for line in tables)  # every row as wide as its heading
 
 
 def test_the_sheet_has_a_labelled_row_per_method(scripts, synthetic):

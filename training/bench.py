@@ -16,7 +16,7 @@ is tried again. Writes
 
 True pictures, 1,000 a look, come from other latents than the judged ones; pairs (filters only) from the same.
 Seconds per step are the time between the last two checkpoints over the steps between them, so start-up, projections and
-warm-up do not count; peak memory is that of the training process alone (measured.py).
+warm-up do not count; peak memory: of the training process alone (measured.py), on a GPU what it says itself.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import argparse
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -274,6 +275,8 @@ class Bench:
             raise CellFailed("training", 0, "ended well, but wrote no adapter_model.safetensors")
         cost = {"seconds_per_step": seconds_per_step(folder, usage["began"])}
         cost |= {"seconds": usage["seconds"], "peak_mib": usage["peak_mib"]}
+        said = re.findall(r"peak GPU memory: (\d+) MiB", log_path.read_text(encoding="utf-8", errors="replace"))
+        cost["peak_gpu_mib"] = int(said[-1]) if said else None
         environment = {"versions": versions(), "threads": self.threads, "machine": platform.machine()}
         environment["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         write_json(folder / "trained.json", {"cost": cost, "command": command, "environment": environment})

@@ -37,7 +37,13 @@ COLUMNS = {  # heading: path in a row of numbers
     "luminance ": "correlation_with_truth.luminance",
     "pair distance": "distance_to_truth",
 }
-COSTS = {"numbers": "parameters", "kB": "adapter_bytes", "s/step": "seconds_per_step", "peak MiB": "peak_mib"}
+COSTS = {
+    "numbers": "parameters",
+    "kB": "adapter_bytes",
+    "s/step": "seconds_per_step",
+    "peak MiB": "peak_mib",
+    "GPU MiB": "peak_gpu_mib",
+}
 LEGEND = """\
 KID × 1e3 and Fréchet distance to the true pictures in EfficientNet-Lite0 pooled features, which training may have
 seen; *unseen*: KID × 1e3 in those of EfficientNet-Lite2, which no training signal comes from; *plain*: KID × 1e3 in
@@ -46,8 +52,8 @@ lines pulls the same way. Their ratio is to the source: 0 is perfect, 1 is no ad
 distance of all pairs; *intra*, *balanced*: inside the clusters around the training images (balanced: 0 when all fall
 into one). *to true*: over that of as many true pictures. *source*, *truth*: mean correlation of edges and luminance
 with the source's and, of filters, the true picture of the same latent; *pair distance*: LPIPS-like, to the latter.
-s/step: between the last two checkpoints; peak memory: of the training process, on the host. The row *true* is the look
-on the judged latents (drawings: others again): what chance leaves of a perfect adapter.
+s/step: between the last two checkpoints; peak memory: of the training process, on host and GPU. The row *true* is the
+look on the judged latents (drawings: others again): what chance leaves of a perfect adapter.
 
 All discriminators are heads on frozen features. transfergan, freezed, scratch and cdc have the terms of their papers
 alone; lfs, d3t and hyperdomainnet have signals beside theirs (preset `few_images`); *signals* is transfergan with d3t's

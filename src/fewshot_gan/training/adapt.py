@@ -275,6 +275,8 @@ def run(args: argparse.Namespace) -> Adapter:
     trainer = Trainer(pipe.generator, adapter, objective, images, training, accelerator)
     start_trackers(args, accelerator, args.method)
     result = trainer.train()
+    if accelerator.device.type == "cuda":
+        accelerator.print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
     if accelerator.is_main_process:
         name = Path(training.output_dir).name
         write_adapter_card(result, training.output_dir, name, grid=trainer.folder / "samples")
