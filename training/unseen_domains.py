@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--max_train_steps", type=int, default=300, help="of the hypernetwork")
     p.add_argument("--vector_steps", type=int, default=100, help="of each trained vector; 0 = none")
     p.add_argument("--width", type=int, default=512)
-    p.add_argument("--learning_rate", type=float, default=1e-3, help="of the hypernetwork")
+    p.add_argument("--learning_rate", type=float, default=1e-4, help="of the hypernetwork")
     p.add_argument("--num", type=int, default=500, help="judged pictures")
     p.add_argument("--num_true", type=int, default=1000)
     p.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
