@@ -68,8 +68,8 @@ def test_each_method_trains_and_records_itself(train, tmp_path, base_folder, met
     assert stored.adapter_type == kind and stored.config.method == method
     assert all(torch.equal(v, stored.state_dict()[k]) for k, v in result.state_dict().items())
     assert stored.config.training["max_train_steps"] == 2 and stored.config.training["num_images"] == 3
-    usual = 5e-3 if method != "hyperdomainnet" else 0.01 if "--preset=image" in options else 0.02
-    assert stored.config.training["learning_rate"] == (2e-4 if kind == "full" else usual)
+    usual = {"full": 2e-4, "domain_vector": 0.01 if "--preset=image" in options else 0.02}
+    assert stored.config.training["learning_rate"] == usual.get(kind, 5e-3)
     if "--scratch" not in options:
         fresh = type(stored).for_model(FewShotGAN.from_pretrained(base_folder).generator)
         moved = [k for k, v in fresh.state_dict().items() if not torch.equal(v, stored.state_dict()[k])]
@@ -141,6 +141,8 @@ def test_published_settings():
     training, _ = settings("--data=pencil")
     assert (training.learning_rate, training.max_train_steps, training.ema_decay) == (0.02, 400, 0.97)
     assert settings("--data=pencil", "--adapter=full", "--preset=image")[0].learning_rate == 2e-4
+    assert settings("--text=ink", "--adapter=left")[0].learning_rate == 5e-3
+    assert settings("--data=pencil", "--adapter=domain_vector", method="d3t")[0].learning_rate == 0.02
     assert settings("--data=pencil", "--adapter=full", "--learning_rate=1", method="d3t")[0].learning_rate == 1.0
 
 

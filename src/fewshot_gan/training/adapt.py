@@ -83,7 +83,7 @@ METHODS = {
         HyperDomainObjective,
         "domain_vector",
         ("few_images", "image", "text"),
-        {"learning_rate": 0.02, "adam_beta1": 0.9, "adam_beta2": 0.999, "augment": "none"},
+        {"adam_beta1": 0.9, "adam_beta2": 0.999, "augment": "none"},
         {
             "text": {"learning_rate": 0.1, "max_train_steps": 300, **CONSTANT},
             "image": {"learning_rate": 0.01, "max_train_steps": 100, **CONSTANT},
@@ -100,7 +100,7 @@ PRESETS = {
     "text": "terms, weights and rates as published, for words",
 }
 JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a judge
-FULL_LEARNING_RATE = 2e-4  # whole weights burst at the rate of their factors (training/RESULTS.md, bench)
+RATES = {"full": 2e-4, "domain_vector": 0.02}  # whole weights burst at the rate of factors, factors at that of vectors
 PROJECTION = {"space": "w", "projection_steps": 150, "projection_prior": 0.05, "projections": None}
 CLIPS = [CLIP_DEFAULT, "openai/clip-vit-base-patch16"]  # whose losses are summed for words, as published
 PROJECTING = (D3TObjective, HyperDomainObjective)
@@ -116,8 +116,10 @@ def parser(method: str) -> argparse.ArgumentParser:
     p.add_argument(
         *("--train_data_dir", "--data"), required=not led_by_words, help="image folder, embedded set, or datasets id"
     )
-    kinds, rate = sorted(trainable_types()), f"full has a --learning_rate of {FULL_LEARNING_RATE:g} unless told"
-    p.add_argument("--adapter", choices=kinds, default=of.adapter, help=f"default {of.adapter}; {rate}")
+    kinds, rates = sorted(trainable_types()), ", ".join(f"{kind} {rate:g}" for kind, rate in RATES.items())
+    p.add_argument(
+        "--adapter", choices=kinds, default=of.adapter, help=f"default {of.adapter}; its usual --learning_rate: {rates}"
+    )
     p.add_argument("--rank", type=int, help="of left: default 1; 0 = one factor per weight")
     p.add_argument("--placement", choices=PLACEMENTS, help="of domain_vector: default post_demod")
     p.add_argument("--parametrization", choices=PARAMETRIZATIONS, help="of domain_vector: default input")
@@ -217,8 +219,8 @@ def resolve(args: argparse.Namespace) -> tuple[TrainingConfig, Any]:
         raise ValueError(f"--origin {args.origin!r} belongs to --text; with --data the base's own pictures say it")
     args.preset = args.preset or ("text" if given.get("text") else "few_images")
     settings = of.settings | of.published.get(args.preset, {})
-    if args.adapter == "full":
-        settings |= {"learning_rate": FULL_LEARNING_RATE}
+    if args.adapter != of.adapter or "learning_rate" not in settings:  # published rates are of the published adapter
+        settings |= {"learning_rate": RATES.get(args.adapter, TrainingConfig.learning_rate)}
     training, config = configure(args, of.config, settings)
     if of.objective in PROJECTING:
         fill_projection_options(args, config)
