@@ -108,10 +108,9 @@ class D3TConfig(ObjectiveConfig):
         """
         return replace(
             cls.abstract(),
-            adversarial_weight=0.5,
             statistics_weight=1.0,
             wasserstein_weight=1.0,
-            colour_weight=2.0,
+            colour_weight=0.5,
             deepest_level=14,
             content_weight=20.0,
             structure_weight=0.4,
@@ -123,7 +122,14 @@ class D3TConfig(ObjectiveConfig):
     @classmethod
     def large_gap(cls) -> "D3TConfig":
         """For looks that the base cannot draw, such as line art: no codes, no distillation, features free to change."""
-        return replace(cls.few_images(), transformed_every=0, distillation_weight=0.0, feature_weight=0.0)
+        return replace(
+            cls.few_images(),
+            adversarial_weight=0.5,
+            colour_weight=2.0,
+            transformed_every=0,
+            distillation_weight=0.0,
+            feature_weight=0.0,
+        )
 
     @property
     def needs_latents(self) -> bool:
