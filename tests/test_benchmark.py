@@ -188,6 +188,8 @@ def test_a_cell_is_trained_judged_and_never_done_again(bench, capsys):
     capsys.readouterr()
     bench("--list", "--only", "good-*")
     assert capsys.readouterr().out == "done    good-left/filter-sepia/0\nopen    good-left/filter-ink/0\n"
+    bench("--list", "--only", "good-left/filter-sepia/*", "--seeds", "3", "0", "3")
+    assert capsys.readouterr().out == "open    good-left/filter-sepia/3\ndone    good-left/filter-sepia/0\n"
 
 
 def test_other_settings_are_refused_and_done_anew_only_on_request(bench):

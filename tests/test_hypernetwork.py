@@ -210,6 +210,7 @@ def test_standardised_inputs_tell_domains_apart(mobile, tmp_path):
     assert seen.num_values() == plain.num_values()  # neither is trained
 
 
+@torch.no_grad()
 def test_zero_vectors_are_the_base(make_generator):  # spec test 2
     generator = make_generator()
     want, bank = generator(latents()), AdapterBank(generator)

@@ -60,10 +60,12 @@ class Method(NamedTuple):
 # Minutes, and alike whatever is trained then.
 PROJECTED = ("--projections", "{shared}/projections.safetensors", "--projection_steps", "60")
 SIGNALS = tuple(  # what D3T's few_images adds to the terms of its paper, on their own
-    word
-    for name in ("adversarial", "statistics", "wasserstein", "colour", "content", "structure")
-    for word in (f"--{name}_weight", str(getattr(D3TConfig.few_images(), f"{name}_weight")))
-) + ("--deepest_level", str(D3TConfig.few_images().deepest_level))
+    f"--{name}={getattr(D3TConfig.few_images(), name)}"
+    for name in (
+        *("adversarial_weight", "statistics_weight", "wasserstein_weight", "colour_weight", "content_weight"),
+        *("structure_weight", "deepest_level"),
+    )
+)
 METHODS = {
     "transfergan-full": Method("finetune", "finetune.py", "full", (), 5000),
     "freezed-full": Method("finetune", "finetune.py", "full", ("--freeze_d", "1"), 5000),
@@ -162,7 +164,7 @@ class Bench:
         training, config = adapt.resolve(args)
         settings = {**asdict(training), **asdict(config), "preset": args.preset}
         if config.needs_latents:
-            settings |= {name: getattr(args, name) for name in adapt.PROJECTION if name != "projections"}
+            settings |= {name: getattr(args, name) for name in adapt.PROJECTION}
         return {
             **{name: value for name, value in settings.items() if name not in TrainingConfig.MAY_CHANGE},
             "method": cell.method,
@@ -340,6 +342,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="write table and sheets of what is done, and stop")
     parser.add_argument("--judge_only", action="store_true", help="train nothing")
     parser.add_argument("--overwrite", action="store_true", help="do cells again that were made with other settings")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="of training; default: the profile's")
     parser.add_argument("--max_train_steps", type=int, help="default: the profile's")
     parser.add_argument("--num", type=int, help="judged pictures per cell; default: the profile's")
     parser.add_argument("--num_true", type=int, default=NUM_TRUE, help=f"true pictures per look (default: {NUM_TRUE})")
@@ -350,6 +353,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--{name} {value} is below {least}; leave it out for the usual")
     profile = PROFILES[args.profile]
     profile = profile._replace(steps=args.max_train_steps or profile.steps, num=args.num or profile.num)
+    profile = profile._replace(seeds=tuple(dict.fromkeys(args.seeds or profile.seeds)))
     looks = Looks(args.output_dir, args.base, profile.num, args.num_true)
     bench = Bench(args.output_dir, profile, looks, args.num_threads)
     if not (cells := bench.cells(args.only)):

@@ -20,7 +20,8 @@ def to_floats(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def check_range(images: torch.Tensor) -> None:
-    """
+    """Refuse what is no picture in [-1, 1].
+
     Raises:
         ValueError: a value is not finite or beyond [-1, 1].
     """

@@ -242,9 +242,9 @@ def _distance_to(perceptual, device: str) -> Callable[[torch.Tensor], nn.Module]
     """Targets `[B, 3, R, R]` → the distance to them."""
     from .features import load_features
 
-    if isinstance(perceptual, str) and perceptual == "none":
+    if perceptual == "none":
         return None
-    if not isinstance(perceptual, str):
+    if perceptual != "auto":
         return partial(PerceptualDistance, perceptual)
     if (net := lpips_network(device)) is not None:
         return partial(LPIPSDistance, net)

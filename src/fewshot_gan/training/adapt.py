@@ -101,9 +101,14 @@ PRESETS = {
 }
 JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a judge
 RATES = {"full": 2e-4, "domain_vector": 0.02}  # whole weights burst at the rate of factors, factors at that of vectors
-PROJECTION = {"space": "w", "projection_steps": 150, "projection_prior": 0.05, "projections": None}
+PROJECTION = {"space": "w", "projection_steps": 150, "projection_prior": 0.05}  # what projected images depend on
 CLIPS = [CLIP_DEFAULT, "openai/clip-vit-base-patch16"]  # whose losses are summed for words, as published
 PROJECTING = (D3TObjective, HyperDomainObjective)
+
+
+def usual_rate(adapter: str) -> float:
+    """Learning rate of a kind of adapter, unless told or published."""
+    return RATES.get(adapter, TrainingConfig.learning_rate)
 
 
 def parser(method: str) -> argparse.ArgumentParser:
@@ -140,7 +145,8 @@ def parser(method: str) -> argparse.ArgumentParser:
         p.add_argument("--projections", help="file of the projections; default: in the output folder")
     if of.objective is FinetuneObjective:
         p.add_argument("--scratch", action="store_true", help="forget the base's weights first; with --adapter full")
-    add_run_options(p, of.config, of.settings, of.objective.uses_images, of.published)
+    usual = {"learning_rate": usual_rate(of.adapter), **of.settings}
+    add_run_options(p, of.config, usual, of.objective.uses_images, of.published)
     return p
 
 
@@ -156,11 +162,12 @@ def add_projection_options(p: argparse.ArgumentParser) -> None:
 
 
 def fill_projection_options(args: argparse.Namespace, config) -> None:
-    """
+    """Defaults of the options that were not given.
+
     Raises:
         ValueError: one was given, but no term of `config` uses projected images.
     """
-    for name, usual in PROJECTION.items():
+    for name, usual in {**PROJECTION, "projections": None}.items():
         if (value := getattr(args, name)) is None:
             setattr(args, name, usual)
         elif not config.needs_latents:
@@ -220,7 +227,7 @@ def resolve(args: argparse.Namespace) -> tuple[TrainingConfig, Any]:
     args.preset = args.preset or ("text" if given.get("text") else "few_images")
     settings = of.settings | of.published.get(args.preset, {})
     if args.adapter != of.adapter or "learning_rate" not in settings:  # published rates are of the published adapter
-        settings |= {"learning_rate": RATES.get(args.adapter, TrainingConfig.learning_rate)}
+        settings |= {"learning_rate": usual_rate(args.adapter)}
     training, config = configure(args, of.config, settings)
     if of.objective in PROJECTING:
         fill_projection_options(args, config)
@@ -255,7 +262,7 @@ def run(args: argparse.Namespace) -> Adapter:
             args.origin = args.origin or "photo"
             record["origin"] = args.origin
     if config.needs_latents:
-        record |= {name: given[name] for name in ("space", "projection_steps", "projection_prior")}
+        record |= {name: given[name] for name in PROJECTION}
     for name in ("output_dir", *(() if of.objective.uses_images else JUDGED)):
         record.pop(name)
     options = {"method": args.method, "training": record, "base_model_name_or_path": args.pretrained_model_name_or_path}
@@ -353,7 +360,7 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
         "images": digest(real),
         "base": pipe.bank.fingerprint(),
         "inversion": VERSION,
-        **{name: str(getattr(args, name)) for name in ("space", "projection_steps", "projection_prior", "seed")},
+        **{name: str(getattr(args, name)) for name in (*PROJECTION, "seed")},
     }
     if lpips_network(str(real.device)) is not None:  # with other eyes other latents are found
         made_of["perceptual"] = "lpips"
