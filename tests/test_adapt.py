@@ -302,6 +302,7 @@ def test_a_hypernetwork_learns_single_pictures_by_their_latents(base_folder, tmp
     assert [path.name for path in kept] == [f"{i}.safetensors" for i in range(3)]
     record = network.config.training
     assert (record["clip_ref_weight"], record["ema_decay"], record["lr_final"]) == (2.0, 0.0, 1.0)
+    assert (record["space"], record["projection_steps"]) == ("w", 2)
     before = [path.stat().st_mtime_ns for path in kept]
     hypernetwork.run(hypernetwork.parser().parse_args(command))
     assert [path.stat().st_mtime_ns for path in kept] == before

@@ -28,7 +28,7 @@ from .statistics import (
     CONTENT_LEVELS,
     MOMENT_LEVELS,
     colour_distance,
-    content_distance,
+    content_loss,
     moment_distance,
     sliced_wasserstein,
     structure_distance,
@@ -381,9 +381,8 @@ class _Domains(nn.Module):
             losses = {name: getattr(c, f"{name}_weight") * loss / len(groups) for name, loss in losses.items()}
         if c.content_weight:
             with torch.no_grad():
-                kept = features(source, CONTENT_LEVELS)
-            content = [content_distance(maps[k], x) for k, x in zip(CONTENT_LEVELS, kept, strict=True)]
-            losses["content"] = c.content_weight * sum(content) / len(content)
+                kept = dict(zip(CONTENT_LEVELS, features(source, CONTENT_LEVELS), strict=True))
+            losses["content"] = c.content_weight * content_loss(maps, kept)
         if c.structure_weight:
             losses["structure"] = c.structure_weight * structure_distance(adapted, source)
         return losses

@@ -19,7 +19,7 @@ from .statistics import (
     CONTENT_LEVELS,
     MOMENT_LEVELS,
     colour_distance,
-    content_distance,
+    content_loss,
     moment_distance,
     sliced_wasserstein,
     structure_distance,
@@ -257,8 +257,7 @@ class Objective(nn.Module):
         if c.colour_weight:
             losses["colour"] = c.colour_weight * colour_distance(fake.plain, real.plain)
         if c.content_weight:
-            content = [content_distance(batch.fake_features[k], batch.source_features[k]) for k in CONTENT_LEVELS]
-            losses["content"] = c.content_weight * sum(content) / len(content)
+            losses["content"] = c.content_weight * content_loss(batch.fake_features, batch.source_features)
         if c.structure_weight:
             losses["structure"] = c.structure_weight * structure_distance(fake.plain, batch.source_view)
         return losses

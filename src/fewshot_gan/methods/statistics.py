@@ -73,6 +73,11 @@ def content_distance(fake: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     return (self_similarity(fake) - self_similarity(source.detach())).square().mean()
 
 
+def content_loss(fake: dict[int, torch.Tensor], source: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Mean `content_distance` over `CONTENT_LEVELS` of two aligned sets of maps, level → `[B, C, H, W]`."""
+    return sum(content_distance(fake[k], source[k]) for k in CONTENT_LEVELS) / len(CONTENT_LEVELS)
+
+
 def structure_distance(fake: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """How far lines and light of `fake` have moved from the aligned `source`, both `[B, 3, H, W]`.
 

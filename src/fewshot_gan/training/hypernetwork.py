@@ -15,6 +15,7 @@ from .adapt import (
     CLIPS,
     CONSTANT,
     JUDGED,
+    PROJECTION,
     add_projection_options,
     add_run_options,
     as_layers,
@@ -114,6 +115,8 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
                 found = [projections(path, pipe, x, args) for path, x in zip(files, shown, strict=True)]
             domains["reference_latents"] = [as_layers(w, pipe.generator) for w in found]
     record = {**asdict(config), **asdict(training), "domains": names}
+    if config.needs_latents:
+        record |= {name: getattr(args, name) for name in PROJECTION}
     for name in ("output_dir", *JUDGED):
         record.pop(name)
     network = DomainHyperNetwork.for_model(
