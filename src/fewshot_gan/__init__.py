@@ -18,6 +18,12 @@ _EXPORTS = {  # name: module that defines it
     "MobileStyleGANGenerator": ".models.mobile_stylegan",
     "StyleGAN2Generator": ".models.stylegan2",
     "StyleGAN2Discriminator": ".models.stylegan2",
+    "SNGANGenerator": ".models.sngan",
+    "SNGANDiscriminator": ".models.sngan",
+    "BigGANGenerator": ".models.biggan",
+    "BigGANDiscriminator": ".models.biggan",
+    "GPGANGenerator": ".models.gp_gan",
+    "GPGANDiscriminator": ".models.gp_gan",
     "ProjectedDiscriminator": ".methods.projected",
     "ModelMixin": "diffusers",  # diffusers' pipeline loader looks it up on the package that model_index.json names
     # adapters

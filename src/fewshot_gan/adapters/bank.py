@@ -163,7 +163,7 @@ class AdapterBank:
         self.adapters: dict[str, Adapter] = {}
         self.active: dict[str, Weight] = {}
         self.enabled = True
-        self.fused: list[str] | None = None  # while fused: the layers whose scales could not go into the weights
+        self.fused: list[str] | None = None  # while fused: the layers that could not be written
         self._layers = dict(adaptable_layers(model))
         self._factors: dict[str, dict[str, Factors]] = {}
         self._cache: OrderedDict[tuple, LayerBlend] = OrderedDict()  # (path, (name, α), …)
@@ -353,7 +353,7 @@ class AdapterBank:
         """Write what the current look makes of the weights into the network; the originals are kept beside.
 
         Where adapters scale the channels of a convolution that demodulates as it runs, no weight does the same; that
-        layer keeps its adapter (see `fused`).
+        layer keeps its adapter (see `fused`), and so does every layer that normalises its weight as it runs.
 
         Raises:
             ValueError: already fused, or no adapter is active.
@@ -367,7 +367,8 @@ class AdapterBank:
                 layer = self._layers[path]
                 stored = layer.stored()
                 e = blend(*stored)
-                if layer.demodulation == "runtime" and any(part is not None for part in e[2:]):
+                scales = any(part is not None for part in e[2:])
+                if layer.demodulation == "spectral" or (layer.demodulation == "runtime" and scales):
                     unwritten[path] = blend
                     continue
                 weight = e.weight

@@ -28,7 +28,10 @@ class FullAdapter(Adapter):
     """
 
     adapter_type = "full"
-    roles = ("mapping", "affine", "conv", "depthwise", "to_rgb", "from_rgb", "const", "noise", "bias")
+    roles = (
+        *("mapping", "affine", "linear", "embedding", "conv", "depthwise", "to_rgb", "from_rgb"),
+        *("const", "noise", "norm", "bias"),
+    )
 
     @register_to_config
     def __init__(

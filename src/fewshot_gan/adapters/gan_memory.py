@@ -37,15 +37,16 @@ class ModulationFactors(Factors):
 class GANMemoryAdapter(Adapter):
     """GAN Memory's mAdaFM and mFiLM (arXiv 2006.07543), without the compression of γ and β across tasks.
 
-    Differs from the paper in the networks: it modulates a fully connected layer and 3×3 convolutions of GP-GAN; here
-    mapping, affines and all convolutions but the image head's.
+    The paper modulates the fully connected layer and the 3×3 convolutions of a GP-GAN, there
+    `target_modules=["linear", "b*.conv?"]`; in style-based networks mapping, affines and all convolutions but the image
+    head's take their place.
 
     Args:
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
     """
 
     adapter_type = "gan_memory"
-    roles = ("mapping", "affine", "conv", "depthwise", "bias")
+    roles = ("mapping", "affine", "linear", "conv", "depthwise", "bias")
 
     @register_to_config
     def __init__(

@@ -80,7 +80,7 @@ class ElementwiseFactors(Factors):
 
 
 class LeFTAdapter(Adapter):
-    """Learnable factorised tensors (arXiv 2308.11917) on mapping, affines, convolutions and to_rgb.
+    """Learnable factorised tensors (arXiv 2308.11917) on mapping, affines, linear layers, convolutions and to_rgb.
 
     They act on the raw stored weight, before equalised-lr gain, style and demodulation. Identity at initialisation.
 
@@ -94,7 +94,7 @@ class LeFTAdapter(Adapter):
     """
 
     adapter_type = "left"
-    roles = ("mapping", "affine", "conv", "depthwise", "to_rgb")
+    roles = ("mapping", "affine", "linear", "conv", "depthwise", "to_rgb")
 
     @register_to_config
     def __init__(

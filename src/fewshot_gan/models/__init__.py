@@ -1,6 +1,19 @@
 """Networks that generate, one file per architecture, generator and discriminator together."""
 
+from .biggan import BigGANDiscriminator, BigGANGenerator
+from .gp_gan import GPGANDiscriminator, GPGANGenerator
 from .mobile_stylegan import MobileStyleGANGenerator
+from .sngan import SNGANDiscriminator, SNGANGenerator
 from .stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 
-__all__ = ["MobileStyleGANGenerator", "StyleGAN2Discriminator", "StyleGAN2Generator"]
+__all__ = [
+    "BigGANDiscriminator",
+    "BigGANGenerator",
+    "GPGANDiscriminator",
+    "GPGANGenerator",
+    "MobileStyleGANGenerator",
+    "SNGANDiscriminator",
+    "SNGANGenerator",
+    "StyleGAN2Discriminator",
+    "StyleGAN2Generator",
+]

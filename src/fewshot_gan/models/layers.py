@@ -36,9 +36,10 @@ class AdaptableLayer(nn.Module):
     exactly one such module, also constants, lone biases and noise strengths.
 
     Attributes:
-        role: what it does in its network: "mapping", "affine", "conv", "depthwise", "to_rgb", "from_rgb", "const",
-            "noise" or "bias".
-        demodulation: "none", "runtime" (norm taken in forward) or "folded" (norm already in the stored weight).
+        role: what it does in its network: "mapping", "affine", "linear", "embedding", "conv", "depthwise", "to_rgb",
+            "from_rgb", "const", "noise", "norm" or "bias".
+        demodulation: "none", "runtime" (norm taken in forward), "folded" (norm already in the stored weight) or
+            "spectral" (largest singular value taken in forward).
     """
 
     role: str = "conv"

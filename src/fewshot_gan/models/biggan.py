@@ -1,0 +1,209 @@
+"""BigGAN (arXiv 1809.11096): class-conditional batch norm fed with chunks of z, projection discriminator.
+
+Every weight is spectrally normalised and orthogonal at first. Layouts: `biggan_config`.
+
+Shape legend: B batch, C width, H/W size of the features, E size of a block's condition.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import nn
+
+from .plain import (
+    BatchNorm,
+    ConditionalBatchNorm,
+    Conv2d,
+    Embedding,
+    Linear,
+    PlainDiscriminator,
+    PlainGenerator,
+    SelfAttention,
+    up,
+)
+from .sngan import DiscriminatorBlock
+
+EPS = 1e-6  # of spectral normalisation
+LAYOUTS = {  # picture size: widths and attention of generator and discriminator
+    32: {
+        "generator": {"block_channels": [384] * 4, "attention_after": 2, "chunk_dim": 20, "num_classes": 10},
+        "discriminator": {
+            "block_channels": [192] * 4,
+            "down": [True, True, False, False],
+            "attention_after": 1,
+            "num_classes": 10,
+        },
+    },
+    64: {
+        "generator": {
+            "block_channels": [1280, 1280, 640, 320, 160],
+            "attention_after": 3,
+            "chunk_dim": 20,
+            "num_classes": 200,
+        },
+        "discriminator": {
+            "block_channels": [160, 320, 640, 1280, 1280],
+            "down": [True, True, True, True, False],
+            "attention_after": 1,
+            "num_classes": 200,
+        },
+    },
+    128: {
+        "generator": {
+            "block_channels": [1536, 1536, 768, 384, 192, 96],
+            "attention_after": 4,
+            "chunk_dim": 20,
+            "num_classes": 1000,
+            "norm_eps": 1e-5,
+        },
+        "discriminator": {
+            "block_channels": [96, 192, 384, 768, 1536, 1536],
+            "down": [True, True, True, True, True, False],
+            "attention_after": 1,
+            "num_classes": 1000,
+        },
+    },
+}
+
+
+def biggan_config(resolution: int, network: str, **changes) -> dict:
+    """Arguments of a published layout: CIFAR (32), Tiny-ImageNet (64), ImageNet (128).
+
+    Args:
+        resolution: of the picture.
+        network: "generator" or "discriminator".
+        changes: replace arguments, e.g. `num_classes`.
+
+    Raises:
+        ValueError: another resolution.
+    """
+    if resolution not in LAYOUTS:
+        raise ValueError(f"there is no BigGAN layout of {resolution} px; known: {', '.join(map(str, LAYOUTS))}")
+    own = {"resolution": resolution} if network == "discriminator" else {}
+    return {**LAYOUTS[resolution][network], **own, **changes}
+
+
+class GeneratorBlock(nn.Module):
+    """Conditional norm, ReLU, enlarge, convolve, conditional norm, ReLU, convolve, beside an enlarged 1×1 skip."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, norm_eps: float):
+        super().__init__()
+        self.norm0 = ConditionalBatchNorm(in_channels, size, norm_eps, EPS)
+        self.norm1 = ConditionalBatchNorm(out_channels, size, norm_eps, EPS)
+        self.conv0, self.conv1 = Conv2d(in_channels, out_channels, eps=EPS), Conv2d(out_channels, out_channels, eps=EPS)
+        self.skip = Conv2d(in_channels, out_channels, 1, eps=EPS)
+
+    def forward(self, x, condition):  # [B, C, H, W], [B, E] -> [B, C', 2H, 2W]
+        y = self.conv0(up(F.relu(self.norm0(x, condition))))
+        return self.conv1(F.relu(self.norm1(y, condition))) + self.skip(up(x))
+
+
+class BigGANGenerator(PlainGenerator, ModelMixin, ConfigMixin):
+    """BigGAN generator (arXiv 1809.11096); z is split in chunks, the first starts the picture, one enters each block.
+
+    Args:
+        block_channels: width of the 4×4 start, then of each block; the picture has `4·2^blocks` pixels.
+        attention_after: self-attention follows this many blocks; 0 = none.
+        chunk_dim: size of a chunk of z; `z_dim = chunk_dim · (blocks + 1)`.
+        shared_dim: size of the class embedding that all blocks share.
+        num_classes: how many.
+        norm_eps: of batch normalisation.
+
+    Raises:
+        ValueError: no block, or attention after more blocks than there are.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        block_channels: tuple[int, ...] = (384, 384, 384, 384),
+        attention_after: int = 2,
+        chunk_dim: int = 20,
+        shared_dim: int = 128,
+        num_classes: int = 10,
+        norm_eps: float = 1e-4,
+    ):
+        super().__init__()
+        blocks = check_blocks(len(block_channels) - 1, attention_after)
+        self.resolution, self.z_dim, self.num_classes = 4 * 2**blocks, chunk_dim * (blocks + 1), num_classes
+        self.width, self.chunk_dim = block_channels[0], chunk_dim
+        self.shared = Embedding(num_classes, shared_dim)
+        self.linear = Linear(chunk_dim, self.width * 16, eps=EPS)
+        self.resolutions = [8 * 2**i for i in range(blocks)]
+        for i, res in enumerate(self.resolutions):
+            block = GeneratorBlock(block_channels[i], block_channels[i + 1], shared_dim + chunk_dim, norm_eps)
+            setattr(self, f"b{res}", block)
+        self.attention_at = 4 * 2**attention_after if attention_after else None
+        self.attention = SelfAttention(block_channels[attention_after], EPS) if attention_after else None
+        self.norm = BatchNorm(block_channels[-1], norm_eps)
+        self.to_rgb = Conv2d(block_channels[-1], 3, role="to_rgb", eps=EPS)
+
+    def stem(self, z, labels):  # [B, z_dim] -> [B, C, 4, 4]
+        return self.linear(z[:, : self.chunk_dim]).view(len(z), self.width, 4, 4)
+
+    def body(self, x, z, labels):  # [B, C, 4, 4], [B, z_dim], [B] -> [B, 3, R, R]
+        shared = self.shared(labels).to(x.dtype)
+        for res, chunk in zip(self.resolutions, z.split(self.chunk_dim, 1)[1:], strict=True):
+            x = getattr(self, f"b{res}")(x, torch.cat([shared, chunk], 1))
+            if res == self.attention_at:
+                x = self.attention(x)
+        return torch.tanh(self.to_rgb(F.relu(self.norm(x))))
+
+
+class BigGANDiscriminator(PlainDiscriminator, ModelMixin, ConfigMixin):
+    """BigGAN discriminator (arXiv 1809.11096): residual blocks, sum, linear plus projection on the class (1802.05637).
+
+    Args:
+        block_channels: width of each block.
+        down: whether each block halves the size; the first does.
+        attention_after: self-attention follows this many blocks; 0 = none.
+        num_classes: how many.
+        resolution: of the picture.
+
+    Raises:
+        ValueError: lists of different lengths, or attention after more blocks than there are.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        block_channels: tuple[int, ...] = (192, 192, 192, 192),
+        down: tuple[bool, ...] = (True, True, False, False),
+        attention_after: int = 1,
+        num_classes: int = 10,
+        resolution: int = 32,
+    ):
+        super().__init__()
+        if len(down) != len(block_channels):
+            raise ValueError(f"{len(block_channels)} widths and {len(down)} entries of down; give one per block")
+        self.num_blocks = check_blocks(len(block_channels), attention_after)
+        self.resolution, self.num_classes, self.attention_after = resolution, num_classes, attention_after
+        for i, (width, halve) in enumerate(zip(block_channels, down, strict=True)):
+            before = block_channels[i - 1] if i else 3
+            setattr(self, f"block{i}", DiscriminatorBlock(before, width, down=halve, first=i == 0, eps=EPS))
+        self.attention = SelfAttention(block_channels[attention_after - 1], EPS) if attention_after else None
+        self.out = Linear(block_channels[-1], 1, eps=EPS)
+        self.embedding = Embedding(num_classes, block_channels[-1], eps=EPS)
+
+    def trunk(self, images):  # [B, 3, R, R] -> [B, C]
+        x = images
+        for i in range(self.num_blocks):
+            x = getattr(self, f"block{i}")(x)
+            if i + 1 == self.attention_after:
+                x = self.attention(x)
+        return F.relu(x).sum((2, 3))
+
+    def head(self, vectors, labels):  # [B, C], [B] -> [B, 1]
+        return self.out(vectors) + (self.embedding(labels).to(vectors.dtype) * vectors).sum(1, keepdim=True)
+
+
+def check_blocks(blocks: int, attention_after: int) -> int:
+    """The number of blocks.
+
+    Raises:
+        ValueError: there is none, or fewer than `attention_after`.
+    """
+    if blocks < 1 or not 0 <= attention_after <= blocks:
+        raise ValueError(f"attention_after={attention_after} of {blocks} blocks: give one block or more, and 0 to that")
+    return blocks

@@ -1,0 +1,180 @@
+"""GP-GAN's residual networks (arXiv 1801.04406, "GAN_stability"), the base of AdaFM transfer (arXiv 2002.11810).
+
+No normalisation layers; residual branches count a tenth. Layouts: `gp_gan_config`.
+
+Shape legend: B batch, C width, H/W size of the features, S scales.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import nn
+
+from .layers import block_resolution
+from .plain import Conv2d, Embedding, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up
+
+SLOPE = 0.2
+BRANCH = 0.1
+LAYOUTS = {  # picture size: what both networks share
+    128: {"channels": [1024, 1024, 1024, 512, 256, 128, 64], "num_classes": 1000},
+    256: {
+        "channels": [1024, 1024, 1024, 512, 256, 128, 64, 64],
+        "blocks_per_scale": 1,
+        "image_kernel": 7,
+        "num_classes": 1,
+    },
+}
+
+GENERATORS = {128: {}, 256: {"embedding_dim": 1, "normalise_embedding": False}}
+
+
+def gp_gan_config(resolution: int, network: str, **changes) -> dict:
+    """Arguments of a published layout: ImageNet (128 px) or CelebA (256 px).
+
+    Args:
+        resolution: of the picture.
+        network: "generator" or "discriminator".
+        changes: replace arguments, e.g. `num_classes`.
+
+    Raises:
+        ValueError: another resolution.
+    """
+    if resolution not in LAYOUTS:
+        raise ValueError(f"there is no GP-GAN layout of {resolution} px; known: {', '.join(map(str, LAYOUTS))}")
+    return {**LAYOUTS[resolution], **(GENERATORS[resolution] if network == "generator" else {}), **changes}
+
+
+def act(x: torch.Tensor) -> torch.Tensor:
+    return F.leaky_relu(x, SLOPE)
+
+
+class ResidualBlock(nn.Module):
+    """skip(x) + 0.1·conv1(a(conv0(a(x)))), a = leaky ReLU; as wide inside as its narrower end.
+
+    Args:
+        in_channels, out_channels: widths; the skip is a 1×1 convolution without bias where they differ.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        inner = min(in_channels, out_channels)
+        self.conv0 = Conv2d(in_channels, inner, init=fan_in_uniform)
+        self.conv1 = Conv2d(inner, out_channels, init=fan_in_uniform)
+        differs = in_channels != out_channels
+        self.skip = Conv2d(in_channels, out_channels, 1, bias=False, init=fan_in_uniform) if differs else None
+
+    def forward(self, x):  # [B, C, H, W] -> [B, C', H, W]
+        y = self.conv1(act(self.conv0(act(x))))
+        return (x if self.skip is None else self.skip(x)) + BRANCH * y
+
+
+class GPGANGenerator(PlainGenerator, ModelMixin, ConfigMixin):
+    """Residual generator: linear, scales `b4` … `bR`, image convolution (100,535,747 parameters at 128 px).
+
+    Args:
+        channels: width of the 4×4 start, then of each of S scales; the picture has `4·2^(S−1)` pixels.
+        blocks_per_scale: residual blocks; the first changes the width.
+        num_classes: how many; 1 = a single look, whose label need not be given.
+        z_dim, embedding_dim: sizes of z and of the class embedding.
+        normalise_embedding: divide the embedding by its length.
+        image_kernel: of the last convolution, odd.
+
+    Raises:
+        ValueError: no scale.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (1024, 1024, 1024, 512, 256, 128, 64),
+        blocks_per_scale: int = 2,
+        num_classes: int = 1000,
+        z_dim: int = 256,
+        embedding_dim: int = 256,
+        normalise_embedding: bool = True,
+        image_kernel: int = 3,
+    ):
+        super().__init__()
+        self.resolutions, self.resolution = scales(channels)
+        self.z_dim, self.num_classes, self.width = z_dim, num_classes, channels[0]
+        self.normalise_embedding = normalise_embedding
+        self.embedding = Embedding(num_classes, embedding_dim, init=nn.init.normal_)
+        self.linear = Linear(z_dim + embedding_dim, self.width * 16, init=fan_in_uniform)
+        for i, res in enumerate(self.resolutions):
+            setattr(self, f"b{res}", scale(channels[i], channels[i + 1], blocks_per_scale, widen=False))
+        self.to_rgb = Conv2d(channels[-1], 3, image_kernel, role="to_rgb", init=fan_in_uniform)
+
+    def stem(self, z, labels):  # [B, z_dim], [B] -> [B, C, 4, 4]
+        embedded = self.embedding(labels).to(z.dtype)
+        if self.normalise_embedding:
+            embedded = F.normalize(embedded, dim=1)
+        return self.linear(torch.cat([z, embedded], 1)).view(len(z), self.width, 4, 4)
+
+    def body(self, x, z=None, labels=None):  # [B, C, 4, 4] -> [B, 3, R, R]
+        for res in self.resolutions:
+            x = getattr(self, f"b{res}")(x if res == 4 else up(x))
+        return torch.tanh(self.to_rgb(act(x)))
+
+    def layer_resolution(self, path: str) -> int:
+        """See `StyleGenerator.layer_resolution`."""
+        return self.resolution if path.startswith("to_rgb") else block_resolution(path) or 0
+
+
+class GPGANDiscriminator(PlainDiscriminator, ModelMixin, ConfigMixin):
+    """Residual discriminator: image convolution, scales `bR` … `b4`, one logit per class, of which the label's counts.
+
+    Args:
+        channels: as of the generator: width at 4×4 first, at the picture last.
+        blocks_per_scale: residual blocks; the last changes the width.
+        num_classes: how many; 1 = a single look.
+        image_kernel: of the first convolution, odd.
+
+    Raises:
+        ValueError: no scale.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (1024, 1024, 1024, 512, 256, 128, 64),
+        blocks_per_scale: int = 2,
+        num_classes: int = 1000,
+        image_kernel: int = 3,
+    ):
+        super().__init__()
+        resolutions, self.resolution = scales(channels)
+        self.num_classes = num_classes
+        self.from_rgb = Conv2d(3, channels[-1], image_kernel, role="from_rgb", init=fan_in_uniform)
+        self.resolutions = resolutions[::-1]  # R, …, 4
+        for i, res in enumerate(resolutions):
+            setattr(self, f"b{res}", scale(channels[i + 1], channels[i], blocks_per_scale, widen=True))
+        self.out = Linear(channels[0] * 16, num_classes, init=fan_in_uniform)
+
+    def trunk(self, images):  # [B, 3, R, R] -> [B, C·16]
+        x = self.from_rgb(images)
+        for res in self.resolutions:
+            x = getattr(self, f"b{res}")(x if res == self.resolution else F.avg_pool2d(x, 3, 2, 1))
+        return act(x.flatten(1))
+
+    def head(self, vectors, labels):  # [B, C·16], [B] -> [B, 1]
+        return self.out(vectors).gather(1, labels[:, None])
+
+
+def scales(channels) -> tuple[list[int], int]:
+    """Sizes of the scales from 4 up, and the picture's.
+
+    Raises:
+        ValueError: no scale.
+    """
+    if len(channels) < 2:
+        raise ValueError(f"channels={list(channels)}: give the width of the start and of one scale or more")
+    resolutions = [4 * 2**i for i in range(len(channels) - 1)]
+    return resolutions, resolutions[-1]
+
+
+def scale(in_channels: int, out_channels: int, blocks: int, widen: bool) -> nn.Sequential:
+    """Residual blocks of one size; the last of them changes the width with `widen`, else the first."""
+    changes = blocks - 1 if widen else 0
+    widths = [in_channels if i <= changes else out_channels for i in range(blocks)] + [out_channels]
+    return nn.Sequential(*(ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))

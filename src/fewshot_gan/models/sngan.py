@@ -1,0 +1,120 @@
+"""SNGAN for 32 px (arXiv 1802.05957, ResNet of appendix B.4): unconditional, spectral norm in the discriminator alone.
+
+Shape legend: B batch, C width, H/W size of the features.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import nn
+
+from .plain import BatchNorm, Conv2d, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up
+
+xavier = nn.init.xavier_uniform_  # of convolutions; batch norm gains start at N(1, 0.02²)
+
+
+class UpBlock(nn.Module):
+    """`[B, C, H, W]` → `[B, C, 2H, 2W]`: norm, ReLU, enlarge, convolve, norm, ReLU, convolve, beside a 1×1 skip."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm0, self.norm1 = BatchNorm(channels), BatchNorm(channels)
+        self.conv0, self.conv1 = (Conv2d(channels, channels, init=xavier) for _ in range(2))
+        self.skip = Conv2d(channels, channels, 1, init=xavier)
+        for norm in (self.norm0, self.norm1):
+            nn.init.normal_(norm.weight, 1.0, 0.02)
+
+    def forward(self, x):
+        y = self.conv0(up(F.relu(self.norm0(x))))
+        return self.conv1(F.relu(self.norm1(y))) + self.skip(up(x))
+
+
+class SNGANGenerator(PlainGenerator, ModelMixin, ConfigMixin):
+    """SNGAN generator (arXiv 1802.05957): linear, blocks `b8`, `b16`, `b32`, image head; 4,276,739 parameters.
+
+    Args:
+        channels: width C.
+        z_dim: size of z.
+        resolution: of the picture, 4 times a power of two.
+
+    Raises:
+        ValueError: another resolution.
+    """
+
+    @register_to_config
+    def __init__(self, channels: int = 256, z_dim: int = 128, resolution: int = 32):
+        super().__init__()
+        if resolution < 8 or resolution & (resolution - 1):
+            raise ValueError(f"resolution={resolution}: give a power of two, 8 or more")
+        self.z_dim, self.resolution, self.channels = z_dim, resolution, channels
+        self.linear = Linear(z_dim, channels * 16, init=fan_in_uniform)
+        self.resolutions = [2**i for i in range(3, resolution.bit_length())]
+        for res in self.resolutions:
+            setattr(self, f"b{res}", UpBlock(channels))
+        self.norm = BatchNorm(channels)
+        nn.init.normal_(self.norm.weight, 1.0, 0.02)
+        self.to_rgb = Conv2d(channels, 3, role="to_rgb", init=xavier)
+
+    def stem(self, z, labels=None):  # [B, z_dim] -> [B, C, 4, 4]
+        return self.linear(z).view(len(z), self.channels, 4, 4)
+
+    def body(self, x, z=None, labels=None):  # [B, C, 4, 4] -> [B, 3, R, R]
+        for res in self.resolutions:
+            x = getattr(self, f"b{res}")(x)
+        return torch.tanh(self.to_rgb(F.relu(self.norm(x))))
+
+
+class DiscriminatorBlock(nn.Module):
+    """Two convolutions beside a skip, which is a 1×1 convolution where the size is halved.
+
+    Args:
+        in_channels, out_channels: widths.
+        down: halve the size.
+        first: takes the picture: no activation before, and the skip is shrunk before its convolution.
+        options: `eps` and `init`, see `plain.Layer`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, down: bool, first: bool, **options):
+        super().__init__()
+        self.down, self.first = down, first
+        role = "from_rgb" if first else "conv"
+        self.conv0 = Conv2d(in_channels, out_channels, role=role, **options)
+        self.conv1 = Conv2d(out_channels, out_channels, **options)
+        learned = down or in_channels != out_channels
+        self.skip = Conv2d(in_channels, out_channels, 1, role=role, **options) if learned else None
+
+    def forward(self, x):  # [B, C, H, W] -> [B, C', H, W], or half the size
+        y = self.conv1(F.relu(self.conv0(x if self.first else F.relu(x))))
+        if self.first:
+            return F.avg_pool2d(y, 2) + self.skip(F.avg_pool2d(x, 2))
+        x = x if self.skip is None else self.skip(x)
+        return F.avg_pool2d(x + y, 2) if self.down else x + y
+
+
+class SNGANDiscriminator(PlainDiscriminator, ModelMixin, ConfigMixin):
+    """SNGAN discriminator (arXiv 1802.05957): two blocks that halve, two more, sum, linear (1,053,824 parameters).
+
+    Args:
+        channels: width.
+        resolution: of the picture, a multiple of 4.
+    """
+
+    @register_to_config
+    def __init__(self, channels: int = 128, resolution: int = 32):
+        super().__init__()
+        self.resolution = resolution
+        for i in range(4):
+            options = {"eps": 1e-12, "init": xavier}
+            block = DiscriminatorBlock(channels if i else 3, channels, down=i < 2, first=i == 0, **options)
+            setattr(self, f"block{i}", block)
+        self.out = Linear(channels, 1, bias=False, eps=1e-12, init=fan_in_uniform)
+
+    def trunk(self, images):  # [B, 3, R, R] -> [B, C]
+        x = images
+        for i in range(4):
+            x = getattr(self, f"block{i}")(x)
+        return F.relu(x).sum((2, 3))
+
+    def head(self, vectors, labels=None):  # [B, C] -> [B, 1]
+        return self.out(vectors)

@@ -1,0 +1,254 @@
+"""SNGAN, BigGAN, GP-GAN: published sizes, classes, spectral normalisation, and adapters as on any other base."""
+
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+
+from fewshot_gan.adapters import (
+    AdaFMAdapter,
+    AdapterBank,
+    DomainVectorAdapter,
+    FullAdapter,
+    GANMemoryAdapter,
+    LeFTAdapter,
+    TicketAdapter,
+    fingerprint,
+)
+from fewshot_gan.adapters.base import LayerSpec
+from fewshot_gan.models import (
+    BigGANDiscriminator,
+    BigGANGenerator,
+    GPGANDiscriminator,
+    GPGANGenerator,
+    SNGANDiscriminator,
+    SNGANGenerator,
+)
+from fewshot_gan.models.biggan import biggan_config
+from fewshot_gan.models.gp_gan import gp_gan_config
+from fewshot_gan.models.layers import adaptable_layers
+from fewshot_gan.models.plain import Conv2d, Layer
+
+
+def tiny(name):
+    """Networks of 16 px (GP-GAN: 8) and few channels, with parameters away from their starting values."""
+    torch.manual_seed(0)
+    small = {"block_channels": (16, 8), "attention_after": 1, "num_classes": 3}
+    model = {
+        "SNGANGenerator": lambda: SNGANGenerator(8, 6, 16),
+        "SNGANDiscriminator": lambda: SNGANDiscriminator(8, 16),
+        "BigGANGenerator": lambda: BigGANGenerator((16, 16, 8), 1, chunk_dim=3, shared_dim=4, num_classes=3),
+        "BigGANDiscriminator": lambda: BigGANDiscriminator(**small, down=(True, False), resolution=16),
+        "GPGANGenerator": lambda: GPGANGenerator((8, 8, 4), num_classes=3, z_dim=6, embedding_dim=4),
+        "GPGANDiscriminator": lambda: GPGANDiscriminator((8, 8, 4), num_classes=3),
+    }[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+GENERATORS = ("SNGANGenerator", "BigGANGenerator", "GPGANGenerator")
+DISCRIMINATORS = ("SNGANDiscriminator", "BigGANDiscriminator", "GPGANDiscriminator")
+
+
+def given(model, batch=4):
+    g = torch.Generator().manual_seed(1)
+    labels = None if model.num_classes is None else torch.arange(batch) % model.num_classes
+    if hasattr(model, "z_dim"):
+        return torch.randn(batch, model.z_dim, generator=g), labels
+    return torch.randn(batch, 3, model.resolution, model.resolution, generator=g), labels
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+# lottery.md §4 and §6, adafm.md §1; BigGAN 128 as its own repository prints it
+SIZES = [
+    (SNGANGenerator, {}, 4_276_739, 3_742_464),
+    (SNGANDiscriminator, {}, 1_053_824, 1_052_416),
+    (BigGANGenerator, biggan_config(32, "generator"), 9_416_196, 8_599_680),
+    (BigGANDiscriminator, biggan_config(32, "discriminator"), 2_415_170, 2_411_136),
+    (BigGANGenerator, biggan_config(64, "generator"), 49_067_844, 46_852_320),
+    (BigGANDiscriminator, biggan_config(64, "discriminator"), 60_131_042, 59_864_000),
+    (BigGANGenerator, biggan_config(128, "generator"), 70_433_988, None),
+    (BigGANDiscriminator, biggan_config(128, "discriminator"), 87_982_370, None),
+    (GPGANGenerator, gp_gan_config(128, "generator"), 100_535_747, None),
+    (GPGANDiscriminator, gp_gan_config(128, "discriminator"), 108_260_776, None),
+    (GPGANGenerator, gp_gan_config(256, "generator"), 52_161_732, None),
+]
+
+
+@pytest.mark.parametrize(("cls", "config", "total", "convolutions"), SIZES)
+def test_published_sizes(cls, config, total, convolutions):
+    with torch.device("meta"):
+        model = cls(**config)
+    layers = [layer.stored() for _, layer in adaptable_layers(model)]
+    assert count(model) == total
+    assert sum(p.numel() for stored in layers for p in stored if p is not None) == total  # each has its one layer
+    if convolutions is not None:
+        assert sum(weight.numel() for weight, _ in layers if weight.ndim == 4) == convolutions
+
+
+def test_sizes_of_what_is_modulated():
+    def numbers(kind, resolution, *patterns):
+        model = GPGANGenerator(**gp_gan_config(resolution, "generator"))
+        layers = {path: layer for path, layer in adaptable_layers(model) if any(fnmatchcase(path, p) for p in patterns)}
+        return kind(target_modules={path: asdict(LayerSpec.of(layer)) for path, layer in layers.items()}).num_values()
+
+    with torch.device("meta"):  # nothing is allocated
+        frozen = ("b32.*.conv?", "b64.*.conv?", "b128.*.conv?")  # groups 2 to 4 from the picture on: G4
+        assert numbers(AdaFMAdapter, 128, *frozen) == 860_160
+        assert numbers(GANMemoryAdapter, 256, "linear", "b*.conv?") == 10_549_248
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_pictures(name):
+    model = tiny(name)
+    z, labels = given(model)
+    images = model(z, labels)
+    assert images.shape == (4, 3, model.resolution, model.resolution) and images.abs().max() <= 1
+    apart = torch.cat([model(z[i : i + 1], None if labels is None else labels[i : i + 1]) for i in range(4)])
+    assert torch.allclose(images, apart, atol=1e-5)  # other convolution kernels: float32 rounding
+    split = model.body(model.stem(z, labels), z, labels)
+    assert torch.equal(split, images)
+    model.train()(z, labels).square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_logits(name):
+    model = tiny(name)
+    images, labels = given(model)
+    logits = model(images, labels)
+    assert logits.shape == (4, 1)
+    assert torch.equal(logits, model.head(model.trunk(images), labels))
+    # labels that no picture has get no gradient in GP-GAN's row of logits, so each class is there
+    model.train()(images, labels).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(ValueError, match="resize them"):
+        model(images[..., :-1], labels)
+
+
+@pytest.mark.parametrize("name", [n for n in (*GENERATORS, *DISCRIMINATORS) if "SNGAN" not in n])
+def test_classes_matter_and_bad_ones_are_refused(name):
+    model = tiny(name)
+    x, labels = given(model)
+    assert not torch.allclose(model(x, labels), model(x, (labels + 1) % 3))
+    for bad, message in (
+        (None, "class-conditional; give class_labels, one from 0 to 2"),
+        (labels[:3], r"whole numbers \[4\]"),
+        (labels.float(), r"whole numbers \[4\], not torch.float32"),
+        (labels + 1, "from 1 to 3: this network has 3 classes, give 0 to 2"),
+        (labels - 1, "from -1 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(x, bad)
+
+
+def test_a_network_without_classes_refuses_labels():
+    model = tiny("SNGANGenerator")
+    z, _ = given(model)
+    with pytest.raises(ValueError, match="knows no classes"):
+        model(z, torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"not z \[B, 6\]"):
+        model(z[:, 1:])
+
+
+@pytest.mark.parametrize("name", (*GENERATORS, *DISCRIMINATORS))
+def test_saved_and_loaded(name, tmp_path):
+    model = tiny(name)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(again(*given(model)), model(*given(model)))
+    assert fingerprint(again) == fingerprint(model)
+
+
+@pytest.mark.parametrize("name", ("SNGANDiscriminator", "BigGANGenerator", "BigGANDiscriminator"))
+def test_spectral_norm_is_one(name):
+    model = tiny(name).train()
+    with torch.no_grad():
+        for _ in range(300):  # one power iteration each
+            normalised = {path: x.weight for path, x in model.named_modules() if isinstance(x, Layer)}
+    spectral = {path for path, x in model.named_modules() if getattr(x, "demodulation", "") == "spectral"}
+    assert spectral and spectral >= {path for path, x in model.named_modules() if isinstance(x, Conv2d)}
+    for path in spectral:
+        assert torch.linalg.matrix_norm(normalised[path].flatten(1), 2) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("kind", (FullAdapter, LeFTAdapter, TicketAdapter, DomainVectorAdapter, GANMemoryAdapter))
+def test_fresh_adapters_are_the_identity(name, kind, perturbed):
+    model = tiny(name)
+    x = given(model)
+    with torch.no_grad():
+        want = model(*x)
+        bank = AdapterBank(model)
+        bank.add("fresh", kind.for_model(model))
+        bank.add("other", perturbed(LeFTAdapter.for_model(model)))
+        bank.activate({"fresh": 1.0})
+        # a spectral norm taken anew, and factors whose product is 1 to float32 rounding only
+        assert torch.allclose(model(*x), want, atol=1e-4)
+        bank.activate({"other": 1.0})
+        assert not torch.allclose(model(*x), want, atol=1e-2)
+        bank.activate({})
+        assert torch.equal(model(*x), want)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_mixed_batches_equal_single_looks(name, perturbed):
+    model = tiny(name)
+    z, labels = given(model)
+    bank = AdapterBank(model)
+    bank.add("left", perturbed(LeFTAdapter.for_model(model), 0))
+    bank.add("vector", perturbed(DomainVectorAdapter.for_model(model, parametrization="full"), 1, std=0.5))
+    bank.add("full", perturbed(FullAdapter.for_model(model), 2))
+    looks = [{"left": 1.0}, {"vector": 1.0}, {}, {"full": 0.5, "vector": 0.5}]
+    with torch.no_grad():
+        with bank.using_rows(looks):
+            mixed = model(z, labels)
+        for i, look in enumerate(looks):
+            with bank.using(look):
+                alone = model(z[i : i + 1], None if labels is None else labels[i : i + 1])
+            assert torch.allclose(mixed[i : i + 1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_fused_adapters_draw_the_same_and_go_without_trace(name, perturbed):
+    model = tiny(name)
+    x, before = given(model), fingerprint(model)
+    bank = AdapterBank(model)
+    bank.add("a", perturbed(LeFTAdapter.for_model(model)))
+    bank.activate({"a": 1.0})
+    with torch.no_grad():
+        want = model(*x)
+        bank.fuse()
+        assert torch.allclose(model(*x), want, atol=1e-6)
+        bank.unfuse()
+    assert fingerprint(model) == before
+
+
+def test_the_norm_of_a_masked_weight_is_taken_after_the_mask():
+    """lottery.md test 4: σ is that of W ⊙ m, and what is pruned stays zero."""
+    model = tiny("BigGANGenerator")
+    path, layer = next((p, x) for p, x in adaptable_layers(model) if p.endswith("conv1"))
+    with torch.no_grad():
+        for _ in range(300):  # the base knows its own norm well, as after training
+            layer.train().weight  # noqa: B018
+    layer.eval()
+    mask = torch.rand(layer.stored()[0].shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    bank = AdapterBank(model)
+    bank.add("ticket", TicketAdapter.for_model(model, masks={path: mask}))
+    bank.activate({"ticket": 1.0})
+    with torch.no_grad():
+        used = layer.ready().weight
+        masked = layer.stored()[0] * mask
+    assert used[~mask].abs().max() == 0
+    assert torch.linalg.matrix_norm(used.flatten(1), 2) == pytest.approx(1, abs=1e-3)
+    assert torch.allclose(used, masked / torch.linalg.matrix_norm(masked.flatten(1), 2), atol=1e-3)
