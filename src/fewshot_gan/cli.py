@@ -335,7 +335,9 @@ def adapt(
 
 @app.command()
 def convert(
-    src: Annotated[Path, typer.Argument(help="StyleGAN2 .pkl or .pt, or a folder or wheel with MobileStyleGAN's IR.")],
+    src: Annotated[
+        Path, typer.Argument(help="StyleGAN2 .pkl or .pt, SNGAN, BigGAN, GP-GAN .pth, or MobileStyleGAN's IR.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],
 ):
     """Turn a published checkpoint into a folder that `--base` takes."""
@@ -347,6 +349,8 @@ def convert(
         from .pipeline import FewShotGAN
 
         networks = convert_checkpoint(src)
+        if "generator" not in networks:
+            raise ValueError(f"{src} holds a discriminator alone; give the file or folder that has the generator too")
         pipe = FewShotGAN(networks["generator"], networks.get("discriminator"))
         _write_folder(out, pipe.save_pretrained)
         found = [

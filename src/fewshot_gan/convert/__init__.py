@@ -10,8 +10,9 @@ from .report import ConversionError
 __all__ = ["ConversionError", "convert_checkpoint"]
 
 RECOGNISED = (
-    "a StyleGAN2 pickle of NVIDIA's (.pkl), a StyleGAN2 checkpoint with g_ema (.pt), and a folder, wheel or zip with "
-    "MobileStyleGAN's MappingNetwork.xml and SynthesisNetwork.xml"
+    "a StyleGAN2 pickle of NVIDIA's (.pkl), a StyleGAN2 checkpoint with g_ema (.pt), checkpoints of SNGAN, of BigGAN's "
+    "PyTorch port (a file, or a folder of G_ema.pth and D.pth) and of GP-GAN (.pth, .pt), and a folder, wheel or zip "
+    "with MobileStyleGAN's MappingNetwork.xml and SynthesisNetwork.xml"
 )
 _TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save before 1.6 begin
 
@@ -32,17 +33,18 @@ def convert_checkpoint(src: str | Path) -> dict:
     src = Path(src)
     if not src.exists():
         raise FileNotFoundError(f"there is no {src} to convert")
-    from . import mobile_stylegan_ir, stylegan2_nvidia, stylegan2_rosinality
+    from . import mobile_stylegan_ir, stylegan2_nvidia
 
     if src.is_dir():
-        folder = mobile_stylegan_ir.find(src)
-        if folder is None:
-            raise ConversionError(f"the folder {src.name} holds no known checkpoint; recognised are {RECOGNISED}")
-        return {"generator": mobile_stylegan_ir.convert(folder)}
+        if folder := mobile_stylegan_ir.find(src):
+            return {"generator": mobile_stylegan_ir.convert(folder)}
+        if networks := _convert_torch_folder(src):
+            return networks
+        raise ConversionError(f"the folder {src.name} holds no known checkpoint; recognised are {RECOGNISED}")
     with src.open("rb") as file:
         head = file.read(len(_TORCH_LEGACY))
     if head == _TORCH_LEGACY:
-        return stylegan2_rosinality.convert(src)
+        return _convert_torch_file(src)
     if head[:1] == b"\x80" and 2 <= head[1] <= 5:  # a pickle and its protocol
         return stylegan2_nvidia.convert(src)
     if head[:4] == b"PK\x03\x04":
@@ -54,8 +56,24 @@ def convert_checkpoint(src: str | Path) -> dict:
         except zipfile.BadZipFile as error:
             raise ConversionError(f"{src.name} is damaged or cut short ({error}); download it again") from error
         if any(name.endswith("data.pkl") for name in names):
-            return stylegan2_rosinality.convert(src)
+            return _convert_torch_file(src)
     raise ConversionError(f"{src.name} is no known checkpoint; recognised are {RECOGNISED}")
+
+
+def _convert_torch_file(path: Path) -> dict:
+    from . import plain, stylegan2_rosinality, torch_file
+
+    data = torch_file.read(path)
+    if isinstance(data, dict) and (found := plain.find(data)):
+        return plain.convert(found)
+    return stylegan2_rosinality.convert(data, path.name)
+
+
+def _convert_torch_folder(folder: Path) -> dict:
+    """Files of one network each, as BigGAN's `G.pth`, `G_ema.pth`, `D.pth`; others in the folder are left alone."""
+    from . import plain, torch_file
+
+    return plain.convert(plain.find({path.stem: torch_file.read(path) for path in sorted(folder.glob("*.pth"))}))
 
 
 def _convert_archived_ir(archive: zipfile.ZipFile, names: list[str]):

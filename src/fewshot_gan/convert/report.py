@@ -12,9 +12,15 @@ class SourceTensors:
 
     Args:
         tensors: name → tensor.
+
+    Raises:
+        ConversionError: something else is among them.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor]):
+        for name, value in tensors.items():
+            if not isinstance(value, torch.Tensor):
+                raise ConversionError(f"{name} is a {type(value).__name__}, not a tensor")
         self.tensors, self.used, self.problems = dict(tensors), set(), []
 
     def __contains__(self, name: str) -> bool:

@@ -1,9 +1,7 @@
 """StyleGAN2 from checkpoints of the widespread PyTorch port (`.pt` with `g_ema`, `g`, `d`, `latent_avg`)."""
 
-import argparse
 import logging
 import re
-from pathlib import Path
 
 import torch
 
@@ -18,35 +16,24 @@ W_AVG_SAMPLES, W_AVG_SEED = 10_000, 0
 UP_GAIN = 4.0  # kernels of up-sampling filters are stored times 2²
 
 
-def convert(path: Path) -> dict[str, torch.nn.Module]:
+def convert(data: dict, name: str) -> dict[str, torch.nn.Module]:
     """Rebuild the networks of a checkpoint in fp32.
 
     Args:
-        path: the `.pt` file; read with `weights_only=True`, so that nothing in it runs.
+        data: what the `.pt` file holds.
+        name: of the file, for messages.
 
     Returns:
         "generator" (`g_ema` where there is one), "generator_raw" (`g`, where there is `g_ema` too) and "discriminator"
         (`d`, where there is one), all in eval mode.
 
     Raises:
-        ConversionError: the file cannot be read safely, or is not of this layout.
+        ConversionError: the file is not of this layout.
     """
-    path = Path(path)
-    try:
-        # training checkpoints carry their command line, an argparse.Namespace: attributes only
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConversionError(
-            f"{path.name} cannot be read as a checkpoint of tensors ({reason}); it is damaged, cut short or holds code"
-        ) from error
     found = {k: data[k] for k in ("g_ema", "g", "d") if isinstance(data, dict) and isinstance(data.get(k), dict)}
     if not found.keys() & {"g", "g_ema"}:
         held = sorted(map(str, data))[:8] if isinstance(data, dict) else type(data).__name__
-        raise ConversionError(f"{path.name} holds no generator: neither g nor g_ema among {held}")
+        raise ConversionError(f"{name} holds no generator: neither g nor g_ema among {held}")
     average = data.get("latent_avg")
     networks = {"generator": convert_generator(found.get("g_ema", found.get("g")), average)}
     if {"g", "g_ema"} <= found.keys():
@@ -66,7 +53,7 @@ def convert_generator(tensors: dict, latent_avg: torch.Tensor | None = None) -> 
     Raises:
         ConversionError: see `convert`.
     """
-    source = _source(tensors)
+    source = SourceTensors(tensors)
     levels = len({m[1] for name in source.tensors if (m := re.match(r"to_rgbs\.(\d+)\.", name))})
     widths = {4: source["conv1.conv.weight"].shape[1]}
     widths |= {8 << i: source[f"convs.{2 * i + 1}.conv.weight"].shape[1] for i in range(levels)}
@@ -101,7 +88,7 @@ def convert_discriminator(tensors: dict) -> StyleGAN2Discriminator:
     Raises:
         ConversionError: see `convert`.
     """
-    source = _source(tensors)
+    source = SourceTensors(tensors)
     levels = len({m[1] for name in source.tensors if (m := re.match(r"convs\.(\d+)\.conv1\.", name))})
     resolution = _supported(4 << levels)
     widths = {resolution >> (i - 1): source[f"convs.{i}.conv1.0.weight"].shape[0] for i in range(1, levels + 1)}
@@ -116,13 +103,6 @@ def convert_discriminator(tensors: dict) -> StyleGAN2Discriminator:
     source.finish()
     model.load_state_dict(state)
     return model
-
-
-def _source(tensors: dict) -> SourceTensors:
-    for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            raise ConversionError(f"{name} is a {type(value).__name__}, not a tensor")
-    return SourceTensors(tensors)
 
 
 def _supported(resolution: int) -> int:
