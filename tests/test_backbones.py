@@ -17,6 +17,7 @@ from fewshot_gan.adapters import (
     fingerprint,
 )
 from fewshot_gan.adapters.base import LayerSpec
+from fewshot_gan.cards import write_base_card
 from fewshot_gan.models import (
     BigGANDiscriminator,
     BigGANGenerator,
@@ -29,6 +30,7 @@ from fewshot_gan.models.biggan import biggan_config
 from fewshot_gan.models.gp_gan import gp_gan_config
 from fewshot_gan.models.layers import adaptable_layers
 from fewshot_gan.models.plain import Conv2d, Layer
+from fewshot_gan.pipeline import FewShotGAN
 
 
 def tiny(name):
@@ -252,3 +254,87 @@ def test_the_norm_of_a_masked_weight_is_taken_after_the_mask():
     assert used[~mask].abs().max() == 0
     assert torch.linalg.matrix_norm(used.flatten(1), 2) == pytest.approx(1, abs=1e-3)
     assert torch.allclose(used, masked / torch.linalg.matrix_norm(masked.flatten(1), 2), atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------ in a pipeline
+
+
+@pytest.fixture(params=GENERATORS)
+def pipe(request, perturbed):
+    model = tiny(request.param)
+    pipe = FewShotGAN(model, tiny(request.param.replace("Generator", "Discriminator")))
+    pipe.bank.add("look", perturbed(LeFTAdapter.for_model(model)))
+    return pipe
+
+
+def drawn(pipe, num=4, **options):
+    return pipe(num, class_labels=pipe.some_labels(num), output_type="pt", **options).images
+
+
+def test_pipeline_draws_what_the_generator_draws(pipe):
+    out = pipe(4, seed=3, class_labels=pipe.some_labels(4), output_type="pt")
+    labels = pipe.some_labels(4)
+    with torch.no_grad():
+        want = pipe.generator(out.latents, None if labels is None else torch.tensor(labels))
+    assert torch.allclose(out.images, (want + 1) / 2, atol=1e-6)
+    assert torch.allclose(drawn(pipe, seed=3, batch_size=3), out.images, atol=1e-5)
+    assert pipe.config.truncation_psi == 1.0
+
+
+def test_pipeline_round_trip_with_adapter(pipe, tmp_path):
+    look = drawn(pipe, seed=0, adapter_names="look")
+    assert not torch.allclose(look, drawn(pipe, seed=0), atol=1e-2)
+    pipe.save_pretrained(tmp_path / "base")
+    pipe.save_adapter(tmp_path / "look", "look")
+    again = FewShotGAN.from_pretrained(tmp_path / "base").load_adapter(tmp_path / "look", "look")
+    assert torch.equal(drawn(again, seed=0, adapter_names="look"), look)
+    images, labels = given(pipe.discriminator)
+    with torch.no_grad():
+        assert torch.equal(again.discriminator(images, labels), pipe.discriminator(images, labels))
+    pipe.set_adapters("look")
+    strip = pipe.interpolate("__base__", "look", 3, num_images=2, seed=0, class_labels=pipe.some_labels(2))
+    assert len(strip.images) == 6
+
+
+def test_card_of_a_base_draws_its_classes(pipe, tmp_path):
+    card = write_base_card(pipe, tmp_path, "tiny").read_text()
+    assert (tmp_path / "images" / "grid.png").is_file()
+    assert ("class_labels=[0, 1, 2, 0" in card) == (pipe.generator.num_classes is not None)
+
+
+def test_truncated_z(pipe):
+    z = pipe(64, seed=0, truncation_psi=0.5, class_labels=pipe.some_labels(64)).latents
+    assert z.abs().max() <= 1 and 0.3 < z.std() < 0.5  # a normal cut at ±2 has standard deviation 0.88
+
+
+def test_one_label_for_all_and_bad_ones():
+    pipe = FewShotGAN(tiny("BigGANGenerator"))
+    one, many = (pipe(3, seed=0, class_labels=labels, output_type="pt").images for labels in (2, [2, 2, 2]))
+    assert torch.equal(one, many)
+    assert not torch.equal(one, pipe(3, seed=0, class_labels=1, output_type="pt").images)
+    for labels, message in (
+        (None, "class-conditional; give class_labels"),
+        (3, "has 3 classes"),
+        ([0], r"numbers \[3\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe(3, class_labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent_space": "w"}, "latent_space: a SNGANGenerator starts from z alone"),
+        ({"noise_mode": "none"}, "noise_mode: a SNGANGenerator"),
+        ({"truncation_cutoff": 2}, "truncation_cutoff: a"),
+        ({"class_labels": 0}, "knows no classes"),
+    ],
+)
+def test_what_belongs_to_styles_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FewShotGAN(tiny("SNGANGenerator"))(2, **options)
+
+
+def test_nothing_to_invert():
+    with pytest.raises(ValueError, match="has no w to search"):
+        FewShotGAN(tiny("SNGANGenerator")).invert(torch.zeros(1, 3, 16, 16))

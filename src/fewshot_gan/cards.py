@@ -182,9 +182,12 @@ def write_base_card(pipe, folder, name: str, grid=None, repo_id: str | None = No
     if grid is None:
         psi = pipe.config.truncation_psi
         look = "__base__" if pipe.bank.fused is None else None  # fused adapters are part of what was saved
-        images = pipe(SAMPLES, seed=SEED, truncation_psi=psi, adapter_names=look).images
+        labels = pipe.some_labels(SAMPLES)
+        images = pipe(SAMPLES, seed=SEED, truncation_psi=psi, adapter_names=look, class_labels=labels).images
         grid = make_grid(images, SAMPLES // 2)
-        protocol = f"`pipe({SAMPLES}, seed={SEED}, truncation_psi={psi})`: the first {SAMPLES} pictures, not selected."
+        shown = "" if labels is None else f", class_labels={labels}"
+        call = f"pipe({SAMPLES}, seed={SEED}, truncation_psi={psi}{shown})"
+        protocol = f"`{call}`: the first {SAMPLES} pictures, not selected."
     has_grid = _place_grid(grid or None, folder)
     networks = {name: getattr(pipe, name) for name in ("generator", "discriminator", "projected_discriminator")}
     lines = [

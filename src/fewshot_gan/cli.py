@@ -115,6 +115,9 @@ def generate(
     seed: Annotated[int, typer.Option(help="One seed, one set of pictures.")] = 0,
     psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
     noise_mode: Annotated[NoiseMode, typer.Option(help="Per-pixel noise.")] = NoiseMode.const,
+    class_label: Annotated[
+        list[int] | None, typer.Option(help="Of class-conditional bases: one for all; repeat for one per picture.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 8,
     latents: Annotated[Path | None, typer.Option(help="File of fewshot-gan invert, instead of random ones.")] = None,
     out: Annotated[Path | None, typer.Option(help="The grid's file, or with --separate the folder.")] = None,
@@ -158,6 +161,8 @@ def generate(
             loaded[name] = weights[i] if weights else 1.0
 
         options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value, "batch_size": batch_size}
+        if class_label:
+            options["class_labels"] = class_label[0] if len(class_label) == 1 else class_label
         if latents is not None:
             options["latents"] = _read_latents(latents)
             num_images = len(options["latents"])

@@ -23,6 +23,7 @@ from .adapters import BASE, Adapter, AdapterBank, DomainHyperNetwork, fingerprin
 from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_bases, replace_file, resolve_folder
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
+from .models.plain import PlainGenerator, check_labels
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
 pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
@@ -51,17 +52,21 @@ class FewShotGAN(DiffusionPipeline):
     """Generate images with a pretrained GAN and few-shot adapters.
 
     Args:
-        generator: `MobileStyleGANGenerator` or `StyleGAN2Generator`.
+        generator: of `fewshot_gan.models`.
         discriminator: optional; few-shot training starts from it.
         projected_discriminator: optional; heads on frozen features that know the base's images, likewise.
-        truncation_psi: default ψ of `__call__`.
+        truncation_psi: default ψ of `__call__`; None: 0.7 of style-based generators, 1 of others.
     """
 
     _optional_components = ["discriminator", "projected_discriminator"]
     model_cpu_offload_seq = "generator"
 
-    def __init__(self, generator, discriminator=None, projected_discriminator=None, truncation_psi: float = 0.7):
+    def __init__(
+        self, generator, discriminator=None, projected_discriminator=None, truncation_psi: float | None = None
+    ):
         super().__init__()
+        if truncation_psi is None:
+            truncation_psi = 1.0 if isinstance(generator, PlainGenerator) else 0.7
         self.register_modules(
             generator=generator, discriminator=discriminator, projected_discriminator=projected_discriminator
         )
@@ -120,6 +125,7 @@ class FewShotGAN(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         latent_space: str | None = None,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
         truncation_psi: float | None = None,
         truncation_cutoff: int | None = None,
         noise_mode: str = "const",
@@ -136,8 +142,10 @@ class FewShotGAN(DiffusionPipeline):
             generator: source of latents and noise, on the CPU; or a list of one per image.
             latents: z `[N, z_dim]`, w `[N, w_dim]` or w+ `[N, num_ws, w_dim]` instead of drawn ones.
             latent_space: of `latents`: "z", "w" or "w+"; None takes "z" for two dimensions and "w+" for three.
+            class_labels: of class-conditional generators: one for all images, or one per image.
             truncation_psi: ψ towards the mean w; None takes the pipeline's, and 1 for given w and w+, which are wanted
-                as they are.
+                as they are. Generators without w draw z from a normal cut at ±2, times ψ, if ψ is not 1 (arXiv
+                1809.11096 §3.1).
             truncation_cutoff: number of leading `ws` truncated; None = all.
             noise_mode: "const", "random" or "none".
             adapter_names: None: the active adapters; a name: that one alone; `{name: weight}`: a blend; a list: one
@@ -147,8 +155,9 @@ class FewShotGAN(DiffusionPipeline):
             return_dict: False returns `(images, latents)`.
 
         Raises:
-            ValueError: a number out of range, an unknown option, an adapter that is not loaded, a list of another
-                length than `num_images`, or the pipeline's generator was replaced.
+            ValueError: a number out of range, an unknown option or one that this generator has no use for, missing
+                labels, an adapter that is not loaded, a list of another length than `num_images`, or the pipeline's
+                generator was replaced.
         """
         if latents is not None:
             if not isinstance(latents, torch.Tensor) or latents.ndim not in (2, 3):
@@ -163,7 +172,14 @@ class FewShotGAN(DiffusionPipeline):
             psi = 1.0 if as_given else self.config.truncation_psi
         if not isinstance(psi, Real) or not math.isfinite(psi):
             raise ValueError(f"truncation_psi={psi!r}: give a number, e.g. 0.7; 1 is no truncation")
-        if truncation_cutoff is not None and not 0 <= truncation_cutoff <= self.generator.num_ws:
+        plain = isinstance(self.generator, PlainGenerator)
+        if plain:
+            of_styles = {"latent_space": latent_space not in (None, "z"), "noise_mode": noise_mode != "const"}
+            of_styles["truncation_cutoff"] = truncation_cutoff is not None
+            if useless := [name for name, given in of_styles.items() if given]:
+                kind = type(self.generator).__name__
+                raise ValueError(f"{', '.join(useless)}: a {kind} starts from z alone, without w and noise; leave out")
+        elif truncation_cutoff is not None and not 0 <= truncation_cutoff <= self.generator.num_ws:
             raise ValueError(f"truncation_cutoff={truncation_cutoff}: give 0 to {self.generator.num_ws}, or None")
         if self.bank.model is not self.generator:
             raise ValueError("the generator was replaced, and adapters are bound to the old one; make a new FewShotGAN")
@@ -178,8 +194,9 @@ class FewShotGAN(DiffusionPipeline):
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"{len(generator)} generators for {num_images} images; give one, or one per image")
         looks = self._looks(adapter_names, num_images)
+        labels = self._labels(class_labels, num_images)
         if latents is None:
-            latents, generators = self._draw(num_images, generator)
+            latents, generators = self._draw(num_images, generator, self._psi_of_z(psi))
         else:
             latent_space = latent_space or ("z" if latents.ndim == 2 else "w+")
             if latent_space == "z" and latents.shape[1:] != (self.generator.z_dim,):
@@ -191,15 +208,13 @@ class FewShotGAN(DiffusionPipeline):
         chunks = [rows[i : i + batch_size] for i in range(0, num_images, batch_size)]
         network, images = self.generator, [None] * num_images
         for chunk in chunks if len(chunks) < 4 else self.progress_bar(chunks):
+            if plain:
+                options = {"class_labels": None if labels is None else labels[chunk].to(self.device)}
+            else:
+                options = {"latent_space": latent_space or "z", "truncation_psi": psi, "noise_mode": noise_mode}
+                options |= {"truncation_cutoff": truncation_cutoff, "generator": [generators[i] for i in chunk]}
             with nullcontext() if looks is None else self.bank.using_rows([looks[i] for i in chunk]):
-                batch = network(
-                    latents[chunk].to(self.device, network.dtype),
-                    latent_space=latent_space or "z",
-                    truncation_psi=psi,
-                    truncation_cutoff=truncation_cutoff,
-                    noise_mode=noise_mode,
-                    generator=[generators[i] for i in chunk],
-                )
+                batch = network(latents[chunk].to(self.device, network.dtype), **options)
             batch = ((batch.float() + 1) / 2).clamp(0, 1).cpu()
             for i, image in zip(chunk, batch, strict=True):
                 images[i] = image
@@ -210,12 +225,32 @@ class FewShotGAN(DiffusionPipeline):
             images = [Image.fromarray(a) for a in (images * 255).round().astype(np.uint8)]
         return FewShotGANOutput(images, latents.cpu()) if return_dict else (images, latents.cpu())
 
-    def _draw(self, num_images: int, generator) -> tuple[torch.Tensor, list[torch.Generator]]:
+    def _labels(self, labels, num_images: int) -> torch.Tensor | None:
+        """Class labels int64 `[N]`, None of a generator without classes."""
+        if labels is not None:
+            labels = torch.as_tensor(labels).cpu()
+            labels = labels.expand(num_images) if labels.ndim == 0 else labels
+        classes = getattr(self.generator, "num_classes", None)
+        return check_labels(labels, num_images, classes)
+
+    def some_labels(self, num_images: int) -> list[int] | None:
+        """`class_labels` that go through the classes in turn; None of a generator without."""
+        classes = getattr(self.generator, "num_classes", None)
+        return None if classes is None else [i % classes for i in range(num_images)]
+
+    def _psi_of_z(self, psi: float | None) -> float:
+        """ψ of drawn z; style-based generators truncate w instead."""
+        if not isinstance(self.generator, PlainGenerator):
+            return 1.0
+        return self.config.truncation_psi if psi is None else psi
+
+    def _draw(self, num_images: int, generator, psi: float) -> tuple[torch.Tensor, list[torch.Generator]]:
         """z `[N, z_dim]` and the generators of the noise, image by image, so that one does not depend on the next."""
         sources = generator if isinstance(generator, list) else [generator] * num_images
         latents, generators = [], []
         for source in sources:
-            latents.append(torch.randn(1, self.generator.z_dim, generator=source))
+            z = torch.randn(1, self.generator.z_dim, generator=source)
+            latents.append(z if psi == 1 else psi * torch.nn.init.trunc_normal_(z, generator=source))  # cut at ±2
             generators.append(source if isinstance(generator, list) else _branch(source))
         return torch.cat(latents), generators
 
@@ -238,6 +273,10 @@ class FewShotGAN(DiffusionPipeline):
             FileNotFoundError: a path without a file.
             ImportError: no perceptual network is installed and `perceptual="none"` was not given.
         """
+        if isinstance(self.generator, PlainGenerator):
+            raise ValueError(
+                f"a {type(self.generator).__name__} has no w to search; use a style-based base, e.g. 'ffhq'"
+            )
         if not isinstance(images, torch.Tensor):
             if not (squares := _squares(images, self.generator.resolution)):
                 raise ValueError("there is no picture to invert; give at least one")
@@ -301,13 +340,15 @@ class FewShotGAN(DiffusionPipeline):
             raise ValueError("give seed or generator, not both")
         generator = generator if seed is None else torch.Generator().manual_seed(seed)
         if latents is None:
-            latents, generators = self._draw(num_images, generator)
+            latents, generators = self._draw(num_images, generator, self._psi_of_z(options.get("truncation_psi")))
         else:
             generators = generator if isinstance(generator, list) else [_branch(generator) for _ in latents]
         strip = [t / (steps - 1) for t in range(steps)]
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in strip]
         looks = [{name: weight for name, weight in look.items() if weight} for look in looks]
         options["latents"] = latents.repeat_interleave(steps, 0)
+        if (labels := self._labels(options.pop("class_labels", None), len(latents))) is not None:
+            options["class_labels"] = labels.repeat_interleave(steps, 0)
         # the same noise along a strip: only the look changes
         options["generator"] = [torch.Generator().set_state(g.get_state()) for g in generators for _ in strip]
         return self(adapter_names=looks * len(latents), **options)
@@ -660,7 +701,8 @@ class FewShotGAN(DiffusionPipeline):
             adapter_name = self._one_adapter(adapter_name)
             grid = None
             if self.bank.fused is None:
-                rows = [self(CARD_FACES, seed=0, adapter_names=look).images for look in (BASE, adapter_name)]
+                same = {"seed": 0, "class_labels": self.some_labels(CARD_FACES)}
+                rows = [self(CARD_FACES, adapter_names=look, **same).images for look in (BASE, adapter_name)]
                 grid = make_grid([image for row in rows for image in row], CARD_FACES)
             options |= {"base": self.base_name, "grid": grid, "variant": variant}
             return self.bank.adapters[adapter_name].push_to_hub(repo_id, **options)

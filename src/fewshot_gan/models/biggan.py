@@ -139,6 +139,9 @@ class BigGANGenerator(PlainGenerator, ModelMixin, ConfigMixin):
         self.norm = BatchNorm(block_channels[-1], norm_eps)
         self.to_rgb = Conv2d(block_channels[-1], 3, role="to_rgb", eps=EPS)
 
+    def layer_resolution(self, path: str) -> int:
+        return self.attention_at if path.startswith("attention") else super().layer_resolution(path)
+
     def stem(self, z, labels):  # [B, z_dim] -> [B, C, 4, 4]
         return self.linear(z[:, : self.chunk_dim]).view(len(z), self.width, 4, 4)
 

@@ -11,7 +11,6 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from .layers import block_resolution
 from .plain import Conv2d, Embedding, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up
 
 SLOPE = 0.2
@@ -115,10 +114,6 @@ class GPGANGenerator(PlainGenerator, ModelMixin, ConfigMixin):
         for res in self.resolutions:
             x = getattr(self, f"b{res}")(x if res == 4 else up(x))
         return torch.tanh(self.to_rgb(act(x)))
-
-    def layer_resolution(self, path: str) -> int:
-        """See `StyleGenerator.layer_resolution`."""
-        return self.resolution if path.startswith("to_rgb") else block_resolution(path) or 0
 
 
 class GPGANDiscriminator(PlainDiscriminator, ModelMixin, ConfigMixin):

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..ops import RowWeights, bias_act, by_rows
-from .layers import AdaptableLayer, EffectiveWeight
+from .layers import AdaptableLayer, EffectiveWeight, block_resolution
 
 POWER_ITERATIONS = 20  # of an adapted weight, from the base's singular vectors
 
@@ -245,6 +245,11 @@ class PlainGenerator:
             raise ValueError(f"latents of shape {tuple(latents.shape)} are not z [B, {self.z_dim}]")
         labels = check_labels(class_labels, len(latents), self.num_classes)
         return self.body(self.stem(latents, labels), latents, labels)
+
+    def layer_resolution(self, path: str) -> int:
+        """See `StyleGenerator.layer_resolution`; 0 for what comes before the first map."""
+        block = block_resolution(path)
+        return (0 if path in ("linear", "shared", "embedding") else self.resolution) if block is None else block
 
 
 class PlainDiscriminator:
