@@ -22,7 +22,8 @@ from fewshot_gan.adapters import (
 )
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
 from fewshot_gan.methods.pair import Latents
-from fewshot_gan.training.engine import Trainer, TrainingConfig, TrainingDiverged, checkpoints
+from fewshot_gan.training.checkpoints import checkpoints
+from fewshot_gan.training.engine import Trainer, TrainingConfig, TrainingDiverged
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
 OBJECTIVES = {

@@ -31,8 +31,10 @@ def sample_base(base: str, num: int, seed: int, psi: float) -> Tensor:
     return pipe(num_images=num, seed=seed, truncation_psi=psi, output_type="pt").images * 2 - 1
 
 
-def write_dataset(images: Tensor, info: dict, out: Path, overwrite: bool) -> None:
+def write_dataset(images: Tensor | dict[str, Tensor], info: dict, out: Path, overwrite: bool) -> None:
     """Writes uint8 `[N, 3, H, W]` and `dataset.json` beside `out` and renames: `out` is complete or not there at all.
+
+    Of a dict every entry gets a folder of its own.
 
     Raises:
         FileExistsError: `out` is a file, or a folder with something in it and not `overwrite`.
@@ -42,8 +44,11 @@ def write_dataset(images: Tensor, info: dict, out: Path, overwrite: bool) -> Non
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
-        for index, image in enumerate(images):
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(new / f"{index:03d}.png")
+        for name, pictures in images.items() if isinstance(images, dict) else [("", images)]:
+            (new / name).mkdir(exist_ok=True)
+            width = max(3, len(str(len(pictures) - 1)))  # sorted by name is sorted by number
+            for index, image in enumerate(pictures):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(new / name / f"{index:0{width}d}.png")
         (new / "dataset.json").write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if out.exists():
             out.rename(old)

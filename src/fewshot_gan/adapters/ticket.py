@@ -105,12 +105,14 @@ class TicketAdapter(Adapter):
         """
         layers = select_layers(model, cls.roles if roles is None else roles, target_modules)
         if masks is None:
-            masks = {path: torch.ones_like(layer.weight, dtype=torch.bool) for path, layer in layers.items()}
+            masks = {path: torch.ones_like(layer.stored()[0], dtype=torch.bool) for path, layer in layers.items()}
         masks = {path: torch.as_tensor(mask).bool() for path, mask in masks.items()}
         for path, mask in masks.items():
-            if path not in layers or mask.shape != layers[path].weight.shape:
+            if path not in layers or mask.shape != layers[path].stored()[0].shape:
                 found = (
-                    f"the weight is {tuple(layers[path].weight.shape)}" if path in layers else "there is no such layer"
+                    f"the weight is {tuple(layers[path].stored()[0].shape)}"
+                    if path in layers
+                    else "there is no such layer"
                 )
                 raise ValueError(
                     f"the mask of {path} has shape {tuple(mask.shape)}, but {found} in this {type(model).__name__}; "
@@ -149,9 +151,17 @@ class TicketAdapter(Adapter):
                 )
 
 
+def prunable(model: nn.Module, roles: Sequence[str] = TicketAdapter.roles) -> dict[str, nn.Parameter]:
+    """Module path → stored weight (spectral norm comes later) of every convolution."""
+    return {path: layer.stored()[0] for path, layer in select_layers(model, roles).items()}
+
+
 @torch.no_grad()
 def magnitude_masks(
-    model: nn.Module, sparsity: float, roles: Sequence[str] = TicketAdapter.roles
+    model: nn.Module,
+    sparsity: float,
+    roles: Sequence[str] = TicketAdapter.roles,
+    masks: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Keep the largest weights: one ranking over all layers of the network (§3), the smallest |w| go.
 
@@ -159,18 +169,48 @@ def magnitude_masks(
         model: the network.
         sparsity: share to prune, 0 ≤ s < 1; round(s · N) of N weights go, ties broken by position.
         roles: of the layers ranked.
+        masks: N counts what these keep, and the result lies inside them; None = all.
 
     Returns:
         module path → bool of the weight's shape, True = kept.
 
     Raises:
-        ValueError: a sparsity out of range.
+        ValueError: a sparsity out of range, or masks of another network.
     """
-    if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity={sparsity} is not in 0 ≤ sparsity < 1; 0.67 prunes two thirds")
-    weights = {path: layer.weight for path, layer in select_layers(model, roles).items()}
+    check_share(sparsity, "sparsity")
+    weights = prunable(model, roles)
     magnitudes = torch.cat([w.detach().float().abs().flatten() for w in weights.values()])
     keep = torch.ones_like(magnitudes, dtype=torch.bool)
-    keep[magnitudes.argsort(stable=True)[: round(sparsity * len(magnitudes))]] = False
-    parts = keep.split([w.numel() for w in weights.values()])
+    if masks is not None:
+        check_masks(masks, weights)
+        keep = torch.cat([masks[path].flatten() for path in weights]).to(magnitudes.device, torch.bool)
+        magnitudes = magnitudes.masked_fill(~keep, float("inf"))  # what is gone already goes no second time
+    keep[magnitudes.argsort(stable=True)[: round(sparsity * int(keep.sum()))]] = False
+    return split_mask(keep, weights)
+
+
+def check_share(share: float, name: str) -> None:
+    """
+    Raises:
+        ValueError: not a number in 0 ≤ share < 1.
+    """
+    if not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ValueError(f"{name}={share} is not in 0 ≤ {name} < 1; 0.67 prunes two thirds")
+
+
+def check_masks(masks: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    """
+    Raises:
+        ValueError: `masks` are not one mask of the right shape for each of `weights`.
+    """
+    differing = sorted(masks.keys() ^ weights.keys())
+    differing += sorted(path for path in masks.keys() & weights.keys() if masks[path].shape != weights[path].shape)
+    if differing:
+        shown = ", ".join(differing[:4]) + (f" and {len(differing) - 4} more" if len(differing) > 4 else "")
+        raise ValueError(f"the masks belong to another network, which differs in {shown}; use those of this one")
+
+
+def split_mask(mask: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A flat mask of all weights, in their order → one of each weight's shape."""
+    parts = mask.split([w.numel() for w in weights.values()])
     return {path: part.reshape(w.shape) for (path, w), part in zip(weights.items(), parts, strict=True)}

@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def load_images(source: str | os.PathLike[str], resolution: int, least: int = 2) -> Tensor:
+def load_images(
+    source: str | os.PathLike[str], resolution: int, least: int = 2, labels: tuple[list[int], list[str]] | None = None
+) -> Tensor:
     """Reads every image of a folder or of a `datasets` data set as squares of one size.
 
     Squaring rule: centre crop to the short side, then Lanczos resize to `resolution`. EXIF rotation is applied,
@@ -33,6 +35,7 @@ def load_images(source: str | os.PathLike[str], resolution: int, least: int = 2)
             (its `train` split and first image column).
         resolution: side of the result in pixels.
         least: 1 for a method that learns a look from a single image.
+        labels: two lists that take the classes of a data set, if it has a class column, and their names.
 
     Returns:
         uint8 `[N, 3, resolution, resolution]`, N ≥ `least`.
@@ -43,7 +46,7 @@ def load_images(source: str | os.PathLike[str], resolution: int, least: int = 2)
     """
     if resolution < 1:
         raise ValueError(f"resolution {resolution} is below 1; use the generator's, for example 256")
-    if not (named := list(_read(source))):
+    if not (named := list(_read(source, labels))):
         raise ValueError(
             f"{source} has no image; put png, jpg, webp or bmp files directly into the folder, typically 10"
         )
@@ -59,6 +62,57 @@ def load_images(source: str | os.PathLike[str], resolution: int, least: int = 2)
         more = f" and {len(enlarged) - 10} more" if len(enlarged) > 10 else ""
         logger.warning(f"smaller than {resolution} px, enlarged and therefore soft: {', '.join(enlarged[:10])}{more}")
     return images
+
+
+def load_labelled(source: str | os.PathLike[str], resolution: int) -> tuple[Tensor, Tensor | None, list[str]]:
+    """As `load_images`, with classes: a folder of folders, or a data set with a class column.
+
+    Returns:
+        uint8 `[N, 3, resolution, resolution]`; int64 `[N]`, or None where there are no classes; names of the classes.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_images`; or a folder has images and folders with images side by side.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and any(_pictures(p))]
+        if inner and any(_pictures(folder)):
+            raise ValueError(
+                f"{source} has images beside folders of images ({inner[0].name}, …); give one folder per class, or "
+                "images alone"
+            )
+        if inner:
+            classes = [load_images(p, resolution, least=1) for p in inner]
+            labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(x) for x in classes]))
+            return torch.cat(classes), labels, [p.name for p in inner]
+        return load_images(source, resolution), None, []
+    labels: list[int] = []
+    names: list[str] = []
+    images = load_images(source, resolution, labels=(labels, names))
+    return images, torch.tensor(labels) if labels else None, names
+
+
+def choose_subset(total: int, num: int | None, percent: float | None, seed: int) -> Tensor:
+    """Rows of an exact random subset, ascending; of one seed the smaller subset lies inside the larger.
+
+    Args:
+        total: how many images there are.
+        num, percent: how many, or what share of them (rounded); neither = all.
+        seed: of the choice.
+
+    Raises:
+        ValueError: both are given, or more than there are, or none.
+    """
+    if num is not None and percent is not None:
+        raise ValueError(f"num={num} and percent={percent}: give one of them")
+    if percent is not None:
+        if not 0 < percent <= 100:
+            raise ValueError(f"percent={percent}: give a number above 0, up to 100")
+        num = round(total * percent / 100)
+    num = total if num is None else num
+    if not 1 <= num <= total:
+        raise ValueError(f"a subset of {num} images of {total}: give 1 to {total}")
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:num].sort().values
 
 
 def provenance(source: str | os.PathLike[str]) -> dict[str, str]:
@@ -78,26 +132,31 @@ def provenance(source: str | os.PathLike[str]) -> dict[str, str]:
     return {key: str(value) for key, value in found.items() if value}
 
 
-def _read(source: str | os.PathLike[str]) -> Iterator[tuple[str, Image.Image]]:
+def _pictures(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path
+
+
+def _read(source: str | os.PathLike[str], labels=None) -> Iterator[tuple[str, Image.Image]]:
     """Pairs of a name for messages and an upright RGB image."""
     folder = Path(source).expanduser()
     if folder.is_dir():
-        for path in sorted(folder.iterdir(), key=lambda path: path.name):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
-                yield path.name, read_image(path)
+        for path in _pictures(folder):
+            yield path.name, read_image(path)
         return
     if folder.exists():
         raise ValueError(f"{source} is a file, not a folder; pass the folder that holds the images")
     text = str(source)
     if text.startswith("imagefolder:"):
-        yield from _read_dataset("imagefolder", text.partition(":")[2])
+        yield from _read_dataset("imagefolder", text.partition(":")[2], labels)
     elif isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
-        yield from _read_dataset(text, None)
+        yield from _read_dataset(text, None, labels)
     else:
         raise FileNotFoundError(f"folder {source} does not exist; pass an existing folder or a data set id owner/name")
 
 
-def _read_dataset(name: str, data_dir: str | None) -> Iterator[tuple[str, Image.Image]]:
+def _read_dataset(name: str, data_dir: str | None, labels=None) -> Iterator[tuple[str, Image.Image]]:
     if data_dir is not None and not Path(data_dir).expanduser().is_dir():
         raise FileNotFoundError(f"folder {data_dir} does not exist; pass an existing folder after imagefolder:")
     try:
@@ -117,6 +176,10 @@ def _read_dataset(name: str, data_dir: str | None) -> Iterator[tuple[str, Image.
     columns = [column for column, feature in data.features.items() if isinstance(feature, datasets.Image)]
     if not columns:
         raise ValueError(f"data set {name} has no image column, only {sorted(data.features)}; choose another data set")
+    classes = [column for column, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if labels is not None and classes:
+        labels[0].extend(data.with_format(None)[classes[0]])
+        labels[1].extend(data.features[classes[0]].names)
     for row, image in enumerate(data.with_format(None)[columns[0]]):
         yield f"{name}[{row}]", upright(image)
 

@@ -4,10 +4,7 @@ Only the adapter's factors and the objective's discriminator side are trained; t
 Shape legend: B images, L `ws`, D `w_dim`, R resolution.
 """
 
-import json
 import math
-import os
-import shutil
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +21,8 @@ from ..methods.objective import Batch, Objective, Views, digest
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
 from .augment import DiffAugment, FewShotAugment, random_zoom
+from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
-
-STATE_NAME, CONFIG_NAME = "state-{rank}.pt", "training_config.json"
 
 
 class TrainingDiverged(RuntimeError):
@@ -282,16 +278,7 @@ class Trainer:
         return self.result
 
     def _checkpoint(self) -> None:
-        """Write `checkpoint-N` beside, then rename: a kill leaves the previous one intact."""
-        target = self.folder / f"checkpoint-{self.step:06d}"
-        temp = self.folder / f".{target.name}.tmp"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temp, ignore_errors=True)
-            self.result.save_pretrained(temp)
-            (temp / CONFIG_NAME).write_text(json.dumps(self._settings(), indent=1, default=list) + "\n")
-        self.accelerator.wait_for_everyone()
         state = {
-            "step": self.step,
             "adapter": self.adapter.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "objective": self.objective.state_dict(),
@@ -299,15 +286,9 @@ class Trainer:
             "d_optimizer": self.d_optimizer and self.d_optimizer.state_dict(),
             "batches": self.batches and self.batches.state_dict(),
             "random": self.random.get_state(),
-            "processes": self.accelerator.num_processes,
         }
-        torch.save(state, temp / STATE_NAME.format(rank=self.accelerator.process_index))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(temp, target)
-            for old in checkpoints(self.folder)[: -self.config.checkpoints_total_limit]:
-                shutil.rmtree(old)
+        write, keep = self.result.save_pretrained, self.config.checkpoints_total_limit
+        save_checkpoint(self.folder, self.step, state, self._settings(), self.accelerator, keep, write)
 
     def _settings(self) -> dict:
         """All that a resumed run must share with its beginning: settings, objective, adapter and images."""
@@ -322,29 +303,9 @@ class Trainer:
         return settings
 
     def _resume(self) -> None:
-        folder = latest_checkpoint(self.folder)
-        if folder is None:
+        state = load_checkpoint(self.folder, self._settings(), self.accelerator, TrainingConfig.MAY_CHANGE)
+        if state is None:
             return
-        before, now = json.loads((folder / CONFIG_NAME).read_text()), self._settings()
-        changed = [
-            f"{name} was {before.get(name)}, now {now.get(name)}"
-            for name in {**before, **now}
-            if name not in TrainingConfig.MAY_CHANGE and before.get(name) != now.get(name)
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.folder} holds a run with other settings ({'; '.join(changed)}); use them again to resume, "
-                "or choose another output_dir"
-            )
-        path = folder / STATE_NAME.format(rank=self.accelerator.process_index)
-        if not path.is_file():
-            raise ValueError(f"{folder} was written by fewer processes than {self.accelerator.num_processes}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["processes"] != self.accelerator.num_processes:
-            raise ValueError(
-                f"{folder} was written by {state['processes']} processes, now there are "
-                f"{self.accelerator.num_processes}; resume with as many"
-            )
         self.adapter.load_state_dict(state["adapter"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
@@ -376,13 +337,3 @@ class Trainer:
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.add_image("samples", picture, self.step, dataformats="HWC")
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints of a run, oldest first."""
-    return sorted(p for p in Path(folder).glob("checkpoint-*") if (p / CONFIG_NAME).is_file())
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest finished checkpoint of a run, or None."""
-    return (checkpoints(folder) or [None])[-1]

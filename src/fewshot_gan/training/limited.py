@@ -1,0 +1,294 @@
+"""The training loop of whole GANs on limited data: G and D from a given start, dense or sparse, with exact resume.
+
+Shape legend: B images, R resolution.
+"""
+
+import math
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..hub import replace_file
+from ..images import to_bytes
+from ..methods.adv_aug import AdvAugConfig, discriminator_loss, generator_loss
+from ..methods.lottery import Masks, MovingAverage, SparseWeights, distillation_loss
+from ..methods.objective import digest
+from ..pipeline import FewShotGAN
+from .augment import DiffAugment
+from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .data import InfiniteBatches
+from .engine import TrainingDiverged
+
+SAMPLES, COLUMNS = 64, 16
+
+
+@dataclass(frozen=True)
+class LimitedConfig:
+    """Settings of a run; a resumed run must have the same, but for those in `MAY_CHANGE`. Defaults: SNGAN's.
+
+    Attributes:
+        output_dir: base, checkpoints, samples and logs.
+        max_train_steps: generator steps.
+        d_steps: discriminator steps per generator step.
+        d_batch_size, g_batch_size: B of either, per process.
+        learning_rate, d_learning_rate: of generator and discriminator (Adam, constant).
+        adam_beta1, adam_beta2, adam_epsilon: of both.
+        ema_decay: of the saved generator; 0 = none.
+        ema_start: before this step the average is the generator itself.
+        diffaugment: policy of DiffAugment (arXiv 2006.10738), e.g. "color,translation,cutout"; "" = none.
+        flip: mirror half of the real images.
+        adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug, see `AdvAugConfig`.
+        distillation_weight: of the dense teacher's logits, where there is a teacher.
+        checkpointing_steps, checkpoints_total_limit: how often and how many.
+        sample_steps: sample grids every this many steps; 0 = none.
+        seed: of everything random.
+    """
+
+    output_dir: str
+    max_train_steps: int = 50_000
+    d_steps: int = 5
+    d_batch_size: int = 64
+    g_batch_size: int = 128
+    learning_rate: float = 2e-4
+    d_learning_rate: float = 2e-4
+    adam_beta1: float = 0.0
+    adam_beta2: float = 0.9
+    adam_epsilon: float = 1e-8
+    ema_decay: float = 0.999
+    ema_start: int = 0
+    diffaugment: str = ""
+    flip: bool = False
+    adv_steps: int = 0
+    adv_gamma: float = 0.01
+    adv_direction: str = "paper"
+    adv_weight: float = 1.0
+    distillation_weight: float = 0.0
+    checkpointing_steps: int = 1000
+    checkpoints_total_limit: int = 1
+    sample_steps: int = 1000
+    seed: int = 0
+
+    MAY_CHANGE = ("output_dir", "checkpointing_steps", "checkpoints_total_limit", "sample_steps")
+
+    def __post_init__(self):
+        counts = ("max_train_steps", "d_steps", "d_batch_size", "g_batch_size", "checkpointing_steps")
+        for name in (*counts, "checkpoints_total_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more")
+        for name in ("learning_rate", "d_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0, e.g. 0.0002")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: give 0 (none) up to, not including, 1")
+        DiffAugment(self.diffaugment)
+        self.adv_aug  # noqa: B018  raises on bad values
+
+    @property
+    def adv_aug(self) -> AdvAugConfig:
+        return AdvAugConfig(self.adv_steps, self.adv_gamma, self.adv_direction, self.adv_weight)
+
+
+class LimitedTrainer:
+    """Trains a generator against a discriminator with the hinge loss.
+
+    Args:
+        generator, discriminator: a `PlainGenerator` and a `PlainDiscriminator`; trained in place.
+        images: uint8 `[N, 3, R, R]`.
+        config: settings.
+        accelerator: from Accelerate; several processes average their gradients.
+        labels: int64 `[N]` of class-conditional networks.
+        masks: "generator" and perhaps "discriminator" → masks, see `methods.lottery`.
+        teacher: trained dense discriminator whose logits are distilled.
+
+    Raises:
+        ValueError: images or labels do not fit the networks, or masks belong to others.
+    """
+
+    def __init__(
+        self,
+        generator,
+        discriminator,
+        images: torch.Tensor,
+        config: LimitedConfig,
+        accelerator: Accelerator,
+        labels: torch.Tensor | None = None,
+        masks: dict[str, Masks] | None = None,
+        teacher=None,
+    ):
+        classes = generator.num_classes
+        if images.shape[-1] != generator.resolution or generator.resolution != discriminator.resolution:
+            raise ValueError(
+                f"images of {images.shape[-1]} px, a generator of {generator.resolution} and a discriminator of "
+                f"{discriminator.resolution}: all three must agree"
+            )
+        if (classes is None) != (labels is None) or classes != discriminator.num_classes:
+            raise ValueError(
+                f"a generator of {classes or 'no'} classes and a discriminator of "
+                f"{discriminator.num_classes or 'no'}, with{'out' if labels is None else ''} labels: these must agree"
+            )
+        if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise ValueError(f"labels go up to {int(labels.max())}, but the networks have {classes} classes")
+        if config.distillation_weight and teacher is None:
+            raise ValueError(f"distillation_weight={config.distillation_weight} needs a teacher discriminator")
+        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
+        self.generator = generator.to(self.device).train().requires_grad_(True)
+        self.discriminator = discriminator.to(self.device).train().requires_grad_(True)
+        self.teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
+        self.masks = masks or {}
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        self.sparse = {name: SparseWeights(networks[name], of) for name, of in self.masks.items()}
+        self.average = deepcopy(self.generator).requires_grad_(False).eval()
+        self.ema = MovingAverage(self.generator, self.average, config.ema_decay, config.ema_start)
+        common = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate, **common)
+        self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), config.d_learning_rate, **common)
+        rank = accelerator.process_index
+        self.labels = labels
+        self.batches = InfiniteBatches(images, config.d_batch_size, seed=config.seed + 7919 * rank)
+        self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
+        self.diffaugment = DiffAugment(config.diffaugment)
+        self.step, self.folder = 0, Path(config.output_dir)
+
+    # ------------------------------------------------------------------ one step
+
+    def augment(self, images: torch.Tensor) -> torch.Tensor:
+        return self.diffaugment(images, self.random)
+
+    def _latents(self, batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        z = torch.randn(batch, self.generator.z_dim, generator=self.random).to(self.device)
+        if self.labels is None:
+            return z, None
+        return z, torch.randint(self.generator.num_classes, (batch,), generator=self.random).to(self.device)
+
+    def train_step(self) -> dict[str, float]:
+        """`d_steps` of the discriminator, one of the generator; returns the losses of the last of each."""
+        c = self.config
+        for _ in range(c.d_steps):
+            real, rows = next(self.batches)
+            real_labels = None if self.labels is None else self.labels[rows].to(self.device)
+            if c.flip:
+                mirrored = torch.rand(len(real), generator=self.random) < 0.5
+                real = torch.where(mirrored[:, None, None, None], real.flip(3), real)
+            z, fake_labels = self._latents(c.d_batch_size)
+            with torch.no_grad():
+                fake = self.generator(z, fake_labels)
+            real, fake = self.augment(real.to(self.device)), self.augment(fake)
+            losses = {"d": discriminator_loss(self.discriminator, real, fake, c.adv_aug, real_labels, fake_labels)}
+            if c.distillation_weight:
+                losses["distillation"] = c.distillation_weight * self._distil(real, fake, real_labels, fake_labels)
+            logs = self._update("discriminator", self.d_optimizer, losses)
+        self.discriminator.requires_grad_(False)  # no weight gradients on the judge's side
+        z, labels = self._latents(c.g_batch_size)
+        loss = generator_loss(self.generator, self.discriminator, z, self.augment, c.adv_aug, labels)
+        logs |= self._update("generator", self.optimizer, {"g": loss})
+        self.discriminator.requires_grad_(True)
+        self.ema.update(self.step)
+        self.step += 1
+        return logs
+
+    def _distil(self, real, fake, real_labels, fake_labels) -> torch.Tensor:
+        labels = None if real_labels is None else torch.cat([real_labels, fake_labels])
+        images = torch.cat([real, fake])
+        with torch.no_grad():
+            taught = self.teacher(images, labels)
+        return distillation_loss(self.discriminator(images, labels), taught)
+
+    def _update(self, name: str, optimizer, losses: dict[str, torch.Tensor]) -> dict[str, float]:
+        values = {key: float(loss.detach()) for key, loss in losses.items()}
+        for key, value in values.items():
+            if not math.isfinite(value):
+                last = latest_checkpoint(self.folder)
+                kept = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written before it"
+                raise TrainingDiverged(f"loss {key!r} became {value} at step {self.step}; {kept}; try a lower rate")
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        if self.accelerator.num_processes > 1:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        if sparse := self.sparse.get(name):
+            sparse.mask_gradients()
+        optimizer.step()
+        if sparse:
+            sparse.mask_weights()
+        return values
+
+    # ------------------------------------------------------------------ the run
+
+    @property
+    def result(self):
+        """The generator to keep: the average, or the generator itself where there is none."""
+        return self.average if self.config.ema_decay else self.generator
+
+    def train(self, stop_after: int | None = None) -> FewShotGAN:
+        """Run from the last checkpoint, if there is one, to `max_train_steps` and write the networks as a base.
+
+        Args:
+            stop_after: stop early at this step without finishing (as a kill would, for tests).
+
+        Raises:
+            TrainingDiverged: a loss is not finite.
+            ValueError: the folder holds a run with other settings.
+        """
+        main, c = self.accelerator.is_main_process, self.config
+        self._resume()
+        end = c.max_train_steps if stop_after is None else min(stop_after, c.max_train_steps)
+        bar = tqdm(total=c.max_train_steps, initial=self.step, disable=not main, desc="training")
+        while self.step < end:
+            logs = self.train_step()
+            bar.update()
+            bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
+            self.accelerator.log(logs, step=self.step)
+            if self.step % c.checkpointing_steps == 0 or self.step == c.max_train_steps:
+                self._checkpoint()
+            if main and c.sample_steps and (self.step % c.sample_steps == 0 or self.step == c.max_train_steps):
+                self._samples()
+        bar.close()
+        pipe = FewShotGAN(deepcopy(self.result).eval(), deepcopy(self.discriminator).eval())
+        if self.step == c.max_train_steps and main:
+            pipe.save_pretrained(self.folder)
+        self.accelerator.wait_for_everyone()
+        return pipe
+
+    def _state(self) -> dict:
+        parts = ("generator", "discriminator", "average", "optimizer", "d_optimizer", "batches")
+        return {name: getattr(self, name) for name in parts}
+
+    def _checkpoint(self) -> None:
+        state = {name: part.state_dict() for name, part in self._state().items()}
+        state["random"] = self.random.get_state()
+        keep = self.config.checkpoints_total_limit
+        save_checkpoint(self.folder, self.step, state, self._settings(), self.accelerator, keep)
+
+    def _settings(self) -> dict:
+        """All that a resumed run must share with its beginning."""
+        masks = {name: [digest(m) for m in of.values()] for name, of in self.masks.items()}
+        return {**asdict(self.config), "images": digest(self.batches.images), "masks": masks}
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.folder, self._settings(), self.accelerator, LimitedConfig.MAY_CHANGE)
+        if state is None:
+            return
+        for name, part in self._state().items():
+            part.load_state_dict(state[name])
+        self.random.set_state(state["random"])
+        self.step = state["step"]
+
+    @torch.no_grad()
+    def _samples(self) -> None:
+        """`samples/step-N.png`: the same latents every time, classes in turn."""
+        random = torch.Generator().manual_seed(self.config.seed + 12345)
+        z = torch.randn(SAMPLES, self.generator.z_dim, generator=random).to(self.device)
+        labels = None if self.labels is None else torch.arange(SAMPLES).to(self.device) % self.generator.num_classes
+        network, training = self.result, self.result.training
+        images = network.eval()(z, labels)
+        network.train(training)
+        rows = [torch.cat(list(row), 2) for row in images.split(COLUMNS)]
+        picture = to_bytes(torch.cat(rows, 1).cpu()).permute(1, 2, 0).numpy()
+        replace_file(self.folder / "samples" / f"step-{self.step:06d}.png", Image.fromarray(picture).save)

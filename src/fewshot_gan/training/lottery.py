@@ -1,0 +1,207 @@
+"""Find and train lottery tickets of GANs on limited data (arXiv 2103.00397); behind training/lottery.py."""
+
+import argparse
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+
+from ..adapters import Adapter, TicketAdapter, fingerprint
+from ..adapters.ticket import magnitude_masks
+from ..methods.lottery import prune_randomly, sparsity
+from ..models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, SNGANGenerator
+from ..models.biggan import biggan_config
+from ..pipeline import FewShotGAN
+from .adapt import start, start_trackers
+from .data import choose_subset, load_labelled
+from .engine import TrainingDiverged
+from .limited import LimitedConfig, LimitedTrainer
+
+BACKBONES = ("sngan", "biggan")
+BIGGAN = {  # picture size: settings of its published run, where they differ from SNGAN's (arXiv 2103.00397, appendix)
+    32: {"d_batch_size": 64, "g_batch_size": 64, "adam_beta1": 0.5, "adam_beta2": 0.999, "max_train_steps": 100_000},
+    64: {"d_batch_size": 256, "g_batch_size": 256, "adam_beta2": 0.999, "max_train_steps": 100_000, "d_steps": 1},
+    128: {"d_batch_size": 256, "g_batch_size": 256, "adam_beta2": 0.999, "max_train_steps": 100_000, "d_steps": 2},
+}
+for _size, _more in (
+    (32, {"ema_start": 1000}),
+    (64, {"ema_start": 20_000, "learning_rate": 1e-4, "d_learning_rate": 4e-4}),
+    (128, {"ema_start": 20_000}),
+):
+    BIGGAN[_size] |= {"ema_decay": 0.9999, "adam_epsilon": 1e-6, "flip": True, **_more}
+PARTS = {"generator": "ticket", "discriminator": "ticket_discriminator"}  # network: folder of its mask
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command-line options; every field of `LimitedConfig` is one."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--data", required=True, help="folder of images, of folders (classes), or a data set id owner/name")
+    p.add_argument("--num", type=int, help="train on so many of the images, chosen by --subset_seed")
+    p.add_argument("--percent", type=float, help="train on this share of the images")
+    p.add_argument("--subset_seed", type=int, default=0)
+    p.add_argument("--backbone", choices=BACKBONES, default="sngan")
+    p.add_argument("--resolution", type=int, default=32)
+    p.add_argument("--pretrained_model_name_or_path", "--base", help="start from and rewind to this base's networks")
+    p.add_argument("--rounds", type=int, default=0, help="of pruning after dense training; 5 of 0.2 leave a third")
+    p.add_argument("--prune_rate", type=float, default=0.2, help="share of the remaining weights that goes each round")
+    p.add_argument(
+        "--prune", choices=("G", "GD"), default="G", help="prune the generator alone or the discriminator too"
+    )
+    p.add_argument("--ticket", help="train this ticket once instead of finding one: a round's folder, or random:0.67")
+    p.add_argument(
+        "--allow_other_init", action="store_true", help="train a ticket from other weights than it was drawn from"
+    )
+    p.add_argument("--distil", action="store_true", help="later rounds learn the dense discriminator's logits too")
+    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
+    p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
+    for option in fields(LimitedConfig):
+        required = option.name == "output_dir"
+        shown = "" if required else f"default {option.default}, or BigGAN's own"
+        kind = {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type}
+        p.add_argument(f"--{option.name}", default=argparse.SUPPRESS, required=required, help=shown, **kind)
+    return p
+
+
+def configure(args: argparse.Namespace) -> LimitedConfig:
+    """Settings of the run: what was given, else the backbone's published ones; filled in in `args` too.
+
+    Raises:
+        ValueError: options that contradict each other or are out of range.
+    """
+    if args.rounds < 0:
+        raise ValueError(f"rounds={args.rounds}: give 0 (dense alone) or more")
+    if not 0 < args.prune_rate < 1:
+        raise ValueError(f"prune_rate={args.prune_rate} is not in 0 < prune_rate < 1; 0.2 prunes a fifth")
+    if args.ticket and args.rounds:
+        raise ValueError(f"--ticket trains a ticket that is there, --rounds {args.rounds} finds one; give one of them")
+    if args.distil and not args.rounds:
+        raise ValueError("--distil teaches the rounds after the dense one; give --rounds")
+    if args.backbone == "biggan" and args.resolution not in BIGGAN:
+        raise ValueError(f"BigGAN is laid out for {', '.join(map(str, BIGGAN))} px, not {args.resolution}")
+    usual = BIGGAN[args.resolution] if args.backbone == "biggan" else {}
+    for option in fields(LimitedConfig):
+        if option.name not in vars(args):
+            setattr(args, option.name, usual.get(option.name, option.default))
+    return LimitedConfig(**{f.name: getattr(args, f.name) for f in fields(LimitedConfig)})
+
+
+def networks(args: argparse.Namespace, classes: int | None):
+    """θ₀ of generator and discriminator: a base's, or drawn from the seed alone.
+
+    Raises:
+        ValueError: the base has no discriminator, or the data's classes do not fit.
+    """
+    if args.pretrained_model_name_or_path:
+        pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
+        if pipe.discriminator is None:
+            raise ValueError(f"{args.pretrained_model_name_or_path} has no discriminator, so it cannot be trained on")
+        return pipe.generator, pipe.discriminator
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        if args.backbone == "sngan":
+            if classes is not None:
+                raise ValueError(
+                    f"SNGAN knows no classes, the data has {classes}; use --backbone biggan, or one folder"
+                )
+            return SNGANGenerator(resolution=args.resolution), SNGANDiscriminator(resolution=args.resolution)
+        if classes is None:
+            raise ValueError("BigGAN is class-conditional; give a folder of folders, or use --backbone sngan")
+        made = (
+            cls(**biggan_config(args.resolution, part, num_classes=classes))
+            for cls, part in ((BigGANGenerator, "generator"), (BigGANDiscriminator, "discriminator"))
+        )
+        return tuple(made)
+
+
+def run(args: argparse.Namespace) -> list[FewShotGAN]:
+    """Train, prune, rewind and train again; each round is a base in `round-KK`, with the ticket that it was trained on.
+
+    Returns:
+        The rounds' pipelines, or the one of `--ticket`.
+
+    Raises:
+        ValueError, FileNotFoundError: bad options, data, base or ticket, each with one sentence.
+        TrainingDiverged: a loss is not finite.
+    """
+    config = configure(args)
+    images, labels, names = load_labelled(args.data, args.resolution)
+    rows = choose_subset(len(images), args.num, args.percent, args.subset_seed)
+    images, labels = images[rows], None if labels is None else labels[rows]
+    accelerator = start(args)
+    out, classes = Path(args.output_dir), len(names) or None
+    g, d = networks(args, classes)
+    given = {"ticket": read_masks(args.ticket, g, d, args) if args.ticket else {}}
+    accelerator.print(f"{args.backbone}, {len(images)} images, {classes or 'no'} classes; θ₀ {fingerprint(g)}")
+    start_trackers(args, accelerator, "lottery")
+    results, teacher = [], None
+    for number in range(args.rounds + 1):
+        folder = out / f"round-{number:02d}"
+        g, d = networks(args, classes)  # rewind: nothing of the round before is left
+        masks = given["ticket"] if args.ticket else read_masks(folder, g, d, args) if number else {}
+        shares = ", ".join(f"{name} {sparsity(of):.2%} pruned" for name, of in masks.items()) or "dense"
+        accelerator.print(f"round {number}: {shares}")
+        settings = asdict(config) | {"output_dir": str(folder)}
+        if args.distil and number:
+            settings["distillation_weight"] = config.distillation_weight or 1.0
+        trainer = LimitedTrainer(g, d, images, LimitedConfig(**settings), accelerator, labels, masks, teacher)
+        results.append(trainer.train())
+        if number == 0 and args.distil:
+            teacher = trainer.discriminator
+        if number < args.rounds and accelerator.is_main_process:
+            start_of = dict(zip(PARTS, networks(args, classes), strict=True))
+            for name in PARTS if args.prune == "GD" else ("generator",):
+                trained = getattr(trainer, name)
+                pruned = magnitude_masks(trained, args.prune_rate, masks=masks.get(name))
+                record = {
+                    **asdict(config),
+                    "round": number + 1,
+                    "sparsity": sparsity(pruned),
+                    "num_images": len(images),
+                }
+                record.pop("output_dir")
+                ticket = TicketAdapter.for_model(start_of[name], masks=pruned, method="lottery", training=record)
+                ticket.save_pretrained(out / f"round-{number + 1:02d}" / PARTS[name])
+        accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
+
+
+def read_masks(source: str | Path, generator, discriminator, args: argparse.Namespace) -> dict[str, dict]:
+    """Masks of a round's folder, or random ones (`random:SPARSITY`, drawn from the seed) for the generator.
+
+    Raises:
+        FileNotFoundError: there is no ticket.
+        ValueError: it is another kind of adapter, of another network, or drawn from other weights.
+    """
+    kind, _, share = str(source).partition(":")
+    if kind == "random":
+        try:
+            pruned = float(share)
+        except ValueError:
+            raise ValueError(f"--ticket {source}: give the sparsity, e.g. random:0.67") from None
+        return {"generator": prune_randomly(generator, pruned, torch.Generator().manual_seed(args.seed))}
+    masks = {}
+    for (name, folder), network in zip(PARTS.items(), (generator, discriminator), strict=True):
+        path = Path(source) / folder
+        if name == "discriminator" and not path.is_dir():
+            continue
+        ticket = Adapter.from_pretrained(path)
+        if not isinstance(ticket, TicketAdapter):
+            raise ValueError(f"{path} holds an adapter of type {ticket.adapter_type!r}, not a ticket")
+        drawn_from, have = ticket.config.base_fingerprint, fingerprint(network)
+        if drawn_from != have and not args.allow_other_init:
+            raise ValueError(
+                f"{path} was drawn from weights θ₀ with fingerprint {drawn_from}, these have {have}; use the seed and "
+                "networks of that run, or --allow_other_init for a random ticket"
+            )
+        masks[name] = ticket.masks()
+    return masks
+
+
+def main(argv=None) -> None:
+    """Entry point of the script: a bad option ends with its one sentence instead of a traceback."""
+    args = parser().parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, FileNotFoundError, ImportError, TrainingDiverged) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,487 @@
+"""Lottery tickets and AdvAug: the twelve tests of the paper's specification, resume, and the script."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+
+from fewshot_gan.adapters import TicketAdapter, fingerprint, magnitude_masks
+from fewshot_gan.adapters.ticket import prunable
+from fewshot_gan.methods.adv_aug import AdvAugConfig, attack, discriminator_loss, generator_loss, undisturbed
+from fewshot_gan.methods.losses import hinge_d_loss
+from fewshot_gan.methods.lottery import SparseWeights, distillation_loss, prune_randomly, sparsity
+from fewshot_gan.models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, SNGANGenerator
+from fewshot_gan.pipeline import FewShotGAN
+from fewshot_gan.training import lottery
+from fewshot_gan.training.data import choose_subset, load_labelled
+from fewshot_gan.training.limited import LimitedConfig, LimitedTrainer
+
+N = 12
+
+
+def sngan(seed=0):
+    torch.manual_seed(seed)
+    return SNGANGenerator(8, 6, 16), SNGANDiscriminator(8, 16)
+
+
+def biggan(seed=0):
+    torch.manual_seed(seed)
+    small = {"block_channels": (16, 16), "down": (True, True), "attention_after": 1, "num_classes": 3}
+    return BigGANGenerator((16, 16, 16), 1, 3, 4, 3), BigGANDiscriminator(**small, resolution=16)
+
+
+def images(num=N, size=16):
+    return torch.randint(0, 256, (num, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+
+
+def config(folder, **options):
+    small = {"max_train_steps": 4, "d_steps": 2, "d_batch_size": 4, "g_batch_size": 4, "sample_steps": 0}
+    return LimitedConfig(str(folder), **{**small, "checkpointing_steps": 100, **options})
+
+
+def trainer(folder, make=sngan, masks=None, teacher=None, **options):
+    g, d = make()
+    labels = None if g.num_classes is None else torch.arange(N) % 3
+    return LimitedTrainer(g, d, images(), config(folder, **options), Accelerator(cpu=True), labels, masks, teacher)
+
+
+# ------------------------------------------------------------------------------------------------------------- pruning
+
+
+def test_ten_rounds_leave_the_published_numbers():  # 1
+    torch.manual_seed(0)
+    model, masks = SNGANGenerator(), None
+    left = [2993971, 2395177, 1916142, 1532914, 1226331, 981065, 784852, 627882, 502306, 401845]
+    for k, wanted in enumerate(left, 1):
+        new = magnitude_masks(model, 0.2, masks=masks)
+        assert sum(int(m.sum()) for m in new.values()) == wanted
+        assert masks is None or all(not (new[p] & ~masks[p]).any() for p in new)  # nested
+        assert abs(sparsity(new) - (1 - 0.8**k)) < 1e-6
+        masks = new
+    weights = prunable(model)
+    kept = torch.cat([weights[p].detach().abs()[m] for p, m in masks.items()])
+    gone = torch.cat([weights[p].detach().abs()[~m] for p, m in masks.items()])
+    assert kept.min() >= gone.max()  # one ranking over the network
+
+
+def test_random_masks_keep_as_many():  # 12
+    g, _ = sngan()
+    by_size, anywhere = magnitude_masks(g, 0.67), prune_randomly(g, 0.67, torch.Generator().manual_seed(0))
+    assert sparsity(by_size) == sparsity(anywhere)
+    assert not all(torch.equal(by_size[p], anywhere[p]) for p in by_size)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
+def test_bad_sparsity(share):
+    g, _ = sngan()
+    for prune in (magnitude_masks, prune_randomly):
+        with pytest.raises(ValueError, match="is not in 0 ≤ sparsity < 1"):
+            prune(g, share)
+
+
+def test_masks_of_another_network_are_refused():
+    g, d = sngan()
+    masks = magnitude_masks(SNGANGenerator(4, 6, 16), 0.5)
+    for refuse in (lambda: SparseWeights(g, masks), lambda: magnitude_masks(g, 0.2, masks=masks)):
+        with pytest.raises(ValueError, match="belong to another network, which differs in b16.conv0"):
+            refuse()
+    with pytest.raises(ValueError, match="belong to another network"):
+        SparseWeights(d, magnitude_masks(g, 0.5))
+
+
+# ------------------------------------------------------------------------------------------------------ sparse training
+
+
+@pytest.mark.parametrize("make", [sngan, biggan])
+def test_a_sparse_run_starts_from_the_first_weights(make, tmp_path):  # 2
+    g0, d0 = make()
+    masks = {"generator": magnitude_masks(g0, 0.5), "discriminator": magnitude_masks(d0, 0.5)}
+    run = trainer(tmp_path, make, masks)
+    for name, start in (("generator", g0), ("discriminator", d0)):
+        have, weights = getattr(run, name).state_dict(), prunable(getattr(run, name))
+        for path, first in prunable(start).items():
+            assert torch.equal(weights[path], first * masks[name][path])
+        masked = {id(w) for w in weights.values()}
+        dense = [n for n, p in getattr(run, name).named_parameters() if id(p) not in masked]
+        for key in [*dense, *(n for n, _ in getattr(run, name).named_buffers())]:
+            assert torch.equal(have[key], start.state_dict()[key])
+    assert not run.optimizer.state and not run.d_optimizer.state
+
+
+@pytest.mark.parametrize("make", [sngan, biggan])
+def test_pruned_weights_stay_exactly_zero(make, tmp_path):  # 3 and 9
+    g0, d0 = make()
+    masks = {"generator": magnitude_masks(g0, 0.5), "discriminator": magnitude_masks(d0, 0.5)}
+    run = trainer(tmp_path, make, masks, adam_beta1=0.5, learning_rate=0.1, d_learning_rate=0.1, max_train_steps=6)
+    pipe = run.train()
+    moved = 0
+    for network, name in (
+        (run.generator, "generator"),
+        (run.discriminator, "discriminator"),
+        (run.average, "generator"),
+    ):
+        for path, weight in prunable(network).items():
+            mask = masks[name][path]
+            assert weight[~mask].abs().max() == 0
+            moved += int((weight[mask] != 0).sum())
+    assert moved > 0
+    norm = next(m for m in run.average.modules() if isinstance(m, nn.BatchNorm2d))
+    assert norm.running_mean.abs().max() > 0 and norm.num_batches_tracked > 0
+    assert torch.equal(
+        norm.running_mean, next(m.running_mean for m in run.generator.modules() if m.__class__ is norm.__class__)
+    )
+    assert not pipe.generator.training
+
+
+def test_momentum_leaks_where_gradients_alone_are_masked():
+    """What the spec warns of: an optimiser that goes on from dense training moves pruned weights."""
+    g, _ = sngan()
+    optimizer = torch.optim.Adam(g.parameters(), 0.1, betas=(0.5, 0.999))
+    z = torch.randn(4, 6)
+    g(z).square().mean().backward()
+    optimizer.step()
+    sparse = SparseWeights(g, magnitude_masks(g, 0.5))
+    optimizer.zero_grad(set_to_none=True)
+    g(z).square().mean().backward()
+    sparse.mask_gradients()
+    optimizer.step()
+    leaked = max(float(w.detach()[~m].abs().max()) for w, m in sparse.pairs)
+    assert leaked > 0.01
+    sparse.mask_weights()
+    assert max(float(w.detach()[~m].abs().max()) for w, m in sparse.pairs) == 0
+
+
+def test_spectral_norm_is_that_of_the_masked_weight():  # 4
+    _, d = sngan()
+    SparseWeights(d, magnitude_masks(d, 0.5))
+    layer = d.block1.conv0.train()
+    with torch.no_grad():
+        for _ in range(300):
+            used = layer.weight
+    stored = layer.stored()[0]
+    assert (stored == 0).any() and used[stored == 0].abs().max() == 0
+    assert torch.allclose(used, stored / torch.linalg.matrix_norm(stored.flatten(1), 2), atol=1e-4)
+
+
+def test_distillation_is_zero_between_equals(tmp_path):  # 12
+    logits = torch.randn(7, 1)
+    assert distillation_loss(logits, logits).abs() < 1e-6
+    other = torch.randn(7, 1)
+    s, t = logits.sigmoid(), other.sigmoid()
+    want = (t * (t / s).log() + (1 - t) * ((1 - t) / (1 - s)).log()).mean() / 2
+    assert torch.allclose(distillation_loss(logits, other), want, atol=1e-6)
+    _, teacher = sngan(1)
+    taught = trainer(tmp_path / "a", teacher=teacher, distillation_weight=1.0)
+    assert taught.train_step()["distillation"] > 0
+    with pytest.raises(ValueError, match="needs a teacher"):
+        trainer(tmp_path / "b", distillation_weight=1.0)
+
+
+# --------------------------------------------------------------------------------------------------------------- AdvAug
+
+
+def judged(make):
+    _, d = make()
+    d.eval()
+    x = torch.randn(8, 3, 16, 16)
+    labels = None if d.num_classes is None else torch.arange(8) % 3
+    with torch.no_grad():
+        return d, d.trunk(x), labels
+
+
+@pytest.mark.parametrize("gamma", [0.01, 0.5])
+def test_what_the_released_code_adds_to_logits(gamma):  # 5
+    d, vectors, _ = judged(sngan)
+    delta = attack(vectors, lambda h: d.head(h).sum(), 1, gamma)
+    with torch.no_grad():
+        rise = d.head(vectors + delta) - d.head(vectors)
+        assert torch.allclose(rise, (gamma * d.out.weight.abs().sum()).expand_as(rise), rtol=1e-4, atol=1e-6)
+    d, vectors, labels = judged(biggan)
+    vectors[:4] -= (
+        100 * (d.out.weight + d.embedding.weight[labels[:4]]).detach().sign()
+    )  # far below and above the hinge
+    vectors[4:] += 100 * (d.out.weight + d.embedding.weight[labels[4:]]).detach().sign()
+    with torch.no_grad():
+        assert (d.head(vectors, labels)[:4] < 1).all() and (d.head(vectors, labels)[4:] > 1).all()
+    delta = attack(vectors, lambda h: -F.relu(1 - d.head(h, labels)).sum(), 1, gamma)
+    with torch.no_grad():
+        rise = d.head(vectors + delta, labels) - d.head(vectors, labels)
+        want = gamma * (d.out.weight + d.embedding.weight[labels]).abs().sum(1, keepdim=True)
+    assert torch.allclose(rise[:4], want[:4], rtol=1e-3) and rise[4:].abs().max() == 0
+
+
+def captured(monkeypatch, make, direction):
+    """Logits of real and fake, clean and moved, and the clean and moved generator loss."""
+    from fewshot_gan.methods import adv_aug
+
+    g, d = make()
+    d.eval()
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(adv_aug, "hinge_d_loss", lambda real, fake: seen.append((real, fake)) or hinge_d_loss(real, fake))
+        patch.setattr(adv_aug, "hinge_g_loss", lambda x: seen.append(-x.mean()) or -x.mean())
+        options = AdvAugConfig(1, 0.01, direction)
+        labels = None if d.num_classes is None else torch.arange(4) % 3
+        real, fake = (torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+        discriminator_loss(d, real, fake, options, labels, labels)
+        z = torch.randn(4, g.z_dim, generator=torch.Generator().manual_seed(2))
+        generator_loss(g, d, z, lambda x: x, options, labels)
+    return seen
+
+
+@pytest.mark.parametrize("make", [sngan, biggan])
+def test_directions(monkeypatch, make):  # 6
+    (real, fake), (real2, fake2), g, g2 = captured(monkeypatch, make, "paper")
+    assert (real2 < real).all() and (fake2 > fake).all() and g2 > g
+    (real, fake), (real2, fake2), g, g2 = captured(monkeypatch, make, "repo")
+    assert (real2 > real).all() and (fake2 > fake).all() and g2 < g
+
+
+def test_no_step_or_no_length_is_no_attack():  # 7
+    g, d = sngan()
+    d.eval()
+    real, fake, z = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16), torch.randn(4, 6)
+    clean = hinge_d_loss(d(real), d(fake))
+    for off in (AdvAugConfig(0), AdvAugConfig(2, 0.0), AdvAugConfig(2, weight=0.0)):
+        assert not off.acts
+        assert torch.allclose(discriminator_loss(d, real, fake, off), clean, atol=1e-6)
+        assert torch.allclose(generator_loss(g, d, z, lambda x: x, off), -d(g(z)).mean(), atol=1e-5)
+    vectors = d.trunk(real)
+    for steps in (1, 3):
+        delta = attack(vectors, lambda h: d.head(h).sum(), steps, 0.01)
+        assert 0 < delta.abs().max() <= steps * 0.01 + 1e-7
+    only = AdvAugConfig(1, 0.01, weight=1e6)  # all but the moved features' loss vanishes
+    discriminator_loss(d, real, fake, only).backward()
+    assert d.block0.conv0.stored()[0].grad.abs().max() > 0  # reaches the trunk through the moved features
+
+
+def test_attacks_leave_no_trace():  # 8
+    g, d = sngan()
+    norms = [m for m in g.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = {k: v.clone() for k, v in d.state_dict().items()}
+    z = torch.randn(4, 6)
+    d.requires_grad_(False)
+    generator_loss(g, d, z, lambda x: x, AdvAugConfig(2)).backward()
+    assert all(norm.num_batches_tracked == 1 for norm in norms)  # the clean forward alone
+    assert all(p.grad is None for p in d.parameters())
+    moved = [k for k, v in d.state_dict().items() if not torch.equal(v, before[k])]
+    assert moved and all(k.endswith(("_u", "_v")) for k in moved)  # the clean forward's power iteration
+    before = {k: v.clone() for m in (g, d) for k, v in m.state_dict().items()}
+    with undisturbed(g, d):
+        d(g(z))
+    assert all(torch.equal(v, before[k]) for m in (g, d) for k, v in m.state_dict().items())
+    g.eval()
+    with undisturbed(g), torch.no_grad():
+        assert torch.equal(g(z), g(z[:1].repeat(4, 1) * 0 + z))  # in evaluation it stays with running statistics
+        one, many = g(z[:1]), g(z)[:1]
+    assert torch.allclose(one, many, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adv_steps": -1}, "adv_steps=-1"),
+        ({"adv_gamma": -0.1}, "give 0 or more each"),
+        ({"adv_direction": "up"}, "unknown adv_direction 'up'; known: paper, repo"),
+        ({"diffaugment": "blur"}, "augmentation policy 'blur' is not known"),
+        ({"d_steps": 0}, "d_steps=0: give 1 or more"),
+        ({"learning_rate": 0}, "learning_rate=0: give a number above 0"),
+        ({"ema_decay": 1}, "ema_decay=1"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        LimitedConfig("run", **options)
+
+
+# -------------------------------------------------------------------------------------------------------------- the run
+
+
+@pytest.mark.parametrize("make", [sngan, biggan])
+def test_killed_and_resumed_is_the_same_bit_for_bit(make, tmp_path):
+    options = {"adv_steps": 1, "diffaugment": "color,translation", "flip": True, "checkpointing_steps": 2}
+    masks = {"generator": magnitude_masks(make()[0], 0.5)}
+    whole = trainer(tmp_path / "whole", make, masks, **options).train()
+    trainer(tmp_path / "killed", make, masks, **options).train(stop_after=3)
+    again = trainer(tmp_path / "killed", make, masks, **options)
+    pipe = again.train()
+    for name in ("generator", "discriminator"):
+        want, have = getattr(whole, name).state_dict(), getattr(pipe, name).state_dict()
+        assert all(torch.equal(have[k], v) for k, v in want.items())
+    with pytest.raises(ValueError, match="run with other settings .adv_steps was 1, now 0.*masks"):
+        trainer(tmp_path / "killed", make, **{**options, "adv_steps": 0}).train()
+    loaded = FewShotGAN.from_pretrained(tmp_path / "killed")
+    labels = loaded.some_labels(2)
+    assert torch.equal(
+        loaded(2, seed=0, class_labels=labels, output_type="pt").images,
+        pipe(2, seed=0, class_labels=labels, output_type="pt").images,
+    )
+
+
+def test_networks_images_and_labels_must_fit(tmp_path):
+    (g, d), (bg, bd) = sngan(), biggan()
+    run = lambda *a, **k: LimitedTrainer(*a, config(tmp_path), Accelerator(cpu=True), **k)  # noqa: E731
+    for call, message in (
+        (lambda: run(g, d, images(size=32)), "images of 32 px, a generator of 16"),
+        (lambda: run(g, bd, images()), "no classes and a discriminator of 3"),
+        (lambda: run(bg, bd, images()), "without labels"),
+        (lambda: run(g, d, images(), labels=torch.zeros(N).long()), "with labels"),
+        (lambda: run(bg, bd, images(), labels=torch.full((N,), 3)), "labels go up to 3, but the networks have 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.fixture
+def faces(tmp_path):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for i, image in enumerate(images(size=32)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The script's SNGAN with few channels."""
+    monkeypatch.setattr(lottery, "SNGANGenerator", lambda resolution: SNGANGenerator(8, 6, resolution))
+    monkeypatch.setattr(lottery, "SNGANDiscriminator", lambda resolution: SNGANDiscriminator(8, resolution))
+
+
+SMALL = ["--max_train_steps=2", "--d_steps=1", "--d_batch_size=4", "--g_batch_size=4", "--report_to=none"]
+SMALL += ["--num_threads=1", "--checkpointing_steps=1", "--sample_steps=2"]
+
+
+def find(faces, out, *options):
+    args = [f"--data={faces}", f"--output_dir={out}", *SMALL, *options]
+    return lottery.run(lottery.parser().parse_args(args))
+
+
+@pytest.mark.parametrize("which", ["G", "GD"])
+def test_rounds_of_the_script(faces, small, tmp_path, which):
+    out = tmp_path / "run"
+    pipes = find(faces, out, "--rounds=2", f"--prune={which}", "--num=8")
+    assert len(pipes) == 3 and not (out / "round-00" / "ticket").exists()
+    first, second = (TicketAdapter.from_pretrained(out / f"round-0{k}" / "ticket") for k in (1, 2))
+    assert first.sparsity() == pytest.approx(0.2, abs=1e-3) and second.sparsity() == pytest.approx(0.36, abs=1e-3)
+    for path, mask in second.masks().items():
+        assert not (mask & ~first.masks()[path]).any()
+    assert (out / "round-02" / "ticket_discriminator").is_dir() == (which == "GD")
+    for pipe, ticket in zip(pipes[1:], (first, second), strict=True):
+        weights = prunable(pipe.generator)
+        assert all(weights[path][~mask].abs().max() == 0 for path, mask in ticket.masks().items())
+    assert (out / "round-02" / "samples" / "step-000002.png").is_file()
+    before = (out / "round-02" / "generator" / "config.json").stat()
+    again = find(faces, out, "--rounds=2", f"--prune={which}", "--num=8")  # everything is there
+    assert before and all(
+        torch.equal(a.generator.to_rgb.weight, b.generator.to_rgb.weight) for a, b in zip(pipes, again, strict=True)
+    )
+
+
+def test_a_ticket_belongs_to_its_first_weights(faces, small, tmp_path):  # 10
+    find(faces, tmp_path / "run", "--rounds=1")
+    ticket = tmp_path / "run" / "round-01"
+    (same,) = find(faces, tmp_path / "again", f"--ticket={ticket}")
+    one = FewShotGAN.from_pretrained(ticket)
+    assert torch.equal(same.generator.to_rgb.weight, one.generator.to_rgb.weight)  # seed + mask is the ticket
+    with pytest.raises(ValueError, match="was drawn from weights θ₀ with fingerprint .*--allow_other_init"):
+        find(faces, tmp_path / "other", f"--ticket={ticket}", "--seed=1")
+    (other,) = find(faces, tmp_path / "other", f"--ticket={ticket}", "--seed=1", "--allow_other_init")
+    assert sparsity({p: w != 0 for p, w in prunable(other.generator).items()}) >= 0.2
+    (anywhere,) = find(faces, tmp_path / "random", "--ticket=random:0.5")
+    assert sparsity({p: w != 0 for p, w in prunable(anywhere.generator).items()}) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_distilled_rounds_and_a_base_to_rewind_to(faces, small, tmp_path):
+    find(faces, tmp_path / "dense")
+    pipes = find(faces, tmp_path / "run", "--rounds=1", "--distil", f"--base={tmp_path / 'dense' / 'round-00'}")
+    first = TicketAdapter.from_pretrained(tmp_path / "run" / "round-01" / "ticket")
+    dense = FewShotGAN.from_pretrained(tmp_path / "dense" / "round-00")
+    assert first.config.base_fingerprint == fingerprint(dense.generator) and len(pipes) == 2
+    settings = json.loads(next((tmp_path / "run" / "round-01").glob("checkpoint-*/training_config.json")).read_text())
+    assert settings["distillation_weight"] == 1.0
+
+
+FRESH = """
+import json, sys, torch
+from accelerate import Accelerator
+sys.path.insert(0, {tests!r})
+from test_lottery import *
+from fewshot_gan.adapters import Adapter
+ticket = Adapter.from_pretrained({ticket!r})
+run = trainer({out!r}, masks={{"generator": ticket.masks()}}, max_train_steps=10)
+assert ticket.config.base_fingerprint == fingerprint(sngan()[0])
+print(json.dumps([run.train_step() for _ in range(10)]))
+"""
+
+
+def test_a_ticket_retrained_in_a_fresh_process_has_the_same_losses(tmp_path):
+    g0, _ = sngan()
+    masks = magnitude_masks(g0, 0.5)
+    TicketAdapter.for_model(g0, masks=masks).save_pretrained(tmp_path / "ticket")
+    run = trainer(tmp_path / "a", masks={"generator": masks}, max_train_steps=10)
+    here = [run.train_step() for _ in range(10)]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    code = FRESH.format(tests=str(Path(__file__).parent), ticket=str(tmp_path / "ticket"), out=str(tmp_path / "b"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **threads})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == here
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rounds=-1"], "rounds=-1: give 0"),
+        (["--rounds=1", "--prune_rate=1"], "prune_rate=1.0 is not in 0 < prune_rate < 1"),
+        (["--rounds=1", "--ticket=random:0.5"], "give one of them"),
+        (["--ticket=random:1"], "sparsity=1.0 is not in"),
+        (["--ticket=random:much"], "give the sparsity, e.g. random:0.67"),
+        (["--distil"], "give --rounds"),
+        (["--num=13"], "a subset of 13 images of 12"),
+        (["--num=3", "--percent=10"], "give one of them"),
+        (["--backbone=biggan"], "class-conditional; give a folder of folders"),
+        (["--backbone=biggan", "--resolution=48"], "not 48"),
+        (["--ticket=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_options_end_in_one_sentence(faces, small, tmp_path, options, message):
+    args = [f"--data={faces}", f"--output_dir={tmp_path / 'run'}", *SMALL, *options]
+    with pytest.raises(SystemExit, match=message):
+        lottery.main(args)
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- the data
+
+
+def test_classes_are_folders(tmp_path, faces):
+    root = tmp_path / "root"
+    for name, count in (("cats", 3), ("apes", 2)):
+        (root / name).mkdir(parents=True)
+        for i, path in enumerate(sorted(faces.iterdir())[:count]):
+            (root / name / f"{i}.png").write_bytes(path.read_bytes())
+    found, labels, names = load_labelled(root, 32)
+    assert names == ["apes", "cats"] and labels.tolist() == [0, 0, 1, 1, 1] and found.shape == (5, 3, 32, 32)
+    assert torch.equal(found[0], found[2])
+    (root / "odd.png").write_bytes((root / "cats" / "0.png").read_bytes())
+    with pytest.raises(ValueError, match="images beside folders of images .apes"):
+        load_labelled(root, 32)
+    assert load_labelled(faces, 32)[1] is None
+
+
+def test_subsets_are_exact_and_nested():
+    small, large = choose_subset(100, 10, None, 3), choose_subset(100, None, 33, 3)
+    assert len(small) == 10 and len(large) == 33 and {*small.tolist()} <= {*large.tolist()}
+    assert small.tolist() == sorted(small.tolist()) and not torch.equal(small, choose_subset(100, 10, None, 4))
+    assert choose_subset(5, None, None, 0).tolist() == [0, 1, 2, 3, 4]
+    for num, percent in ((0, None), (101, None), (None, 0), (None, 101), (None, 0.1)):
+        with pytest.raises(ValueError, match="give"):
+            choose_subset(100, num, percent, 0)
