@@ -11,6 +11,7 @@ from .base import Adapted, Adapter, Factors, LayerSpec, select_layers
 from .full import FullAdapter, FullFactors
 
 LAST_RESOLUTIONS = 3
+SPECIFIC_RATE = 0.04  # whole weights burst at the rate of scales and shifts
 
 
 class AdaFMFactors(Factors):
@@ -59,7 +60,9 @@ class AdaFMAdapter(Adapter):
 
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
         if any(_below(path, module) for module in self.modules_to_save):
-            return FullFactors(spec)
+            factors = FullFactors(spec)
+            factors.rate = SPECIFIC_RATE
+            return factors
         if len(spec.shape) != 4:
             raise ValueError(f"AdaFM acts on convolutions; {path} has a weight of shape {spec.shape}")
         return AdaFMFactors(spec)

@@ -57,7 +57,13 @@ class Adapted(NamedTuple):
 
 
 class Factors(nn.Module):
-    """The learned tensors of one layer; `forward(weight, bias)` gives what becomes of that layer."""
+    """The learned tensors of one layer; `forward(weight, bias)` gives what becomes of that layer.
+
+    Attributes:
+        rate: learning rate beside that of the adapter, see `Adapter.parameter_groups`.
+    """
+
+    rate: float = 1.0
 
     def forward(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Adapted:
         raise NotImplementedError
@@ -186,6 +192,14 @@ class Adapter(ModelMixin, ConfigMixin):
     def settings(self) -> dict:
         """The options it was made with."""
         return {n: self.config[n] for n in inspect.signature(type(self).__init__).parameters if n != "self"}
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        """For an optimiser: parameters of one rate each, with "rate", their share of `learning_rate`."""
+        rates: dict[float, list[nn.Parameter]] = {}
+        for factors in self.factors().values():
+            rates.setdefault(factors.rate, []).extend(factors._parameters[k] for k in factors._parameters)
+        groups = {rate: [p for p in found if p is not None] for rate, found in rates.items()}
+        return [{"params": p, "rate": rate, "lr": rate * learning_rate} for rate, p in groups.items()]
 
     def num_values(self) -> int:
         """How many numbers the adapter holds."""

@@ -324,6 +324,9 @@ class _Domains(nn.Module):
         """See `Objective.settings`."""
         return {**asdict(self.config), **self._domains, "encoders": [encoder.identity for encoder in self.encoders]}
 
+    def prepare(self, adapter, step: int) -> None:
+        """See `Objective.prepare`."""
+
     @property
     def encoders(self) -> list[Encoder]:
         return self._apart.encoders

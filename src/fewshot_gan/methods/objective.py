@@ -223,6 +223,9 @@ class Objective(nn.Module):
         """Latents of this step."""
         return pair.draw(batch, random, self.config.style_mixing)
 
+    def prepare(self, adapter, step: int) -> None:
+        """Choose what of the adapter learns in this step; all of it here."""
+
     def logits(self, views: Views, features: dict, step: int) -> list[torch.Tensor]:
         """Maps of logits for a batch: one of a source discriminator, one per level of a projected one."""
         if self.config.discriminator == "projected":

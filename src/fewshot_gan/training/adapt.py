@@ -22,6 +22,7 @@ from ..features import load_features
 from ..hub import embedded_datasets, portable_name, replace_file
 from ..images import to_bytes, to_floats
 from ..inversion import SPACES, VERSION, invert, latent_statistics, lpips_network
+from ..methods.adafm import AdaFMConfig, AdaFMObjective, parse_groups, split_generator
 from ..methods.cdc import CDCConfig, CDCObjective
 from ..methods.d3t import D3TConfig, D3TObjective
 from ..methods.finetune import FinetuneConfig, FinetuneObjective
@@ -77,6 +78,7 @@ METHODS = {
         FinetuneObjective,
         "full",
     ),
+    "adafm": Method("AdaFM transfer (arXiv 2002.11810)", AdaFMConfig, AdaFMObjective, "adafm"),
     "hyperdomainnet": Method(
         "HyperDomainNet (arXiv 2210.08884)",
         HyperDomainConfig,
@@ -220,6 +222,8 @@ def resolve(args: argparse.Namespace) -> tuple[TrainingConfig, Any]:
             raise ValueError(f"--{name} is of --adapter {kind}; {args.adapter} has none")
     if args.scratch and args.adapter != "full":
         raise ValueError(f"--scratch forgets every weight, which --adapter {args.adapter} cannot store; use full")
+    if of.objective is AdaFMObjective and args.adapter != of.adapter:
+        raise ValueError(f"--adapter {args.adapter}: AdaFM transfer trains an adafm adapter; leave it out")
     if (args.train_data_dir is None) == (given.get("text") is None):
         raise ValueError("a look is shown by pictures or named by words; give --data or --text")
     if given.get("origin") and args.text is None:
@@ -269,6 +273,9 @@ def run(args: argparse.Namespace) -> Adapter:
     for name in OPTIONS:
         if (value := given[name]) is not None:
             options[name] = value or None  # rank 0 is None, one factor per weight
+    if of.objective is AdaFMObjective:
+        modulated, specific = split_generator(pipe.generator, parse_groups(config.groups)[0])
+        options |= {"target_modules": modulated, "modules_to_save": specific}
     adapter = trainable_types()[args.adapter].for_model(pipe.generator, **options)
     if args.scratch:
         adapter = forget(pipe.generator, options)

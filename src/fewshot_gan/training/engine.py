@@ -123,7 +123,10 @@ class Trainer:
             self.bank.activate({"training": 1.0})
         self.pair = Pair(generator, self.bank, config.truncation_psi, config.mixed_precision == "bf16")
         betas = (config.adam_beta1, config.adam_beta2)
-        self.optimizer = torch.optim.Adam(self.adapter.parameters(), lr=config.learning_rate, betas=betas)
+        groups = [{"params": list(self.adapter.parameters()), "rate": 1.0}]
+        if isinstance(adapter, Adapter):
+            groups = self.adapter.parameter_groups(config.learning_rate)
+        self.optimizer = torch.optim.Adam(groups, lr=config.learning_rate, betas=betas)
         judged = objective.uses_images and objective.config.adversarial_weight > 0
         self.d_parameters = [p for p in self.objective.parameters() if p.requires_grad and judged]
         self.d_optimizer = None
@@ -157,6 +160,7 @@ class Trainer:
         """One discriminator and one generator step on the same generated images; returns the losses."""
         config, objective, step = self.config, self.objective, self.step
         logs, losses = {}, {}
+        objective.prepare(self.adapter, step)
         if objective.uses_images:
             batch = self._batch()
             if self.d_parameters:
@@ -166,7 +170,8 @@ class Trainer:
                 self._apply(self.d_optimizer, self.d_parameters)
             objective.requires_grad_(False)  # no weight gradients on the judge's side
             losses = objective.generator_losses(batch)
-        self.optimizer.param_groups[0]["lr"] = config.learning_rate * self._rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * config.learning_rate * self._rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         if losses:
             logs |= self._backward(losses)
