@@ -349,15 +349,8 @@ def faces(tmp_path):
     return folder
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """The script's SNGAN with few channels."""
-    monkeypatch.setattr(lottery, "SNGANGenerator", lambda resolution: SNGANGenerator(8, 6, resolution))
-    monkeypatch.setattr(lottery, "SNGANDiscriminator", lambda resolution: SNGANDiscriminator(8, resolution))
-
-
 SMALL = ["--max_train_steps=2", "--d_steps=1", "--d_batch_size=4", "--g_batch_size=4", "--report_to=none"]
-SMALL += ["--num_threads=1", "--checkpointing_steps=1", "--sample_steps=2"]
+SMALL += ["--channels=8", "--d_channels=8", "--num_threads=1", "--checkpointing_steps=1", "--sample_steps=2"]
 
 
 def find(faces, out, *options):
@@ -366,7 +359,7 @@ def find(faces, out, *options):
 
 
 @pytest.mark.parametrize("which", ["G", "GD"])
-def test_rounds_of_the_script(faces, small, tmp_path, which):
+def test_rounds_of_the_script(faces, tmp_path, which):
     out = tmp_path / "run"
     pipes = find(faces, out, "--rounds=2", f"--prune={which}", "--num=8")
     assert len(pipes) == 3 and not (out / "round-00" / "ticket").exists()
@@ -386,7 +379,7 @@ def test_rounds_of_the_script(faces, small, tmp_path, which):
     )
 
 
-def test_a_ticket_belongs_to_its_first_weights(faces, small, tmp_path):  # 10
+def test_a_ticket_belongs_to_its_first_weights(faces, tmp_path):  # 10
     find(faces, tmp_path / "run", "--rounds=1")
     ticket = tmp_path / "run" / "round-01"
     (same,) = find(faces, tmp_path / "again", f"--ticket={ticket}")
@@ -400,7 +393,7 @@ def test_a_ticket_belongs_to_its_first_weights(faces, small, tmp_path):  # 10
     assert sparsity({p: w != 0 for p, w in prunable(anywhere.generator).items()}) == pytest.approx(0.5, abs=1e-3)
 
 
-def test_distilled_rounds_and_a_base_to_rewind_to(faces, small, tmp_path):
+def test_distilled_rounds_and_a_base_to_rewind_to(faces, tmp_path):
     find(faces, tmp_path / "dense")
     pipes = find(faces, tmp_path / "run", "--rounds=1", "--distil", f"--base={tmp_path / 'dense' / 'round-00'}")
     first = TicketAdapter.from_pretrained(tmp_path / "run" / "round-01" / "ticket")
@@ -452,7 +445,7 @@ def test_a_ticket_retrained_in_a_fresh_process_has_the_same_losses(tmp_path):
         (["--ticket=nowhere"], "nowhere"),
     ],
 )
-def test_bad_options_end_in_one_sentence(faces, small, tmp_path, options, message):
+def test_bad_options_end_in_one_sentence(faces, tmp_path, options, message):
     args = [f"--data={faces}", f"--output_dir={tmp_path / 'run'}", *SMALL, *options]
     with pytest.raises(SystemExit, match=message):
         lottery.main(args)

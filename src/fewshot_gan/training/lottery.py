@@ -41,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--subset_seed", type=int, default=0)
     p.add_argument("--backbone", choices=BACKBONES, default="sngan")
     p.add_argument("--resolution", type=int, default=32)
+    p.add_argument("--channels", type=int, default=256, help="width of SNGAN's generator")
+    p.add_argument("--d_channels", type=int, default=128, help="width of SNGAN's discriminator")
     p.add_argument("--pretrained_model_name_or_path", "--base", help="start from and rewind to this base's networks")
     p.add_argument("--rounds", type=int, default=0, help="of pruning after dense training; 5 of 0.2 leave a third")
     p.add_argument("--prune_rate", type=float, default=0.2, help="share of the remaining weights that goes each round")
@@ -103,7 +105,8 @@ def networks(args: argparse.Namespace, classes: int | None):
                 raise ValueError(
                     f"SNGAN knows no classes, the data has {classes}; use --backbone biggan, or one folder"
                 )
-            return SNGANGenerator(resolution=args.resolution), SNGANDiscriminator(resolution=args.resolution)
+            size = args.resolution
+            return SNGANGenerator(args.channels, resolution=size), SNGANDiscriminator(args.d_channels, size)
         if classes is None:
             raise ValueError("BigGAN is class-conditional; give a folder of folders, or use --backbone sngan")
         made = (
