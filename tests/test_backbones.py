@@ -25,11 +25,13 @@ from fewshot_gan.models import (
     GPGANGenerator,
     SNGANDiscriminator,
     SNGANGenerator,
+    TailoredGenerator,
 )
 from fewshot_gan.models.biggan import biggan_config
 from fewshot_gan.models.gp_gan import gp_gan_config
 from fewshot_gan.models.layers import adaptable_layers
 from fewshot_gan.models.plain import Conv2d, Layer
+from fewshot_gan.models.tailored import AdaIN, ScaleMatcher
 from fewshot_gan.pipeline import FewShotGAN
 
 
@@ -42,6 +44,7 @@ def tiny(name):
         "SNGANDiscriminator": lambda: SNGANDiscriminator(8, 16),
         "BigGANGenerator": lambda: BigGANGenerator((16, 16, 8), 1, chunk_dim=3, shared_dim=4, num_classes=3),
         "BigGANDiscriminator": lambda: BigGANDiscriminator(**small, down=(True, False), resolution=16),
+        "TailoredGenerator": lambda: TailoredGenerator((8, 4), 1, 3, 1, 6, 5, 2, gain=3.0),
         "GPGANGenerator": lambda: GPGANGenerator((8, 8, 4), num_classes=3, z_dim=6, embedding_dim=4),
         "GPGANDiscriminator": lambda: GPGANDiscriminator((8, 8, 4), num_classes=3),
     }[name]()
@@ -55,7 +58,7 @@ def tiny(name):
     return model.eval()
 
 
-GENERATORS = ("SNGANGenerator", "BigGANGenerator", "GPGANGenerator")
+GENERATORS = ("SNGANGenerator", "BigGANGenerator", "GPGANGenerator", "TailoredGenerator")
 DISCRIMINATORS = ("SNGANDiscriminator", "BigGANDiscriminator", "GPGANDiscriminator")
 
 
@@ -110,6 +113,72 @@ def test_sizes_of_what_is_modulated():
         assert numbers(GANMemoryAdapter, 256, "linear", "b*.conv?") == 10_549_248
 
 
+def test_tailored_sizes():
+    with torch.device("meta"):
+        model = TailoredGenerator()
+        frozen = [n for n, _ in adaptable_layers(model) if model.is_kept(n) and ".conv" in n]
+        layers = dict(adaptable_layers(model))
+        modulation = AdaFMAdapter(target_modules={n: asdict(LayerSpec.of(layers[n])) for n in frozen}).num_values()
+    kept = sum(p.numel() for n, p in model.named_parameters() if model.is_kept(n))
+    assert (kept, count(model) - kept, modulation) == (4_046_275, 25_185_792, 860_160)  # theirs: one dead number more
+    # each parameter has its one layer
+    assert sum(p.numel() for _, x in adaptable_layers(model) for p in x.stored() if p is not None) == count(model)
+
+
+def test_tailored_keeps_the_sources_last_groups():
+    torch.manual_seed(0)
+    source = GPGANGenerator((8, 8, 8, 6, 4), num_classes=3, z_dim=6, embedding_dim=4)  # 4 to 32 px
+    for kept, blocks in ((2, 2), (3, 1)):
+        new = TailoredGenerator.of(source, kept, style_dim=5, mapping_layers=2)
+        theirs, own = source.state_dict(), new.state_dict()
+        same = [n for n in own if new.is_kept(n)]
+        assert same and all(torch.equal(own[n], theirs[n]) for n in same)
+        assert len({n.partition(".")[0] for n in same}) == kept and len(new.style_resolutions) == blocks
+        assert new(torch.randn(2, 6)).shape == (2, 3, 32, 32)
+    for kept in (1, 4):
+        with pytest.raises(ValueError, match=f"G{kept} of a network with 4 scales: give G2 to G3"):
+            TailoredGenerator.of(source, kept)
+
+
+def test_gradients_of_style_and_matcher():  # adafm.md, test h
+    torch.manual_seed(0)
+    adain, style = AdaIN(4, 3), torch.randn(2, 3)
+    x, over = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+
+    def gradient(gamma):
+        with torch.no_grad():
+            adain.affine.weight.zero_()
+            adain.affine.bias[:4] = gamma
+        leaf = x.clone().requires_grad_()
+        out = adain(leaf, style)
+        adain.affine.bias.grad = None
+        (out * over).sum().backward()
+        return out.detach(), leaf.grad, adain.affine.bias.grad[:4].clone()
+
+    one, five = gradient(1.0), gradient(5.0)
+    assert torch.allclose(five[0], 5 * one[0], atol=1e-5)  # the value is γ n + β
+    assert torch.allclose(five[1], one[1], atol=1e-6)  # γ counts as at most 1 in what goes on
+    assert torch.allclose(five[2], one[2], atol=1e-4)  # γ itself learns from n
+    matcher, leaf = ScaleMatcher(4, 8, 1000.0), x.clone().requires_grad_()
+    (matcher(leaf) * over).sum().backward()
+    again = x.clone().requires_grad_()
+    (0.01 * torch.nn.functional.layer_norm(again, (8, 8)) * over).sum().backward()
+    assert torch.allclose(leaf.grad, again.grad, atol=1e-6)
+    with torch.no_grad():
+        normal = torch.nn.functional.layer_norm(x, (8, 8))
+        want = normal * (0.01 + matcher.weight[:, None, None]) + matcher.bias[:, None, None]
+        assert torch.allclose(matcher(x), want, rtol=1e-5)
+
+
+def test_noise_is_drawn_in_training_and_fixed_afterwards():
+    model = tiny("TailoredGenerator")
+    z, _ = given(model)
+    with torch.no_grad():
+        assert torch.equal(model(z), model(z))
+        model.train()
+        assert not torch.equal(model(z), model(z))
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 def test_pictures(name):
     model = tiny(name)
@@ -138,7 +207,9 @@ def test_logits(name):
         model(images[..., :-1], labels)
 
 
-@pytest.mark.parametrize("name", [n for n in (*GENERATORS, *DISCRIMINATORS) if "SNGAN" not in n])
+@pytest.mark.parametrize(
+    "name", [f"{family}{part}" for family in ("BigGAN", "GPGAN") for part in ("Generator", "Discriminator")]
+)
 def test_classes_matter_and_bad_ones_are_refused(name):
     model = tiny(name)
     x, labels = given(model)
@@ -262,7 +333,8 @@ def test_the_norm_of_a_masked_weight_is_taken_after_the_mask():
 @pytest.fixture(params=GENERATORS)
 def pipe(request, perturbed):
     model = tiny(request.param)
-    pipe = FewShotGAN(model, tiny(request.param.replace("Generator", "Discriminator")))
+    judge = request.param.replace("Tailored", "SNGAN").replace("Generator", "Discriminator")
+    pipe = FewShotGAN(model, tiny(judge))
     pipe.bank.add("look", perturbed(LeFTAdapter.for_model(model)))
     return pipe
 

@@ -24,6 +24,7 @@ _EXPORTS = {  # name: module that defines it
     "BigGANDiscriminator": ".models.biggan",
     "GPGANGenerator": ".models.gp_gan",
     "GPGANDiscriminator": ".models.gp_gan",
+    "TailoredGenerator": ".models.tailored",
     "ProjectedDiscriminator": ".methods.projected",
     "ModelMixin": "diffusers",  # diffusers' pipeline loader looks it up on the package that model_index.json names
     # adapters

@@ -5,6 +5,7 @@ from .gp_gan import GPGANDiscriminator, GPGANGenerator
 from .mobile_stylegan import MobileStyleGANGenerator
 from .sngan import SNGANDiscriminator, SNGANGenerator
 from .stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from .tailored import TailoredGenerator
 
 __all__ = [
     "BigGANDiscriminator",
@@ -16,4 +17,5 @@ __all__ = [
     "SNGANGenerator",
     "StyleGAN2Discriminator",
     "StyleGAN2Generator",
+    "TailoredGenerator",
 ]

@@ -73,8 +73,8 @@ class Layer(AdaptableLayer):
 class Linear(Layer):
     """`[B, I]` → `[B, O]`."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, **options):
-        super().__init__((out_features, in_features), bias, "linear", **options)
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, role: str = "linear", **options):
+        super().__init__((out_features, in_features), bias, role, **options)
 
     def forward(self, x):
         e = self.ready()

@@ -1,0 +1,268 @@
+"""AdaFM's tailored generator: a small style-based network in front of kept GP-GAN scales (ICML 2020, arXiv 2002.11810).
+
+Style MLP → 4×4 map → style blocks → scale matcher → the scales next to the picture, taken from a `GPGANGenerator`.
+
+Shape legend: B batch, C width, H/W size of the features, D style width.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import nn
+
+from ..ops import bias_act, by_rows
+from .gp_gan import GPGANGenerator, act, scale
+from .layers import AdaptableLayer
+from .plain import Conv2d, Layer, Linear, PlainGenerator, fan_in_uniform, up
+
+SMALL = 0.1  # standard deviation of the weights that draw styles and noise
+PASSED = 0.01  # share of the gradient that the scale matcher lets through
+GAIN = 1000.0  # of the scale matcher at first; that of ImageNet's GP-GAN at 16×16
+
+
+def small_normal(weight: torch.Tensor) -> None:
+    """N(0, 0.1²)."""
+    nn.init.normal_(weight, 0.0, SMALL)
+
+
+class StyleMLP(nn.Module):
+    """z over its length, then `depth` linear layers with leaky ReLU, without equalised learning rate."""
+
+    def __init__(self, z_dim: int, width: int, depth: int):
+        super().__init__()
+        self.depth = depth
+        for i in range(depth):
+            setattr(self, f"fc{i}", Linear(width if i else z_dim, width, init=small_normal, role="mapping"))
+
+    def forward(self, z):  # [B, z_dim] -> [B, D]
+        x = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+        for i in range(self.depth):
+            x = act(getattr(self, f"fc{i}")(x))
+        return x
+
+
+class UpConv(Layer):
+    """Transposed 4×4 convolution: `[B, I, H, W]` → `[B, O, 2H, 2W]`; the weight is stored `[O, I, 4, 4]`."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
+        super().__init__((out_channels, in_channels, 4, 4), bias, "conv", init=fan_in_uniform)
+
+    def forward(self, x):
+        e = self.ready()
+        if e.input_scale is not None:
+            x = x * e.input_scale.to(x.dtype)[..., None, None]
+        x = by_rows(lambda x, w: F.conv_transpose2d(x, w.transpose(0, 1).to(x.dtype), None, 2, 1), x, e.weight)
+        if e.output_scale is not None:
+            x = x * e.output_scale.to(x.dtype)[..., None, None]
+        return bias_act(x, e.bias)
+
+
+class ChannelNoise(AdaptableLayer):
+    """x + s·n with one strength s per channel: n is drawn anew in training and a constant image afterwards.
+
+    Args:
+        channels: C.
+        resolution: H = W.
+    """
+
+    role = "noise"
+
+    def __init__(self, channels: int, resolution: int):
+        super().__init__()
+        self.register_buffer("const", torch.randn(1, 1, resolution, resolution))
+        self.strength = nn.Parameter(torch.randn(channels) * SMALL)
+
+    def stored(self):
+        return self.strength, None
+
+    def forward(self, x):
+        noise = torch.randn(len(x), 1, *x.shape[2:]).to(x) if self.training else self.const.to(x.dtype)
+        return x + noise * self.effective().weight.to(x.dtype)[..., None, None]
+
+
+class AdaIN(nn.Module):
+    """γ·n(x) + β of a style; no more than its own size of the gradient goes on: γ counts as at most 1 there.
+
+    Args:
+        channels: C.
+        width: D.
+    """
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.affine = Linear(width, 2 * channels, init=small_normal, role="affine")
+        with torch.no_grad():
+            self.affine.bias[:channels] = 1
+
+    def forward(self, x, style):  # [B, C, H, W], [B, D] -> [B, C, H, W]
+        gamma, beta = self.affine(style)[:, :, None, None].chunk(2, 1)
+        n = F.instance_norm(x)
+        passed = gamma.clamp(-1, 1)
+        return passed * n + (gamma - passed) * n.detach() + beta
+
+
+class StyleBlock(nn.Module):
+    """`[B, C, H, W]` → `[B, C, 2H, 2W]`: a tenth of two convolutions with noise and style, beside an enlarging skip.
+
+    Args:
+        channels: C.
+        resolution: 2H.
+        width: D.
+    """
+
+    def __init__(self, channels: int, resolution: int, width: int):
+        super().__init__()
+        self.conv0 = UpConv(channels, channels)
+        self.conv1 = Conv2d(channels, channels, init=fan_in_uniform)
+        self.noise0, self.noise1 = (ChannelNoise(channels, resolution) for _ in range(2))
+        self.style0, self.style1 = (AdaIN(channels, width) for _ in range(2))
+        self.skip = UpConv(channels, channels, bias=False)
+
+    def forward(self, x, style):
+        y = self.style0(self.noise0(self.conv0(act(x))), style)
+        y = self.style1(self.noise1(self.conv1(act(y))), style)
+        return self.skip(x) + 0.1 * y
+
+
+class ScaleMatcher(AdaptableLayer):
+    """0.01·L + w·stop(L) + b, L the layer norm over H×W: features as strong as the kept scales know them.
+
+    Args:
+        channels: C.
+        resolution: H = W.
+        gain: mean of w at first.
+    """
+
+    role = "norm"
+
+    def __init__(self, channels: int, resolution: int, gain: float):
+        super().__init__()
+        self.norm = Norm2d(resolution)
+        self.weight = nn.Parameter(gain + torch.randn(channels))
+        self.bias = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x):
+        weight, bias, *_ = self.effective()
+        n = self.norm(x)
+        return bias_act(PASSED * n + n.detach() * weight.to(x.dtype)[..., None, None], bias)
+
+
+class Norm2d(AdaptableLayer):
+    """Layer norm over H×W of each channel; gain and shift per place, shared by all channels."""
+
+    role = "const"
+
+    def __init__(self, resolution: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, resolution, resolution))
+        self.shift = Shift(resolution)
+        self.resolution = resolution
+
+    def stored(self):
+        return self.weight, None
+
+    def forward(self, x):
+        n = F.layer_norm(x, (self.resolution,) * 2)
+        return n * self.effective().weight.to(x.dtype) + self.shift().to(x.dtype)
+
+
+class Shift(AdaptableLayer):
+    """A number per place `[1, H, W]`."""
+
+    role = "const"
+
+    def __init__(self, resolution: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, resolution, resolution))
+
+    def stored(self):
+        return self.weight, None
+
+    def forward(self):
+        return self.effective().weight
+
+
+class TailoredGenerator(PlainGenerator, ModelMixin, ConfigMixin):
+    """Tailored specific part and kept scales of a GP-GAN generator (arXiv 2002.11810, figure 1h).
+
+    Args:
+        channels: widths of the kept scales from the coarsest on, `(512, 256, 128, 64)` for G4 of the ImageNet network;
+            the first is the specific part's too.
+        blocks_per_scale, image_kernel: see `GPGANGenerator`.
+        style_blocks: that double 4×4; kept scales begin at twice what they reach.
+        z_dim, style_dim: sizes of z and of a style; 4 was used for twenty-five images.
+        mapping_layers: depth of the style MLP.
+        gain: of the scale matcher at first; it belongs to the source.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (512, 256, 128, 64),
+        blocks_per_scale: int = 2,
+        image_kernel: int = 3,
+        style_blocks: int = 2,
+        z_dim: int = 256,
+        style_dim: int = 256,
+        mapping_layers: int = 8,
+        gain: float = GAIN,
+    ):
+        super().__init__()
+        self.z_dim, self.width = z_dim, channels[0]
+        self.mapping = StyleMLP(z_dim, style_dim, mapping_layers)
+        self.linear = Linear(z_dim, self.width * 16, init=fan_in_uniform)
+        self.style_resolutions = [8 * 2**i for i in range(style_blocks)]
+        for res in self.style_resolutions:
+            setattr(self, f"b{res}", StyleBlock(self.width, res, style_dim))
+        self.matcher = ScaleMatcher(self.width, 4 * 2**style_blocks, gain)
+        self.kept_resolutions = [8 * 2 ** (style_blocks + i) for i in range(len(channels) - 1)]
+        for i, res in enumerate(self.kept_resolutions):
+            setattr(self, f"b{res}", scale(channels[i], channels[i + 1], blocks_per_scale, widen=False))
+        self.to_rgb = Conv2d(channels[-1], 3, image_kernel, role="to_rgb", init=fan_in_uniform)
+        self.resolution = self.kept_resolutions[-1]
+
+    @classmethod
+    def of(cls, source: GPGANGenerator, kept: int, **options) -> "TailoredGenerator":
+        """A fresh specific part in front of the last groups of `source`.
+
+        Args:
+            source: pretrained.
+            kept: m of GmDn: the image convolution and m − 1 scales.
+            options: of the class.
+
+        Raises:
+            ValueError: there are not as many groups, or nothing would be left to replace.
+        """
+        most = len(source.resolutions) - 1
+        if not 2 <= kept <= most:
+            raise ValueError(f"G{kept} of a network with {most + 1} scales: give G2 to G{most}")
+        widths = list(source.config.channels)[-kept:]
+        blocks = (source.resolution >> (kept - 1)).bit_length() - 3
+        config = {"channels": widths, "style_blocks": blocks, "z_dim": source.z_dim, **options}
+        config |= {name: source.config[name] for name in ("blocks_per_scale", "image_kernel")}
+        new = cls(**config)
+        own, theirs = new.state_dict(), source.state_dict()
+        new.load_state_dict({**own, **{name: theirs[name] for name in own if new.is_kept(name)}})
+        return new
+
+    def is_kept(self, path: str) -> bool:
+        """Whether a module or tensor belongs to what was taken from the source."""
+        return path.partition(".")[0] in {"to_rgb", *(f"b{res}" for res in self.kept_resolutions)}
+
+    def stem(self, z, labels=None):  # [B, z_dim] -> [B, C, 4, 4]
+        return self.linear(z).view(len(z), self.width, 4, 4)
+
+    def body(self, x, z, labels=None):  # [B, C, 4, 4], [B, z_dim] -> [B, 3, R, R]
+        style = self.mapping(z)
+        for res in self.style_resolutions:
+            x = getattr(self, f"b{res}")(x, style)
+        x = self.matcher(x)
+        for res in self.kept_resolutions:
+            x = getattr(self, f"b{res}")(up(x))
+        return torch.tanh(self.to_rgb(act(x)))
+
+    def layer_resolution(self, path: str) -> int:
+        if path.startswith(("mapping", "linear")):
+            return 0
+        return self.style_resolutions[-1] if path.startswith("matcher") else super().layer_resolution(path)
