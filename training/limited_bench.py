@@ -71,13 +71,14 @@ def main(argv: list[str] | None = None) -> dict:
         "training images": judged(described(to_floats(images[rows]))),
         "half of the truth": judged([x[half] for x in truth], [x[~half] for x in truth]),
     }
-    strips = [to_floats(images[rows[:SHEET]])]
+    columns = min(SHEET, len(rows), count)
+    strips = [to_floats(images[rows[:columns]])]
     for name, pipe in pipes.items():
         classes = None if labels is None else labels[unseen].tolist()
         drawn = pipe(count, seed=args.seed, class_labels=classes, output_type="pt", batch_size=CHUNK).images * 2 - 1
         weights = torch.cat([w.detach().flatten() for w in prunable(pipe.generator).values()])
         results[name] = judged(described(drawn)) | {"sparsity": float((weights == 0).float().mean())}
-        strips.append(drawn[:SHEET])
+        strips.append(drawn[:columns])
     protocol = {
         "num": count,
         "trained_on": len(rows),

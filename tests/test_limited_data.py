@@ -1,0 +1,102 @@
+"""Scripts around limited data: data sets made locally, and the judge of bases trained on them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fewshot_gan.models import SNGANGenerator
+from fewshot_gan.pipeline import FewShotGAN
+from fewshot_gan.training.data import load_labelled
+
+SCRIPTS = Path(__file__).parents[1] / "training"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def load(name):
+        sys.modules.pop(name, None)
+        return __import__(name)
+
+    return load
+
+
+def test_faces_are_samples_of_the_base(script, base_folder, tmp_path):
+    make_data = script("make_data")
+    common = [f"--base={base_folder}", "--resolution=8", "--seed=3"]
+    make_data.main(["--faces=5", f"--out={tmp_path / 'a'}", *common])
+    info = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    assert (info["num"], info["seed"], info["resolution"], info["style"]) == (5, 3, 8, "faces")
+    files = sorted((tmp_path / "a").glob("*.png"))
+    assert [f.name for f in files] == [f"{i:03d}.png" for i in range(5)]
+    assert Image.open(files[0]).size == (8, 8)
+    make_data.CHUNK = 2
+    make_data.main(["--faces=7", f"--out={tmp_path / 'b'}", *common])
+    for path in files:  # a longer run, in other chunks, starts with the same images
+        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+    pipe = FewShotGAN.from_pretrained(base_folder)
+    one = pipe(1, seed=3, truncation_psi=0.7).images[0].resize((8, 8), Image.Resampling.LANCZOS)
+    assert one.tobytes() == Image.open(files[0]).tobytes()
+
+
+def test_classes_get_a_folder_each(script, tmp_path, monkeypatch):
+    make_data = script("make_data")
+    shade = {"lorelei": 10, "micah": 200}
+    drawn = lambda style, num, size, seed: torch.full((num, 3, size, size), shade[style], dtype=torch.uint8)  # noqa: E731
+    monkeypatch.setattr(make_data, "render_dicebear", drawn)
+    monkeypatch.setattr(make_data, "parse_style", lambda style: style.split(":"))
+    monkeypatch.setattr(make_data, "dicebear_licence", lambda style: {"text": f"{style}'s"})
+    make_data.main(["--classes", "micah", "lorelei", "--num=3", "--resolution=32", f"--out={tmp_path / 'out'}"])
+    images, labels, names = load_labelled(tmp_path / "out", 32)
+    assert names == ["lorelei", "micah"] and labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert images[0].unique().tolist() == [10] and images[-1].unique().tolist() == [200]
+    assert "micah: micah's" in json.loads((tmp_path / "out" / "dataset.json").read_text())["licence"]["text"]
+
+
+def test_make_data_refuses(script, tmp_path, capsys):
+    make_data = script("make_data")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    for options, message in (
+        (["--faces=1"], "--faces 1 is below 2"),
+        (["--faces=5", "--resolution=4"], "--resolution 4 is below 8"),
+        (["--faces=5", f"--out={tmp_path / 'full'}"], "is not empty"),
+        ([], "one of the arguments --faces --classes is required"),
+    ):
+        with pytest.raises(SystemExit):
+            make_data.main([f"--out={tmp_path / 'out'}", *options])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bases_are_judged_by_what_they_never_saw(script, features, tmp_path, monkeypatch):
+    bench = script("limited_bench")
+    monkeypatch.setattr(bench, "load_features", lambda *a: features)
+    torch.manual_seed(0)
+    model = SNGANGenerator(8, 6, 32).eval()
+    pipe = FewShotGAN(model)
+    pipe.save_pretrained(tmp_path / "other")
+    data = tmp_path / "data"
+    data.mkdir()
+    for i, image in enumerate(pipe(24, seed=9).images):  # its own pictures: it draws the truth
+        image.save(data / f"{i:02d}.png")
+    pipe.save_pretrained(tmp_path / "same")
+    torch.manual_seed(1)
+    FewShotGAN(SNGANGenerator(8, 6, 32).eval()).save_pretrained(tmp_path / "other")
+    runs = [str(tmp_path / name) for name in ("same", "other")]
+    report = bench.main([*runs, f"--data={data}", "--num=8", f"--out={tmp_path / 'out'}", "--num_threads=1"])
+    assert report["protocol"]["num"] == 16 and report["protocol"]["trained_on"] == 8
+    same, other = (report["results"][run] for run in runs)
+    for key in ("kid_x1e3", "frechet", "unseen_x1e3"):
+        assert same[key] < other[key] / 2
+    assert same["sparsity"] == 0
+    assert json.loads((tmp_path / "out" / "limited_bench.json").read_text()) == report
+    assert (tmp_path / "out" / "table.md").read_text().count("\n") == 6
+    assert Image.open(tmp_path / "out" / "sheet.png").size == (8 * 64, 3 * 64)
+    with pytest.raises(SystemExit):
+        bench.main([*runs, f"--data={data}"])
