@@ -1,7 +1,6 @@
 """SNGAN, BigGAN, GP-GAN: published sizes, classes, spectral normalisation, and adapters as on any other base."""
 
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from fewshot_gan.adapters import (
 )
 from fewshot_gan.adapters.base import LayerSpec
 from fewshot_gan.cards import write_base_card
+from fewshot_gan.methods.adafm import split_generator
 from fewshot_gan.models import (
     BigGANDiscriminator,
     BigGANGenerator,
@@ -102,21 +102,25 @@ def test_published_sizes(cls, config, total, convolutions):
 
 
 def test_sizes_of_what_is_modulated():
-    def numbers(kind, resolution, *patterns):
-        model = GPGANGenerator(**gp_gan_config(resolution, "generator"))
-        layers = {path: layer for path, layer in adaptable_layers(model) if any(fnmatchcase(path, p) for p in patterns)}
-        return kind(target_modules={path: asdict(LayerSpec.of(layer)) for path, layer in layers.items()}).num_values()
+    def adapter_of(kind, model, paths):
+        layers = dict(adaptable_layers(model))
+        return kind(target_modules={path: asdict(LayerSpec.of(layers[path])) for path in paths}).num_values()
 
     with torch.device("meta"):  # nothing is allocated
-        frozen = ("b32.*.conv?", "b64.*.conv?", "b128.*.conv?")  # groups 2 to 4 from the picture on: G4
-        assert numbers(AdaFMAdapter, 128, *frozen) == 860_160
-        assert numbers(GANMemoryAdapter, 256, "linear", "b*.conv?") == 10_549_248
+        imagenet, celeba = (GPGANGenerator(**gp_gan_config(size, "generator")) for size in (128, 256))
+        modulated, specific = split_generator(imagenet, 4)
+        assert len(modulated) == 12 and adapter_of(AdaFMAdapter, imagenet, modulated) == 860_160
+        layers = dict(adaptable_layers(imagenet))
+        kept = [p for path in layers if path not in specific for p in layers[path].stored() if p is not None]
+        assert sum(p.numel() for p in kept) == 4_046_275
+        roles = [path for path, layer in adaptable_layers(celeba) if layer.role in GANMemoryAdapter.roles]
+        assert adapter_of(GANMemoryAdapter, celeba, roles) == 10_549_248
 
 
 def test_tailored_sizes():
     with torch.device("meta"):
         model = TailoredGenerator()
-        frozen = [n for n, _ in adaptable_layers(model) if model.is_kept(n) and ".conv" in n]
+        frozen = [n for n in split_generator(model, 4)[0] if model.is_kept(n)]
         layers = dict(adaptable_layers(model))
         modulation = AdaFMAdapter(target_modules={n: asdict(LayerSpec.of(layers[n])) for n in frozen}).num_values()
     kept = sum(p.numel() for n, p in model.named_parameters() if model.is_kept(n))
@@ -214,10 +218,12 @@ def test_classes_matter_and_bad_ones_are_refused(name):
     model = tiny(name)
     x, labels = given(model)
     assert not torch.allclose(model(x, labels), model(x, (labels + 1) % 3))
+    assert torch.equal(model(x, labels), model(x, labels.to(torch.uint8)))
     for bad, message in (
         (None, "class-conditional; give class_labels, one from 0 to 2"),
         (labels[:3], r"whole numbers \[4\]"),
         (labels.float(), r"whole numbers \[4\], not torch.float32"),
+        (labels > 0, "not torch.bool"),
         (labels + 1, "from 1 to 3: this network has 3 classes, give 0 to 2"),
         (labels - 1, "from -1 to 1"),
     ):
@@ -371,7 +377,7 @@ def test_pipeline_round_trip_with_adapter(pipe, tmp_path):
 def test_card_of_a_base_draws_its_classes(pipe, tmp_path):
     card = write_base_card(pipe, tmp_path, "tiny").read_text()
     assert (tmp_path / "images" / "grid.png").is_file()
-    assert ("class_labels=[0, 1, 2, 0" in card) == (pipe.generator.num_classes is not None)
+    assert (card.count("class_labels=[0, 1, 2, 0") == 2) == (pipe.generator.num_classes is not None)
 
 
 def test_truncated_z(pipe):
@@ -400,11 +406,20 @@ def test_one_label_for_all_and_bad_ones():
         ({"noise_mode": "none"}, "noise_mode: a SNGANGenerator"),
         ({"truncation_cutoff": 2}, "truncation_cutoff: a"),
         ({"class_labels": 0}, "knows no classes"),
+        ({"latents": torch.zeros(2, 6), "truncation_psi": 0.5}, "truncation_psi of given latents: a SNGAN"),
     ],
 )
 def test_what_belongs_to_styles_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         FewShotGAN(tiny("SNGANGenerator"))(2, **options)
+
+
+def test_a_single_class_need_not_be_named():
+    torch.manual_seed(0)
+    g = GPGANGenerator((8, 8, 4), num_classes=1, z_dim=6, embedding_dim=4).eval()
+    z = torch.randn(2, 6)
+    assert torch.equal(g(z), g(z, torch.zeros(2, dtype=torch.long)))
+    assert len(FewShotGAN(g)(2, seed=0).images) == 2
 
 
 def test_nothing_to_invert():

@@ -226,7 +226,8 @@ def test_biggan(tmp_path, prefix):
     g, d = biggan()
     for name, state in (("G_ema", g), ("D", d)):
         torch.save({prefix + key: value for key, value in state.items()}, tmp_path / f"{name}.pth")
-    torch.save({"itr": 3}, tmp_path / "state_dict.pth")
+    torch.save({"itr": 3, "config": {"G_activation": torch.nn.ReLU()}}, tmp_path / "state_dict.pth")  # holds code
+    torch.save({"state": {}, "param_groups": [{"lr": 1.0}]}, tmp_path / "G_optim.pth")
     networks = convert_checkpoint(tmp_path)
     assert set(networks) == {"generator", "discriminator"}
     z, x, labels = rand(5)(4, 9), rand(6)(4, 3, 16, 16), torch.tensor([0, 4, 2, 2])
@@ -235,6 +236,9 @@ def test_biggan(tmp_path, prefix):
         torch.testing.assert_close(networks["discriminator"](x, labels), biggan_logits(d, x, labels), **TOLERANCE)
     alone = convert_checkpoint(tmp_path / "G_ema.pth")
     assert set(alone) == {"generator"}
+    torch.save(g, tmp_path / "G_ema_best0.pth")
+    with pytest.raises(ConversionError, match="both G_ema and G_ema_best0 are a generator_averaged"):
+        convert_checkpoint(tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------------- GP-GAN
@@ -314,7 +318,7 @@ def test_differing_keys_are_listed(tmp_path, make, part, name):
     with pytest.raises(ConversionError, match=rf"missing: {name}"):
         convert_checkpoint(tmp_path / "x.pt")
     torch.save({"generator": {**state, name: torch.cat([value, value]) if value.ndim else value}}, tmp_path / "x.pt")
-    with pytest.raises(ConversionError, match=rf"shape of {name}|does not fit|not of the layout"):
+    with pytest.raises(ConversionError, match=rf"shape of {name}"):
         convert_checkpoint(tmp_path / "x.pt")
     torch.save({"generator": {**state, name: value, "extra.weight": value}}, tmp_path / "x.pt")
     with pytest.raises(ConversionError, match="left over: extra.weight"):

@@ -28,19 +28,19 @@ def script(monkeypatch):
 
 def test_faces_are_samples_of_the_base(script, base_folder, tmp_path):
     make_data = script("make_data")
-    common = [f"--base={base_folder}", "--resolution=8", "--seed=3"]
+    common = [f"--base={base_folder}", "--resolution=32", "--seed=3"]
     make_data.main(["--faces=5", f"--out={tmp_path / 'a'}", *common])
     info = json.loads((tmp_path / "a" / "dataset.json").read_text())
-    assert (info["num"], info["seed"], info["resolution"], info["style"]) == (5, 3, 8, "faces")
+    assert (info["num"], info["seed"], info["resolution"], info["style"]) == (5, 3, 32, "faces")
     files = sorted((tmp_path / "a").glob("*.png"))
     assert [f.name for f in files] == [f"{i:03d}.png" for i in range(5)]
-    assert Image.open(files[0]).size == (8, 8)
+    assert Image.open(files[0]).size == (32, 32)
     make_data.CHUNK = 2
     make_data.main(["--faces=7", f"--out={tmp_path / 'b'}", *common])
     for path in files:  # a longer run, in other chunks, starts with the same images
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
     pipe = FewShotGAN.from_pretrained(base_folder)
-    one = pipe(1, seed=3, truncation_psi=0.7).images[0].resize((8, 8), Image.Resampling.LANCZOS)
+    one = pipe(1, seed=3, truncation_psi=0.7).images[0]
     assert one.tobytes() == Image.open(files[0]).tobytes()
 
 
@@ -64,7 +64,7 @@ def test_make_data_refuses(script, tmp_path, capsys):
     (tmp_path / "full" / "x").touch()
     for options, message in (
         (["--faces=1"], "--faces 1 is below 2"),
-        (["--faces=5", "--resolution=4"], "--resolution 4 is below 8"),
+        (["--faces=5", "--resolution=16"], "--resolution 16 is below 32"),
         (["--faces=5", f"--out={tmp_path / 'full'}"], "is not empty"),
         ([], "one of the arguments --faces --classes is required"),
     ):

@@ -18,7 +18,13 @@ from fewshot_gan.adapters.ticket import prunable
 from fewshot_gan.methods.adv_aug import AdvAugConfig, attack, discriminator_loss, generator_loss, undisturbed
 from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.lottery import SparseWeights, distillation_loss, prune_randomly, sparsity
-from fewshot_gan.models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, SNGANGenerator
+from fewshot_gan.models import (
+    BigGANDiscriminator,
+    BigGANGenerator,
+    SNGANDiscriminator,
+    SNGANGenerator,
+    TailoredGenerator,
+)
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import lottery
 from fewshot_gan.training.data import choose_subset, load_labelled
@@ -258,9 +264,11 @@ def test_no_step_or_no_length_is_no_attack():  # 7
     for steps in (1, 3):
         delta = attack(vectors, lambda h: d.head(h).sum(), steps, 0.01)
         assert 0 < delta.abs().max() <= steps * 0.01 + 1e-7
+    weight = d.block0.conv0.stored()[0]
+    (clean_gradient,) = torch.autograd.grad(clean, weight)
     only = AdvAugConfig(1, 0.01, weight=1e6)  # all but the moved features' loss vanishes
     discriminator_loss(d, real, fake, only).backward()
-    assert d.block0.conv0.stored()[0].grad.abs().max() > 0  # reaches the trunk through the moved features
+    assert weight.grad.norm() > 0.5 * clean_gradient.norm()  # reaches the trunk through the moved features
 
 
 def test_attacks_leave_no_trace():  # 8
@@ -280,9 +288,8 @@ def test_attacks_leave_no_trace():  # 8
     assert all(torch.equal(v, before[k]) for m in (g, d) for k, v in m.state_dict().items())
     g.eval()
     with undisturbed(g), torch.no_grad():
-        assert torch.equal(g(z), g(z[:1].repeat(4, 1) * 0 + z))  # in evaluation it stays with running statistics
         one, many = g(z[:1]), g(z)[:1]
-    assert torch.allclose(one, many, atol=1e-5)
+    assert torch.allclose(one, many, atol=1e-5)  # in evaluation it stays with running statistics
 
 
 @pytest.mark.parametrize(
@@ -353,15 +360,17 @@ SMALL = ["--max_train_steps=2", "--d_steps=1", "--d_batch_size=4", "--g_batch_si
 SMALL += ["--channels=8", "--d_channels=8", "--num_threads=1", "--checkpointing_steps=1", "--sample_steps=2"]
 
 
-def find(faces, out, *options):
-    args = [f"--data={faces}", f"--output_dir={out}", *SMALL, *options]
+def find(faces, out, *options, own=True):
+    small = [x for x in SMALL if own or "channels" not in x]
+    args = [f"--data={faces}", f"--output_dir={out}", *small, *options]
     return lottery.run(lottery.parser().parse_args(args))
 
 
 @pytest.mark.parametrize("which", ["G", "GD"])
-def test_rounds_of_the_script(faces, tmp_path, which):
+def test_rounds_of_the_script(faces, tmp_path, which, monkeypatch):
     out = tmp_path / "run"
-    pipes = find(faces, out, "--rounds=2", f"--prune={which}", "--num=8")
+    folders = find(faces, out, "--rounds=2", f"--prune={which}", "--num=8")
+    pipes = [FewShotGAN.from_pretrained(folder) for folder in folders]
     assert len(pipes) == 3 and not (out / "round-00" / "ticket").exists()
     first, second = (TicketAdapter.from_pretrained(out / f"round-0{k}" / "ticket") for k in (1, 2))
     assert first.sparsity() == pytest.approx(0.2, abs=1e-3) and second.sparsity() == pytest.approx(0.36, abs=1e-3)
@@ -372,30 +381,41 @@ def test_rounds_of_the_script(faces, tmp_path, which):
         weights = prunable(pipe.generator)
         assert all(weights[path][~mask].abs().max() == 0 for path, mask in ticket.masks().items())
     assert (out / "round-02" / "samples" / "step-000002.png").is_file()
-    before = (out / "round-02" / "generator" / "config.json").stat()
-    again = find(faces, out, "--rounds=2", f"--prune={which}", "--num=8")  # everything is there
-    assert before and all(
-        torch.equal(a.generator.to_rgb.weight, b.generator.to_rgb.weight) for a, b in zip(pipes, again, strict=True)
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(LimitedTrainer, "train_step", None)  # everything is there: nothing is trained again
+        assert find(faces, out, "--rounds=2", f"--prune={which}", "--num=8") == folders
+    before = {p.relative_to(out): p.read_bytes() for p in out.glob("round-*/ticket*/*")}
+    for changed in (["--prune_rate=0.5"], ["--prune=GD" if which == "G" else "--prune=G"], ["--channels=16"]):
+        with pytest.raises(ValueError, match="run with other settings"):
+            find(faces, out, "--rounds=2", f"--prune={which}", "--num=8", *changed)
+    assert before == {p.relative_to(out): p.read_bytes() for p in out.glob("round-*/ticket*/*")}
+    assert find(faces, out, "--rounds=2", f"--prune={which}", "--num=8") == folders
 
 
 def test_a_ticket_belongs_to_its_first_weights(faces, tmp_path):  # 10
     find(faces, tmp_path / "run", "--rounds=1")
     ticket = tmp_path / "run" / "round-01"
-    (same,) = find(faces, tmp_path / "again", f"--ticket={ticket}")
+    (again,) = find(faces, tmp_path / "again", f"--ticket={ticket}")
+    same = FewShotGAN.from_pretrained(again)
+    assert (again / "ticket" / "adapter_model.safetensors").is_file()
     one = FewShotGAN.from_pretrained(ticket)
     assert torch.equal(same.generator.to_rgb.weight, one.generator.to_rgb.weight)  # seed + mask is the ticket
     with pytest.raises(ValueError, match="was drawn from weights θ₀ with fingerprint .*--allow_other_init"):
         find(faces, tmp_path / "other", f"--ticket={ticket}", "--seed=1")
-    (other,) = find(faces, tmp_path / "other", f"--ticket={ticket}", "--seed=1", "--allow_other_init")
+    (folder,) = find(faces, tmp_path / "other", f"--ticket={ticket}", "--seed=1", "--allow_other_init")
+    other = FewShotGAN.from_pretrained(folder)
     assert sparsity({p: w != 0 for p, w in prunable(other.generator).items()}) >= 0.2
-    (anywhere,) = find(faces, tmp_path / "random", "--ticket=random:0.5")
+    (folder,) = find(faces, tmp_path / "random", "--ticket=random:0.5")
+    anywhere = FewShotGAN.from_pretrained(folder)
     assert sparsity({p: w != 0 for p, w in prunable(anywhere.generator).items()}) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_distilled_rounds_and_a_base_to_rewind_to(faces, tmp_path):
     find(faces, tmp_path / "dense")
-    pipes = find(faces, tmp_path / "run", "--rounds=1", "--distil", f"--base={tmp_path / 'dense' / 'round-00'}")
+    base = tmp_path / "dense" / "round-00"
+    with pytest.raises(ValueError, match="of new networks, --base has its own"):
+        find(faces, tmp_path / "run", f"--base={base}")
+    pipes = find(faces, tmp_path / "run", "--rounds=1", "--distil", f"--base={base}", own=False)
     first = TicketAdapter.from_pretrained(tmp_path / "run" / "round-01" / "ticket")
     dense = FewShotGAN.from_pretrained(tmp_path / "dense" / "round-00")
     assert first.config.base_fingerprint == fingerprint(dense.generator) and len(pipes) == 2
@@ -443,6 +463,7 @@ def test_a_ticket_retrained_in_a_fresh_process_has_the_same_losses(tmp_path):
         (["--backbone=biggan"], "class-conditional; give a folder of folders"),
         (["--backbone=biggan", "--resolution=48"], "not 48"),
         (["--ticket=nowhere"], "nowhere"),
+        (["--channels=12"], "channels=12: give a multiple of 8"),
     ],
 )
 def test_bad_options_end_in_one_sentence(faces, tmp_path, options, message):
@@ -478,3 +499,37 @@ def test_subsets_are_exact_and_nested():
     for num, percent in ((0, None), (101, None), (None, 0), (None, 101), (None, 0.1)):
         with pytest.raises(ValueError, match="give"):
             choose_subset(100, num, percent, 0)
+
+
+def test_labelled_data_trains_networks_with_and_without_classes(faces, tmp_path):
+    for i, path in enumerate(sorted(faces.iterdir())):
+        (faces / f"class-{i % 2}").mkdir(exist_ok=True)
+        path.rename(faces / f"class-{i % 2}" / path.name)
+    (folder,) = find(faces, tmp_path / "sngan")
+    assert FewShotGAN.from_pretrained(folder).generator.num_classes is None
+    (folder,) = find(faces, tmp_path / "biggan", "--backbone=biggan", "--max_train_steps=1")
+    generator = FewShotGAN.from_pretrained(folder).generator
+    assert generator.num_classes == 2 and list(generator.config.block_channels) == [8] * 4
+
+
+def test_a_base_without_a_plain_generator(faces, base_folder, tmp_path):
+    with pytest.raises(ValueError, match="is a MobileStyleGANGenerator with StyleGAN2Discriminator; tickets are found"):
+        find(faces, tmp_path / "run", f"--base={base_folder}", own=False)
+    tiny = tmp_path / "tiny"
+    FewShotGAN(*sngan()).save_pretrained(tiny)
+    from fewshot_gan.training import adapt
+
+    with pytest.raises(SystemExit, match="is a SNGANGenerator; these methods adapt style-based generators"):
+        adapt.main("finetune", [f"--base={tiny}", f"--data={faces}", f"--output_dir={tmp_path / 'x'}"])
+
+
+def test_noise_of_layers_goes_on_after_a_kill(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        return TailoredGenerator((8, 4), 1, 3, 1, 6, 5, 2, gain=3.0), sngan()[1]
+
+    whole = trainer(tmp_path / "whole", make, checkpointing_steps=2).train()
+    trainer(tmp_path / "killed", make, checkpointing_steps=2).train(stop_after=3)
+    torch.randn(7)
+    again = trainer(tmp_path / "killed", make, checkpointing_steps=2).train()
+    assert all(torch.equal(v, again.generator.state_dict()[k]) for k, v in whole.generator.state_dict().items())

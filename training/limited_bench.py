@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--num", type=int, help="as in training")
     p.add_argument("--percent", type=float, help="as in training")
     p.add_argument("--subset_seed", type=int, default=0, help="as in training")
+    p.add_argument("--most", type=int, default=5000, help="judge by no more than so many true pictures")
     p.add_argument("--seed", type=int, default=100_000, help="of the judged pictures")
     p.add_argument("--out", type=Path, default=Path("runs/limited"))
     p.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> dict:
     rows = choose_subset(len(images), args.num, args.percent, args.subset_seed)
     unseen = torch.ones(len(images), dtype=torch.bool)
     unseen[rows] = False
+    unseen &= unseen.cumsum(0) <= args.most
     if (count := int(unseen.sum())) < 2:
         p.error(f"{args.data} has {len(images)} images and training takes {len(rows)}: nothing is left to judge by")
     networks = load_features(), load_features(UNSEEN)

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
     args = parser.parse_args(argv)
-    for name, value, least in (("faces", args.faces, 2), ("num", args.num, 1), ("resolution", args.resolution, 8)):
+    for name, value, least in (("faces", args.faces, 2), ("num", args.num, 1), ("resolution", args.resolution, 32)):
         if value is not None and value < least:
             parser.error(f"--{name} {value} is below {least}")
     try:

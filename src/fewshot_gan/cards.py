@@ -194,7 +194,7 @@ def write_base_card(pipe, folder, name: str, grid=None, repo_id: str | None = No
         f"A generator of {generator.resolution} px pictures, to be taught new looks by few-shot adapters.",
         "",
         *(["![Samples](images/grid.png)", "", protocol, ""] if has_grid else []),
-        *_usage(repo_id or name),
+        *_usage(repo_id or name, labels=pipe.some_labels(4)),
         "## What it is",
         "",
         "| part | network | numbers |",
@@ -246,9 +246,10 @@ def _place_grid(grid, folder: Path) -> bool:
     return True
 
 
-def _usage(base: str, load: str | None = None) -> list[str]:
+def _usage(base: str, load: str | None = None, labels: list[int] | None = None) -> list[str]:
+    options = "" if labels is None else f", class_labels={labels}"
     steps = [f'pipe = FewShotGAN.from_pretrained("{base}")', *([load] if load else [])]
-    code = ["from fewshot_gan import FewShotGAN", "", *steps, "images = pipe(num_images=4, seed=0).images"]
+    code = ["from fewshot_gan import FewShotGAN", "", *steps, f"images = pipe(num_images=4, seed=0{options}).images"]
     return ["## Use", "", "```python", *code, "```", ""]
 
 

@@ -176,6 +176,7 @@ class FewShotGAN(DiffusionPipeline):
         if plain:
             of_styles = {"latent_space": latent_space not in (None, "z"), "noise_mode": noise_mode != "const"}
             of_styles["truncation_cutoff"] = truncation_cutoff is not None
+            of_styles["truncation_psi of given latents"] = latents is not None and truncation_psi not in (None, 1)
             if useless := [name for name, given in of_styles.items() if given]:
                 kind = type(self.generator).__name__
                 raise ValueError(f"{', '.join(useless)}: a {kind} starts from z alone, without w and noise; leave out")
@@ -643,8 +644,9 @@ class FewShotGAN(DiffusionPipeline):
         """
         if self.bank.fused:
             raise ValueError(
-                f"{', '.join(map(repr, self.bank.active))} scales channels after demodulation at "
-                f"{len(self.bank.fused)} layers, which no weights can hold; save the adapter with save_adapter instead"
+                f"{', '.join(map(repr, self.bank.active))} acts at {len(self.bank.fused)} layers that normalise their "
+                "weights as they run (demodulation, spectral norm), which no weights can hold; save the adapter with "
+                "save_adapter instead"
             )
         push_to_hub, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         push_options = {k: kwargs.pop(k) for k in PUSH_OPTIONS if k in kwargs}

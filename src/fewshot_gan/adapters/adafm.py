@@ -33,8 +33,8 @@ class AdaFMAdapter(Adapter):
     demodulation; on 1×1 convolutions γ and β act per weight.
 
     Args:
-        modules_to_save: module paths, e.g. "synthesis.b8": every parameter below is retrained without constraint and
-            stored as a difference, the paper's small specific part.
+        modules_to_save: paths of layers that are retrained without constraint and stored as a difference, the paper's
+            small specific part; `for_model` takes modules, e.g. "synthesis.b8", and fills in the layers below.
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
 
     Raises:
@@ -59,7 +59,7 @@ class AdaFMAdapter(Adapter):
         self._build(target_modules)
 
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
-        if any(_below(path, module) for module in self.modules_to_save):
+        if path in self.modules_to_save:
             factors = FullFactors(spec)
             factors.rate = SPECIFIC_RATE
             return factors
@@ -74,6 +74,7 @@ class AdaFMAdapter(Adapter):
         *,
         target_modules: Sequence[str] | None = None,
         modules_to_save: Sequence[str] = (),
+        layers_to_save: Sequence[str] = (),
         **options,
     ) -> "AdaFMAdapter":
         """A fresh adapter, the identity.
@@ -82,7 +83,8 @@ class AdaFMAdapter(Adapter):
             model: the base network.
             target_modules: patterns of module paths; None: the blocks of the three highest resolutions and the image
                 head, as the paper freezes and modulates the blocks next to the picture.
-            modules_to_save: see the class.
+            modules_to_save: modules of which every parameter below is retrained.
+            layers_to_save: paths of single layers that are retrained, whatever lies below them.
             options: `roles` and the fields of the class.
 
         Raises:
@@ -92,12 +94,17 @@ class AdaFMAdapter(Adapter):
         layers = select_layers(model, roles, _last_blocks(model, roles) if target_modules is None else target_modules)
         if isinstance(modules_to_save, str):
             raise ValueError(f"modules_to_save={modules_to_save!r}: give a list, [{modules_to_save!r}]")
+        every = dict(adaptable_layers(model))
+        if unknown := [path for path in layers_to_save if path not in every]:
+            raise ValueError(f"layers_to_save: {type(model).__name__} has no layer at {unknown[0]!r}")
+        saved = {path: every[path] for path in layers_to_save}
         for module in modules_to_save:
-            below = {path: layer for path, layer in adaptable_layers(model) if _below(path, module)}
+            below = {path: layer for path, layer in every.items() if _below(path, module)}
             if not below:
                 raise ValueError(f"modules_to_save: {type(model).__name__} has no parameters at {module!r}")
-            layers |= below
-        options["modules_to_save"] = list(modules_to_save)
+            saved |= below
+        layers |= saved
+        options["modules_to_save"] = list(saved)
         return super().for_model(model, roles=FullAdapter.roles, target_modules=list(layers), **options)
 
 

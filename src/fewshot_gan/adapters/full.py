@@ -29,7 +29,7 @@ class FullAdapter(Adapter):
 
     adapter_type = "full"
     roles = (
-        *("mapping", "affine", "linear", "embedding", "conv", "depthwise", "to_rgb", "from_rgb"),
+        *("mapping", "affine", "linear", "embedding", "conv", "depthwise", "skip", "to_rgb", "from_rgb"),
         *("const", "noise", "norm", "bias"),
     )
 

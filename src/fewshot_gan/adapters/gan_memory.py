@@ -37,9 +37,8 @@ class ModulationFactors(Factors):
 class GANMemoryAdapter(Adapter):
     """GAN Memory's mAdaFM and mFiLM (arXiv 2006.07543), without the compression of γ and β across tasks.
 
-    The paper modulates the fully connected layer and the 3×3 convolutions of a GP-GAN, there
-    `target_modules=["linear", "b*.conv?"]`; in style-based networks mapping, affines and all convolutions but the image
-    head's take their place.
+    The paper modulates the fully connected layer and the 3×3 convolutions of a GP-GAN; in style-based networks mapping,
+    affines and all convolutions but the image head's take their place.
 
     Args:
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.

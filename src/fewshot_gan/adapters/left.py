@@ -94,7 +94,7 @@ class LeFTAdapter(Adapter):
     """
 
     adapter_type = "left"
-    roles = ("mapping", "affine", "linear", "conv", "depthwise", "to_rgb")
+    roles = ("mapping", "affine", "linear", "conv", "depthwise", "skip", "to_rgb")
 
     @register_to_config
     def __init__(

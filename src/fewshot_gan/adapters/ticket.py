@@ -60,7 +60,7 @@ class TicketAdapter(Adapter):
     """
 
     adapter_type = "ticket"
-    roles = ("conv", "depthwise", "to_rgb", "from_rgb")
+    roles = ("conv", "depthwise", "skip", "to_rgb", "from_rgb")
     trainable = False
 
     @register_to_config

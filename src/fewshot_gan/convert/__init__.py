@@ -73,7 +73,17 @@ def _convert_torch_folder(folder: Path) -> dict:
     """Files of one network each, as BigGAN's `G.pth`, `G_ema.pth`, `D.pth`; others in the folder are left alone."""
     from . import plain, torch_file
 
-    return plain.convert(plain.find({path.stem: torch_file.read(path) for path in sorted(folder.glob("*.pth"))}))
+    found, reason = {}, None
+    for path in sorted(folder.glob("*.pth")):
+        try:
+            data = torch_file.read(path)
+        except ConversionError as error:  # a training's settings, for example, which hold code
+            reason = reason or error
+            continue
+        found |= plain.find({path.stem: data})
+    if reason and not found:
+        raise reason
+    return plain.convert(found)
 
 
 def _convert_archived_ir(archive: zipfile.ZipFile, names: list[str]):

@@ -48,10 +48,13 @@ def convert(found: dict[str, tuple[str, dict]]) -> dict[str, torch.nn.Module]:
     Raises:
         ConversionError: tensors are missing, left over or of another shape, each named.
     """
-    networks = {}
+    networks, sources = {}, {}
     for name, (kind, tensors) in found.items():
         role = "discriminator" if kind.endswith("discriminator") else "generator"
-        networks[f"{role}_averaged" if name in AVERAGED else role] = CONVERTERS[kind](_masked(tensors))
+        role = f"{role}_averaged" if name.startswith(AVERAGED) else role
+        if role in sources:
+            raise ConversionError(f"both {sources[role]} and {name} are a {role}; give the file or folder of one")
+        sources[role], networks[role] = name, CONVERTERS[kind](_masked(tensors))
     if "generator_averaged" in networks:
         if "generator" in networks:
             networks["generator_raw"] = networks["generator"]

@@ -3,7 +3,8 @@
 GmDn keeps m groups of the generator and n of the discriminator, counted from the picture: the image convolution, then
 one resolution each. Kept filters of the generator get a scale and a shift from step `adafm_start` on; everything else
 of it is retrained. Differs from the paper in style-based generators: these have mapping, noise and styles already, so
-the specific part is their own low-resolution blocks and styles, retrained, and needs no scale matcher.
+the specific part is their own low-resolution blocks and styles, retrained from where they are, and needs no scale
+matcher; the discriminator's last layer is not drawn anew; it is updated before the generator, and images get no noise.
 """
 
 import re
@@ -17,7 +18,7 @@ from ..models.layers import adaptable_layers
 from .losses import r1_penalty
 from .objective import Batch, Objective, ObjectiveConfig
 
-MODULATED = ("conv", "depthwise")  # filters of kept groups; the image head's are kept as they are
+MODULATED = ("conv", "depthwise")  # filters of kept groups; the image head's and shortcuts' are kept as they are
 PENALTIES = ("real", "real_fake")
 
 
@@ -89,10 +90,10 @@ def split_generator(model: nn.Module, kept: int) -> tuple[list[str], list[str]]:
         )
     least = resolutions[kept - 2] if kept > 1 else float("inf")
     modulated = [path for path in layers if path in filters and sizes[path] >= least]
-    heads = {path for path, layer in layers.items() if layer.role == "to_rgb" and kept and sizes[path] >= least}
-    if kept:
-        heads |= {[path for path, layer in layers.items() if layer.role == "to_rgb"][-1]}
-    return modulated, [path for path in layers if path not in heads and path not in modulated]
+    heads = [path for path, layer in layers.items() if layer.role == "to_rgb"]
+    untouched = {path for path in heads if sizes[path] >= least} | ({heads[-1]} if kept else set())
+    untouched |= {path for path, layer in layers.items() if layer.role == "skip" and sizes[path] >= least}
+    return modulated, [path for path in layers if path not in untouched and path not in modulated]
 
 
 class AdaFMObjective(Objective):
@@ -128,8 +129,9 @@ class AdaFMObjective(Objective):
     def prepare(self, adapter, step: int) -> None:
         learns = step >= self.config.adafm_start
         for factors in adapter.factors().values():
-            if isinstance(factors, AdaFMFactors):
-                factors.requires_grad_(learns)
+            if isinstance(factors, AdaFMFactors):  # its own two tensors: styles and noise may lie below it
+                factors.gamma.requires_grad_(learns)
+                factors.beta.requires_grad_(learns)
 
     def discriminator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses, c = super().discriminator_losses(batch), self.config

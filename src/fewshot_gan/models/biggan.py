@@ -92,7 +92,7 @@ class GeneratorBlock(nn.Module):
         self.norm0 = ConditionalBatchNorm(in_channels, size, norm_eps, EPS)
         self.norm1 = ConditionalBatchNorm(out_channels, size, norm_eps, EPS)
         self.conv0, self.conv1 = Conv2d(in_channels, out_channels, eps=EPS), Conv2d(out_channels, out_channels, eps=EPS)
-        self.skip = Conv2d(in_channels, out_channels, 1, eps=EPS)
+        self.skip = Conv2d(in_channels, out_channels, 1, role="skip", eps=EPS)
 
     def forward(self, x, condition):  # [B, C, H, W], [B, E] -> [B, C', 2H, 2W]
         y = self.conv0(up(F.relu(self.norm0(x, condition))))

@@ -61,7 +61,8 @@ class ResidualBlock(nn.Module):
         self.conv0 = Conv2d(in_channels, inner, init=fan_in_uniform)
         self.conv1 = Conv2d(inner, out_channels, init=fan_in_uniform)
         differs = in_channels != out_channels
-        self.skip = Conv2d(in_channels, out_channels, 1, bias=False, init=fan_in_uniform) if differs else None
+        options = {"bias": False, "role": "skip", "init": fan_in_uniform}
+        self.skip = Conv2d(in_channels, out_channels, 1, **options) if differs else None
 
     def forward(self, x):  # [B, C, H, W] -> [B, C', H, W]
         y = self.conv1(act(self.conv0(act(x))))

@@ -36,8 +36,8 @@ class AdaptableLayer(nn.Module):
     exactly one such module, also constants, lone biases and noise strengths.
 
     Attributes:
-        role: what it does in its network: "mapping", "affine", "linear", "embedding", "conv", "depthwise", "to_rgb",
-            "from_rgb", "const", "noise", "norm" or "bias".
+        role: what it does in its network: "mapping", "affine", "linear", "embedding", "conv", "depthwise", "skip" (a
+            1×1 shortcut), "to_rgb", "from_rgb", "const", "noise", "norm" or "bias".
         demodulation: "none", "runtime" (norm taken in forward), "folded" (norm already in the stored weight) or
             "spectral" (largest singular value taken in forward).
     """

@@ -26,7 +26,7 @@ class Layer(AdaptableLayer):
         bias: whether there is one.
         role: see `AdaptableLayer`.
         eps: of spectral normalisation (arXiv 1802.05957, torch's parametrisation); None = none.
-        init: fills the weight in place; biases start at 0.
+        init: fills the weight in place; biases start at 0 (differs from torch's own start, which draws them too).
     """
 
     def __init__(self, shape, bias: bool, role: str, eps: float | None = None, init=nn.init.orthogonal_):
@@ -207,16 +207,18 @@ def check_labels(labels: torch.Tensor | None, batch: int, num_classes: int | Non
         if labels is not None:
             raise ValueError("this network knows no classes; leave class_labels out")
         return None
+    if labels is None and num_classes == 1:
+        return torch.zeros(batch, dtype=torch.long)
     if labels is None:
         raise ValueError(f"this network is class-conditional; give class_labels, one from 0 to {num_classes - 1} each")
-    if labels.shape != (batch,) or labels.is_floating_point():
+    if labels.shape != (batch,) or labels.is_floating_point() or labels.dtype is torch.bool:
         raise ValueError(f"class_labels are whole numbers [{batch}], not {labels.dtype} {tuple(labels.shape)}")
     if batch and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
             f"class_labels from {int(labels.min())} to {int(labels.max())}: this network has {num_classes} classes, "
             f"give 0 to {num_classes - 1}"
         )
-    return labels
+    return labels.long()
 
 
 class PlainGenerator:
@@ -244,6 +246,7 @@ class PlainGenerator:
         if latents.ndim != 2 or latents.shape[1] != self.z_dim:
             raise ValueError(f"latents of shape {tuple(latents.shape)} are not z [B, {self.z_dim}]")
         labels = check_labels(class_labels, len(latents), self.num_classes)
+        labels = None if labels is None else labels.to(latents.device)
         return self.body(self.stem(latents, labels), latents, labels)
 
     def layer_resolution(self, path: str) -> int:
@@ -269,4 +272,5 @@ class PlainDiscriminator:
         if images.ndim != 4 or images.shape[1:] != (3, self.resolution, self.resolution):
             size = f"[B, 3, {self.resolution}, {self.resolution}]"
             raise ValueError(f"images of shape {tuple(images.shape)} are not {size}; resize them")
-        return self.head(self.trunk(images), check_labels(class_labels, len(images), self.num_classes))
+        labels = check_labels(class_labels, len(images), self.num_classes)
+        return self.head(self.trunk(images), None if labels is None else labels.to(images.device))

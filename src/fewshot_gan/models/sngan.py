@@ -21,7 +21,7 @@ class UpBlock(nn.Module):
         super().__init__()
         self.norm0, self.norm1 = BatchNorm(channels), BatchNorm(channels)
         self.conv0, self.conv1 = (Conv2d(channels, channels, init=xavier) for _ in range(2))
-        self.skip = Conv2d(channels, channels, 1, init=xavier)
+        self.skip = Conv2d(channels, channels, 1, role="skip", init=xavier)
         for norm in (self.norm0, self.norm1):
             nn.init.normal_(norm.weight, 1.0, 0.02)
 
@@ -82,7 +82,7 @@ class DiscriminatorBlock(nn.Module):
         self.conv0 = Conv2d(in_channels, out_channels, role=role, **options)
         self.conv1 = Conv2d(out_channels, out_channels, **options)
         learned = down or in_channels != out_channels
-        self.skip = Conv2d(in_channels, out_channels, 1, role=role, **options) if learned else None
+        self.skip = Conv2d(in_channels, out_channels, 1, role="skip", **options) if learned else None
 
     def forward(self, x):  # [B, C, H, W] -> [B, C', H, W], or half the size
         y = self.conv1(F.relu(self.conv0(x if self.first else F.relu(x))))

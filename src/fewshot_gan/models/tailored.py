@@ -1,6 +1,7 @@
 """AdaFM's tailored generator: a small style-based network in front of kept GP-GAN scales (ICML 2020, arXiv 2002.11810).
 
-Style MLP → 4×4 map → style blocks → scale matcher → the scales next to the picture, taken from a `GPGANGenerator`.
+Style MLP → 4×4 map → style blocks → scale matcher → the scales next to the picture, taken from a `GPGANGenerator`. The
+architecture alone: no script trains it yet. Differs from the reference: the noise is fixed in evaluation.
 
 Shape legend: B batch, C width, H/W size of the features, D style width.
 """
@@ -46,7 +47,8 @@ class UpConv(Layer):
     """Transposed 4×4 convolution: `[B, I, H, W]` → `[B, O, 2H, 2W]`; the weight is stored `[O, I, 4, 4]`."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
-        super().__init__((out_channels, in_channels, 4, 4), bias, "conv", init=fan_in_uniform)
+        role = "conv" if bias else "skip"
+        super().__init__((out_channels, in_channels, 4, 4), bias, role, init=fan_in_uniform)
 
     def forward(self, x):
         e = self.ready()

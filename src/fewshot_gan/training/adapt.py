@@ -30,6 +30,7 @@ from ..methods.hyperdomain import HyperDomainConfig, HyperDomainObjective
 from ..methods.lfs_gan import LFSConfig, LFSObjective
 from ..methods.objective import digest
 from ..models.layers import as_ws
+from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig, TrainingDiverged
@@ -78,7 +79,19 @@ METHODS = {
         FinetuneObjective,
         "full",
     ),
-    "adafm": Method("AdaFM transfer (arXiv 2002.11810)", AdaFMConfig, AdaFMObjective, "adafm"),
+    "adafm": Method(
+        "AdaFM transfer (arXiv 2002.11810)",
+        AdaFMConfig,
+        AdaFMObjective,
+        "adafm",
+        published={
+            "paper": {  # whole weights at the published 1e-4, scales and shifts at 25 times that
+                **{"max_train_steps": 60_000, "train_batch_size": 16, "learning_rate": 2.5e-3},
+                **{"d_learning_rate": 1e-4, "ema_decay": 0.999, "augment": "flip", "truncation_psi": 1.0},
+                **{"lr_warmup_steps": 0, "lr_final": 1.0, "checkpointing_steps": 5000, "sample_steps": 1000},
+            }
+        },
+    ),
     "hyperdomainnet": Method(
         "HyperDomainNet (arXiv 2210.08884)",
         HyperDomainConfig,
@@ -233,6 +246,11 @@ def resolve(args: argparse.Namespace) -> tuple[TrainingConfig, Any]:
     if args.adapter != of.adapter or "learning_rate" not in settings:  # published rates are of the published adapter
         settings |= {"learning_rate": usual_rate(args.adapter)}
     training, config = configure(args, of.config, settings)
+    if of.objective is AdaFMObjective and config.adafm_start >= training.max_train_steps:
+        raise ValueError(
+            f"adafm_start={config.adafm_start} of {training.max_train_steps} steps: scales and shifts would never "
+            "learn; start earlier or train longer"
+        )
     if of.objective in PROJECTING:
         fill_projection_options(args, config)
     return training, config
@@ -273,9 +291,14 @@ def run(args: argparse.Namespace) -> Adapter:
     for name in OPTIONS:
         if (value := given[name]) is not None:
             options[name] = value or None  # rank 0 is None, one factor per weight
+    if isinstance(pipe.generator, PlainGenerator):
+        raise ValueError(
+            f"{args.pretrained_model_name_or_path} is a {type(pipe.generator).__name__}; these methods adapt "
+            "style-based generators, e.g. 'ffhq', and training/lottery.py trains the others"
+        )
     if of.objective is AdaFMObjective:
         modulated, specific = split_generator(pipe.generator, parse_groups(config.groups)[0])
-        options |= {"target_modules": modulated, "modules_to_save": specific}
+        options |= {"target_modules": modulated, "layers_to_save": specific}
     adapter = trainable_types()[args.adapter].for_model(pipe.generator, **options)
     if args.scratch:
         adapter = forget(pipe.generator, options)

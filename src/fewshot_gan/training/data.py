@@ -46,17 +46,18 @@ def load_images(
     """
     if resolution < 1:
         raise ValueError(f"resolution {resolution} is below 1; use the generator's, for example 256")
-    if not (named := list(_read(source, labels))):
+    found, enlarged = [], []
+    for name, image in _read(source, labels):  # one at a time: only what is kept stays in memory
+        found.append(square(image, resolution, name))
+        if min(image.size) < resolution:
+            enlarged.append(f"{name} ({image.width}x{image.height})")
+    if not found:
         raise ValueError(
             f"{source} has no image; put png, jpg, webp or bmp files directly into the folder, typically 10"
         )
-    if len(named) < least:
+    if len(found) < least:
         raise ValueError(f"{source} has only one image; this method needs at least 2, typically 10: add more")
-    images, enlarged = torch.empty(len(named), 3, resolution, resolution, dtype=torch.uint8), []
-    for row, (name, image) in enumerate(named):
-        images[row] = square(image, resolution, name)
-        if min(image.size) < resolution:
-            enlarged.append(f"{name} ({image.width}x{image.height})")
+    images = torch.stack(found)
     logger.info(f"{len(images)} images from {source}: centre crop to the short side, Lanczos to {resolution} px")
     if enlarged:
         more = f" and {len(enlarged) - 10} more" if len(enlarged) > 10 else ""

@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..adapters import fingerprint
 from ..hub import replace_file
 from ..images import to_bytes
-from ..methods.adv_aug import AdvAugConfig, discriminator_loss, generator_loss
+from ..methods.adv_aug import AdvAugConfig, discriminator_loss, generator_loss, undisturbed
 from ..methods.lottery import Masks, MovingAverage, SparseWeights, distillation_loss
 from ..methods.objective import digest
 from ..pipeline import FewShotGAN
@@ -96,6 +97,8 @@ class LimitedConfig:
 class LimitedTrainer:
     """Trains a generator against a discriminator with the hinge loss.
 
+    Of several processes each has batch statistics of its own, and those of the first are saved.
+
     Args:
         generator, discriminator: a `PlainGenerator` and a `PlainDiscriminator`; trained in place.
         images: uint8 `[N, 3, R, R]`.
@@ -141,6 +144,7 @@ class LimitedTrainer:
         self.generator, self.discriminator = (network.requires_grad_(True) for network in trained)
         self.teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
         self.masks = masks or {}
+        self.start = {"theta_g": fingerprint(self.generator), "theta_d": fingerprint(self.discriminator)}
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.sparse = {name: SparseWeights(networks[name], of) for name, of in self.masks.items()}
         self.average = deepcopy(self.generator).requires_grad_(False).eval()
@@ -152,6 +156,7 @@ class LimitedTrainer:
         self.labels = labels
         self.batches = InfiniteBatches(images, config.d_batch_size, seed=config.seed + 7919 * rank)
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
+        torch.manual_seed(config.seed + 104729 * rank + 2)  # noise of layers
         self.diffaugment = DiffAugment(config.diffaugment)
         self.step, self.folder = 0, Path(config.output_dir)
 
@@ -197,7 +202,8 @@ class LimitedTrainer:
         images = torch.cat([real, fake])
         with torch.no_grad():
             taught = self.teacher(images, labels)
-        return distillation_loss(self.discriminator(images, labels), taught)
+        with undisturbed(self.discriminator):  # the same batch as the loss before
+            return distillation_loss(self.discriminator(images, labels), taught)
 
     def _update(self, name: str, optimizer, losses: dict[str, torch.Tensor]) -> dict[str, float]:
         values = {key: float(loss.detach()) for key, loss in losses.items()}
@@ -263,14 +269,16 @@ class LimitedTrainer:
 
     def _checkpoint(self) -> None:
         state = {name: part.state_dict() for name, part in self._state().items()}
-        state["random"] = self.random.get_state()
+        state |= {"random": self.random.get_state(), "torch": torch.get_rng_state()}  # the latter: noise of layers
         keep = self.config.checkpoints_total_limit
         save_checkpoint(self.folder, self.step, state, self._settings(), self.accelerator, keep)
 
     def _settings(self) -> dict:
         """All that a resumed run must share with its beginning."""
         masks = {name: [digest(m) for m in of.values()] for name, of in self.masks.items()}
-        return {**asdict(self.config), "images": digest(self.batches.images), "masks": masks}
+        data = {"images": digest(self.batches.images), "labels": None if self.labels is None else digest(self.labels)}
+        taught = None if self.teacher is None else fingerprint(self.teacher)
+        return {**asdict(self.config), **self.start, **data, "teacher": taught, "masks": masks}
 
     def _resume(self) -> None:
         state = load_checkpoint(self.folder, self._settings(), self.accelerator, LimitedConfig.MAY_CHANGE)
@@ -279,6 +287,7 @@ class LimitedTrainer:
         for name, part in self._state().items():
             part.load_state_dict(state[name])
         self.random.set_state(state["random"])
+        torch.set_rng_state(state["torch"])
         self.step = state["step"]
 
     @torch.no_grad()

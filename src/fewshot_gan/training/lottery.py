@@ -11,6 +11,7 @@ from ..adapters.ticket import magnitude_masks
 from ..methods.lottery import prune_randomly, sparsity
 from ..models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, SNGANGenerator
 from ..models.biggan import biggan_config
+from ..models.plain import PlainDiscriminator, PlainGenerator
 from ..pipeline import FewShotGAN
 from .adapt import start, start_trackers
 from .data import choose_subset, load_labelled
@@ -41,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--subset_seed", type=int, default=0)
     p.add_argument("--backbone", choices=BACKBONES, default="sngan")
     p.add_argument("--resolution", type=int, default=32)
-    p.add_argument("--channels", type=int, default=256, help="width of SNGAN's generator")
-    p.add_argument("--d_channels", type=int, default=128, help="width of SNGAN's discriminator")
+    p.add_argument("--channels", type=int, help="width of the generator; default: as published, 256 of SNGAN")
+    p.add_argument("--d_channels", type=int, help="width of the discriminator; default: as published, 128 of SNGAN")
     p.add_argument("--pretrained_model_name_or_path", "--base", help="start from and rewind to this base's networks")
     p.add_argument("--rounds", type=int, default=0, help="of pruning after dense training; 5 of 0.2 leave a third")
     p.add_argument("--prune_rate", type=float, default=0.2, help="share of the remaining weights that goes each round")
@@ -78,6 +79,11 @@ def configure(args: argparse.Namespace) -> LimitedConfig:
         raise ValueError(f"--ticket trains a ticket that is there, --rounds {args.rounds} finds one; give one of them")
     if args.distil and not args.rounds:
         raise ValueError("--distil teaches the rounds after the dense one; give --rounds")
+    for name in ("channels", "d_channels"):
+        if (value := getattr(args, name)) is not None and (value < 8 or value % 8):
+            raise ValueError(f"{name}={value}: give a multiple of 8")
+    if args.pretrained_model_name_or_path and (args.channels or args.d_channels):
+        raise ValueError("--channels and --d_channels are of new networks, --base has its own; leave them out")
     if args.backbone == "biggan" and args.resolution not in BIGGAN:
         raise ValueError(f"BigGAN is laid out for {', '.join(map(str, BIGGAN))} px, not {args.resolution}")
     usual = BIGGAN[args.resolution] if args.backbone == "biggan" else {}
@@ -95,32 +101,39 @@ def networks(args: argparse.Namespace, classes: int | None):
     """
     if args.pretrained_model_name_or_path:
         pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
-        if pipe.discriminator is None:
-            raise ValueError(f"{args.pretrained_model_name_or_path} has no discriminator, so it cannot be trained on")
-        return pipe.generator, pipe.discriminator
+        g, d = pipe.generator, pipe.discriminator
+        if not isinstance(g, PlainGenerator) or not isinstance(d, PlainDiscriminator):
+            raise ValueError(
+                f"{args.pretrained_model_name_or_path} is a {type(g).__name__} with "
+                f"{'no discriminator' if d is None else type(d).__name__}; tickets are found of SNGAN, BigGAN and "
+                "GP-GAN with their discriminators"
+            )
+        return g, d
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
         if args.backbone == "sngan":
-            if classes is not None:
-                raise ValueError(
-                    f"SNGAN knows no classes, the data has {classes}; use --backbone biggan, or one folder"
-                )
-            size = args.resolution
-            return SNGANGenerator(args.channels, resolution=size), SNGANDiscriminator(args.d_channels, size)
+            g = SNGANGenerator(args.channels or 256, resolution=args.resolution)
+            return g, SNGANDiscriminator(args.d_channels or 128, args.resolution)
         if classes is None:
             raise ValueError("BigGAN is class-conditional; give a folder of folders, or use --backbone sngan")
-        made = (
-            cls(**biggan_config(args.resolution, part, num_classes=classes))
-            for cls, part in ((BigGANGenerator, "generator"), (BigGANDiscriminator, "discriminator"))
-        )
+        made = []
+        for cls, part, width in (
+            (BigGANGenerator, "generator", args.channels),
+            (BigGANDiscriminator, "discriminator", args.d_channels),
+        ):
+            options = biggan_config(args.resolution, part, num_classes=classes)
+            if width is not None:
+                least = min(options["block_channels"])
+                options["block_channels"] = [width * wide // least for wide in options["block_channels"]]
+            made.append(cls(**options))
         return tuple(made)
 
 
-def run(args: argparse.Namespace) -> list[FewShotGAN]:
+def run(args: argparse.Namespace) -> list[Path]:
     """Train, prune, rewind and train again; each round is a base in `round-KK`, with the ticket that it was trained on.
 
     Returns:
-        The rounds' pipelines, or the one of `--ticket`.
+        Folders of the rounds.
 
     Raises:
         ValueError, FileNotFoundError: bad options, data, base or ticket, each with one sentence.
@@ -133,10 +146,12 @@ def run(args: argparse.Namespace) -> list[FewShotGAN]:
     accelerator = start(args)
     out, classes = Path(args.output_dir), len(names) or None
     g, d = networks(args, classes)
+    if g.num_classes is None:  # the network knows no classes: what the data says of them is left alone
+        labels = classes = None
     given = {"ticket": read_masks(args.ticket, g, d, args) if args.ticket else {}}
-    accelerator.print(f"{args.backbone}, {len(images)} images, {classes or 'no'} classes; θ₀ {fingerprint(g)}")
+    accelerator.print(f"{type(g).__name__}, {len(images)} images, {classes or 'no'} classes; θ₀ {fingerprint(g)}")
     start_trackers(args, accelerator, "lottery")
-    results, teacher = [], None
+    folders, teacher = [], None
     for number in range(args.rounds + 1):
         folder = out / f"round-{number:02d}"
         g, d = networks(args, classes)  # rewind: nothing of the round before is left
@@ -147,26 +162,47 @@ def run(args: argparse.Namespace) -> list[FewShotGAN]:
         if args.distil and number:
             settings["distillation_weight"] = config.distillation_weight or 1.0
         trainer = LimitedTrainer(g, d, images, LimitedConfig(**settings), accelerator, labels, masks, teacher)
-        results.append(trainer.train())
+        if args.ticket:
+            write_tickets(folder, args, classes, masks, config, len(images), accelerator)
+        trainer.train()
+        folders.append(folder)
         if number == 0 and args.distil:
             teacher = trainer.discriminator
-        if number < args.rounds and accelerator.is_main_process:
-            start_of = dict(zip(PARTS, networks(args, classes), strict=True))
-            for name in PARTS if args.prune == "GD" else ("generator",):
-                trained = getattr(trainer, name)
-                pruned = magnitude_masks(trained, args.prune_rate, masks=masks.get(name))
-                record = {
-                    **asdict(config),
-                    "round": number + 1,
-                    "sparsity": sparsity(pruned),
-                    "num_images": len(images),
-                }
-                record.pop("output_dir")
-                ticket = TicketAdapter.for_model(start_of[name], masks=pruned, method="lottery", training=record)
-                ticket.save_pretrained(out / f"round-{number + 1:02d}" / PARTS[name])
-        accelerator.wait_for_everyone()
+        if number < args.rounds:
+            pruned = {
+                name: magnitude_masks(getattr(trainer, name), args.prune_rate, masks=masks.get(name))
+                for name in (PARTS if args.prune == "GD" else ("generator",))
+            }
+            write_tickets(out / f"round-{number + 1:02d}", args, classes, pruned, config, len(images), accelerator)
     accelerator.end_training()
-    return results
+    return folders
+
+
+def write_tickets(folder: Path, args, classes, masks: dict[str, dict], config, num_images: int, accelerator) -> None:
+    """A round's masks as tickets of θ₀, before it is trained on them.
+
+    Raises:
+        ValueError: the folder has other tickets, of a run with other settings.
+    """
+    if accelerator.is_main_process:
+        there = {name: folder / part for name, part in PARTS.items() if (folder / part).is_dir()}
+        known = {name: Adapter.from_pretrained(path).masks() for name, path in there.items()}
+        same = known.keys() == masks.keys() and all(
+            known[name].keys() == of.keys() and all(torch.equal(known[name][k], m.cpu()) for k, m in of.items())
+            for name, of in masks.items()
+        )
+        if known and not same:
+            raise ValueError(
+                f"{folder} holds tickets of a run with other settings; use them again to resume, or choose another "
+                "output_dir"
+            )
+        start_of = dict(zip(PARTS, networks(args, classes), strict=True))
+        for name, of in ({} if known else masks).items():
+            record = {**asdict(config), "sparsity": sparsity(of), "num_images": num_images}
+            record.pop("output_dir")
+            ticket = TicketAdapter.for_model(start_of[name], masks=of, method="lottery", training=record)
+            ticket.save_pretrained(folder / PARTS[name])
+    accelerator.wait_for_everyone()
 
 
 def read_masks(source: str | Path, generator, discriminator, args: argparse.Namespace) -> dict[str, dict]:
