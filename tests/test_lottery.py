@@ -392,6 +392,13 @@ def test_rounds_of_the_script(faces, tmp_path, which, monkeypatch):
     assert find(faces, out, "--rounds=2", f"--prune={which}", "--num=8") == folders
 
 
+def test_rounds_have_curves_of_their_own(faces, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: told.append((sorted(values), step)))
+    find(faces, tmp_path / "run", "--rounds=1")
+    assert told == [([f"round-0{k}/d", f"round-0{k}/g"], step) for k in (0, 1) for step in (1, 2)]
+
+
 def test_a_ticket_belongs_to_its_first_weights(faces, tmp_path):  # 10
     find(faces, tmp_path / "run", "--rounds=1")
     ticket = tmp_path / "run" / "round-01"

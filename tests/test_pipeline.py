@@ -473,7 +473,7 @@ def test_what_cannot_be_fused_is_not_saved_as_if_it_were(stylegan2, perturbed, t
     want = images(pipe)
     pipe.fuse_adapters()
     torch.testing.assert_close(images(pipe), want, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="'v' scales channels after demodulation at 7 layers.*save_adapter instead"):
+    with pytest.raises(ValueError, match="'v' acts at 7 layers.*save_adapter instead"):
         pipe.save_pretrained(tmp_path / "fused")
     assert not (tmp_path / "fused").exists()
 

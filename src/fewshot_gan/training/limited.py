@@ -107,6 +107,7 @@ class LimitedTrainer:
         labels: int64 `[N]` of class-conditional networks.
         masks: "generator" and perhaps "discriminator" → masks, see `methods.lottery`.
         teacher: trained dense discriminator whose logits are distilled.
+        tag: in front of every name that trackers are told, e.g. "round-03/".
 
     Raises:
         ValueError: images or labels do not fit the networks, or masks belong to others.
@@ -122,6 +123,7 @@ class LimitedTrainer:
         labels: torch.Tensor | None = None,
         masks: dict[str, Masks] | None = None,
         teacher=None,
+        tag: str = "",
     ):
         classes = generator.num_classes
         if images.shape[-1] != generator.resolution or generator.resolution != discriminator.resolution:
@@ -158,7 +160,7 @@ class LimitedTrainer:
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         torch.manual_seed(config.seed + 104729 * rank + 2)  # noise of layers
         self.diffaugment = DiffAugment(config.diffaugment)
-        self.step, self.folder = 0, Path(config.output_dir)
+        self.step, self.folder, self.tag = 0, Path(config.output_dir), tag
 
     # ------------------------------------------------------------------ one step
 
@@ -251,7 +253,7 @@ class LimitedTrainer:
             logs = self.train_step()
             bar.update()
             bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
-            self.accelerator.log(logs, step=self.step)
+            self.accelerator.log({f"{self.tag}{name}": value for name, value in logs.items()}, step=self.step)
             if self.step % c.checkpointing_steps == 0 or self.step == c.max_train_steps:
                 self._checkpoint()
             if main and c.sample_steps and (self.step % c.sample_steps == 0 or self.step == c.max_train_steps):

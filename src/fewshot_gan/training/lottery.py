@@ -161,7 +161,8 @@ def run(args: argparse.Namespace) -> list[Path]:
         settings = asdict(config) | {"output_dir": str(folder)}
         if args.distil and number:
             settings["distillation_weight"] = config.distillation_weight or 1.0
-        trainer = LimitedTrainer(g, d, images, LimitedConfig(**settings), accelerator, labels, masks, teacher)
+        tag = f"{folder.name}/"  # each round has curves of its own
+        trainer = LimitedTrainer(g, d, images, LimitedConfig(**settings), accelerator, labels, masks, teacher, tag)
         if args.ticket:
             write_tickets(folder, args, classes, masks, config, len(images), accelerator)
         trainer.train()
