@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from fewshot_gan.adapters import TicketAdapter, fingerprint, magnitude_masks
-from fewshot_gan.adapters.ticket import prunable
+from fewshot_gan.adapters.ticket import prunable, sparsity_of
 from fewshot_gan.methods.adv_aug import AdvAugConfig, attack, discriminator_loss, generator_loss, undisturbed
 from fewshot_gan.methods.losses import hinge_d_loss
-from fewshot_gan.methods.lottery import SparseWeights, distillation_loss, prune_randomly, sparsity
+from fewshot_gan.methods.lottery import SparseWeights, distillation_loss, prune_randomly
 from fewshot_gan.models import (
     BigGANDiscriminator,
     BigGANGenerator,
@@ -70,7 +70,7 @@ def test_ten_rounds_leave_the_published_numbers():  # 1
         new = magnitude_masks(model, 0.2, masks=masks)
         assert sum(int(m.sum()) for m in new.values()) == wanted
         assert masks is None or all(not (new[p] & ~masks[p]).any() for p in new)  # nested
-        assert abs(sparsity(new) - (1 - 0.8**k)) < 1e-6
+        assert abs(sparsity_of(new) - (1 - 0.8**k)) < 1e-6
         masks = new
     weights = prunable(model)
     kept = torch.cat([weights[p].detach().abs()[m] for p, m in masks.items()])
@@ -81,7 +81,7 @@ def test_ten_rounds_leave_the_published_numbers():  # 1
 def test_random_masks_keep_as_many():  # 12
     g, _ = sngan()
     by_size, anywhere = magnitude_masks(g, 0.67), prune_randomly(g, 0.67, torch.Generator().manual_seed(0))
-    assert sparsity(by_size) == sparsity(anywhere)
+    assert sparsity_of(by_size) == sparsity_of(anywhere)
     assert not all(torch.equal(by_size[p], anywhere[p]) for p in by_size)
 
 
@@ -411,10 +411,10 @@ def test_a_ticket_belongs_to_its_first_weights(faces, tmp_path):  # 10
         find(faces, tmp_path / "other", f"--ticket={ticket}", "--seed=1")
     (folder,) = find(faces, tmp_path / "other", f"--ticket={ticket}", "--seed=1", "--allow_other_init")
     other = FewShotGAN.from_pretrained(folder)
-    assert sparsity({p: w != 0 for p, w in prunable(other.generator).items()}) >= 0.2
+    assert sparsity_of({p: w != 0 for p, w in prunable(other.generator).items()}) >= 0.2
     (folder,) = find(faces, tmp_path / "random", "--ticket=random:0.5")
     anywhere = FewShotGAN.from_pretrained(folder)
-    assert sparsity({p: w != 0 for p, w in prunable(anywhere.generator).items()}) == pytest.approx(0.5, abs=1e-3)
+    assert sparsity_of({p: w != 0 for p, w in prunable(anywhere.generator).items()}) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_distilled_rounds_and_a_base_to_rewind_to(faces, tmp_path):

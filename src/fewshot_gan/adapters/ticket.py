@@ -137,8 +137,7 @@ class TicketAdapter(Adapter):
 
     def sparsity(self) -> float:
         """Share of pruned weights."""
-        masks = self.masks().values()
-        return 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+        return sparsity_of(self.masks())
 
     def check(self) -> None:
         super().check()
@@ -177,7 +176,7 @@ def magnitude_masks(
     Raises:
         ValueError: a sparsity out of range, or masks of another network.
     """
-    check_share(sparsity, "sparsity")
+    check_sparsity(sparsity)
     weights = prunable(model, roles)
     magnitudes = torch.cat([w.detach().float().abs().flatten() for w in weights.values()])
     keep = torch.ones_like(magnitudes, dtype=torch.bool)
@@ -189,17 +188,24 @@ def magnitude_masks(
     return split_mask(keep, weights)
 
 
-def check_share(share: float, name: str) -> None:
-    """
+def sparsity_of(masks: Mapping[str, torch.Tensor]) -> float:
+    """Share of pruned weights."""
+    return 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Refuse what is no share of weights to prune.
+
     Raises:
-        ValueError: not a number in 0 ≤ share < 1.
+        ValueError: not a number in 0 ≤ sparsity < 1.
     """
-    if not isinstance(share, int | float) or not 0 <= share < 1:
-        raise ValueError(f"{name}={share} is not in 0 ≤ {name} < 1; 0.67 prunes two thirds")
+    if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity={sparsity} is not in 0 ≤ sparsity < 1; 0.67 prunes two thirds")
 
 
 def check_masks(masks: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
-    """
+    """Refuse masks of another network.
+
     Raises:
         ValueError: `masks` are not one mask of the right shape for each of `weights`.
     """

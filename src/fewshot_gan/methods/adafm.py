@@ -117,14 +117,11 @@ class AdaFMObjective(Objective):
 
     def _keep(self, kept: int) -> None:
         """fromRGB is the first group, each block one more."""
-        blocks = [getattr(self.discriminator, f"b{res}") for res in self.discriminator.block_resolutions]
-        if kept > 1 + len(blocks):
-            raise ValueError(
-                f"D{kept} keeps {kept} groups, this discriminator has {1 + len(blocks)}; give D0 to D{1 + len(blocks)}"
-            )
-        blocks[0].from_rgb.requires_grad_(False)
-        for block in blocks[: kept - 1]:
-            block.requires_grad_(False)
+        resolutions = self.discriminator.block_resolutions
+        if kept > (most := 1 + len(resolutions)):
+            raise ValueError(f"D{kept} keeps {kept} groups, this discriminator has {most}; give D0 to D{most}")
+        getattr(self.discriminator, f"b{resolutions[0]}").from_rgb.requires_grad_(False)
+        self.discriminator.freeze_lower(kept - 1)
 
     def prepare(self, adapter, step: int) -> None:
         learns = step >= self.config.adafm_start

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..adapters.ticket import check_masks, check_share, prunable, split_mask
+from ..adapters.ticket import check_masks, check_sparsity, prunable, split_mask
 
 Masks = Mapping[str, torch.Tensor]
 
@@ -22,17 +22,12 @@ def prune_randomly(model: nn.Module, sparsity: float, random: torch.Generator | 
     Raises:
         ValueError: a sparsity out of range.
     """
-    check_share(sparsity, "sparsity")
+    check_sparsity(sparsity)
     weights = prunable(model)
     total = sum(w.numel() for w in weights.values())
     kept = torch.ones(total, dtype=torch.bool)
     kept[torch.randperm(total, generator=random)[: round(sparsity * total)]] = False
     return split_mask(kept, weights)
-
-
-def sparsity(masks: Masks) -> float:
-    """Share of pruned weights."""
-    return 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
 
 class SparseWeights:

@@ -20,6 +20,7 @@ from .plain import (
     PlainDiscriminator,
     PlainGenerator,
     SelfAttention,
+    layout_of,
     up,
 )
 from .sngan import DiscriminatorBlock
@@ -78,10 +79,8 @@ def biggan_config(resolution: int, network: str, **changes) -> dict:
     Raises:
         ValueError: another resolution.
     """
-    if resolution not in LAYOUTS:
-        raise ValueError(f"there is no BigGAN layout of {resolution} px; known: {', '.join(map(str, LAYOUTS))}")
     own = {"resolution": resolution} if network == "discriminator" else {}
-    return {**LAYOUTS[resolution][network], **own, **changes}
+    return {**layout_of("BigGAN", LAYOUTS, resolution)[network], **own, **changes}
 
 
 class GeneratorBlock(nn.Module):

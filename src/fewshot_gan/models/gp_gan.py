@@ -11,7 +11,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from .plain import Conv2d, Embedding, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up
+from .plain import Conv2d, Embedding, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, layout_of, up
 
 SLOPE = 0.2
 BRANCH = 0.1
@@ -39,9 +39,8 @@ def gp_gan_config(resolution: int, network: str, **changes) -> dict:
     Raises:
         ValueError: another resolution.
     """
-    if resolution not in LAYOUTS:
-        raise ValueError(f"there is no GP-GAN layout of {resolution} px; known: {', '.join(map(str, LAYOUTS))}")
-    return {**LAYOUTS[resolution], **(GENERATORS[resolution] if network == "generator" else {}), **changes}
+    shared = layout_of("GP-GAN", LAYOUTS, resolution)
+    return {**shared, **(GENERATORS[resolution] if network == "generator" else {}), **changes}
 
 
 def act(x: torch.Tensor) -> torch.Tensor:

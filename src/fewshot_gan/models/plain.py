@@ -97,10 +97,14 @@ class Conv2d(Layer):
         e = self.ready()
         if e.input_scale is not None:
             x = x * e.input_scale.to(x.dtype)[..., None, None]
-        x = by_rows(lambda x, w: F.conv2d(x, w.to(x.dtype), padding=w.shape[-1] // 2), x, e.weight)
+        x = by_rows(lambda x, w: self.convolve(x, w.to(x.dtype)), x, e.weight)
         if e.output_scale is not None:
             x = x * e.output_scale.to(x.dtype)[..., None, None]
         return bias_act(x, e.bias)
+
+    def convolve(self, x, weight):
+        """The bare convolution with `[O, I, k, k]`."""
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
 class Embedding(Layer):
@@ -190,6 +194,17 @@ def largest_singular_value(weight: torch.Tensor, start: torch.Tensor) -> torch.T
 def fan_in_uniform(weight: torch.Tensor) -> None:
     """U(±1/√fan_in), torch's own for convolutions and linear layers."""
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+
+
+def layout_of(family: str, layouts: dict[int, dict], resolution: int) -> dict:
+    """The published layout of a picture size.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if resolution not in layouts:
+        raise ValueError(f"there is no {family} layout of {resolution} px; known: {', '.join(map(str, layouts))}")
+    return layouts[resolution]
 
 
 def up(x: torch.Tensor) -> torch.Tensor:

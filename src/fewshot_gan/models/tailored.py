@@ -12,10 +12,10 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from ..ops import bias_act, by_rows
+from ..ops import bias_act
 from .gp_gan import GPGANGenerator, act, scale
 from .layers import AdaptableLayer
-from .plain import Conv2d, Layer, Linear, PlainGenerator, fan_in_uniform, up
+from .plain import Conv2d, Linear, PlainGenerator, fan_in_uniform, up
 
 SMALL = 0.1  # standard deviation of the weights that draw styles and noise
 PASSED = 0.01  # share of the gradient that the scale matcher lets through
@@ -43,21 +43,15 @@ class StyleMLP(nn.Module):
         return x
 
 
-class UpConv(Layer):
+class UpConv(Conv2d):
     """Transposed 4×4 convolution: `[B, I, H, W]` → `[B, O, 2H, 2W]`; the weight is stored `[O, I, 4, 4]`."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
         role = "conv" if bias else "skip"
-        super().__init__((out_channels, in_channels, 4, 4), bias, role, init=fan_in_uniform)
+        super().__init__(in_channels, out_channels, 4, bias, role, init=fan_in_uniform)
 
-    def forward(self, x):
-        e = self.ready()
-        if e.input_scale is not None:
-            x = x * e.input_scale.to(x.dtype)[..., None, None]
-        x = by_rows(lambda x, w: F.conv_transpose2d(x, w.transpose(0, 1).to(x.dtype), None, 2, 1), x, e.weight)
-        if e.output_scale is not None:
-            x = x * e.output_scale.to(x.dtype)[..., None, None]
-        return bias_act(x, e.bias)
+    def convolve(self, x, weight):
+        return F.conv_transpose2d(x, weight.transpose(0, 1), None, 2, 1)
 
 
 class ChannelNoise(AdaptableLayer):

@@ -269,6 +269,11 @@ def run(args: argparse.Namespace) -> Adapter:
     given, of = vars(args), METHODS[args.method]
     training, config = resolve(args)
     pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
+    if isinstance(pipe.generator, PlainGenerator):
+        raise ValueError(
+            f"{args.pretrained_model_name_or_path} is a {type(pipe.generator).__name__}; these methods adapt "
+            "style-based generators, e.g. 'ffhq', and training/lottery.py trains the others"
+        )
     images = real = None
     if args.train_data_dir is not None:
         data = embedded_datasets().get(args.train_data_dir, args.train_data_dir)
@@ -291,11 +296,6 @@ def run(args: argparse.Namespace) -> Adapter:
     for name in OPTIONS:
         if (value := given[name]) is not None:
             options[name] = value or None  # rank 0 is None, one factor per weight
-    if isinstance(pipe.generator, PlainGenerator):
-        raise ValueError(
-            f"{args.pretrained_model_name_or_path} is a {type(pipe.generator).__name__}; these methods adapt "
-            "style-based generators, e.g. 'ffhq', and training/lottery.py trains the others"
-        )
     if of.objective is AdaFMObjective:
         modulated, specific = split_generator(pipe.generator, parse_groups(config.groups)[0])
         options |= {"target_modules": modulated, "layers_to_save": specific}

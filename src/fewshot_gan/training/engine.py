@@ -29,6 +29,54 @@ class TrainingDiverged(RuntimeError):
     """A loss stopped being finite; the last good checkpoint is on disk."""
 
 
+def check_run(config, counts: tuple[str, ...]) -> None:
+    """What the settings of every run have in common.
+
+    Args:
+        config: has rates of both networks, `ema_decay`, and how checkpoints are kept.
+        counts: names of its own numbers that are at least 1.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    for name in (*counts, "checkpointing_steps", "checkpoints_total_limit"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}: give 1 or more")
+    for name in ("learning_rate", "d_learning_rate"):
+        if not getattr(config, name) > 0:
+            usual = type(config).learning_rate
+            raise ValueError(f"{name}={getattr(config, name)}: give a number above 0, e.g. {usual:g}")
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"ema_decay={config.ema_decay}: give 0 (none) up to, not including, 1")
+
+
+def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_rate: float) -> dict[str, float]:
+    """Differentiate the sum of `losses`; returns their values.
+
+    Raises:
+        TrainingDiverged: one is not finite; nothing was differentiated.
+    """
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            last = latest_checkpoint(folder)
+            kept = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written before it"
+            raise TrainingDiverged(
+                f"loss {name!r} became {value} at step {step}; {kept}; try a lower --learning_rate than "
+                f"{learning_rate:g}"
+            )
+    sum(losses.values()).backward()
+    return values
+
+
+def average_gradients(accelerator: Accelerator, parameters) -> None:
+    """Over all processes."""
+    if accelerator.num_processes > 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = accelerator.reduce(parameter.grad, "mean")
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Settings of a run; a resumed run must have the same, but for those in `MAY_CHANGE`.
@@ -75,16 +123,9 @@ class TrainingConfig:
     MAY_CHANGE = ("output_dir", "checkpointing_steps", "checkpoints_total_limit", "sample_steps")
 
     def __post_init__(self):
-        for name in ("max_train_steps", "train_batch_size", "checkpointing_steps", "checkpoints_total_limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more")
-        for name in ("learning_rate", "d_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0, e.g. 0.005")
+        check_run(self, ("max_train_steps", "train_batch_size"))
         if not 1 <= self.real_zoom <= 4:
             raise ValueError(f"real_zoom={self.real_zoom}: give 1 (none) to 4, e.g. 1.5")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: give 0 (none) up to, not including, 1")
         if self.augment not in ("fewshot", "diffaugment", "flip", "none"):
             raise ValueError(f"unknown augment {self.augment!r}; known: fewshot, diffaugment, flip, none")
 
@@ -215,23 +256,10 @@ class Trainer:
         return warmup * (1 - (1 - c.lr_final) * (progress - c.lr_decay_start) / (1 - c.lr_decay_start))
 
     def _backward(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                last = latest_checkpoint(self.folder)
-                kept = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written before it"
-                raise TrainingDiverged(
-                    f"loss {name!r} became {value} at step {self.step}; {kept}; try a lower --learning_rate "
-                    f"than {self.config.learning_rate:g}"
-                )
-        sum(losses.values()).backward()
-        return values
+        return backward(losses, self.step, self.folder, self.config.learning_rate)
 
     def _apply(self, optimizer, parameters) -> None:
-        if self.accelerator.num_processes > 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        average_gradients(self.accelerator, parameters)
         optimizer.step()
 
     @torch.no_grad()

@@ -3,7 +3,6 @@
 Shape legend: B images, R resolution.
 """
 
-import math
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from ..methods.lottery import Masks, MovingAverage, SparseWeights, distillation_
 from ..methods.objective import digest
 from ..pipeline import FewShotGAN
 from .augment import DiffAugment
-from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
-from .engine import TrainingDiverged
+from .engine import average_gradients, backward, check_run
 
 SAMPLES, COLUMNS = 64, 16
 
@@ -77,15 +76,7 @@ class LimitedConfig:
     MAY_CHANGE = ("output_dir", "checkpointing_steps", "checkpoints_total_limit", "sample_steps")
 
     def __post_init__(self):
-        counts = ("max_train_steps", "d_steps", "d_batch_size", "g_batch_size", "checkpointing_steps")
-        for name in (*counts, "checkpoints_total_limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more")
-        for name in ("learning_rate", "d_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0, e.g. 0.0002")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: give 0 (none) up to, not including, 1")
+        check_run(self, ("max_train_steps", "d_steps", "d_batch_size", "g_batch_size"))
         DiffAugment(self.diffaugment)
         self.adv_aug  # noqa: B018  raises on bad values
 
@@ -208,19 +199,9 @@ class LimitedTrainer:
             return distillation_loss(self.discriminator(images, labels), taught)
 
     def _update(self, name: str, optimizer, losses: dict[str, torch.Tensor]) -> dict[str, float]:
-        values = {key: float(loss.detach()) for key, loss in losses.items()}
-        for key, value in values.items():
-            if not math.isfinite(value):
-                last = latest_checkpoint(self.folder)
-                kept = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written before it"
-                raise TrainingDiverged(f"loss {key!r} became {value} at step {self.step}; {kept}; try a lower rate")
         optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        if self.accelerator.num_processes > 1:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        values = backward(losses, self.step, self.folder, self.config.learning_rate)
+        average_gradients(self.accelerator, getattr(self, name).parameters())
         if sparse := self.sparse.get(name):
             sparse.mask_gradients()
         optimizer.step()

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from ..adapters import Adapter, TicketAdapter, fingerprint
-from ..adapters.ticket import magnitude_masks
-from ..methods.lottery import prune_randomly, sparsity
+from ..adapters.ticket import magnitude_masks, sparsity_of
+from ..methods.lottery import prune_randomly
 from ..models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, SNGANGenerator
 from ..models.biggan import biggan_config
 from ..models.plain import PlainDiscriminator, PlainGenerator
@@ -20,16 +20,23 @@ from .limited import LimitedConfig, LimitedTrainer
 
 BACKBONES = ("sngan", "biggan")
 BIGGAN = {  # picture size: settings of its published run, where they differ from SNGAN's (arXiv 2103.00397, appendix)
-    32: {"d_batch_size": 64, "g_batch_size": 64, "adam_beta1": 0.5, "adam_beta2": 0.999, "max_train_steps": 100_000},
-    64: {"d_batch_size": 256, "g_batch_size": 256, "adam_beta2": 0.999, "max_train_steps": 100_000, "d_steps": 1},
-    128: {"d_batch_size": 256, "g_batch_size": 256, "adam_beta2": 0.999, "max_train_steps": 100_000, "d_steps": 2},
+    size: {
+        "max_train_steps": 100_000,
+        "ema_decay": 0.9999,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-6,
+        "flip": True,
+        **own,
+    }
+    for size, own in {
+        32: {"d_batch_size": 64, "g_batch_size": 64, "adam_beta1": 0.5, "ema_start": 1000},
+        64: {
+            **{"d_batch_size": 256, "g_batch_size": 256, "d_steps": 1, "ema_start": 20_000},
+            **{"learning_rate": 1e-4, "d_learning_rate": 4e-4},
+        },
+        128: {"d_batch_size": 256, "g_batch_size": 256, "d_steps": 2, "ema_start": 20_000},
+    }.items()
 }
-for _size, _more in (
-    (32, {"ema_start": 1000}),
-    (64, {"ema_start": 20_000, "learning_rate": 1e-4, "d_learning_rate": 4e-4}),
-    (128, {"ema_start": 20_000}),
-):
-    BIGGAN[_size] |= {"ema_decay": 0.9999, "adam_epsilon": 1e-6, "flip": True, **_more}
 PARTS = {"generator": "ticket", "discriminator": "ticket_discriminator"}  # network: folder of its mask
 
 
@@ -148,15 +155,15 @@ def run(args: argparse.Namespace) -> list[Path]:
     g, d = networks(args, classes)
     if g.num_classes is None:  # the network knows no classes: what the data says of them is left alone
         labels = classes = None
-    given = {"ticket": read_masks(args.ticket, g, d, args) if args.ticket else {}}
+    ticket = read_masks(args.ticket, g, d, args) if args.ticket else {}
     accelerator.print(f"{type(g).__name__}, {len(images)} images, {classes or 'no'} classes; θ₀ {fingerprint(g)}")
     start_trackers(args, accelerator, "lottery")
     folders, teacher = [], None
     for number in range(args.rounds + 1):
         folder = out / f"round-{number:02d}"
         g, d = networks(args, classes)  # rewind: nothing of the round before is left
-        masks = given["ticket"] if args.ticket else read_masks(folder, g, d, args) if number else {}
-        shares = ", ".join(f"{name} {sparsity(of):.2%} pruned" for name, of in masks.items()) or "dense"
+        masks = read_masks(folder, g, d, args) if number else ticket
+        shares = ", ".join(f"{name} {sparsity_of(of):.2%} pruned" for name, of in masks.items()) or "dense"
         accelerator.print(f"round {number}: {shares}")
         settings = asdict(config) | {"output_dir": str(folder)}
         if args.distil and number:
@@ -199,7 +206,7 @@ def write_tickets(folder: Path, args, classes, masks: dict[str, dict], config, n
             )
         start_of = dict(zip(PARTS, networks(args, classes), strict=True))
         for name, of in ({} if known else masks).items():
-            record = {**asdict(config), "sparsity": sparsity(of), "num_images": num_images}
+            record = {**asdict(config), "sparsity": sparsity_of(of), "num_images": num_images}
             record.pop("output_dir")
             ticket = TicketAdapter.for_model(start_of[name], masks=of, method="lottery", training=record)
             ticket.save_pretrained(folder / PARTS[name])
