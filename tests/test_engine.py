@@ -22,10 +22,12 @@ from fewshot_gan.adapters import (
 )
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
 from fewshot_gan.methods.pair import Latents
+from fewshot_gan.training.augment import DiffAugment
 from fewshot_gan.training.checkpoints import checkpoints
 from fewshot_gan.training.engine import Trainer, TrainingConfig, TrainingDiverged
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+EVERYTHING = DiffAugment.EVERYTHING
 OBJECTIVES = {
     "projected": LFSConfig.few_images(),
     "source": replace(LFSConfig.paper(), r1_every=2, path_length_every=2, mode_seeking_factor=2),
@@ -292,3 +294,59 @@ def test_the_command_line_offers_every_trainable_kind():
 
     assert set(trainable_types()) == {kind.value for kind in AdapterKind}
     assert set(trainable_types()) == {"adafm", "domain_vector", "full", "gan_memory", "left"}
+
+
+# -------------------------------------------------------------------------------------- augmentation of every objective
+
+
+@pytest.mark.parametrize("objective", ("source", "projected"))
+@pytest.mark.parametrize(("direction", "d_real", "g"), [("paper", -1, 1), ("repo", 1, -1)])
+def test_adv_aug_attacks_both_sides(trainer, tmp_path, objective, direction, d_real, g):
+    """Where what is moved goes: the logits of real and generated pictures, and the generator's loss."""
+    config = replace(OBJECTIVES[objective], adv_steps=2, adv_direction=direction, adv_gamma=0.001)
+    run = trainer(tmp_path, config, augment="none")
+    judge, batch = run.objective, run._batch()
+    assert objective == "projected" or [judge._judges_patches(step) for step in (0, 1)] == [False, True]
+    for step in (0, 1):  # of "source": the image-level head, then the patch-level one
+        helping = config.adv_aug.helping
+        for views, seen, sign in (
+            (batch.real, batch.real_features, helping),
+            (batch.fake, batch.fake_features, 1),
+        ):
+            clean, moved = judge._judged(views, seen, step, sign)
+            want = sign if seen is batch.fake_features else d_real
+            assert len(clean) == len(moved) == len(judge.logits(views, seen, step)) and sign == want
+            assert all(torch.sign(b.sum() - a.sum()) == want for a, b in zip(clean, moved, strict=True))
+    before = {k: v.clone() for k, v in judge.state_dict().items()}
+    losses = {"g": judge.adversarial_loss(batch.fake, batch.fake_features, 0) * config.adversarial_weight}
+    clean = float(losses["g"].detach())
+    run._attack(batch, losses)
+    assert float(losses["g"].detach()) == pytest.approx(clean / 2)
+    assert (float(losses["adv_aug"].detach()) - clean / 2) * g > 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in run.adapter.parameters())
+    sigmas = [k for k in before if k.endswith(("_u", "_v"))]
+    assert (objective == "source") == (not sigmas)
+    logs = trainer(tmp_path / "run", config).train_step()
+    assert logs.keys() >= {"d", "g", "adv_aug"}
+
+
+def test_adv_aug_of_no_length_changes_nothing(trainer, tmp_path):
+    plain = trainer(tmp_path / "a", "projected").train_step()
+    for i, off in enumerate(({"adv_steps": 1, "adv_gamma": 0.0}, {"adv_steps": 0}, {"adv_steps": 1, "adv_weight": 0})):
+        assert trainer(tmp_path / f"b{i}", replace(OBJECTIVES["projected"], **off)).train_step() == plain
+    with pytest.raises(ValueError, match="adversarial_weight is 0"):
+        replace(OBJECTIVES["projected"], adv_steps=1, adversarial_weight=0.0)
+    with pytest.raises(ValueError, match="unknown adv_direction 'up'; known: paper, repo"):
+        replace(OBJECTIVES["projected"], adv_direction="up")
+
+
+def test_parts_of_diffaugment(trainer, tmp_path):
+    logs = trainer(tmp_path / "a", "source", augment="cutout").train_step()
+    assert logs != trainer(tmp_path / "b", "source", augment="cutout,color").train_step()
+    every = [trainer(tmp_path / k, "source", augment=k).train_step() for k in ("diffaugment", EVERYTHING)]
+    assert every[0] == every[1]
+    with pytest.raises(
+        ValueError, match="unknown augment 'blur'; known: fewshot, diffaugment, flip, none, or .*cutout"
+    ):
+        TrainingConfig(str(tmp_path), augment="blur")

@@ -1,12 +1,13 @@
 """AdvAug: feature-level adversarial augmentation of generator and discriminator (arXiv 2103.00397 §3.3).
 
 Both networks are cut in two: D = head ∘ trunk, G = body ∘ stem. What lies between is moved by the sign of a gradient,
-and the losses of the moved features are averaged with the clean ones.
+and the losses of the moved features are averaged with the clean ones. Generators of the few-shot methods have a mapping
+network instead of a stem: their styles are moved.
 
 Shape legend: B images, C width of the features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -53,6 +54,11 @@ class AdvAugConfig:
     def acts(self) -> bool:
         return self.steps > 0 and self.gamma > 0 and self.weight > 0
 
+    @property
+    def helping(self) -> int:
+        """Sign of what real pictures and the generator are moved along: −1 against themselves, 1 in their favour."""
+        return -1 if self.direction == "paper" else 1
+
     def mean(self, clean: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         return (clean + self.weight * moved) / (1 + self.weight)
 
@@ -75,6 +81,18 @@ def attack(features: torch.Tensor, score: Callable, steps: int, gamma: float) ->
             (gradient,) = torch.autograd.grad(score(moved), moved)
         moved = moved.detach() + gamma * gradient.sign()
     return moved - start
+
+
+@contextmanager
+def tapped(layers: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, torch.Tensor]]]:
+    """The list of (layer, what it was given), in the order of the calls of any of `layers` inside."""
+    seen: list[tuple[nn.Module, torch.Tensor]] = []
+    hooks = [layer.register_forward_pre_hook(lambda m, given: seen.append((m, given[0]))) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -146,7 +164,6 @@ def generator_loss(generator, discriminator, z, augment: Callable, config: AdvAu
     clean = hinge_g_loss(logits(start))
     if not config.acts:
         return clean
-    sign = -1 if config.direction == "paper" else 1
     with undisturbed(generator, discriminator):
-        delta = attack(start, lambda x: sign * logits(x).sum(), config.steps, config.gamma)
+        delta = attack(start, lambda x: config.helping * logits(x).sum(), config.steps, config.gamma)
         return config.mean(clean, hinge_g_loss(logits(start + delta)))

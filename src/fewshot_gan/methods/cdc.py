@@ -125,11 +125,17 @@ class CDCObjective(Objective):
         z = self.anchors.sample(batch, step, random)
         return pair.mixed(z, random, 0.0 if self.anchors.is_anchor_step(step) else self.config.style_mixing)
 
+    def _judges_patches(self, step: int) -> bool:
+        return self.patch_head is not None and not self.anchors.is_anchor_step(step)
+
     def logits(self, views: Views, features: dict, step: int) -> list[torch.Tensor]:
         """Of a source discriminator: image-level logits on anchor steps, patch-level logits on others (§3.2)."""
-        if self.patch_head is None or self.anchors.is_anchor_step(step):
+        if not self._judges_patches(step):
             return super().logits(views, features, step)
         return [self.patch_head(self.discriminator(views.colour, return_features=True)[1][self.patch_block])]
+
+    def last_layers(self, step: int) -> list[nn.Module]:
+        return [self.patch_head] if self._judges_patches(step) else super().last_layers(step)
 
     def generator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses = super().generator_losses(batch)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import nn
 
+from .adv_aug import AdvAugConfig, attack, tapped, undisturbed
 from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty
 from .pair import Drawn, Latents, Pair
 from .projected import ProjectedDiscriminator
@@ -49,6 +50,8 @@ class ObjectiveConfig:
             parts of faces, 14 whole ones.
         content_weight: distance of self-similarities between adapted and source image of one latent.
         structure_weight: distance of their lines and light; for looks that draw the same scene, 0 for others.
+        adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug of the adversarial loss, see `AdvAugConfig`: what the
+            discriminator's last layers see is moved, and the generator's styles.
     """
 
     discriminator: str = "source"
@@ -65,6 +68,10 @@ class ObjectiveConfig:
     deepest_level: int = 10
     content_weight: float = 0.0
     structure_weight: float = 0.0
+    adv_steps: int = 0
+    adv_gamma: float = 0.01
+    adv_direction: str = "paper"
+    adv_weight: float = 1.0
 
     LEAST = {"r1_every": 1, "path_length_every": 1, "deepest_level": 0}  # no field: smallest value of options
 
@@ -72,6 +79,12 @@ class ObjectiveConfig:
         for name, least in self.LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: give {least} or more")
+        if self.adv_aug.acts and not self.adversarial_weight:
+            raise ValueError(f"adv_steps={self.adv_steps} attacks the adversarial loss, but adversarial_weight is 0")
+
+    @property
+    def adv_aug(self) -> AdvAugConfig:
+        return AdvAugConfig(self.adv_steps, self.adv_gamma, self.adv_direction, self.adv_weight)
 
     @classmethod
     def paper(cls) -> "ObjectiveConfig":
@@ -232,24 +245,45 @@ class Objective(nn.Module):
             return self.discriminator(features)
         return [self.discriminator(views.colour)]
 
+    def last_layers(self, step: int) -> list[nn.Module]:
+        """What turns features into the logits of this step."""
+        return self.discriminator.last_layers
+
+    def _judged(self, views: Views, features: dict, step: int, direction: int) -> tuple[list, list]:
+        """Logits, and those of features that AdvAug moved along `direction` (1: towards higher logits), if it acts."""
+        c = self.config.adv_aug
+        if not c.acts:
+            return self.logits(views, features, step), []
+        with tapped(self.last_layers(step)) as seen:
+            clean = self.logits(views, features, step)
+        with undisturbed(self):
+            shifts = [attack(x, lambda y, f=f: direction * f(y).sum(), c.steps, c.gamma) for f, x in seen]
+            return clean, [f(x + shift) for (f, x), shift in zip(seen, shifts, strict=True)]
+
     def discriminator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Weighted losses of the discriminator side, for a batch that was detached."""
         c = self.config
         loss = hinge_d_loss if c.discriminator == "projected" else logistic_d_loss
-        real = self.logits(batch.real, batch.real_features, batch.step)
-        fake = self.logits(batch.fake, batch.fake_features, batch.step)
+        real, moved_real = self._judged(batch.real, batch.real_features, batch.step, c.adv_aug.helping)
+        fake, moved_fake = self._judged(batch.fake, batch.fake_features, batch.step, 1)
         losses = {"d": sum(map(loss, real, fake)) / len(real)}
+        if moved_real:
+            losses["d"] = c.adv_aug.mean(losses["d"], sum(map(loss, moved_real, moved_fake)) / len(real))
         if c.discriminator == "source" and c.r1_weight and batch.step % c.r1_every == 0:
             losses["r1"] = c.r1_every * r1_penalty(self.discriminator, batch.real.colour, c.r1_weight)
         return losses
+
+    def adversarial_loss(self, views: Views, features: dict, step: int) -> torch.Tensor:
+        """The generator's, unweighted."""
+        loss = hinge_g_loss if self.config.discriminator == "projected" else logistic_g_loss
+        maps = self.logits(views, features, step)
+        return sum(map(loss, maps)) / len(maps)
 
     def generator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Weighted losses of the generator side; gradients flow through `drawn`, `fake` and `fake_features`."""
         c, losses, real, fake = self.config, {}, batch.real, batch.fake
         if c.adversarial_weight:
-            loss = hinge_g_loss if c.discriminator == "projected" else logistic_g_loss
-            maps = self.logits(fake, batch.fake_features, batch.step)
-            losses["g"] = c.adversarial_weight * sum(map(loss, maps)) / len(maps)
+            losses["g"] = c.adversarial_weight * self.adversarial_loss(fake, batch.fake_features, batch.step)
         levels = [k for k in self.moment_levels if k in batch.fake_features]
         pairs = [(batch.fake_features[k], batch.real_features[k]) for k in levels]
         if c.statistics_weight:

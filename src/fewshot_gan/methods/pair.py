@@ -80,6 +80,10 @@ class Pair:
         ws = self.ws(latents)
         if ws_gradient and not ws.requires_grad:
             ws = ws.detach().requires_grad_(True)
+        return self.drawn(ws)
+
+    def drawn(self, ws: torch.Tensor) -> Drawn:
+        """Draw styles `[B, L, D]` under what acts now."""
         images, features = self.generator.synthesis(ws.bfloat16() if self.half else ws, return_features=True)
         return Drawn(ws, images.float(), features)
 

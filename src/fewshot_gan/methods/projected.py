@@ -96,6 +96,11 @@ class ProjectedDiscriminator(ModelMixin, ConfigMixin):
                 remove_parametrizations(conv, "weight")  # the normalised weight itself: no estimate of a norm goes on
                 conv.requires_grad_(False)
 
+    @property
+    def last_layers(self) -> list[nn.Module]:
+        """What turns features into logits, a layer per head."""
+        return [self.heads[str(level)].to_logit for level in self.levels]
+
     def forward(self, features: dict[int, torch.Tensor], return_features: bool = False):
         """Level → `[B, C, H, W]` features in, one logit map `[B, h, w]` per level out.
 

@@ -361,6 +361,11 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
         """Size of the features that the adaptable layer at `path` takes."""
         return block_resolution(path)
 
+    @property
+    def last_layers(self) -> list[nn.Module]:
+        """What turns a feature vector into the logit."""
+        return [self.b4.out]
+
     def freeze_lower(self, num: int) -> None:
         """Keep the first `num` blocks, counted from the image, as they are now (FreezeD, arXiv 2002.10964).
 

@@ -32,7 +32,9 @@ class DiffAugment:
         ValueError: an unknown policy name.
     """
 
-    def __init__(self, policy: str = "color,translation,cutout"):
+    EVERYTHING = ",".join(_POLICIES)
+
+    def __init__(self, policy: str = EVERYTHING):
         self.policy = [name.strip() for name in policy.split(",") if name.strip()]
         if unknown := [name for name in self.policy if name not in _POLICIES]:
             raise ValueError(

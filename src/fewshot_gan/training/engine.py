@@ -17,12 +17,15 @@ from tqdm.auto import tqdm
 from ..adapters import Adapter, AdapterBank
 from ..hub import replace_file
 from ..images import to_bytes
+from ..methods.adv_aug import attack, undisturbed
 from ..methods.objective import Batch, Objective, Views, digest
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
 from .augment import DiffAugment, FewShotAugment, random_zoom
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
+
+AUGMENTS = ("fewshot", "diffaugment", "flip", "none")
 
 
 class TrainingDiverged(RuntimeError):
@@ -92,7 +95,8 @@ class TrainingConfig:
         d_learning_rate: of the discriminator side, which learns nothing where `adversarial_weight` is 0.
         ema_decay: of the saved factors; 0 = none.
         truncation_psi: of the training latents.
-        augment: "fewshot" (flip, shift, mild colour), "diffaugment" (color,translation,cutout), "flip" or "none".
+        augment: "fewshot" (flip, shift, mild colour), a policy of DiffAugment such as "color,cutout" ("diffaugment":
+            all of it), "flip" or "none".
         real_zoom: training images are enlarged by factors up to this; for looks framed more widely than the base.
         mixed_precision: "no" or "bf16" (the generator's features; losses stay fp32).
         checkpointing_steps, checkpoints_total_limit: how often and how many.
@@ -126,8 +130,19 @@ class TrainingConfig:
         check_run(self, ("max_train_steps", "train_batch_size"))
         if not 1 <= self.real_zoom <= 4:
             raise ValueError(f"real_zoom={self.real_zoom}: give 1 (none) to 4, e.g. 1.5")
-        if self.augment not in ("fewshot", "diffaugment", "flip", "none"):
-            raise ValueError(f"unknown augment {self.augment!r}; known: fewshot, diffaugment, flip, none")
+        if self.augment not in AUGMENTS:
+            try:
+                DiffAugment(self.augment)
+            except ValueError as error:
+                raise ValueError(
+                    f"unknown augment {self.augment!r}; known: {', '.join(AUGMENTS)}, or {error}"
+                ) from None
+
+    @property
+    def policy(self) -> str | None:
+        """DiffAugment's, None where images are augmented otherwise."""
+        everything = {"diffaugment": DiffAugment.EVERYTHING}
+        return everything.get(self.augment, None if self.augment in AUGMENTS else self.augment)
 
 
 class Trainer:
@@ -143,10 +158,10 @@ class Trainer:
     """
 
     def __init__(self, generator, adapter, objective: Objective, images, config, accelerator: Accelerator):
-        if config.augment == "diffaugment" and objective.compares_views:
+        if config.policy and objective.compares_views:
             raise ValueError(
-                "augment='diffaugment' moves each image on its own, so content and structure terms cannot compare it "
-                "with its source; use augment='fewshot', or content_weight=0 and structure_weight=0"
+                f"augment={config.augment!r} moves each image on its own, so content and structure terms cannot "
+                "compare it with its source; use augment='fewshot', or content_weight=0 and structure_weight=0"
             )
         if config.augment != "none" and not objective.uses_images:
             raise ValueError(f"augment={config.augment!r}: this objective's pictures are not augmented; use 'none'")
@@ -180,7 +195,7 @@ class Trainer:
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         self.step = 0
         self.folder = Path(config.output_dir)
-        self.fewshot, self.diffaugment = FewShotAugment(), DiffAugment()
+        self.fewshot, self.diffaugment = FewShotAugment(), DiffAugment(config.policy or "")
         if config.augment == "flip":
             self.fewshot = FewShotAugment(translation=0.0)
 
@@ -191,7 +206,7 @@ class Trainer:
         kind = self.config.augment
         if kind == "none":
             return Views(images, images), None
-        if kind == "diffaugment":
+        if self.config.policy:
             return Views(self.diffaugment(images, self.random), images), None
         draw = self.fewshot.sample(len(images), self.random)
         plain = self.fewshot.apply(images, draw, colour=False)
@@ -211,6 +226,8 @@ class Trainer:
                 self._apply(self.d_optimizer, self.d_parameters)
             objective.requires_grad_(False)  # no weight gradients on the judge's side
             losses = objective.generator_losses(batch)
+            if objective.config.adv_aug.acts:
+                self._attack(batch, losses)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * config.learning_rate * self._rate(step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -247,6 +264,21 @@ class Trainer:
                 if objective.config.content_weight:
                     batch.source_features = objective.observe(batch.source_view, CONTENT_LEVELS)
         return batch
+
+    def _attack(self, batch: Batch, losses: dict[str, torch.Tensor]) -> None:
+        """AdvAug's generator side: add the adversarial loss of moved styles, weighted with the clean one."""
+        objective, c = self.objective, self.objective.config.adv_aug
+
+        def loss(ws):
+            view, _ = self.augment(self.pair.drawn(ws).images)
+            seen = objective.observe(view.colour, objective.levels)
+            return objective.adversarial_loss(view, seen, batch.step)
+
+        with undisturbed(objective):
+            shift = attack(batch.drawn.ws, lambda ws: -c.helping * loss(ws), c.steps, c.gamma)
+            moved = objective.config.adversarial_weight * loss(batch.drawn.ws + shift)
+        losses["g"] = losses["g"] / (1 + c.weight)
+        losses["adv_aug"] = moved * c.weight / (1 + c.weight)
 
     def _rate(self, step: int) -> float:
         c, progress = self.config, step / max(1, self.config.max_train_steps)
