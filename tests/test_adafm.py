@@ -1,15 +1,19 @@
 """AdaFM transfer: what is kept, what is modulated and when, what is retrained (spec tests a to i, l)."""
 
+import shutil
 from copy import deepcopy
 
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
+from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import AdaFMAdapter, AdapterBank, FullAdapter, LeFTAdapter, fingerprint
 from fewshot_gan.adapters.adafm import SPECIFIC_RATE, AdaFMFactors
 from fewshot_gan.methods.adafm import AdaFMConfig, AdaFMObjective, parse_groups, split_generator
 from fewshot_gan.methods.losses import r1_penalty
+from fewshot_gan.models import GPGANDiscriminator, GPGANGenerator
 from fewshot_gan.models.layers import adaptable_layers
 from fewshot_gan.training import adapt
 from fewshot_gan.training.engine import Trainer, TrainingConfig
@@ -160,13 +164,7 @@ def test_whole_weights_have_a_rate_of_their_own(stylegan2):
         assert all(group["lr"] == 0.5 * group["rate"] for group in groups)
 
 
-def test_the_script(base_folder, tmp_path, features, monkeypatch):
-    from PIL import Image
-
-    data = tmp_path / "data"
-    data.mkdir()
-    for i, image in enumerate(images()):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(data / f"{i}.png")
+def test_the_script(base_folder, data, tmp_path, features, monkeypatch):
     monkeypatch.setattr(adapt, "load_features", lambda device="cpu": features)
     common = [f"--base={base_folder}", f"--data={data}", "--report_to=none", "--num_threads=1", "--max_train_steps=2"]
     common += ["--train_batch_size=2", "--sample_steps=0"]
@@ -181,3 +179,112 @@ def test_the_script(base_folder, tmp_path, features, monkeypatch):
     ):
         with pytest.raises(SystemExit, match=message):
             adapt.main("adafm", [*common, f"--output_dir={tmp_path / 'bad'}", *options])
+
+
+# ------------------------------------------------------------------------------------------ a GP-GAN and its own part
+
+
+def gp_gan(discriminator=True):
+    torch.manual_seed(5)
+    g = GPGANGenerator((8, 8, 8, 6, 4), num_classes=3, z_dim=6, embedding_dim=4)  # 4 to 32 px
+    return FewShotGAN(g, GPGANDiscriminator((8, 8, 8, 6, 4), num_classes=3) if discriminator else None)
+
+
+@pytest.fixture
+def data(tmp_path):
+    (folder := tmp_path / "data").mkdir()
+    for i, image in enumerate(images()):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def transfer(tmp_path, data, features, monkeypatch):
+    """`transfer(folder, *options)` runs the script on a tiny GP-GAN, and returns the trainer it used."""
+    monkeypatch.setattr(adapt, "load_features", lambda device="cpu": features)
+    gp_gan().save_pretrained(tmp_path / "source")
+    made = []
+    monkeypatch.setattr(adapt, "Trainer", lambda *args: made.append(Trainer(*args)) or made[-1])
+
+    def run(folder, *options):
+        common = [f"--base={tmp_path / 'source'}", f"--data={data}", "--report_to=none", "--num_threads=1"]
+        common += ["--preset=paper", "--groups=G3D2", "--train_batch_size=2", "--sample_steps=2", "--matcher_gain=10"]
+        common += ["--adafm_start=2", "--max_train_steps=4", "--checkpointing_steps=2", "--ema_decay=0"]
+        adapt.main("adafm", [*common, f"--output_dir={tmp_path / folder}", *options])
+        return made[-1]
+
+    return run
+
+
+def test_transfer_of_a_gp_gan(transfer, tmp_path):
+    trainer, source = transfer("run"), gp_gan()
+    theirs, judge = source.generator.state_dict(), source.discriminator.state_dict()
+    pipe = FewShotGAN.from_pretrained(tmp_path / "run" / "base")
+    own = pipe.generator.state_dict()
+    kept = {name for name in own if pipe.generator.is_kept(name)}
+    assert {name.split(".")[0] for name in kept} == {"b16", "b32", "to_rgb"}
+    assert all(torch.equal(own[name], theirs[name]) for name in kept)
+    # the adapter: γ and β of kept filters, everything of the specific part, nothing else
+    adapter = AdaFMAdapter.from_pretrained(tmp_path / "run")
+    layers = {path: layer.role for path, layer in adaptable_layers(pipe.generator)}
+    modulated = {path for path, f in adapter.factors().items() if isinstance(f, AdaFMFactors)}
+    assert modulated == {path for path in layers if pipe.generator.is_kept(path) and layers[path] == "conv"}
+    assert {*adapter.config.modules_to_save} == {path for path in layers if not pipe.generator.is_kept(path)}
+    assert all(f.gamma.ne(1).any() for path, f in adapter.factors().items() if path in modulated)
+    assert all(f.weight_delta.ne(0).any() for path, f in adapter.factors().items() if path not in modulated)
+    # the discriminator: D2 bit-equal, the rest learned, its last layer new
+    after = trainer.objective.discriminator.state_dict()
+    same = {name for name in after if after[name].shape == judge[name].shape and torch.equal(after[name], judge[name])}
+    assert same == {name for name in judge if name.startswith(("from_rgb.", "b32."))}
+    assert after["out.weight"].shape[0] == 1
+    # loaded on the base that lies beside it
+    images = pipe(2, seed=0, output_type="pt").images
+    pipe.load_adapter(tmp_path / "run", "new")
+    assert not torch.allclose(pipe(2, seed=0, output_type="pt").images, images, atol=1e-3)
+
+
+def test_transfer_of_a_gp_gan_waits_and_resumes(transfer, tmp_path):
+    whole = transfer("whole")
+    first = torch.load(tmp_path / "whole" / "checkpoint-000002" / "state-0.pt", weights_only=True)["adapter"]
+    gammas = [name for name in first if name.endswith("gamma")]
+    assert gammas and all((first[name] == 1).all() for name in gammas)  # γ and β learn from step 2 on
+    shutil.copytree(tmp_path / "whole" / "checkpoint-000002", tmp_path / "again" / "checkpoint-000002")
+    torch.manual_seed(123)
+    again = transfer("again", "--sample_steps=1")  # noise of layers is drawn anew each step, and sampling takes none
+    for a, b in ((whole.adapter, again.adapter), (whole.objective, again.objective)):
+        assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert whole.generator.training
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset=few_images"], "--preset few_images does not fit a GP-GAN .*; give --preset paper"),
+        (["--truncation_psi=0.5"], "--truncation_psi 0.5 does not fit a GP-GAN"),
+        (["--path_length_weight=2"], "--path_length_weight 2.0 does not fit"),
+        (["--groups=G9"], "G9 of a network with 4 scales"),
+        (["--groups=G3D9"], "D9 keeps 9 groups, this discriminator has 5; give D0 to D5"),
+    ],
+)
+def test_refused_of_a_gp_gan(transfer, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        transfer("bad", *options)
+    assert not (tmp_path / "bad" / "base").exists()
+
+
+def test_who_cannot_be_transferred(transfer, base_folder, data, tmp_path):
+    gp_gan(discriminator=False).save_pretrained(tmp_path / "alone")
+    for options, message in (
+        ([f"--base={tmp_path / 'alone'}"], "has no discriminator to transfer"),
+        ([f"--base={base_folder}", "--preset=few_images", "--groups=G3"], "--matcher_gain are of the part that a GP"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            transfer("bad", *options)
+    common = [f"--base={tmp_path / 'source'}", f"--data={data}", "--report_to=none", f"--output_dir={tmp_path / 'bad'}"]
+    with pytest.raises(SystemExit, match="is a GPGANGenerator; these methods adapt style-based"):
+        adapt.main("finetune", common)
+
+
+def test_attack_of_a_tailored_generator(transfer):
+    trainer = transfer("run", "--adv_steps=1", "--r1_every=1", "--penalty=real_fake", "--z_dim=4")
+    assert trainer.generator.z_dim == 4 and trainer.train_step().keys() == {"d", "r1", "r1_fake", "g", "adv_aug"}

@@ -4,7 +4,8 @@ GmDn keeps m groups of the generator and n of the discriminator, counted from th
 one resolution each. Kept filters of the generator get a scale and a shift from step `adafm_start` on; everything else
 of it is retrained. Differs from the paper in style-based generators: these have mapping, noise and styles already, so
 the specific part is their own low-resolution blocks and styles, retrained from where they are, and needs no scale
-matcher; the discriminator's last layer is not drawn anew; it is updated before the generator, and images get no noise.
+matcher; the discriminator's last layer is not drawn anew. Of a GP-GAN the specific part is the paper's own, see
+`tailored_networks`. Of both, the discriminator is updated before the generator, and images get no noise.
 """
 
 import re
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from ..adapters.adafm import AdaFMFactors
+from ..models import GPGANDiscriminator, GPGANGenerator, TailoredGenerator
 from ..models.layers import adaptable_layers
 from .losses import r1_penalty
 from .objective import Batch, Objective, ObjectiveConfig
@@ -96,6 +98,32 @@ def split_generator(model: nn.Module, kept: int) -> tuple[list[str], list[str]]:
     return modulated, [path for path in layers if path not in untouched and path not in modulated]
 
 
+def tailored_networks(
+    generator: GPGANGenerator, discriminator: GPGANDiscriminator, kept: int, seed: int = 0, **options
+) -> tuple[TailoredGenerator, GPGANDiscriminator]:
+    """What AdaFM transfer of a GP-GAN starts from (§3.2): a fresh specific part in front of the kept scales.
+
+    Args:
+        generator, discriminator: of the source; they are left as they are.
+        kept: m of GmDn.
+        seed: of all that is new.
+        options: of `TailoredGenerator`, e.g. `z_dim`, `gain`.
+
+    Returns:
+        The tailored generator, and the source's discriminator with a last layer of one logit, drawn anew.
+
+    Raises:
+        ValueError: there are not as many groups.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = TailoredGenerator.of(generator, kept, **options)
+        judge = type(discriminator).from_config({**discriminator.config, "num_classes": 1})
+    known = {name: tensor for name, tensor in discriminator.state_dict().items() if not name.startswith("out.")}
+    judge.load_state_dict(judge.state_dict() | known)
+    return new, judge
+
+
 class AdaFMObjective(Objective):
     """Adversarial training of the specific part and the modulation, with kept groups of the discriminator.
 
@@ -116,12 +144,13 @@ class AdaFMObjective(Objective):
             self._keep(kept)
 
     def _keep(self, kept: int) -> None:
-        """fromRGB is the first group, each block one more."""
-        resolutions = self.discriminator.block_resolutions
-        if kept > (most := 1 + len(resolutions)):
-            raise ValueError(f"D{kept} keeps {kept} groups, this discriminator has {most}; give D0 to D{most}")
-        getattr(self.discriminator, f"b{resolutions[0]}").from_rgb.requires_grad_(False)
-        self.discriminator.freeze_lower(kept - 1)
+        parts = self.discriminator.groups
+        if kept > len(parts):
+            raise ValueError(
+                f"D{kept} keeps {kept} groups, this discriminator has {len(parts)}; give D0 to D{len(parts)}"
+            )
+        for part in parts[:kept]:
+            part.requires_grad_(False)
 
     def prepare(self, adapter, step: int) -> None:
         learns = step >= self.config.adafm_start

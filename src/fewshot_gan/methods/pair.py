@@ -1,6 +1,6 @@
 """A generator before and after adaptation, drawn from the same latents and noise: what every method compares.
 
-Shape legend: B images, L `ws`, D `w_dim`, R resolution.
+Shape legend: B images, L `ws`, D `w_dim`, R resolution. Generators without styles have z `[B, z_dim]` for `ws`.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ..models.layers import as_ws, mix_styles
+from ..models.plain import PlainGenerator
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Pair:
     def ws(self, latents: Latents) -> torch.Tensor:
         """`[B, L, D]` under whatever acts now."""
         network = self.generator
+        if isinstance(network, PlainGenerator):
+            return latents.z.to(network.device)
         if latents.w is not None:
             return as_ws(latents.w.to(network.device), network.num_ws, network.w_dim)
         ws = network.mapping(latents.z.to(network.device), truncation_psi=self.psi)
@@ -84,7 +87,10 @@ class Pair:
 
     def drawn(self, ws: torch.Tensor) -> Drawn:
         """Draw styles `[B, L, D]` under what acts now."""
-        images, features = self.generator.synthesis(ws.bfloat16() if self.half else ws, return_features=True)
+        ws = ws.bfloat16() if self.half else ws
+        if isinstance(self.generator, PlainGenerator):
+            return Drawn(ws, self.generator(ws).float(), {})
+        images, features = self.generator.synthesis(ws, return_features=True)
         return Drawn(ws, images.float(), features)
 
     @torch.no_grad()

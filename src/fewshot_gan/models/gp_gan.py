@@ -146,6 +146,16 @@ class GPGANDiscriminator(PlainDiscriminator, ModelMixin, ConfigMixin):
             setattr(self, f"b{res}", scale(channels[i + 1], channels[i], blocks_per_scale, widen=True))
         self.out = Linear(channels[0] * 16, num_classes, init=fan_in_uniform)
 
+    @property
+    def last_layers(self) -> list[nn.Module]:
+        """What turns feature vectors into logits."""
+        return [self.out]
+
+    @property
+    def groups(self) -> list[nn.Module]:
+        """Parts from the picture on, as GmDn counts them (arXiv 2002.11810): the image convolution, a scale each."""
+        return [self.from_rgb, *(getattr(self, f"b{res}") for res in self.resolutions)]
+
     def trunk(self, images):  # [B, 3, R, R] -> [B, C·16]
         x = self.from_rgb(images)
         for res in self.resolutions:

@@ -366,6 +366,12 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
         """What turns a feature vector into the logit."""
         return [self.b4.out]
 
+    @property
+    def groups(self) -> list[nn.Module]:
+        """Parts from the picture on, as GmDn counts them: fromRGB, the rest of its block, then a block each."""
+        first, *others = (getattr(self, f"b{res}") for res in self.block_resolutions)
+        return [first.from_rgb, first, *others]
+
     def freeze_lower(self, num: int) -> None:
         """Keep the first `num` blocks, counted from the image, as they are now (FreezeD, arXiv 2002.10964).
 

@@ -1,7 +1,7 @@
 """AdaFM's tailored generator: a small style-based network in front of kept GP-GAN scales (ICML 2020, arXiv 2002.11810).
 
-Style MLP → 4×4 map → style blocks → scale matcher → the scales next to the picture, taken from a `GPGANGenerator`. The
-architecture alone: no script trains it yet. Differs from the reference: the noise is fixed in evaluation.
+Style MLP → 4×4 map → style blocks → scale matcher → the scales next to the picture, taken from a `GPGANGenerator`.
+Differs from the reference: the noise is fixed in evaluation.
 
 Shape legend: B batch, C width, H/W size of the features, D style width.
 """
@@ -232,7 +232,9 @@ class TailoredGenerator(PlainGenerator, ModelMixin, ConfigMixin):
         """
         most = len(source.resolutions) - 1
         if not 2 <= kept <= most:
-            raise ValueError(f"G{kept} of a network with {most + 1} scales: give G2 to G{most}")
+            raise ValueError(
+                f"G{kept} of a network with {most + 1} scales beside the image convolution: give G2 to G{most}"
+            )
         widths = list(source.config.channels)[-kept:]
         blocks = (source.resolution >> (kept - 1)).bit_length() - 3
         config = {"channels": widths, "style_blocks": blocks, "z_dim": source.z_dim, **options}

@@ -22,13 +22,14 @@ from ..features import load_features
 from ..hub import embedded_datasets, portable_name, replace_file
 from ..images import to_bytes, to_floats
 from ..inversion import SPACES, VERSION, invert, latent_statistics, lpips_network
-from ..methods.adafm import AdaFMConfig, AdaFMObjective, parse_groups, split_generator
+from ..methods.adafm import AdaFMConfig, AdaFMObjective, parse_groups, split_generator, tailored_networks
 from ..methods.cdc import CDCConfig, CDCObjective
 from ..methods.d3t import D3TConfig, D3TObjective
 from ..methods.finetune import FinetuneConfig, FinetuneObjective
 from ..methods.hyperdomain import HyperDomainConfig, HyperDomainObjective
 from ..methods.lfs_gan import LFSConfig, LFSObjective
 from ..methods.objective import digest
+from ..models import GPGANGenerator
 from ..models.layers import as_ws
 from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
@@ -158,6 +159,9 @@ def parser(method: str) -> argparse.ArgumentParser:
     if of.objective in PROJECTING:
         add_projection_options(p)
         p.add_argument("--projections", help="file of the projections; default: in the output folder")
+    if of.objective is AdaFMObjective:
+        p.add_argument("--z_dim", type=int, help="of a GP-GAN's specific part; default: the base's, 4 for 25 images")
+        p.add_argument("--matcher_gain", type=float, help="of a GP-GAN's scale matcher at first; default 1000")
     if of.objective is FinetuneObjective:
         p.add_argument("--scratch", action="store_true", help="forget the base's weights first; with --adapter full")
     usual = {"learning_rate": usual_rate(of.adapter), **of.settings}
@@ -269,11 +273,12 @@ def run(args: argparse.Namespace) -> Adapter:
     given, of = vars(args), METHODS[args.method]
     training, config = resolve(args)
     pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
-    if isinstance(pipe.generator, PlainGenerator):
-        raise ValueError(
-            f"{args.pretrained_model_name_or_path} is a {type(pipe.generator).__name__}; these methods adapt "
-            "style-based generators, e.g. 'ffhq', and training/lottery.py trains the others"
-        )
+    base = args.pretrained_model_name_or_path
+    tailored = isinstance(pipe.generator, PlainGenerator)
+    if tailored:
+        pipe, base = tailor(args, config, pipe), str(Path(args.output_dir) / "base")
+    elif given.get("matcher_gain") or given.get("z_dim"):
+        raise ValueError("--z_dim and --matcher_gain are of the part that a GP-GAN gets; leave them out")
     images = real = None
     if args.train_data_dir is not None:
         data = embedded_datasets().get(args.train_data_dir, args.train_data_dir)
@@ -292,7 +297,7 @@ def run(args: argparse.Namespace) -> Adapter:
         record |= {name: given[name] for name in PROJECTION}
     for name in ("output_dir", *(() if of.objective.uses_images else JUDGED)):
         record.pop(name)
-    options = {"method": args.method, "training": record, "base_model_name_or_path": args.pretrained_model_name_or_path}
+    options = {"method": args.method, "training": record, "base_model_name_or_path": base}
     for name in OPTIONS:
         if (value := given[name]) is not None:
             options[name] = value or None  # rank 0 is None, one factor per weight
@@ -313,6 +318,8 @@ def run(args: argparse.Namespace) -> Adapter:
     )
     trainer = Trainer(pipe.generator, adapter, objective, images, training, accelerator)
     start_trackers(args, accelerator, args.method)
+    if tailored and accelerator.is_main_process:
+        pipe.save_pretrained(base)  # what the adapter is of
     result = trainer.train()
     if accelerator.device.type == "cuda":
         accelerator.print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
@@ -323,6 +330,34 @@ def run(args: argparse.Namespace) -> Adapter:
             result.push_to_hub(args.hub_model_id or name, grid=trainer.folder / "samples")
     accelerator.end_training()
     return result
+
+
+def tailor(args: argparse.Namespace, config, pipe: FewShotGAN) -> FewShotGAN:
+    """The base that AdaFM transfer of a GP-GAN adapts: kept scales behind a fresh specific part.
+
+    Raises:
+        ValueError: another base, another method, or settings that such a base has no use for.
+    """
+    g, d, name = pipe.generator, pipe.discriminator, args.pretrained_model_name_or_path
+    if not isinstance(g, GPGANGenerator) or not isinstance(config, AdaFMConfig):
+        raise ValueError(
+            f"{name} is a {type(g).__name__}; these methods adapt style-based generators, e.g. 'ffhq', AdaFM transfer "
+            "GP-GANs too, and training/lottery.py trains the others"
+        )
+    if d is None:
+        raise ValueError(f"{name} has no discriminator to transfer; convert it with its discriminator")
+    for option, value, usual in (
+        ("preset", args.preset, "paper"),
+        ("discriminator", config.discriminator, "source"),
+        ("truncation_psi", args.truncation_psi, 1.0),
+        ("style_mixing", config.style_mixing, 0.0),
+        ("path_length_weight", config.path_length_weight, 0.0),
+    ):
+        if value != usual:
+            raise ValueError(f"--{option} {value} does not fit a GP-GAN such as {name}; give --{option} {usual}")
+    options = {"z_dim": args.z_dim, "gain": args.matcher_gain}
+    options = {option: value for option, value in options.items() if value is not None}
+    return FewShotGAN(*tailored_networks(g, d, parse_groups(config.groups)[0], args.seed, **options))
 
 
 def start(args: argparse.Namespace) -> Accelerator:

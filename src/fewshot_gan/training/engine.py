@@ -5,6 +5,8 @@ Shape legend: B images, L `ws`, D `w_dim`, R resolution.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from ..methods.adv_aug import attack, undisturbed
 from ..methods.objective import Batch, Objective, Views, digest
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
+from ..models.plain import PlainGenerator
 from .augment import DiffAugment, FewShotAugment, random_zoom
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
@@ -30,6 +33,16 @@ AUGMENTS = ("fewshot", "diffaugment", "flip", "none")
 
 class TrainingDiverged(RuntimeError):
     """A loss stopped being finite; the last good checkpoint is on disk."""
+
+
+@contextmanager
+def evaluating(model) -> Iterator[None]:
+    """`model` in evaluation mode, then as it was."""
+    training = model.training
+    try:
+        yield model.eval()
+    finally:
+        model.train(training)
 
 
 def check_run(config, counts: tuple[str, ...]) -> None:
@@ -167,7 +180,8 @@ class Trainer:
             raise ValueError(f"augment={config.augment!r}: this objective's pictures are not augmented; use 'none'")
         self.config, self.accelerator, self.device = config, accelerator, accelerator.device
         # channels-last: a seventh less time per step on a CPU, and what GPUs prefer
-        self.generator = generator.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.generator = generator.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
+        self.generator.train(isinstance(generator, PlainGenerator))  # those draw the noise of a layer anew each time
         self.adapter = adapter.to(self.device).train().requires_grad_(True)
         self.ema = deepcopy(adapter).requires_grad_(False) if config.ema_decay else None
         self.objective = objective.to(self.device).train()
@@ -351,6 +365,7 @@ class Trainer:
             "d_optimizer": self.d_optimizer and self.d_optimizer.state_dict(),
             "batches": self.batches and self.batches.state_dict(),
             "random": self.random.get_state(),
+            "noise": torch.get_rng_state() if self.generator.training else None,
         }
         write, keep = self.result.save_pretrained, self.config.checkpoints_total_limit
         save_checkpoint(self.folder, self.step, state, self._settings(), self.accelerator, keep, write)
@@ -380,6 +395,8 @@ class Trainer:
             if getattr(self, part) is not None:
                 getattr(self, part).load_state_dict(state[part])
         self.random.set_state(state["random"])
+        if self.generator.training:
+            torch.set_rng_state(state["noise"])
         self.step = state["step"]
 
     @torch.no_grad()
@@ -392,7 +409,7 @@ class Trainer:
         else:
             acting += [self.bank.using_vectors(deltas) for deltas in self.objective.examples()]
         for looking in acting:
-            with looking:
+            with looking, evaluating(self.generator):
                 chunks = z.split(self.config.train_batch_size)
                 rows.append(torch.cat([self.pair.adapted(Latents(chunk)).images.cpu() for chunk in chunks]))
         grid = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
