@@ -409,6 +409,8 @@ def test_a_ticket_belongs_to_its_first_weights(faces, tmp_path):  # 10
     assert torch.equal(same.generator.to_rgb.weight, one.generator.to_rgb.weight)  # seed + mask is the ticket
     with pytest.raises(ValueError, match="was drawn from weights θ₀ with fingerprint .*--allow_other_init"):
         find(faces, tmp_path / "other", f"--ticket={ticket}", "--seed=1")
+    (twin,) = find(faces, tmp_path / "twin", f"--ticket={ticket}", "--seed=1", "--init_seed=0")  # the same θ₀
+    assert not torch.equal(FewShotGAN.from_pretrained(twin).generator.to_rgb.weight, one.generator.to_rgb.weight)
     (folder,) = find(faces, tmp_path / "other", f"--ticket={ticket}", "--seed=1", "--allow_other_init")
     other = FewShotGAN.from_pretrained(folder)
     assert sparsity_of({p: w != 0 for p, w in prunable(other.generator).items()}) >= 0.2
@@ -471,6 +473,7 @@ def test_a_ticket_retrained_in_a_fresh_process_has_the_same_losses(tmp_path):
         (["--backbone=biggan", "--resolution=48"], "not 48"),
         (["--ticket=nowhere"], "nowhere"),
         (["--channels=12"], "channels=12: give a multiple of 8"),
+        (["--base=nowhere", "--init_seed=1"], "--init_seed are of new networks"),
     ],
 )
 def test_bad_options_end_in_one_sentence(faces, tmp_path, options, message):

@@ -232,9 +232,7 @@ class TailoredGenerator(PlainGenerator, ModelMixin, ConfigMixin):
         """
         most = len(source.resolutions) - 1
         if not 2 <= kept <= most:
-            raise ValueError(
-                f"G{kept} of a network with {most + 1} scales beside the image convolution: give G2 to G{most}"
-            )
+            raise ValueError(f"G{kept} of a network with {most + 1} scales: give G2 to G{most}")
         widths = list(source.config.channels)[-kept:]
         blocks = (source.resolution >> (kept - 1)).bit_length() - 3
         config = {"channels": widths, "style_blocks": blocks, "z_dim": source.z_dim, **options}

@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--channels", type=int, help="width of the generator; default: as published, 256 of SNGAN")
     p.add_argument("--d_channels", type=int, help="width of the discriminator; default: as published, 128 of SNGAN")
     p.add_argument("--pretrained_model_name_or_path", "--base", help="start from and rewind to this base's networks")
+    p.add_argument("--init_seed", type=int, help="of θ₀; default: --seed, which is of all that is drawn in training")
     p.add_argument("--rounds", type=int, default=0, help="of pruning after dense training; 5 of 0.2 leave a third")
     p.add_argument("--prune_rate", type=float, default=0.2, help="share of the remaining weights that goes each round")
     p.add_argument(
@@ -89,8 +90,10 @@ def configure(args: argparse.Namespace) -> LimitedConfig:
     for name in ("channels", "d_channels"):
         if (value := getattr(args, name)) is not None and (value < 8 or value % 8):
             raise ValueError(f"{name}={value}: give a multiple of 8")
-    if args.pretrained_model_name_or_path and (args.channels or args.d_channels):
-        raise ValueError("--channels and --d_channels are of new networks, --base has its own; leave them out")
+    if args.pretrained_model_name_or_path and (args.channels or args.d_channels or args.init_seed is not None):
+        raise ValueError(
+            "--channels, --d_channels and --init_seed are of new networks, --base has its own; leave them out"
+        )
     if args.backbone == "biggan" and args.resolution not in BIGGAN:
         raise ValueError(f"BigGAN is laid out for {', '.join(map(str, BIGGAN))} px, not {args.resolution}")
     usual = BIGGAN[args.resolution] if args.backbone == "biggan" else {}
@@ -101,7 +104,7 @@ def configure(args: argparse.Namespace) -> LimitedConfig:
 
 
 def networks(args: argparse.Namespace, classes: int | None):
-    """θ₀ of generator and discriminator: a base's, or drawn from the seed alone.
+    """θ₀ of generator and discriminator: a base's, or drawn from `init_seed` alone.
 
     Raises:
         ValueError: the base has no discriminator, or the data's classes do not fit.
@@ -117,7 +120,7 @@ def networks(args: argparse.Namespace, classes: int | None):
             )
         return g, d
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
+        torch.manual_seed(args.seed if args.init_seed is None else args.init_seed)
         if args.backbone == "sngan":
             g = SNGANGenerator(args.channels or 256, resolution=args.resolution)
             return g, SNGANDiscriminator(args.d_channels or 128, args.resolution)
