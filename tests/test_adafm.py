@@ -10,7 +10,7 @@ from PIL import Image
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import AdaFMAdapter, AdapterBank, FullAdapter, LeFTAdapter, fingerprint
-from fewshot_gan.adapters.adafm import SPECIFIC_RATE, AdaFMFactors
+from fewshot_gan.adapters.adafm import WEIGHT_RATE, AdaFMFactors
 from fewshot_gan.methods.adafm import AdaFMConfig, AdaFMObjective, parse_groups, split_generator
 from fewshot_gan.methods.losses import r1_penalty
 from fewshot_gan.models import GPGANDiscriminator, GPGANGenerator
@@ -154,12 +154,14 @@ def test_penalty_of_real_and_fake(stylegan2, discriminator, tmp_path):  # i
 
 def test_whole_weights_have_a_rate_of_their_own(stylegan2):
     for adapter, rates in (
-        (adapter_for(stylegan2), {1.0, SPECIFIC_RATE}),
+        (adapter_for(stylegan2), {1.0, WEIGHT_RATE}),
         (LeFTAdapter.for_model(stylegan2), {1.0}),
         (FullAdapter.for_model(stylegan2), {1.0}),
     ):
         groups = adapter.parameter_groups(0.5)
         assert {group["rate"] for group in groups} == rates
+        slow = {id(p) for group in groups if group["rate"] == WEIGHT_RATE for p in group["params"]}
+        assert slow == {id(p) for n, p in adapter.named_parameters() if 1.0 != min(rates) and not n.endswith("gamma")}
         assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in adapter.parameters()}
         assert all(group["lr"] == 0.5 * group["rate"] for group in groups)
 

@@ -1,6 +1,7 @@
 """AdaFM: scale and shift of every filter of transferred convolutions (ICML 2020, arXiv 2002.11810 §3.3)."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -11,11 +12,13 @@ from .base import Adapted, Adapter, Factors, LayerSpec, select_layers
 from .full import FullAdapter, FullFactors
 
 LAST_RESOLUTIONS = 3
-SPECIFIC_RATE = 0.04  # whole weights burst at the rate of scales and shifts
+WEIGHT_RATE = 0.04  # of what is in units of weights, beside the rate of scales: at that they burst
 
 
 class AdaFMFactors(Factors):
     """Ŵ[o,i,:,:] = γ[o,i] W[o,i,:,:] + β[o,i]; γ, β `[O, I, 1, 1]` start at 1 and 0."""
+
+    rates = MappingProxyType({"beta": WEIGHT_RATE})
 
     def __init__(self, spec: LayerSpec):
         super().__init__()
@@ -61,7 +64,7 @@ class AdaFMAdapter(Adapter):
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
         if path in self.modules_to_save:
             factors = FullFactors(spec)
-            factors.rate = SPECIFIC_RATE
+            factors.rate = WEIGHT_RATE
             return factors
         if len(spec.shape) != 4:
             raise ValueError(f"AdaFM acts on convolutions; {path} has a weight of shape {spec.shape}")

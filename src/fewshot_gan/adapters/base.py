@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -61,9 +62,11 @@ class Factors(nn.Module):
 
     Attributes:
         rate: learning rate beside that of the adapter, see `Adapter.parameter_groups`.
+        rates: of single tensors by name, where they have another one.
     """
 
     rate: float = 1.0
+    rates: Mapping[str, float] = MappingProxyType({})
 
     def forward(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Adapted:
         raise NotImplementedError
@@ -197,9 +200,10 @@ class Adapter(ModelMixin, ConfigMixin):
         """For an optimiser: parameters of one rate each, with "rate", their share of `learning_rate`."""
         rates: dict[float, list[nn.Parameter]] = {}
         for factors in self.factors().values():
-            rates.setdefault(factors.rate, []).extend(factors._parameters[k] for k in factors._parameters)
-        groups = {rate: [p for p in found if p is not None] for rate, found in rates.items()}
-        return [{"params": p, "rate": rate, "lr": rate * learning_rate} for rate, p in groups.items()]
+            for name, parameter in factors._parameters.items():
+                if parameter is not None:
+                    rates.setdefault(factors.rates.get(name, factors.rate), []).append(parameter)
+        return [{"params": p, "rate": rate, "lr": rate * learning_rate} for rate, p in rates.items()]
 
     def num_values(self) -> int:
         """How many numbers the adapter holds."""

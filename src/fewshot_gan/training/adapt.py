@@ -86,7 +86,7 @@ METHODS = {
         AdaFMObjective,
         "adafm",
         published={
-            "paper": {  # whole weights at the published 1e-4, scales and shifts at 25 times that
+            "paper": {  # whole weights and shifts at the published 1e-4, scales at 25 times that
                 **{"max_train_steps": 60_000, "train_batch_size": 16, "learning_rate": 2.5e-3},
                 **{"d_learning_rate": 1e-4, "ema_decay": 0.999, "augment": "flip", "truncation_psi": 1.0},
                 **{"lr_warmup_steps": 0, "lr_final": 1.0, "checkpointing_steps": 5000, "sample_steps": 1000},
