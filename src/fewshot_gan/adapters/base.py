@@ -205,6 +205,10 @@ class Adapter(ModelMixin, ConfigMixin):
                     rates.setdefault(factors.rates.get(name, factors.rate), []).append(parameter)
         return [{"params": p, "rate": rate, "lr": rate * learning_rate} for rate, p in rates.items()]
 
+    def penalty(self, step: int) -> torch.Tensor | None:
+        """A loss of the adapter's own numbers at a step of its training, None = none."""
+        return None
+
     def num_values(self) -> int:
         """How many numbers the adapter holds."""
         return sum(t.numel() for t in self.state_dict().values())
@@ -212,8 +216,9 @@ class Adapter(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def round_to_half(self) -> None:
         """Round every number to the nearest float16 in place: the file then takes half the bytes, without loss."""
-        for parameter in self.parameters():
-            parameter.copy_(parameter.half())
+        for tensor in self.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
 
     def save_pretrained(
         self, save_directory, *, variant: str | None = None, push_to_hub: bool = False, repo_id=None, **push_options

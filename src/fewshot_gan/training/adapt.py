@@ -14,7 +14,7 @@ from accelerate.utils import ProjectConfiguration
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..adapters import Adapter, FullAdapter, trainable_types
+from ..adapters import Adapter, FullAdapter, GANMemoryAdapter, trainable_types
 from ..adapters.domain_vector import PARAMETRIZATIONS, PLACEMENTS
 from ..cards import write_adapter_card
 from ..encoders import CLIP_DEFAULT, load_encoder
@@ -36,7 +36,12 @@ from ..pipeline import FewShotGAN
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig, TrainingDiverged
 
-OPTIONS = {"rank": "left", "placement": "domain_vector", "parametrization": "domain_vector"}  # of which adapter
+OPTIONS = {  # of which adapter
+    "rank": "left",
+    "placement": "domain_vector",
+    "parametrization": "domain_vector",
+    "low_rank": "gan_memory",
+}
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,8 @@ def parser(method: str) -> argparse.ArgumentParser:
     p.add_argument("--rank", type=int, help="of left: default 1; 0 = one factor per weight")
     p.add_argument("--placement", choices=PLACEMENTS, help="of domain_vector: default post_demod")
     p.add_argument("--parametrization", choices=PARAMETRIZATIONS, help="of domain_vector: default input")
+    p.add_argument("--low_rank", action="store_true", default=None, help="of gan_memory: few components, compressed")
+    p.add_argument("--previous", help="of gan_memory: run of the task before, whose components this one has too")
     p.add_argument(
         "--preset",
         choices=of.presets,
@@ -234,7 +241,7 @@ def resolve(args: argparse.Namespace) -> tuple[TrainingConfig, Any]:
         ValueError: options that contradict each other, that nothing here uses, or that are out of range.
     """
     given, of = vars(args), METHODS[args.method]
-    for name, kind in OPTIONS.items():
+    for name, kind in (OPTIONS | {"previous": "gan_memory"}).items():
         if given[name] is not None and args.adapter != kind:
             raise ValueError(f"--{name} is of --adapter {kind}; {args.adapter} has none")
     if args.scratch and args.adapter != "full":
@@ -304,7 +311,11 @@ def run(args: argparse.Namespace) -> Adapter:
     if of.objective is AdaFMObjective:
         modulated, specific = split_generator(pipe.generator, parse_groups(config.groups)[0])
         options |= {"target_modules": modulated, "layers_to_save": specific}
-    adapter = trainable_types()[args.adapter].for_model(pipe.generator, **options)
+    if args.previous:
+        adapter = GANMemoryAdapter.after(Adapter.from_pretrained(args.previous), pipe.generator, **options)
+        record["previous"] = portable_name(args.previous)
+    else:
+        adapter = trainable_types()[args.adapter].for_model(pipe.generator, **options)
     if args.scratch:
         adapter = forget(pipe.generator, options)
     if images is not None:
@@ -321,6 +332,8 @@ def run(args: argparse.Namespace) -> Adapter:
     if tailored and accelerator.is_main_process:
         pipe.save_pretrained(base)  # what the adapter is of
     result = trainer.train()
+    if args.low_rank:
+        result = compress(result, training.output_dir, accelerator)
     if accelerator.device.type == "cuda":
         accelerator.print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
     if accelerator.is_main_process:
@@ -330,6 +343,19 @@ def run(args: argparse.Namespace) -> Adapter:
             result.push_to_hub(args.hub_model_id or name, grid=trainer.folder / "samples")
     accelerator.end_training()
     return result
+
+
+def compress(adapter: GANMemoryAdapter, folder: str, accelerator: Accelerator) -> GANMemoryAdapter:
+    """`adapter` of few components, written over the whole one."""
+    small = adapter.compressed()
+    small.round_to_half()
+    accelerator.print(
+        f"compressed: {small.num_values():,} of {adapter.num_values():,} numbers, components of "
+        f"{len(small.config.ranks)} layers"
+    )
+    if accelerator.is_main_process:
+        small.save_pretrained(folder)
+    return small
 
 
 def tailor(args: argparse.Namespace, config, pipe: FewShotGAN) -> FewShotGAN:

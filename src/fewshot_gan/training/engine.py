@@ -249,6 +249,9 @@ class Trainer:
             logs |= self._backward(losses)
         for losses in objective.regularisers(self.pair, config.train_batch_size, step, self.random):
             logs |= self._backward(losses)
+        own = self.adapter.penalty(step) if isinstance(self.adapter, Adapter) else None
+        if own is not None:
+            logs |= self._backward({"adapter": own})
         self._apply(self.optimizer, list(self.adapter.parameters()))
         for parameter in self.d_parameters:
             parameter.requires_grad_(True)
