@@ -19,7 +19,7 @@ from fewshot_gan.encoders import FeatureEncoder
 from fewshot_gan.training.domains import apply_filter, gaussian_blur
 
 SCRIPTS = Path(__file__).parents[1] / "training"
-MODULES = ("benchmark", "bench_looks", "bench_report", "bench", "make_domain", "measured", "unseen_domains")
+MODULES = ("benchmark", "bench_looks", "bench_report", "bench", "make_domain", "measured", "unseen_domains", "curves")
 
 
 class Eyes(TinyFeatures):
@@ -493,3 +493,44 @@ def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="hypernetwork holds a run with other settings .*domains was "):
         scripts.unseen_domains.main([*command, *others])
     assert sorted(p.name for p in (tmp_path / "seen").iterdir()) == ["filter-poster", "filter-sepia"]
+
+
+# ----------------------------------------------------------------------------------------------------------- the curves
+
+
+def test_curves_judge_each_checkpoint_once(scripts, base_folder, tmp_path, monkeypatch, capsys):
+    from fewshot_gan import FewShotGAN
+
+    generator = FewShotGAN.from_pretrained(base_folder).generator
+    for run, steps in (("a", (2, 4)), ("b", (2, 4, 5))):
+        for step in steps:
+            adapter = LeFTAdapter.for_model(generator, rank=1)
+            with torch.no_grad():
+                for parameter in adapter.parameters():
+                    parameter.add_(0.1 * step * torch.randn(parameter.shape))
+            adapter.save_pretrained(folder := tmp_path / run / f"checkpoint-{step:06d}")
+            (folder / "training_config.json").write_text("{}")
+    args = ["--style=filter:pencil", f"--base={base_folder}", "--num=6", "--num_true=6", "--num_threads=1"]
+    args += [f"--output_dir={tmp_path / 'out'}", "--every=2"]
+    judged, judge = [], scripts.bench_looks.Looks.judge
+    monkeypatch.setattr(scripts.curves.Looks, "judge", lambda *a: judged.append(a[2].parent.name) or judge(*a))
+    points = scripts.curves.main([*args, f"one={tmp_path / 'a'}"])
+    assert judged == ["a", "a"] and points.keys() == {"one"} and points["one"].keys() == {"2", "4"}
+    points = scripts.curves.main([*args, f"one={tmp_path / 'a'}", f"one, more:dashed={tmp_path / 'b'}"])
+    assert judged == ["a", "a", "b", "b"] and points["one, more:dashed"].keys() == {"2", "4"}
+    assert points["one"]["4"]["kid_x1e3"] != points["one"]["2"]["kid_x1e3"]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| source |" in table and "| true |" in table and table.count("| one, more |") == 2
+    with Image.open(tmp_path / "out" / "curves.png") as chart:
+        assert chart.size == (1210, 440) and chart.convert("L").getextrema() == (0, 255)
+    with pytest.raises(ValueError, match="was judged otherwise .num was 6, now 7"):
+        scripts.curves.main([*args, "--num=7", f"one={tmp_path / 'a'}"])
+    capsys.readouterr()
+    for wrong, message in (
+        (["one=nowhere"], "'one=nowhere' is not NAME=FOLDER of a run with checkpoints"),
+        (["one"], "'one' is not NAME=FOLDER"),
+        ([f"one={tmp_path / 'a'}", "--every=3"], "no checkpoint at a multiple of --every 3"),
+    ):
+        with pytest.raises(SystemExit):
+            scripts.curves.main([*args, *wrong])
+        assert message in capsys.readouterr().err
