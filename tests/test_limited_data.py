@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fewshot_gan.models import SNGANGenerator
+from fewshot_gan.adapters.ticket import magnitude_masks, prunable
+from fewshot_gan.models import SNGANDiscriminator, SNGANGenerator
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training.data import load_labelled
 
@@ -100,3 +101,35 @@ def test_bases_are_judged_by_what_they_never_saw(script, features, tmp_path, mon
     assert Image.open(tmp_path / "out" / "sheet.png").size == (8 * 64, 3 * 64)
     with pytest.raises(SystemExit):
         bench.main([*runs, f"--data={data}"])
+
+
+def test_what_a_ticket_is_worth(script, tmp_path, capsys):
+    bench, folders = script("benchmark_tickets"), []
+    for sparsity in (0.0, 0.75):
+        torch.manual_seed(0)
+        g, d = SNGANGenerator(8), SNGANDiscriminator(8, 32)
+        with torch.no_grad():
+            for path, mask in magnitude_masks(g, sparsity).items():
+                prunable(g)[path].mul_(mask)
+            if sparsity:
+                g.to_rgb.weight[1] = 0
+                g.to_rgb.weight[0] = torch.tensor([0.0, 0, 0, 1, 0, 0, 2, 3])[:, None, None]
+        FewShotGAN(g, d).save_pretrained(folder := tmp_path / f"base-{sparsity}")
+        folders.append(folder)
+    out = tmp_path / "tickets.json"
+    report = bench.main([*map(str, folders), "--batch=2", "--repeats=2", "--num_threads=1", f"--out={out}"])
+    dense, ticket = (report[str(folder)] for folder in folders)
+    total = sum(w.numel() for w in prunable(g).values())
+    assert dense["sparsity"] == dense["empty_channels"] == dense["groups_of_four_with_two_zeros"] == 0
+    assert dense["mask"] == ticket["mask"] == sum(-(-w.numel() // 8) for w in prunable(g).values())
+    assert ticket["sparsity"] == pytest.approx(0.75, abs=0.01) and ticket["mask_entropy"] < ticket["mask"]
+    assert ticket["empty_channels"] >= 1 and 0.5 < ticket["groups_of_four_with_two_zeros"] < 1
+    assert bench.fours(g.to_rgb.weight[:1, :, :1, :1]).tolist() == [3, 2]
+    assert ticket["dense_fp16"] == 2 * total and ticket["index_and_fp16_values"] < 3 * total
+    for row in (dense, ticket):
+        assert {*row["time"]} == {"masked", "csr"} and all(t["ratio"] > 0 for t in row["time"].values())
+    assert json.loads(out.read_text())["tickets"].keys() == report.keys()
+    assert out.with_suffix(".md").read_text().count("kB") == 6
+    with pytest.raises(SystemExit):
+        bench.main([str(folders[0]), "--repeats=1", f"--out={out}"])
+    assert "--repeats 1: give 2 or more" in capsys.readouterr().err
