@@ -1,10 +1,11 @@
-"""A Hub on localhost: the part of the real HTTP API through which models are created, pushed, listed and fetched.
+"""A Hub on localhost: the part of the real HTTP API through which repos are created, pushed, listed and fetched.
 
     with HubServer() as hub:  # hub.url answers until the block ends
         hub.commit("me/sketch", {"adapter_config.json": b"{}"})  # as if somebody had pushed it
 
-Only model repos, in memory. `Authorization: Bearer <token>` is one of TOKENS or refused. What goes wrong on purpose:
-`fail` answers the next requests with an error, `cut` ends downloads early, and file names are not checked.
+Model repos, in memory; what `commit` puts there is a data set to those who ask for one. `Authorization: Bearer <token>`
+is one of TOKENS or refused. What goes wrong on purpose: `fail` answers the next requests with an error, `cut` ends
+downloads early, and file names are not checked.
 """
 
 import base64
@@ -293,7 +294,7 @@ class HubServer:
         return Reply(reply | ({"pullRequestUrl": f"{self.url}/{repo_id}/discussions/{number}"} if propose else {}))
 
 
-_API, _ID, _REV = "/api/models", "([^/]+/[^/]+)", "([^/]+)"
+_API, _ID, _REV = "/api/(?:models|datasets)", "([^/]+/[^/]+)", "([^/]+)"
 ROUTES = (
     (("GET",), "/api/whoami-v2", HubServer.whoami),
     (("POST",), "/api/validate-yaml", lambda hub, request: Reply({"errors": [], "warnings": []})),
@@ -308,7 +309,7 @@ ROUTES = (
     (("POST",), rf"/{_ID}\.git/info/lfs/objects/batch", HubServer.large_batch),
     (("PUT",), "/large/([0-9a-f]{64})", HubServer.large_put),
     (("POST",), "/large-verify", HubServer.large_verify),
-    (("GET", "HEAD"), f"/{_ID}/resolve/{_REV}/(.+)", HubServer.resolve),
+    (("GET", "HEAD"), f"/(?:datasets/)?{_ID}/resolve/{_REV}/(.+)", HubServer.resolve),
 )
 
 

@@ -1,11 +1,14 @@
 """Scripts around limited data: data sets made locally, and the judge of bases trained on them."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer
 from PIL import Image
 
 from fewshot_gan.adapters.ticket import magnitude_masks, prunable
@@ -133,3 +136,41 @@ def test_what_a_ticket_is_worth(script, tmp_path, capsys):
     with pytest.raises(SystemExit):
         bench.main([str(folders[0]), "--repeats=1", f"--out={out}"])
     assert "--repeats 1: give 2 or more" in capsys.readouterr().err
+
+
+HUB = """
+import sys, torch
+from fewshot_gan.training.data import load_labelled
+images, labels, names = load_labelled("uoft-cs/tiny10", 32)
+torch.save({"images": images, "labels": labels, "names": names}, sys.argv[1])
+"""
+
+
+def test_a_labelled_data_set_comes_by_its_id(tmp_path):
+    """CIFAR-10's layout on the Hub (parquet, a ClassLabel), over HTTP, in a process of its own."""
+    import datasets
+
+    pixels = torch.randint(0, 256, (5, 32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
+    rows = {"img": [Image.fromarray(p.numpy()) for p in pixels], "label": [2, 0, 1, 0, 2]}
+    features = {"img": datasets.Image(), "label": datasets.ClassLabel(names=["plane", "car", "bird"])}
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    data.to_parquet(tmp_path / "train.parquet")
+    with HubServer() as hub:
+        hub.commit(
+            "uoft-cs/tiny10", {"plain_text/train-00000-of-00001.parquet": (tmp_path / "train.parquet").read_bytes()}
+        )
+        env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-c", HUB, str(tmp_path / "out.pt")]
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert found["names"] == ["plane", "car", "bird"] and found["labels"].tolist() == rows["label"]
+    assert torch.equal(found["images"], pixels.permute(0, 3, 1, 2))
+    folders = tmp_path / "folders"
+    for i, label in enumerate(rows["label"]):
+        (folders / str(label)).mkdir(parents=True, exist_ok=True)
+        rows["img"][i].save(folders / str(label) / f"{i}.png")
+    images, labels, names = load_labelled(f"imagefolder:{folders}", 32)
+    plain = load_labelled(folders, 32)
+    assert names == plain[2] and torch.equal(labels, plain[1]) and torch.equal(images, plain[0])
