@@ -543,3 +543,39 @@ def test_noise_of_layers_goes_on_after_a_kill(tmp_path):
     torch.randn(7)
     again = trainer(tmp_path / "killed", make, checkpointing_steps=2).train()
     assert all(torch.equal(v, again.generator.state_dict()[k]) for k, v in whole.generator.state_dict().items())
+
+
+REPLICA = """
+import json, sys
+from fewshot_gan.adapters import fingerprint
+from fewshot_gan.training import limited, lottery
+train = limited.LimitedTrainer.train
+def traced(self):
+    pipe = train(self)
+    networks = {"g": self.generator, "d": self.discriminator, "average": self.average}
+    prints = {name: fingerprint(n, dict(n.named_parameters())) for name, n in networks.items()}  # not batch statistics
+    order = self.batches._order[:3].tolist()
+    place = self.folder.parent.parent / f"{self.folder.name}-{self.accelerator.process_index}.json"
+    place.write_text(json.dumps([prints, order]))
+    return pipe
+limited.LimitedTrainer.train = traced
+lottery.main(sys.argv[1:])
+"""
+
+
+def test_two_processes_stay_replicas(faces, tmp_path):
+    """Each has batches of its own, and both the same networks; a ticket is written once."""
+    (code := tmp_path / "replica.py").write_text(REPLICA)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(code)]
+    options = [f"--data={faces}", f"--output_dir={tmp_path / 'run'}", *SMALL, "--rounds=1", "--adv_steps=1"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *options], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    for name in ("round-00", "round-01"):
+        one, two = (json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2))
+        assert one[0] == two[0] and one[1] != two[1]
+        assert (tmp_path / "run" / name / "model_index.json").is_file()
+        assert len([*(tmp_path / "run" / name).glob("checkpoint-*/state-*.pt")]) == 2
+    assert TicketAdapter.from_pretrained(tmp_path / "run" / "round-01" / "ticket").sparsity() == pytest.approx(
+        0.2, abs=0.01
+    )
