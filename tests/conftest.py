@@ -1,6 +1,8 @@
 """Tiny networks for every test: 32 px, at most 16 channels, on the CPU, with noise and biases that matter."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -123,3 +125,15 @@ def base_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases") / "tiny"
     FewShotGAN(tiny_mobile(), tiny_discriminator()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """`script("lifelong")`: a training script as a module, fresh, with its neighbours importable."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
+
+    def load(name):
+        sys.modules.pop(name, None)
+        return __import__(name)
+
+    return load

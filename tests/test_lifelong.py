@@ -1,30 +1,19 @@
 """Training scripts around the bank: looks learned in turn are not forgotten, and the benchmark of adapters reports."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-SCRIPTS = Path(__file__).parents[1] / "training"
-
 
 @pytest.fixture
-def script(monkeypatch, features):
-    """`script("lifelong")`: the module, with its neighbours importable and tiny features in place of the real ones."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def lifelong(script, features, monkeypatch):
+    """The script, with tiny features in place of the real ones."""
     monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
-
-    def load(name):
-        sys.modules.pop(name, None)
-        return __import__(name)
-
-    return load
+    return script("lifelong")
 
 
-def test_looks_learned_in_turn(script, base_folder, tmp_path):
-    lifelong = script("lifelong")
+def test_looks_learned_in_turn(lifelong, base_folder, tmp_path):
     command = [f"--base={base_folder}", f"--output_dir={tmp_path}", "--num_faces=3", "--max_train_steps=2"]
     command += ["--train_batch_size=2", "--report_to=none"]
     lifelong.main([*command, "--styles", "filter:sepia", "filter:ink"])
@@ -48,8 +37,7 @@ def test_looks_learned_in_turn(script, base_folder, tmp_path):
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def test_lifelong_refuses(script, base_folder, tmp_path, capsys):
-    lifelong = script("lifelong")
+def test_lifelong_refuses(lifelong, base_folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         lifelong.main([f"--output_dir={tmp_path}", "--styles", "filter:ink", "filter:ink"])
     assert "two styles have one name: ink, ink" in capsys.readouterr().err

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,19 +14,6 @@ from fewshot_gan.adapters.ticket import magnitude_masks, prunable
 from fewshot_gan.models import SNGANDiscriminator, SNGANGenerator
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training.data import load_labelled
-
-SCRIPTS = Path(__file__).parents[1] / "training"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-    def load(name):
-        sys.modules.pop(name, None)
-        return __import__(name)
-
-    return load
 
 
 def test_faces_are_samples_of_the_base(script, base_folder, tmp_path):

@@ -1,24 +1,16 @@
 """Heads that know a base: trained without data, they tell its pictures from disturbed ones, and fit into its folder."""
 
 import json
-import sys
-from pathlib import Path
 
 import torch
 
 from fewshot_gan.methods.projected import ProjectedDiscriminator
 from fewshot_gan.pipeline import FewShotGAN
 
-SCRIPTS = Path(__file__).parents[1] / "training"
 
-
-def test_heads_learn_the_base_without_data(base_folder, features, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    monkeypatch.delitem(sys.modules, "source_discriminator", raising=False)
-    import source_discriminator
-
+def test_heads_learn_the_base_without_data(base_folder, features, tmp_path, script, monkeypatch):
+    source_discriminator = script("source_discriminator")
     monkeypatch.setattr(source_discriminator, "load_features", lambda: features)
-    monkeypatch.delitem(sys.modules, "source_discriminator")
 
     def train(steps, out):
         options = [f"--base={base_folder}", "--disturbance=2", "--learning_rate=0.01", "--held_out=4"]
