@@ -219,7 +219,7 @@ def transfer(tmp_path, data, features, monkeypatch):
 
 
 def test_transfer_of_a_gp_gan(transfer, tmp_path):
-    trainer, source = transfer("run"), gp_gan()
+    trainer, source = transfer("run", "--learning_rate=0.01"), gp_gan()  # what float16 tells from 1
     theirs, judge = source.generator.state_dict(), source.discriminator.state_dict()
     pipe = FewShotGAN.from_pretrained(tmp_path / "run" / "base")
     own = pipe.generator.state_dict()
@@ -251,11 +251,19 @@ def test_transfer_of_a_gp_gan_waits_and_resumes(transfer, tmp_path):
     gammas = [name for name in first if name.endswith("gamma")]
     assert gammas and all((first[name] == 1).all() for name in gammas)  # γ and β learn from step 2 on
     shutil.copytree(tmp_path / "whole" / "checkpoint-000002", tmp_path / "again" / "checkpoint-000002")
-    torch.manual_seed(123)
     again = transfer("again", "--sample_steps=1")  # noise of layers is drawn anew each step, and sampling takes none
     for a, b in ((whole.adapter, again.adapter), (whole.objective, again.objective)):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
     assert whole.generator.training
+
+
+def test_the_base_of_a_finished_run_stays(transfer, tmp_path):
+    transfer("run")
+    with pytest.raises(SystemExit, match="base holds the base of a run with other settings; choose another output_dir"):
+        transfer("run", "--matcher_gain=7")
+    FewShotGAN.from_pretrained(tmp_path / "run" / "base").load_adapter(tmp_path / "run")
+    record = AdaFMAdapter.from_pretrained(tmp_path / "run").config.training
+    assert record["source"] == "source" and record["matcher_gain"] == 10 and record["z_dim"] == 6
 
 
 @pytest.mark.parametrize(
@@ -263,6 +271,11 @@ def test_transfer_of_a_gp_gan_waits_and_resumes(transfer, tmp_path):
     [
         (["--preset=few_images"], "--preset few_images does not fit a GP-GAN .*; give --preset paper"),
         (["--truncation_psi=0.5"], "--truncation_psi 0.5 does not fit a GP-GAN"),
+        (["--content_weight=5"], "--content_weight 5.0 does not fit"),
+        (["--z_dim=0"], "z_dim=0: give 1 or more"),
+        (["--matcher_gain=nan"], "matcher_gain=nan: give a number above 0"),
+        (["--weight_rate=0"], "weight_rate=0.0: give a number above 0"),
+        (["--push_to_hub"], "the adapter of a GP-GAN needs the base that is made beside it"),
         (["--path_length_weight=2"], "--path_length_weight 2.0 does not fit"),
         (["--groups=G9"], "G9 of a network with 4 scales"),
         (["--groups=G3D9"], "D9 keeps 9 groups, this discriminator has 5; give D0 to D5"),
@@ -285,6 +298,12 @@ def test_who_cannot_be_transferred(transfer, base_folder, data, tmp_path):
     common = [f"--base={tmp_path / 'source'}", f"--data={data}", "--report_to=none", f"--output_dir={tmp_path / 'bad'}"]
     with pytest.raises(SystemExit, match="is a GPGANGenerator; these methods adapt style-based"):
         adapt.main("finetune", common)
+
+
+def test_the_published_rates(transfer):
+    trainer = transfer("run")
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-4]  # scales, shifts and weights alike
+    assert trainer.config.learning_rate == 1e-4
 
 
 def test_attack_of_a_tailored_generator(transfer):

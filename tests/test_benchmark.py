@@ -523,10 +523,16 @@ def test_curves_judge_each_checkpoint_once(scripts, base_folder, tmp_path, monke
     assert "| source |" in table and "| true |" in table and table.count("| one, more |") == 2
     with Image.open(tmp_path / "out" / "curves.png") as chart:
         assert chart.size == (1210, 440) and chart.convert("L").getextrema() == (0, 255)
-    with pytest.raises(ValueError, match="was judged otherwise .num was 6, now 7"):
-        scripts.curves.main([*args, "--num=7", f"one={tmp_path / 'a'}"])
+    again = tmp_path / "a" / "checkpoint-000004" / "adapter_model.safetensors"
+    again.write_bytes((tmp_path / "b" / "checkpoint-000004" / "adapter_model.safetensors").read_bytes())
+    points = scripts.curves.main([*args, f"one={tmp_path / 'a'}"])
+    assert judged == ["a", "a", "b", "b", "a"]  # another adapter is judged anew
     capsys.readouterr()
     for wrong, message in (
+        (["--num=7", f"one={tmp_path / 'a'}"], "was judged otherwise (num was 6, now 7)"),
+        ([f"one={tmp_path / 'a'}"] * 2, "give each run a name of its own"),
+        ([f"one:wavy={tmp_path / 'a'}"], "perhaps with one of :solid, :dashed, :dotted"),
+        ([f"one={tmp_path / 'a'}", "--every=0"], "--every 0: give 1 or more"),
         (["one=nowhere"], "'one=nowhere' is not NAME=FOLDER of a run with checkpoints"),
         (["one"], "'one' is not NAME=FOLDER"),
         ([f"one={tmp_path / 'a'}", "--every=3"], "no checkpoint at a multiple of --every 3"),

@@ -290,9 +290,11 @@ def test_bf16_keeps_factors_and_losses_in_full_precision(trainer, tmp_path):
 
 
 def test_the_command_line_offers_every_trainable_kind():
-    from fewshot_gan.cli import AdapterKind
+    from fewshot_gan.cli import AdapterKind, MethodName
+    from fewshot_gan.training.adapt import METHODS
 
     assert set(trainable_types()) == {kind.value for kind in AdapterKind}
+    assert set(METHODS) == {name.value for name in MethodName}
     assert set(trainable_types()) == {"adafm", "domain_vector", "full", "gan_memory", "left"}
 
 
@@ -317,10 +319,10 @@ def test_adv_aug_attacks_both_sides(trainer, tmp_path, objective, direction, d_r
             want = sign if seen is batch.fake_features else d_real
             assert len(clean) == len(moved) == len(judge.logits(views, seen, step)) and sign == want
             assert all(torch.sign(b.sum() - a.sum()) == want for a, b in zip(clean, moved, strict=True))
-    before = {k: v.clone() for k, v in judge.state_dict().items()}
     losses = {"g": judge.adversarial_loss(batch.fake, batch.fake_features, 0) * config.adversarial_weight}
-    clean = float(losses["g"].detach())
+    clean, before = float(losses["g"].detach()), {k: v.clone() for k, v in judge.state_dict().items()}
     run._attack(batch, losses)
+    assert_equal(before, dict(judge.state_dict()))  # no power iteration either
     assert float(losses["g"].detach()) == pytest.approx(clean / 2)
     assert (float(losses["adv_aug"].detach()) - clean / 2) * g > 0
     sum(losses.values()).backward()
@@ -346,6 +348,13 @@ def test_parts_of_diffaugment(trainer, tmp_path):
     assert logs != trainer(tmp_path / "b", "source", augment="cutout,color").train_step()
     every = [trainer(tmp_path / k, "source", augment=k).train_step() for k in ("diffaugment", EVERYTHING)]
     assert every[0] == every[1]
+    for empty in ("", " , "):
+        with pytest.raises(ValueError, match="names nothing; give 'none' for no augmentation"):
+            TrainingConfig(str(tmp_path), augment=empty)
+    with pytest.raises(ValueError, match="unknown mixed_precision 'fp16'; known: no, bf16"):
+        TrainingConfig(str(tmp_path), mixed_precision="fp16")
+    with pytest.raises(ValueError, match="adv_steps=1 moves styles by less than bf16 tells apart"):
+        trainer(tmp_path, replace(OBJECTIVES["projected"], adv_steps=1), mixed_precision="bf16")
     with pytest.raises(
         ValueError, match="unknown augment 'blur'; known: fewshot, diffaugment, flip, none, or .*cutout"
     ):

@@ -7,13 +7,19 @@ import torch
 from PIL import Image
 
 from fewshot_gan import FewShotGAN
-from fewshot_gan.adapters import Adapter, AdapterBank, GANMemoryAdapter, LeFTAdapter, fingerprint
+from fewshot_gan.adapters import Adapter, AdapterBank, GANMemoryAdapter, LeFTAdapter, fingerprint, gan_memory
 from fewshot_gan.adapters.base import LayerSpec
 from fewshot_gan.adapters.gan_memory import PENALTY, SHARES, components_needed
 from fewshot_gan.training import adapt
 from fewshot_gan.training.checkpoints import checkpoints
 
 EVERY_WIDTH = {1: 0.6}
+
+
+@pytest.fixture
+def shares(monkeypatch):
+    """`shares({24: 0.9})`: from which width on layers are compressed, and how much of them is kept."""
+    return lambda of: monkeypatch.setattr(gan_memory, "SHARES", of)
 
 
 @pytest.mark.parametrize(
@@ -45,36 +51,73 @@ def layer_of_rank(rank, outputs=24, inputs=20):
     return adapter
 
 
-def test_compression_keeps_what_there_is():
+def test_compression_keeps_what_there_is(shares):
     adapter = layer_of_rank(3)
-    small = adapter.compressed({24: 0.999})
+    assert adapter.compressible() == {} and not adapter.compressed().config.ranks  # published: from 256 outputs on
+    shares({24: 0.999})
+    small = adapter.compressed()
     assert small.config.ranks == {"c": [3, 0]} and not small.config.residual
     assert small.num_values() == 3 * (24 + 20 + 1) + 24
     weight, bias = torch.randn(24, 20, 3, 3), torch.randn(24)
     for a, b in zip(adapter.factors()["c"](weight, bias), small.factors()["c"](weight, bias), strict=True):
         assert a is b is None or torch.allclose(a, b, atol=1e-5)
-    assert small.compressed({24: 0.5}).config.ranks == small.config.ranks  # nothing new, nothing goes
-    assert small.compressed({}).config.ranks == small.config.ranks
-    assert not adapter.compressed({25: 0.9}).config.ranks  # narrower layers stay whole
-    assert not layer_of_rank(20).compressed({24: 0.999}).config.ranks  # so do those that would grow
+    for later in ({24: 0.5}, {}):
+        shares(later)
+        assert small.compressed().config.ranks == small.config.ranks  # nothing new, nothing goes
+    shares({25: 0.9})
+    assert not adapter.compressed().config.ranks  # narrower layers stay whole
+    shares({8: 0.5, 24: 0.999, 30: 0.1})
+    assert adapter.compressible() == {"c": 0.999}
 
 
-def test_penalty():
+def test_a_layer_never_grows(shares):
+    """One that needs too many components is whole again, in one task or over several."""
+    shares({24: 0.999})
+    adapter, sizes = layer_of_rank(20), []
+    with torch.no_grad():
+        adapter.factors()["c"].beta.copy_(adapter.factors()["c"].gamma)
+    assert not adapter.compressed().config.ranks
+    adapter = layer_of_rank(3)
+    weight = torch.randn(24, 20, 3, 3)
+    for task in range(4):
+        small = adapter.compressed()
+        sizes.append((small.config.ranks or {}).get("c"))
+        assert small.num_values() <= 2 * 24 * 20 + 24
+        want = adapter.factors()["c"](weight, torch.zeros(24)).weight
+        assert torch.allclose(small.factors()["c"](weight, torch.zeros(24)).weight, want, atol=0.05)
+        adapter = GANMemoryAdapter(**small.settings() | {"residual": True})
+        adapter.load_state_dict(adapter.state_dict() | small.state_dict())
+        with torch.no_grad():
+            for matrix in (adapter.factors()["c"].gamma, adapter.factors()["c"].beta):
+                matrix.add_(torch.randn(24, 20, 1, 1, generator=torch.Generator().manual_seed(task)))
+    assert sizes == [[3, 0], None, None, None]
+
+
+def test_depthwise_layers_have_no_components(shares):
+    shares({1: 0.9})
+    adapter = GANMemoryAdapter(target_modules={"d": asdict(LayerSpec((24, 1, 3, 3))), "m": asdict(LayerSpec((4, 5)))})
+    adapter.register_to_config(low_rank=True)
+    assert adapter.compressible() == {} and adapter.penalty(0) is None and not adapter.compressed().config.ranks
+
+
+def test_penalty(shares):
     adapter = layer_of_rank(3)
     assert adapter.penalty(0) is None  # nobody asked for few components
     adapter.register_to_config(low_rank=True)
+    assert adapter.penalty(0) is None  # too narrow for them
+    shares({24: 0.999})
     order = torch.arange(20) / 20
     want = PENALTY * (0.1 + (10 * order[:3]).sigmoid()).sum()
-    assert adapter.penalty(5) is None and float(adapter.penalty(10)) == pytest.approx(float(want), rel=1e-4)
+    assert adapter.penalty(5) is None and float(adapter.penalty(10).detach()) == pytest.approx(float(want), rel=1e-4)
+    assert adapter.compressed().penalty(10) is None
     assert LeFTAdapter(target_modules={"c": asdict(LayerSpec((4, 4, 3, 3)))}).penalty(0) is None
 
 
 @pytest.fixture
-def learn(base_folder, tmp_path, features, monkeypatch):
+def learn(base_folder, tmp_path, features, shares, monkeypatch):
     """`learn(task, *options)` trains three steps with the script; pictures differ from task to task."""
     monkeypatch.setattr(adapt, "load_features", lambda device="cpu": features)
-    whole = GANMemoryAdapter.compressed
-    monkeypatch.setattr(GANMemoryAdapter, "compressed", lambda self: whole(self, EVERY_WIDTH))  # the base is narrow
+    shares(EVERY_WIDTH)  # the base is narrow
 
     def run(task, *options):
         (data := tmp_path / f"data-{task}").mkdir(exist_ok=True)
@@ -142,7 +185,7 @@ def test_the_next_task_starts_where_the_last_one_ended(learn, base_folder):
     assert any(name.endswith("gamma_scale") for name in learning) and any(n.endswith(".gamma") for n in learning)
 
 
-def test_what_cannot_go_before(learn, base_folder, tmp_path, make_generator):
+def test_what_cannot_go_before(learn, base_folder, tmp_path, make_generator, shares):
     generator = FewShotGAN.from_pretrained(base_folder).generator
     LeFTAdapter.for_model(generator).save_pretrained(tmp_path / "left")
     other = make_generator()
@@ -158,6 +201,9 @@ def test_what_cannot_go_before(learn, base_folder, tmp_path, make_generator):
         with pytest.raises(SystemExit, match=message):
             learn(2, *options)
         assert not (tmp_path / "task-2").exists()
+    shares({10_000: 0.9})
+    with pytest.raises(SystemExit, match="--low_rank: no convolution of .* is wide enough to be stored in components"):
+        learn(2)
     spec = {"c": asdict(LayerSpec((4, 5), role="mapping"))}
     with pytest.raises(ValueError, match="components are of a scale per filter"):
         GANMemoryAdapter(target_modules=spec, ranks={"c": [1, 1]})

@@ -21,6 +21,8 @@ from fewshot_gan.methods.lottery import SparseWeights, distillation_loss, prune_
 from fewshot_gan.models import (
     BigGANDiscriminator,
     BigGANGenerator,
+    GPGANDiscriminator,
+    GPGANGenerator,
     SNGANDiscriminator,
     SNGANGenerator,
     TailoredGenerator,
@@ -424,6 +426,9 @@ def test_distilled_rounds_and_a_base_to_rewind_to(faces, tmp_path):
     base = tmp_path / "dense" / "round-00"
     with pytest.raises(ValueError, match="of new networks, --base has its own"):
         find(faces, tmp_path / "run", f"--base={base}")
+    again = find(faces, tmp_path / "weighted", "--rounds=1", "--distil", "--distillation_weight=0.5")
+    settings = [json.loads(next(x.glob("checkpoint-*/training_config.json")).read_text()) for x in again]
+    assert [x["distillation_weight"] for x in settings] == [0.0, 0.5]
     pipes = find(faces, tmp_path / "run", "--rounds=1", "--distil", f"--base={base}", own=False)
     first = TicketAdapter.from_pretrained(tmp_path / "run" / "round-01" / "ticket")
     dense = FewShotGAN.from_pretrained(tmp_path / "dense" / "round-00")
@@ -474,6 +479,9 @@ def test_a_ticket_retrained_in_a_fresh_process_has_the_same_losses(tmp_path):
         (["--ticket=nowhere"], "nowhere"),
         (["--channels=12"], "channels=12: give a multiple of 8"),
         (["--base=nowhere", "--init_seed=1"], "--init_seed are of new networks"),
+        (["--prune=GD"], "are of --rounds, which find a ticket"),
+        (["--ticket=random:0.5", "--prune_rate=0.5"], "are of --rounds, which find a ticket"),
+        (["--rounds=1", "--distillation_weight=0.5"], "is of --distil; give both or neither"),
     ],
 )
 def test_bad_options_end_in_one_sentence(faces, tmp_path, options, message):
@@ -520,6 +528,26 @@ def test_labelled_data_trains_networks_with_and_without_classes(faces, tmp_path)
     (folder,) = find(faces, tmp_path / "biggan", "--backbone=biggan", "--max_train_steps=1")
     generator = FewShotGAN.from_pretrained(folder).generator
     assert generator.num_classes == 2 and list(generator.config.block_channels) == [8] * 4
+
+
+def test_classes_of_base_and_data_must_agree(faces, tmp_path):
+    for i, path in enumerate(sorted(faces.iterdir())):
+        (faces / f"class-{i % 2}").mkdir(exist_ok=True)
+        path.rename(faces / f"class-{i % 2}" / path.name)
+    for classes, plain in ((3, False), (2, True)):
+        torch.manual_seed(0)
+        networks = GPGANGenerator((8, 8, 8, 8, 8), 1, classes, 4, 2), GPGANDiscriminator((8, 8, 8, 8, 8), 1, classes)
+        FewShotGAN(*networks).save_pretrained(tmp_path / f"base-{classes}")
+        data, has = (faces / "class-0", "no") if plain else (faces, 2)
+        with pytest.raises(ValueError, match=f"has {has} classes, the networks have {classes}; use data of as many"):
+            find(data, tmp_path / "run", f"--base={tmp_path / f'base-{classes}'}", own=False)
+
+
+def test_a_single_class_needs_no_label(faces, tmp_path):
+    networks = GPGANGenerator((8, 8, 8, 8, 8), 1, 1, 4, 1), GPGANDiscriminator((8, 8, 8, 8, 8), 1, 1)
+    FewShotGAN(*networks).save_pretrained(tmp_path / "base")
+    (folder,) = find(faces, tmp_path / "run", f"--base={tmp_path / 'base'}", own=False)
+    assert FewShotGAN.from_pretrained(folder)(2, seed=0).images
 
 
 def test_a_base_without_a_plain_generator(faces, base_folder, tmp_path):

@@ -12,17 +12,21 @@ goes on. Writes `points.json`, `table.md`, `curves.png`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from pathlib import Path
 
 import torch
 from bench_looks import Looks, difference, read_json, write_json
 from bench_report import markdown, short
+from matplotlib.figure import Figure  # no window system, and nothing global
 
+from fewshot_gan.adapters.base import WEIGHTS_NAME
 from fewshot_gan.hub import replace_file
 from fewshot_gan.training.checkpoints import checkpoints
 from fewshot_gan.training.domains import parse_style
 
+STYLES = ("solid", "dashed", "dotted")
 MEASURES = {"kid_x1e3": "KID", "frechet": "Fréchet", "unseen_x1e3": "unseen"}  # key of the judge: heading
 DRAWN = {"kid_x1e3_ratio": "KID, share of the source's", "unseen_x1e3_ratio": "the same in unseen features"}
 
@@ -39,9 +43,13 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
     args = p.parse_args(argv)
     torch.set_num_threads(args.num_threads)
+    if args.every < 1:
+        p.error(f"--every {args.every}: give 1 or more")
     runs = {}
     for text in args.runs:
         name, _, folder = text.partition("=")
+        if name in runs or name.partition(":")[2] not in ("", *STYLES):
+            p.error(f"{text!r}: give each run a name of its own, perhaps with one of :{', :'.join(STYLES)}")
         if not (found := checkpoints(Path(folder)) if folder else []):
             p.error(f"{text!r} is not NAME=FOLDER of a run with checkpoints")
         runs[name] = {step_of(path): path for path in found if step_of(path) % args.every == 0}
@@ -52,7 +60,10 @@ def main(argv: list[str] | None = None) -> dict:
     except ValueError as error:
         p.error(str(error))
     looks = Looks(args.output_dir, args.base, args.num, args.num_true)
-    points = judged(looks, args.style, runs, args.output_dir / "points.json")
+    try:
+        points = judged(looks, args.style, runs, args.output_dir / "points.json")
+    except ValueError as error:
+        p.error(str(error))
     report(points, looks.rows(args.style, looks.references(args.style)), args.output_dir)
     return points
 
@@ -62,7 +73,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def judged(looks: Looks, style: str, runs: dict[str, dict[int, Path]], path: Path) -> dict:
-    """Run → step (a string, as JSON has it) → numbers; kept in `path` after each.
+    """Run → step (a string, as JSON has it) → numbers, ascending; kept in `path` after each.
 
     Raises:
         ValueError: `path` has points of another protocol.
@@ -74,10 +85,13 @@ def judged(looks: Looks, style: str, runs: dict[str, dict[int, Path]], path: Pat
     for name, found in runs.items():
         points = known["points"].setdefault(name, {})
         for step, checkpoint in found.items():
-            if str(step) not in points:
-                points[str(step)] = looks.judge(style, checkpoint)[0]
+            weights = hashlib.sha256((checkpoint / WEIGHTS_NAME).read_bytes()).hexdigest()
+            if points.get(str(step), {}).get("weights") != weights:
+                points[str(step)] = {"weights": weights, **looks.judge(style, checkpoint)[0]}
                 write_json(path, known)
-    return {name: known["points"][name] for name in runs}
+    return {
+        name: {str(step): known["points"][name][str(step)] for step in sorted(found)} for name, found in runs.items()
+    }
 
 
 def report(points: dict, rows: dict, output: Path) -> None:
@@ -89,18 +103,17 @@ def report(points: dict, rows: dict, output: Path) -> None:
     table = markdown(lines[0], lines[1:]) + "\n"
     replace_file(output / "table.md", lambda temp: temp.write_text(table, encoding="utf-8"))
     print(table)
-    from matplotlib.figure import Figure  # no window system, and nothing global
-
     figure = Figure((5.5 * len(DRAWN), 4), layout="constrained")
     for axis, (key, title) in zip(figure.subplots(1, len(DRAWN)), DRAWN.items(), strict=True):
         colours = {}
         for name, of in points.items():
             label, _, style = name.partition(":")
-            steps = sorted(map(int, of))
+            steps = [int(step) for step in of]
             line = {"marker": "o", "markersize": 3, "linestyle": style or "solid"}
             line["color"] = colours.setdefault(label.split(",")[0], f"C{len(colours)}")
-            axis.plot([0, *steps], [1, *(of[str(step)][key] for step in steps)], label=label, **line)
-        axis.set(xlabel="generator steps", title=title, yscale="log")
+            axis.plot([0, *steps], [1, *(row[key] for row in of.values())], label=label, **line)
+        axis.set(xlabel="generator steps", title=title)
+        axis.set_yscale("symlog", linthresh=0.1)  # an unbiased estimate may be below 0
         measure = key.removesuffix("_ratio")
         if (best := rows["true"][measure] / rows["source"][measure]) > 0:
             axis.axhline(best, color="grey", linestyle="dotted", label="the true look itself")

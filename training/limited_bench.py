@@ -49,8 +49,10 @@ def main(argv: list[str] | None = None) -> dict:
     rows = choose_subset(len(images), args.num, args.percent, args.subset_seed)
     unseen = torch.ones(len(images), dtype=torch.bool)
     unseen[rows] = False
-    unseen &= unseen.cumsum(0) <= args.most
-    if (count := int(unseen.sum())) < 2:
+    unseen = unseen.nonzero()[:, 0]
+    # in any order: classes lie behind one another, and the most, and the halves, are to have all of them
+    unseen = unseen[torch.randperm(len(unseen), generator=torch.Generator().manual_seed(args.seed))][: args.most]
+    if (count := len(unseen)) < 2:
         p.error(f"{args.data} has {len(images)} images and training takes {len(rows)}: nothing is left to judge by")
     networks = load_features(), load_features(UNSEEN)
 

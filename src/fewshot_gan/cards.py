@@ -17,6 +17,8 @@ METHODS = {
     "d3t": "D3T-GAN ([arXiv 2205.06032](https://arxiv.org/abs/2205.06032))",
     "cdc": "cross-domain correspondence ([arXiv 2104.06820](https://arxiv.org/abs/2104.06820))",
     "finetune": "plain fine-tuning ([arXiv 1805.01677](https://arxiv.org/abs/1805.01677))",
+    "adafm": "AdaFM transfer ([arXiv 2002.11810](https://arxiv.org/abs/2002.11810))",
+    "lottery": "GAN lottery tickets ([arXiv 2103.00397](https://arxiv.org/abs/2103.00397))",
     "hyperdomainnet": "HyperDomainNet ([arXiv 2210.08884](https://arxiv.org/abs/2210.08884))",
 }
 TYPES = {
@@ -28,7 +30,7 @@ TYPES = {
     "full": "full difference of weights",
     "blend": "weighted combination of adapters",
 }
-OPTIONS = ("rank", "placement", "parametrization", "modules_to_save")  # shown where an adapter has them
+OPTIONS = ("rank", "placement", "parametrization")  # shown where an adapter has them
 PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png")
 GAP = 4  # white pixels between the pictures of a grid
 SAMPLES, SEED = 8, 0  # of the grid of a base
@@ -67,6 +69,7 @@ def write_adapter_card(
     base, origin = _base_of(config, base)
     roles = Counter(spec["role"] for spec in config.target_modules.values())
     options = [f"{key} {_plain(config[key])}" for key in OPTIONS if config.get(key)]
+    options += [f"{len(saved)} layers retrained"] if (saved := config.get("modules_to_save")) else []
     options += [f"of {' and '.join(part['adapter_type'] for part in config['parts'])}"] if config.get("parts") else []
     size = "".join(f", {file.stat().st_size:,} bytes" for file in sorted(folder.glob("adapter_model*.safetensors"))[:1])
     fingerprint = f" (fingerprint `{config.base_fingerprint}`)" if config.base_fingerprint else ""

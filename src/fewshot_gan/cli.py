@@ -43,6 +43,7 @@ class MethodName(StrEnum):
     d3t = "d3t"
     cdc = "cdc"
     finetune = "finetune"
+    adafm = "adafm"
     hyperdomainnet = "hyperdomainnet"
 
 

@@ -1,7 +1,6 @@
 """AdaFM: scale and shift of every filter of transferred convolutions (ICML 2020, arXiv 2002.11810 §3.3)."""
 
 from collections.abc import Sequence
-from types import MappingProxyType
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -18,8 +17,6 @@ WEIGHT_RATE = 0.04  # of what is in units of weights, beside the rate of scales:
 class AdaFMFactors(Factors):
     """Ŵ[o,i,:,:] = γ[o,i] W[o,i,:,:] + β[o,i]; γ, β `[O, I, 1, 1]` start at 1 and 0."""
 
-    rates = MappingProxyType({"beta": WEIGHT_RATE})
-
     def __init__(self, spec: LayerSpec):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(*spec.shape[:2], 1, 1))
@@ -35,6 +32,9 @@ class AdaFMAdapter(Adapter):
     Biases stay as they are. On a demodulated convolution a γ that is constant along a filter's inputs is undone by the
     demodulation; on 1×1 convolutions γ and β act per weight.
 
+    Attributes:
+        weight_rate: learning rate of retrained layers and of β beside that of γ.
+
     Args:
         modules_to_save: paths of layers that are retrained without constraint and stored as a difference, the paper's
             small specific part; `for_model` takes modules, e.g. "synthesis.b8", and fills in the layers below.
@@ -45,6 +45,7 @@ class AdaFMAdapter(Adapter):
     """
 
     adapter_type = "adafm"
+    weight_rate = WEIGHT_RATE
     roles = ("conv", "depthwise", "to_rgb")
 
     @register_to_config
@@ -61,11 +62,12 @@ class AdaFMAdapter(Adapter):
         self.modules_to_save = list(modules_to_save or [])
         self._build(target_modules)
 
+    def rate_of(self, name: str) -> float:
+        return 1.0 if name.endswith(".gamma") else self.weight_rate
+
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
         if path in self.modules_to_save:
-            factors = FullFactors(spec)
-            factors.rate = WEIGHT_RATE
-            return factors
+            return FullFactors(spec)
         if len(spec.shape) != 4:
             raise ValueError(f"AdaFM acts on convolutions; {path} has a weight of shape {spec.shape}")
         return AdaFMFactors(spec)

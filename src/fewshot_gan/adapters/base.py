@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -58,15 +57,7 @@ class Adapted(NamedTuple):
 
 
 class Factors(nn.Module):
-    """The learned tensors of one layer; `forward(weight, bias)` gives what becomes of that layer.
-
-    Attributes:
-        rate: learning rate beside that of the adapter, see `Adapter.parameter_groups`.
-        rates: of single tensors by name, where they have another one.
-    """
-
-    rate: float = 1.0
-    rates: Mapping[str, float] = MappingProxyType({})
+    """The learned tensors of one layer; `forward(weight, bias)` gives what becomes of that layer."""
 
     def forward(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Adapted:
         raise NotImplementedError
@@ -199,11 +190,13 @@ class Adapter(ModelMixin, ConfigMixin):
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         """For an optimiser: parameters of one rate each, with "rate", their share of `learning_rate`."""
         rates: dict[float, list[nn.Parameter]] = {}
-        for factors in self.factors().values():
-            for name, parameter in factors._parameters.items():
-                if parameter is not None:
-                    rates.setdefault(factors.rates.get(name, factors.rate), []).append(parameter)
+        for name, parameter in self.named_parameters():
+            rates.setdefault(self.rate_of(name), []).append(parameter)
         return [{"params": p, "rate": rate, "lr": rate * learning_rate} for rate, p in rates.items()]
+
+    def rate_of(self, name: str) -> float:
+        """Learning rate of a parameter beside that of the adapter."""
+        return 1.0
 
     def penalty(self, step: int) -> torch.Tensor | None:
         """A loss of the adapter's own numbers at a step of its training, None = none."""

@@ -1,7 +1,5 @@
 """GAN Memory: normalised weights with a scale and shift per filter (NeurIPS 2020, arXiv 2006.07543 §3.1, §4)."""
 
-from collections.abc import Mapping
-
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -11,7 +9,7 @@ from .full import FullFactors
 
 SHARES = {256: 0.95, 512: 0.9, 1024: 0.8}  # least outputs of a layer: how much of its singular values is kept
 PENALTY, PENALTY_EVERY = 0.01, 10
-MATRICES = ("gamma", "beta")
+MATRICES, PARTS = ("gamma", "beta"), ("left", "right", "scale")
 
 
 class ModulationFactors(Factors):
@@ -43,7 +41,14 @@ class ModulationFactors(Factors):
                 self.register_parameter(f"{name}_scale", nn.Parameter(torch.zeros(rank)))
         self.bias_shift = nn.Parameter(torch.zeros(spec.shape[0])) if spec.bias else None
 
+    @property
+    def whole(self) -> int:
+        """How many numbers γ has without components."""
+        return self.shape[0] * self.shape[1]
+
     def initialise(self, weight, bias):
+        if self.gamma is None:
+            raise ValueError("a layer without a residual cannot become the identity; load its components")
         self.beta.copy_(weight.mean(self.dims, keepdim=True))
         self.gamma.copy_(weight.std(self.dims, keepdim=True))
 
@@ -59,7 +64,7 @@ class ModulationFactors(Factors):
     def components(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """U `[O, r]`, V `[I, r]`, s `[r]` of γ or β; r = 0 where these are whole."""
         if self.low_rank:
-            return tuple(getattr(self, f"{name}_{part}") for part in ("left", "right", "scale"))
+            return tuple(getattr(self, f"{name}_{part}") for part in PARTS)
         whole = getattr(self, name)
         return whole.new_zeros(self.shape[0], 0), whole.new_zeros(self.shape[1], 0), whole.new_zeros(0)
 
@@ -81,7 +86,7 @@ class GANMemoryAdapter(Adapter):
     Args:
         ranks: module path → numbers of components of γ and β, for layers whose γ and β are of low rank.
         residual: low-rank layers have a whole Δγ and Δβ beside their components, as while they are trained.
-        low_rank: while it is trained, γ and β are pulled towards few components.
+        low_rank: while it is trained, γ and β of wide layers are pulled towards few components.
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
     """
 
@@ -110,9 +115,14 @@ class GANMemoryAdapter(Adapter):
             return FullFactors(spec)
         return ModulationFactors(spec, self.ranks.get(path), self.residual)
 
-    def _filters(self) -> dict[str, ModulationFactors]:
-        """Path → factors with a scale per filter."""
-        return {p: f for p, f in self.factors().items() if isinstance(f, ModulationFactors) and f.dims == (2, 3)}
+    def compressible(self) -> dict[str, float]:
+        """Module path → share of the singular values to keep, of layers that `SHARES` calls wide, per filter."""
+        found = {}
+        for path, factors in self.factors().items():
+            if isinstance(factors, ModulationFactors) and factors.dims == (2, 3) and factors.shape[1] > 1:
+                shares = [share for least, share in sorted(SHARES.items()) if least <= factors.shape[0]]
+                found |= {path: shares[-1]} if shares else {}
+        return found
 
     @classmethod
     @torch.no_grad()
@@ -138,30 +148,29 @@ class GANMemoryAdapter(Adapter):
         return new
 
     @torch.no_grad()
-    def compressed(self, shares: Mapping[int, float] = SHARES) -> "GANMemoryAdapter":
+    def compressed(self) -> "GANMemoryAdapter":
         """γ and β as components: those of the tasks before, and as few of what is new as hold a share of it (§4).
 
-        Args:
-            shares: least number of outputs → share of the sum of singular values; narrower layers stay whole, and so do
-                those of which the components would be more numbers.
+        Narrow layers stay whole, and so does, or becomes, a layer of which the components would be more numbers.
 
         Returns:
             A new adapter without residuals.
         """
-        found, ranks = dict(self.state_dict()), {}
-        for path, factors in self._filters().items():
-            outputs, inputs = factors.shape[:2]
-            share = max(((least, share) for least, share in shares.items() if least <= outputs), default=(0, None))[1]
-            share = 1.0 if share is None and factors.low_rank else share
-            parts = {name: self._components(factors, name, share) for name in MATRICES if share is not None}
-            wide = any(len(scale) * (outputs + inputs + 1) >= outputs * inputs for *_, scale in parts.values())
-            if not factors.low_rank and (not parts or wide):
+        found, ranks, shares = dict(self.state_dict()), {}, self.compressible()
+        for path, factors in self.factors().items():
+            if path not in shares and not getattr(factors, "low_rank", False):
+                continue
+            parts = {name: self._components(factors, name, shares.get(path, 1.0)) for name in MATRICES}
+            for name in MATRICES:
+                for key in (name, *(f"{name}_{part}" for part in PARTS)):
+                    found.pop(f"{path}.{key}", None)
+            if sum(x.numel() for values in parts.values() for x in values) >= 2 * factors.whole:
+                found |= {f"{path}.{name}": factors.matrix(name) for name in MATRICES}
                 continue
             ranks[path] = [len(scale) for *_, scale in parts.values()]
             for name, values in parts.items():
-                found.pop(f"{path}.{name}", None)
-                found |= {f"{path}.{name}_{k}": v for k, v in zip(("left", "right", "scale"), values, strict=True)}
-        new = type(self)(**self.settings() | {"ranks": ranks, "residual": False})
+                found |= {f"{path}.{name}_{part}": x for part, x in zip(PARTS, values, strict=True)}
+        new = type(self)(**self.settings() | {"ranks": ranks or None, "residual": False, "low_rank": None})
         new.load_state_dict(found)
         return new.eval().requires_grad_(False)
 
@@ -179,13 +188,12 @@ class GANMemoryAdapter(Adapter):
         """0.01 Σ_k s_k (0.1 + sigmoid(10 k / K)) of what is to be compressed, every tenth step; k counts from 0."""
         if not self.config.low_rank or step % PENALTY_EVERY:
             return None
-        total = 0.0
-        for factors in self._filters().values():
-            for name in MATRICES:
-                s = torch.linalg.svdvals(getattr(factors, name).float().flatten(1))
-                order = torch.arange(len(s), device=s.device) / len(s)
-                total = total + (s * (0.1 + (10 * order).sigmoid())).sum()
-        return PENALTY * total
+        terms, factors = [], self.factors()
+        for matrix in (getattr(factors[path], name) for path in self.compressible() for name in MATRICES):
+            s = torch.linalg.svdvals(matrix.float().flatten(1))
+            order = torch.arange(len(s), device=s.device) / len(s)
+            terms.append((s * (0.1 + (10 * order).sigmoid())).sum())
+        return PENALTY * sum(terms) if terms else None
 
 
 def components_needed(singular_values: torch.Tensor, share: float, before: float = 0.0) -> int:

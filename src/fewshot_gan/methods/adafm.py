@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..adapters.adafm import AdaFMFactors
+from ..adapters.adafm import WEIGHT_RATE, AdaFMFactors
 from ..models import GPGANDiscriminator, GPGANGenerator, TailoredGenerator
 from ..models.layers import adaptable_layers
 from .losses import r1_penalty
@@ -32,17 +32,21 @@ class AdaFMConfig(ObjectiveConfig):
         groups: GmDn, e.g. "G4D2"; D0 keeps nothing. Heads on frozen features keep these features anyway: "G4".
         adafm_start: from this step on scales and shifts learn; before it kept filters stay as they are.
         penalty: R1 "real", or on "real_fake" as for twenty-five images.
+        weight_rate: learning rate of retrained layers and shifts beside that of scales; 1 as published.
     """
 
     groups: str = "G4D2"
     adafm_start: int = 10_000
     penalty: str = "real"
+    weight_rate: float = WEIGHT_RATE
 
     LEAST = {**ObjectiveConfig.LEAST, "adafm_start": 0}
 
     def __post_init__(self):
         super().__post_init__()
         parse_groups(self.groups)
+        if not 0 < self.weight_rate <= 10:
+            raise ValueError(f"weight_rate={self.weight_rate}: give a number above 0, up to 10, e.g. {WEIGHT_RATE}")
         if self.penalty not in PENALTIES:
             raise ValueError(f"unknown penalty {self.penalty!r}; known: {', '.join(PENALTIES)}")
         if self.freeze_d:
@@ -50,7 +54,8 @@ class AdaFMConfig(ObjectiveConfig):
 
     @classmethod
     def paper(cls) -> "AdaFMConfig":
-        return cls(r1_weight=20.0, r1_every=1, style_mixing=0.0)  # 10 ‖∇D‖², without the half of `r1_penalty`
+        # 10 ‖∇D‖², without the half of `r1_penalty`
+        return cls(r1_weight=20.0, r1_every=1, style_mixing=0.0, weight_rate=1.0)
 
     @classmethod
     def few_images(cls) -> "AdaFMConfig":

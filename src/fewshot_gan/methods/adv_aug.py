@@ -1,8 +1,8 @@
 """AdvAug: feature-level adversarial augmentation of generator and discriminator (arXiv 2103.00397 §3.3).
 
 Both networks are cut in two: D = head ∘ trunk, G = body ∘ stem. What lies between is moved by the sign of a gradient,
-and the losses of the moved features are averaged with the clean ones. Generators of the few-shot methods have a mapping
-network instead of a stem: their styles are moved.
+and the losses of the moved features are averaged with the clean ones. Generators with a mapping network have
+no stem: their styles are moved.
 
 Shape legend: B images, C width of the features.
 """

@@ -51,7 +51,7 @@ class ObjectiveConfig:
         content_weight: distance of self-similarities between adapted and source image of one latent.
         structure_weight: distance of their lines and light; for looks that draw the same scene, 0 for others.
         adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug of the adversarial loss, see `AdvAugConfig`: what the
-            discriminator's last layers see is moved, and the generator's styles.
+            discriminator's last layers see is moved, and the generator's styles or first map.
     """
 
     discriminator: str = "source"

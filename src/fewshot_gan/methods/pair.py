@@ -93,6 +93,15 @@ class Pair:
         images, features = self.generator.synthesis(ws, return_features=True)
         return Drawn(ws, images.float(), features)
 
+    def stem(self, drawn: Drawn) -> torch.Tensor:
+        """What AdvAug moves of the generator: styles, or the first map of one without styles."""
+        return self.generator.stem(drawn.ws) if isinstance(self.generator, PlainGenerator) else drawn.ws
+
+    def body(self, x: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        """Images of `x`, which lies near the `stem` of `drawn`."""
+        plain = isinstance(self.generator, PlainGenerator)
+        return self.generator.body(x, drawn.ws).float() if plain else self.drawn(x).images
+
     @torch.no_grad()
     def source(self, latents: Latents) -> Drawn:
         """Draw without any adapter, without gradients."""

@@ -5,6 +5,7 @@ import json
 import os
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from accelerate.utils import ProjectConfiguration
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..adapters import Adapter, FullAdapter, GANMemoryAdapter, trainable_types
+from ..adapters import Adapter, FullAdapter, GANMemoryAdapter, fingerprint, trainable_types
 from ..adapters.domain_vector import PARAMETRIZATIONS, PLACEMENTS
 from ..cards import write_adapter_card
 from ..encoders import CLIP_DEFAULT, load_encoder
@@ -91,8 +92,8 @@ METHODS = {
         AdaFMObjective,
         "adafm",
         published={
-            "paper": {  # whole weights and shifts at the published 1e-4, scales at 25 times that
-                **{"max_train_steps": 60_000, "train_batch_size": 16, "learning_rate": 2.5e-3},
+            "paper": {
+                **{"max_train_steps": 60_000, "train_batch_size": 16, "learning_rate": 1e-4},
                 **{"d_learning_rate": 1e-4, "ema_decay": 0.999, "augment": "flip", "truncation_psi": 1.0},
                 **{"lr_warmup_steps": 0, "lr_final": 1.0, "checkpointing_steps": 5000, "sample_steps": 1000},
             }
@@ -116,12 +117,13 @@ PRESETS = {
     "few_images": "signals that learn a set of pictures in few steps, on pretrained features",
     "large_gap": "few_images without projected images, feature transfer and distillation, for looks far from the base",
     "abstract": "the published terms alone, on pretrained features",
-    "paper": "the terms and weights as published, on the base's own discriminator; rates as in few_images",
+    "paper": "the terms and weights as published, on the base's own discriminator; rates as in few_images, but adafm's",
     "image": "terms, weights and rates as published, for a picture",
     "text": "terms, weights and rates as published, for words",
 }
 JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a judge
-RATES = {"full": 2e-4, "domain_vector": 0.02}  # whole weights burst at the rate of factors, factors at that of vectors
+# what is in units of weights bursts at the rate of factors, factors at that of vectors
+RATES = {"full": 2e-4, "gan_memory": 2e-4, "domain_vector": 0.02}
 PROJECTION = {"space": "w", "projection_steps": 150, "projection_prior": 0.05}  # what projected images depend on
 CLIPS = [CLIP_DEFAULT, "openai/clip-vit-base-patch16"]  # whose losses are summed for words, as published
 PROJECTING = (D3TObjective, HyperDomainObjective)
@@ -284,7 +286,7 @@ def run(args: argparse.Namespace) -> Adapter:
     tailored = isinstance(pipe.generator, PlainGenerator)
     if tailored:
         pipe, base = tailor(args, config, pipe), str(Path(args.output_dir) / "base")
-    elif given.get("matcher_gain") or given.get("z_dim"):
+    elif given.get("matcher_gain") is not None or given.get("z_dim") is not None:
         raise ValueError("--z_dim and --matcher_gain are of the part that a GP-GAN gets; leave them out")
     images = real = None
     if args.train_data_dir is not None:
@@ -311,11 +313,20 @@ def run(args: argparse.Namespace) -> Adapter:
     if of.objective is AdaFMObjective:
         modulated, specific = split_generator(pipe.generator, parse_groups(config.groups)[0])
         options |= {"target_modules": modulated, "layers_to_save": specific}
+        if tailored:
+            own = {"source": portable_name(args.pretrained_model_name_or_path), "z_dim": pipe.generator.z_dim}
+            record |= own | {"matcher_gain": pipe.generator.config.gain}
     if args.previous:
         adapter = GANMemoryAdapter.after(Adapter.from_pretrained(args.previous), pipe.generator, **options)
         record["previous"] = portable_name(args.previous)
     else:
         adapter = trainable_types()[args.adapter].for_model(pipe.generator, **options)
+    if of.objective is AdaFMObjective:
+        adapter.weight_rate = config.weight_rate
+    if args.low_rank and not adapter.compressible():
+        raise ValueError(
+            f"--low_rank: no convolution of {base} is wide enough to be stored in components; leave it out"
+        )
     if args.scratch:
         adapter = forget(pipe.generator, options)
     if images is not None:
@@ -330,17 +341,18 @@ def run(args: argparse.Namespace) -> Adapter:
     trainer = Trainer(pipe.generator, adapter, objective, images, training, accelerator)
     start_trackers(args, accelerator, args.method)
     if tailored and accelerator.is_main_process:
-        pipe.save_pretrained(base)  # what the adapter is of
+        keep_base(pipe, Path(base))
     result = trainer.train()
+    grid = trainer.folder / "samples"
     if args.low_rank:
-        result = compress(result, training.output_dir, accelerator)
+        result, grid = compress(result, training.output_dir, accelerator), None  # it was drawn before
     if accelerator.device.type == "cuda":
         accelerator.print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
     if accelerator.is_main_process:
         name = Path(training.output_dir).name
-        write_adapter_card(result, training.output_dir, name, grid=trainer.folder / "samples")
+        write_adapter_card(result, training.output_dir, name, grid=grid)
         if args.push_to_hub:
-            result.push_to_hub(args.hub_model_id or name, grid=trainer.folder / "samples")
+            result.push_to_hub(args.hub_model_id or name, grid=grid)
     accelerator.end_training()
     return result
 
@@ -356,6 +368,21 @@ def compress(adapter: GANMemoryAdapter, folder: str, accelerator: Accelerator) -
     if accelerator.is_main_process:
         small.save_pretrained(folder)
     return small
+
+
+def keep_base(pipe: FewShotGAN, folder: Path) -> None:
+    """Write the generator that a GP-GAN's adapter is of; the discriminator only begins to learn.
+
+    Raises:
+        ValueError: the folder holds another one.
+    """
+    if (folder / "model_index.json").is_file():
+        there, new = (fingerprint(x) for x in (FewShotGAN.from_pretrained(folder).generator, pipe.generator))
+        if there != new:
+            raise ValueError(f"{folder} holds the base of a run with other settings; choose another output_dir")
+        return
+    pipe.register_modules(discriminator=None)
+    pipe.save_pretrained(folder)
 
 
 def tailor(args: argparse.Namespace, config, pipe: FewShotGAN) -> FewShotGAN:
@@ -378,9 +405,20 @@ def tailor(args: argparse.Namespace, config, pipe: FewShotGAN) -> FewShotGAN:
         ("truncation_psi", args.truncation_psi, 1.0),
         ("style_mixing", config.style_mixing, 0.0),
         ("path_length_weight", config.path_length_weight, 0.0),
+        ("content_weight", config.content_weight, 0.0),
+        ("structure_weight", config.structure_weight, 0.0),
     ):
         if value != usual:
             raise ValueError(f"--{option} {value} does not fit a GP-GAN such as {name}; give --{option} {usual}")
+    if args.push_to_hub:
+        raise ValueError(
+            "--push_to_hub: the adapter of a GP-GAN needs the base that is made beside it; leave it out, push "
+            f"{args.output_dir}/base with fewshot-gan push, then the adapter with push_to_hub(…, base=its id)"
+        )
+    if args.z_dim is not None and args.z_dim < 1:
+        raise ValueError(f"z_dim={args.z_dim}: give 1 or more, or leave it out")
+    if args.matcher_gain is not None and not 0 < args.matcher_gain < inf:
+        raise ValueError(f"matcher_gain={args.matcher_gain}: give a number above 0, e.g. 1000")
     options = {"z_dim": args.z_dim, "gain": args.matcher_gain}
     options = {option: value for option, value in options.items() if value is not None}
     return FewShotGAN(*tailored_networks(g, d, parse_groups(config.groups)[0], args.seed, **options))

@@ -28,7 +28,7 @@ from .augment import DiffAugment, FewShotAugment, random_zoom
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
 
-AUGMENTS = ("fewshot", "diffaugment", "flip", "none")
+AUGMENTS, PRECISIONS = ("fewshot", "diffaugment", "flip", "none"), ("no", "bf16")
 
 
 class TrainingDiverged(RuntimeError):
@@ -143,6 +143,10 @@ class TrainingConfig:
         check_run(self, ("max_train_steps", "train_batch_size"))
         if not 1 <= self.real_zoom <= 4:
             raise ValueError(f"real_zoom={self.real_zoom}: give 1 (none) to 4, e.g. 1.5")
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: {', '.join(PRECISIONS)}")
+        if not self.augment.strip(" ,"):
+            raise ValueError(f"augment={self.augment!r} names nothing; give 'none' for no augmentation")
         if self.augment not in AUGMENTS:
             try:
                 DiffAugment(self.augment)
@@ -176,6 +180,11 @@ class Trainer:
                 f"augment={config.augment!r} moves each image on its own, so content and structure terms cannot "
                 "compare it with its source; use augment='fewshot', or content_weight=0 and structure_weight=0"
             )
+        if config.mixed_precision != "no" and objective.uses_images and objective.config.adv_aug.acts:
+            raise ValueError(
+                f"adv_steps={objective.config.adv_steps} moves styles by less than {config.mixed_precision} tells "
+                "apart; use mixed_precision='no'"
+            )
         if config.augment != "none" and not objective.uses_images:
             raise ValueError(f"augment={config.augment!r}: this objective's pictures are not augmented; use 'none'")
         self.config, self.accelerator, self.device = config, accelerator, accelerator.device
@@ -207,6 +216,8 @@ class Trainer:
         if images is not None:
             self.batches = InfiniteBatches(images, config.train_batch_size, seed=config.seed + 7919 * rank)
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
+        if self.generator.training:
+            torch.manual_seed(config.seed + 104729 * rank + 2)  # noise of layers
         self.step = 0
         self.folder = Path(config.output_dir)
         self.fewshot, self.diffaugment = FewShotAugment(), DiffAugment(config.policy or "")
@@ -283,17 +294,18 @@ class Trainer:
         return batch
 
     def _attack(self, batch: Batch, losses: dict[str, torch.Tensor]) -> None:
-        """AdvAug's generator side: add the adversarial loss of moved styles, weighted with the clean one."""
+        """AdvAug's generator side: add the adversarial loss of moved styles or maps, weighted with the clean one."""
         objective, c = self.objective, self.objective.config.adv_aug
 
-        def loss(ws):
-            view, _ = self.augment(self.pair.drawn(ws).images)
+        def loss(x):
+            view, _ = self.augment(self.pair.body(x, batch.drawn))
             seen = objective.observe(view.colour, objective.levels)
             return objective.adversarial_loss(view, seen, batch.step)
 
         with undisturbed(objective):
-            shift = attack(batch.drawn.ws, lambda ws: -c.helping * loss(ws), c.steps, c.gamma)
-            moved = objective.config.adversarial_weight * loss(batch.drawn.ws + shift)
+            start = self.pair.stem(batch.drawn)
+            shift = attack(start, lambda x: -c.helping * loss(x), c.steps, c.gamma)
+            moved = objective.config.adversarial_weight * loss(start + shift)
         losses["g"] = losses["g"] / (1 + c.weight)
         losses["adv_aug"] = moved * c.weight / (1 + c.weight)
 
@@ -378,6 +390,7 @@ class Trainer:
         skipped = ("training", "base_model_name_or_path", "target_modules")
         adapter = {k: v for k, v in self.adapter.config.items() if k not in skipped and not k.startswith("_")}
         adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
+        adapter |= {name: digest(fixed) for name, fixed in self.adapter.named_buffers()}
         settings = {**asdict(self.config), **self.objective.settings(), **adapter}
         if (self.adapter.config.get("training") or {}).get("scratch"):
             settings["scratch"] = True

@@ -22,7 +22,7 @@ from ..pipeline import FewShotGAN
 from .augment import DiffAugment
 from .checkpoints import load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
-from .engine import average_gradients, backward, check_run
+from .engine import average_gradients, backward, check_run, evaluating
 
 SAMPLES, COLUMNS = 64, 16
 
@@ -95,7 +95,7 @@ class LimitedTrainer:
         images: uint8 `[N, 3, R, R]`.
         config: settings.
         accelerator: from Accelerate; several processes average their gradients.
-        labels: int64 `[N]` of class-conditional networks.
+        labels: int64 `[N]` of class-conditional networks; a single class needs none.
         masks: "generator" and perhaps "discriminator" → masks, see `methods.lottery`.
         teacher: trained dense discriminator whose logits are distilled.
         tag: in front of every name that trackers are told, e.g. "round-03/".
@@ -117,6 +117,8 @@ class LimitedTrainer:
         tag: str = "",
     ):
         classes = generator.num_classes
+        if classes == 1 and labels is None:
+            labels = torch.zeros(len(images), dtype=torch.long)
         if images.shape[-1] != generator.resolution or generator.resolution != discriminator.resolution:
             raise ValueError(
                 f"images of {images.shape[-1]} px, a generator of {generator.resolution} and a discriminator of "
@@ -279,9 +281,8 @@ class LimitedTrainer:
         random = torch.Generator().manual_seed(self.config.seed + 12345)
         z = torch.randn(SAMPLES, self.generator.z_dim, generator=random).to(self.device)
         labels = None if self.labels is None else torch.arange(SAMPLES).to(self.device) % self.generator.num_classes
-        network, training = self.result, self.result.training
-        images = network.eval()(z, labels)
-        network.train(training)
+        with evaluating(self.result) as network:
+            images = network(z, labels)
         rows = [torch.cat(list(row), 2) for row in images.split(COLUMNS)]
         picture = to_bytes(torch.cat(rows, 1).cpu()).permute(1, 2, 0).numpy()
         replace_file(self.folder / "samples" / f"step-{self.step:06d}.png", Image.fromarray(picture).save)

@@ -37,6 +37,7 @@ BIGGAN = {  # picture size: settings of its published run, where they differ fro
         128: {"d_batch_size": 256, "g_batch_size": 256, "d_steps": 2, "ema_start": 20_000},
     }.items()
 }
+PRUNE_RATE = 0.2
 PARTS = {"generator": "ticket", "discriminator": "ticket_discriminator"}  # network: folder of its mask
 
 
@@ -54,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pretrained_model_name_or_path", "--base", help="start from and rewind to this base's networks")
     p.add_argument("--init_seed", type=int, help="of θ₀; default: --seed, which is of all that is drawn in training")
     p.add_argument("--rounds", type=int, default=0, help="of pruning after dense training; 5 of 0.2 leave a third")
-    p.add_argument("--prune_rate", type=float, default=0.2, help="share of the remaining weights that goes each round")
+    p.add_argument("--prune_rate", type=float, default=PRUNE_RATE, help="share of the remaining that goes each round")
     p.add_argument(
         "--prune", choices=("G", "GD"), default="G", help="prune the generator alone or the discriminator too"
     )
@@ -87,6 +88,12 @@ def configure(args: argparse.Namespace) -> LimitedConfig:
         raise ValueError(f"--ticket trains a ticket that is there, --rounds {args.rounds} finds one; give one of them")
     if args.distil and not args.rounds:
         raise ValueError("--distil teaches the rounds after the dense one; give --rounds")
+    if "distillation_weight" in vars(args) and not args.distil:
+        raise ValueError("--distillation_weight is of --distil; give both or neither")
+    if not args.rounds and (args.prune != "G" or args.prune_rate != PRUNE_RATE):
+        raise ValueError(
+            "--prune and --prune_rate are of --rounds, which find a ticket; give --rounds or leave them out"
+        )
     for name in ("channels", "d_channels"):
         if (value := getattr(args, name)) is not None and (value < 8 or value % 8):
             raise ValueError(f"{name}={value}: give a multiple of 8")
@@ -107,7 +114,7 @@ def networks(args: argparse.Namespace, classes: int | None):
     """θ₀ of generator and discriminator: a base's, or drawn from `init_seed` alone.
 
     Raises:
-        ValueError: the base has no discriminator, or the data's classes do not fit.
+        ValueError: the base has no discriminator, or BigGAN meets data without classes.
     """
     if args.pretrained_model_name_or_path:
         pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
@@ -158,6 +165,11 @@ def run(args: argparse.Namespace) -> list[Path]:
     g, d = networks(args, classes)
     if g.num_classes is None:  # the network knows no classes: what the data says of them is left alone
         labels = classes = None
+    elif g.num_classes != (classes or 1):
+        raise ValueError(
+            f"{args.data} has {classes or 'no'} classes, the networks have {g.num_classes}; use data of as many, or "
+            "new networks"
+        )
     ticket = read_masks(args.ticket, g, d, args) if args.ticket else {}
     accelerator.print(f"{type(g).__name__}, {len(images)} images, {classes or 'no'} classes; θ₀ {fingerprint(g)}")
     start_trackers(args, accelerator, "lottery")
@@ -169,8 +181,7 @@ def run(args: argparse.Namespace) -> list[Path]:
         shares = ", ".join(f"{name} {sparsity_of(of):.2%} pruned" for name, of in masks.items()) or "dense"
         accelerator.print(f"round {number}: {shares}")
         settings = asdict(config) | {"output_dir": str(folder)}
-        if args.distil and number:
-            settings["distillation_weight"] = config.distillation_weight or 1.0
+        settings["distillation_weight"] = (config.distillation_weight or 1.0) if teacher is not None else 0.0
         tag = f"{folder.name}/"  # each round has curves of its own
         trainer = LimitedTrainer(g, d, images, LimitedConfig(**settings), accelerator, labels, masks, teacher, tag)
         if args.ticket:
