@@ -170,6 +170,16 @@ def test_tasks_share_components_and_forget_nothing(learn, base_folder, tmp_path)
     assert first.num_values() < whole.num_values()
 
 
+def test_a_run_goes_on_with_the_task_before_it_alone(learn, tmp_path):
+    first = learn(0)
+    learn(1, f"--previous={tmp_path / 'task-0'}")
+    with torch.no_grad():
+        next(x for name, x in first.named_buffers() if name.endswith("gamma_left")).mul_(2)
+    first.save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit, match="holds a run with other settings .*gamma_left was"):
+        learn(1, f"--previous={tmp_path / 'other'}")
+
+
 def test_the_next_task_starts_where_the_last_one_ended(learn, base_folder):
     first, pipe = learn(0), FewShotGAN.from_pretrained(base_folder)
     following, bank = GANMemoryAdapter.after(first, pipe.generator), AdapterBank(pipe.generator)

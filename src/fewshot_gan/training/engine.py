@@ -390,7 +390,8 @@ class Trainer:
         skipped = ("training", "base_model_name_or_path", "target_modules")
         adapter = {k: v for k, v in self.adapter.config.items() if k not in skipped and not k.startswith("_")}
         adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
-        adapter |= {name: digest(fixed) for name, fixed in self.adapter.named_buffers()}
+        if isinstance(self.adapter, Adapter):  # a hypernetwork's are batch statistics
+            adapter |= {name: digest(fixed) for name, fixed in self.adapter.named_buffers()}
         settings = {**asdict(self.config), **self.objective.settings(), **adapter}
         if (self.adapter.config.get("training") or {}).get("scratch"):
             settings["scratch"] = True
