@@ -11,7 +11,7 @@ from .base import Adapted, Adapter, Factors, LayerSpec, select_layers
 from .full import FullAdapter, FullFactors
 
 LAST_RESOLUTIONS = 3
-WEIGHT_RATE = 0.04  # of what is in units of weights, beside the rate of scales: at that they burst
+WEIGHT_RATE = 0.2  # of what is in units of weights, beside the rate of scales: at that they burst
 
 
 class AdaFMFactors(Factors):

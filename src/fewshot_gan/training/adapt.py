@@ -123,7 +123,7 @@ PRESETS = {
 }
 JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a judge
 # what is in units of weights bursts at the rate of factors, factors at that of vectors
-RATES = {"full": 2e-4, "gan_memory": 2e-4, "domain_vector": 0.02}
+RATES = {"full": 2e-4, "gan_memory": 2e-4, "adafm": 1e-3, "domain_vector": 0.02}
 PROJECTION = {"space": "w", "projection_steps": 150, "projection_prior": 0.05}  # what projected images depend on
 CLIPS = [CLIP_DEFAULT, "openai/clip-vit-base-patch16"]  # whose losses are summed for words, as published
 PROJECTING = (D3TObjective, HyperDomainObjective)
