@@ -27,6 +27,7 @@ from fewshot_gan.training.checkpoints import checkpoints
 from fewshot_gan.training.domains import parse_style
 
 STYLES = ("solid", "dashed", "dotted")
+TICKS = (-0.1, 0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5)
 MEASURES = {"kid_x1e3": "KID", "frechet": "Fréchet", "unseen_x1e3": "unseen"}  # key of the judge: heading
 DRAWN = {"kid_x1e3_ratio": "KID, share of the source's", "unseen_x1e3_ratio": "the same in unseen features"}
 
@@ -113,7 +114,10 @@ def report(points: dict, rows: dict, output: Path) -> None:
             line["color"] = colours.setdefault(label.split(",")[0], f"C{len(colours)}")
             axis.plot([0, *steps], [1, *(row[key] for row in of.values())], label=label, **line)
         axis.set(xlabel="generator steps", title=title)
+        low, high = axis.get_ylim()
         axis.set_yscale("symlog", linthresh=0.1)  # an unbiased estimate may be below 0
+        axis.set_yticks(ticks := [tick for tick in TICKS if low <= tick <= high], map(str, ticks))
+        axis.minorticks_off()
         measure = key.removesuffix("_ratio")
         if (best := rows["true"][measure] / rows["source"][measure]) > 0:
             axis.axhline(best, color="grey", linestyle="dotted", label="the true look itself")
