@@ -170,6 +170,12 @@ def test_tasks_share_components_and_forget_nothing(learn, base_folder, tmp_path)
     assert first.num_values() < whole.num_values()
 
 
+def test_a_run_whose_layers_all_stay_whole(learn, shares):
+    shares({1: 1.0})
+    result = learn(0)
+    assert not result.config.ranks and result.num_values() > 0
+
+
 def test_a_run_goes_on_with_the_task_before_it_alone(learn, tmp_path):
     first = learn(0)
     learn(1, f"--previous={tmp_path / 'task-0'}")

@@ -363,7 +363,7 @@ def compress(adapter: GANMemoryAdapter, folder: str, accelerator: Accelerator) -
     small.round_to_half()
     accelerator.print(
         f"compressed: {small.num_values():,} of {adapter.num_values():,} numbers, components of "
-        f"{len(small.config.ranks)} layers"
+        f"{len(small.ranks)} layers"
     )
     if accelerator.is_main_process:
         small.save_pretrained(folder)
