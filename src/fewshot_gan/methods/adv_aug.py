@@ -50,6 +50,11 @@ class AdvAugConfig:
         if self.direction not in DIRECTIONS:
             raise ValueError(f"unknown adv_direction {self.direction!r}; known: {', '.join(DIRECTIONS)}")
 
+    @classmethod
+    def of(cls, settings) -> "AdvAugConfig":
+        """From settings that have these fields under the names adv_steps, adv_gamma, adv_direction, adv_weight."""
+        return cls(settings.adv_steps, settings.adv_gamma, settings.adv_direction, settings.adv_weight)
+
     @property
     def acts(self) -> bool:
         return self.steps > 0 and self.gamma > 0 and self.weight > 0

@@ -84,7 +84,7 @@ class ObjectiveConfig:
 
     @property
     def adv_aug(self) -> AdvAugConfig:
-        return AdvAugConfig(self.adv_steps, self.adv_gamma, self.adv_direction, self.adv_weight)
+        return AdvAugConfig.of(self)
 
     @classmethod
     def paper(cls) -> "ObjectiveConfig":

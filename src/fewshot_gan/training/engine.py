@@ -158,8 +158,9 @@ class TrainingConfig:
     @property
     def policy(self) -> str | None:
         """DiffAugment's, None where images are augmented otherwise."""
-        everything = {"diffaugment": DiffAugment.EVERYTHING}
-        return everything.get(self.augment, None if self.augment in AUGMENTS else self.augment)
+        if self.augment == "diffaugment":
+            return DiffAugment.EVERYTHING
+        return None if self.augment in AUGMENTS else self.augment
 
 
 class Trainer:

@@ -82,7 +82,7 @@ class LimitedConfig:
 
     @property
     def adv_aug(self) -> AdvAugConfig:
-        return AdvAugConfig(self.adv_steps, self.adv_gamma, self.adv_direction, self.adv_weight)
+        return AdvAugConfig.of(self)
 
 
 class LimitedTrainer:
