@@ -12,6 +12,9 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported; a kernel is used where a test asks
+
 from fewshot_gan.features import FeatureNetwork  # noqa: E402
 from fewshot_gan.models import MobileStyleGANGenerator, StyleGAN2Discriminator, StyleGAN2Generator  # noqa: E402
 
@@ -100,7 +103,7 @@ def discriminator():
 
 @pytest.fixture
 def features():
-    return TinyFeatures()
+    return TinyFeatures().to(memory_format=torch.channels_last)  # as the real one is
 
 
 @pytest.fixture

@@ -294,7 +294,7 @@ class HubServer:
         return Reply(reply | ({"pullRequestUrl": f"{self.url}/{repo_id}/discussions/{number}"} if propose else {}))
 
 
-_API, _ID, _REV = "/api/(?:models|datasets)", "([^/]+/[^/]+)", "([^/]+)"
+_API, _ID, _REV = "/api/(?:models|datasets|kernels)", "([^/]+/[^/]+)", "([^/]+)"
 ROUTES = (
     (("GET",), "/api/whoami-v2", HubServer.whoami),
     (("POST",), "/api/validate-yaml", lambda hub, request: Reply({"errors": [], "warnings": []})),
@@ -309,7 +309,7 @@ ROUTES = (
     (("POST",), rf"/{_ID}\.git/info/lfs/objects/batch", HubServer.large_batch),
     (("PUT",), "/large/([0-9a-f]{64})", HubServer.large_put),
     (("POST",), "/large-verify", HubServer.large_verify),
-    (("GET", "HEAD"), f"/(?:datasets/)?{_ID}/resolve/{_REV}/(.+)", HubServer.resolve),
+    (("GET", "HEAD"), f"/(?:(?:datasets|kernels)/)?{_ID}/resolve/{_REV}/(.+)", HubServer.resolve),
 )
 
 

@@ -7,14 +7,25 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from fewshot_gan.ops import RowWeights, bias_act, downsample2d, modulated_conv2d, setup_filter, upfirdn2d, upsample2d
+from fewshot_gan.ops import (
+    RowWeights,
+    bias_act,
+    conv2d,
+    downsample2d,
+    haar,
+    inverse_haar,
+    modulated_conv2d,
+    setup_filter,
+    upfirdn2d,
+    upsample2d,
+)
 
 FIR = setup_filter([1, 3, 3, 1])
 MODES = {"plain": {}, "up": {"up": 2}, "down": {"down": 2}}
 
 
 def rand(*shape, seed=0, grad=False):
-    x = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return x.requires_grad_(grad)
 
 
@@ -256,8 +267,91 @@ def test_bias_act_value_and_derivatives(activation, clamp):
     assert gradgradcheck(f, (x, bias))
 
 
+@pytest.mark.parametrize("activation", ["linear", "lrelu", "relu"])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_bias_act_adds_noise_and_may_write_into_what_it_is_given(activation, per_sample):
+    x, bias = rand(2, 3, 4, 4, grad=True), rand(3, seed=1, grad=True)
+    noise = rand(*((2, 1) if per_sample else ()), 4, 4, seed=2, grad=True)
+    strength = rand(*((2,) if per_sample else ()), seed=3, grad=True)
+    options = {"activation": activation, "gain": 1.3, "clamp": 1.5}
+    want = bias_act(x + strength.reshape(-1, 1, 1, 1) * noise + bias[:, None, None], **options)
+
+    def reusing(x, *rest):
+        return bias_act(x * 1, *rest, reuse=True, **options)  # a copy: leaves cannot be written into
+
+    given = (x, bias, noise, strength)
+    torch.testing.assert_close(reusing(*given), want, atol=1e-14, rtol=0)
+    assert gradcheck(reusing, given)
+    assert gradgradcheck(reusing, given)
+    with torch.no_grad():
+        kept, mine = x.clone(), x.clone()
+        assert torch.equal(bias_act(kept, *given[1:], **options), want) and torch.equal(kept, x)
+        got = bias_act(mine, *given[1:], reuse=True, **options)
+        assert torch.equal(got, want) and got.data_ptr() == mine.data_ptr()
+
+
+def test_bias_act_alone_gives_back_what_it_was_given():
+    x = rand(2, 3)
+    assert bias_act(x) is x  # nothing to do: no copy either
+    assert torch.equal(bias_act(x, clamp=0.1), x.clip(-0.1, 0.1)) and x.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("size, padding", [((4, 4), 1), ((2, 3), 2), ((3, 3), 0), ((5, 4), 1), ((6, 6), 0)])
+def test_convolution_of_small_maps(size, padding):
+    x, weight = rand(2, 3, *size, grad=True), rand(5, 3, 3, 3, seed=1, grad=True)
+    want = F.conv2d(x, weight, padding=padding)  # products of small maps, the library's own convolution of larger ones
+    torch.testing.assert_close(conv2d(x, weight, padding), want, atol=1e-13, rtol=0)
+    assert gradcheck(lambda x, w: conv2d(x, w, padding), (x, weight))
+    assert gradgradcheck(lambda x, w: conv2d(x, w, padding), (x, weight))
+    traced = torch.jit.trace(lambda x, w: conv2d(x, w, padding), (x.detach(), weight.detach()))
+    torch.testing.assert_close(traced(x, weight), want, atol=1e-13, rtol=0)
+    with pytest.raises(RuntimeError, match="channels"):
+        conv2d(x[:, :2], weight, padding)
+    grouped = conv2d(x, weight[:3, :1], padding, groups=3)
+    torch.testing.assert_close(grouped, F.conv2d(x, weight[:3, :1], padding=padding, groups=3), atol=1e-13, rtol=0)
+
+
 def test_bias_act_names_what_is_wrong():
     with pytest.raises(ValueError, match="unknown activation 'gelu'"):
         bias_act(torch.zeros(1, 2), activation="gelu")
     with pytest.raises(ValueError, match="fits neither"):
         bias_act(torch.zeros(1, 2), torch.zeros(3))
+    with pytest.raises(ValueError, match="gain=0: give a number above 0"):
+        bias_act(torch.zeros(1, 2), gain=0)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_inverse_haar_is_the_transposed_orthonormal_transform(scaled):
+    c, x = 2, rand(2, 8, 3, 5, grad=True)
+    scale = rand(2, 8, seed=1, grad=True) if scaled else None
+    y = x * scale[:, :, None, None] if scaled else x
+    want = torch.zeros(2, c, 6, 10, dtype=torch.float64)
+    for i in range(c):
+        ll, (lh, hl, hh) = y[:, i], (y[:, c + 3 * i + j] for j in range(3))
+        for row, column in itertools.product((0, 1), (0, 1)):  # lh changes sign with the row, hl with the column
+            a, b = (-1) ** row, (-1) ** column
+            want[:, i, row::2, column::2] = (ll + a * lh + b * hl + a * b * hh) / 2
+    got = inverse_haar(x, scale)
+    torch.testing.assert_close(got, want, atol=1e-14, rtol=0)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(haar(got), y, atol=1e-14, rtol=0)
+    if not scaled:  # orthonormal: lengths stay
+        torch.testing.assert_close(got.norm(), x.norm())
+    given = (x, scale) if scaled else (x,)
+    assert gradcheck(inverse_haar, given) and gradgradcheck(inverse_haar, given)
+    traced = torch.jit.trace(inverse_haar, tuple(t.detach() for t in given))  # takes a path of its own
+    torch.testing.assert_close(traced(*given), want, atol=1e-14, rtol=0)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        with torch.no_grad():  # written in place there
+            torch.testing.assert_close(
+                inverse_haar(x.contiguous(memory_format=layout), scale), want, atol=1e-14, rtol=0
+            )
+
+
+def test_inverse_haar_names_what_is_wrong():
+    with pytest.raises(ValueError, match=r"bands are \[B, 4C, H, W\]"):
+        inverse_haar(torch.zeros(1, 6, 2, 2))
+    with pytest.raises(ValueError, match=r"got \(2, 4, 2, 2\) and a style \(1, 4\)"):
+        inverse_haar(torch.zeros(2, 4, 2, 2), torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="pad to even sizes"):
+        haar(torch.zeros(1, 1, 3, 2))

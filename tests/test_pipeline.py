@@ -14,6 +14,7 @@ from PIL import Image
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import DomainVectorAdapter, LeFTAdapter
 from fewshot_gan.cards import write_adapter_card
+from fewshot_gan.models import SNGANGenerator
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}  # the published promise; rounding differs with the batch size
 
@@ -701,3 +702,42 @@ def test_a_second_pipeline_of_the_same_parts(looks):
     second = FewShotGAN(**looks.components)
     assert torch.equal(images(second), base) and torch.equal(images(looks), want)
     assert torch.equal(images(second), base)
+
+
+@pytest.mark.parametrize("kind", ["mobile", "stylegan2"])
+def test_a_compiled_pipeline_draws_the_same_and_switches_without_compiling(kind, request, perturbed):
+    torch._dynamo.reset()
+    generator = request.getfixturevalue(kind)
+    pipe = FewShotGAN(generator)
+    for i in range(3):
+        pipe.bank.add(f"look{i}", perturbed(LeFTAdapter.for_model(generator), i))
+    looks = [None, "look0", "look1", {"look2": 0.5, "look0": 0.5}, "__base__"]
+
+    def draw(look):
+        return pipe(2, seed=1, adapter_names=look, output_type="pt").images
+
+    graphs, counts = [], []
+    want = [draw(look) for look in looks]
+    pipe.compile(backend=lambda module, inputs: graphs.append(1) or module.forward)
+    for look, plain in zip(looks, want, strict=True):
+        torch.testing.assert_close(draw(look), plain, atol=1e-5, rtol=0)  # sums in another order
+        counts.append(len(graphs))
+    assert 0 < counts[0] < counts[1]  # one without adapters, one with,
+    assert counts[2] == counts[1]  # which serves the next of that kind
+    assert draw(None).equal(draw("__base__")) and len(graphs) == counts[-1]
+    with torch.no_grad():
+        next(pipe.bank.adapters["look0"].parameters()).add_(0.5)
+    changed = draw("look0")
+    pipe._compiled = None
+    torch.testing.assert_close(changed, draw("look0"), atol=1e-5, rtol=0)
+    assert not torch.allclose(changed, want[1], atol=1e-3)
+
+
+def test_a_generator_without_styles_is_compiled_too():
+    torch._dynamo.reset()
+    pipe = FewShotGAN(SNGANGenerator(channels=8))
+    want = pipe(2, seed=1, output_type="pt").images
+    graphs = []
+    pipe.compile(backend=lambda module, inputs: graphs.append(1) or module.forward)
+    torch.testing.assert_close(pipe(2, seed=1, output_type="pt").images, want, atol=1e-5, rtol=0)
+    assert graphs

@@ -31,6 +31,7 @@ from fewshot_gan.images import to_bytes
 from fewshot_gan.methods.losses import logistic_d_loss, logistic_g_loss, r1_penalty
 from fewshot_gan.metrics import frechet_distance, psnr
 from fewshot_gan.models import StyleGAN2Discriminator
+from fewshot_gan.ops import haar
 from fewshot_gan.pipeline import FewShotGAN
 
 
@@ -84,13 +85,6 @@ def render(teacher, folder: Path, name: str, num: int, seed: int, psi: tuple[flo
         images.flush()
         done.touch()
     return torch.from_numpy(np.load(w_path)), np.load(x_path, mmap_mode="r")
-
-
-def haar(x: torch.Tensor) -> torch.Tensor:
-    """`[B, C, 2H, 2W]` → `[B, 4C, H, W]`, the inverse of `inverse_haar`."""
-    a, b, c, d = x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
-    high = torch.stack([a + b - c - d, a - b + c - d, a - b - c + d], 2).flatten(1, 2) / 2
-    return torch.cat([(a + b + c + d) / 2, high], 1)
 
 
 @torch.no_grad()

@@ -235,7 +235,7 @@ def invert(
         for parameter in trainable:
             parameter.requires_grad_(True)
     latents, drawn, quality = zip(*found, strict=True)
-    return Inversion(torch.cat(latents), torch.cat(drawn), [value for part in quality for value in part])
+    return Inversion(torch.cat(latents), torch.cat(drawn).contiguous(), [value for part in quality for value in part])
 
 
 def _distance_to(perceptual, device: str) -> Callable[[torch.Tensor], nn.Module] | None:

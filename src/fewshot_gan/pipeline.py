@@ -4,7 +4,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -24,6 +24,7 @@ from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_base
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
 from .models.plain import PlainGenerator, check_labels
+from .ops import dispatch
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
 pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
@@ -32,6 +33,7 @@ pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
 
 HUB_OPTIONS = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"}
 CARD_FACES = 6  # pictures per row on the card of an adapter
+PER_IMAGE = ("latents", "class_labels", "adapter_names")  # options of `__call__` that may be one per image
 AdapterName = str | Mapping[str, float] | None
 
 
@@ -73,6 +75,7 @@ class FewShotGAN(DiffusionPipeline):
         self.register_to_config(truncation_psi=truncation_psi)
         self.bank = AdapterBank(generator)
         self.base_name: str | None = None
+        self._compiled = None  # the generator as `compile` made it
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "FewShotGAN":
@@ -207,15 +210,20 @@ class FewShotGAN(DiffusionPipeline):
         self.bank.own()
         rows = list(range(num_images)) if looks is None else self.bank.row_order(looks)
         chunks = [rows[i : i + batch_size] for i in range(0, num_images, batch_size)]
-        network, images = self.generator, [None] * num_images
+        # noise is drawn from generators that a compiled network cannot hold
+        compiled = self._compiled is not None and noise_mode != "random"
+        network, images = self._compiled if compiled else self.generator, [None] * num_images
         for chunk in chunks if len(chunks) < 4 else self.progress_bar(chunks):
             if plain:
                 options = {"class_labels": None if labels is None else labels[chunk].to(self.device)}
             else:
                 options = {"latent_space": latent_space or "z", "truncation_psi": psi, "noise_mode": noise_mode}
-                options |= {"truncation_cutoff": truncation_cutoff, "generator": [generators[i] for i in chunk]}
+                sources = None if compiled else [generators[i] for i in chunk]
+                options |= {"truncation_cutoff": truncation_cutoff, "generator": sources}
             with nullcontext() if looks is None else self.bank.using_rows([looks[i] for i in chunk]):
-                batch = network(latents[chunk].to(self.device, network.dtype), **options)
+                if compiled:
+                    self.bank.refresh()
+                batch = network(latents[chunk].to(self.device, self.generator.dtype), **options)
             batch = ((batch.float() + 1) / 2).clamp(0, 1).cpu()
             for i, image in zip(chunk, batch, strict=True):
                 images[i] = image
@@ -225,6 +233,52 @@ class FewShotGAN(DiffusionPipeline):
         if output_type == "pil":
             images = [Image.fromarray(a) for a in (images * 255).round().astype(np.uint8)]
         return FewShotGANOutput(images, latents.cpu()) if return_dict else (images, latents.cpu())
+
+    def stream(
+        self,
+        num_images: int,
+        *,
+        skip: int = 0,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        batch_size: int = 8,
+        **options,
+    ) -> Iterator[FewShotGANOutput]:
+        """The pictures of `pipe(skip + num_images, seed=seed)` from `skip` on, in order, a batch at a time.
+
+        Only the batch is held. `fewshot_gan.generation.write_pictures` makes files of a stream.
+
+        Args:
+            num_images: how many.
+            skip: pictures to pass over first, undrawn: 20 µs each.
+            seed, generator: as in `__call__`; a generator is left where the next stream goes on.
+            batch_size: pictures per forward, and per item.
+            options: of `__call__`; what is given per image is given for the `num_images`.
+
+        Raises:
+            ValueError: what `__call__` refuses.
+        """
+        for name, value, least in (("num_images", num_images, 1), ("skip", skip, 0), ("batch_size", batch_size, 1)):
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")
+        if seed is not None and generator is not None:
+            raise ValueError("give seed or generator, not both")
+        if isinstance(generator, list):
+            raise ValueError("a stream has one generator for all images; a list of them is for a single call")
+        generator = generator if seed is None else torch.Generator().manual_seed(seed)
+        per_image = {name: options.pop(name) for name in PER_IMAGE if _per_image(options.get(name))}
+        for name, values in per_image.items():
+            if len(values) != num_images:
+                raise ValueError(f"{name} has {len(values)} entries for {num_images} images; give one per image")
+        for _ in range(skip):
+            if "latents" in per_image:
+                _branch(generator)
+            else:
+                self._draw(1, generator, self._psi_of_z(options.get("truncation_psi")))
+        for start in range(0, num_images, batch_size):
+            stop = min(start + batch_size, num_images)
+            own = {name: values[start:stop] for name, values in per_image.items()}
+            yield self(stop - start, generator=generator, batch_size=batch_size, **own, **options)
 
     def _labels(self, labels, num_images: int) -> torch.Tensor | None:
         """Class labels int64 `[N]`, None of a generator without classes."""
@@ -726,6 +780,37 @@ class FewShotGAN(DiffusionPipeline):
             self.bank.remember_fingerprint(kept)
         return self
 
+    def compile(self, **options) -> "FewShotGAN":
+        """Compile the generator for this machine with `torch.compile`; calls of the pipeline then use that.
+
+        The first picture of each batch size, and of each combination of looks in a batch, takes a minute or so; to
+        switch between adapters of one kind compiles nothing anew. On a CPU it needs a C++ compiler, and may be slower
+        than without: measure. Random noise is drawn uncompiled. `generator` itself stays as it is.
+
+        Args:
+            options: of `torch.compile`, e.g. `mode="max-autotune"` for one batch size on a GPU.
+
+        Returns:
+            The pipeline.
+        """
+        self._compiled = torch.compile(self.generator, **options)
+        return self
+
+    @staticmethod
+    def set_kernels(kernels: str | None, **options) -> None:
+        """Choose what the networks of this process compute with: see `ops.set_kernels`, which has the options too.
+
+        Args:
+            kernels: "hub" (downloads a kernel package), "local" (the one that fewshot_gan brings), "off" (plain torch),
+                or None: "local" on a GPU if triton and kernels are installed. The environment variable
+                `FEWSHOT_GAN_KERNELS` does the same.
+            options: of "hub": `version`, `repo_id` and `trust_remote_code`.
+
+        Raises:
+            ValueError: an unknown choice, or no version number.
+        """
+        dispatch.set_kernels(kernels, **options)
+
     @staticmethod
     def list_embedded() -> dict[str, list[str]]:
         """What works offline: base name → its adapters."""
@@ -737,6 +822,11 @@ def _squares(images, resolution: int) -> list[torch.Tensor]:
     several = images if isinstance(images, list | tuple) else [images]
     pictures = [upright(im) if isinstance(im, Image.Image) else read_image(im) for im in several]
     return [square(picture, resolution) for picture in pictures]
+
+
+def _per_image(value) -> bool:
+    """Whether an option of `__call__` is one of several, one per image."""
+    return value.ndim > 0 if isinstance(value, torch.Tensor) else isinstance(value, Sequence) and type(value) is not str
 
 
 def _branch(generator: torch.Generator | None) -> torch.Generator:

@@ -22,6 +22,9 @@ class AdaFMFactors(Factors):
         self.gamma = nn.Parameter(torch.ones(*spec.shape[:2], 1, 1))
         self.beta = nn.Parameter(torch.zeros(*spec.shape[:2], 1, 1))
 
+    def change(self):
+        return {"scale": self.gamma[..., 0, 0], "shift": self.beta[..., 0, 0]}
+
     def forward(self, weight, bias):
         return Adapted(self.gamma * weight + self.beta, bias)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..models.layers import EffectiveWeight, adaptable_layers
 from ..ops import RowWeights
+from ..ops.dispatch import kernels_for
 from .base import Adapter, Factors, LayerSpec, combine, fingerprint
 from .blend import BlendAdapter
 
@@ -46,13 +47,15 @@ class LayerBlend:
         return [self]
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
+        if torch.compiler.is_compiling():
+            return self._value  # `refresh` made it: the compiled network takes it like an input
         made_of = [weight, *self._tensors] if bias is None else [weight, bias, *self._tensors]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in made_of):
             return self._compute(weight, bias)
         stamp = _stamp(made_of)
         if stamp is None or stamp != self._stamp:
             self.forget()
-            self._value, self._stamp = self._compute(weight, bias), stamp
+            self._value, self._stamp = self._measured(weight, bias) or self._compute(weight, bias), stamp
             given = {tensor.data_ptr() for tensor in made_of}
             kept = {id(t): t for t in self._value if t is not None and t.data_ptr() not in given}
             self._bytes = sum(t.numel() * t.element_size() for t in kept.values())
@@ -64,6 +67,17 @@ class LayerBlend:
         self.ledger[0] -= self._bytes
         self._value, self._stamp, self._bytes = None, None, 0
         self.ledger = [0] if for_good else self.ledger
+
+    def _measured(self, weight, bias) -> EffectiveWeight | None:
+        """`_compute` of one whole adapter by a kernel that measures the weight too, where there is one."""
+        factors, alpha = self.parts[0]
+        if len(self.parts) > 1 or alpha != 1 or weight.ndim != 4 or (kernels := kernels_for(weight)) is None:
+            return None
+        with torch.autocast(weight.device.type, enabled=False):
+            if (change := factors.change()) is None:
+                return None
+            adapted, energy = kernels.modulate_weight(weight, **change)
+        return EffectiveWeight(adapted, bias, norm_weight=weight if "gain" in change else None, energy=energy)
 
     def _compute(self, weight, bias) -> EffectiveWeight:
         with torch.autocast(weight.device.type, enabled=False):
@@ -367,7 +381,7 @@ class AdapterBank:
                 layer = self._layers[path]
                 stored = layer.stored()
                 e = blend(*stored)
-                scales = any(part is not None for part in e[2:])
+                scales = any(part is not None for part in (e.input_scale, e.output_scale, e.norm_weight))
                 if layer.demodulation == "spectral" or (layer.demodulation == "runtime" and scales):
                     unwritten[path] = blend
                     continue
@@ -456,6 +470,12 @@ class AdapterBank:
                     )
                 if resolutions.count(resolution) > 1:
                     raise ValueError(f"the weights of adapter {name!r} name resolution {resolution} twice; drop one")
+
+    def refresh(self) -> None:
+        """Bring the acting effective weights up to date, for a compiled network, which cannot tell what changed."""
+        for layer in self._layers.values():
+            if layer.adaptation is not None:
+                layer.effective()
 
     def cached_bytes(self) -> int:
         """Bytes of effective weights kept, the acting ones included."""

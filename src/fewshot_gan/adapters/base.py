@@ -62,6 +62,10 @@ class Factors(nn.Module):
     def forward(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Adapted:
         raise NotImplementedError
 
+    def change(self) -> dict[str, torch.Tensor] | None:
+        """`forward` of a convolution's weight in the terms of the kernel `modulate_weight`; None: it has none."""
+        return None
+
     def tensors(self) -> list[torch.Tensor]:
         """What `forward` depends on besides its arguments."""
         own = [*self._parameters.values(), *self._buffers.values()]

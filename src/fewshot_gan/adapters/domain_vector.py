@@ -28,6 +28,13 @@ class DomainVectorFactors(Factors):
         self.parametrization, self.placement = parametrization, placement
         self.folded = spec.demodulation == "folded"
 
+    def change(self):
+        after = self.placement == "post_demod"
+        if self.parametrization in ("input", "output") if after else self.folded:
+            return None
+        gain = self.gain()
+        return {"gain" if after else "scale": gain.expand(*(1,) * (4 - gain.ndim), *gain.shape)[..., 0, 0]}
+
     def forward(self, weight, bias):
         if self.placement == "post_demod":
             if self.parametrization == "input":

@@ -30,12 +30,16 @@ class ConvFactors(Factors):
         self.add_kernel = nn.Parameter(torch.randn(k2, rank) * ADDITIVE_STD)
         self.use_activation = use_activation
 
-    def forward(self, weight, bias):
-        # m1[s,o,κ] = Σ_t u[o,t] c[s,t,κ] + Σ_t a[o,t] p[κ,t]
+    def inner(self):  # m1[s,o,κ] = Σ_t u[o,t] c[s,t,κ] + Σ_t a[o,t] p[κ,t]
         m1 = torch.einsum("ot,stk->sok", self.mul_out, self.mul_core) + self.add_out @ self.add_core.t()
-        if self.use_activation:
-            m1 = m1.relu()
-        gamma = torch.einsum("is,sok->oik", self.mul_in, m1).reshape(weight.shape)
+        return m1.relu() if self.use_activation else m1
+
+    def change(self):
+        factors = {"mul_in": self.mul_in, "add_in": self.add_in, "add_kernel": self.add_kernel}
+        return {**factors, "mul_core": self.inner()}
+
+    def forward(self, weight, bias):
+        gamma = torch.einsum("is,sok->oik", self.mul_in, self.inner()).reshape(weight.shape)
         beta = (self.add_in @ self.add_kernel.t()).reshape(weight.shape[1:])
         return Adapted(weight * gamma + beta, bias)
 

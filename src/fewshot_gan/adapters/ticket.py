@@ -1,7 +1,6 @@
 """Lottery ticket: one bit per weight says which weights stay (arXiv 2103.00397 §3), optionally with their new values.
 
-Bits are packed eight to a byte, the first weight (row-major) in the lowest bit; pruned is 0. The base's fingerprint is
-that of θ₀, the weights the ticket was drawn from.
+Bits are packed as `ops.pack_bits` does. The base's fingerprint is that of θ₀, the weights the ticket was drawn from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,22 +10,8 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from ..ops import pack_bits, unpack_bits
 from .base import Adapted, Adapter, Factors, LayerSpec, fingerprint, select_layers
-
-BITS = tuple(1 << i for i in range(8))
-
-
-def pack_bits(mask: torch.Tensor) -> torch.Tensor:
-    """Bool of any shape with N entries → uint8 `[ceil(N / 8)]`."""
-    flat = mask.flatten().to(torch.uint8)
-    flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).reshape(-1, 8)
-    return (flat * torch.tensor(BITS, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
-
-
-def unpack_bits(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """uint8 `[ceil(N / 8)]` → bool of `shape` with N entries."""
-    bits = (packed[:, None] & torch.tensor(BITS, dtype=torch.uint8, device=packed.device)) != 0
-    return bits.flatten()[: torch.Size(shape).numel()].reshape(tuple(shape))
 
 
 class TicketFactors(Factors):
@@ -42,6 +27,9 @@ class TicketFactors(Factors):
     def initialise(self, weight, bias):
         if self.values is not None:
             self.values.copy_(weight[unpack_bits(self.mask, self.shape)])
+
+    def change(self):
+        return {"mask": self.mask} if self.values is None else None
 
     def forward(self, weight, bias):
         mask = unpack_bits(self.mask, self.shape)

@@ -172,8 +172,6 @@ class Objective(nn.Module):
     def __init__(self, config: ObjectiveConfig, real, discriminator=None, projected=None, features=None, seed: int = 0):
         super().__init__()
         self.config = c = config
-        if features is not None:
-            features.to(memory_format=torch.channels_last)
         self._features = [features]  # in a list: frozen, so neither saved nor trained with this module
         looks = c.statistics_weight, c.wasserstein_weight, c.content_weight
         self.uses_features = c.discriminator == "projected" or max(looks) > 0

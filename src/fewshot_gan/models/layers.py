@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops import RowWeights, bias_act, by_rows
+from ..ops import RowWeights, bias_act, by_rows, inverse_haar, upsample2d
 
 
 class EffectiveWeight(NamedTuple):
@@ -26,6 +26,7 @@ class EffectiveWeight(NamedTuple):
     input_scale: torch.Tensor | None = None  # [I] or [B, I]
     output_scale: torch.Tensor | None = None  # [O] or [B, O]
     norm_weight: torch.Tensor | RowWeights | None = None  # what demodulation takes the norm of; None: of `weight`
+    energy: torch.Tensor | None = None  # [O, I]: Σ_κ of its squares in float32, where somebody has them already
 
 
 class AdaptableLayer(nn.Module):
@@ -88,8 +89,9 @@ class FullyConnected(AdaptableLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, I] -> [B, O]
         weight, bias, *_ = self.effective()  # scales are for convolutions
-        x = by_rows(lambda x, weight: F.linear(x, (weight * self.weight_gain).to(x.dtype)), x, weight)
-        return bias_act(x, bias * self.bias_gain, activation=self.activation)
+        x = by_rows(lambda x, weight: F.linear(x, weight.to(x.dtype)), x, weight)
+        x = x * self.weight_gain  # of few numbers, instead of the weight's many
+        return bias_act(x, bias * self.bias_gain, activation=self.activation, reuse=True)
 
 
 class MappingNetwork(nn.Module):
@@ -214,7 +216,7 @@ class StyleGenerator:
 
 
 class Noise(AdaptableLayer):
-    """Per-pixel noise added to a feature map, one image shared by all channels (arXiv 1812.04948 §3.2).
+    """Per-pixel noise for a feature map, one image shared by all channels (arXiv 1812.04948 §3.2).
 
     Args:
         resolution: H = W of the map.
@@ -231,20 +233,61 @@ class Noise(AdaptableLayer):
     def stored(self):
         return self.strength, None
 
-    def forward(self, x: torch.Tensor, mode: str, generator=None) -> torch.Tensor:
-        """`[B, C, H, W]` → the same; "random" draws one map per sample on the CPU so that a seed holds everywhere.
+    def forward(self, x: torch.Tensor, mode: str, generator=None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What `bias_act` adds to the features that a batch `x` `[B, …]` becomes: `[H, W]` or `[B, 1, H, W]`, strength.
 
-        `generator` is one `torch.Generator`, or a list of one per sample: then a sample does not depend on the batch.
+        "random" draws one map per sample on the CPU so that a seed holds everywhere. `generator` is one
+        `torch.Generator`, or a list of one per sample: then a sample does not depend on the batch.
         """
         if mode == "none":
-            return x
-        strength = self.effective().weight.reshape(-1, 1, 1, 1)
+            return None, None
+        strength = self.effective().weight
         if mode == "const":
-            return x + (self.const * strength).to(x.dtype)
+            return self.const, strength
         if mode != "random":
             raise ValueError(f"unknown noise_mode {mode!r}; known: {', '.join(self.MODES)}")
+        size = self.const.shape
         if isinstance(generator, list):
-            noise = torch.cat([torch.randn(1, 1, *x.shape[2:], generator=g) for g in generator])
+            noise = torch.cat([torch.randn(1, 1, *size, generator=g) for g in generator])
         else:
-            noise = torch.randn(x.shape[0], 1, *x.shape[2:], generator=generator)
-        return x + (noise.to(x.device) * strength).to(x.dtype)
+            noise = torch.randn(len(x), 1, *size, generator=generator)
+        return noise.to(x.device), strength
+
+
+class BiasAct(nn.Module):
+    """`ops.bias_act` as a module, like the next two: what `kernels.kernelize` finds by its `kernel_layer_name`.
+
+    It may write into the features that it is given, which nobody else needs in these networks.
+    """
+
+    kernel_layer_name = "StyleGANBiasAct"
+
+    def __init__(self, activation: str = "linear", gain: float | None = None, clamp: float | None = None):
+        super().__init__()
+        self.activation, self.gain, self.clamp = activation, gain, clamp
+
+    def forward(self, x, bias, noise=None, noise_strength=None):
+        options = {"activation": self.activation, "gain": self.gain, "clamp": self.clamp}
+        return bias_act(x, bias, noise, noise_strength, reuse=True, **options)
+
+
+class InverseHaar(nn.Module):
+    """`ops.inverse_haar`: `[B, 4C, H, W]` and a style `[B, 4C]` → `[B, C, 2H, 2W]`."""
+
+    kernel_layer_name = "StyleGANInverseHaar"
+
+    def forward(self, x, style=None):
+        return inverse_haar(x, style)
+
+
+class Upsample2d(nn.Module):
+    """`ops.upsample2d` with its filter `[T, T]`: `[B, C, H, W]` → `[B, C, 2H, 2W]`."""
+
+    kernel_layer_name = "StyleGANUpsample2d"
+
+    def __init__(self, resample_filter: torch.Tensor):
+        super().__init__()
+        self.register_buffer("resample_filter", resample_filter, persistent=False)
+
+    def forward(self, x):
+        return upsample2d(x, self.resample_filter)

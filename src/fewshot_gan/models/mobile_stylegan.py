@@ -8,33 +8,12 @@ Shape legend: B batch, C channels of a block, H/W size of its features, L number
 """
 
 import torch
-import torch.nn.functional as F
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-from ..ops import bias_act, by_rows
-from .layers import AdaptableLayer, FullyConnected, MappingNetwork, Noise, StyleGenerator
-
-
-def inverse_haar(x: torch.Tensor) -> torch.Tensor:
-    """One level of the inverse orthonormal Haar transform.
-
-    Args:
-        x: `[B, 4C, H, W]`: C low-pass channels, then (lh, hl, hh) of each channel.
-
-    Returns:
-        `[B, C, 2H, 2W]`.
-    """
-    b, c4, h, w = x.shape
-    c = c4 // 4
-    ll = x[:, :c]
-    lh, hl, hh = x[:, c:].reshape(b, c, 3, h, w).unbind(2)
-    low, high = (ll + lh) / 2, (hl + hh) / 2  # upper pixel row: sums; left column adds `high`
-    low2, high2 = (ll - lh) / 2, (hl - hh) / 2
-    top = torch.stack([low + high, low - high], -1)  # [B, C, H, W, 2]
-    bottom = torch.stack([low2 + high2, low2 - high2], -1)
-    return torch.stack([top, bottom], 3).reshape(b, c, 2 * h, 2 * w)
+from ..ops import by_rows, conv2d, times
+from .layers import AdaptableLayer, BiasAct, FullyConnected, InverseHaar, MappingNetwork, Noise, StyleGenerator
 
 
 class FoldedConv(AdaptableLayer):
@@ -55,15 +34,28 @@ class FoldedConv(AdaptableLayer):
         weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
         self.weight = nn.Parameter(weight / weight.flatten(1).norm(dim=1)[:, None, None, None])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, I, H, W] -> [B, O, H, W]
-        weight, _, input_scale, output_scale, _ = self.effective()
-        if input_scale is not None and input_scale.ndim == 1 and isinstance(weight, torch.Tensor):
-            weight = weight * input_scale[:, None, None]  # cheaper than scaling the activations
-        elif input_scale is not None:
-            x = x * input_scale.to(x.dtype)[..., None, None]
+    def forward(self, x: torch.Tensor, styles: torch.Tensor | None, reuse: bool = False) -> torch.Tensor:
+        """Convolve `x · styles`.
+
+        Args:
+            x: `[B, I, H, W]` (of a depthwise convolution I is O).
+            styles: `[B, I]`, or None for ones.
+            reuse: nobody else needs `x`, so it may be overwritten.
+
+        Returns:
+            `[B, O, H, W]`.
+        """
+        weight, _, input_scale, output_scale, *_ = self.effective()
+        scale = styles if input_scale is None else input_scale if styles is None else styles * input_scale
+        if scale is not None:
+            single = scale if scale.ndim == 1 else scale[0] if len(scale) == 1 else None
+            if single is not None and isinstance(weight, torch.Tensor) and weight.numel() < x.numel():
+                weight = weight * single.reshape(-1, 1, 1, *[1] * (self.role == "depthwise"))
+            else:
+                x = times(x, scale) if reuse else x * scale.to(x.dtype)[..., None, None]
         groups = x.shape[1] if self.role == "depthwise" else 1
-        x = by_rows(lambda x, w: F.conv2d(x, w.to(x.dtype), padding=w.shape[-1] // 2, groups=groups), x, weight)
-        return x if output_scale is None else x * output_scale.to(x.dtype)[..., None, None]
+        x = by_rows(lambda x, w: conv2d(x, w.to(x.dtype), w.shape[-1] // 2, groups), x, weight)
+        return x if output_scale is None else times(x, output_scale)
 
 
 class StyledConv(AdaptableLayer):
@@ -85,16 +77,18 @@ class StyledConv(AdaptableLayer):
         self.conv = FoldedConv(in_channels, out_channels, 1 if separable else 3)
         self.noise = Noise(resolution)
         self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.act = BiasAct("lrelu", gain=1.0)
 
     def stored(self):
         return self.bias, None
 
-    def forward(self, x, w, noise_mode="const", generator=None):  # [B, C_in, H, W], [B, D] -> [B, C_out, H, W]
-        x = x * self.affine(w)[:, :, None, None].to(x.dtype)
+    def forward(self, x, w, noise_mode="const", generator=None):
+        """`[B, C_in, H, W]`, which may be overwritten, and w `[B, D]` → `[B, C_out, H, W]`."""
+        styles = self.affine(w)
         if self.depthwise is not None:
-            x = self.depthwise(x)
-        x = self.noise(self.conv(x), noise_mode, generator)
-        return bias_act(x, self.effective().weight, activation="lrelu", gain=1.0)
+            x, styles = self.depthwise(x, styles, reuse=True), None
+        x = self.conv(x, styles, reuse=True)
+        return self.act(x, self.effective().weight, *self.noise(x, noise_mode, generator))
 
 
 class MobileBlock(nn.Module):
@@ -103,11 +97,12 @@ class MobileBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, resolution: int, w_dim: int):
         super().__init__()
         self.up_affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
+        self.up = InverseHaar()
         self.conv0 = StyledConv(in_channels // 4, out_channels, resolution, w_dim)
         self.conv1 = StyledConv(out_channels, out_channels, resolution, w_dim)
 
     def forward(self, x, ws, noise_mode="const", generator=None):  # [B, C, H, W], [B, 3, D] -> [B, C', 2H, 2W]
-        x = inverse_haar(x * self.up_affine(ws[:, 0])[:, :, None, None].to(x.dtype))
+        x = self.up(x, self.up_affine(ws[:, 0]))
         x = self.conv0(x, ws[:, 1], noise_mode, generator)
         return self.conv1(x, ws[:, 2], noise_mode, generator)
 
@@ -122,13 +117,14 @@ class ImageHead(AdaptableLayer):
         self.affine = FullyConnected(w_dim, channels, bias_init=1.0)
         self.conv = FoldedConv(channels, 12, 1, role="to_rgb")
         self.bias = nn.Parameter(torch.zeros(12))
+        self.act, self.up = BiasAct(), InverseHaar()
 
     def stored(self):
         return self.bias, None
 
     def forward(self, x, w):  # [B, C, H, W], [B, D] -> [B, 3, 2H, 2W]
-        x = self.conv(x * self.affine(w)[:, :, None, None].to(x.dtype))
-        return inverse_haar(bias_act(x, self.effective().weight))
+        x = self.conv(x, self.affine(w))
+        return self.up(self.act(x, self.effective().weight))
 
 
 class MobileStyleGANSynthesis(AdaptableLayer):
@@ -150,6 +146,7 @@ class MobileStyleGANSynthesis(AdaptableLayer):
 
     def forward(self, ws, noise_mode="const", generator=None, return_features=False):
         x = self.effective().weight.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
+        x = x.clone(memory_format=torch.channels_last)  # the rest follows: half the time on a CPU
         x = self.conv1(x, ws[:, 0], noise_mode, generator)
         features = {"b4": x}
         for i, res in enumerate(self.resolutions):

@@ -1,13 +1,16 @@
-"""Bias, activation, gain and clamp in one call (StyleGAN2, arXiv 1912.04958)."""
+"""Noise, bias, activation, gain and clamp in one call (StyleGAN2, arXiv 1912.04958)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-_ACTIVATIONS = {  # name: (function, gain that keeps the variance of a unit Gaussian)
-    "linear": (lambda x: x, 1.0),
-    "lrelu": (lambda x: F.leaky_relu(x, 0.2), math.sqrt(2)),
+from .dispatch import kernels_for
+
+_ACTIVATIONS = {  # name: (function of x and whether to write into x, gain that keeps the variance of a unit Gaussian)
+    "linear": (lambda x, inplace: x, 1.0),
+    "lrelu": (lambda x, inplace: F.leaky_relu(x, 0.2, inplace), math.sqrt(2)),
     "relu": (F.relu, math.sqrt(2)),
 }
 
@@ -23,35 +26,72 @@ def activation_gain(activation: str) -> float:
     return _ACTIVATIONS[activation][1]
 
 
+class Act(NamedTuple):
+    """The arguments of `bias_act` besides its input, for an operation that ends with one."""
+
+    bias: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+    noise_strength: torch.Tensor | None = None
+    activation: str = "linear"
+    gain: float | None = None
+    clamp: float | None = None
+
+
 def bias_act(
     x: torch.Tensor,
     bias: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    noise_strength: torch.Tensor | None = None,
     *,
     activation: str = "linear",
     gain: float | None = None,
     clamp: float | None = None,
+    reuse: bool = False,
 ) -> torch.Tensor:
-    """`clamp(gain · act(x + bias))`.
+    """`clamp(gain · act(x + noise · noise_strength + bias))`.
 
     Args:
         x: `[B, C, ...]`.
         bias: `[C]`, one per sample `[B, C]`, or None.
+        noise: added to every channel of an `x` `[B, C, H, W]`: `[H, W]`, `[1 or B, 1, H, W]`, or None.
+        noise_strength: one number `[]`, or one per sample `[B]`; belongs to `noise`.
         activation: "linear", "lrelu" (slope 0.2) or "relu".
-        gain: factor after the activation; None takes the activation's own (√2 for lrelu and relu).
+        gain: positive factor after the activation; None takes the activation's own (√2 for lrelu and relu).
         clamp: limit of the absolute value after the gain, or None.
+        reuse: nobody else needs `x`, so its memory may become the result's; gradients are the same.
 
     Returns:
         Same shape and dtype as `x`.
 
     Raises:
-        ValueError: unknown activation, or `bias` does not fit `x`.
+        ValueError: unknown activation, a gain of 0 or less, or `bias` or `noise` does not fit `x`.
     """
     gain = activation_gain(activation) if gain is None else gain
+    if gain <= 0:
+        raise ValueError(f"gain={gain}: give a number above 0")
+    if bias is not None and bias.shape not in (x.shape[1:2], x.shape[:2]):
+        raise ValueError(f"bias {tuple(bias.shape)} fits neither [C] nor [B, C] of an input {tuple(x.shape)}")
+    if noise is not None and (noise.shape[-2:] != x.shape[2:] or noise_strength is None):
+        raise ValueError(
+            f"noise {tuple(noise.shape)} needs a strength and an input of its height and width, got {tuple(x.shape)}"
+        )
+    if x.ndim > 2 and (kernels := kernels_for(x)) is not None:  # a matrix is too small to be worth a launch
+        if bias is None and noise is None and (activation, gain, clamp) == ("linear", 1, None):
+            return x
+        options = {"activation": activation, "gain": gain, "clamp": clamp}
+        return kernels.bias_act(x, bias, noise=noise, noise_strength=noise_strength, **options)
     if bias is not None:
-        if bias.shape not in (x.shape[1:2], x.shape[:2]):
-            raise ValueError(f"bias {tuple(bias.shape)} fits neither [C] nor [B, C] of an input {tuple(x.shape)}")
-        x = x + bias.to(x.dtype).reshape(*bias.shape, *[1] * (x.ndim - 2))
-    x = _ACTIVATIONS[activation][0](x)
-    if gain != 1:
-        x = x * gain
-    return x.clamp(-clamp, clamp) if clamp is not None else x
+        bias = bias.reshape(*bias.shape, *[1] * (x.ndim - 2))
+    if noise is not None:
+        noise = noise * noise_strength.reshape(-1, 1, 1, 1)
+    for term in (noise, bias):
+        if term is not None:
+            x = x.add_(term.to(x.dtype)) if reuse else x + term.to(x.dtype)
+            reuse = True  # what was just made is ours
+    if gain != 1:  # before the activation, which is homogeneous: its gradient then needs nothing but its result
+        x = x.mul_(gain) if reuse else x * gain
+        reuse = True
+    x = _ACTIVATIONS[activation][0](x, reuse)
+    if clamp is None:
+        return x
+    return x.clamp_(-clamp, clamp) if reuse and not x.requires_grad else x.clamp(-clamp, clamp)

@@ -6,7 +6,10 @@ Shape legend: B batch, I/O input and output channels, k kernel size.
 import torch
 import torch.nn.functional as F
 
+from .bias_act import Act, bias_act
+from .conv import conv2d
 from .rows import RowWeights, by_rows
+from .times import times
 from .upfirdn2d import upfirdn2d
 
 
@@ -18,11 +21,14 @@ def modulated_conv2d(
     input_scale: torch.Tensor | None = None,
     output_scale: torch.Tensor | None = None,
     norm_weight: torch.Tensor | RowWeights | None = None,
+    energy: torch.Tensor | None = None,
     demodulate: bool = True,
     up: int = 1,
     down: int = 1,
     padding: int | None = None,
     resample_filter: torch.Tensor | None = None,
+    then: Act | None = None,
+    reuse: bool = False,
 ) -> torch.Tensor:
     """Convolve with `weight · styles`, each output filter rescaled to unit norm.
 
@@ -38,11 +44,14 @@ def modulated_conv2d(
         input_scale: `[I]` or `[B, I]`, or None for ones.
         output_scale: `[O]` or `[B, O]`, or None for ones.
         norm_weight: what the norm is taken of instead of `weight`, like it in form.
+        energy: `[O, I]`, sums of its squares over k×k in float32; None: they are computed. Of a single weight only.
         demodulate: divide by the L2 norm of each modulated filter.
         up: 1 or 2; enlarges with a transposed convolution followed by `resample_filter`.
         down: 1 or 2; `resample_filter` followed by a strided convolution.
         padding: pixels at the lower resolution; None keeps the size (`k // 2`).
         resample_filter: `[T, T]`, needed when `up` or `down` is not 1 (`setup_filter([1, 3, 3, 1])`).
+        then: `bias_act` of the result, or None.
+        reuse: nobody else needs `x`, so it may be overwritten.
 
     Returns:
         `[B, O, H·up / down, W·up / down]` for the default padding.
@@ -61,7 +70,7 @@ def modulated_conv2d(
     if input_scale is not None:
         scale = input_scale.expand(batch, channels) if scale is None else scale * input_scale
     if scale is not None:
-        x = x * scale.to(x.dtype)[:, :, None, None]
+        x = times(x, scale) if reuse else x * scale.to(x.dtype)[..., None, None]
 
     k = (weight.weights[0] if isinstance(weight, RowWeights) else weight).shape[-1]
     padding = k // 2 if padding is None else padding
@@ -80,22 +89,24 @@ def modulated_conv2d(
         elif down > 1:
             y = F.conv2d(x, weight.to(x.dtype), stride=1 if k == 1 else down)
         else:
-            y = F.conv2d(x, weight.to(x.dtype), padding=padding)
+            y = conv2d(x, weight.to(x.dtype), padding)
         if not demodulate:
             return y
-        norm = _inverse_norm(weight if norm_weight is None else norm_weight, styles)
-        return y * norm.to(y.dtype)[..., None, None]
+        return times(y, _inverse_norm(weight if norm_weight is None else norm_weight, styles, energy))
 
     x = by_rows(convolve, x, weight, styles, norm_weight)
+    if output_scale is not None:
+        x = times(x, output_scale)
     if up > 1:
         before, after = padding + (taps + up - 1) // 2 - (k - 1), padding + (taps - up) // 2 - (k - up)
-        x = upfirdn2d(x, resample_filter, padding=(before, after, before, after), gain=up * up)
-    return x if output_scale is None else x * output_scale.to(x.dtype)[..., None, None]
+        return upfirdn2d(x, resample_filter, padding=(before, after, before, after), gain=up * up, then=then)
+    return x if then is None else bias_act(x, **then._asdict(), reuse=True)
 
 
-def _inverse_norm(weight: torch.Tensor, styles: torch.Tensor | None) -> torch.Tensor:
+def _inverse_norm(weight: torch.Tensor, styles: torch.Tensor | None, energy: torch.Tensor | None) -> torch.Tensor:
     """1 / ‖W[o] · s‖: `[O]`, or `[B, O]` with styles; in float32, since in half precision Σ(w·s)² overflows."""
-    weight = weight.float() if weight.dtype != torch.float64 else weight
-    energy = weight.square().sum((-2, -1))  # [O, I]
-    total = energy.sum(-1) if styles is None else styles.to(weight.dtype).square() @ energy.t()
+    if energy is None:
+        weight = weight.float() if weight.dtype != torch.float64 else weight
+        energy = weight.square().sum((-2, -1))  # [O, I]
+    total = energy.sum(-1) if styles is None else styles.to(energy.dtype).square() @ energy.t()
     return (total + 1e-8).rsqrt()

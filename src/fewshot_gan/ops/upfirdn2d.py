@@ -6,6 +6,11 @@ Shape legend: B batch, C channels, H/W height and width, T filter taps.
 import torch
 import torch.nn.functional as F
 
+from .bias_act import Act, bias_act
+from .dispatch import kernels_for
+
+MAX_KERNEL_TAPS = 8
+
 
 def setup_filter(taps, *, gain: float = 1.0, device=None) -> torch.Tensor:
     """Build a float32 FIR filter normalised to sum `gain`.
@@ -42,6 +47,7 @@ def upfirdn2d(
     padding: int | tuple[int, int, int, int] = 0,
     flip_filter: bool = False,
     gain: float = 1.0,
+    then: Act | None = None,
 ) -> torch.Tensor:
     """Insert zeros, pad (or crop), convolve with `f` and keep every `down`-th pixel, channel by channel.
 
@@ -53,6 +59,7 @@ def upfirdn2d(
         padding: one number, or `(left, right, top, bottom)` in upsampled pixels; negative values crop.
         flip_filter: False = convolution, True = correlation.
         gain: factor on the result.
+        then: `bias_act` of the result, in the same pass where a kernel does it; None: none.
 
     Returns:
         `[B, C, (H·up + top + bottom − T) // down + 1, (W·up + left + right − T) // down + 1]`, dtype of `x`.
@@ -64,16 +71,25 @@ def upfirdn2d(
         raise ValueError(f"up and down are at least 1, got up={up}, down={down}")
     left, right, top, bottom = (padding,) * 4 if isinstance(padding, int) else padding
     b, c, h, w = x.shape
-    if up > 1:
-        # [B, C, H, W] -> [B, C, H, up, W, up] -> [B, C, H*up, W*up]
-        x = F.pad(x.reshape(b, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(b, c, h * up, w * up)
     taps_h, taps_w = f.shape if f is not None else (1, 1)
     if h * up + top + bottom < taps_h or w * up + left + right < taps_w:
         raise ValueError(
             f"an image of {h * up}×{w * up} with padding {(left, right, top, bottom)} is smaller than "
             f"the {taps_h}×{taps_w} filter; use a larger image or more padding"
         )
-    if left or right or top or bottom:
+    fits = f is not None and max(f.shape) <= MAX_KERNEL_TAPS and not f.requires_grad
+    if fits and (kernels := kernels_for(x)) is not None:
+        rest = {} if then is None else {**then._asdict(), "act_gain": then.gain}
+        options = {"up": up, "down": down, "padding": (left, right, top, bottom), "flip_filter": flip_filter}
+        return kernels.upfirdn2d(x, f, **rest | options | {"gain": gain})
+    if then is not None:
+        x = upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
+        return bias_act(x, **then._asdict(), reuse=f is not None)
+    if up > 1:
+        # [B, C, H, W] -> [B, C, H, up, W, up] -> [B, C, H*up, W*up]
+        x = F.pad(x.reshape(b, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(b, c, h * up, w * up)
+    own = f is not None and left == right >= 0 and top == bottom >= 0  # the convolution pads without a copy
+    if not own and (left or right or top or bottom):
         x = F.pad(x, (left, right, top, bottom))
     if f is None:
         x = x[..., ::down, ::down]
@@ -82,7 +98,8 @@ def upfirdn2d(
     if not flip_filter:
         kernel = kernel.flip(0, 1)
     # a depthwise convolution with the same kernel on every channel: [T, T] -> [C, 1, T, T]
-    return F.conv2d(x, kernel.expand(c, 1, taps_h, taps_w), stride=down, groups=c)
+    kernel = kernel.expand(c, 1, taps_h, taps_w)
+    return F.conv2d(x, kernel, stride=down, padding=(top, left) if own else 0, groups=c)
 
 
 def upsample2d(x: torch.Tensor, f: torch.Tensor, *, up: int = 2) -> torch.Tensor:

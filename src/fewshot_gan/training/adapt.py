@@ -23,6 +23,7 @@ from ..features import load_features
 from ..hub import embedded_datasets, portable_name, replace_file
 from ..images import to_bytes, to_floats
 from ..inversion import SPACES, VERSION, invert, latent_statistics, lpips_network
+from ..memory import keep_freed_memory
 from ..methods.adafm import AdaFMConfig, AdaFMObjective, parse_groups, split_generator, tailored_networks
 from ..methods.cdc import CDCConfig, CDCObjective
 from ..methods.d3t import D3TConfig, D3TObjective
@@ -426,6 +427,7 @@ def tailor(args: argparse.Namespace, config, pipe: FewShotGAN) -> FewShotGAN:
 
 def start(args: argparse.Namespace) -> Accelerator:
     """Processes, threads and seed of a run."""
+    keep_freed_memory()
     folder = Path(args.output_dir)
     project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
     accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, project_config=project)

@@ -1,0 +1,109 @@
+"""Haar transform, and its inverse with the style scale before it: MobileStyleGAN's upsampling (arXiv 2104.04767 §3.2).
+
+Shape legend: B batch, C channels of the picture, H/W size of the bands.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.autograd import Function
+
+from .dispatch import kernels_for
+
+
+def inverse_haar(x: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
+    """One level of the inverse orthonormal Haar transform of `x · style`.
+
+    Args:
+        x: `[B, 4C, H, W]`: C low-pass channels, then (lh, hl, hh) of each channel.
+        style: `[B, 4C]`, one factor per channel and sample, or None for ones.
+
+    Returns:
+        `[B, C, 2H, 2W]`, dtype of `x`; on a CPU channels last in memory.
+
+    Raises:
+        ValueError: channels that are no multiple of four, or a style of another shape.
+    """
+    if x.shape[1] % 4 or (style is not None and style.shape != x.shape[:2]):
+        given = "" if style is None else f" and a style {tuple(style.shape)}"
+        raise ValueError(f"bands are [B, 4C, H, W] and a style [B, 4C], got {tuple(x.shape)}{given}")
+    if (kernels := kernels_for(x)) is not None:
+        return kernels.inverse_haar(x, style)
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or (style is not None and style.requires_grad))
+    if style is not None and (traced or needs_grad):
+        x, style = x * style.to(x.dtype)[:, :, None, None], None
+    if traced:
+        ll, lh, hl, hh = _bands(x / 2, 1)
+        top, bottom, top_step, bottom_step = ll + lh, ll - lh, hl + hh, hl - hh
+        corners = top + top_step, top - top_step, bottom + bottom_step, bottom - bottom_step
+        return F.pixel_shuffle(torch.stack(corners, 2).flatten(1, 2), 2)
+    return _InverseHaar.apply(x) if needs_grad else _to_pixels(x, style)
+
+
+def haar(x: torch.Tensor) -> torch.Tensor:
+    """One level of the orthonormal Haar transform, which `inverse_haar` undoes.
+
+    Args:
+        x: `[B, C, 2H, 2W]`.
+
+    Returns:
+        `[B, 4C, H, W]`, in the order that `inverse_haar` takes.
+
+    Raises:
+        ValueError: an odd height or width.
+    """
+    if x.shape[2] % 2 or x.shape[3] % 2:
+        raise ValueError(f"haar halves height and width, got {list(x.shape)}; pad to even sizes")
+    kernels = kernels_for(x)
+    return _Haar.apply(x) if kernels is None else kernels.haar(x)
+
+
+class _InverseHaar(Function):  # linear and orthonormal: the derivative of either is the other
+    @staticmethod
+    def forward(ctx, x):
+        return _to_pixels(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Haar.apply(gradient)
+
+
+class _Haar(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return _to_bands(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _InverseHaar.apply(gradient)
+
+
+def _bands(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
+    """ll, lh, hl, hh along the channels."""
+    c = x.shape[dim] // 4
+    return x.narrow(dim, 0, c), *x.narrow(dim, c, 3 * c).unflatten(dim, (c, 3)).unbind(dim + 1 if dim >= 0 else dim)
+
+
+def _to_pixels(x: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
+    b, bands, h, w = x.shape
+    half = x.new_full((1, bands), 0.5) if style is None else style.to(x.dtype) / 2
+    parts = zip(_bands(x.permute(0, 2, 3, 1), -1), _bands(half[:, None, None], -1), strict=True)
+    ll, lh, hl, hh = (part * factor for part, factor in parts)  # [B, H, W, C]
+    y = x.new_empty(b, h, 2, w, 2, bands // 4)
+    for row, (mean, difference) in enumerate(((ll + lh, hl + hh), (ll.sub_(lh), hl.sub_(hh)))):
+        torch.add(mean, difference, out=y[:, :, row, :, 0])
+        torch.sub(mean, difference, out=y[:, :, row, :, 1])
+    return y.view(b, 2 * h, 2 * w, bands // 4).permute(0, 3, 1, 2)
+
+
+def _to_bands(x: torch.Tensor) -> torch.Tensor:
+    b, c, h, w = x.shape
+    x = (x / 2).permute(0, 2, 3, 1)  # [B, 2H, 2W, C]
+    corners = (x[:, row::2, column::2] for row in (0, 1) for column in (0, 1))
+    y = x.new_empty(b, h // 2, w // 2, 4 * c)
+    tl, tr, bl, br = corners
+    top, top_step, bottom, bottom_step = tl + tr, tl - tr, bl + br, bl - br
+    sums = ((top, bottom, 1), (top, bottom, -1), (top_step, bottom_step, 1), (top_step, bottom_step, -1))
+    for band, (upper, lower, sign) in zip(_bands(y, -1), sums, strict=True):
+        torch.add(upper, lower, alpha=sign, out=band)
+    return y.permute(0, 3, 1, 2)
