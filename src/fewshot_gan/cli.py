@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from . import cards, hub
+from .memory import keep_freed_memory
 from .version import __version__
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -61,6 +62,12 @@ class Space(StrEnum):
     w_plus = "w+"
 
 
+class FileFormat(StrEnum):
+    png = "png"
+    webdataset = "webdataset"
+    parquet = "parquet"
+
+
 class NoiseMode(StrEnum):
     const = "const"
     random = "random"
@@ -96,7 +103,7 @@ def root(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
 ):
-    pass
+    keep_freed_memory()
 
 
 # ----------------------------------------------------------------------------------------------------------- generate
@@ -121,8 +128,21 @@ def generate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 8,
     latents: Annotated[Path | None, typer.Option(help="File of fewshot-gan invert, instead of random ones.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The grid's file, or with --separate the folder.")] = None,
-    separate: Annotated[bool, typer.Option("--separate", help="One file per picture instead of a grid.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The grid's file, or with --separate and --format the folder.")
+    ] = None,
+    separate: Annotated[
+        bool, typer.Option("--separate", help="One file per picture instead of a grid; all of them or none.")
+    ] = False,
+    file_format: Annotated[
+        FileFormat | None,
+        typer.Option(
+            "--format", help="A folder of any number of pictures instead of a grid; the same command again resumes."
+        ),
+    ] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(help="Pictures per file of webdataset (tar) and parquet; default 1024.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="A row of the base, then one per adapter.")] = False,
     interpolate: Annotated[
         int | None,
@@ -137,27 +157,36 @@ def generate(
             raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one --weight per --adapter")
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"num_images={num_images} and batch_size={batch_size}: both are at least 1")
-        if interpolate is not None and (not 1 <= len(names) <= 2 or compare or separate or weights):
+        if interpolate is not None and (not 1 <= len(names) <= 2 or compare or separate or weights or file_format):
             raise ValueError(
-                "--interpolate takes one --adapter or two, and neither --weight, --compare nor --separate; "
+                "--interpolate takes one --adapter or two, and neither --weight, --compare, --separate nor --format; "
                 f"got {len(names)} adapters"
             )
-        out = out or Path("faces" if separate else "faces.png")
+        if separate and file_format:
+            raise ValueError("--separate writes a folder of png files in one go, --format in any number; give one")
+        if shard_size is not None and not file_format:
+            raise ValueError("--shard-size is of --format webdataset and parquet; give one of these, or leave it out")
+        out = out or Path("faces" if separate or file_format else "faces.png")
         if separate:
             _refuse_existing(out)
-        elif out.is_dir() or out.suffix.lower() not in PICTURES:
+        elif not file_format and (out.is_dir() or out.suffix.lower() not in PICTURES):
             raise ValueError(
-                f"--out {out} is no picture file; give a name ending in {', '.join(PICTURES)}, or --separate"
+                f"--out {out} is no picture file; give a name ending in {', '.join(PICTURES)}, or --separate, or "
+                "--format"
             )
 
+        from . import generation
         from .pipeline import BASE, FewShotGAN
 
         _quiet()
+        processes = generation.launched()
+        if processes and not file_format:
+            raise ValueError("several processes write a folder together with --format; else start a single one")
         pipe = FewShotGAN.from_pretrained(base)
         loaded = {}  # name in the pipeline: weight
         for i, source in enumerate(names):
             name = Path(source).name
-            name = name if name not in (*loaded, BASE, "") else f"{name}-{i + 1}"
+            name = name if name not in (*loaded, BASE, "", "base") else f"{name}-{i + 1}"
             pipe.load_adapter(source, name)
             loaded[name] = weights[i] if weights else 1.0
 
@@ -174,18 +203,31 @@ def generate(
             print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
             return
         looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
-        rows = []
-        for look in looks:
-            pipe.set_adapters(look)
-            rows.append(pipe(num_images, **options).images)
-        if separate:
-            prefixes = [f"{next(iter(look), 'base')}-" for look in looks] if compare else [""]
-            files = {f"{p}{i:05d}.png": im for p, row in zip(prefixes, rows, strict=True) for i, im in enumerate(row)}
-            _write_folder(out, lambda folder: [image.save(folder / name) for name, image in files.items()])
+        if file_format or separate:
+            options["looks"] = {f"{next(iter(look), 'base')}-" if compare else "": look for look in looks}
+        if file_format:
+            pipe.to(generation.device())
+            options |= {"file_format": file_format.value, "shard_size": shard_size}
+            generation.write_pictures(pipe, out, num_images, **options)
+        elif separate:
+
+            def write(folder):
+                generation.write_pictures(pipe, folder, num_images, **options)
+                (folder / generation.MANIFEST).unlink()  # whole or not there: nothing to go on from
+
+            _write_folder(out, write)
         else:
-            columns = num_images if compare else math.ceil(math.sqrt(num_images))
-            hub.replace_file(out, cards.make_grid([image for row in rows for image in row], columns).save)
-        print(f"{out}  ({sum(map(len, rows))} pictures, {time.perf_counter() - start:.1f} s)")
+            rows = []
+            for look in looks:
+                pipe.set_adapters(look)
+                rows += pipe(num_images, **options).images
+            hub.replace_file(
+                out, cards.make_grid(rows, num_images if compare else math.ceil(math.sqrt(num_images))).save
+            )
+        if processes:
+            processes.destroy_process_group()
+        if not processes or processes.is_main_process:
+            print(f"{out}  ({num_images * len(looks)} pictures, {time.perf_counter() - start:.1f} s)")
 
 
 def _parse_weight(text: str) -> float | dict:

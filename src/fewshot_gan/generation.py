@@ -1,0 +1,326 @@
+"""Any number of pictures into a folder of files: batch by batch, resumed after a kill, split over processes."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from itertools import groupby, islice
+from numbers import Integral
+from operator import attrgetter, itemgetter
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+
+from .hub import portable_name, replace_file
+from .pipeline import FewShotGAN
+from .version import __version__
+
+MANIFEST = ".generation.json"  # hidden: `load_dataset(folder)` would take it for data
+SUFFIX = {"png": "png", "webdataset": "tar", "parquet": "parquet"}
+SHARD_SIZE = 1024  # a multiple of usual batch sizes: then all formats cut the same batches
+ROW_GROUP = 100  # pictures that parquet holds in memory, and that a reader fetches at once
+LEFTOVER = re.compile(r"\.\d+-(.+)")  # what a killed `replace_file` leaves behind
+
+
+class Part(NamedTuple):
+    """Pictures that are written together: a shard, or of a png folder a batch."""
+
+    prefix: str
+    start: int
+    stop: int
+    files: tuple[str, ...]
+
+
+def write_pictures(
+    pipe: FewShotGAN,
+    folder,
+    num_images: int,
+    *,
+    file_format: str = "png",
+    shard_size: int | None = None,
+    seed: int = 0,
+    looks: Mapping[str, Mapping] | None = None,
+    latents: torch.Tensor | None = None,
+    class_labels=None,
+    truncation_psi: float | None = None,
+    noise_mode: str = "const",
+    batch_size: int = 8,
+) -> int:
+    """Write picture 0 to `num_images` - 1 of `pipe(num_images, seed=seed)` to a folder; called again it goes on.
+
+    Files appear whole or not at all. A hidden manifest keeps what defines the pictures, and another run is refused
+    in the same folder. Processes started by torchrun or accelerate launch share the work, on one machine or on
+    several that share the folder. Two batches are held at a time. Which pictures share a batch depends on `batch_size`
+    and `shard_size` alone, so files are the same bytes in however many goes, and by however many, they were made.
+
+    Args:
+        pipe: on the device that shall draw; see `device`.
+        folder: new, empty, or of this same run before.
+        num_images: how many, of each look.
+        file_format: "png", a file per picture, `00000.png`; "webdataset", tar files of `00000.png` and `00000.json`;
+            "parquet", columns `image` (an `Image` for the datasets library), `index`, `seed` and of class-conditional
+            bases `label`.
+        shard_size: pictures per tar or parquet file; None: 1024. Of these formats only.
+        seed, latents, class_labels, truncation_psi, noise_mode, batch_size: as in `FewShotGAN.__call__`.
+        looks: beginning of the file names → `{adapter: weight}`, each drawn from the same latents. None: what acts.
+
+    Returns:
+        How many pictures this process drew; what was there already is not drawn again.
+
+    Raises:
+        FileExistsError: the folder holds other files.
+        ValueError: the folder holds pictures of another run; the message names what differs. Or what the pipeline
+            refuses.
+        ImportError: parquet without pyarrow, or several processes without accelerate.
+    """
+    if file_format not in SUFFIX:
+        raise ValueError(f"unknown format {file_format!r}; known: {', '.join(SUFFIX)}")
+    if file_format == "png" and shard_size is not None:
+        raise ValueError("a shard size is of webdataset and parquet; a png folder has a file per picture")
+    size = batch_size if file_format == "png" else SHARD_SIZE if shard_size is None else shard_size
+    for name, value in (("num_images", num_images), ("batch_size", batch_size), ("shard_size", size)):
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
+    if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed={seed!r}: give a whole number of 64 bits")
+    if latents is not None and len(latents) != num_images:
+        raise ValueError(f"{len(latents)} latents for {num_images} images; give one per image")
+    pack = _parquet_writer() if file_format == "parquet" else _write_tar
+    state = launched()
+    rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
+    options = {"truncation_psi": truncation_psi, "noise_mode": noise_mode, "batch_size": batch_size}
+    per_image = {"latents": latents, "class_labels": pipe._labels(class_labels, num_images)}
+    per_image = {name: values for name, values in per_image.items() if values is not None}
+    for look in [None] if looks is None else looks.values():  # what the pipeline refuses comes before there is a folder
+        pipe(1, seed=seed, adapter_names=look, **options, **{name: values[:1] for name, values in per_image.items()})
+
+    folder = Path(folder)
+    record = _record(pipe, looks, per_image, seed=seed, truncation_psi=truncation_psi, noise_mode=noise_mode)
+    record |= {"num_images": int(num_images), "format": file_format}
+    record["shard_size"] = None if file_format == "png" else size
+    _check_folder(folder, record)
+    if rank == 0 and not (folder / MANIFEST).is_file():
+        replace_file(folder / MANIFEST, lambda temp: temp.write_text(json.dumps(record, indent=1) + "\n"))
+    if state:
+        state.wait_for_everyone()
+
+    name = f"{{}}{{:0{max(5, len(str(num_images - 1)))}d}}.png".format  # of a picture, from prefix and index
+    spans = [(prefix, i, min(i + size, num_images)) for prefix in looks or [""] for i in range(0, num_images, size)]
+    mine = []
+    for prefix, start, stop in spans[rank::processes]:
+        shard = (f"{prefix}{start // size:05d}.{SUFFIX[file_format]}",)
+        files = tuple(name(prefix, i) for i in range(start, stop)) if file_format == "png" else shard
+        mine.append(Part(prefix, start, stop, files))
+    there = _tidy(folder, {file for part in mine for file in part.files})
+    todo = [part for part in mine if not there.issuperset(part.files)]
+
+    def drawn(pool: ThreadPoolExecutor) -> Iterator[tuple]:
+        """`(part, file, facts, future)` of each missing picture: of its PNG bytes, or of its file in a png folder."""
+        for prefix, parts in groupby(todo, attrgetter("prefix")):
+            look, source, position = looks and looks[prefix], torch.Generator().manual_seed(seed), 0
+            for part in parts:
+                given = {"adapter_names": look, **{key: v[part.start : part.stop] for key, v in per_image.items()}}
+                skip, position = part.start - position, part.stop
+                batches = pipe.stream(part.stop - part.start, skip=skip, generator=source, **options, **given)
+                for index, image in enumerate((image for batch in batches for image in batch.images), part.start):
+                    file, facts = name(prefix, index), {"index": index, "seed": int(seed)}
+                    if "class_labels" in per_image:
+                        facts["label"] = int(per_image["class_labels"][index])
+                    work = (replace_file, folder / file, image.save) if file_format == "png" else (_encode, image)
+                    yield part, file, facts, pool.submit(*work)
+
+    total, missing = (sum(part.stop - part.start for part in parts) for parts in (mine, todo))
+    bar = {"total": total, "initial": total - missing, "disable": rank > 0 or missing < 4 * batch_size}
+    bar["desc"] = "drawing" if processes == 1 else f"drawing, process 1 of {processes}"
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for part, pictures in groupby(tqdm(_ahead(drawn(pool), batch_size), **bar), itemgetter(0)):
+            rows = ((file, future.result(), facts) for _, file, facts, future in pictures)
+            if file_format == "png":
+                deque(rows, maxlen=0)  # the pool writes them
+            else:
+                replace_file(folder / part.files[0], partial(pack, rows))
+    if state:
+        state.wait_for_everyone()
+    return missing
+
+
+def launched():
+    """Accelerate's `PartialState` if torchrun or accelerate launch started several processes, else None.
+
+    Raises:
+        ImportError: there are several, and accelerate is not installed.
+        ValueError: they were started otherwise, and do not know of each other.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return None
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise ImportError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: several processes need the accelerate package, which is not "
+            "installed: pip install 'fewshot_gan[train]'"
+        ) from error
+    # gloo without a GPU, else NCCL; the first to finish may wait long for the last
+    state = PartialState(cpu=_on_cpu(), timeout=timedelta(weeks=4))
+    if state.num_processes == 1:
+        raise ValueError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but this process knows of no other; start them with torchrun or "
+            "accelerate launch"
+        )
+    return state
+
+
+def device() -> torch.device:
+    """Where this process draws: a GPU of its own if there is one; `ACCELERATE_USE_CPU=true` says no."""
+    state = launched()
+    return state.device if state else torch.device("cpu" if _on_cpu() else "cuda")
+
+
+def _on_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
+
+
+# ------------------------------------------------------------------------------------------- what the folder is of
+
+
+def _record(pipe: FewShotGAN, looks, per_image: Mapping[str, torch.Tensor], **run) -> dict:
+    """What defines the pictures, as the manifest keeps it."""
+    looks = {"": pipe.bank.current()} if looks is None else looks
+    if run["truncation_psi"] is None and "latents" not in per_image:
+        run["truncation_psi"] = pipe.config.truncation_psi
+    adapters = {name: pipe.bank.adapters[name] for look in looks.values() for name in look}
+    labels, latents = per_image.get("class_labels"), per_image.get("latents")
+    if labels is not None:
+        labels = int(labels[0]) if (labels == labels[0]).all() else _digest({"class_labels": labels})
+    record = {
+        "fewshot_gan_version": __version__,
+        "base": portable_name(pipe.base_name),
+        "base_fingerprint": pipe.bank.fingerprint(),
+        "dtype": str(pipe.generator.dtype),
+        "looks": {prefix: dict(look) for prefix, look in looks.items()},
+        "adapters": {name: _digest(adapter.state_dict(), adapter.config) for name, adapter in adapters.items()},
+        "latents": None if latents is None else _digest({"latents": latents}),
+        "class_labels": labels,
+        **run,
+    }
+    return json.loads(json.dumps(record))  # as it will be read
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], config: Mapping | None = None) -> str:
+    """Sixteen hex digits of tensors, bit for bit, and of a config but for where it was loaded from."""
+    config = {k: v for k, v in dict(config or {}).items() if not k.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_folder(folder: Path, record: dict) -> None:
+    """Refuse a folder of anything else than this run."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; give a folder")
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        temp = [path for path in folder.glob(f".*-{MANIFEST}") if LEFTOVER.fullmatch(path.name)]
+        if folder.is_dir() and set(folder.iterdir()) - set(temp):
+            raise FileExistsError(
+                f"{folder} exists, is not an empty folder, and has no {MANIFEST} to go on from; choose another, or "
+                "remove it first"
+            )
+        return
+    try:
+        found = dict(json.loads(manifest.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{manifest} is damaged ({error}); choose another folder, or remove this one") from error
+    for name in {**record, **found}:
+        if name != "base" and found.get(name) != record.get(name):  # one base may be called by several names
+            raise ValueError(
+                f"{folder} holds pictures of another run: {name} was {found.get(name)!r}, now {record.get(name)!r}; "
+                "choose another folder, remove this one, or give the old value"
+            )
+
+
+def _tidy(folder: Path, wanted: set[str]) -> set[str]:
+    """Remove what a kill left of the files `wanted`; returns the names of those that are there, whole."""
+    there = set()
+    for entry in os.scandir(folder):
+        if (leftover := LEFTOVER.fullmatch(entry.name)) and leftover[1] in wanted:
+            Path(entry).unlink(missing_ok=True)
+        elif entry.name in wanted and entry.stat().st_size:  # empty: the machine went down before it was on the disk
+            there.add(entry.name)
+    return there
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def _ahead(items: Iterable, count: int) -> Iterator:
+    """The same items, asked for `count` early: the pool encodes them while the next batch is drawn."""
+    waiting = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _encode(image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _write_tar(rows: Iterator[tuple], path: Path) -> None:
+    """A WebDataset shard; without times and owners, so that a run gives the same bytes each time."""
+    with tarfile.open(path, "w") as tar:
+        for name, png, facts in rows:
+            key = Path(name).stem.replace(".", "_")  # WebDataset reads the extension from the first dot on
+            for suffix, data in (("png", png), ("json", json.dumps(facts).encode())):
+                entry = tarfile.TarInfo(f"{key}.{suffix}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+def _parquet_writer():
+    """`write(rows, path)`, once pyarrow is known to be there."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(
+            "parquet needs the pyarrow package, which is not installed: pip install pyarrow, or choose webdataset"
+        ) from error
+
+    def write(rows: Iterator[tuple], path: Path) -> None:
+        writer = None
+        try:
+            while group := [
+                {"image": {"bytes": png, "path": name}, **facts} for name, png, facts in islice(rows, ROW_GROUP)
+            ]:
+                if writer is None:
+                    writer = parquet.ParquetWriter(path, _schema(pyarrow, [k for k in group[0] if k != "image"]))
+                writer.write_table(pyarrow.Table.from_pylist(group, writer.schema))
+        finally:
+            if writer is not None:
+                writer.close()
+
+    return write
+
+
+def _schema(pyarrow, numbers: list[str]):
+    """Columns, with the note by which the datasets library knows its features."""
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    features = {"image": {"_type": "Image"}, **{name: {"dtype": "int64", "_type": "Value"} for name in numbers}}
+    note = json.dumps({"info": {"features": features}})
+    columns = [("image", image), *((name, pyarrow.int64()) for name in numbers)]
+    return pyarrow.schema(columns, metadata={"huggingface": note})
