@@ -77,7 +77,11 @@ def seconds(run) -> float:
 def ratio(numerator, denominator, repeats: int) -> dict:
     """Median and quartiles of numerator / denominator over alternating runs, after one of each unmeasured."""
     numerator(), denominator()
-    pairs = [(seconds(numerator), seconds(denominator)) for _ in range(repeats)]
+    return summary([(seconds(numerator), seconds(denominator)) for _ in range(repeats)])
+
+
+def summary(pairs: list[tuple[float, float]]) -> dict:
+    """Median and quartiles of a / b over pairs of seconds, and the median of each in milliseconds."""
     low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
     times = [1e3 * statistics.median(column) for column in zip(*pairs, strict=True)]
     return {"ratio": middle, "quartiles": [low, high], "median_ms": times}
