@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
@@ -27,11 +28,16 @@ def test_faces_are_samples_of_the_base(script, base_folder, tmp_path):
     assert Image.open(files[0]).size == (32, 32)
     make_data.CHUNK = 2
     make_data.main(["--faces=7", f"--out={tmp_path / 'b'}", *common])
-    for path in files:  # a longer run, in other chunks, starts with the same images
-        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+    # a longer run, in other chunks, starts with the same images; a product of another size may round otherwise
+    for path in files:
+        assert furthest(Image.open(tmp_path / "b" / path.name), Image.open(path)) <= 1
     pipe = FewShotGAN.from_pretrained(base_folder)
-    one = pipe(1, seed=3, truncation_psi=0.7).images[0]
-    assert one.tobytes() == Image.open(files[0]).tobytes()
+    assert furthest(pipe(1, seed=3, truncation_psi=0.7).images[0], Image.open(files[0])) <= 1
+
+
+def furthest(a, b) -> int:
+    """Largest difference of two pictures, in levels of 255."""
+    return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
 
 
 def test_classes_get_a_folder_each(script, tmp_path, monkeypatch):

@@ -403,7 +403,8 @@ def read_adapter(folder: Path, variant: str | None = None) -> Adapter:
             problems.append(f"{k} is of {tensors[k].dtype} instead of {own[k].dtype}")
     if problems:
         raise ValueError(f"{weights_path} does not fit its config: {'; '.join(sorted(problems)[:8])}")
-    adapter.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()}, assign=True)
+    # copies: see models.network.Network
+    adapter.load_state_dict({k: v.to(own[k].dtype, copy=True) for k, v in tensors.items()}, assign=True)
     try:
         adapter.check()
     except ValueError as error:

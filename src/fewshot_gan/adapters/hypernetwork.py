@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..hub import PUSH_OPTIONS, portable_name, replace_file, resolve_folder
+from ..models.network import Network
 from .base import LayerSpec, _compact, fingerprint, select_layers
 from .domain_vector import DomainVectorAdapter
 
@@ -34,7 +34,7 @@ class Residual(nn.Module):
         return F.relu(x + self.layers(x))
 
 
-class DomainHyperNetwork(ModelMixin, ConfigMixin):
+class DomainHyperNetwork(Network):
     """Embedding of a text or a picture → domain vector of one base: a backbone, and a head per layer.
 
     For StyleGAN2 at 1024 px 13,913,504 numbers; 14,968,224 with `backbone_depth=6`, which the paper takes for pictures.

@@ -6,11 +6,12 @@ cross-scale mixing, only the per-level random 1×1 projection, because the heads
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import remove_parametrizations
+
+from ..models.network import Network
 
 WIDTH = 64
 
@@ -40,7 +41,7 @@ class LevelHead(nn.Module):
         return [*maps, self.to_logit(x)[:, 0]]
 
 
-class ProjectedDiscriminator(ModelMixin, ConfigMixin):
+class ProjectedDiscriminator(Network):
     """One head per level of a frozen feature network.
 
     Args:

@@ -7,10 +7,10 @@ Shape legend: B batch, C width, H/W size of the features, E size of a block's co
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from .network import Network
 from .plain import (
     BatchNorm,
     ConditionalBatchNorm,
@@ -98,7 +98,7 @@ class GeneratorBlock(nn.Module):
         return self.conv1(F.relu(self.norm1(y, condition))) + self.skip(up(x))
 
 
-class BigGANGenerator(PlainGenerator, ModelMixin, ConfigMixin):
+class BigGANGenerator(PlainGenerator, Network):
     """BigGAN generator (arXiv 1809.11096); z is split in chunks, the first starts the picture, one enters each block.
 
     Args:
@@ -153,7 +153,7 @@ class BigGANGenerator(PlainGenerator, ModelMixin, ConfigMixin):
         return torch.tanh(self.to_rgb(F.relu(self.norm(x))))
 
 
-class BigGANDiscriminator(PlainDiscriminator, ModelMixin, ConfigMixin):
+class BigGANDiscriminator(PlainDiscriminator, Network):
     """BigGAN discriminator (arXiv 1809.11096): residual blocks, sum, linear plus projection on the class (1802.05637).
 
     Args:

@@ -7,10 +7,10 @@ Shape legend: B batch, C width, H/W size of the features, S scales.
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from .network import Network
 from .plain import Conv2d, Embedding, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, layout_of, up
 
 SLOPE = 0.2
@@ -68,7 +68,7 @@ class ResidualBlock(nn.Module):
         return (x if self.skip is None else self.skip(x)) + BRANCH * y
 
 
-class GPGANGenerator(PlainGenerator, ModelMixin, ConfigMixin):
+class GPGANGenerator(PlainGenerator, Network):
     """Residual generator: linear, scales `b4` … `bR`, image convolution (100,535,747 parameters at 128 px).
 
     Args:
@@ -116,7 +116,7 @@ class GPGANGenerator(PlainGenerator, ModelMixin, ConfigMixin):
         return torch.tanh(self.to_rgb(act(x)))
 
 
-class GPGANDiscriminator(PlainDiscriminator, ModelMixin, ConfigMixin):
+class GPGANDiscriminator(PlainDiscriminator, Network):
     """Residual discriminator: image convolution, scales `bR` … `b4`, one logit per class, of which the label's counts.
 
     Args:

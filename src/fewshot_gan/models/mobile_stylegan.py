@@ -8,12 +8,12 @@ Shape legend: B batch, C channels of a block, H/W size of its features, L number
 """
 
 import torch
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..ops import by_rows, conv2d, times
 from .layers import AdaptableLayer, BiasAct, FullyConnected, InverseHaar, MappingNetwork, Noise, StyleGenerator
+from .network import Network
 
 
 class FoldedConv(AdaptableLayer):
@@ -156,7 +156,7 @@ class MobileStyleGANSynthesis(AdaptableLayer):
         return (image, features) if return_features else image
 
 
-class MobileStyleGANGenerator(StyleGenerator, ModelMixin, ConfigMixin):
+class MobileStyleGANGenerator(StyleGenerator, Network):
     """MobileStyleGAN (arXiv 2104.04767).
 
     The published network feeds one w to all layers; here every modulation has its own entry of `ws`, so w+ works.

@@ -5,10 +5,10 @@ Shape legend: B batch, C width, H/W size of the features.
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from .network import Network
 from .plain import BatchNorm, Conv2d, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up
 
 xavier = nn.init.xavier_uniform_  # of convolutions; batch norm gains start at N(1, 0.02²)
@@ -30,7 +30,7 @@ class UpBlock(nn.Module):
         return self.conv1(F.relu(self.norm1(y))) + self.skip(up(x))
 
 
-class SNGANGenerator(PlainGenerator, ModelMixin, ConfigMixin):
+class SNGANGenerator(PlainGenerator, Network):
     """SNGAN generator (arXiv 1802.05957): linear, blocks `b8`, `b16`, `b32`, image head; 4,276,739 parameters.
 
     Args:
@@ -92,7 +92,7 @@ class DiscriminatorBlock(nn.Module):
         return F.avg_pool2d(x + y, 2) if self.down else x + y
 
 
-class SNGANDiscriminator(PlainDiscriminator, ModelMixin, ConfigMixin):
+class SNGANDiscriminator(PlainDiscriminator, Network):
     """SNGAN discriminator (arXiv 1802.05957): two blocks that halve, two more, sum, linear (1,053,824 parameters).
 
     Args:

@@ -9,8 +9,7 @@ Shape legend: B batch, C channels, H/W size of the features, R picture resolutio
 import math
 
 import torch
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..ops import Act, bias_act, modulated_conv2d, scaled, setup_filter
@@ -24,6 +23,7 @@ from .layers import (
     Upsample2d,
     block_resolution,
 )
+from .network import Network
 
 FIR_TAPS = (1, 3, 3, 1)  # over 64 as a 2-D kernel: exact in float16 and bfloat16, so casting a model keeps it
 
@@ -185,7 +185,7 @@ class SynthesisNetwork(nn.Module):
         return (image, features) if return_features else image
 
 
-class StyleGAN2Generator(StyleGenerator, ModelMixin, ConfigMixin):
+class StyleGAN2Generator(StyleGenerator, Network):
     """StyleGAN2 generator (arXiv 1912.04958), `num_ws = 2·log2(resolution) − 2`.
 
     Args:
@@ -333,7 +333,7 @@ class DiscriminatorHead(nn.Module):
         return self.out(self.fc(x.flatten(1))), x
 
 
-class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
+class StyleGAN2Discriminator(Network):
     """StyleGAN2 residual discriminator (arXiv 1912.04958): blocks `b{resolution}` … `b8`, then the head `b4`.
 
     Args:

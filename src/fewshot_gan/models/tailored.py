@@ -8,13 +8,13 @@ Shape legend: B batch, C width, H/W size of the features, D style width.
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..ops import bias_act
 from .gp_gan import GPGANGenerator, act, scale
 from .layers import AdaptableLayer
+from .network import Network
 from .plain import Conv2d, Linear, PlainGenerator, fan_in_uniform, up
 
 SMALL = 0.1  # standard deviation of the weights that draw styles and noise
@@ -179,7 +179,7 @@ class Shift(AdaptableLayer):
         return self.effective().weight
 
 
-class TailoredGenerator(PlainGenerator, ModelMixin, ConfigMixin):
+class TailoredGenerator(PlainGenerator, Network):
     """Tailored specific part and kept scales of a GP-GAN generator (arXiv 2002.11810, figure 1h).
 
     Args:

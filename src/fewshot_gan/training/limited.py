@@ -242,7 +242,8 @@ class LimitedTrainer:
             if main and c.sample_steps and (self.step % c.sample_steps == 0 or self.step == c.max_train_steps):
                 self._samples()
         bar.close()
-        pipe = FewShotGAN(deepcopy(self.result).eval(), deepcopy(self.discriminator).eval())
+        usual = {"memory_format": torch.contiguous_format}  # as these networks are when they come from a file
+        pipe = FewShotGAN(*(deepcopy(x).eval().to(**usual) for x in (self.result, self.discriminator)))
         if self.step == c.max_train_steps and main:
             pipe.save_pretrained(self.folder)
         self.accelerator.wait_for_everyone()

@@ -1,0 +1,30 @@
+"""What generators and discriminators of this package share: how they are built from a config, and loaded."""
+
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin
+
+ALIGNMENT = 64  # bytes; where torch's own tensors begin
+
+
+class Network(ModelMixin, ConfigMixin):
+    """A diffusers model that computes the same bits whether it was loaded or is still the one that was saved.
+
+    Tensors of a safetensors file begin wherever the file has them. Some processors' products of matrices round
+    differently there than in memory that torch laid out, so loaded tensors are moved to such memory.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in diffusers."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        network = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with output_loading_info
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+                tensor.data = tensor.data.clone()
+        return loaded
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        # diffusers notes arguments given by position as left out, and would build the default network from the config
+        given = {name: value for name, value in config_dict.items() if name != "_use_default_values"}
+        return super().extract_init_dict(given, **kwargs)
