@@ -1,4 +1,4 @@
-"""`fewshot-gan`: generate, adapt, convert, push, info, list. Heavy libraries load inside the commands."""
+"""`fewshot-gan`: generate, export, invert, adapt, convert, push, info, list. Heavy libraries load inside commands."""
 
 import glob
 import json
@@ -66,6 +66,11 @@ class FileFormat(StrEnum):
     png = "png"
     webdataset = "webdataset"
     parquet = "parquet"
+
+
+class ExportFormat(StrEnum):
+    openvino = "openvino"
+    onnx = "onnx"
 
 
 class NoiseMode(StrEnum):
@@ -152,12 +157,10 @@ def generate(
     """Write pictures of a base, with or without adapters."""
     start = time.perf_counter()
     with one_sentence():
-        names, weights = list(adapter or []), [_parse_weight(text) for text in weight or []]
-        if weights and len(weights) != len(names):
-            raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one --weight per --adapter")
+        names, weights = _named(adapter, weight)
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"num_images={num_images} and batch_size={batch_size}: both are at least 1")
-        if interpolate is not None and (not 1 <= len(names) <= 2 or compare or separate or weights or file_format):
+        if interpolate is not None and (not 1 <= len(names) <= 2 or compare or separate or weight or file_format):
             raise ValueError(
                 "--interpolate takes one --adapter or two, and neither --weight, --compare, --separate nor --format; "
                 f"got {len(names)} adapters"
@@ -176,20 +179,13 @@ def generate(
             )
 
         from . import generation
-        from .pipeline import BASE, FewShotGAN
+        from .pipeline import BASE
 
         _quiet()
         processes = generation.launched()
         if processes and not file_format:
             raise ValueError("several processes write a folder together with --format; else start a single one")
-        pipe = FewShotGAN.from_pretrained(base)
-        loaded = {}  # name in the pipeline: weight
-        for i, source in enumerate(names):
-            name = Path(source).name
-            name = name if name not in (*loaded, BASE, "", "base") else f"{name}-{i + 1}"
-            pipe.load_adapter(source, name)
-            loaded[name] = weights[i] if weights else 1.0
-
+        pipe, loaded = _pipeline(base, names, weights)
         options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value, "batch_size": batch_size}
         if class_label:
             options["class_labels"] = class_label[0] if len(class_label) == 1 else class_label
@@ -230,6 +226,27 @@ def generate(
             print(f"{out}  ({num_images * len(looks)} pictures, {time.perf_counter() - start:.1f} s)")
 
 
+def _named(adapter: list[str] | None, weight: list[str] | None) -> tuple[list[str], list]:
+    """What --adapter and --weight name: sources, and a weight for each."""
+    names, weights = list(adapter or []), [_parse_weight(text) for text in weight or []]
+    if weights and len(weights) != len(names):
+        raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one --weight per --adapter")
+    return names, weights or [1.0] * len(names)
+
+
+def _pipeline(base: str, names: list[str], weights: list):
+    """The base with its adapters loaded, and their weights by the names they have there."""
+    from .pipeline import BASE, FewShotGAN
+
+    pipe, loaded = FewShotGAN.from_pretrained(base), {}
+    for i, (source, weight) in enumerate(zip(names, weights, strict=True)):
+        name = Path(source).name
+        name = name if name not in (*loaded, BASE, "", "base") else f"{name}-{i + 1}"
+        pipe.load_adapter(source, name)
+        loaded[name] = weight
+    return pipe, loaded
+
+
 def _parse_weight(text: str) -> float | dict:
     """`0.5`, or a schedule over depth: `coarse:0,fine:1` or `4:0,32:1`."""
     try:
@@ -242,6 +259,42 @@ def _parse_weight(text: str) -> float | dict:
         return schedule
     except ValueError as error:
         raise ValueError(f"--weight {text} is neither a number nor like coarse:0,fine:1") from error
+
+
+# ------------------------------------------------------------------------------------------------------------- export
+
+
+@app.command()
+def export(
+    base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Embedded name, folder or Hub repo; repeat to blend.")
+    ] = None,
+    weight: Annotated[list[str] | None, typer.Option(help="One per adapter, as of generate; default 1.")] = None,
+    psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
+    file_format: Annotated[
+        ExportFormat | None, typer.Option("--format", help="Default: by the ending of --out, else openvino.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="NAME.onnx, or NAME.xml, which has NAME.bin beside it; default: generator.")
+    ] = None,
+):
+    """Write a base and its adapters as one network for ONNX Runtime or OpenVINO, checked against torch."""
+    start = time.perf_counter()
+    with one_sentence():
+        names, weights = _named(adapter, weight)
+
+        from .export import SUFFIX, export_generator
+
+        ending = SUFFIX[(file_format or ExportFormat.openvino).value]
+        out = out or Path(f"generator{ending}")
+        if file_format and out.suffix != ending:
+            raise ValueError(f"--out {out} is no file of --format {file_format.value}; give a name ending in {ending}")
+        _quiet()
+        pipe, loaded = _pipeline(base, names, weights)
+        pipe.set_adapters(loaded)
+        error = export_generator(pipe, out, truncation_psi=psi)
+    print(f"{out}  ({pipe.generator.resolution} px, within {error:.0e} of torch, {time.perf_counter() - start:.1f} s)")
 
 
 # ------------------------------------------------------------------------------------------------------------- invert

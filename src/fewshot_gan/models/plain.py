@@ -228,6 +228,8 @@ def check_labels(labels: torch.Tensor | None, batch: int, num_classes: int | Non
         raise ValueError(f"this network is class-conditional; give class_labels, one from 0 to {num_classes - 1} each")
     if labels.shape != (batch,) or labels.is_floating_point() or labels.dtype is torch.bool:
         raise ValueError(f"class_labels are whole numbers [{batch}], not {labels.dtype} {tuple(labels.shape)}")
+    if torch.compiler.is_compiling():  # a compiled network cannot look at values; the pipeline has
+        return labels.long()
     if batch and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
             f"class_labels from {int(labels.min())} to {int(labels.max())}: this network has {num_classes} classes, "
