@@ -269,25 +269,32 @@ def test_bias_act_value_and_derivatives(activation, clamp):
 
 @pytest.mark.parametrize("activation", ["linear", "lrelu", "relu"])
 @pytest.mark.parametrize("per_sample", [False, True])
-def test_bias_act_adds_noise_and_may_write_into_what_it_is_given(activation, per_sample):
+@pytest.mark.parametrize("scaled", [None, (3,), (2, 3)])
+def test_bias_act_scales_adds_noise_and_may_write_into_what_it_is_given(activation, per_sample, scaled):
     x, bias = rand(2, 3, 4, 4, grad=True), rand(3, seed=1, grad=True)
     noise = rand(*((2, 1) if per_sample else ()), 4, 4, seed=2, grad=True)
     strength = rand(*((2,) if per_sample else ()), seed=3, grad=True)
     options = {"activation": activation, "gain": 1.3, "clamp": 1.5}
-    want = bias_act(x + strength.reshape(-1, 1, 1, 1) * noise + bias[:, None, None], **options)
+    scale = rand(*(scaled or (1, 3)), seed=4, grad=True)
+    want = x * scale[..., None, None] if scaled else x
+    want = bias_act(want + strength.reshape(-1, 1, 1, 1) * noise + bias[:, None, None], **options)
 
-    def reusing(x, *rest):
-        return bias_act(x * 1, *rest, reuse=True, **options)  # a copy: leaves cannot be written into
+    def reusing(x, *rest):  # a copy: leaves cannot be written into
+        return bias_act(x * 1, *rest[:3], scale=rest[3] if scaled else None, reuse=True, **options)
 
-    given = (x, bias, noise, strength)
+    given = (x, bias, noise, strength, *([scale] if scaled else []))
     torch.testing.assert_close(reusing(*given), want, atol=1e-14, rtol=0)
     assert gradcheck(reusing, given)
     assert gradgradcheck(reusing, given)
     with torch.no_grad():
         kept, mine = x.clone(), x.clone()
-        assert torch.equal(bias_act(kept, *given[1:], **options), want) and torch.equal(kept, x)
-        got = bias_act(mine, *given[1:], reuse=True, **options)
-        assert torch.equal(got, want) and got.data_ptr() == mine.data_ptr()
+        options["scale"] = scale if scaled else None
+        got = bias_act(kept, *given[1:4], **options)
+        torch.testing.assert_close(got, want, atol=1e-14, rtol=0)
+        assert torch.equal(kept, x)
+        got = bias_act(mine, *given[1:4], reuse=True, **options)
+        torch.testing.assert_close(got, want, atol=1e-14, rtol=0)
+        assert got.data_ptr() == mine.data_ptr()
 
 
 def test_bias_act_alone_gives_back_what_it_was_given():

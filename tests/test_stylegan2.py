@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import tiny_stylegan2
 
 from fewshot_gan.models.layers import EffectiveWeight, adaptable_layers, mix_styles
 from fewshot_gan.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator, minibatch_stddev
@@ -249,3 +250,22 @@ def test_published_parameter_counts(config, generator, discriminator):
         g, d = StyleGAN2Generator(**config), StyleGAN2Discriminator(**config)
     assert sum(p.numel() for p in g.parameters()) == generator
     assert sum(p.numel() for p in d.parameters()) == discriminator
+
+
+def test_the_energy_of_a_frozen_weight_is_kept_until_the_weight_changes():
+    generator = tiny_stylegan2().requires_grad_(False)
+    z, layer = torch.randn(2, generator.z_dim), generator.synthesis.b8.conv1
+    with torch.no_grad():
+        before = generator(z)
+        first = layer.measured(layer.weight)
+        assert layer.measured(layer.weight) is first
+        layer.weight[0].mul_(3)  # demodulated: the picture stays, if the norm is that of the new weight
+        assert layer.measured(layer.weight) is not first
+        torch.testing.assert_close(generator(z), before, atol=1e-5, rtol=1e-5)
+    learning = layer.requires_grad_(True)
+    assert learning.measured(layer.weight) is None  # its gradient goes through the norm
+    with torch.inference_mode():
+        generator(z)
+    styles = torch.randn(2, generator.w_dim, requires_grad=True)
+    generator(styles, latent_space="w").sum().backward()  # what inference mode kept cannot be saved for backward
+    assert styles.grad.abs().max() > 0

@@ -12,8 +12,8 @@ from numbers import Integral, Real
 import torch
 from torch import nn
 
-from ..models.layers import EffectiveWeight, adaptable_layers
-from ..ops import RowWeights
+from ..models.layers import AdaptableLayer, EffectiveWeight, adaptable_layers, stamped
+from ..ops import RowWeights, filter_energy
 from ..ops.dispatch import kernels_for
 from .base import Adapter, Factors, LayerSpec, combine, fingerprint
 from .blend import BlendAdapter
@@ -31,15 +31,14 @@ Look = Mapping[str, Weight]
 class LayerBlend:
     """Effective weight of one layer under several adapters, kept until something it is made of changes.
 
-    Writes through `tensor.data` go unnoticed: they leave no trace on a tensor.
-
     Args:
+        layer: whose weight it is.
         parts: `(factors, α)` pairs.
         ledger: `[bytes]` kept by all layers together.
     """
 
-    def __init__(self, parts: list[tuple[Factors, float]], ledger: list[int]):
-        self.parts, self.ledger = parts, ledger
+    def __init__(self, layer: AdaptableLayer, parts: list[tuple[Factors, float]], ledger: list[int]):
+        self.layer, self.parts, self.ledger = layer, parts, ledger
         self._tensors = [tensor for factors, _ in parts for tensor in factors.tensors()]
         self._value, self._stamp, self._bytes = None, None, 0
 
@@ -52,10 +51,14 @@ class LayerBlend:
         made_of = [weight, *self._tensors] if bias is None else [weight, bias, *self._tensors]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in made_of):
             return self._compute(weight, bias)
-        stamp = _stamp(made_of)
+        stamp = stamped(made_of)
         if stamp is None or stamp != self._stamp:
             self.forget()
-            self._value, self._stamp = self._measured(weight, bias) or self._compute(weight, bias), stamp
+            value = self._by_kernel(weight, bias) or self._compute(weight, bias)
+            if self.layer.demodulation == "runtime" and value.energy is None:
+                of = value.weight if value.norm_weight is None else value.norm_weight
+                value = value._replace(energy=self.layer.measured(weight) if of is weight else filter_energy(of))
+            self._value, self._stamp = value, stamp
             given = {tensor.data_ptr() for tensor in made_of}
             kept = {id(t): t for t in self._value if t is not None and t.data_ptr() not in given}
             self._bytes = sum(t.numel() * t.element_size() for t in kept.values())
@@ -68,7 +71,7 @@ class LayerBlend:
         self._value, self._stamp, self._bytes = None, None, 0
         self.ledger = [0] if for_good else self.ledger
 
-    def _measured(self, weight, bias) -> EffectiveWeight | None:
+    def _by_kernel(self, weight, bias) -> EffectiveWeight | None:
         """`_compute` of one whole adapter by a kernel that measures the weight too, where there is one."""
         factors, alpha = self.parts[0]
         if len(self.parts) > 1 or alpha != 1 or weight.ndim != 4 or (kernels := kernels_for(weight)) is None:
@@ -90,13 +93,6 @@ class LayerBlend:
             if output_scale is not None:
                 scale = scale + (output_scale - 1)[:, None, None, None]
             return EffectiveWeight(weight * scale.to(weight.dtype), bias, norm_weight=weight)
-
-
-def _stamp(tensors: Sequence[torch.Tensor]) -> tuple | None:
-    """Changes when one of `tensors` is replaced, moved, cast or written to; None where that cannot be told."""
-    if any(tensor.is_inference() for tensor in tensors):
-        return None
-    return torch.is_inference_mode_enabled(), *((t.data_ptr(), t.dtype, t._version) for t in tensors)
 
 
 class RowBlend:
@@ -237,14 +233,14 @@ class AdapterBank:
 
     def fingerprint(self) -> str:
         """`fingerprint(model)`, computed anew only after a weight changed."""
-        stamp = _stamp(list(self.model.state_dict(keep_vars=True).values()))
+        stamp = stamped(list(self.model.state_dict(keep_vars=True).values()))
         if stamp is None or stamp != self._fingerprint[0]:
             self.remember_fingerprint(fingerprint(self.model))
         return self._fingerprint[1]
 
     def remember_fingerprint(self, value: str) -> None:
         """Take `value` for the fingerprint until a weight changes: that of the weights before they were cast."""
-        self._fingerprint = _stamp(list(self.model.state_dict(keep_vars=True).values())), value
+        self._fingerprint = stamped(list(self.model.state_dict(keep_vars=True).values())), value
 
     @staticmethod
     def _way_out(adapter: Adapter) -> str:
@@ -520,7 +516,7 @@ class AdapterBank:
             key = tuple(key)
             if key not in self._cache:
                 parts = [(self._factors[name][path], alpha) for name, alpha in key[1:]]
-                self._cache[key] = LayerBlend(parts, self._ledger)
+                self._cache[key] = LayerBlend(self._layers[path], parts, self._ledger)
             self._cache.move_to_end(key)
             blends[path] = self._cache[key]
         return blends

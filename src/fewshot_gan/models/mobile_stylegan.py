@@ -11,7 +11,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..ops import by_rows, conv2d, times
+from ..ops import bias_act, by_rows, conv2d, times
 from .layers import AdaptableLayer, BiasAct, FullyConnected, InverseHaar, MappingNetwork, Noise, StyleGenerator
 from .network import Network
 
@@ -34,13 +34,14 @@ class FoldedConv(AdaptableLayer):
         weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
         self.weight = nn.Parameter(weight / weight.flatten(1).norm(dim=1)[:, None, None, None])
 
-    def forward(self, x: torch.Tensor, styles: torch.Tensor | None, reuse: bool = False) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, styles: torch.Tensor | None, reuse: bool = False, bias=None) -> torch.Tensor:
         """Convolve `x · styles`.
 
         Args:
             x: `[B, I, H, W]` (of a depthwise convolution I is O).
             styles: `[B, I]`, or None for ones.
             reuse: nobody else needs `x`, so it may be overwritten.
+            bias: `[O]` to add, or None.
 
         Returns:
             `[B, O, H, W]`.
@@ -54,8 +55,9 @@ class FoldedConv(AdaptableLayer):
             else:
                 x = times(x, scale) if reuse else x * scale.to(x.dtype)[..., None, None]
         groups = x.shape[1] if self.role == "depthwise" else 1
-        x = by_rows(lambda x, w: conv2d(x, w.to(x.dtype), w.shape[-1] // 2, groups), x, weight)
-        return x if output_scale is None else times(x, output_scale)
+        inside = None if bias is None or output_scale is not None else bias.to(x.dtype)
+        x = by_rows(lambda x, w: conv2d(x, w.to(x.dtype), w.shape[-1] // 2, groups, inside), x, weight)
+        return x if output_scale is None else bias_act(x, bias, scale=output_scale, reuse=True)
 
 
 class StyledConv(AdaptableLayer):
@@ -87,8 +89,10 @@ class StyledConv(AdaptableLayer):
         styles = self.affine(w)
         if self.depthwise is not None:
             x, styles = self.depthwise(x, styles, reuse=True), None
-        x = self.conv(x, styles, reuse=True)
-        return self.act(x, self.effective().weight, *self.noise(x, noise_mode, generator))
+        bias = self.effective().weight
+        inside = len(x) == 1 and not x.is_cuda  # where a convolution adds it for nothing; a batch does with the noise
+        x = self.conv(x, styles, reuse=True, bias=bias.flatten() if inside else None)
+        return self.act(x, None if inside else bias, *self.noise(x, noise_mode, generator))
 
 
 class MobileBlock(nn.Module):

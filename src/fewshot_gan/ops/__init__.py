@@ -8,7 +8,7 @@ from .bits import pack_bits, unpack_bits
 from .conv import conv2d
 from .dispatch import kernel_mapping, set_kernels
 from .haar import haar, inverse_haar
-from .modulated_conv import modulated_conv2d
+from .modulated_conv import filter_energy, modulated_conv2d
 from .rows import RowWeights, by_rows, scaled
 from .times import times
 from .upfirdn2d import downsample2d, setup_filter, upfirdn2d, upsample2d
@@ -21,6 +21,7 @@ __all__ = [
     "by_rows",
     "conv2d",
     "downsample2d",
+    "filter_energy",
     "haar",
     "inverse_haar",
     "kernel_mapping",

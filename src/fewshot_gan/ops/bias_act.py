@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .dispatch import kernels_for
+from .times import times
 
 _ACTIVATIONS = {  # name: (function of x and whether to write into x, gain that keeps the variance of a unit Gaussian)
     "linear": (lambda x, inplace: x, 1.0),
@@ -35,6 +36,7 @@ class Act(NamedTuple):
     activation: str = "linear"
     gain: float | None = None
     clamp: float | None = None
+    scale: torch.Tensor | None = None
 
 
 def bias_act(
@@ -46,9 +48,10 @@ def bias_act(
     activation: str = "linear",
     gain: float | None = None,
     clamp: float | None = None,
+    scale: torch.Tensor | None = None,
     reuse: bool = False,
 ) -> torch.Tensor:
-    """`clamp(gain · act(x + noise · noise_strength + bias))`.
+    """`clamp(gain · act(x · scale + noise · noise_strength + bias))`.
 
     Args:
         x: `[B, C, ...]`.
@@ -58,36 +61,48 @@ def bias_act(
         activation: "linear", "lrelu" (slope 0.2) or "relu".
         gain: positive factor after the activation; None takes the activation's own (√2 for lrelu and relu).
         clamp: limit of the absolute value after the gain, or None.
+        scale: `[C]`, one per sample `[B, C]`, or None for ones.
         reuse: nobody else needs `x`, so its memory may become the result's; gradients are the same.
 
     Returns:
         Same shape and dtype as `x`.
 
     Raises:
-        ValueError: unknown activation, a gain of 0 or less, or `bias` or `noise` does not fit `x`.
+        ValueError: unknown activation, a gain of 0 or less, or `bias`, `scale` or `noise` does not fit `x`.
     """
     gain = activation_gain(activation) if gain is None else gain
     if gain <= 0:
         raise ValueError(f"gain={gain}: give a number above 0")
-    if bias is not None and bias.shape not in (x.shape[1:2], x.shape[:2]):
-        raise ValueError(f"bias {tuple(bias.shape)} fits neither [C] nor [B, C] of an input {tuple(x.shape)}")
+    for name, term in (("bias", bias), ("scale", scale)):
+        if term is not None and term.shape not in (x.shape[1:2], x.shape[:2]):
+            raise ValueError(f"{name} {tuple(term.shape)} fits neither [C] nor [B, C] of an input {tuple(x.shape)}")
     if noise is not None and (noise.shape[-2:] != x.shape[2:] or noise_strength is None):
         raise ValueError(
             f"noise {tuple(noise.shape)} needs a strength and an input of its height and width, got {tuple(x.shape)}"
         )
     if x.ndim > 2 and (kernels := kernels_for(x)) is not None:  # a matrix is too small to be worth a launch
+        if scale is not None:
+            x = times(x, scale) if reuse else x * per_channel(scale, x)
         if bias is None and noise is None and (activation, gain, clamp) == ("linear", 1, None):
             return x
         options = {"activation": activation, "gain": gain, "clamp": clamp}
         return kernels.bias_act(x, bias, noise=noise, noise_strength=noise_strength, **options)
-    if bias is not None:
-        bias = bias.reshape(*bias.shape, *[1] * (x.ndim - 2))
+    terms = [] if bias is None else [per_channel(bias, x)]
     if noise is not None:
-        noise = noise * noise_strength.reshape(-1, 1, 1, 1)
-    for term in (noise, bias):
-        if term is not None:
-            x = x.add_(term.to(x.dtype)) if reuse else x + term.to(x.dtype)
-            reuse = True  # what was just made is ours
+        noise = (noise * noise_strength.reshape(-1, 1, 1, 1)).to(x.dtype)
+        terms = [noise, *terms]
+    if len(terms) == 2 and all(len(term) == 1 < len(x) for term in terms):  # a pass over one sample instead of all
+        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        terms = [noise.expand(-1, x.shape[1], -1, -1).contiguous(memory_format=layout) + terms[1]]
+    tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, *terms))
+    if scale is not None and terms and reuse and not tracked:  # in one pass, with the gain in what is small
+        first, *terms = (term * gain for term in terms)
+        x, gain = torch.addcmul(first, x, per_channel(scale * gain, x), out=x), 1
+    elif scale is not None:
+        x, reuse = times(x, scale) if reuse else x * per_channel(scale, x), True
+    for term in terms:
+        x = x.add_(term) if reuse else x + term
+        reuse = True  # what was just made is ours
     if gain != 1:  # before the activation, which is homogeneous: its gradient then needs nothing but its result
         x = x.mul_(gain) if reuse else x * gain
         reuse = True
@@ -95,3 +110,8 @@ def bias_act(
     if clamp is None:
         return x
     return x.clamp_(-clamp, clamp) if reuse and not x.requires_grad else x.clamp(-clamp, clamp)
+
+
+def per_channel(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """`[C]` or `[B, C]` as `[1 or B, C, 1, …]` in the dtype of `x` `[B, C, …]`."""
+    return values.to(x.dtype).reshape(-1, x.shape[1], *[1] * (x.ndim - 2))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 SMALL = 16  # pixels of a map: below it a CPU's convolution spends its time copying the weight
 
 
-def conv2d(x: torch.Tensor, weight: torch.Tensor, padding: int, groups: int = 1) -> torch.Tensor:
+def conv2d(x: torch.Tensor, weight: torch.Tensor, padding: int, groups: int = 1, bias: torch.Tensor | None = None):
     """`F.conv2d` of stride 1.
 
     Args:
@@ -14,15 +14,17 @@ def conv2d(x: torch.Tensor, weight: torch.Tensor, padding: int, groups: int = 1)
         weight: `[O, I / groups, k, k]`, dtype of `x`.
         padding: pixels.
         groups: as in `F.conv2d`.
+        bias: `[O]`, dtype of `x`, or None.
 
     Returns:
         `[B, O, H + 2·padding − k + 1, W + 2·padding − k + 1]`.
     """
     if torch.jit.is_tracing():  # whoever reads the trace has convolutions of its own
-        return F.conv2d(x, weight, padding=padding, groups=groups)
+        return F.conv2d(x, weight, bias, padding=padding, groups=groups)
     out, inn, k, _ = weight.shape
     height, width = x.shape[2] + 2 * padding - k + 1, x.shape[3] + 2 * padding - k + 1
     if groups > 1 or k == 1 or x.is_cuda or not 0 < height * width <= SMALL or inn != x.shape[1]:
-        return F.conv2d(x, weight, padding=padding, groups=groups)
+        return F.conv2d(x, weight, bias, padding=padding, groups=groups)
     y = weight.flatten(1) @ F.unfold(x, k, padding=padding)  # [O, I·k²] · [B, I·k², H·W]
+    y = y if bias is None else y + bias[:, None]
     return y.reshape(len(x), out, height, width).contiguous(memory_format=torch.channels_last)

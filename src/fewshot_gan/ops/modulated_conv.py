@@ -3,6 +3,8 @@
 Shape legend: B batch, I/O input and output channels, k kernel size.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -44,7 +46,7 @@ def modulated_conv2d(
         input_scale: `[I]` or `[B, I]`, or None for ones.
         output_scale: `[O]` or `[B, O]`, or None for ones.
         norm_weight: what the norm is taken of instead of `weight`, like it in form.
-        energy: `[O, I]`, sums of its squares over k×k in float32; None: they are computed. Of a single weight only.
+        energy: `[O, I]`, `filter_energy` of it where somebody has it; None: it is computed. Of a single weight only.
         demodulate: divide by the L2 norm of each modulated filter.
         up: 1 or 2; enlarges with a transposed convolution followed by `resample_filter`.
         down: 1 or 2; `resample_filter` followed by a strided convolution.
@@ -81,32 +83,36 @@ def modulated_conv2d(
         stride = down if k == 1 else 1
         x = upfirdn2d(x, resample_filter, down=stride, padding=(before, after, before, after))
 
-    def convolve(x, weight, styles, norm_weight):
+    def convolve(x, weight):
         if weight.ndim != 4 or weight.shape[1] != x.shape[1]:
             raise ValueError(f"weight {tuple(weight.shape)} does not fit an input of shape {tuple(x.shape)}")
         if up > 1:  # published weights of up-convolutions are stored for a plain transposed convolution (no flip)
-            y = F.conv_transpose2d(x, weight.to(x.dtype).transpose(0, 1), stride=up)
-        elif down > 1:
-            y = F.conv2d(x, weight.to(x.dtype), stride=1 if k == 1 else down)
-        else:
-            y = conv2d(x, weight.to(x.dtype), padding)
-        if not demodulate:
-            return y
-        return times(y, _inverse_norm(weight if norm_weight is None else norm_weight, styles, energy))
+            return F.conv_transpose2d(x, weight.to(x.dtype).transpose(0, 1), stride=up)
+        if down > 1:
+            return F.conv2d(x, weight.to(x.dtype), stride=1 if k == 1 else down)
+        return conv2d(x, weight.to(x.dtype), padding)
 
-    x = by_rows(convolve, x, weight, styles, norm_weight)
-    if output_scale is not None:
-        x = times(x, output_scale)
+    x = by_rows(convolve, x, weight)
+    if demodulate:
+        given = x.new_ones(1, 1).expand(batch, channels) if styles is None else styles
+        norm = by_rows(partial(_inverse_norm, energy=energy), given, weight, norm_weight)
+        output_scale = norm if output_scale is None else norm * output_scale
+    # per channel, so the filter may come before it: one pass then scales, adds and activates
+    then = Act(gain=1.0) if then is None else then
+    then = then._replace(scale=output_scale)
     if up > 1:
         before, after = padding + (taps + up - 1) // 2 - (k - 1), padding + (taps - up) // 2 - (k - up)
         return upfirdn2d(x, resample_filter, padding=(before, after, before, after), gain=up * up, then=then)
-    return x if then is None else bias_act(x, **then._asdict(), reuse=True)
+    return bias_act(x, **then._asdict(), reuse=True)
 
 
-def _inverse_norm(weight: torch.Tensor, styles: torch.Tensor | None, energy: torch.Tensor | None) -> torch.Tensor:
-    """1 / ‖W[o] · s‖: `[O]`, or `[B, O]` with styles; in float32, since in half precision Σ(w·s)² overflows."""
-    if energy is None:
-        weight = weight.float() if weight.dtype != torch.float64 else weight
-        energy = weight.square().sum((-2, -1))  # [O, I]
-    total = energy.sum(-1) if styles is None else styles.to(energy.dtype).square() @ energy.t()
-    return (total + 1e-8).rsqrt()
+def filter_energy(weight: torch.Tensor) -> torch.Tensor:
+    """Σ over k×k of the squares of `[O, I, k, k]`: `[O, I]`, in float32 since in half precision it overflows."""
+    weight = weight.float() if weight.dtype != torch.float64 else weight
+    return weight.square().sum((-2, -1))
+
+
+def _inverse_norm(styles, weight, norm_weight, energy: torch.Tensor | None) -> torch.Tensor:
+    """1 / ‖W[o] · s‖: `[B, O]`."""
+    energy = filter_energy(weight if norm_weight is None else norm_weight) if energy is None else energy
+    return (styles.to(energy.dtype).square() @ energy.t() + 1e-8).rsqrt()

@@ -6,7 +6,7 @@ Shape legend: B batch, C channels, H/W height and width, T filter taps.
 import torch
 import torch.nn.functional as F
 
-from .bias_act import Act, bias_act
+from .bias_act import Act, bias_act, per_channel
 from .dispatch import kernels_for
 
 MAX_KERNEL_TAPS = 8
@@ -80,6 +80,8 @@ def upfirdn2d(
     fits = f is not None and max(f.shape) <= MAX_KERNEL_TAPS and not f.requires_grad
     if fits and (kernels := kernels_for(x)) is not None:
         rest = {} if then is None else {**then._asdict(), "act_gain": then.gain}
+        if (scale := rest.pop("scale", None)) is not None:
+            x = x * per_channel(scale, x)
         options = {"up": up, "down": down, "padding": (left, right, top, bottom), "flip_filter": flip_filter}
         return kernels.upfirdn2d(x, f, **rest | options | {"gain": gain})
     if then is not None:
