@@ -294,6 +294,7 @@ def beside_checkout(folder: Path, args) -> dict:
     difference = max(abs(before[name] - after[name]) / max(1, abs(before[name])) for name in shared)
     measured = summary([tuple(step["seconds"] for step in pair) for pair in pairs[1:]])
     also = {"losses compared": len(shared), "largest difference at step 1": difference}
+    also |= {f"peak MiB {when}": step["peak_mib"] for when, step in zip(("before", "now"), pairs[-1], strict=True)}
     return row("step", f"a LeFT step of {folder.name} / of this checkout", measured, **also)
 
 

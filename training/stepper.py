@@ -2,10 +2,11 @@
 
     python training/stepper.py FOLDER OPTIONS OF FOLDER/training/lfs.py …
 
-Writes one JSON line per step to stdout: seconds and losses. It ends with its input.
+Writes one JSON line per step to stdout: seconds, losses, and the most memory it has had. It ends with its input.
 """
 
 import json
+import resource
 import runpy
 import sys
 import time
@@ -24,7 +25,9 @@ def main(folder: str, *options: str) -> None:
             raise SystemExit
         start = time.perf_counter()
         losses = step(trainer)
-        print(json.dumps({"seconds": time.perf_counter() - start, "losses": losses}), file=answers, flush=True)
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+        print(json.dumps({"seconds": seconds, "losses": losses, "peak_mib": peak}), file=answers, flush=True)
         return losses
 
     Trainer.train_step = when_asked
