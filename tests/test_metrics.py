@@ -168,3 +168,102 @@ def test_one_cluster_holding_everything_scores_zero_when_balanced():
     assert metrics.balanced_intra_cluster_distance(to_references, pairwise) == 0
     with pytest.raises(ValueError, match="same images"):
         metrics.intra_cluster_distance(to_references, pairwise[:4])
+
+
+def fidelity_sets():
+    """Feature sets that torch-fidelity judged too: see `FIDELITY`."""
+    g = torch.Generator().manual_seed(0)
+    a = (torch.randn(1500, 64, generator=g) @ torch.randn(64, 64, generator=g)).relu()
+    return a, (torch.randn(1200, 64, generator=g) @ torch.randn(64, 64, generator=g) * 1.1 + 0.3).relu()
+
+
+# torch-fidelity 0.4.0's numbers for these sets: 20 KID subsets of 500, 3 neighbours, first set generated, no shuffling
+FIDELITY = {
+    "frechet": 480.39429152069715,  # a general matrix root there
+    "kid": (1024.0209, 74.778506),  # in float32 there
+    "precision": 0.4846666753292084,
+    "recall": 0.11416666954755783,
+    "inception": (1.1800446669237394, 0.007688728134569793),
+}
+
+
+def test_equal_to_torch_fidelity():
+    a, b = fidelity_sets()
+    assert metrics.frechet_distance(a, b) == pytest.approx(FIDELITY["frechet"], rel=2e-7)
+    subsets = metrics.kernel_distance_of_subsets(a, b, num_subsets=20, size=500)
+    assert subsets == pytest.approx(FIDELITY["kid"], rel=1e-6)
+    found = metrics.precision_recall(b, a, 3)
+    for name in ("precision", "recall"):
+        assert found[name] == pytest.approx(FIDELITY[name], abs=1e-7)
+    assert metrics.inception_score(a[:, :50] * 0.1) == pytest.approx(FIDELITY["inception"], rel=1e-9)
+
+
+def test_moments_of_batches_equal_those_of_the_whole_far_from_zero():
+    x = normal(301, 5) * 1e-3 + 1e4  # E[x²] − E[x]² would lose all digits
+    moments, second = metrics.FeatureMoments(), metrics.FeatureMoments()
+    for i, batch in enumerate(x.split(40)):
+        (moments if i % 2 else second).update(batch)
+    moments.merge(second).merge(metrics.FeatureMoments())
+    torch.testing.assert_close(moments.mean, x.mean(0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(moments.covariance, torch.cov(x.T), rtol=1e-9, atol=1e-15)
+    assert moments.count == 301
+    y = normal(60, 5, seed=1)
+    assert metrics.frechet_distance(moments, y) == pytest.approx(metrics.frechet_distance(x, y), rel=1e-12)
+    with pytest.raises(ValueError, match=r"\[3, 4\], not \[N, 5\]"):
+        moments.update(normal(3, 4))
+    with pytest.raises(ValueError, match="not finite"):
+        moments.update(torch.full((1, 5), math.nan))
+
+
+def test_moments_hold_no_rows():
+    moments = metrics.FeatureMoments()
+    for seed in range(20):
+        moments.update(normal(1000, 8, seed=seed))
+    held = [value for value in vars(moments).values() if isinstance(value, torch.Tensor)]
+    assert moments.count == 20_000 and sum(t.untyped_storage().nbytes() for t in held) == 8 * (8 + 64)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_precision_recall_density_coverage_equal_a_double_loop(k, monkeypatch):
+    monkeypatch.setattr(metrics, "_BLOCK", 7)  # blocks that end anywhere
+    real, generated = normal(30, 3), normal(22, 3, seed=1) * 0.8 + 0.3
+
+    def reach(x, i):
+        return sorted((x[i] - x[j]).norm().item() for j in range(len(x)) if j != i)[k - 1]
+
+    inside = [[(g - r).norm().item() <= reach(real, i) for i, r in enumerate(real)] for g in generated]
+    want = {
+        "precision": sum(any(row) for row in inside) / 22,
+        "recall": sum(any((g - r).norm().item() <= reach(generated, j) for j, g in enumerate(generated)) for r in real)
+        / 30,
+        "density": sum(map(sum, inside)) / (k * 22),
+        "coverage": sum(any(column) for column in zip(*inside, strict=True)) / 30,
+    }
+    assert metrics.precision_recall(real, generated, k) == pytest.approx(want, abs=1e-12)
+    assert len(set(want.values())) > 2
+
+
+def test_precision_and_recall_tell_collapse_from_scatter():
+    real = normal(200, 4)
+    collapsed = metrics.precision_recall(real, real[:1] + 1e-3 * normal(200, 4, seed=1))
+    assert collapsed["precision"] == 1 and collapsed["recall"] < 0.02 and collapsed["coverage"] < 0.2
+    scattered = metrics.precision_recall(real, 5 * normal(200, 4, seed=1))
+    assert scattered["precision"] < 0.1 and scattered["recall"] > 0.9
+    with pytest.raises(ValueError, match="neighbour=200 of 200 and 200 rows: give 1 to 199"):
+        metrics.precision_recall(real, real, 200)
+
+
+def test_inception_score_of_known_distributions():
+    sure = torch.eye(4).repeat(5, 1) * 1e3  # each class for sure, all classes alike: as many as there are
+    assert metrics.inception_score(sure, 5) == pytest.approx((4, 0))
+    assert metrics.inception_score(torch.zeros(20, 4), 5) == pytest.approx((1, 0))
+    with pytest.raises(ValueError, match="in 10 splits"):
+        metrics.inception_score(torch.zeros(3, 4))
+
+
+def test_kid_of_whole_sets_as_subsets_is_kid():
+    a, b = normal(12, 3), normal(12, 3, seed=1)
+    mean, std = metrics.kernel_distance_of_subsets(a, b, num_subsets=3, size=12)
+    assert mean == pytest.approx(metrics.kernel_distance(a, b), rel=1e-9) and std < 1e-9
+    with pytest.raises(ValueError, match="size 2 to 12"):
+        metrics.kernel_distance_of_subsets(a, b)
