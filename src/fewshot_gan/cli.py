@@ -1,4 +1,4 @@
-"""`fewshot-gan`: generate, export, invert, adapt, convert, push, info, list. Heavy libraries load inside commands."""
+"""`fewshot-gan`: generate, export, evaluate, invert, adapt, convert, push, info, list. Heavy imports are inside."""
 
 import glob
 import json
@@ -295,6 +295,89 @@ def export(
         pipe.set_adapters(loaded)
         error = export_generator(pipe, out, truncation_psi=psi)
     print(f"{out}  ({pipe.generator.resolution} px, within {error:.0e} of torch, {time.perf_counter() - start:.1f} s)")
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluate
+
+
+@app.command()
+def evaluate(
+    data: Annotated[str | None, typer.Argument(help="True pictures: folder, embedded set, or datasets id.")] = None,
+    *,
+    base: Annotated[str | None, typer.Option(help="Embedded name, folder or Hub repo; default: ffhq.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Embedded name, folder or Hub repo; repeat to blend.")
+    ] = None,
+    weight: Annotated[list[str] | None, typer.Option(help="One per adapter, as of generate; default 1.")] = None,
+    num_images: Annotated[int | None, typer.Option(help="Pictures to draw; default 1000.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the pictures; default 0.")] = None,
+    psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
+    features: Annotated[str | None, typer.Option(help="Network that judges; default efficientnet-lite0.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 8,
+    protocol: Annotated[
+        Path | None,
+        typer.Option(help="A report: compute it again, and say whether it is equal. What is not given is as there."),
+    ] = None,
+    beside: Annotated[Path | None, typer.Option(help="A report to print beside, if its protocol is the same.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help="Keep the true pictures' statistics here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The report; default: evaluation.json, with --protocol none.")
+    ] = None,
+):
+    """Compare what a base and its adapters draw with true pictures: Fréchet, KID, precision, recall and more."""
+    start = time.perf_counter()
+    with one_sentence():
+        try:
+            from . import evaluation
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("fewshot_gan"):
+                raise
+            raise ImportError(f"evaluation needs {error.name}: pip install 'fewshot_gan[train]'") from error
+        from .generation import device, launched
+
+        published, other = (None if path is None else evaluation.read_report(path) for path in (protocol, beside))
+        source = {"data": data, "base": base, "adapter": adapter, "weight": weight}
+        asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi, "features": features}
+        if published is not None:
+            there = published.get("source", {})
+            source = {name: there.get(name) if value is None else value for name, value in source.items()}
+            kept = published["protocol"]
+            asked = {name: kept.get(name) if value is None else value for name, value in asked.items()}
+            asked["neighbour"] = kept.get("neighbour")
+        if source["data"] is None:
+            raise ValueError("give the true pictures: a folder, an embedded set or a datasets id")
+        out = out or (Path("evaluation.json") if published is None else None)
+        if out is not None and out.is_dir():
+            raise ValueError(f"--out {out} is a folder; give a file name like evaluation.json")
+        names, weights = _named(source["adapter"], source["weight"])
+        _quiet()
+        pipe, loaded = _pipeline(source["base"] or "ffhq", names, weights)
+        pipe.set_adapters(loaded)
+        pipe.to(device())
+        asked = {name: value for name, value in asked.items() if value is not None}
+        folder = hub.embedded_datasets().get(source["data"], source["data"])
+        report = evaluation.evaluate(pipe, folder, batch_size=batch_size, cache_dir=cache_dir, **asked)
+        report["source"] = {
+            "data": hub.portable_name(source["data"]),
+            "base": hub.portable_name(source["base"] or "ffhq"),
+            "adapter": [hub.portable_name(name) for name in names],
+            "weight": source["weight"],
+        }
+        state = launched()
+        if state and not state.is_main_process:
+            return
+        beside_it = {} if other is None else evaluation.compare(report, other)
+        apart = [] if published is None else evaluation.differences(published, report)
+        if out is not None:
+            text = json.dumps(report, indent=1) + "\n"
+            hub.replace_file(out, lambda temp: temp.write_text(text, encoding="utf-8"))
+    for name, value in report["results"].items():
+        print(f"{name:24}{value:12.5g}" + (f"{beside_it[name][1]:12.5g}" if beside_it else ""))
+    if out is not None:
+        print(f"{out}  ({time.perf_counter() - start:.1f} s)")
+    if published is not None:
+        print(f"not equal to {protocol}: {'; '.join(apart)}" if apart else f"equal to {protocol}")
+        raise typer.Exit(1 if apart else 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- invert

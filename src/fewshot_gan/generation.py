@@ -1,6 +1,5 @@
 """Any number of pictures into a folder of files: batch by batch, resumed after a kill, split over processes."""
 
-import hashlib
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
+from .adapters.base import digest
 from .hub import portable_name, replace_file
 from .pipeline import FewShotGAN
 from .version import __version__
@@ -200,29 +200,19 @@ def _record(pipe: FewShotGAN, looks, per_image: Mapping[str, torch.Tensor], **ru
     adapters = {name: pipe.bank.adapters[name] for look in looks.values() for name in look}
     labels, latents = per_image.get("class_labels"), per_image.get("latents")
     if labels is not None:
-        labels = int(labels[0]) if (labels == labels[0]).all() else _digest({"class_labels": labels})
+        labels = int(labels[0]) if (labels == labels[0]).all() else digest({"class_labels": labels})
     record = {
         "fewshot_gan_version": __version__,
         "base": portable_name(pipe.base_name),
         "base_fingerprint": pipe.bank.fingerprint(),
         "dtype": str(pipe.generator.dtype),
         "looks": {prefix: dict(look) for prefix, look in looks.items()},
-        "adapters": {name: _digest(adapter.state_dict(), adapter.config) for name, adapter in adapters.items()},
-        "latents": None if latents is None else _digest({"latents": latents}),
+        "adapters": {name: digest(adapter.state_dict(), adapter.config) for name, adapter in adapters.items()},
+        "latents": None if latents is None else digest({"latents": latents}),
         "class_labels": labels,
         **run,
     }
     return json.loads(json.dumps(record))  # as it will be read
-
-
-def _digest(tensors: Mapping[str, torch.Tensor], config: Mapping | None = None) -> str:
-    """Sixteen hex digits of tensors, bit for bit, and of a config but for where it was loaded from."""
-    config = {k: v for k, v in dict(config or {}).items() if not k.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_folder(folder: Path, record: dict) -> None:

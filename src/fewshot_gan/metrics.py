@@ -46,6 +46,11 @@ class FeatureMoments:
         if features is not None:
             self.update(features)
 
+    @classmethod
+    def of(cls, count: int, mean: Tensor, covariance: Tensor) -> FeatureMoments:
+        """Moments that were kept: number, `[D]` and unbiased `[D, D]`."""
+        return cls()._merge(count, mean.double(), covariance.double() * (count - 1))
+
     def update(self, features: Tensor) -> FeatureMoments:
         """Take in `[N, D]`.
 
@@ -131,14 +136,14 @@ def kernel_distance(fa: Tensor, fb: Tensor) -> float:
     """
     fa, fb = _check_features(fa, fb)
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1).pow(3)
+    def total(x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([(rows @ y.T / x.shape[1] + 1).pow_(3).sum() for rows in x.split(_BLOCK)]).sum()
 
     def within(x: Tensor) -> Tensor:  # mean over ordered pairs of two different rows
-        gram = kernel(x, x)
-        return (gram.sum() - gram.diagonal().sum()) / (len(x) * (len(x) - 1))
+        own = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
+        return (total(x, x) - own) / (len(x) * (len(x) - 1))
 
-    return (within(fa) + within(fb) - 2 * kernel(fa, fb).mean()).item()
+    return (within(fa) + within(fb) - 2 * total(fa, fb) / (len(fa) * len(fb))).item()
 
 
 def kernel_distance_of_subsets(

@@ -432,3 +432,15 @@ def fingerprint(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = N
         rounded = tensor.detach().to("cpu", torch.float16).to(torch.bfloat16)
         digest.update(rounded.contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def digest(tensors: Mapping[str, torch.Tensor], config: Mapping | None = None) -> str:
+    """Sixteen hex digits of tensors, bit for bit, and of a config but for where it was loaded from."""
+    import hashlib
+
+    config = {k: v for k, v in dict(config or {}).items() if not k.startswith("_")}
+    found = hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

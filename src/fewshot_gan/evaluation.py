@@ -1,0 +1,264 @@
+"""Numbers that can be trusted: what a pipeline draws against true pictures, with the protocol that they depend on.
+
+A report is a dict for a JSON file: `protocol` (what is compared with what, and how), `network` (what drew), `results`,
+`versions`. Reports of different protocols are not compared, and one that was published can be computed again.
+"""
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from . import metrics
+from .adapters.base import digest
+from .features import FeatureNetwork, load_features
+from .generation import launched
+from .hub import portable_name, replace_file
+from .images import to_floats
+from .pipeline import FewShotGAN
+from .training.data import load_images
+from .version import __version__
+
+KEPT = 10_000  # feature vectors held of each side, for what needs pairs
+FEW = 100  # true pictures up to which each is taken for a cluster of its own
+DIVERSE = 200  # first pictures that diversity is measured of
+SUBSETS = {"num_subsets": 100, "seed": 2020}  # of KID; of 1000 pictures each, or all there are
+SQUARED = "centre crop, Pillow Lanczos"  # see training.data.load_images
+
+
+def evaluate(
+    pipe: FewShotGAN,
+    data,
+    *,
+    num_images: int = 1000,
+    seed: int = 0,
+    truncation_psi: float | None = None,
+    features: str = "efficientnet-lite0",
+    neighbour: int = 3,
+    batch_size: int = 8,
+    cache_dir=None,
+) -> dict:
+    """Draw pictures and compare them with true ones.
+
+    Pictures are drawn and described a batch at a time; what is held does not grow with `num_images` beyond 10,000
+    feature vectors. Processes started by torchrun or accelerate launch share the drawing.
+
+    Args:
+        pipe: with its acting adapters.
+        data: folder, embedded set or `datasets` id of true pictures; cropped and resized to the generator's size.
+        num_images: pictures `pipe(num_images, seed=seed)` to draw, 2 or more. Fréchet distances of fewer than some
+            thousands are biased upwards: compare only equal numbers.
+        seed, truncation_psi, batch_size: as in `FewShotGAN.__call__`.
+        features: `features.load_features` network that judges.
+        neighbour: k of precision, recall, density and coverage.
+        cache_dir: folder in which the true pictures' statistics are kept by their hash; None: nothing is kept.
+
+    Returns:
+        The report. `results`: `frechet` (arXiv 1706.08500), `kid` (1801.01401, of all pairs) with `kid_subsets_mean`
+        and `_std`, `precision`, `recall`, `density`, `coverage` (1904.06991, 2002.09797), `diversity` (mean LPIPS-like
+        distance of pairs); with up to 100 true pictures also `intra_cluster` (2104.06820) and
+        `balanced_intra_cluster` (2308.11917).
+
+    Raises:
+        FileNotFoundError, ValueError: no such data, too few pictures, an unknown network.
+        ImportError: the network's package is not installed.
+    """
+    if num_images < 2:
+        raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
+    network = load_features(features)
+    true = load_images(data, pipe.generator.resolution)
+    if not 1 <= neighbour < min(num_images, len(true)):
+        raise ValueError(f"neighbour={neighbour} of {num_images} drawn and {len(true)} true pictures: give fewer")
+    psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
+    protocol = {
+        "num_images": num_images,
+        "num_true": len(true),
+        "data_sha256": hashlib.sha256(true.numpy().tobytes()).hexdigest(),
+        "resolution": pipe.generator.resolution,
+        "resize": SQUARED,
+        "features": features,
+        "features_sha256": network.sha256,
+        "features_resize": f"torch bilinear, antialiased, to {network.side} px",
+        "kept": KEPT,
+        "neighbour": neighbour,
+        "kid": SUBSETS | {"size": min(1000, num_images, len(true))},
+        "seed": seed,
+        "truncation_psi": psi,
+        "noise_mode": "const",
+    }
+    adapters = {name: pipe.bank.adapters[name] for name in pipe.bank.current()}
+    report = {
+        "protocol": protocol,
+        "network": {
+            "base": portable_name(pipe.base_name),
+            "base_fingerprint": pipe.bank.fingerprint(),
+            "adapters": {name: dict(weight=w) for name, w in pipe.bank.current().items()},
+        },
+        "versions": {"fewshot_gan": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "pillow")},
+    }
+    for name, adapter in adapters.items():
+        report["network"]["adapters"][name]["sha256"] = digest(adapter.state_dict(), adapter.config)
+    real = _true_statistics(true, network, protocol, cache_dir)
+    drawn = _drawn_statistics(pipe, network, num_images, seed, psi, batch_size)
+    report["results"] = _results(drawn, real, true, network, protocol)
+    return json.loads(json.dumps(report))  # as it will be read
+
+
+class _Statistics:
+    """What is known of a set: moments of all pictures, features of the first `KEPT`, the first few pictures."""
+
+    def __init__(self):
+        self.moments, self.rows, self.pictures = metrics.FeatureMoments(), [], []
+
+    def update(self, pictures: torch.Tensor, network: FeatureNetwork, start: int) -> None:
+        """Take in pictures `start`, `start` + 1, … `[B, 3, R, R]` in [-1, 1]."""
+        features = network.pooled(pictures).cpu()
+        self.moments.update(features)
+        if start < KEPT:
+            self.rows.append(features[: KEPT - start])
+        if start < DIVERSE:
+            self.pictures.append(pictures[: DIVERSE - start].cpu())
+
+    def merge(self, other: "_Statistics") -> None:
+        """Take in what follows."""
+        self.moments.merge(other.moments)
+        self.rows += other.rows
+        self.pictures += other.pictures
+
+
+def _drawn_statistics(pipe, network, num_images, seed, psi, batch_size) -> _Statistics:
+    state = launched()
+    rank, count = (state.process_index, state.num_processes) if state else (0, 1)
+    first, stop = num_images * rank // count, num_images * (rank + 1) // count
+    found, start = _Statistics(), first
+    options = {"skip": first, "seed": seed, "batch_size": batch_size, "output_type": "pt"}
+    if stop > first:
+        for output in pipe.stream(stop - first, truncation_psi=psi, **options):
+            found.update(output.images * 2 - 1, network, start)
+            start += len(output.images)
+    if not state:
+        return found
+    parts = [None] * count
+    torch.distributed.all_gather_object(parts, found)
+    whole = _Statistics()
+    for part in parts:
+        whole.merge(part)
+    return whole
+
+
+def _true_statistics(true: torch.Tensor, network, protocol, cache_dir) -> _Statistics:
+    found = _Statistics()
+    known = {name: protocol[name] for name in ("data_sha256", "features_sha256", "features_resize", "kept")}
+    path = None
+    if cache_dir is not None:
+        path = Path(cache_dir) / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]}.safetensors"
+        if path.is_file():
+            try:
+                stored = load_file(path)
+                found.moments = metrics.FeatureMoments.of(int(stored["count"]), stored["mean"], stored["covariance"])
+                found.rows = [stored["rows"]]
+                return found
+            except (SafetensorError, OSError, KeyError):
+                pass  # cut short by somebody else's hand: computed again, and written anew
+    for start in range(0, len(true), 64):
+        found.update(to_floats(true[start : start + 64]), network, start)
+    if path is not None:
+        m = found.moments
+        tensors = {"count": torch.tensor(m.count), "mean": m.mean, "covariance": m.covariance}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors["rows"] = torch.cat(found.rows)
+        replace_file(path, lambda temp: save_file(tensors, temp))
+    return found
+
+
+def _results(drawn: _Statistics, real: _Statistics, true: torch.Tensor, network, protocol) -> dict[str, float]:
+    a, b = torch.cat(drawn.rows), torch.cat(real.rows)
+    mean, std = metrics.kernel_distance_of_subsets(a, b, **protocol["kid"])
+    results = {
+        "frechet": metrics.frechet_distance(drawn.moments, real.moments),
+        "kid": metrics.kernel_distance(a, b),
+        "kid_subsets_mean": mean,
+        "kid_subsets_std": std,
+        **metrics.precision_recall(b, a, protocol["neighbour"]),
+    }
+    pictures = torch.cat(drawn.pictures)
+    results["diversity"] = metrics.spatial_distance(pictures, network)
+    if len(true) <= FEW:
+        codes, references = (metrics.spatial_embedding(x, network) for x in (pictures, to_floats(true)))
+        clusters = metrics.pairwise_distances(codes, references), metrics.pairwise_distances(codes)
+        results["intra_cluster"] = metrics.intra_cluster_distance(*clusters)
+        results["balanced_intra_cluster"] = metrics.balanced_intra_cluster_distance(*clusters)
+    return results
+
+
+# ----------------------------------------------------------------------------------------------- reports beside another
+
+
+def compare(report: Mapping, other: Mapping) -> dict[str, tuple[float, float]]:
+    """Results of two reports side by side.
+
+    Raises:
+        ValueError: their protocols differ; the message says in what.
+    """
+    mine, theirs = report["protocol"], other["protocol"]
+    apart = [
+        f"{name} {mine.get(name, 'not given')!r} and {theirs.get(name, 'not given')!r}"
+        for name in sorted(mine.keys() | theirs.keys())
+        if mine.get(name) != theirs.get(name)
+    ]
+    if apart:
+        raise ValueError(f"numbers of different protocols do not compare: {'; '.join(apart)}")
+    return {name: (value, other["results"][name]) for name, value in report["results"].items()}
+
+
+def differences(report: Mapping, other: Mapping, tolerance: float = 1e-4) -> list[str]:
+    """What of `other` is not what `report` says, a sentence each; empty: `other` reproduces it.
+
+    Args:
+        report, other: of one protocol and one network.
+        tolerance: share of a number's size, or of 1 if it is smaller, that processors may differ by.
+
+    Raises:
+        ValueError: other protocols, or another network.
+    """
+    both = compare(report, other)
+    for part in ("base_fingerprint", "adapters"):
+        mine, theirs = (_unnamed(x["network"][part]) for x in (report, other))
+        if mine != theirs:
+            raise ValueError(f"the report is of another network: {part} {mine} there, {theirs} here")
+    return [
+        f"{name} is {theirs:.6g} instead of {mine:.6g}"
+        for name, (mine, theirs) in both.items()
+        if not math.isclose(mine, theirs, rel_tol=tolerance, abs_tol=tolerance)
+    ]
+
+
+def _unnamed(adapters):
+    """Adapters by what they are, since everybody may call them otherwise."""
+    if not isinstance(adapters, Mapping):
+        return adapters
+    return sorted((a["sha256"], json.dumps(a["weight"], sort_keys=True)) for a in adapters.values())
+
+
+def read_report(path) -> dict:
+    """A report from its JSON file.
+
+    Raises:
+        ValueError: the file holds none.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        for part in ("protocol", "network", "results", "versions"):
+            if not isinstance(report[part], dict):
+                raise TypeError(f"{part} is no table")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no report of fewshot-gan evaluate ({error})") from error
+    return report
