@@ -101,7 +101,7 @@ class _Drawing(nn.Module):
 
     def forward(self, z, class_labels=None):
         classes = {} if class_labels is None else {"class_labels": class_labels}
-        return self.generator(z, **classes, **self.options)
+        return self.generator(z.to(self.generator.dtype), **classes, **self.options).float()
 
     def examples(self, count: int) -> dict[str, torch.Tensor]:
         """Inputs by name, the same at every call."""
@@ -109,7 +109,7 @@ class _Drawing(nn.Module):
         found = {"z": torch.randn(count, self.generator.z_dim, generator=random)}
         if num_classes := getattr(self.generator, "num_classes", 0):
             found["class_labels"] = torch.randint(num_classes, (count,), generator=random)
-        return found
+        return {name: tensor.to(self.generator.device) for name, tensor in found.items()}
 
 
 def _largest_difference(drawing: _Drawing, file: Path) -> float:
@@ -133,8 +133,8 @@ def _largest_difference(drawing: _Drawing, file: Path) -> float:
     for count in CHECKED:
         inputs = drawing.examples(count)
         want = drawing(**inputs)
-        got = torch.from_numpy(draw({name: tensor.numpy() for name, tensor in inputs.items()}).copy())
-        worst = max(worst, float((got - want).abs().max() / want.abs().max()))
+        got = torch.from_numpy(draw({name: tensor.cpu().numpy() for name, tensor in inputs.items()}).copy())
+        worst = max(worst, float((got - want.cpu()).abs().max() / want.abs().max()))
     return worst
 
 

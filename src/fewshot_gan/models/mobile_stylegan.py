@@ -49,7 +49,7 @@ class FoldedConv(AdaptableLayer):
         weight, _, input_scale, output_scale, *_ = self.effective()
         scale = styles if input_scale is None else input_scale if styles is None else styles * input_scale
         if scale is not None:
-            single = scale if scale.ndim == 1 else scale[0] if len(scale) == 1 else None
+            single = scale if scale.ndim == 1 else scale[0] if scale.shape[0] == 1 else None
             if single is not None and isinstance(weight, torch.Tensor) and weight.numel() < x.numel():
                 weight = weight * single.reshape(-1, 1, 1, *[1] * (self.role == "depthwise"))
             else:
@@ -90,7 +90,7 @@ class StyledConv(AdaptableLayer):
         if self.depthwise is not None:
             x, styles = self.depthwise(x, styles, reuse=True), None
         bias = self.effective().weight
-        inside = len(x) == 1 and not x.is_cuda  # where a convolution adds it for nothing; a batch does with the noise
+        inside = x.shape[0] == 1 and not x.is_cuda  # free in a convolution; a batch adds it with the noise
         x = self.conv(x, styles, reuse=True, bias=bias.flatten() if inside else None)
         return self.act(x, None if inside else bias, *self.noise(x, noise_mode, generator))
 

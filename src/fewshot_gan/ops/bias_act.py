@@ -91,7 +91,7 @@ def bias_act(
     if noise is not None:
         noise = (noise * noise_strength.reshape(-1, 1, 1, 1)).to(x.dtype)
         terms = [noise, *terms]
-    if len(terms) == 2 and all(len(term) == 1 < len(x) for term in terms):  # a pass over one sample instead of all
+    if len(terms) == 2 and all(term.shape[0] == 1 < x.shape[0] for term in terms):  # one pass for all samples
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         terms = [noise.expand(-1, x.shape[1], -1, -1).contiguous(memory_format=layout) + terms[1]]
     tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, *terms))

@@ -19,7 +19,7 @@ def conv2d(x: torch.Tensor, weight: torch.Tensor, padding: int, groups: int = 1,
     Returns:
         `[B, O, H + 2·padding − k + 1, W + 2·padding − k + 1]`.
     """
-    if torch.jit.is_tracing():  # whoever reads the trace has convolutions of its own
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # whoever reads the trace has convolutions of its own
         return F.conv2d(x, weight, bias, padding=padding, groups=groups)
     out, inn, k, _ = weight.shape
     height, width = x.shape[2] + 2 * padding - k + 1, x.shape[3] + 2 * padding - k + 1
@@ -27,4 +27,4 @@ def conv2d(x: torch.Tensor, weight: torch.Tensor, padding: int, groups: int = 1,
         return F.conv2d(x, weight, bias, padding=padding, groups=groups)
     y = weight.flatten(1) @ F.unfold(x, k, padding=padding)  # [O, I·k²] · [B, I·k², H·W]
     y = y if bias is None else y + bias[:, None]
-    return y.reshape(len(x), out, height, width).contiguous(memory_format=torch.channels_last)
+    return y.reshape(x.shape[0], out, height, width).contiguous(memory_format=torch.channels_last)
