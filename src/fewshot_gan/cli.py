@@ -79,6 +79,9 @@ class NoiseMode(StrEnum):
     none = "none"
 
 
+Adapters = Annotated[list[str] | None, typer.Option(help="Embedded name, folder or Hub repo; repeat to blend.")]
+
+
 @contextmanager
 def one_sentence(*also: type[Exception]):
     """What the library refuses ends as one line on stderr and exit code 2."""
@@ -117,9 +120,7 @@ def root(
 @app.command()
 def generate(
     base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
-    adapter: Annotated[
-        list[str] | None, typer.Option(help="Embedded name, folder or Hub repo; repeat to blend.")
-    ] = None,
+    adapter: Adapters = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(help="One per adapter, in order; default 1. By depth: coarse:0,middle:0.5,fine:1 or 4:0,32:1."),
@@ -267,9 +268,7 @@ def _parse_weight(text: str) -> float | dict:
 @app.command()
 def export(
     base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
-    adapter: Annotated[
-        list[str] | None, typer.Option(help="Embedded name, folder or Hub repo; repeat to blend.")
-    ] = None,
+    adapter: Adapters = None,
     weight: Annotated[list[str] | None, typer.Option(help="One per adapter, as of generate; default 1.")] = None,
     psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
     file_format: Annotated[
@@ -305,9 +304,7 @@ def evaluate(
     data: Annotated[str | None, typer.Argument(help="True pictures: folder, embedded set, or datasets id.")] = None,
     *,
     base: Annotated[str | None, typer.Option(help="Embedded name, folder or Hub repo; default: ffhq.")] = None,
-    adapter: Annotated[
-        list[str] | None, typer.Option(help="Embedded name, folder or Hub repo; repeat to blend.")
-    ] = None,
+    adapter: Adapters = None,
     weight: Annotated[list[str] | None, typer.Option(help="One per adapter, as of generate; default 1.")] = None,
     num_images: Annotated[int | None, typer.Option(help="Pictures to draw; default 1000.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the pictures; default 0.")] = None,

@@ -72,7 +72,7 @@ def evaluate(
     """
     if num_images < 2:
         raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
-    network = load_features(features)
+    network = load_features(features, pipe.device)
     true = load_images(data, pipe.generator.resolution)
     if not 1 <= neighbour < min(num_images, len(true)):
         raise ValueError(f"neighbour={neighbour} of {num_images} drawn and {len(true)} true pictures: give fewer")
@@ -93,19 +93,20 @@ def evaluate(
         "truncation_psi": psi,
         "noise_mode": "const",
     }
-    adapters = {name: pipe.bank.adapters[name] for name in pipe.bank.current()}
+    adapters = {name: (weight, pipe.bank.adapters[name]) for name, weight in pipe.bank.current().items()}
     report = {
         "protocol": protocol,
         "network": {
             "base": portable_name(pipe.base_name),
             "base_fingerprint": pipe.bank.fingerprint(),
-            "adapters": {name: dict(weight=w) for name, w in pipe.bank.current().items()},
+            "adapters": {
+                name: {"weight": weight, "sha256": digest(adapter.state_dict(), adapter.config)}
+                for name, (weight, adapter) in adapters.items()
+            },
         },
         "versions": {"fewshot_gan": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "numpy", "pillow")},
     }
-    for name, adapter in adapters.items():
-        report["network"]["adapters"][name]["sha256"] = digest(adapter.state_dict(), adapter.config)
     real = _true_statistics(true, network, protocol, cache_dir)
     drawn = _drawn_statistics(pipe, network, num_images, seed, psi, batch_size)
     report["results"] = _results(drawn, real, true, network, protocol)

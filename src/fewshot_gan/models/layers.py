@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops import RowWeights, bias_act, by_rows, filter_energy, inverse_haar, upsample2d
+from ..ops.dispatch import traced
 
 
 class EffectiveWeight(NamedTuple):
@@ -61,7 +62,7 @@ class AdaptableLayer(nn.Module):
     def measured(self, weight: torch.Tensor) -> torch.Tensor | None:
         """`filter_energy` of a frozen weight, kept until it changes; None: whoever computes with it measures it."""
         learns = torch.is_grad_enabled() and weight.requires_grad
-        if learns or torch.compiler.is_compiling() or torch.jit.is_tracing() or (stamp := stamped([weight])) is None:
+        if learns or traced() or (stamp := stamped([weight])) is None:
             return None
         if self._energy is None or self._energy[0] is not weight or self._energy[1] != stamp:
             self._energy = weight, stamp, filter_energy(weight)

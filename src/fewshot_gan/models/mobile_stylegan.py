@@ -53,7 +53,7 @@ class FoldedConv(AdaptableLayer):
             if single is not None and isinstance(weight, torch.Tensor) and weight.numel() < x.numel():
                 weight = weight * single.reshape(-1, 1, 1, *[1] * (self.role == "depthwise"))
             else:
-                x = times(x, scale) if reuse else x * scale.to(x.dtype)[..., None, None]
+                x = times(x, scale, reuse)
         groups = x.shape[1] if self.role == "depthwise" else 1
         inside = None if bias is None or output_scale is not None else bias.to(x.dtype)
         x = by_rows(lambda x, w: conv2d(x, w.to(x.dtype), w.shape[-1] // 2, groups, inside), x, weight)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .dispatch import kernels_for
-from .times import times
+from .times import per_channel, times, tracked
 
 _ACTIVATIONS = {  # name: (function of x and whether to write into x, gain that keeps the variance of a unit Gaussian)
     "linear": (lambda x, inplace: x, 1.0),
@@ -82,7 +82,7 @@ def bias_act(
         )
     if x.ndim > 2 and (kernels := kernels_for(x)) is not None:  # a matrix is too small to be worth a launch
         if scale is not None:
-            x = times(x, scale) if reuse else x * per_channel(scale, x)
+            x = times(x, scale, reuse)
         if bias is None and noise is None and (activation, gain, clamp) == ("linear", 1, None):
             return x
         options = {"activation": activation, "gain": gain, "clamp": clamp}
@@ -94,12 +94,13 @@ def bias_act(
     if len(terms) == 2 and all(term.shape[0] == 1 < x.shape[0] for term in terms):  # one pass for all samples
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         terms = [noise.expand(-1, x.shape[1], -1, -1).contiguous(memory_format=layout) + terms[1]]
-    tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, *terms))
-    if scale is not None and terms and reuse and not tracked:  # in one pass, with the gain in what is small
+    if (
+        scale is not None and terms and reuse and not tracked(x, scale, *terms)
+    ):  # in one pass, with the gain in what is small
         first, *terms = (term * gain for term in terms)
         x, gain = torch.addcmul(first, x, per_channel(scale * gain, x), out=x), 1
     elif scale is not None:
-        x, reuse = times(x, scale) if reuse else x * per_channel(scale, x), True
+        x, reuse = times(x, scale, reuse), True
     for term in terms:
         x = x.add_(term) if reuse else x + term
         reuse = True  # what was just made is ours
@@ -110,8 +111,3 @@ def bias_act(
     if clamp is None:
         return x
     return x.clamp_(-clamp, clamp) if reuse and not x.requires_grad else x.clamp(-clamp, clamp)
-
-
-def per_channel(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """`[C]` or `[B, C]` as `[1 or B, C, 1, …]` in the dtype of `x` `[B, C, …]`."""
-    return values.to(x.dtype).reshape(-1, x.shape[1], *[1] * (x.ndim - 2))

@@ -78,13 +78,18 @@ def _chosen() -> _Selection:
     return _selection
 
 
+def traced() -> bool:
+    """Whether a graph is being made of what runs: it sees through plain torch, not through kernels or kept values."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def kernels_for(x: torch.Tensor) -> ModuleType | None:
     """The package whose operations take `x`, or None: plain torch does.
 
     Raises:
         ValueError: the environment variable names something unknown.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # they see through plain torch, not through kernels
+    if traced():
         return None
     selection = _chosen()
     if not (x.is_cuda or selection.on_cpu) or selection.name == "off" or x.dtype not in DTYPES:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 
-from .dispatch import kernels_for
+from .dispatch import kernels_for, traced
+from .times import tracked
 
 
 def inverse_haar(x: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
@@ -28,11 +29,10 @@ def inverse_haar(x: torch.Tensor, style: torch.Tensor | None = None) -> torch.Te
         raise ValueError(f"bands are [B, 4C, H, W] and a style [B, 4C], got {tuple(x.shape)}{given}")
     if (kernels := kernels_for(x)) is not None:
         return kernels.inverse_haar(x, style)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or (style is not None and style.requires_grad))
-    if style is not None and (traced or needs_grad):
+    needs_grad = tracked(x, style)
+    if style is not None and (traced() or needs_grad):
         x, style = x * style.to(x.dtype)[:, :, None, None], None
-    if traced:
+    if traced():
         ll, lh, hl, hh = _bands(x / 2, 1)
         top, bottom, top_step, bottom_step = ll + lh, ll - lh, hl + hh, hl - hh
         corners = top + top_step, top - top_step, bottom + bottom_step, bottom - bottom_step

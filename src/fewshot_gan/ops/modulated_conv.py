@@ -72,7 +72,7 @@ def modulated_conv2d(
     if input_scale is not None:
         scale = input_scale.expand(batch, channels) if scale is None else scale * input_scale
     if scale is not None:
-        x = times(x, scale) if reuse else x * scale.to(x.dtype)[..., None, None]
+        x = times(x, scale, reuse)
 
     k = (weight.weights[0] if isinstance(weight, RowWeights) else weight).shape[-1]
     padding = k // 2 if padding is None else padding

@@ -6,8 +6,9 @@ Shape legend: B batch, C channels, H/W height and width, T filter taps.
 import torch
 import torch.nn.functional as F
 
-from .bias_act import Act, bias_act, per_channel
+from .bias_act import Act, bias_act
 from .dispatch import kernels_for
+from .times import times
 
 MAX_KERNEL_TAPS = 8
 
@@ -81,7 +82,7 @@ def upfirdn2d(
     if fits and (kernels := kernels_for(x)) is not None:
         rest = {} if then is None else {**then._asdict(), "act_gain": then.gain}
         if (scale := rest.pop("scale", None)) is not None:
-            x = x * per_channel(scale, x)
+            x = times(x, scale, reuse=False)
         options = {"up": up, "down": down, "padding": (left, right, top, bottom), "flip_filter": flip_filter}
         return kernels.upfirdn2d(x, f, **rest | options | {"gain": gain})
     if then is not None:
