@@ -1,15 +1,18 @@
 """The three operations against definitions written out by hand, and their first and second derivatives."""
 
 import itertools
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from fewshot_gan.ops import (
     RowWeights,
     bias_act,
+    conv,
     conv2d,
     downsample2d,
     haar,
@@ -18,6 +21,7 @@ from fewshot_gan.ops import (
     setup_filter,
     upfirdn2d,
     upsample2d,
+    winograd,
 )
 
 FIR = setup_filter([1, 3, 3, 1])
@@ -316,6 +320,98 @@ def test_convolution_of_small_maps(size, padding):
         conv2d(x[:, :2], weight, padding)
     grouped = conv2d(x, weight[:3, :1], padding, groups=3)
     torch.testing.assert_close(grouped, F.conv2d(x, weight[:3, :1], padding=padding, groups=3), atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "batch, inputs, outputs, size", [(1, 64, 64, (16, 16)), (3, 64, 80, (20, 36)), (2, 300, 64, (12, 28))]
+)
+def test_winograd_is_the_convolution(batch, inputs, outputs, size):
+    x = rand(batch, inputs, *size).float()
+    weight = nn.Parameter(rand(outputs, inputs, 3, 3, seed=1).float() / 30, requires_grad=False)
+    scale = rand(batch, inputs, seed=2).float()
+    want = F.conv2d((x * scale[..., None, None]).double(), weight.double(), padding=1)
+    with mock.patch.object(conv, "winograd_conv2d", side_effect=winograd.winograd_conv2d) as used:
+        got = conv2d(x, weight, 1, scale=scale)
+    assert used.call_count == 1
+    torch.testing.assert_close(got.double(), want, atol=2e-5 * float(want.abs().max()), rtol=0)  # tiles of 4 x 4
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    alone = torch.cat([conv2d(x[i : i + 1], weight, 1, scale=scale[i : i + 1]) for i in range(batch)])
+    assert alone.equal(got)  # a picture does not depend on its batch
+
+
+def test_winograd_keeps_the_transformed_weight_of_a_parameter_until_it_changes():
+    x, parameter = rand(1, 64, 32, 32).float(), nn.Parameter(rand(64, 64, 3, 3, seed=1).float(), requires_grad=False)
+    first = conv2d(x, parameter, 1)
+    with mock.patch.object(winograd, "_transform", side_effect=winograd._transform) as transform:
+        assert conv2d(x, parameter, 1).equal(first)
+        assert transform.call_count == 0
+        parameter.mul_(2)
+        assert conv2d(x, parameter, 1).equal(2 * first)
+        parameter.data = parameter.data / 2  # other memory, the version goes on
+        assert conv2d(x, parameter, 1).equal(first)
+        assert transform.call_count == 2
+
+
+def test_winograd_forgets_a_weight_that_is_gone():
+    parameter = nn.Parameter(rand(64, 64, 3, 3).float(), requires_grad=False)
+    before = len(winograd._kept)
+    conv2d(rand(1, 64, 16, 16).float(), parameter, 1)
+    assert len(winograd._kept) == before + 1
+    del parameter
+    assert len(winograd._kept) == before
+
+
+@pytest.mark.parametrize(
+    "case", ["followed", "double", "half", "narrow", "small", "odd", "5x5", "no padding", "grouped", "traced"]
+)
+def test_winograd_is_left_out(case):
+    x, weight, options = rand(4, 64, 16, 16).float(), rand(64, 64, 3, 3, seed=1).float(), {"padding": 1}
+    if case == "followed":
+        weight.requires_grad_()
+    elif case in ("double", "half"):
+        x, weight = (t.to(getattr(torch, case if case == "double" else "bfloat16")) for t in (x, weight))
+    elif case == "narrow":
+        weight = weight[:63]
+    elif case == "small":
+        x = x[..., :8, :8]
+    elif case == "odd":
+        x = x[..., :15]
+    elif case == "5x5":
+        weight, options = rand(64, 64, 5, 5).float(), {"padding": 2}
+    elif case == "no padding":
+        options = {"padding": 0}
+    elif case == "grouped":
+        weight, options = weight[:, :32], {"padding": 1, "groups": 2}
+    want = F.conv2d(x, weight, **options)
+    with mock.patch.object(conv, "winograd_conv2d", side_effect=AssertionError):
+        if case == "traced":
+            got = torch.jit.trace(lambda x: conv2d(x, weight, **options), x, check_trace=False)(x)
+        else:
+            got = conv2d(x, weight, **options)
+    assert got.equal(want)
+
+
+def test_modulated_convolution_of_several_looks_by_winograd():
+    x, styles = rand(3, 64, 16, 16).float(), rand(3, 64, seed=1).float()
+    weights = [nn.Parameter(rand(64, 64, 3, 3, seed=s).float(), requires_grad=False) for s in (2, 3)]
+    with mock.patch.object(conv, "winograd_conv2d", side_effect=winograd.winograd_conv2d) as used:
+        got = modulated_conv2d(x, RowWeights(tuple(weights), (1, 2)), styles)
+    assert used.call_count == 2
+    for i, weight in enumerate((weights[0], weights[1], weights[1])):
+        want = modulated_conv2d(x[i : i + 1].double(), weight.double(), styles[i : i + 1].double())
+        torch.testing.assert_close(got[i : i + 1].double(), want, atol=2e-5 * float(want.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_scale_of_a_pointwise_convolution_is_on_its_weight(layout):
+    x, weight = rand(2, 6, 5, 3).contiguous(memory_format=layout).requires_grad_(), rand(3, 6, 1, 1, seed=1, grad=True)
+    styles = rand(2, 6, seed=2, grad=True)
+    want = F.conv2d(x * styles[..., None, None], weight)
+    got = modulated_conv2d(x, weight, styles, demodulate=False)
+    torch.testing.assert_close(got, want, atol=1e-13, rtol=0)
+    assert got.is_contiguous(memory_format=layout)
+    inputs = (x, weight, styles)
+    assert gradcheck(lambda x, w, s: modulated_conv2d(x, w, s, demodulate=False), inputs)
 
 
 def test_bias_act_names_what_is_wrong():

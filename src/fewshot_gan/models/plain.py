@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..ops import RowWeights, bias_act, by_rows
+from ..ops import RowWeights, bias_act, by_rows, conv2d
 from .layers import AdaptableLayer, EffectiveWeight, block_resolution
 
 POWER_ITERATIONS = 20  # of an adapted weight, from the base's singular vectors
@@ -104,7 +104,7 @@ class Conv2d(Layer):
 
     def convolve(self, x, weight):
         """The bare convolution with `[O, I, k, k]`."""
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        return conv2d(x, weight, weight.shape[-1] // 2)
 
 
 class Embedding(Layer):

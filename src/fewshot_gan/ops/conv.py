@@ -1,13 +1,24 @@
-"""Plain convolution, as a matrix product where the maps are so small that its weight is all the work."""
+"""Plain convolution, the way that a CPU does it fastest: small maps as a matrix product, large 3×3 ones by Winograd."""
 
 import torch
 import torch.nn.functional as F
 
+from .times import times
+from .winograd import suits, winograd_conv2d
+
 SMALL = 16  # pixels of a map: below it a CPU's convolution spends its time copying the weight
 
 
-def conv2d(x: torch.Tensor, weight: torch.Tensor, padding: int, groups: int = 1, bias: torch.Tensor | None = None):
-    """`F.conv2d` of stride 1.
+def conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    padding: int,
+    groups: int = 1,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    reuse: bool = False,
+) -> torch.Tensor:
+    """`F.conv2d(x · scale, …)` of stride 1.
 
     Args:
         x: `[B, I, H, W]`.
@@ -15,10 +26,15 @@ def conv2d(x: torch.Tensor, weight: torch.Tensor, padding: int, groups: int = 1,
         padding: pixels.
         groups: as in `F.conv2d`.
         bias: `[O]`, dtype of `x`, or None.
+        scale: `[I]` or `[B, I]`, or None for ones.
+        reuse: nobody else needs `x`, so it may be overwritten.
 
     Returns:
         `[B, O, H + 2·padding − k + 1, W + 2·padding − k + 1]`.
     """
+    if groups == padding == 1 and bias is None and suits(x, weight):
+        return winograd_conv2d(x, weight, scale)
+    x = x if scale is None else times(x, scale, reuse)
     if torch.jit.is_tracing() or torch.compiler.is_exporting():  # whoever reads the trace has convolutions of its own
         return F.conv2d(x, weight, bias, padding=padding, groups=groups)
     out, inn, k, _ = weight.shape

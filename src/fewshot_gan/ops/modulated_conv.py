@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from .bias_act import Act, bias_act
 from .conv import conv2d
+from .dispatch import traced
 from .rows import RowWeights, by_rows
 from .times import times
 from .upfirdn2d import upfirdn2d
@@ -71,28 +72,29 @@ def modulated_conv2d(
     scale = styles
     if input_scale is not None:
         scale = input_scale.expand(batch, channels) if scale is None else scale * input_scale
-    if scale is not None:
-        x = times(x, scale, reuse)
-
     k = (weight.weights[0] if isinstance(weight, RowWeights) else weight).shape[-1]
     padding = k // 2 if padding is None else padding
     taps = 0 if resample_filter is None else resample_filter.shape[-1]
+    if scale is not None and (up, down) != (1, 1):
+        x, scale = times(x, scale, reuse), None
     if down > 1:
         before, after = padding + (taps - down + 1) // 2, padding + (taps - down) // 2
         # a 1×1 convolution filters and strides first: it then sees a quarter of the pixels
         stride = down if k == 1 else 1
         x = upfirdn2d(x, resample_filter, down=stride, padding=(before, after, before, after))
 
-    def convolve(x, weight):
+    def convolve(x, weight, scale):
         if weight.ndim != 4 or weight.shape[1] != x.shape[1]:
             raise ValueError(f"weight {tuple(weight.shape)} does not fit an input of shape {tuple(x.shape)}")
         if up > 1:  # published weights of up-convolutions are stored for a plain transposed convolution (no flip)
             return F.conv_transpose2d(x, weight.to(x.dtype).transpose(0, 1), stride=up)
         if down > 1:
             return F.conv2d(x, weight.to(x.dtype), stride=1 if k == 1 else down)
-        return conv2d(x, weight.to(x.dtype), padding)
+        if k == 1 and padding == 0 and scale is not None and not traced():
+            return _pointwise(x, weight.to(x.dtype), scale.to(x.dtype))
+        return conv2d(x, weight.to(x.dtype), padding, scale=scale, reuse=reuse)
 
-    x = by_rows(convolve, x, weight)
+    x = by_rows(convolve, x, weight, scale)
     if demodulate:
         given = x.new_ones(1, 1).expand(batch, channels) if styles is None else styles
         norm = by_rows(partial(_inverse_norm, energy=energy), given, weight, norm_weight)
@@ -104,6 +106,16 @@ def modulated_conv2d(
         before, after = padding + (taps + up - 1) // 2 - (k - 1), padding + (taps - up) // 2 - (k - up)
         return upfirdn2d(x, resample_filter, padding=(before, after, before, after), gain=up * up, then=then)
     return bias_act(x, **then._asdict(), reuse=True)
+
+
+def _pointwise(x, weight, scale) -> torch.Tensor:
+    """1×1 convolution of `x · scale`, the scale `[B, I]` on the few weights: `[B, O, H, W]` in the layout of `x`."""
+    (batch, channels, height, width), out = x.shape, weight.shape[0]
+    weights = weight.view(1, out, channels) * scale[:, None]  # [B, O, I]
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return (weights @ x.reshape(batch, channels, -1)).view(batch, out, height, width)
+    pixels = x.permute(0, 2, 3, 1).view(batch, -1, channels)  # [B, H·W, I]
+    return (pixels @ weights.mT).view(batch, height, width, out).permute(0, 3, 1, 2)
 
 
 def filter_energy(weight: torch.Tensor) -> torch.Tensor:
