@@ -18,7 +18,7 @@ import test_convert
 import test_convert_plain
 import torch
 from hub_server import connected
-from PIL import Image
+from PIL import Image, ImageChops
 from test_encoders import tiny_clip
 from typer.testing import CliRunner
 
@@ -73,7 +73,7 @@ TABLE = {
         ["hub:me/my-look/adapter_model.safetensors"],
         "me/my-look",
     ),
-    "fewshot-gan info me/my-look": ({}, [], "left, 190,000"),
+    "fewshot-gan info me/my-look": ({}, [], "left, 90,998 numbers"),
     "fewshot-gan adapt my_ten_images/ --out runs/mine": (
         {"--out runs/mine": "--out runs/mine --steps 1 --batch-size 2"},
         ["runs/mine/adapter_model.safetensors"],
@@ -276,8 +276,10 @@ def test_the_command_and_the_extras_are_installed():
 def after_use(names):
     assert [image.size for image in names["images"]] == [(256, 256)] * 4
     assert names["images"][0].tobytes() != names["same_faces"][0].tobytes()
-    again = names["pipe"](num_images=2, seed=0, batch_size=1, adapter_names="__base__").images
-    assert [i.tobytes() for i in again] == [i.tobytes() for i in names["same_faces"][:2]]
+    again = names["pipe"](num_images=2, seed=0, batch_size=1, adapter_names="__base__")
+    for one, other in zip(again.images, names["same_faces"], strict=False):  # in batches of another size
+        extrema = ImageChops.difference(one, other).getextrema()
+        assert max(most for _, most in extrema) <= 1  # a pixel may round to the next grey level
 
 
 def after_many(names):
