@@ -8,6 +8,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test talks to a server; read when huggingface_hub is imported
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores; tiny networks want no more threads than one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in what tests start
+
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
