@@ -37,6 +37,7 @@ from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig, TrainingDiverged
+from .report import PAGE_NAME
 
 OPTIONS = {  # of which adapter
     "rank": "left",
@@ -340,6 +341,7 @@ def run(args: argparse.Namespace) -> Adapter:
         f"{training.max_train_steps} steps"
     )
     trainer = Trainer(pipe.generator, adapter, objective, images, training, accelerator)
+    trainer.report.data = f"the words {args.text!r}" if images is None else f"{len(images)} images of {data}"
     start_trackers(args, accelerator, args.method)
     if tailored and accelerator.is_main_process:
         keep_base(pipe, Path(base))
@@ -347,6 +349,8 @@ def run(args: argparse.Namespace) -> Adapter:
     grid = trainer.folder / "samples"
     if args.low_rank:
         result, grid = compress(result, training.output_dir, accelerator), None  # it was drawn before
+        trainer.report_saved(result)
+        trainer.report.write()
     if accelerator.device.type == "cuda":
         accelerator.print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
     if accelerator.is_main_process:
@@ -439,6 +443,7 @@ def start(args: argparse.Namespace) -> Accelerator:
 
 def start_trackers(args: argparse.Namespace, accelerator: Accelerator, name: str) -> None:
     """Writes into the output folder: call it when everything else is known to be good."""
+    accelerator.print(f"to watch: {Path(args.output_dir) / PAGE_NAME}")
     if args.report_to != "none":
         accelerator.init_trackers(name, {k: v for k, v in vars(args).items() if isinstance(v, int | float | str)})
 

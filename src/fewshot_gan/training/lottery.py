@@ -17,6 +17,7 @@ from .adapt import start, start_trackers
 from .data import choose_subset, load_labelled
 from .engine import TrainingDiverged
 from .limited import LimitedConfig, LimitedTrainer
+from .report import Report
 
 BACKBONES = ("sngan", "biggan")
 BIGGAN = {  # picture size: settings of its published run, where they differ from SNGAN's (arXiv 2103.00397, appendix)
@@ -173,6 +174,22 @@ def run(args: argparse.Namespace) -> list[Path]:
     ticket = read_masks(args.ticket, g, d, args) if args.ticket else {}
     accelerator.print(f"{type(g).__name__}, {len(images)} images, {classes or 'no'} classes; θ₀ {fingerprint(g)}")
     start_trackers(args, accelerator, "lottery")
+    report = Report(
+        out, accelerator, (args.rounds + 1) * config.max_train_steps, f"lottery ticket of {type(g).__name__}"
+    )
+    report.images, report.data = images, f"{len(images)} images of {args.data}, {classes or 'no'} classes"
+    report.settings = {k: v for k, v in vars(args).items() if v is not None}
+    report.facts = {"First weights": f"fingerprint {fingerprint(g)}", "Generator": f"{g.num_parameters():,} numbers"}
+    with report.watched():
+        folders = train_rounds(args, config, report, ticket, labels, classes)
+        report.end("finished")
+    accelerator.end_training()
+    return folders
+
+
+def train_rounds(args, config: LimitedConfig, report: Report, ticket: dict, labels, classes: int | None) -> list[Path]:
+    """Each round from θ₀, on what the prunings before it left; their folders."""
+    accelerator, images, out = report.accelerator, report.images, report.folder
     folders, teacher = [], None
     for number in range(args.rounds + 1):
         folder = out / f"round-{number:02d}"
@@ -186,6 +203,9 @@ def run(args: argparse.Namespace) -> list[Path]:
         trainer = LimitedTrainer(g, d, images, LimitedConfig(**settings), accelerator, labels, masks, teacher, tag)
         if args.ticket:
             write_tickets(folder, args, classes, masks, config, len(images), accelerator)
+        report.rounds[folder.name], trainer.report.parent = trainer.report, report
+        if number == 0:
+            report.begin()
         trainer.train()
         folders.append(folder)
         if number == 0 and args.distil:
@@ -196,7 +216,6 @@ def run(args: argparse.Namespace) -> list[Path]:
                 for name in (PARTS if args.prune == "GD" else ("generator",))
             }
             write_tickets(out / f"round-{number + 1:02d}", args, classes, pruned, config, len(images), accelerator)
-    accelerator.end_training()
     return folders
 
 
