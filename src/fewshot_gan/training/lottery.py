@@ -174,9 +174,8 @@ def run(args: argparse.Namespace) -> list[Path]:
     ticket = read_masks(args.ticket, g, d, args) if args.ticket else {}
     accelerator.print(f"{type(g).__name__}, {len(images)} images, {classes or 'no'} classes; θ₀ {fingerprint(g)}")
     start_trackers(args, accelerator, "lottery")
-    report = Report(
-        out, accelerator, (args.rounds + 1) * config.max_train_steps, f"lottery ticket of {type(g).__name__}"
-    )
+    steps = (args.rounds + 1) * config.max_train_steps
+    report = Report(out, accelerator, steps, f"lottery: {args.rounds} rounds of pruning a {type(g).__name__}")
     report.images, report.data = images, f"{len(images)} images of {args.data}, {classes or 'no'} classes"
     report.settings = {k: v for k, v in vars(args).items() if v is not None}
     report.facts = {"First weights": f"fingerprint {fingerprint(g)}", "Generator": f"{g.num_parameters():,} numbers"}
@@ -204,8 +203,6 @@ def train_rounds(args, config: LimitedConfig, report: Report, ticket: dict, labe
         if args.ticket:
             write_tickets(folder, args, classes, masks, config, len(images), accelerator)
         report.rounds[folder.name], trainer.report.parent = trainer.report, report
-        if number == 0:
-            report.begin()
         trainer.train()
         folders.append(folder)
         if number == 0 and args.distil:

@@ -89,7 +89,7 @@ th { font-weight: 600; } td { overflow-wrap: anywhere; } .facts th { width: 11re
 .numbers td, .numbers th { white-space: nowrap; } .right { text-align: right; }
 pre { background: var(--card); border-radius: 8px; padding: 12px; margin: 0; font-size: .875rem; white-space: pre-wrap;
   overflow-wrap: anywhere; }
-.chip { display: inline-block; width: 22px; height: 3px; border-radius: 2px; vertical-align: middle; margin-right: 8px; }
+.chip { display: inline-block; width: 22px; height: 3px; border-radius: 2px; margin: 0 8px 4px 0; }
 summary { cursor: pointer; color: var(--soft); } a { color: var(--curve); }
 @media (max-width: 500px) { .facts th { width: 7rem; } main { padding-top: 14px; } }
 @media print { .scroll { overflow: visible; } .strips img { min-width: 0; } }
@@ -343,9 +343,8 @@ def chart(name: str, series: dict, rounds: int) -> tuple[str, dict, str]:
         else:
             path = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
             out.append(f'<polyline class="{kind}"{colour} points="{path}"/>')
-    drawn = {
-        line[0]: [line[2].tolist(), line[3].tolist()] for line in lines if line[1] == ("smooth" if rounds else "raw")
-    }
+    shown = "smooth" if rounds else "raw"
+    drawn = {label: [x.tolist(), y.tolist()] for label, kind, x, y in lines if kind == shown}
     return "\n".join([*out, "</svg>"]), drawn, ", log scale" if logarithmic else ""
 
 
