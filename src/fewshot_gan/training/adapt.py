@@ -204,12 +204,17 @@ def fill_projection_options(args: argparse.Namespace, config) -> None:
             raise ValueError(f"--{name} {value} is of projected images, but no term here uses any; leave it out")
 
 
+def add_tracking_options(p: argparse.ArgumentParser) -> None:
+    """Options of `start` and `start_trackers`."""
+    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
+    p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
+
+
 def add_run_options(
     p: argparse.ArgumentParser, config: type, settings: dict, judged: bool, published: dict[str, dict] | None = None
 ) -> None:
     """Options of every run: trackers, threads, the Hub, and the fields of `TrainingConfig` and `config`."""
-    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
-    p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
+    add_tracking_options(p)
     p.add_argument("--push_to_hub", action="store_true")
     p.add_argument("--hub_model_id", help="repo id of --push_to_hub; default: the output folder's name")
     for cls in (TrainingConfig, config):
@@ -341,6 +346,7 @@ def run(args: argparse.Namespace) -> Adapter:
         f"{training.max_train_steps} steps"
     )
     trainer = Trainer(pipe.generator, adapter, objective, images, training, accelerator)
+    trainer.report.title = f"{of.help}: a {args.adapter} adapter of {base}"
     trainer.report.data = f"the words {args.text!r}" if images is None else f"{len(images)} images of {data}"
     start_trackers(args, accelerator, args.method)
     if tailored and accelerator.is_main_process:

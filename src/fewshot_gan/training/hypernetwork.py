@@ -136,6 +136,7 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
         f"hypernetwork of {network.num_values():,} numbers for vectors of {network.num_deltas:,}; {len(names)} domains"
     )
     trainer = Trainer(pipe.generator, network, objective, None, training, accelerator)
+    trainer.report.title = f"HyperDomainNet (arXiv 2210.08884): a hypernetwork of {args.pretrained_model_name_or_path}"
     trainer.report.data = f"{len(names)} domains: {', '.join(names)}"
     if not args.texts:
         trainer.report.images = to_bytes(torch.cat([images[:1] for images in shown]))

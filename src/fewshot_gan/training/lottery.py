@@ -13,7 +13,7 @@ from ..models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, S
 from ..models.biggan import biggan_config
 from ..models.plain import PlainDiscriminator, PlainGenerator
 from ..pipeline import FewShotGAN
-from .adapt import start, start_trackers
+from .adapt import add_tracking_options, start, start_trackers
 from .data import choose_subset, load_labelled
 from .engine import TrainingDiverged
 from .limited import LimitedConfig, LimitedTrainer
@@ -65,8 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--allow_other_init", action="store_true", help="train a ticket from other weights than it was drawn from"
     )
     p.add_argument("--distil", action="store_true", help="later rounds learn the dense discriminator's logits too")
-    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
-    p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
+    add_tracking_options(p)
     for option in fields(LimitedConfig):
         required = option.name == "output_dir"
         shown = "" if required else f"default {option.default}, or BigGAN's own"

@@ -19,7 +19,7 @@ from PIL import Image
 
 MOST_POINTS = 500  # of a curve; beyond, each stands for the mean of several steps
 MOST_GRIDS, GRID_WIDTH, GRID_BYTES = 10, 1536, 1_900_000  # sample grids, pixels across, and bytes of all their JPEGs
-MOST_THUMBS, THUMB = 12, 112
+MOST_THUMBS, THUMB = 12, 176
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 46, 12, 10, 24  # of a chart and of what its axes take
 DECADES = 1.5  # from which span on a scale is logarithmic
 
@@ -72,12 +72,13 @@ p { margin: 0 0 10px; } .soft, figcaption, caption { color: var(--soft); font-si
 progress { width: 100%; height: 8px; accent-color: var(--curve); }
 figure { margin: 0; } figcaption b { color: var(--text); font-size: 1rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 14px; }
-.charts figure { background: var(--card); border-radius: 8px; padding: 10px 10px 4px; }
+.charts figure { background: var(--card); border-radius: 8px; padding: 10px 10px 4px; display: flex;
+  flex-direction: column; justify-content: space-between; gap: 6px; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 .grid { stroke: var(--line); stroke-width: 1; } polyline { fill: none; stroke: var(--curve); stroke-linejoin: round; }
-.raw { stroke-width: 1; opacity: .38; } .smooth { stroke-width: 2; } circle { fill: var(--curve); }
+.raw { stroke-width: 1; opacity: .5; } .smooth { stroke-width: 2; } circle { fill: var(--curve); }
 .scroll { overflow-x: auto; border-radius: 8px; } .scroll:focus-visible { outline: 2px solid var(--curve); }
-.strips { width: max-content; min-width: 100%; } .strips img { display: block; width: 100%; min-width: 720px; }
+.strips { min-width: 760px; } .strips img { display: block; width: 100%; }
 .strips figcaption { position: sticky; left: 0; width: max-content; padding: 6px 0 2px; }
 .small img { image-rendering: pixelated; }
 .thumbs { display: flex; flex-wrap: wrap; gap: 6px; margin: 8px 0 0; padding: 0; list-style: none; }
@@ -86,13 +87,15 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 caption { text-align: left; padding-bottom: 4px; }
 th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td { overflow-wrap: anywhere; } .facts th { width: 11rem; }
-.numbers td, .numbers th { white-space: nowrap; } .right { text-align: right; }
+.numbers { width: auto; margin-top: 14px; } .numbers td, .numbers th { white-space: nowrap; padding-right: 18px; }
+.numbers td, .numbers th + th { text-align: right; }
 pre { background: var(--card); border-radius: 8px; padding: 12px; margin: 0; font-size: .875rem; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .chip { display: inline-block; width: 22px; height: 3px; border-radius: 2px; margin: 0 8px 4px 0; }
 summary { cursor: pointer; color: var(--soft); } a { color: var(--curve); }
-@media (max-width: 500px) { .facts th { width: 7rem; } main { padding-top: 14px; } }
-@media print { .scroll { overflow: visible; } .strips img { min-width: 0; } }
+@media (max-width: 500px) { .facts th { width: 7rem; } main { padding-top: 14px; }
+  .numbers { font-size: .8125rem; } .numbers td, .numbers th { padding-right: 12px; } }
+@media print { .scroll { overflow: visible; } .strips { min-width: 0; } }
 """
 
 
@@ -129,9 +132,9 @@ def _head(report, name: str) -> str:
     line = f"step {report.step:,} of {report.steps:,}"
     if spent:
         usual = median(spent)
-        line += f" · {usual:.3g} s a step · {duration(sum(spent))} of steps"
+        line += f" · {usual:.3g} s a step · {duration(sum(spent))}"
         if report.state == "running":
-            line += f" · about {duration(usual * (report.steps - report.step))} to go"
+            line += f" so far, about {duration(usual * (report.steps - report.step))} to go"
     written = f"Written {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
     if report.state == "running":
         written += "; it is written anew at every sample and checkpoint: reload to see more"
@@ -152,6 +155,8 @@ def _samples(report) -> str:
         return ""
     if len(grids) > MOST_GRIDS:
         grids = [grids[round(i * (len(grids) - 1) / (MOST_GRIDS - 1))] for i in range(MOST_GRIDS)]
+    if report.shared and len(grids) > 1 and unlearned(grids[0][1], grids[0][1].stat().st_mtime_ns, report.shared):
+        grids = grids[1:]
     shown = [(step, picture_uri(file, file.stat().st_mtime_ns, report.shared, None)) for step, file in grids]
     while sum(len(uri) for _, uri in shown) > GRID_BYTES * 4 / 3 and len(shown) > 2:
         shown = [*shown[:-1][::2], shown[-1]] if len(shown) > 3 else [shown[0], shown[-1]]
@@ -221,11 +226,10 @@ def _losses(report) -> str:
         )
         steps, values = next(reversed(series.values()))
         low = int(np.argmin(values))
-        cells = [values[0], last_tenth(values), values[low]]
-        right = "".join(f'<td class="right">{number(x)}</td>' for x in cells)
-        rows.append(f'<th scope="row">{escape(name)}</th>{right}<td class="right">{steps[low]:,}</td>')
-    caption = "Values of the latest round." if report.rounds else "Values of the run."
-    table = _table(caption, ["loss", "first", "mean of the last tenth", "lowest", "at step"], rows, "numbers")
+        cells = [number(values[0]), number(last_tenth(values)), f"{number(values[low])} ({steps[low]:,})"]
+        rows.append(f'<th scope="row">{escape(name)}</th>' + "".join(f"<td>{x}</td>" for x in cells))
+    caption = "Of the latest round:" if report.rounds else ""
+    table = _table(caption, ["loss", "first", "last tenth", "lowest (step)"], rows, "numbers")
     shown = "one curve per round, smoothed" if report.rounds else "thin: as it was; thick: smoothed"
     note = f"Each term as it enters the sum, its weight included, against the step; {shown}."
     data = json.dumps(points, separators=(",", ":")).replace("<", "\\u003c")
@@ -246,8 +250,7 @@ def _data(report) -> str:
         return ""
     thumbs = ""
     if report.images is not None:
-        first = report.images[:MOST_THUMBS]
-        items = [f'<li><img src="{thumb(x)}" alt="training image {i}"></li>' for i, x in enumerate(first, 1)]
+        items = [f'<li><img src="{x}" alt="training image {i}"></li>' for i, x in enumerate(report.thumbs, 1)]
         thumbs = f'<ul class="thumbs">{"".join(items)}</ul>'
         if len(report.images) > MOST_THUMBS:
             thumbs += f'<p class="soft">The first {MOST_THUMBS}.</p>'
@@ -349,8 +352,8 @@ def chart(name: str, series: dict, rounds: int) -> tuple[str, dict, str]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential mean over about a twentieth of the run, without the pull of its start."""
-    keep = 1 - 1 / max(2.0, len(values) / 20)
+    """Exponential mean over about a twentieth of the run, at least five values, without the pull of its start."""
+    keep = 1 - 1 / max(5.0, len(values) / 20)
     out, total, weight = np.empty(len(values)), 0.0, 0.0
     for i, value in enumerate(values.tolist()):
         total, weight = keep * total + value, keep * weight + 1
@@ -389,7 +392,7 @@ def hue(i: int, count: int) -> str:
 
 
 def number(value: float) -> str:
-    return f"{value:.4g}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.2e}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
@@ -412,10 +415,18 @@ def picture_uri(file: Path, changed: int, top: int, bottom: int | None) -> str:
     return _uri(image)
 
 
-def thumb(pixels) -> str:
-    """uint8 `[3, R, R]` as a small JPEG in a URI."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-    return _uri(image if image.width <= THUMB * 2 else image.resize((THUMB * 2, THUMB * 2)))
+@lru_cache(maxsize=64)
+def unlearned(file: Path, changed: int, shared: int) -> bool:
+    """Whether a sample grid shows the same, but for rounding, below its first row, `shared` pixels high."""
+    with Image.open(file) as image:
+        rows = np.asarray(image.convert("RGB"), dtype=int)
+    return all(np.abs(rows[top : top + shared] - rows[:shared]).mean() < 1 for top in range(0, len(rows), shared))
+
+
+def thumbs(images) -> list[str]:
+    """The first of uint8 `[N, 3, R, R]` as small JPEGs in URIs."""
+    pictures = [Image.fromarray(x.permute(1, 2, 0).cpu().numpy()) for x in images[:MOST_THUMBS]]
+    return [_uri(x if x.width <= THUMB else x.resize((THUMB, THUMB))) for x in pictures]
 
 
 def _uri(image: Image.Image) -> str:

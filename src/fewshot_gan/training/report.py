@@ -13,7 +13,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from PIL import Image
 from ..hub import replace_file
 from ..images import to_bytes
 from ..version import __version__
-from .page import render
+from .page import render, thumbs
 
 PAGE_NAME, LOSSES_NAME = "report.html", "losses.jsonl"
 
@@ -168,6 +168,11 @@ class Report:
         files = sorted((self.folder / "samples").glob("step-*.png"))
         found = ((int(file.stem.partition("-")[2]), file) for file in files)
         return [(step, file) for step, file in found if step <= self.step]
+
+    @cached_property
+    def thumbs(self) -> list[str]:
+        """The first training images."""
+        return [] if self.images is None else thumbs(self.images)
 
     def versions(self) -> dict[str, str]:
         a = self.accelerator
