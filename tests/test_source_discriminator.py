@@ -13,7 +13,13 @@ def test_heads_learn_the_base_without_data(base_folder, features, tmp_path, scri
     monkeypatch.setattr(source_discriminator, "load_features", lambda: features)
 
     def train(steps, out):
-        options = [f"--base={base_folder}", "--disturbance=2", "--learning_rate=0.01", "--held_out=4"]
+        options = [
+            f"--base={base_folder}",
+            "--disturbance=2",
+            "--learning_rate=0.01",
+            "--held_out=4",
+            "--num_threads=1",
+        ]
         return source_discriminator.main([*options, f"--steps={steps}", f"--output_dir={tmp_path / out}"])
 
     report = train(120, "long")

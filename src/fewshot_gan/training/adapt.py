@@ -435,10 +435,10 @@ def tailor(args: argparse.Namespace, config, pipe: FewShotGAN) -> FewShotGAN:
     return FewShotGAN(*tailored_networks(g, d, parse_groups(config.groups)[0], args.seed, **options))
 
 
-def start(args: argparse.Namespace) -> Accelerator:
-    """Processes, threads and seed of a run."""
+def start(args: argparse.Namespace, folder: str | None = None) -> Accelerator:
+    """Processes, threads and seed of a run, whose logs go into `folder`; None: its `output_dir`."""
     keep_freed_memory()
-    folder = Path(args.output_dir)
+    folder = Path(folder or args.output_dir)
     project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
     accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, project_config=project)
     # `accelerate launch` gives each CPU process one thread unless told otherwise
@@ -448,8 +448,8 @@ def start(args: argparse.Namespace) -> Accelerator:
 
 
 def start_trackers(args: argparse.Namespace, accelerator: Accelerator, name: str) -> None:
-    """Writes into the output folder: call it when everything else is known to be good."""
-    accelerator.print(f"to watch: {Path(args.output_dir) / PAGE_NAME}")
+    """Writes into the run's folder: call it when everything else is known to be good."""
+    accelerator.print(f"to watch: {Path(accelerator.project_dir) / PAGE_NAME}")
     if args.report_to != "none":
         accelerator.init_trackers(name, {k: v for k, v in vars(args).items() if isinstance(v, int | float | str)})
 

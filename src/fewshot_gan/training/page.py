@@ -164,11 +164,13 @@ def _samples(report) -> str:
     if report.shared:
         first = grids[0][1]
         uri = picture_uri(first, first.stat().st_mtime_ns, 0, report.shared)
-        strips += [_strip("before: the base", "Pictures of the base, a column for each latent", uri)]
+        of = report.first_row
+        strips += [_strip(of, f"Pictures of {of}, a column for each latent", uri)]
     what = "Pictures of the same latents" if report.shared else "Sample pictures"
     strips += [_strip(f"step {step:,}", f"{what} at step {step}", uri) for step, uri in shown]
-    note = "A column is one latent; the first row is the base." if report.shared else "The same latents at every step."
-    return _section("Samples", f'<p class="soft">{note}</p>{_scroll("sample pictures over time", strips, report)}')
+    first = f"; the first row is {report.first_row}" if report.shared else ""
+    note = f'<p class="soft">A column is one latent{first}.</p>'
+    return _section("Samples", note + _scroll("sample pictures over time", strips, report))
 
 
 def _strip(label: str, alt: str, uri: str) -> str:

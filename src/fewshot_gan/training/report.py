@@ -61,6 +61,7 @@ class Report:
         data: what the run learns from, in a few words.
         command: that made it.
         images: its first images, uint8 `[N, 3, R, R]`.
+        first_row: what is the same in every sample grid.
         rounds: name → report of a run that is part of this one.
         parent: report that this one is a round of.
         curves: loss → (steps, values), every step that had it.
@@ -77,6 +78,7 @@ class Report:
         self.facts: dict[str, str] = {}
         self.settings: dict = {}
         self.images: torch.Tensor | None = None
+        self.first_row = "the base"
         self.rounds: dict[str, Report] = {}
         self.parent: Report | None = None
         self.curves: dict[str, tuple[array, array]] = {}
