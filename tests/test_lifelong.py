@@ -4,6 +4,7 @@ import json
 
 import pytest
 from PIL import Image
+from test_report import check_run
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def test_looks_learned_in_turn(lifelong, base_folder, tmp_path):
     assert first["looks"] == ["sepia", "ink"] and first["forgotten"] == [] and first["now"] == first["after_learning"]
     assert len(set(first["now"].values())) == 3  # base, sepia, ink
     assert first["bytes"]["ink"] == sum((tmp_path / "ink" / f).stat().st_size for f in FILES)
+    assert all(check_run(tmp_path / look, 2) for look in first["looks"])
     assert Image.open(tmp_path / "sheet.png").size == (3 * 128, 3 * 128)
 
     lifelong.main([*command, "--styles", "filter:sepia", "filter:ink", "filter:poster"])  # goes on

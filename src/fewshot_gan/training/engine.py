@@ -107,7 +107,7 @@ class TrainingConfig:
         real_zoom: training images are enlarged by factors up to this; for looks framed more widely than the base.
         mixed_precision: "no" or "bf16" (the generator's features; losses stay fp32).
         checkpointing_steps, checkpoints_total_limit: how often and how many.
-        sample_steps: sample grids every this many steps; 0 = none.
+        sample_steps: sample grids every this many steps and at the end; 0 = none.
         seed: of everything random.
     """
 
@@ -357,8 +357,9 @@ class Trainer:
             bar.update()
             bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
             self.report.add(self.step, logs)
-            kept = self.step % config.checkpointing_steps == 0 or self.step == config.max_train_steps
-            shown = bool(config.sample_steps) and self.step % config.sample_steps == 0
+            last = self.step == config.max_train_steps
+            kept = last or self.step % config.checkpointing_steps == 0
+            shown = bool(config.sample_steps) and (last or self.step % config.sample_steps == 0)
             if kept:
                 self._checkpoint()
             if main and shown:

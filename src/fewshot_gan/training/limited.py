@@ -44,7 +44,7 @@ class LimitedConfig:
         adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug, see `AdvAugConfig`.
         distillation_weight: of the dense teacher's logits, where there is a teacher.
         checkpointing_steps, checkpoints_total_limit: how often and how many.
-        sample_steps: sample grids every this many steps; 0 = none.
+        sample_steps: sample grids every this many steps and at the end; 0 = none.
         seed: of everything random.
     """
 
@@ -240,13 +240,12 @@ class LimitedTrainer:
             bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
             self.report.add(self.step, logs)
             last = self.step == c.max_train_steps
-            kept, shown = last or self.step % c.checkpointing_steps == 0, False
+            kept = last or self.step % c.checkpointing_steps == 0
+            shown = bool(c.sample_steps) and (last or self.step % c.sample_steps == 0)
             if kept:
                 self._checkpoint()
-            if c.sample_steps and (last or self.step % c.sample_steps == 0):
-                shown = True
-                if main:
-                    self._samples()
+            if main and shown:
+                self._samples()
             if kept or shown:
                 self.report.write()
         bar.close()
