@@ -347,7 +347,9 @@ def run(args: argparse.Namespace) -> Adapter:
     )
     trainer = Trainer(pipe.generator, adapter, objective, images, training, accelerator)
     trainer.report.title = f"{of.help}: a {args.adapter} adapter of {base}"
-    trainer.report.data = f"the words {args.text!r}" if images is None else f"{len(images)} images of {data}"
+    trainer.report.data = (
+        f"the words {args.text!r}" if images is None else f"{len(images)} images of {args.train_data_dir}"
+    )
     start_trackers(args, accelerator, args.method)
     if tailored and accelerator.is_main_process:
         keep_base(pipe, Path(base))

@@ -66,7 +66,7 @@ body { margin: 0; background: var(--back); color: var(--text); font: 16px/1.5 sy
 main { max-width: 1120px; margin: 0 auto; padding: 20px 16px 40px; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 6px; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 34px 0 8px; }
-p { margin: 0 0 10px; } .soft, figcaption, caption { color: var(--soft); font-size: .875rem; }
+p { margin: 0 0 10px; overflow-wrap: anywhere; } .soft, figcaption, caption { color: var(--soft); font-size: .875rem; }
 .state { font-weight: 600; border: 1px solid; border-radius: 99px; padding: 1px 10px; margin-right: 6px; }
 .finished { color: var(--good); } .diverged { color: var(--bad); } .running, .stopped { color: var(--wait); }
 progress { width: 100%; height: 8px; accent-color: var(--curve); }
@@ -81,8 +81,8 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft);
 .strips { min-width: 760px; } .strips img { display: block; width: 100%; }
 .strips figcaption { position: sticky; left: 0; width: max-content; padding: 6px 0 2px; }
 .small img { image-rendering: pixelated; }
-.thumbs { display: flex; flex-wrap: wrap; gap: 6px; margin: 8px 0 0; padding: 0; list-style: none; }
-.thumbs img { display: block; width: 88px; height: 88px; border-radius: 6px; }
+.thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); gap: 6px; margin: 8px 0 0; padding: 0; list-style: none; }
+.thumbs img { display: block; width: 100%; border-radius: 6px; border: 1px solid var(--line); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 4px; }
 th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); }
@@ -131,10 +131,10 @@ def _head(report, name: str) -> str:
     spent = [*report.seconds, *(second for part in report.rounds.values() for second in part.seconds)]
     line = f"step {report.step:,} of {report.steps:,}"
     if spent:
-        usual = median(spent)
-        line += f" · {usual:.3g} s a step · {duration(sum(spent))}"
+        usual, together = median(spent), "so far" if report.state == "running" else "in all"
+        line += f" · {usual:.3g} s a step, {duration(sum(spent))} {together}"
         if report.state == "running":
-            line += f" so far, about {duration(usual * (report.steps - report.step))} to go"
+            line += f", about {duration(usual * (report.steps - report.step))} to go"
     written = f"Written {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
     if report.state == "running":
         written += "; it is written anew at every sample and checkpoint: reload to see more"
@@ -331,7 +331,7 @@ def chart(name: str, series: dict, rounds: int) -> tuple[str, dict, str]:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>Loss {escape(name)} from step {first:.0f} to '
         f"{last:.0f}; smoothed, it ends at {escape(said)}</title>"
     ]
-    for value in log_ticks(low, high) if logarithmic else ticks(low, high, 4):
+    for value in log_ticks(low, high) if logarithmic else ticks(low, high, 5):
         y = down(value)
         out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.2f}" y2="{y:.2f}"/>')
         out.append(f'<text x="{LEFT - 6}" y="{y + 4:.2f}" text-anchor="end">{number(value)}</text>')
