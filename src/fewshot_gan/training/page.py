@@ -81,7 +81,8 @@ svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft);
 .strips { min-width: 760px; } .strips img { display: block; width: 100%; }
 .strips figcaption { position: sticky; left: 0; width: max-content; padding: 6px 0 2px; }
 .small img { image-rendering: pixelated; }
-.thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); gap: 6px; margin: 8px 0 0; padding: 0; list-style: none; }
+.thumbs { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); gap: 6px;
+  margin: 8px 0 0; padding: 0; list-style: none; }
 .thumbs img { display: block; width: 100%; border-radius: 6px; border: 1px solid var(--line); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: 4px; }
