@@ -190,12 +190,13 @@ def _scroll(label: str, strips: list[str], report) -> str:
 
 def _rounds(report) -> str:
     losses = list(dict.fromkeys(name for part in report.rounds.values() for name in part.curves))
-    heads = ["round", "pruned", "steps", "s a step", *(f"{name}, last tenth" for name in losses), "state"]
+    pruned = ["pruned"] if any("Pruned" in part.facts for part in report.rounds.values()) else []
+    heads = [report.part, *pruned, "steps", "s a step", *(f"{name}, last tenth" for name in losses), "state"]
     rows, strips = [], []
     for i, (name, part) in enumerate(report.rounds.items()):
         link = f'<a href="{quote(name)}/report.html">{escape(name)}</a>'
         cells = [
-            part.facts.get("Pruned", ""),
+            *(part.facts["Pruned"] for _ in pruned),
             f"{part.step:,}",
             f"{median(part.seconds):.3g}" if part.seconds else "",
             *(number(last_tenth(part.curves[x][1])) if x in part.curves else "" for x in losses),
@@ -206,11 +207,12 @@ def _rounds(report) -> str:
         for step, file in part.grids()[-1:]:
             uri = picture_uri(file, file.stat().st_mtime_ns, 0, None)
             strips.append(_strip(f"{name}, step {step:,}", f"Sample pictures of {name} at step {step}", uri))
-    table = _table("Rounds; the chip is the colour of its curves.", heads, rows, "numbers")
-    parts = _section("Rounds", table)
+    table = _table(f"The chip of a {report.part} is the colour of its curves.", heads, rows, "numbers")
+    parts = _section(f"{report.part.capitalize()}s", table)
     if strips:
-        note = '<p class="soft">The newest of each round; the same latents in all.</p>'
-        parts += "\n" + _section("Samples", note + _scroll("newest sample pictures of each round", strips, report))
+        note = f'<p class="soft">The newest of each {report.part}; the same latents in all.</p>'
+        newest = _scroll(f"newest sample pictures of each {report.part}", strips, report)
+        parts += "\n" + _section("Samples", note + newest)
     return parts
 
 
@@ -231,9 +233,9 @@ def _losses(report) -> str:
         low = int(np.argmin(values))
         cells = [number(values[0]), number(last_tenth(values)), f"{number(values[low])} ({steps[low]:,})"]
         rows.append(f'<th scope="row">{escape(name)}</th>' + "".join(f"<td>{x}</td>" for x in cells))
-    caption = "Of the latest round:" if report.rounds else ""
+    caption = f"Of the latest {report.part}:" if report.rounds else ""
     table = _table(caption, ["loss", "first", "last tenth", "lowest (step)"], rows, "numbers")
-    shown = "one curve per round, smoothed" if report.rounds else "thin: as it was; thick: smoothed"
+    shown = f"one curve per {report.part}, smoothed" if report.rounds else "thin: as it was; thick: smoothed"
     note = f"Each term as it enters the sum, its weight included, against the step; {shown}."
     data = json.dumps(points, separators=(",", ":")).replace("<", "\\u003c")
     return _section(

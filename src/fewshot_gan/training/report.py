@@ -63,6 +63,7 @@ class Report:
         images: its first images, uint8 `[N, 3, R, R]`.
         first_row: what is the same in every sample grid.
         rounds: name → report of a run that is part of this one.
+        part: what such a run is called.
         parent: report that this one is a round of.
         curves: loss → (steps, values), every step that had it.
         seconds: of each step.
@@ -78,7 +79,7 @@ class Report:
         self.facts: dict[str, str] = {}
         self.settings: dict = {}
         self.images: torch.Tensor | None = None
-        self.first_row = "the base"
+        self.first_row, self.part = "the base", "round"
         self.rounds: dict[str, Report] = {}
         self.parent: Report | None = None
         self.curves: dict[str, tuple[array, array]] = {}
@@ -100,8 +101,8 @@ class Report:
             self._fail("diverged", str(error))
             raise
         except BaseException as error:
-            by_hand = isinstance(error, KeyboardInterrupt)
-            self._fail("stopped", "by hand" if by_hand else f"{type(error).__name__}: {error}")
+            reason = {KeyboardInterrupt: "by hand", SystemExit: str(error)}
+            self._fail("stopped", reason.get(type(error), f"{type(error).__name__}: {error}"))
             raise
 
     def begin(self, step: int = 0) -> None:
@@ -109,18 +110,16 @@ class Report:
         self.state, self._step = "running", step
         if self.parent is not None and step < self.steps:  # not to look at a round that is there
             self.parent.state = "running"
-        lines = []
-        for line in self._known() if step else ():
-            try:
-                row = json.loads(line)
-            except ValueError:  # torn by a kill
-                break
-            if row["step"] <= step:
-                self._keep(row)
-                lines.append(line)
+        lines = self._read(step) if step else []
         if self._writes:
             replace_file(self.folder / LOSSES_NAME, lambda path: path.write_text("".join(f"{x}\n" for x in lines)))
         self.write()
+
+    def look_back(self) -> "Report":
+        """Show a run of `steps` that is over, on the page of several; writes nothing."""
+        self.state, self._step = "finished", self.steps
+        self._read(self.steps)
+        return self
 
     def add(self, step: int, losses: dict[str, float]) -> None:
         """Losses of a step, counted from 1, which took the time since the last call of this or `write`."""
@@ -201,9 +200,18 @@ class Report:
         with suppress(OSError):  # a full disk is what the run itself fails of
             self.end(state, message)
 
-    def _known(self) -> list[str]:
-        path = self.folder / LOSSES_NAME
-        return path.read_text().splitlines() if path.is_file() else []
+    def _read(self, last: int) -> list[str]:
+        """Take up the steps to `last`; their lines."""
+        path, lines = self.folder / LOSSES_NAME, []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                row = json.loads(line)
+            except ValueError:  # torn by a kill
+                break
+            if row["step"] <= last:
+                self._keep(row)
+                lines.append(line)
+        return lines
 
     def _keep(self, row: dict) -> None:
         self.seconds.append(row["seconds"])
