@@ -205,7 +205,11 @@ def _rounds(report) -> str:
         chip = f'<span class="chip" style="background:{hue(i, len(report.rounds))}"></span>'
         rows.append(f'<th scope="row">{chip}{link}</th>' + "".join(f"<td>{escape(c)}</td>" for c in cells))
         for step, file in part.grids()[-1:]:
-            uri = picture_uri(file, file.stat().st_mtime_ns, 0, None)
+            changed = file.stat().st_mtime_ns
+            if part.shared and not strips:
+                uri = picture_uri(file, changed, 0, part.shared)
+                strips.append(_strip(part.first_row, f"Pictures of {part.first_row}", uri))
+            uri = picture_uri(file, changed, part.shared, None)
             strips.append(_strip(f"{name}, step {step:,}", f"Sample pictures of {name} at step {step}", uri))
     table = _table(f"The chip of a {report.part} is the colour of its curves.", heads, rows, "numbers")
     parts = _section(f"{report.part.capitalize()}s", table)
