@@ -623,6 +623,7 @@ def test_two_processes_stay_replicas(faces, tmp_path):
         one, two = (json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2))
         assert one[0] == two[0] and one[1] != two[1]
         assert (tmp_path / "run" / name / "model_index.json").is_file()
+        assert "2 processes on cpu" in check_run(tmp_path / "run" / name, 2).text
         assert len([*(tmp_path / "run" / name).glob("checkpoint-*/state-*.pt")]) == 2
     assert TicketAdapter.from_pretrained(tmp_path / "run" / "round-01" / "ticket").sparsity() == pytest.approx(
         0.2, abs=0.01

@@ -295,7 +295,8 @@ def _table(caption: str, heads: list[str], rows: list[str], kind: str) -> str:
     said = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     table = f'<table class="{kind}">{said}{head}<tbody>\n{body}\n</tbody></table>'
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="table">{table}</div>' if heads else table
+    label = escape(f"table: {', '.join(heads)}")
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{table}</div>' if heads else table
 
 
 # ------------------------------------------------------------------ curves

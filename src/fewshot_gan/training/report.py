@@ -107,11 +107,11 @@ class Report:
 
     def begin(self, step: int = 0) -> None:
         """Take up the curves that the run had at `step`, and write the page."""
-        self.state, self._step = "running", step
+        self.state, self.message, self._step = "running", "", step
         if self.parent is not None and step < self.steps:  # not to look at a round that is there
             self.parent.state = "running"
-        lines = self._read(step) if step else []
         if self._writes:
+            lines = self._read(step) if step else []
             replace_file(self.folder / LOSSES_NAME, lambda path: path.write_text("".join(f"{x}\n" for x in lines)))
         self.write()
 
