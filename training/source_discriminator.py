@@ -79,7 +79,8 @@ def main(argv=None) -> dict:
         "Heads": f"{judge.num_parameters():,} numbers, on levels {', '.join(map(str, levels))}",
         "Loss": "hinge: 2 is guessing",
     }
-    report.data = "no files: pictures of the base (above) are real, those of its disturbed weights (below) are fake"
+    report.data = "no files: pictures of the base are real, those of its disturbed weights are fake"
+    report.grid = "What the heads saw in this step: above what counts as real, below as fake."
     losses = []
     with report.watched():
         report.begin()

@@ -169,9 +169,10 @@ def _samples(report) -> str:
         strips += [_strip(of, f"Pictures of {of}, a column for each latent", uri)]
     what = "Pictures of the same latents" if report.shared else "Sample pictures"
     strips += [_strip(f"step {step:,}", f"{what} at step {step}", uri) for step, uri in shown]
-    first = f"; the first row is {report.first_row}" if report.shared else ""
-    note = f'<p class="soft">A column is one latent{first}.</p>'
-    return _section("Samples", note + _scroll("sample pictures over time", strips, report))
+    shows = f"A column is one latent; the first row is {report.first_row}." if report.shared else report.grid
+    return _section(
+        "Samples", f'<p class="soft">{escape(shows)}</p>' + _scroll("sample pictures over time", strips, report)
+    )
 
 
 def _strip(label: str, alt: str, uri: str) -> str:

@@ -62,6 +62,7 @@ class Report:
         command: that made it.
         images: its first images, uint8 `[N, 3, R, R]`.
         first_row: what is the same in every sample grid.
+        grid: what a sample grid shows, where it has no such row.
         rounds: name → report of a run that is part of this one.
         part: what such a run is called.
         parent: report that this one is a round of.
@@ -79,7 +80,7 @@ class Report:
         self.facts: dict[str, str] = {}
         self.settings: dict = {}
         self.images: torch.Tensor | None = None
-        self.first_row, self.part = "the base", "round"
+        self.first_row, self.part, self.grid = "the base", "round", "The same latents every time."
         self.rounds: dict[str, Report] = {}
         self.parent: Report | None = None
         self.curves: dict[str, tuple[array, array]] = {}
