@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from test_encoders import tiny_clip
+from test_report import check_run, read_page
 
 from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
 from fewshot_gan.encoders import CLIPEncoder, FeatureEncoder
@@ -75,9 +76,13 @@ def test_each_method_trains_and_records_itself(train, tmp_path, base_folder, met
         moved = [k for k, v in fresh.state_dict().items() if not torch.equal(v, stored.state_dict()[k])]
         assert len(moved) > len(fresh.state_dict()) / 3
     assert (tmp_path / "run" / "README.md").is_file() and (tmp_path / "run" / "samples" / "step-000002.png").is_file()
+    page = check_run(tmp_path / "run", 2)
+    assert adapt.METHODS[method].help in page.text and f"3 images of {tmp_path / 'data' / 'ink'}" in page.text
+    assert f"{stored.num_values():,} numbers" in page.text and stored.config.base_fingerprint in page.text
     before = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
     train(method, *options)  # a finished run stays as it is
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == before
+    assert check_run(tmp_path / "run", 2).polylines == page.polylines
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,7 @@ def test_a_run_that_sees_something_else_is_not_resumed(train, tmp_path, monkeypa
     result = train("hyperdomainnet", *words, shown=False)
     record = result.config.training
     assert (record["text"], record["origin"], record["encoder"]) == ("ink", "photo", ["clip"])
+    assert "the words 'ink'" in check_run(tmp_path / "run", 2).text
     for changes, message in (
         (["--text=bronze", "--encoder", "clip"], "target was ink, now bronze"),
         ([*words, "--origin=statue"], "origin was photo, now statue"),
@@ -287,6 +293,10 @@ def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data)
         hypernetwork.Trainer.train = original
     resumed = hypernetwork.run(hypernetwork.parser().parse_args(command))
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in resumed.state_dict().items())
+    pages = [check_run(folder, 2) for folder in (out, again)]
+    assert pages[0].curves == pages[1].curves and "2 domains: ink, noise" in pages[0].text
+    assert pages[0].images.count("training image 2") == 1
+    assert read_page(again).text.count(f"{network.num_values():,} numbers") == 1
 
 
 def test_a_hypernetwork_learns_single_pictures_by_their_latents(base_folder, tmp_path, data):

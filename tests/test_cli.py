@@ -12,6 +12,7 @@ import pytest
 import torch
 from hub_server import connected
 from PIL import Image
+from test_report import check_run, read_events, read_losses
 from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN
@@ -230,6 +231,13 @@ def test_adapt_trains_and_resumes(cli, base_folder, pencil, features, monkeypatc
     assert (config["adapter_type"], config["rank"], config["training"]["seed"]) == ("left", 2, 3)
     assert config["training"]["max_train_steps"] == 2 and config["training"]["num_images"] == 3
     assert Path("runs/ink/README.md").exists() and Path("runs/ink/images/grid.png").exists()
+    check_run("runs/ink", 2)
+    scalars, pictures = read_events("runs/ink/logs")
+    assert pictures["samples"] == [0, 2] and "to watch: runs/ink/report.html" in out
+    for step, losses in read_losses("runs/ink"):
+        assert {k: v[step - 1] for k, v in scalars.items()} == {
+            k: (step, pytest.approx(v, rel=1e-6)) for k, v in losses.items()
+        }
     weights = Path("runs/ink/adapter_model.safetensors").read_bytes()
     assert cli(*arguments, "--rank", 2, "--seed", 3)[0] == 0
     assert Path("runs/ink/adapter_model.safetensors").read_bytes() == weights

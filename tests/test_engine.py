@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from test_report import check_run, read_page
 
 from fewshot_gan.adapters import (
     AdaFMAdapter,
@@ -117,6 +118,8 @@ def test_a_killed_run_continues_bit_for_bit(trainer, tmp_path, objective, cls, s
     assert first["step"] == 6 and (first["ema"] is None) == (settings.get("ema_decay") == 0.0)
     assert_equal(first, second)
     assert_equal(dict(whole.objective.state_dict()), dict(resumed.objective.state_dict()))
+    pages = [check_run(tmp_path / name, 6) for name in ("whole", "killed")]
+    assert pages[0].curves == pages[1].curves and pages[0].polylines == pages[1].polylines
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     moved = state_of(tmp_path / "whole", 3)
@@ -214,8 +217,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(trainer, tmp_path):
         run.train()
     assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoint-000003").iterdir()} == good
     assert not (tmp_path / "adapter_config.json").exists()
+    page = read_page(tmp_path)
+    assert page.state == "diverged" and "'content' became nan at step 4" in page.text and "step 4 of 6" in page.text
     trainer(tmp_path).train()
-    assert state_of(tmp_path)["step"] == 6
+    assert state_of(tmp_path)["step"] == 6 and check_run(tmp_path, 6)
     run = trainer(tmp_path / "early")
     run.objective.discriminator_losses = lambda *args: {"d": torch.tensor(float("inf"))}
     with pytest.raises(TrainingDiverged, match="'d' became inf at step 0; no checkpoint was written before it"):
@@ -254,6 +259,11 @@ def test_features_of_the_source_are_computed_for_content_alone(trainer, tmp_path
 def test_sample_grids_show_the_source_above_the_adapted(trainer, tmp_path):
     run = trainer(tmp_path, max_train_steps=2, sample_steps=2, learning_rate=0.05)
     run.train()
+    page = check_run(tmp_path, 2)
+    assert "Pictures of the same latents at step 2" in page.images and "training image 3" in page.images
+    numbers, file = run.result.num_values(), tmp_path / "adapter_model.safetensors"
+    assert f"left, {numbers:,} numbers" in page.text and f"{file.name}: {file.stat().st_size:,} bytes" in page.text
+    assert run.bank.fingerprint() in page.text
     first, last = (Image.open(tmp_path / "samples" / f"step-{s:06d}.png") for s in (0, 2))
     assert first.size == last.size == (8 * 32, 2 * 32)
     top, bottom = (0, 0, 256, 32), (0, 32, 256, 64)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from PIL import Image
+from test_report import check_run, read_page
 
 
 @pytest.fixture
@@ -15,12 +16,18 @@ def lifelong(script, features, monkeypatch):
 
 def test_looks_learned_in_turn(lifelong, base_folder, tmp_path):
     command = [f"--base={base_folder}", f"--output_dir={tmp_path}", "--num_faces=3", "--max_train_steps=2"]
-    command += ["--train_batch_size=2", "--report_to=none"]
+    command += ["--train_batch_size=2", "--report_to=none", "--num_threads=1"]
     lifelong.main([*command, "--styles", "filter:sepia", "filter:ink"])
     first = json.loads((tmp_path / "report.json").read_text())
     assert first["looks"] == ["sepia", "ink"] and first["forgotten"] == [] and first["now"] == first["after_learning"]
     assert len(set(first["now"].values())) == 3  # base, sepia, ink
     assert first["bytes"]["ink"] == sum((tmp_path / "ink" / f).stat().st_size for f in FILES)
+    assert all(check_run(tmp_path / look, 2) for look in first["looks"])
+    page = read_page(tmp_path)
+    assert page.state == "finished" and "step 4 of 4" in page.text and first["base_fingerprint"] in page.text
+    assert page.links == ["sepia/report.html", "ink/report.html"] and "none: every bit" in page.text
+    assert all(list(series) == ["sepia", "ink"] for series in page.curves.values())
+    assert [x for x in page.images if "step 2" in x] == [f"Sample pictures of {k} at step 2" for k in first["looks"]]
     assert Image.open(tmp_path / "sheet.png").size == (3 * 128, 3 * 128)
 
     lifelong.main([*command, "--styles", "filter:sepia", "filter:ink", "filter:poster"])  # goes on
@@ -32,6 +39,8 @@ def test_looks_learned_in_turn(lifelong, base_folder, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(damaged))
     with pytest.raises(SystemExit, match="forgotten: ink"):
         lifelong.main([*command, "--styles", "filter:sepia", "filter:ink", "filter:poster"])
+    page = read_page(tmp_path)
+    assert page.state == "stopped" and "forgotten: ink" in page.text
 
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
+from test_report import check_run, read_events, read_losses, read_page
 from torch import nn
 
 from fewshot_gan.adapters import TicketAdapter, fingerprint, magnitude_masks
@@ -383,14 +384,23 @@ def test_rounds_of_the_script(faces, tmp_path, which, monkeypatch):
         weights = prunable(pipe.generator)
         assert all(weights[path][~mask].abs().max() == 0 for path, mask in ticket.masks().items())
     assert (out / "round-02" / "samples" / "step-000002.png").is_file()
+    page, rounds = read_page(out), [check_run(folder, 2) for folder in folders]
+    assert page.state == "finished" and "step 6 of 6" in page.text and "generator 36.0" in page.text
+    assert page.links == [f"round-0{k}/report.html" for k in range(3)] and "generator 20.0" in rounds[1].text
+    assert {name: list(series) for name, series in page.curves.items()} == dict.fromkeys(
+        "dg", [f.name for f in folders]
+    )
+    assert len([x for x in page.images if x.startswith("Sample pictures of round-")]) == 3
     with monkeypatch.context() as patch:
         patch.setattr(LimitedTrainer, "train_step", None)  # everything is there: nothing is trained again
         assert find(faces, out, "--rounds=2", f"--prune={which}", "--num=8") == folders
+    assert read_page(out).polylines == page.polylines
     before = {p.relative_to(out): p.read_bytes() for p in out.glob("round-*/ticket*/*")}
     for changed in (["--prune_rate=0.5"], ["--prune=GD" if which == "G" else "--prune=G"], ["--channels=16"]):
         with pytest.raises(ValueError, match="run with other settings"):
             find(faces, out, "--rounds=2", f"--prune={which}", "--num=8", *changed)
     assert before == {p.relative_to(out): p.read_bytes() for p in out.glob("round-*/ticket*/*")}
+    assert read_page(out).state == "finished"
     assert find(faces, out, "--rounds=2", f"--prune={which}", "--num=8") == folders
 
 
@@ -399,6 +409,16 @@ def test_rounds_have_curves_of_their_own(faces, tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, "log", lambda self, values, step: told.append((sorted(values), step)))
     find(faces, tmp_path / "run", "--rounds=1")
     assert told == [([f"round-0{k}/d", f"round-0{k}/g"], step) for k in (0, 1) for step in (1, 2)]
+
+
+def test_trackers_are_told_losses_and_pictures(faces, tmp_path):
+    find(faces, tmp_path / "run", "--rounds=1", "--report_to=tensorboard")
+    scalars, pictures = read_events(tmp_path / "run" / "logs")
+    for k in (0, 1):
+        assert pictures[f"round-0{k}/samples"] == [2]
+        for step, values in read_losses(tmp_path / "run" / f"round-0{k}"):
+            for name, value in values.items():
+                assert scalars[f"round-0{k}/{name}"][step - 1] == (step, pytest.approx(value, rel=1e-6))
 
 
 def test_a_ticket_belongs_to_its_first_weights(faces, tmp_path):  # 10
@@ -603,6 +623,7 @@ def test_two_processes_stay_replicas(faces, tmp_path):
         one, two = (json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2))
         assert one[0] == two[0] and one[1] != two[1]
         assert (tmp_path / "run" / name / "model_index.json").is_file()
+        assert "2 processes on cpu" in check_run(tmp_path / "run" / name, 2).text
         assert len([*(tmp_path / "run" / name).glob("checkpoint-*/state-*.pt")]) == 2
     assert TicketAdapter.from_pretrained(tmp_path / "run" / "round-01" / "ticket").sparsity() == pytest.approx(
         0.2, abs=0.01

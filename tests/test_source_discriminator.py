@@ -3,6 +3,7 @@
 import json
 
 import torch
+from test_report import check_run, read_events
 
 from fewshot_gan.methods.projected import ProjectedDiscriminator
 from fewshot_gan.pipeline import FewShotGAN
@@ -13,13 +14,23 @@ def test_heads_learn_the_base_without_data(base_folder, features, tmp_path, scri
     monkeypatch.setattr(source_discriminator, "load_features", lambda: features)
 
     def train(steps, out):
-        options = [f"--base={base_folder}", "--disturbance=2", "--learning_rate=0.01", "--held_out=4"]
+        options = [
+            f"--base={base_folder}",
+            "--disturbance=2",
+            "--learning_rate=0.01",
+            "--held_out=4",
+            "--num_threads=1",
+        ]
         return source_discriminator.main([*options, f"--steps={steps}", f"--output_dir={tmp_path / out}"])
 
     report = train(120, "long")
     assert report["loss_of_last_quarter"] < 1.85  # 2 is guessing
     assert json.loads((tmp_path / "long" / "report.json").read_text()) == report
     assert set(report["accuracy_of_each_level"]) == {"0", "2", "4", "10"}
+    page = check_run(tmp_path / "long", 120)
+    assert FewShotGAN.from_pretrained(base_folder).bank.fingerprint() in page.text and "no files" in page.text
+    scalars, pictures = read_events(tmp_path / "long" / "logs")
+    assert [step for step, _ in scalars["d"]] == list(range(1, 121)) and pictures["samples"] == [1, 51, 101, 120]
     torch.rand(7)  # what was drawn before does not matter
     train(2, "first"), train(2, "second")
     file = "projected_discriminator/diffusion_pytorch_model.safetensors"

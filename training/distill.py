@@ -4,8 +4,9 @@
 
 The teacher (1024 px) is rendered once, box-averaged to the student's size. The student is the teacher cut after a few
 blocks; its new image head is fitted in closed form, then the last blocks and the head learn from pixels, frozen
-features and a light adversarial term, whose discriminator is kept: few-shot methods start from it. To resume, or to
-improve a finished run with more --steps, run the same command again. With --evaluate nothing is trained: the pipeline
+features and a light adversarial term, whose discriminator is kept: few-shot methods start from it. --work_dir gets
+`report.html` and tensorboard logs, to watch it. To resume, or to improve a finished run with more --steps, run the same
+command again. With --evaluate nothing is trained: the pipeline
 in --output_dir is compared with the teacher (PSNR, Fréchet distance beside its floor, a sheet).
 """
 
@@ -21,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -33,12 +33,16 @@ from fewshot_gan.metrics import frechet_distance, psnr
 from fewshot_gan.models import StyleGAN2Discriminator
 from fewshot_gan.ops import haar
 from fewshot_gan.pipeline import FewShotGAN
+from fewshot_gan.training.adapt import add_tracking_options, start, start_trackers
+from fewshot_gan.training.report import Report, TrainingDiverged
+
+SHOWN = ("pixel", "feature", "d_loss")  # curves of the report
 
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--source", required=True, help="random-face wheel, its unpacked folder, or a converted pipeline")
-    p.add_argument("--work_dir", required=True, help="cache of teacher images, checkpoints and log")
+    p.add_argument("--work_dir", required=True, help="cache of teacher images, checkpoints, logs and report")
     p.add_argument("--output_dir", required=True, help="where the fp16 generator and discriminator are written")
     p.add_argument("--resolution", type=int, default=256)
     p.add_argument("--num_train", type=int, default=3000, help="teacher images to learn from")
@@ -62,6 +66,7 @@ def parse_args(argv=None):
     p.add_argument("--compile", action="store_true", help="torch.compile the student (a minute, then a fifth faster)")
     p.add_argument("--feature_every", type=int, default=2, help="the feature term acts every this many steps")
     p.add_argument("--seed", type=int, default=0)
+    add_tracking_options(p)
     p.add_argument("--evaluate", type=int, metavar="N", help="compare --output_dir with N and N other teacher images")
     return p.parse_args(argv)
 
@@ -110,7 +115,7 @@ def fit_head(student, w, images, device, num: int = 128):
     head.bias.copy_(solution[-1])
 
 
-def train_d(args, student, discriminator, optimizer, train_w, train_x, start, device, save):
+def train_d(args, student, discriminator, optimizer, train_w, train_x, first, device, save, report):
     """Teach the discriminator what a face is: teacher pictures against students with noise on their weights.
 
     The distilled student is so close to its teacher that telling them apart teaches nothing about faces. Each step
@@ -119,7 +124,7 @@ def train_d(args, student, discriminator, optimizer, train_w, train_x, start, de
     weights = {k: v.float() for k, v in student.state_dict().items()}
     noisy = [k for k in weights if k.startswith("synthesis.") and k.endswith("weight")]
     low, high = map(math.log, args.d_noise)
-    for step in (bar := tqdm(range(start, args.d_steps), initial=start, total=args.d_steps, mininterval=10)):
+    for step in (bar := tqdm(range(first, args.d_steps), initial=first, total=args.d_steps, mininterval=10)):
         random = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         picks = torch.randint(len(train_w), (2 * args.batch_size,), generator=random)
         real = torch.from_numpy(train_x[picks[: args.batch_size].numpy()]).float().to(device)
@@ -138,12 +143,14 @@ def train_d(args, student, discriminator, optimizer, train_w, train_x, start, de
         loss.backward()
         optimizer.step()
         bar.set_postfix(sigma=f"{sigma:.2f}", d=f"{loss.item():.3f}", refresh=False)
+        report.add(args.steps + step + 1, {"d": loss.item()})
         if (step + 1) % 50 == 0 or step + 1 == args.d_steps:
             right = (real_logits > 0).float().mean() / 2 + (fake_logits < 0).float().mean() / 2
             print(
                 f"d_step {step + 1}: loss {loss.item():.3f}, {right.item():.0%} right at sigma {sigma:.2f}", flush=True
             )
             save(args.steps, step + 1)
+            report.write()
 
 
 @torch.no_grad()
@@ -183,10 +190,8 @@ def evaluate(args, teacher, device):
     Image.fromarray(picture).save(work / "evaluation.png")
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    torch.manual_seed(args.seed)
-    accelerator = Accelerator()
+def run(args):
+    accelerator = start(args, args.work_dir)
     device = accelerator.device
     work = Path(args.work_dir)
     work.mkdir(parents=True, exist_ok=True)
@@ -214,7 +219,7 @@ def main(argv=None):
     )
     d_optim = torch.optim.Adam(discriminator.parameters(), lr=args.d_learning_rate, betas=(0.0, 0.99))
 
-    checkpoint, start, d_start = work / "checkpoint.pt", 0, 0
+    checkpoint, first, d_first = work / "checkpoint.pt", 0, 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         student.load_state_dict(state["student"])
@@ -223,7 +228,7 @@ def main(argv=None):
         discriminator.load_state_dict(state["discriminator"])
         g_optim.load_state_dict(state["g_optim"])
         d_optim.load_state_dict(state["d_optim"])
-        start, d_start = state["step"], state.get("d_step", 0)
+        first, d_first = state["step"], state.get("d_step", 0)
     else:
         fit_head(student, train_w, train_x, device)
         ema = deepcopy(student)
@@ -260,6 +265,12 @@ def main(argv=None):
         images = torch.cat([model(c.to(device), latent_space="w").cpu() for c in val_w.split(4)])
         return float(psnr(images, torch.from_numpy(np.array(val_x)).float()))
 
+    @torch.no_grad()
+    def show(step):
+        teachers = torch.from_numpy(np.array(val_x[:8])).float()
+        rows = teachers, ema(val_w[:8].to(device), latent_space="w").cpu()
+        report.show(step, torch.cat([torch.cat([*row], 2) for row in rows], 1))
+
     def save(step, d_step=0):
         state = {
             "student": student.state_dict(),
@@ -274,75 +285,117 @@ def main(argv=None):
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
 
     log = (work / "log.jsonl").open("a")
-    if start == 0:
+    if first == 0:
         print(f"closed-form head: {validate(ema):.2f} dB on {args.num_val} held-out latents at psi 0.7", flush=True)
     levels = (0, 2, 4)
-    began, progress = time.time(), tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=10)
-    for step in progress:
-        order = np.random.default_rng((args.seed, step * args.batch_size // args.num_train)).permutation(args.num_train)
-        picks = np.sort(order[np.arange(step * args.batch_size, (step + 1) * args.batch_size) % args.num_train])
-        w, real = train_w[picks].to(device), torch.from_numpy(train_x[picks]).float().to(device)
-        rate = args.learning_rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        g_optim.param_groups[0]["lr"], g_optim.param_groups[1]["lr"] = rate, rate / 5
+    report = report_of(args, accelerator, student, train_x, first, d_first)
+    start_trackers(args, accelerator, "distill")
+    with report.watched():
+        report.begin(first + d_first if first == args.steps else first)
+        began, progress = time.time(), tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=10)
+        for step in progress:
+            epoch = step * args.batch_size // args.num_train
+            order = np.random.default_rng((args.seed, epoch)).permutation(args.num_train)
+            picks = np.sort(order[np.arange(step * args.batch_size, (step + 1) * args.batch_size) % args.num_train])
+            w, real = train_w[picks].to(device), torch.from_numpy(train_x[picks]).float().to(device)
+            rate = args.learning_rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+            g_optim.param_groups[0]["lr"], g_optim.param_groups[1]["lr"] = rate, rate / 5
 
-        fake = generate(w)
-        error = fake - real
-        pixel = error.abs().mean() + 5 * error.square().mean()
-        loss = pixel
-        if step % args.feature_every == 0:
+            fake = generate(w)
+            error = fake - real
+            pixel = error.abs().mean() + 5 * error.square().mean()
+            loss = pixel
+            if step % args.feature_every == 0:
+                with torch.no_grad():
+                    wanted = features(real.clamp(-1, 1), levels)
+                feature = sum(
+                    (a - b).abs().mean() / b.abs().mean() for a, b in zip(features(fake, levels), wanted, strict=True)
+                )
+                loss = loss + args.feature_every * args.feature_weight * feature
+            adversarial = step >= args.adversarial_start * args.steps
+            if adversarial:
+                discriminator.requires_grad_(False)
+                loss = loss + args.adversarial_weight * logistic_g_loss(discriminator(fake))
+                discriminator.requires_grad_(True)
+            if not torch.isfinite(loss):
+                raise TrainingDiverged(
+                    f"the loss became {loss.item()} at step {step}; the checkpoint before it is kept"
+                )
+            g_optim.zero_grad(set_to_none=True)
+            loss.backward()
+            g_optim.step()
             with torch.no_grad():
-                wanted = features(real.clamp(-1, 1), levels)
-            feature = sum(
-                (a - b).abs().mean() / b.abs().mean() for a, b in zip(features(fake, levels), wanted, strict=True)
-            )
-            loss = loss + args.feature_every * args.feature_weight * feature
-        adversarial = step >= args.adversarial_start * args.steps
-        if adversarial:
-            discriminator.requires_grad_(False)
-            loss = loss + args.adversarial_weight * logistic_g_loss(discriminator(fake))
-            discriminator.requires_grad_(True)
-        if not torch.isfinite(loss):
-            raise SystemExit(f"the loss became {loss.item()} at step {step}; the checkpoint before it is kept")
-        g_optim.zero_grad(set_to_none=True)
-        loss.backward()
-        g_optim.step()
-        with torch.no_grad():
-            decay = min(args.ema_decay, (1 + step) / (10 + step))
-            for a, b in zip(ema.state_dict().values(), student.state_dict().values(), strict=True):
-                a.lerp_(b, 1 - decay)
+                decay = min(args.ema_decay, (1 + step) / (10 + step))
+                for a, b in zip(ema.state_dict().values(), student.state_dict().values(), strict=True):
+                    a.lerp_(b, 1 - decay)
 
-        values = {"pixel": pixel.item(), "feature": float(feature)}
-        if step % args.d_every == 0:
-            logits = discriminator(torch.cat([real, fake.detach()]))
-            real_logits, fake_logits = logits.chunk(2)
-            d_loss = logistic_d_loss(real_logits, fake_logits)
-            if step % (args.d_every * 16) == 0:
-                d_loss = d_loss + 16 * r1_penalty(discriminator, real, weight=1.0)
-            d_optim.zero_grad(set_to_none=True)
-            d_loss.backward()
-            d_optim.step()
-            values |= {
-                "d_loss": d_loss.item(),
-                "d_real": real_logits.mean().item(),
-                "d_fake": fake_logits.mean().item(),
-            }
-        progress.set_postfix({k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
-        if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.steps:
-            values |= {"step": step + 1, "val_psnr": validate(ema), "seconds": time.time() - began}
-            log.write(json.dumps(values) + "\n")
-            log.flush()
-            print(json.dumps({k: round(v, 4) for k, v in values.items()}), flush=True)
-            save(step + 1)
-
-    train_d(args, ema, discriminator, d_optim, train_w, train_x, d_start, device, save)
-    target = Path(args.output_dir)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as temp:
-        FewShotGAN(ema.half(), discriminator.half()).save_pretrained(Path(temp) / "new")
-        if target.exists():
-            os.replace(target, Path(temp) / "old")
-        os.replace(Path(temp) / "new", target)
+            values = {"pixel": pixel.item(), "feature": float(feature.detach())}
+            if step % args.d_every == 0:
+                logits = discriminator(torch.cat([real, fake.detach()]))
+                real_logits, fake_logits = logits.chunk(2)
+                d_loss = logistic_d_loss(real_logits, fake_logits)
+                if step % (args.d_every * 16) == 0:
+                    d_loss = d_loss + 16 * r1_penalty(discriminator, real, weight=1.0)
+                d_optim.zero_grad(set_to_none=True)
+                d_loss.backward()
+                d_optim.step()
+                values |= {
+                    "d_loss": d_loss.item(),
+                    "d_real": real_logits.mean().item(),
+                    "d_fake": fake_logits.mean().item(),
+                }
+            losses = {"d" if name == "d_loss" else name: values[name] for name in values if name in SHOWN}
+            report.add(step + 1, losses)
+            progress.set_postfix({k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
+            if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.steps:
+                values |= {"step": step + 1, "val_psnr": validate(ema), "seconds": time.time() - began}
+                log.write(json.dumps(values) + "\n")
+                log.flush()
+                print(json.dumps({k: round(v, 4) for k, v in values.items()}), flush=True)
+                save(step + 1)
+                accelerator.log({"val_psnr": values["val_psnr"]}, step=step + 1)
+                report.facts["PSNR, held-out latents"] = f"{values['val_psnr']:.2f} dB at step {step + 1}"
+                show(step + 1)
+                report.write()
+        train_d(args, ema, discriminator, d_optim, train_w, train_x, d_first, device, save, report)
+        target = Path(args.output_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temp:
+            FewShotGAN(ema.half(), discriminator.half()).save_pretrained(Path(temp) / "new")
+            if target.exists():
+                os.replace(target, Path(temp) / "old")
+            os.replace(Path(temp) / "new", target)
+        report.facts["Saved"] = f"{target}"
+        report.end("finished")
+    accelerator.end_training()
     print(f"wrote {target}")
+
+
+def report_of(args, accelerator, student, images, first: int, d_first: int) -> Report:
+    """Of the student's steps and then of those of `train_d`, counted on."""
+    d_steps = args.d_steps if first == args.steps else max(0, args.d_steps - d_first)
+    report = Report(
+        args.work_dir, accelerator, args.steps + d_steps, "distillation of a teacher", shared=args.resolution
+    )
+    report.first_row = "the teacher"
+    report.settings = vars(args)
+    learning = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    report.facts = {
+        "Student": f"{student.num_parameters():,} numbers, {learning:,} of them learn; {args.resolution} px",
+        "Then": f"{d_steps} steps of the discriminator alone",
+        "Saved": "not yet",
+    }
+    report.images = to_bytes(torch.from_numpy(np.array(images[:12])).float())
+    report.data = f"{len(images)} pictures drawn by the teacher"
+    return report
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        run(args)
+    except TrainingDiverged as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

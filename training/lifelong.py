@@ -5,8 +5,9 @@
 
 For each style: ten images (as `make_domain.py`), one LeFT adapter (as `lfs.py`), then *all* looks so far are loaded
 into one bank and drawn from fixed latents. A look is forgotten if one bit of its pictures differs from those drawn just
-after it was learned. Writes `<look>/` (adapters), `report.json` and `sheet.png` (a row per look, the base's first). To
-resume, run the same command again. Unknown options go to `lfs.py`.
+after it was learned. Writes `<look>/` (adapters, each with its own page), `report.json`, `report.html` over all looks,
+and `sheet.png` (a row per look, the base's first). To resume, run the same command again. Unknown options go to
+`lfs.py`.
 """
 
 import argparse
@@ -16,12 +17,14 @@ from pathlib import Path
 
 import make_domain
 import torch
+from accelerate import Accelerator
 from benchmark import contact_sheet
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import fingerprint
 from fewshot_gan.hub import replace_file
 from fewshot_gan.training.adapt import main as adapt
+from fewshot_gan.training.report import Report
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,33 +49,57 @@ def main(argv: list[str] | None = None) -> None:
                 f"error: {report_path} is of {before['probe']}, not of {probe}; choose another --output_dir"
             )
         first = before["after_learning"]
-    for count, (style, name) in enumerate(zip(args.styles, names, strict=True), 1):
-        data, adapter = args.output_dir / "data" / name, args.output_dir / name
-        if not data.is_dir():
-            make_domain.main([f"--style={style}", f"--base={args.base}", f"--out={data}"])
-        options = [f"--data={data}", f"--output_dir={adapter}", f"--base={args.base}", *lfs_options]
-        adapt("lfs_gan", options)
-        pipe, images = draw(args, names[:count])
-        hashes = {look: hashlib.sha256(x.numpy().tobytes()).hexdigest() for look, x in images.items()}
-        first = {**hashes, **first}  # what was drawn first stays
-        report = {
-            "base_fingerprint": fingerprint(pipe.generator),
-            "looks": names[:count],
-            "probe": probe,
-            "after_learning": first,
-            "now": hashes,
-            "forgotten": [look for look in hashes if hashes[look] != first[look]],
-            "numbers": {look: pipe.bank.adapters[look].num_values() for look in names[:count]},
-            "bytes": {look: stored_bytes(args.output_dir / look) for look in names[:count]},
-            "generator_numbers": pipe.generator.num_parameters(),
-        }
-        text = json.dumps(report, indent=2) + "\n"
-        replace_file(report_path, lambda path, text=text: path.write_text(text))
-        rows = [images[look] * 2 - 1 for look in images]
-        replace_file(args.output_dir / "sheet.png", contact_sheet(rows, size=128).save)
-        print(f"{name}: learned as number {count}; forgotten so far: {', '.join(report['forgotten']) or 'none'}")
-    if report["forgotten"]:
-        raise SystemExit(f"forgotten: {', '.join(report['forgotten'])}")
+    page = Report(args.output_dir, Accelerator(), 0, f"lifelong learning: {len(names)} looks of {args.base} in turn")
+    page.part, page.settings = "look", vars(args) | {"options of lfs.py": lfs_options}
+    page.data = f"ten pictures of each look: {', '.join(args.styles)}"
+    with page.watched():
+        for count, (style, name) in enumerate(zip(args.styles, names, strict=True), 1):
+            data, adapter = args.output_dir / "data" / name, args.output_dir / name
+            if not data.is_dir():
+                make_domain.main([f"--style={style}", f"--base={args.base}", f"--out={data}"])
+            options = [f"--data={data}", f"--output_dir={adapter}", f"--base={args.base}", *lfs_options]
+            adapt("lfs_gan", options)
+            pipe, images = draw(args, names[:count])
+            hashes = {look: hashlib.sha256(x.numpy().tobytes()).hexdigest() for look, x in images.items()}
+            first = {**hashes, **first}  # what was drawn first stays
+            report = {
+                "base_fingerprint": fingerprint(pipe.generator),
+                "looks": names[:count],
+                "probe": probe,
+                "after_learning": first,
+                "now": hashes,
+                "forgotten": [look for look in hashes if hashes[look] != first[look]],
+                "numbers": {look: pipe.bank.adapters[look].num_values() for look in names[:count]},
+                "bytes": {look: stored_bytes(args.output_dir / look) for look in names[:count]},
+                "generator_numbers": pipe.generator.num_parameters(),
+            }
+            text = json.dumps(report, indent=2) + "\n"
+            replace_file(report_path, lambda path, text=text: path.write_text(text))
+            rows = [images[look] * 2 - 1 for look in images]
+            replace_file(args.output_dir / "sheet.png", contact_sheet(rows, size=128).save)
+            show(page, pipe, name, len(names), report["forgotten"])
+            print(f"{name}: learned as number {count}; forgotten so far: {', '.join(report['forgotten']) or 'none'}")
+        if report["forgotten"]:
+            raise SystemExit(f"forgotten: {', '.join(report['forgotten'])}")
+        page.end("finished")
+
+
+def show(page: Report, pipe, look: str, looks: int, forgotten: list[str]) -> None:
+    """Put a look that was just learned on the page over all of them."""
+    adapter = pipe.bank.adapters[look]
+    steps = adapter.config.training["max_train_steps"]
+    page.rounds[look] = Report(
+        page.folder / look, page.accelerator, steps, shared=pipe.generator.resolution
+    ).look_back()
+    page.steps, page.state = looks * steps, "running"
+    numbers = sum(pipe.bank.adapters[name].num_values() for name in page.rounds)
+    page.facts = {
+        "Base": f"{adapter.config.base_model_name_or_path}, fingerprint {adapter.config.base_fingerprint}",
+        "Adapters": f"{len(page.rounds)} of {looks}, together {numbers:,} numbers",
+        "Saved": ", ".join(f"{name}: {stored_bytes(page.folder / name):,} bytes" for name in page.rounds),
+        "Forgotten": ", ".join(forgotten) or "none: every bit of the pictures of every look is as it was",
+    }
+    page.write()
 
 
 @torch.no_grad()

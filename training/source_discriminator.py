@@ -5,7 +5,7 @@
 A base without a discriminator has none to transfer. These heads learn the base's own images as real, and as fake what
 it draws when its weights are disturbed: no data is needed. (Heads that had to tell `ffhq` from the network it was
 distilled from did so within ten steps, by its faint grid, and knew nothing else.) Writes `projected_discriminator/`,
-which belongs into the base's folder, and `report.json`.
+which belongs into the base's folder, `report.json` and, to watch it, `report.html` and tensorboard logs.
 """
 
 import argparse
@@ -22,7 +22,12 @@ from fewshot_gan.hub import replace_file
 from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.objective import Objective
 from fewshot_gan.methods.projected import ProjectedDiscriminator
+from fewshot_gan.training.adapt import add_tracking_options, start, start_trackers
 from fewshot_gan.training.augment import FewShotAugment
+from fewshot_gan.training.engine import backward
+from fewshot_gan.training.report import Report
+
+SHOWN_EVERY = 50  # steps between pictures
 
 
 def main(argv=None) -> dict:
@@ -36,8 +41,9 @@ def main(argv=None) -> dict:
     p.add_argument("--disturbance", type=float, default=0.1, help="largest spread of LeFT's noise; log-uniform")
     p.add_argument("--held_out", type=int, default=64, help="images of either kind for the report")
     p.add_argument("--seed", type=int, default=0)
+    add_tracking_options(p)
     args = p.parse_args(argv)
-    torch.manual_seed(args.seed)  # the small noise of fresh factors
+    accelerator = start(args)
     pipe, features = FewShotGAN.from_pretrained(args.base), load_features()
     generator, bank = pipe.generator.eval(), pipe.bank
     generator.to(memory_format=torch.channels_last)
@@ -65,18 +71,33 @@ def main(argv=None) -> dict:
     random = torch.Generator().manual_seed(args.seed)
     judge = ProjectedDiscriminator.for_images(images(args.batch_size, random), features, Objective.HEADS, args.seed)
     optimizer = torch.optim.Adam(judge.parameters(), lr=args.learning_rate, betas=(0.0, 0.99))
+    start_trackers(args, accelerator, "source_discriminator")
+    report = Report(args.output_dir, accelerator, args.steps, f"heads on frozen features that know {args.base}")
+    report.settings = vars(args)
+    report.facts = {
+        "Base": f"{args.base}, fingerprint {bank.fingerprint()}",
+        "Heads": f"{judge.num_parameters():,} numbers, on levels {', '.join(map(str, levels))}",
+        "Loss": "hinge: 2 is guessing",
+    }
+    report.data = "no files: pictures of the base are real, those of its disturbed weights are fake"
+    report.grid = "What the heads saw in this step: above what counts as real, below as fake."
     losses = []
-    for step in (bar := tqdm(range(args.steps), desc="judging")):
-        for group in optimizer.param_groups:
-            group["lr"] = args.learning_rate * min(1.0, 2 * (1 - step / args.steps))
-        real, fake = images(args.batch_size, random), images(args.batch_size, random, strength(random))
-        logits = judge(look(real, random)), judge(look(fake, random))
-        loss = sum(map(hinge_d_loss, *logits)) / len(logits[0])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+    with report.watched():
+        report.begin()
+        for step in (bar := tqdm(range(args.steps), desc="judging")):
+            for group in optimizer.param_groups:
+                group["lr"] = args.learning_rate * min(1.0, 2 * (1 - step / args.steps))
+            real, fake = images(args.batch_size, random), images(args.batch_size, random, strength(random))
+            logits = judge(look(real, random)), judge(look(fake, random))
+            loss = sum(map(hinge_d_loss, *logits)) / len(logits[0])
+            optimizer.zero_grad()
+            losses.append(backward({"d": loss}, step, args.output_dir, args.learning_rate)["d"])
+            optimizer.step()
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+            report.add(step + 1, {"d": losses[-1]})
+            if step % SHOWN_EVERY == 0 or step + 1 == args.steps:
+                report.show(step + 1, torch.cat([torch.cat([*row], 2) for row in (real, fake)], 1))
+                report.write()
     judge.eval()
     random = torch.Generator().manual_seed(args.seed + 1)
     right = dict.fromkeys(levels, 0)
@@ -86,13 +107,17 @@ def main(argv=None) -> dict:
         for level, real, fake in zip(levels, *seen, strict=True):
             right[level] += int(real.mean() > 0) + int(fake.mean() < 0)
     accuracy = {str(level): n / (2 * args.held_out) for level, n in right.items()}
-    report = {"held_out": args.held_out, "accuracy_of_each_level": accuracy, "steps": args.steps, "seed": args.seed}
-    report["loss_of_last_quarter"] = mean(losses[-max(1, args.steps // 4) :])  # hinge: 2 is guessing
+    result = {"held_out": args.held_out, "accuracy_of_each_level": accuracy, "steps": args.steps, "seed": args.seed}
+    result["loss_of_last_quarter"] = mean(losses[-max(1, args.steps // 4) :])  # hinge: 2 is guessing
     judge.half().save_pretrained(args.output_dir / "projected_discriminator")
-    text = json.dumps(report, indent=1) + "\n"
+    text = json.dumps(result, indent=1) + "\n"
     replace_file(args.output_dir / "report.json", lambda path: path.write_text(text))
+    report.facts["Right on held-out pictures"] = ", ".join(f"level {k} {v:.1%}" for k, v in accuracy.items())
+    report.saved("projected_discriminator/*.safetensors")
+    report.end("finished")
+    accelerator.end_training()
     print(text)
-    return report
+    return result
 
 
 if __name__ == "__main__":

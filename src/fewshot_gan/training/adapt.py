@@ -37,6 +37,7 @@ from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig, TrainingDiverged
+from .report import PAGE_NAME
 
 OPTIONS = {  # of which adapter
     "rank": "left",
@@ -203,12 +204,17 @@ def fill_projection_options(args: argparse.Namespace, config) -> None:
             raise ValueError(f"--{name} {value} is of projected images, but no term here uses any; leave it out")
 
 
+def add_tracking_options(p: argparse.ArgumentParser) -> None:
+    """Options of `start` and `start_trackers`."""
+    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
+    p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
+
+
 def add_run_options(
     p: argparse.ArgumentParser, config: type, settings: dict, judged: bool, published: dict[str, dict] | None = None
 ) -> None:
     """Options of every run: trackers, threads, the Hub, and the fields of `TrainingConfig` and `config`."""
-    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
-    p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
+    add_tracking_options(p)
     p.add_argument("--push_to_hub", action="store_true")
     p.add_argument("--hub_model_id", help="repo id of --push_to_hub; default: the output folder's name")
     for cls in (TrainingConfig, config):
@@ -340,6 +346,10 @@ def run(args: argparse.Namespace) -> Adapter:
         f"{training.max_train_steps} steps"
     )
     trainer = Trainer(pipe.generator, adapter, objective, images, training, accelerator)
+    trainer.report.title = f"{of.help}: a {args.adapter} adapter of {base}"
+    trainer.report.data = (
+        f"the words {args.text!r}" if images is None else f"{len(images)} images of {args.train_data_dir}"
+    )
     start_trackers(args, accelerator, args.method)
     if tailored and accelerator.is_main_process:
         keep_base(pipe, Path(base))
@@ -347,6 +357,8 @@ def run(args: argparse.Namespace) -> Adapter:
     grid = trainer.folder / "samples"
     if args.low_rank:
         result, grid = compress(result, training.output_dir, accelerator), None  # it was drawn before
+        trainer.report_saved(result)
+        trainer.report.write()
     if accelerator.device.type == "cuda":
         accelerator.print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
     if accelerator.is_main_process:
@@ -425,10 +437,10 @@ def tailor(args: argparse.Namespace, config, pipe: FewShotGAN) -> FewShotGAN:
     return FewShotGAN(*tailored_networks(g, d, parse_groups(config.groups)[0], args.seed, **options))
 
 
-def start(args: argparse.Namespace) -> Accelerator:
-    """Processes, threads and seed of a run."""
+def start(args: argparse.Namespace, folder: str | None = None) -> Accelerator:
+    """Processes, threads and seed of a run, whose logs go into `folder`; None: its `output_dir`."""
     keep_freed_memory()
-    folder = Path(args.output_dir)
+    folder = Path(folder or args.output_dir)
     project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
     accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, project_config=project)
     # `accelerate launch` gives each CPU process one thread unless told otherwise
@@ -438,7 +450,8 @@ def start(args: argparse.Namespace) -> Accelerator:
 
 
 def start_trackers(args: argparse.Namespace, accelerator: Accelerator, name: str) -> None:
-    """Writes into the output folder: call it when everything else is known to be good."""
+    """Writes into the run's folder: call it when everything else is known to be good."""
+    accelerator.print(f"to watch: {Path(accelerator.project_dir) / PAGE_NAME}")
     if args.report_to != "none":
         accelerator.init_trackers(name, {k: v for k, v in vars(args).items() if isinstance(v, int | float | str)})
 

@@ -13,12 +13,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..adapters import Adapter, AdapterBank
-from ..hub import replace_file
-from ..images import to_bytes
 from ..methods.adv_aug import attack, undisturbed
 from ..methods.objective import Batch, Objective, Views, digest
 from ..methods.pair import Latents, Pair
@@ -27,12 +24,9 @@ from ..models.plain import PlainGenerator
 from .augment import DiffAugment, FewShotAugment, random_zoom
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
+from .report import Report, TrainingDiverged, reported
 
 AUGMENTS, PRECISIONS = ("fewshot", "diffaugment", "flip", "none"), ("no", "bf16")
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss stopped being finite; the last good checkpoint is on disk."""
 
 
 @contextmanager
@@ -98,7 +92,7 @@ class TrainingConfig:
     """Settings of a run; a resumed run must have the same, but for those in `MAY_CHANGE`.
 
     Attributes:
-        output_dir: adapter, checkpoints, samples and logs.
+        output_dir: adapter, checkpoints, samples, logs and `report.html`.
         max_train_steps: generator steps.
         train_batch_size: B, per process.
         learning_rate: of the factors (Adam).
@@ -113,7 +107,7 @@ class TrainingConfig:
         real_zoom: training images are enlarged by factors up to this; for looks framed more widely than the base.
         mixed_precision: "no" or "bf16" (the generator's features; losses stay fp32).
         checkpointing_steps, checkpoints_total_limit: how often and how many.
-        sample_steps: sample grids every this many steps; 0 = none.
+        sample_steps: sample grids every this many steps and at the end; 0 = none.
         seed: of everything random.
     """
 
@@ -224,6 +218,7 @@ class Trainer:
         self.fewshot, self.diffaugment = FewShotAugment(), DiffAugment(config.policy or "")
         if config.augment == "flip":
             self.fewshot = FewShotAugment(translation=0.0)
+        self.report = self._report(images)
 
     # ------------------------------------------------------------------ one step
 
@@ -337,6 +332,7 @@ class Trainer:
         """The adapter to keep: the average of the factors, or the factors themselves where there is none."""
         return self.adapter if self.ema is None else self.ema
 
+    @reported
     def train(self, stop_after: int | None = None) -> Adapter:
         """Run from the last checkpoint, if there is one, to `max_train_steps` and write the adapter.
 
@@ -355,20 +351,28 @@ class Trainer:
         bar = tqdm(total=config.max_train_steps, initial=self.step, disable=not main, desc="adapting")
         if main and self.step == 0 and config.sample_steps:
             self._samples()
+        self.report.begin(self.step)
         while self.step < end:
             logs = self.train_step()
             bar.update()
             bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
-            self.accelerator.log(logs, step=self.step)
-            if self.step % config.checkpointing_steps == 0 or self.step == config.max_train_steps:
+            self.report.add(self.step, logs)
+            last = self.step == config.max_train_steps
+            kept = last or self.step % config.checkpointing_steps == 0
+            shown = bool(config.sample_steps) and (last or self.step % config.sample_steps == 0)
+            if kept:
                 self._checkpoint()
-            if main and config.sample_steps and self.step % config.sample_steps == 0:
+            if main and shown:
                 self._samples()
+            if kept or shown:
+                self.report.write()
         bar.close()
         if self.step == config.max_train_steps:
             self.result.round_to_half()  # half the bytes, and what is returned is what is stored
             if main:
                 self.result.save_pretrained(self.folder)
+                self.report_saved(self.result)
+        self.report.end("finished" if self.step == config.max_train_steps else "stopped")
         self.accelerator.wait_for_everyone()
         return self.result
 
@@ -431,9 +435,33 @@ class Trainer:
                 chunks = z.split(self.config.train_batch_size)
                 rows.append(torch.cat([self.pair.adapted(Latents(chunk)).images.cpu() for chunk in chunks]))
         grid = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
-        picture = to_bytes(grid).permute(1, 2, 0).numpy()
-        path = self.folder / "samples" / f"step-{self.step:06d}.png"
-        replace_file(path, Image.fromarray(picture).save)
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.writer.add_image("samples", picture, self.step, dataformats="HWC")
+        self.report.show(self.step, grid)
+
+    # ------------------------------------------------------------------ its report
+
+    def _report(self, images) -> Report:
+        of, kind = self.adapter.config, getattr(self.adapter, "adapter_type", "hypernetwork")
+        base = of.base_model_name_or_path or "a base without a name"
+        title = f"{of.get('method') or type(self.objective).__name__}: {kind} of {base}"
+        steps = self.config.max_train_steps
+        report = Report(self.folder, self.accelerator, steps, title, shared=self.generator.resolution)
+        report.settings = asdict(self.config) | self.objective.settings() | (of.training or {})
+        numbers = self.adapter.num_values()
+        report.facts = {
+            "Base": f"{base}, fingerprint {of.base_fingerprint}",
+            "Adapter": f"{kind}, {self._size(self.adapter)}",
+            "Saved": f"not yet; about {2 * numbers:,} bytes",  # in half precision
+        }
+        if images is not None:
+            report.images, report.data = images, f"{len(images)} images"
+        return report
+
+    def _size(self, adapter) -> str:
+        numbers, whole = adapter.num_values(), self.generator.num_parameters()
+        return f"{numbers:,} numbers, {numbers / whole:.2%} of the generator's {whole:,}"
+
+    def report_saved(self, adapter) -> None:
+        """Tell the report what is in the folder now."""
+        kind = getattr(adapter, "adapter_type", "hypernetwork")
+        self.report.facts["Adapter"] = f"{kind}, {self._size(adapter)}"
+        self.report.saved("adapter_model*.safetensors", "diffusion_pytorch_model*.safetensors")

@@ -4,11 +4,13 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from ..adapters import DomainHyperNetwork
 from ..cards import write_hypernetwork_card
 from ..encoders import load_encoder
 from ..features import load_features
-from ..images import to_floats
+from ..images import to_bytes, to_floats
 from ..methods.hyperdomain import HyperDomainConfig, HyperNetworkObjective
 from ..pipeline import FewShotGAN
 from .adapt import (
@@ -134,6 +136,10 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
         f"hypernetwork of {network.num_values():,} numbers for vectors of {network.num_deltas:,}; {len(names)} domains"
     )
     trainer = Trainer(pipe.generator, network, objective, None, training, accelerator)
+    trainer.report.title = f"HyperDomainNet (arXiv 2210.08884): a hypernetwork of {args.pretrained_model_name_or_path}"
+    trainer.report.data = f"{len(names)} domains: {', '.join(names)}"
+    if not args.texts:
+        trainer.report.images = to_bytes(torch.cat([images[:1] for images in shown]))
     start_trackers(args, accelerator, "hyperdomainnet")
     result = trainer.train()
     if accelerator.is_main_process:

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..adapters import fingerprint
-from ..hub import replace_file
-from ..images import to_bytes
+from ..adapters.ticket import sparsity_of
 from ..methods.adv_aug import AdvAugConfig, discriminator_loss, generator_loss, undisturbed
 from ..methods.lottery import Masks, MovingAverage, SparseWeights, distillation_loss
 from ..methods.objective import digest
@@ -23,6 +21,7 @@ from .augment import DiffAugment
 from .checkpoints import load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
 from .engine import average_gradients, backward, check_run, evaluating
+from .report import Report, reported
 
 SAMPLES, COLUMNS = 64, 16
 
@@ -32,7 +31,7 @@ class LimitedConfig:
     """Settings of a run; a resumed run must have the same, but for those in `MAY_CHANGE`. Defaults: SNGAN's.
 
     Attributes:
-        output_dir: base, checkpoints, samples and logs.
+        output_dir: base, checkpoints, samples, logs and `report.html`.
         max_train_steps: generator steps.
         d_steps: discriminator steps per generator step.
         d_batch_size, g_batch_size: B of either, per process.
@@ -45,7 +44,7 @@ class LimitedConfig:
         adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug, see `AdvAugConfig`.
         distillation_weight: of the dense teacher's logits, where there is a teacher.
         checkpointing_steps, checkpoints_total_limit: how often and how many.
-        sample_steps: sample grids every this many steps; 0 = none.
+        sample_steps: sample grids every this many steps and at the end; 0 = none.
         seed: of everything random.
     """
 
@@ -153,7 +152,8 @@ class LimitedTrainer:
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         torch.manual_seed(config.seed + 104729 * rank + 2)  # noise of layers
         self.diffaugment = DiffAugment(config.diffaugment)
-        self.step, self.folder, self.tag = 0, Path(config.output_dir), tag
+        self.step, self.folder = 0, Path(config.output_dir)
+        self.report = self._report(tag)
 
     # ------------------------------------------------------------------ one step
 
@@ -218,6 +218,7 @@ class LimitedTrainer:
         """The generator to keep: the average, or the generator itself where there is none."""
         return self.average if self.config.ema_decay else self.generator
 
+    @reported
     def train(self, stop_after: int | None = None) -> FewShotGAN:
         """Run from the last checkpoint, if there is one, to `max_train_steps` and write the networks as a base.
 
@@ -230,22 +231,30 @@ class LimitedTrainer:
         """
         main, c = self.accelerator.is_main_process, self.config
         self._resume()
+        self.report.begin(self.step)
         end = c.max_train_steps if stop_after is None else min(stop_after, c.max_train_steps)
         bar = tqdm(total=c.max_train_steps, initial=self.step, disable=not main, desc="training")
         while self.step < end:
             logs = self.train_step()
             bar.update()
             bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
-            self.accelerator.log({f"{self.tag}{name}": value for name, value in logs.items()}, step=self.step)
-            if self.step % c.checkpointing_steps == 0 or self.step == c.max_train_steps:
+            self.report.add(self.step, logs)
+            last = self.step == c.max_train_steps
+            kept = last or self.step % c.checkpointing_steps == 0
+            shown = bool(c.sample_steps) and (last or self.step % c.sample_steps == 0)
+            if kept:
                 self._checkpoint()
-            if main and c.sample_steps and (self.step % c.sample_steps == 0 or self.step == c.max_train_steps):
+            if main and shown:
                 self._samples()
+            if kept or shown:
+                self.report.write()
         bar.close()
         usual = {"memory_format": torch.contiguous_format}  # as these networks are when they come from a file
         pipe = FewShotGAN(*(deepcopy(x).eval().to(**usual) for x in (self.result, self.discriminator)))
         if self.step == c.max_train_steps and main:
             pipe.save_pretrained(self.folder)
+            self.report.saved("generator/*.safetensors", "discriminator/*.safetensors", "ticket*/*.safetensors")
+        self.report.end("finished" if self.step == c.max_train_steps else "stopped")
         self.accelerator.wait_for_everyone()
         return pipe
 
@@ -278,12 +287,26 @@ class LimitedTrainer:
 
     @torch.no_grad()
     def _samples(self) -> None:
-        """`samples/step-N.png`: the same latents every time, classes in turn."""
+        """`samples/step-N.png`, also to the trackers: the same latents every time, classes in turn."""
         random = torch.Generator().manual_seed(self.config.seed + 12345)
         z = torch.randn(SAMPLES, self.generator.z_dim, generator=random).to(self.device)
         labels = None if self.labels is None else torch.arange(SAMPLES).to(self.device) % self.generator.num_classes
         with evaluating(self.result) as network:
             images = network(z, labels)
         rows = [torch.cat(list(row), 2) for row in images.split(COLUMNS)]
-        picture = to_bytes(torch.cat(rows, 1).cpu()).permute(1, 2, 0).numpy()
-        replace_file(self.folder / "samples" / f"step-{self.step:06d}.png", Image.fromarray(picture).save)
+        self.report.show(self.step, torch.cat(rows, 1))
+
+    def _report(self, tag: str) -> Report:
+        g, d = self.generator, self.discriminator
+        title = f"{type(g).__name__} against {type(d).__name__}, from {len(self.batches.images)} images"
+        report = Report(self.folder, self.accelerator, self.config.max_train_steps, title, tag)
+        report.settings = asdict(self.config)
+        report.facts = {
+            "Start": f"generator {self.start['theta_g']}, discriminator {self.start['theta_d']} (fingerprints)",
+            "Generator": f"{g.num_parameters():,} numbers, {g.resolution} px",
+            "Discriminator": f"{d.num_parameters():,} numbers",
+            "Pruned": ", ".join(f"{name} {sparsity_of(of):.2%}" for name, of in self.masks.items()) or "nothing",
+            "Saved": "not yet",
+        }
+        report.images, report.data = self.batches.images, f"{len(self.batches.images)} images"
+        return report

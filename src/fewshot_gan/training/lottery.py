@@ -13,10 +13,11 @@ from ..models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, S
 from ..models.biggan import biggan_config
 from ..models.plain import PlainDiscriminator, PlainGenerator
 from ..pipeline import FewShotGAN
-from .adapt import start, start_trackers
+from .adapt import add_tracking_options, start, start_trackers
 from .data import choose_subset, load_labelled
 from .engine import TrainingDiverged
 from .limited import LimitedConfig, LimitedTrainer
+from .report import Report
 
 BACKBONES = ("sngan", "biggan")
 BIGGAN = {  # picture size: settings of its published run, where they differ from SNGAN's (arXiv 2103.00397, appendix)
@@ -64,8 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--allow_other_init", action="store_true", help="train a ticket from other weights than it was drawn from"
     )
     p.add_argument("--distil", action="store_true", help="later rounds learn the dense discriminator's logits too")
-    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
-    p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
+    add_tracking_options(p)
     for option in fields(LimitedConfig):
         required = option.name == "output_dir"
         shown = "" if required else f"default {option.default}, or BigGAN's own"
@@ -173,6 +173,21 @@ def run(args: argparse.Namespace) -> list[Path]:
     ticket = read_masks(args.ticket, g, d, args) if args.ticket else {}
     accelerator.print(f"{type(g).__name__}, {len(images)} images, {classes or 'no'} classes; θ₀ {fingerprint(g)}")
     start_trackers(args, accelerator, "lottery")
+    steps = (args.rounds + 1) * config.max_train_steps
+    report = Report(out, accelerator, steps, f"lottery: {args.rounds} rounds of pruning a {type(g).__name__}")
+    report.images, report.data = images, f"{len(images)} images of {args.data}, {classes or 'no'} classes"
+    report.settings = {k: v for k, v in vars(args).items() if v is not None}
+    report.facts = {"First weights": f"fingerprint {fingerprint(g)}", "Generator": f"{g.num_parameters():,} numbers"}
+    with report.watched():
+        folders = train_rounds(args, config, report, ticket, labels, classes)
+        report.end("finished")
+    accelerator.end_training()
+    return folders
+
+
+def train_rounds(args, config: LimitedConfig, report: Report, ticket: dict, labels, classes: int | None) -> list[Path]:
+    """Each round from θ₀, on what the prunings before it left; their folders."""
+    accelerator, images, out = report.accelerator, report.images, report.folder
     folders, teacher = [], None
     for number in range(args.rounds + 1):
         folder = out / f"round-{number:02d}"
@@ -186,6 +201,7 @@ def run(args: argparse.Namespace) -> list[Path]:
         trainer = LimitedTrainer(g, d, images, LimitedConfig(**settings), accelerator, labels, masks, teacher, tag)
         if args.ticket:
             write_tickets(folder, args, classes, masks, config, len(images), accelerator)
+        report.rounds[folder.name], trainer.report.parent = trainer.report, report
         trainer.train()
         folders.append(folder)
         if number == 0 and args.distil:
@@ -196,7 +212,6 @@ def run(args: argparse.Namespace) -> list[Path]:
                 for name in (PARTS if args.prune == "GD" else ("generator",))
             }
             write_tickets(out / f"round-{number + 1:02d}", args, classes, pruned, config, len(images), accelerator)
-    accelerator.end_training()
     return folders
 
 

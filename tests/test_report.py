@@ -1,0 +1,356 @@
+"""The page of a run: what it draws is what was logged, also after a kill; nothing in it runs or is fetched."""
+
+import json
+import math
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from fewshot_gan.training import page
+from fewshot_gan.training.report import LOSSES_NAME, PAGE_NAME, Report, TrainingDiverged, reported
+
+VOID = {"meta", "img", "progress", "br", "link", "line", "polyline", "circle"}
+EVIL = "</script><script>alert(1)</script>\"'><img src=http://x.example/y onerror=z>"
+
+
+class Page(HTMLParser):
+    """A report as a browser has it: texts, pictures, curves. Refuses what would run, be fetched, or not be read out."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.text, self.images, self.polylines, self.links, self.titles = [], "", [], [], [], []
+        self.curves = None
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        a = dict(attributes)
+        assert not [k for k in a if k.startswith("on")], f"<{tag}> has handlers"
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form"), tag
+        assert tag != "script" or a == {"type": "application/json", "id": "curves"}
+        for name in ("src", "srcset", "xlink:href", "data", "action"):
+            assert name not in a or a[name].startswith("data:image/jpeg;base64,"), (tag, name)
+        assert "href" not in a or tag == "a"
+        assert not re.search(r"url\(|@import|expression", a.get("style", ""))
+        if tag == "a":
+            self.links.append(a["href"])
+        if tag == "img":
+            assert a["alt"]
+            self.images.append(a["alt"])
+        if tag == "th":
+            assert a["scope"] in ("row", "col")
+        if tag in ("polyline", "circle"):
+            self.polylines.append((tag, a))
+        if tag == "svg":
+            assert a["role"] == "img"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.curves = json.loads(data)
+        elif self.open[-1:] == ["style"]:
+            assert not re.search(r"url\(|@import", data)
+        else:
+            self.text += data
+
+    @property
+    def state(self) -> str:
+        return next(word for word in self.text.split() if word in ("running", "finished", "diverged", "stopped"))
+
+
+def read_page(folder) -> Page:
+    """The report in a run's folder; in a few words what every one must have is there."""
+    text = (Path(folder) / PAGE_NAME).read_text(encoding="utf-8")
+    found = Page(text)
+    for wanted in ("prefers-color-scheme: dark", 'name="viewport"', "default-src 'none'", '<html lang="en">'):
+        assert wanted in text
+    for wanted in ("Losses", "Data", "Command", "Versions", "Settings", "fewshot_gan", "a step"):
+        assert wanted in found.text, wanted
+    return found
+
+
+def read_losses(folder) -> list[tuple[int, dict[str, float]]]:
+    """Steps and losses that a run kept."""
+    rows = [json.loads(line) for line in (Path(folder) / LOSSES_NAME).read_text().splitlines()]
+    assert all(row["seconds"] > 0 for row in rows)
+    return [(row["step"], row["losses"]) for row in rows]
+
+
+def read_events(folder) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[int]]]:
+    """What tensorboard has below a folder: scalars by name, and at which steps pictures."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    scalars, pictures = {}, {}
+    for file in sorted(Path(folder).rglob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0, "images": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars.setdefault(tag, []).extend((e.step, e.value) for e in events.Scalars(tag))
+        for tag in events.Tags()["images"]:
+            pictures.setdefault(tag, []).extend(e.step for e in events.Images(tag))
+    return scalars, pictures
+
+
+def check_run(folder, steps: int) -> Page:
+    """A finished run of `steps`: page and losses agree, step by step."""
+    found, losses = read_page(folder), read_losses(folder)
+    assert found.state == "finished" and f"step {steps} of {steps}" in found.text
+    assert [step for step, _ in losses] == list(range(1, steps + 1))
+    want = {}
+    for step, values in losses:
+        for name, value in values.items():
+            points = want.setdefault(name, {"": [[], []]})[""]
+            points[0].append(step), points[1].append(value)
+    assert found.curves == want
+    return found
+
+
+@pytest.fixture
+def make(tmp_path):
+    """`make(steps, name, …)`: a report in a folder of its own."""
+
+    def report(steps=20, name="run", **options):
+        new = Report(tmp_path / name, Accelerator(cpu=True), steps, **options)
+        new.data, new.settings = "10 images", {"seed": 0}
+        new.images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+        return new
+
+    return report
+
+
+def told(step: int) -> dict[str, float]:
+    """Losses of a step: one falls over three decades, one is negative, one is there every fourth step only."""
+    losses = {"d": 1000 * math.exp(-step / 3), "g": math.sin(step) - 0.5}
+    return losses | ({"r1": 0.1 / step} if step % 4 == 0 else {})
+
+
+def fill(report, first, last):
+    for step in range(first, last + 1):
+        report.add(step, told(step))
+
+
+# ---------------------------------------------------------------------------------------------------------- the curves
+
+
+def test_the_drawn_points_are_the_losses(make):
+    report = make()
+    report.begin()
+    fill(report, 1, 20)
+    report.end("finished")
+    found = check_run(report.folder, 20)
+    assert [(step, told(step)) for step in range(1, 21)] == read_losses(report.folder)
+    assert found.curves["r1"][""] == [[4, 8, 12, 16, 20], [0.1 / step for step in (4, 8, 12, 16, 20)]]
+    raws = [a["points"] for tag, a in found.polylines if a["class"] == "raw"]
+    assert len(raws) == 3 and len(found.polylines) == 6
+    left, right = page.LEFT, page.WIDTH - page.RIGHT
+    for (name, series), points in zip(found.curves.items(), raws, strict=True):
+        x, y = np.array([list(map(float, pair.split(","))) for pair in points.split()]).T
+        steps, values = (np.array(numbers) for numbers in series[""])
+        np.testing.assert_allclose(x, left + (right - left) * (steps - steps[0]) / (steps[-1] - steps[0]), atol=0.006)
+        assert (y >= page.TOP).all() and (y <= page.HEIGHT - page.BOTTOM).all()
+        # a scale is a straight line from what it shows, downwards: of the logarithm where losses span decades
+        shown = np.log10(values) if name == "d" else values
+        slope, start = np.polyfit(shown, y, 1)
+        np.testing.assert_allclose(y, start + slope * shown, atol=0.02)
+        assert slope < 0
+    assert found.text.count("log scale") == 1
+
+
+def test_smoothing_and_scales():
+    assert page.smooth(np.full(50, 3.0)) == pytest.approx(3.0)
+    noisy = np.random.default_rng(0).normal(5, 1, 400)
+    assert page.smooth(noisy)[100:].std() < 0.3 and page.smooth(noisy)[0] == noisy[0]
+    steps, values = page.thinned(np.arange(1.0, 1201), np.arange(1200.0))
+    assert len(steps) == page.MOST_POINTS and steps[-1] == 1200 and values.mean() == pytest.approx(599.5, abs=1)
+    short = np.arange(7.0)
+    assert all(a is b for a, b in zip(page.thinned(short, short), (short, short), strict=True))
+    assert page.ticks(0, 400, 5) == [0, 100, 200, 300, 400] and page.ticks(-0.03, 0.11, 4) == [0, 0.05, 0.1]
+    assert page.log_ticks(-2.1, 1.2) == [0.01, 0.1, 1, 10]
+    assert [page.duration(x) for x in (2.5, 600, 7500)] == ["2.5 s", "10 min", "2 h 5 min"]
+    for values in ([2.0], [2.0, 2.0], [0.0, 0.0], [-1.0, 5.0]):  # one step, a constant, zero, both signs
+        drawn, points, scale = page.chart("g", {"": (range(1, len(values) + 1), values)}, 0)
+        assert points == {"": [list(range(1, len(values) + 1)), values]} and not scale and "nan" not in drawn
+
+
+def test_a_resumed_run_goes_on_with_its_curves(make):
+    whole = make(name="whole")
+    whole.begin()
+    fill(whole, 1, 20)
+    whole.end("finished")
+    killed = make(name="killed")
+    killed.begin()
+    fill(killed, 1, 13)  # three steps after its checkpoint
+    with (killed.folder / LOSSES_NAME).open("a") as file:
+        file.write('{"step": 14, "sec')
+    resumed = make(name="killed")
+    resumed.begin(10)
+    assert read_losses(resumed.folder) == read_losses(whole.folder)[:10]
+    fill(resumed, 11, 20)
+    resumed.end("finished")
+    assert read_losses(resumed.folder) == read_losses(whole.folder)
+    first, second = check_run(whole.folder, 20), check_run(resumed.folder, 20)
+    assert first.polylines == second.polylines and first.curves == second.curves
+    anew = make(name="killed")
+    anew.begin()
+    assert read_losses(anew.folder) == [] and not anew.curves
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def test_whatever_a_run_is_called_is_text(make, monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["/usr/bin/python3", "training/hyperdomainnet.py", "--text", EVIL])
+    report = make(name="a <b> & 'c'", title=EVIL)
+    report.facts, report.data, report.settings = {EVIL: EVIL}, EVIL, {EVIL: [EVIL]}
+    report.begin()
+    report.add(1, {"</title><script>x": 1.0, EVIL: 2.0})
+    report.end("diverged", EVIL)
+    found = read_page(report.folder)  # which refuses scripts, handlers and addresses
+    assert found.text.count("<script>alert(1)</script>") >= 7 and "a <b> & 'c'" in found.text
+    assert set(found.curves) == {"</title><script>x", EVIL} and not found.links
+    assert "training/hyperdomainnet.py --text '</script>" in found.text
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "why"),
+    [
+        (TrainingDiverged("loss 'g' became nan at step 3"), "diverged", "loss 'g' became nan at step 3"),
+        (KeyboardInterrupt(), "stopped", "by hand"),
+        (OSError("disk full"), "stopped", "OSError: disk full"),
+    ],
+)
+def test_a_run_that_fails_says_so(make, error, state, why):
+    class Run:
+        report = make()
+
+        @reported
+        def train(self):
+            self.report.begin()
+            fill(self.report, 1, 2)
+            raise error
+
+    with pytest.raises(type(error)):
+        Run().train()
+    found = read_page(Run.report.folder)
+    assert found.state == state and why in found.text and "step 2 of 20" in found.text
+
+
+def test_a_run_that_never_began_leaves_the_page_of_another(make):
+    report = make()
+    report.begin()
+    fill(report, 1, 1)
+    report.end("finished")
+    before = (report.folder / PAGE_NAME).read_bytes()
+    with pytest.raises(ValueError), make().watched():
+        raise ValueError("holds a run with other settings")
+    assert (report.folder / PAGE_NAME).read_bytes() == before
+    assert sorted(path.name for path in report.folder.iterdir()) == [LOSSES_NAME, PAGE_NAME]  # nothing half-written
+
+
+def test_pictures_over_time(make):
+    report = make(400, shared=32)
+    report.begin()
+    base = torch.rand(3, 32, 8 * 32) * 2 - 1
+    report.show(0, torch.cat([base, base], 1))
+    report.write()
+    fresh = Page((report.folder / PAGE_NAME).read_text())
+    assert fresh.state == "running" and "Pictures of the same latents at step 0" in fresh.images
+    for step in range(10, 410, 10):
+        report.add(step, {"d": 1.0})
+        report.show(step, torch.cat([base, torch.rand(3, 32, 8 * 32) * 2 - 1], 1))
+    report.end("finished")
+    found = read_page(report.folder)
+    assert Image.open(report.folder / "samples" / "step-000400.png").size == (256, 64)
+    strips = [x for x in found.images if "latent" in x]
+    assert strips[0] == "Pictures of the base, a column for each latent" and len(strips) <= 1 + page.MOST_GRIDS
+    assert strips[-1].endswith("at step 400") and not any(x.endswith("at step 0") for x in strips)  # as the base
+    assert [x for x in found.images if x.startswith("training")] == [f"training image {i}" for i in range(1, 13)]
+    resumed = make(400, shared=32)
+    resumed.begin(200)  # what came after belongs to another past
+    assert max(step for step, _ in resumed.grids()) == 200
+
+
+def test_the_page_stays_small_and_is_written_fast(make):
+    report = make(400, shared=256)
+    report.images = torch.randint(0, 256, (12, 3, 256, 256), dtype=torch.uint8)
+    report.begin()
+    began = time.perf_counter()
+    for step in range(1, 401):
+        report.add(step, {name: told(step)["d"] for name in "abcdefghij"})
+    each = (time.perf_counter() - began) / 400
+    noise = torch.rand(3, 768, 1536) * 2 - 1  # pictures that no JPEG makes small
+    for step in (200, 300, 400):
+        report.show(step, noise)
+    report.end("finished")
+    assert (report.folder / PAGE_NAME).stat().st_size < 3_000_000
+    assert each < 0.01  # seconds; a step of the smallest real run takes a hundred times that
+
+
+def test_rounds_share_a_page(make):
+    whole = make(8, name="run", title="lottery")
+    for number in range(2):
+        part = make(4, name=f"run/round-0{number}", tag=f"round-0{number}/")
+        part.parent, part.facts["Pruned"] = whole, f"generator {number * 20}.00%"
+        whole.rounds[f"round-0{number}"] = part
+        part.begin()
+        fill(part, 1, 4)
+        part.end("finished")
+    assert read_page(whole.folder).state == "running"
+    whole.end("finished")
+    found = read_page(whole.folder)
+    assert found.state == "finished" and "step 8 of 8" in found.text and "generator 20.00%" in found.text
+    assert found.links == ["round-00/report.html", "round-01/report.html"]
+    assert all(set(series) == {"round-00", "round-01"} for series in found.curves.values())
+    assert found.curves["d"]["round-01"][1] == page.smooth(np.array([told(s)["d"] for s in range(1, 5)])).tolist()
+    assert not (whole.folder / LOSSES_NAME).exists()
+
+
+# -------------------------------------------------------------------------------------------------------- every script
+
+
+def test_distillation_keeps_a_report(script, features, tmp_path, monkeypatch):
+    from conftest import tiny_mobile
+
+    from fewshot_gan.pipeline import FewShotGAN
+
+    distill = script("distill")
+    monkeypatch.setattr(distill, "load_features", lambda **kwargs: features)
+    monkeypatch.setattr(distill, "convert_checkpoint", lambda source: {"generator": tiny_mobile()})
+    work, out = tmp_path / "work", tmp_path / "pipeline"
+    options = [f"--work_dir={work}", f"--output_dir={out}", "--source=teacher", "--resolution=16", "--steps=4"]
+    options += ["--num_train=128", "--num_val=8", "--train_blocks=1", "--checkpointing_steps=2", "--d_steps=3"]
+    options += ["--d_channel_base=64", "--d_channel_max=8", "--num_threads=1", "--adversarial_start=0"]
+    save = torch.save
+
+    def kill(state, path):
+        save(state, path)
+        if state["step"] == 4:  # the checkpoint is not in its place yet
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", kill)
+        with pytest.raises(KeyboardInterrupt):
+            distill.main(options)
+    assert read_page(work).state == "stopped" and not out.exists()
+    distill.main(options)
+    found = read_page(work)
+    assert found.state == "finished" and "step 7 of 7" in found.text
+    losses = read_losses(work)
+    assert [step for step, _ in losses] == list(range(1, 8))
+    assert all(set(values) == {"d"} for _, values in losses[4:]) and "pixel" in losses[3][1]
+    assert FewShotGAN.from_pretrained(out).generator.resolution == 16
+    scalars, pictures = read_events(work)
+    assert [step for step, _ in scalars["pixel"]] == [1, 2, 3, 4, 3, 4] and pictures["samples"] == [2, 4]
+    assert "Pictures of the teacher, a column for each latent" in found.images
