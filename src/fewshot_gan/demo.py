@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 FACES = 8  # of the grid
 PREVIEW_FACES, PREVIEW_STEPS = 4, 5  # of a training: faces, and steps from one preview to the next
 PHOTO_PREVIEW_STEPS = 3
-PHOTO_STEPS, LOOK_STEPS = 150, 100
+PHOTO_STEPS, LOOK_STEPS = 150, 60
 PACE = {"photo": 0.35, "look": 2.8}  # seconds a step for ffhq on two cores, until one was measured here
 PATIENCE = 600.0  # seconds that work goes on while nobody looks at it
 VISITORS = 100  # whose looks are kept; of more the longest unseen is forgotten
@@ -526,24 +526,24 @@ def losses(history: Mapping[str, Sequence[float]]) -> str:
 
 
 CSS = """
-.gradio-container {max-width: 1240px !important; margin: 0 auto !important}
+.gradio-container {width: 100% !important; max-width: 1240px !important; margin: 0 auto !important}
 #top h1 {margin-bottom: .2em}
-.cells, .pictures {display: grid !important; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr))}
+.cells, .pictures {display: grid !important; gap: 16px 12px; grid-template-columns: repeat(4, minmax(0, 1fr))}
 .cells > div {min-width: 0 !important; gap: 4px !important}
+.cells figcaption, .pictures.small figcaption {display: none}
 .pictures.small {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: 8px}
-.picture {margin: 0}
+.picture {margin: 0 !important}
 .picture a {display: block; border-radius: 8px; overflow: hidden}
-.picture a:focus-visible {outline: 3px solid var(--color-accent)}
-.picture img {display: block; width: 100%; aspect-ratio: 1; object-fit: cover; margin: 0}
-.picture figcaption {font-size: .85rem; line-height: 1.3; padding: 4px 0 0; overflow-wrap: anywhere}
-.pictures.small figcaption {display: none}
+.picture a:focus-visible {outline: 3px solid var(--color-accent); outline-offset: 2px}
+.picture img {display: block; width: 100%; aspect-ratio: 1; object-fit: cover; margin: 0 !important}
+.picture figcaption {font-size: .9rem; line-height: 1.3; padding-top: 4px; overflow-wrap: anywhere}
 .job progress {width: 100%; height: 10px; accent-color: var(--color-accent)}
 .job p {margin: 4px 0}
 p.failed {color: #b3261e; font-weight: 600}
 .dark p.failed {color: #ffb4ab}
-.empty {border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 20px; margin: 0}
+.empty {border: 1px dashed var(--body-text-color-subdued); border-radius: 8px; padding: 20px; margin: 0}
 .losses {width: 100%; border-collapse: collapse}
-.losses caption {text-align: left; font-size: .85rem}
+.losses caption {text-align: left; font-size: .9rem}
 .losses th {text-align: left; font-weight: 400; padding: 2px 8px 2px 0}
 .losses svg {display: block; width: 100%; max-width: 240px; height: 24px}
 .losses polyline {fill: none; stroke: var(--color-accent); stroke-width: 1.5; vector-effect: non-scaling-stroke}
@@ -553,6 +553,17 @@ p.failed {color: #b3261e; font-weight: 600}
   .pictures.small {grid-template-columns: repeat(5, minmax(0, 1fr))}
 }
 """
+THEME = {  # plain labels, and grey that can be read
+    "block_title_background_fill": "none",
+    "block_title_text_color": "*body_text_color",
+    "block_title_text_weight": "600",
+    "block_title_padding": "0",
+    "block_label_background_fill": "none",
+    "block_label_text_color": "*body_text_color",
+    "block_label_text_weight": "600",
+    "block_info_text_color": "*neutral_600",
+    "block_info_text_color_dark": "*neutral_300",
+}
 ON_LOAD = """() => {
   document.documentElement.lang = "en";
   for (const id of ["drawn", "photo-status", "look-status"])
@@ -617,6 +628,7 @@ def page(studio: Studio):
 
     def watch_photo(key, chosen, strengths):
         shown = None
+        yield [gr.skip()] * 4
         for job in studio.watch(key, "photo"):
             pictures = gr.skip() if job.pictures is shown or not job.pictures else gallery(job.pictures)
             shown = job.pictures
@@ -634,6 +646,7 @@ def page(studio: Studio):
     def watch_look(key):
         shown, looks = None, studio.labels(key)
         same = [gr.skip()] * (2 + FACES)
+        yield [gr.skip()] * (5 + 2 + FACES)
         for job in studio.watch(key, "look"):
             pictures = gr.skip() if job.pictures is shown or not job.pictures else gallery(job.pictures)
             shown, more = job.pictures, same
@@ -660,7 +673,8 @@ def page(studio: Studio):
         return {**strengths, name: value}
 
     quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-    examples = sorted(str(path) for path in (embedded_datasets().get("pencil") or Path()).glob("*.png"))
+    pencil = embedded_datasets().get("pencil")
+    examples = sorted(str(path) for path in pencil.glob("*.png")) if pencil else []
     with gr.Blocks(title="fewshot_gan", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         key, strengths = gr.BrowserState(storage_key="fewshot-gan-demo"), gr.State({})
         gr.Markdown(
@@ -674,10 +688,12 @@ def page(studio: Studio):
                     studio.looks, value=studio.looks[:1], label="Looks", info="Tick any number: they are blended."
                 )
 
-                @gr.render(inputs=[chosen, strengths], triggers=[chosen.change, blocks.load], **quiet)
+                @gr.render(inputs=[chosen, strengths], triggers=[chosen.change, blocks.load], show_progress="hidden")
                 def sliders(names, kept):
                     for name in names:
-                        slider = gr.Slider(0, 1.5, kept.get(name, 1.0), step=0.05, label=f"Strength of {name}")
+                        slider = gr.Slider(
+                            0, 1.5, kept.get(name, 1.0), step=0.05, label=f"Strength of {name}", interactive=True
+                        )
                         slider.release(
                             lambda value, kept, name=name: strength(name, value, kept),
                             [slider, strengths],
@@ -709,10 +725,10 @@ def page(studio: Studio):
                 with gr.Tab("Your photo"):
                     gr.Markdown(
                         "The face should fill the photo's middle as faces fill the pictures of the base. You get a "
-                        "natural face in the same pose, rather like the person than the person."
+                        "natural face in the same pose that resembles the person; it is not a likeness."
                     )
                     photo = gr.Image(
-                        type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Photo", height=240,
+                        type="filepath", image_mode=None, sources=["upload"], label="Photo", height=240,
                         alt_text="Your photo",
                     )  # fmt: skip
                     photo_steps = gr.Slider(
@@ -826,7 +842,7 @@ def serve(
                 server_name=host,
                 server_port=port,
                 inbrowser=browser,
-                theme=gr.themes.Soft(**fonts),
+                theme=gr.themes.Soft(**fonts).set(**THEME),
                 css=CSS,
                 share=False,
                 ssr_mode=False,
