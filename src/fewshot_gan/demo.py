@@ -528,12 +528,14 @@ def losses(history: Mapping[str, Sequence[float]]) -> str:
 CSS = """
 .gradio-container {width: 100% !important; max-width: 1240px !important; margin: 0 auto !important}
 #top h1 {margin-bottom: .2em}
+.html-container {padding: 0 !important}
+.block:has(> .html-container > .prose:empty), [data-testid=status-tracker].hide {display: none !important}
 .cells, .pictures {display: grid !important; gap: 16px 12px; grid-template-columns: repeat(4, minmax(0, 1fr))}
 .cells > div {min-width: 0 !important; gap: 4px !important}
 .cells figcaption, .pictures.small figcaption {display: none}
 .pictures.small {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: 8px}
 .picture {margin: 0 !important}
-.picture a {display: block; border-radius: 8px; overflow: hidden}
+.picture a {display: block; padding: 0 !important; border-radius: 8px; overflow: hidden}
 .picture a:focus-visible {outline: 3px solid var(--color-accent); outline-offset: 2px}
 .picture img {display: block; width: 100%; aspect-ratio: 1; object-fit: cover; margin: 0 !important}
 .picture figcaption {font-size: .9rem; line-height: 1.3; padding-top: 4px; overflow-wrap: anywhere}
@@ -568,6 +570,9 @@ ON_LOAD = """() => {
   document.documentElement.lang = "en";
   for (const id of ["drawn", "photo-status", "look-status"])
     document.getElementById(id)?.setAttribute("aria-live", "polite");
+  const untranslated = '[aria-label^="common."]';
+  const name = () => document.querySelectorAll(untranslated).forEach(e => e.ariaLabel = e.ariaLabel.slice(7));
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});  // Gradio's untranslated ones
 }"""
 NO_PHOTO = (
     '<p class="empty">Your photo, the face that the base finds for it, and that face in the looks appear here.</p>'
@@ -665,8 +670,10 @@ def page(studio: Studio):
     def look_at(files):
         if not files:
             return ""
-        with in_one_sentence():
+        try:
             pictures = [(name, image.resize((128, 128))) for name, image in studio.squares(files)]
+        except ValueError as error:  # stays beside the files until they are others
+            return f'<p class="failed" role="alert">{escape(sentence(error))}</p>'
         return f"<p>{len(pictures)} pictures, as training sees them:</p>{gallery(pictures, 'small')}"
 
     def strength(name, value, strengths):
@@ -694,7 +701,7 @@ def page(studio: Studio):
                         slider = gr.Slider(
                             0, 1.5, kept.get(name, 1.0), step=0.05, label=f"Strength of {name}", interactive=True
                         )
-                        slider.release(
+                        slider.change(
                             lambda value, kept, name=name: strength(name, value, kept),
                             [slider, strengths],
                             strengths,
@@ -775,12 +782,13 @@ def page(studio: Studio):
         of_photo = [photo_status, found, find, stop_photo]
         of_look = [look_status, learning, curves, teach, stop_look, chosen, downloads, *own]
         faces = {"inputs": [key, seed, psi, chosen, strengths, *own], "outputs": [drawn, *cells], **quiet}
-        entered = blocks.load(enter, key, [key, chosen, downloads, *own], js=ON_LOAD, **quiet)
+        blocks.load(None, js=ON_LOAD)
+        entered = blocks.load(enter, key, [key, chosen, downloads, *own], **quiet)
         entered.then(draw, **faces)
         entered.then(draw_photo, looks, found, **quiet)
         entered.then(watch_photo, looks, of_photo, **quiet)
         entered.then(watch_look, key, of_look, **quiet)
-        changes = [seed.change, psi.release, chosen.change, strengths.change, *(choice.change for choice in own)]
+        changes = [seed.change, psi.change, chosen.change, strengths.change, *(choice.change for choice in own)]
         gr.on(changes, draw, **faces, trigger_mode="always_last")
         gr.on([chosen.change, strengths.change], draw_photo, looks, found, trigger_mode="always_last", **quiet)
         fresh.click(lambda: random.randrange(1_000_000), None, seed, **quiet)
