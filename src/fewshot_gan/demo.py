@@ -240,14 +240,14 @@ class Studio:
 
         Args:
             key: of the visitor.
-            chosen: looks and weights. Several are shown blended and one by one; none: all that there are.
+            chosen: looks and weights. Several are blended, then shown one by one as they are; none: all that there are.
         """
         visitor = self.visitor(key)
         if visitor.latents is None:
             return []
-        looks = [{name: weight} for name, weight in chosen.items()] or [{name: 1.0} for name in self.labels(key)]
-        if len(chosen) > 1:
-            looks.insert(0, dict(chosen))
+        looks = [dict(chosen)] if chosen else []
+        if len(chosen) != 1:
+            looks += [{name: 1.0} for name in chosen or self.labels(key)]
         drawn = self.draw(key, [{}, *looks], latents=visitor.latents)
         captions = ["Your photo", "Found face", *map(title, looks)]
         return list(zip(captions, [visitor.photo, *drawn], strict=True))
@@ -439,6 +439,11 @@ def pack(folder: Path, file: Path) -> None:
             archive.write(path, Path(folder.name) / path.relative_to(folder))
 
 
+def weights(chosen: Sequence[str], strengths: Mapping[str, float]) -> dict[str, float]:
+    """Looks with the strengths that were set; of the others each has its share, to a twentieth."""
+    return {name: strengths.get(name, max(1, round(20 / len(chosen))) / 20) for name in chosen}
+
+
 def look_of(choice: str, chosen: Mapping[str, float]) -> dict[str, float]:
     """The look of one picture: as chosen for all, none, or one alone."""
     if choice == CHOSEN:
@@ -531,7 +536,9 @@ CSS = """
 .html-container {padding: 0 !important}
 .block:has(> .html-container > .prose:empty), [data-testid=status-tracker].hide {display: none !important}
 .cells, .pictures {display: grid !important; gap: 16px 12px; grid-template-columns: repeat(4, minmax(0, 1fr))}
-.cells > div {min-width: 0 !important; gap: 4px !important}
+.cells > div {min-width: 0 !important; gap: 0 !important}
+.cells .block {border: 0 !important; background: none !important}
+.cells .block.padded {padding: 6px 2px !important}
 .cells figcaption, .pictures.small figcaption {display: none}
 .pictures.small {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: 8px}
 .picture {margin: 0 !important}
@@ -539,7 +546,10 @@ CSS = """
 .picture a:focus-visible {outline: 3px solid var(--color-accent); outline-offset: 2px}
 .picture img {display: block; width: 100%; aspect-ratio: 1; object-fit: cover; margin: 0 !important}
 .picture figcaption {font-size: .9rem; line-height: 1.3; padding-top: 4px; overflow-wrap: anywhere}
-.job progress {width: 100%; height: 10px; accent-color: var(--color-accent)}
+.job progress {width: 100%; height: 10px; appearance: none; border: 0; border-radius: 5px; overflow: hidden}
+.job progress, .job progress::-webkit-progress-bar {background: var(--border-color-primary)}
+.job progress::-webkit-progress-value {background: var(--color-accent)}
+.job progress::-moz-progress-bar {background: var(--color-accent)}
 .job p {margin: 4px 0}
 p.failed {color: #b3261e; font-weight: 600}
 .dark p.failed {color: #ffb4ab}
@@ -555,7 +565,11 @@ p.failed {color: #b3261e; font-weight: 600}
   .pictures.small {grid-template-columns: repeat(5, minmax(0, 1fr))}
 }
 """
-THEME = {  # plain labels, and grey that can be read
+THEME = {  # plain labels, blocks that can be told apart, and grey that can be read
+    "body_background_fill": "*neutral_50",
+    "block_border_width": "1px",
+    "block_border_color": "*neutral_200",
+    "slider_color": "*primary_500",
     "block_title_background_fill": "none",
     "block_title_text_color": "*body_text_color",
     "block_title_text_weight": "600",
@@ -594,9 +608,6 @@ def page(studio: Studio):
             yield
         except (ValueError, OSError, ImportError) as error:
             raise gr.Error(escape(sentence(error)), print_exception=False) from error
-
-    def weights(chosen, strengths):
-        return {name: strengths.get(name, 1.0) for name in chosen}
 
     def enter(key):
         key = studio.enter(key)
@@ -692,15 +703,13 @@ def page(studio: Studio):
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 chosen = gr.CheckboxGroup(
-                    studio.looks, value=studio.looks[:1], label="Looks", info="Tick any number: they are blended."
+                    studio.looks, value=studio.looks[:1], label="Looks", info="Tick any number: they blend."
                 )
 
                 @gr.render(inputs=[chosen, strengths], triggers=[chosen.change, blocks.load], show_progress="hidden")
                 def sliders(names, kept):
-                    for name in names:
-                        slider = gr.Slider(
-                            0, 1.5, kept.get(name, 1.0), step=0.05, label=f"Strength of {name}", interactive=True
-                        )
+                    for name, weight in weights(names, kept).items():
+                        slider = gr.Slider(0, 1.5, weight, step=0.05, label=f"Strength of {name}", interactive=True)
                         slider.change(
                             lambda value, kept, name=name: strength(name, value, kept),
                             [slider, strengths],
