@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -40,6 +41,7 @@ PHOTO_PREVIEW_STEPS = 3
 PHOTO_STEPS, LOOK_STEPS = 150, 60
 PACE = {"photo": 0.35, "look": 2.8}  # seconds a step for ffhq on two cores, until one was measured here
 PATIENCE = 600.0  # seconds that work goes on while nobody looks at it
+OWN_LOOKS = 20  # of a visitor
 VISITORS = 100  # whose looks are kept; of more the longest unseen is forgotten
 LABEL = re.compile(r"\w[\w -]{0,39}")
 CHOSEN, PLAIN = "As chosen", "No look"  # of one picture
@@ -322,6 +324,8 @@ class Studio:
             raise ValueError(f"the name {label!r}: use letters, digits, spaces and dashes, at most 40, like 'my look'")
         if label in self.labels(key) or label in (CHOSEN, PLAIN):
             raise ValueError(f"there is a look {label!r} already; choose another name")
+        if len(visitor.looks) >= OWN_LOOKS:
+            raise ValueError(f"you have {OWN_LOOKS} looks, which is the limit; download them and start the demo anew")
         if not files:
             raise ValueError("there are no pictures yet: choose about ten of the look first")
         squares = self.squares(files)  # refused before anything starts
@@ -660,17 +664,17 @@ def page(studio: Studio):
         yield from watch_photo(key, chosen, strengths)
 
     def watch_look(key):
-        shown, looks = None, studio.labels(key)
-        same = [gr.skip()] * (2 + FACES)
+        shown, same = None, [gr.skip()] * (2 + FACES)
         yield [gr.skip()] * (5 + 2 + FACES)
         for job in studio.watch(key, "look"):
             pictures = gr.skip() if job.pictures is shown or not job.pictures else gallery(job.pictures)
             shown, more = job.pictures, same
             if job.over and not job.pictures:
                 pictures = NO_LOOK
-            if (now := studio.labels(key)) != looks:
-                looks, choices = now, gr.Dropdown(choices=[CHOSEN, PLAIN, *now])
-                more = [gr.CheckboxGroup(choices=now, value=[now[-1]]), kept(key), *[choices] * FACES]
+            if job.state == "done":
+                looks = studio.labels(key)
+                choices = gr.Dropdown(choices=[CHOSEN, PLAIN, *looks])
+                more = [gr.CheckboxGroup(choices=looks, value=looks[-1:]), kept(key), *[choices] * FACES]
             yield progress(job, "Learning your look"), pictures, losses(job.history), *running(job), *more
 
     def start_look(key, files, name, steps):
@@ -687,8 +691,15 @@ def page(studio: Studio):
             return f'<p class="failed" role="alert">{escape(sentence(error))}</p>'
         return f"<p>{len(pictures)} pictures, as training sees them:</p>{gallery(pictures, 'small')}"
 
-    def strength(name, value, strengths):
-        return {**strengths, name: value}
+    def show_sliders(key, chosen, strengths):
+        shown, labels = weights(chosen, strengths), studio.labels(key)
+        return [
+            gr.Slider(visible=name in shown, value=shown.get(name, 1.0), label=f"Strength of {name}")
+            for name in [*labels, *[""] * (len(sliders) - len(labels))]
+        ]
+
+    def strength(key, value, strengths, number):
+        return {**strengths, studio.labels(key)[number]: value}
 
     quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
     pencil = embedded_datasets().get("pencil")
@@ -703,19 +714,24 @@ def page(studio: Studio):
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 chosen = gr.CheckboxGroup(
-                    studio.looks, value=studio.looks[:1], label="Looks", info="Tick any number: they blend."
+                    studio.looks,
+                    value=studio.looks[:1],
+                    label="Looks",
+                    info="Tick any number: they blend." if studio.looks else "None yet: teach one.",
                 )
 
-                @gr.render(inputs=[chosen, strengths], triggers=[chosen.change, blocks.load], show_progress="hidden")
-                def sliders(names, kept):
-                    for name, weight in weights(names, kept).items():
-                        slider = gr.Slider(0, 1.5, weight, step=0.05, label=f"Strength of {name}", interactive=True)
-                        slider.change(
-                            lambda value, kept, name=name: strength(name, value, kept),
-                            [slider, strengths],
-                            strengths,
-                            **quiet,
-                        )
+                sliders = [
+                    gr.Slider(
+                        0,
+                        1.5,
+                        1.0,
+                        step=0.05,
+                        label=f"Strength of {name}",
+                        interactive=True,
+                        visible=bool(name) and not i,
+                    )
+                    for i, name in enumerate([*studio.looks, *[""] * OWN_LOOKS])
+                ]
 
             with gr.Column(scale=3, min_width=300), gr.Tabs():
                 with gr.Tab("Faces"):
@@ -800,6 +816,9 @@ def page(studio: Studio):
         changes = [seed.change, psi.change, chosen.change, strengths.change, *(choice.change for choice in own)]
         gr.on(changes, draw, **faces, trigger_mode="always_last")
         gr.on([chosen.change, strengths.change], draw_photo, looks, found, trigger_mode="always_last", **quiet)
+        chosen.change(show_sliders, looks, sliders, **quiet)
+        for i, slider in enumerate(sliders):
+            slider.input(partial(strength, number=i), [key, slider, strengths], strengths, **quiet)
         fresh.click(lambda: random.randrange(1_000_000), None, seed, **quiet)
         find.click(start_photo, [key, photo, closeness, photo_steps, chosen, strengths], of_photo, **quiet)
         teach.click(start_look, [key, files, name, look_steps], of_look, **quiet)
