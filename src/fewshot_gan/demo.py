@@ -182,7 +182,7 @@ class Studio:
     # ------------------------------------------------------------------ visitors
 
     def enter(self, key: str | None) -> str:
-        """The key of a visitor: the one given, if it is one that this gave out before, else a new one."""
+        """The key of a visitor: the one given, if it looks like those given out here, else a new one."""
         return key if key is not None and re.fullmatch("[0-9a-f]{32}", str(key)) else uuid.uuid4().hex
 
     def visitor(self, key: str) -> Visitor:
@@ -491,10 +491,8 @@ def gallery(pictures: Sequence[tuple[str, Image.Image]], kind: str = "") -> str:
     return f'<div class="pictures {kind}">{figures}</div>'
 
 
-def progress(job: Job | None, doing: str) -> str:
+def progress(job: Job, doing: str) -> str:
     """How far a job is, and what became of it."""
-    if job is None:
-        return ""
     ended = {
         "done": f"Done: {job.steps} steps.",
         "stopped": f"Stopped after {job.done} of {job.steps} steps; nothing was kept.",
@@ -643,7 +641,7 @@ def page(studio: Studio):
 
     def running(job):
         """Start and stop buttons."""
-        on = job is not None and not job.over
+        on = not job.over
         return gr.Button(interactive=not on), gr.Button(visible=on, interactive=on and not job.stopping)
 
     def watch_photo(key, chosen, strengths):
@@ -708,7 +706,7 @@ def page(studio: Studio):
         key, strengths = gr.BrowserState(storage_key="fewshot-gan-demo"), gr.State({})
         gr.Markdown(
             "# One face generator, many looks\nDraw faces in the looks below, put your own photo into them, or teach "
-            "the generator a look from about ten pictures. Everything stays on this machine.",
+            "the generator a look from about ten pictures. Nothing leaves the machine that runs this page.",
             elem_id="top",
         )
         with gr.Row():
