@@ -459,6 +459,10 @@ def test_faces_in_the_browser(visit):
         v.page.locator(".cells .picture a").nth(1).click()
     assert download.value.suggested_filename == "face-0-2.png"
     assert Image.open(download.value.path()).size[0] in (32, 256)
+    for i, label in enumerate(v.page.get_by_role("group").get_by_role("checkbox").all()):
+        before = v.sources()
+        v.choose(f"Look of face {i + 3}", label.evaluate("box => box.closest('label').innerText.trim()"))
+        v.drawn(before, [i + 2])
     v.check()
     v.shot("mixed")
 
@@ -502,9 +506,12 @@ def test_a_photo_in_the_browser(visit, pictures, tmp_path, width):
     v.says("#photo-status", re.compile(r"Done: \d+ steps"))
     captions = v.page.locator("#found figcaption").all_inner_texts()
     assert captions[:2] == ["Your photo", "Found face"] and len(captions) == 3  # and the ticked look
-    for box in v.page.get_by_role("checkbox").all()[1:]:
-        box.click()
-    v.page.wait_for_function("document.querySelectorAll('#found figcaption').length > 4")
+    boxes = v.page.get_by_role("checkbox").all()
+    for box in boxes[1:]:
+        box.click()  # the blend and each alone
+    v.page.wait_for_function(
+        "count => document.querySelectorAll('#found figcaption').length === count", arg=3 + len(boxes)
+    )
     v.check()
     v.shot("photo_after")
 

@@ -571,7 +571,9 @@ THEME = {  # plain labels, blocks that can be told apart, and grey that can be r
     "body_background_fill": "*neutral_50",
     "block_border_width": "1px",
     "block_border_color": "*neutral_200",
-    "slider_color": "*primary_500",
+    "input_border_width": "1px",
+    "input_border_color": "*neutral_300",
+    "checkbox_border_color": "*neutral_400",
     "block_title_background_fill": "none",
     "block_title_text_color": "*body_text_color",
     "block_title_text_weight": "600",
@@ -866,6 +868,7 @@ def serve(
         OSError: the port is taken.
         ValueError, FileNotFoundError: what `Studio` refuses.
     """
+    print(f"loading {base} …", flush=True)
     gr = gradio()
     studio = Studio(base, adapters)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
