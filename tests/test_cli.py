@@ -21,7 +21,7 @@ from fewshot_gan.cards import GAP
 from fewshot_gan.cli import app
 from fewshot_gan.version import __version__
 
-COMMANDS = ("generate", "invert", "adapt", "convert", "push", "info", "list")
+COMMANDS = ("generate", "invert", "adapt", "demo", "convert", "push", "info", "list")
 
 
 @pytest.fixture

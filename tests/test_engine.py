@@ -127,6 +127,24 @@ def test_a_killed_run_continues_bit_for_bit(trainer, tmp_path, objective, cls, s
     assert any(not torch.equal(v, moved["objective"][k]) for k, v in first["objective"].items())
 
 
+def test_whoever_watches_can_end_a_run(trainer, tmp_path):
+    """`on_step` sees every step; what it raises is a kill, from which the run goes on as if nothing had been."""
+    seen = []
+
+    def watch(run, logs):
+        seen.append((run.step, sorted(logs)))
+        if run.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "watched").train(on_step=watch)
+    assert [step for step, _ in seen] == [1, 2, 3, 4] and all({"d", "g"} <= set(names) for _, names in seen)
+    assert not (tmp_path / "watched" / "adapter_config.json").exists()
+    resumed = trainer(tmp_path / "watched").train(on_step=lambda run, logs: seen.append((run.step, [])))
+    assert [step for step, _ in seen[4:]] == [4, 5, 6]  # from the checkpoint of step 3
+    assert_equal(dict(resumed.state_dict()), dict(trainer(tmp_path / "whole").train().state_dict()))
+
+
 def test_a_finished_run_stays_as_it_is(trainer, tmp_path):
     result = trainer(tmp_path, max_train_steps=2).train()
     before = (tmp_path / "adapter_model.safetensors").read_bytes()

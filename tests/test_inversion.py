@@ -76,6 +76,23 @@ def test_adapters_do_not_take_part_and_nothing_is_left_behind(pipe, known, featu
     assert (adapted * 2 - 1 - found.images).abs().max() > 0.01
 
 
+def test_whoever_watches_can_end_the_search(pipe, known, features):
+    seen = []
+    found = quiet(pipe, known, features, steps=3, batch_size=2, on_step=lambda *step: seen.append(step))
+    assert [(done, len(images)) for done, images in seen] == [(1, 2), (2, 2), (3, 2), (4, 1), (5, 1), (6, 1)]
+    assert all(images.shape[1:] == known.shape[1:] and not images.requires_grad for _, images in seen)
+    assert torch.equal(found.latents, quiet(pipe, known, features, steps=3, batch_size=2).latents)
+    trainable = [p.requires_grad for p in pipe.generator.parameters()]
+
+    def stop(done, images):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet(pipe, known, features, steps=3, on_step=stop)
+    assert [p.requires_grad for p in pipe.generator.parameters()] == trainable and any(trainable)
+
+
 def test_photos_from_files_and_pil(pipe, features, tmp_path):
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 64, 3), dtype=np.uint8))
     photo.save(tmp_path / "photo.png")

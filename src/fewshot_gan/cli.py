@@ -1,4 +1,4 @@
-"""`fewshot-gan`: generate, export, evaluate, invert, adapt, convert, push, info, list. Heavy imports are inside."""
+"""`fewshot-gan`: generate, export, evaluate, invert, adapt, demo, convert, push, info, list; light to import."""
 
 import glob
 import json
@@ -509,6 +509,29 @@ def adapt(
     with one_sentence(TrainingDiverged):
         adaptation.run(adaptation.parser(method.value).parse_args(argv))
     print(f"{out}  ({time.perf_counter() - start:.0f} s)")
+
+
+# --------------------------------------------------------------------------------------------------------------- demo
+
+
+@app.command()
+def demo(
+    base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="A look beside the embedded ones: folder or Hub repo; repeat for more.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of the page.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="127.0.0.1: this machine alone; 0.0.0.0: whoever can reach it.")
+    ] = "127.0.0.1",
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Serve the page without opening it.")] = False,
+):
+    """Open a page in the browser: faces in many looks, your photo, a look of your own."""
+    with one_sentence():
+        from .demo import serve
+
+        _quiet()
+        serve(base, adapter or [], host, port, not no_browser)
 
 
 # ------------------------------------------------------------------------------------------------------------ convert

@@ -150,6 +150,7 @@ def invert(
     perceptual="auto",
     batch_size: int = 4,
     progress: bool = True,
+    on_step: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Inversion:
     """Find latents whose pictures come close to `images`.
 
@@ -169,6 +170,8 @@ def invert(
             or a `FeatureNetwork`.
         batch_size: images optimised at once.
         progress: show a bar.
+        on_step: called after each step with the number of steps done, over all batches, and the pictures
+            `[B, 3, R, R]` it started from. What it raises ends the search.
 
     Raises:
         ValueError: an option or the images are out of range.
@@ -225,6 +228,8 @@ def invert(
                 loss.sum().backward()  # a sum: what one picture does leaves the others alone
                 optimizer.step()
                 bar.update()
+                if on_step is not None:
+                    on_step(start // batch_size * steps + step + 1, drawn.detach())
             with torch.no_grad():
                 latents = white.to_w(shared + offsets).expand(-1, generator.num_ws, -1)
                 drawn = draw(latents).clamp(-1, 1)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
@@ -276,8 +277,12 @@ def resolve(args: argparse.Namespace) -> tuple[TrainingConfig, Any]:
     return training, config
 
 
-def run(args: argparse.Namespace) -> Adapter:
+def run(args: argparse.Namespace, on_step: Callable[[Trainer, dict[str, float]], None] | None = None) -> Adapter:
     """Train, write the adapter with its card, and push it if asked.
+
+    Args:
+        args: of `parser`.
+        on_step: of `Trainer.train`: to watch a run, or to end it.
 
     Returns:
         The trained adapter.
@@ -353,7 +358,7 @@ def run(args: argparse.Namespace) -> Adapter:
     start_trackers(args, accelerator, args.method)
     if tailored and accelerator.is_main_process:
         keep_base(pipe, Path(base))
-    result = trainer.train()
+    result = trainer.train(on_step=on_step)
     grid = trainer.folder / "samples"
     if args.low_rank:
         result, grid = compress(result, training.output_dir, accelerator), None  # it was drawn before

@@ -5,7 +5,7 @@ Shape legend: B images, L `ws`, D `w_dim`, R resolution.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -333,11 +333,17 @@ class Trainer:
         return self.adapter if self.ema is None else self.ema
 
     @reported
-    def train(self, stop_after: int | None = None) -> Adapter:
+    def train(
+        self,
+        stop_after: int | None = None,
+        on_step: Callable[["Trainer", dict[str, float]], None] | None = None,
+    ) -> Adapter:
         """Run from the last checkpoint, if there is one, to `max_train_steps` and write the adapter.
 
         Args:
             stop_after: stop early at this step without finishing (as a kill would, for tests).
+            on_step: called after each step with this trainer and the step's losses. What it raises ends the run as a
+                kill would: the same settings go on from the last checkpoint.
 
         Raises:
             TrainingDiverged: a loss is not finite.
@@ -366,6 +372,8 @@ class Trainer:
                 self._samples()
             if kept or shown:
                 self.report.write()
+            if on_step is not None:
+                on_step(self, logs)
         bar.close()
         if self.step == config.max_train_steps:
             self.result.round_to_half()  # half the bytes, and what is returned is what is stored

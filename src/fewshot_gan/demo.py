@@ -1,0 +1,899 @@
+"""`fewshot-gan demo`: faces in many looks, your photo, and a look of your own, on a page in the browser.
+
+`Studio` does the work for all visitors with one pipeline and needs no Gradio; `page` lays it out.
+"""
+
+import base64
+import io
+import logging
+import os
+import random
+import re
+import tempfile
+import threading
+import time
+import uuid
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from html import escape
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .cards import PUBLISHED, portable_base
+from .generation import device
+from .hub import embedded_adapters, embedded_bases, embedded_datasets
+from .images import read_image, square, to_bytes, to_floats
+from .pipeline import FewShotGAN
+
+logger = logging.getLogger(__name__)
+
+FACES = 8  # of the grid
+PREVIEW_FACES, PREVIEW_STEPS = 4, 5  # of a training: faces, and steps from one preview to the next
+PHOTO_PREVIEW_STEPS = 3
+PHOTO_STEPS, LOOK_STEPS = 150, 60
+PACE = {"photo": 0.35, "look": 2.8}  # seconds a step for ffhq on two cores, until one was measured here
+PATIENCE = 600.0  # seconds that work goes on while nobody looks at it
+OWN_LOOKS = 20  # of a visitor
+VISITORS = 100  # whose looks are kept; of more the longest unseen is forgotten
+LABEL = re.compile(r"\w[\w -]{0,39}")
+CHOSEN, PLAIN = "As chosen", "No look"  # of one picture
+MISSING = "the demo needs the {} package, which is not installed: pip install 'fewshot_gan[demo]'"
+
+
+class Stopped(Exception):
+    """The visitor stopped a job, or is gone."""
+
+
+class Job:
+    """Work in the background that says how far it is and ends between two steps when it is told to.
+
+    Attributes:
+        steps, done: of them.
+        state: "waiting", "running", "done", "stopped" or "failed".
+        pictures: captions and pictures of the moment.
+        history: name → values of the losses so far.
+        error: one sentence, of a failed one.
+    """
+
+    def __init__(self, kind: str, steps: int):
+        self.kind, self.steps, self.done, self.state, self.error = kind, steps, 0, "waiting", ""
+        self.pictures: list[tuple[str, Image.Image]] = []
+        self.history: dict[str, list[float]] = {}
+        self.watched = time.monotonic()
+        self._started: float | None = None  # when the first step was done
+        self._latest = 0.0
+        self._stop = threading.Event()
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("done", "stopped", "failed")
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set() and not self.over
+
+    def stop(self) -> None:
+        """End it after the step at hand."""
+        self._stop.set()
+
+    def go_on(self) -> None:
+        """Asked by the work between two steps.
+
+        Raises:
+            Stopped: there shall be no other step.
+        """
+        if self._stop.is_set() or time.monotonic() - self.watched > PATIENCE:
+            raise Stopped
+
+    def report(self, done: int, pictures=None, losses: Mapping[str, float] | None = None) -> None:
+        """Called by the work after each step; raises what `go_on` does."""
+        self.done, self._latest = done, time.monotonic()
+        self._started = self._started or self._latest
+        self.pictures = self.pictures if pictures is None else pictures
+        for name, value in (losses or {}).items():
+            self.history.setdefault(name, []).append(value)
+        self.go_on()
+
+    def run(self, work: Callable[["Job"], None]) -> None:
+        """Do the work; whatever it raises ends up in `state` and `error`."""
+        try:
+            self.go_on()
+            self.state = "running"
+            work(self)
+            self.state = "done"
+        except Stopped:
+            self.state = "stopped"
+        except Exception as error:  # a thread has nobody else to tell
+            if not isinstance(error, ValueError | OSError | ImportError):
+                logger.exception("the demo's work failed")
+            self.error, self.state = sentence(error), "failed"
+
+    def pace(self) -> float | None:
+        """Seconds a step, once two are done."""
+        return (self._latest - self._started) / (self.done - 1) if self.done > 1 else None
+
+    def remaining(self) -> float | None:
+        """Seconds until it is done, once two steps are."""
+        pace = self.pace()
+        return None if pace is None else pace * (self.steps - self.done)
+
+
+@dataclass
+class Visitor:
+    """What belongs to one browser: nobody else sees it.
+
+    Attributes:
+        looks: name of a look as its maker calls it → its name in the pipeline.
+        files: name of a look → zip file.
+        photo: the cropped photo, None before one was found.
+        latents: w+ `[1, num_ws, w_dim]` of the photo.
+        jobs: "photo" and "look" → the latest of the kind.
+    """
+
+    looks: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    photo: Image.Image | None = None
+    latents: torch.Tensor | None = None
+    jobs: dict[str, Job] = field(default_factory=dict)
+
+
+class Studio:
+    """Draws, finds photos and teaches looks, for several visitors at once.
+
+    Calls of the pipeline say which looks they want, so nothing is active between them. Of each kind one job runs at a
+    time, others wait; jobs work on generators of their own, so drawing waits for no job.
+
+    Args:
+        base: embedded name, folder or Hub repo.
+        adapters: sources of looks beside those embedded for the base.
+    """
+
+    def __init__(self, base: str = "ffhq", adapters: Sequence[str] = ()):
+        self.pipe = FewShotGAN.from_pretrained(base).to(device())
+        sources = list(embedded_adapters(base)) if base in embedded_bases() else []
+        for source in [*sources, *adapters]:
+            self.pipe.load_adapter(source)
+        self.base, self.looks = base, self.pipe.get_list_adapters()
+        self.pace = dict(PACE)
+        self.measured: set[str] = set()
+        self._visitors: OrderedDict[str, Visitor] = OrderedDict()
+        self._lock = threading.RLock()  # of the pipeline and of the visitors
+        self._pools = {kind: ThreadPoolExecutor(1, thread_name_prefix=f"demo-{kind}") for kind in PACE}
+        self._folder = tempfile.TemporaryDirectory(prefix="fewshot-gan-demo-")
+        self._finder: FewShotGAN | None = None
+
+    def close(self) -> None:
+        """Stop all work, wait for its steps at hand, and delete the files."""
+        for visitor in self._visitors.values():
+            for job in visitor.jobs.values():
+                job.stop()
+        for pool in self._pools.values():
+            pool.shutdown(cancel_futures=True)
+        self._folder.cleanup()
+
+    # ------------------------------------------------------------------ visitors
+
+    def enter(self, key: str | None) -> str:
+        """The key of a visitor: the one given, if it looks like those given out here, else a new one."""
+        return key if key is not None and re.fullmatch("[0-9a-f]{32}", str(key)) else uuid.uuid4().hex
+
+    def visitor(self, key: str) -> Visitor:
+        """What belongs to the visitor of that key."""
+        with self._lock:
+            found = self._visitors.setdefault(key, Visitor())
+            self._visitors.move_to_end(key)
+            for old in list(self._visitors)[:-VISITORS]:
+                if all(job.over for job in self._visitors[old].jobs.values()):
+                    gone = self._visitors.pop(old)
+                    self.pipe.delete_adapters(list(gone.looks.values()))
+                    for file in gone.files.values():
+                        file.unlink(missing_ok=True)
+        return found
+
+    def labels(self, key: str) -> list[str]:
+        """Names of the looks that this visitor can choose."""
+        return [*self.looks, *self.visitor(key).looks]
+
+    # ------------------------------------------------------------------ pictures
+
+    def draw(
+        self,
+        key: str,
+        looks: Sequence[Mapping[str, float]],
+        *,
+        seed: int = 0,
+        psi: float | None = None,
+        latents: torch.Tensor | None = None,
+    ) -> list[Image.Image]:
+        """A picture per look.
+
+        Args:
+            key: of the visitor.
+            looks: names as this visitor knows them, with weights; none: the base.
+            seed: picture i is that of `pipe(n, seed=seed)`, whatever the looks.
+            psi: truncation; None: the base's own.
+            latents: w+ `[1, num_ws, w_dim]`, drawn in every look instead of faces of the seed.
+
+        Raises:
+            ValueError: a look that this visitor does not have, or a number out of range.
+        """
+        own = self.visitor(key).looks
+        for name in (name for look in looks for name in look if name not in self.looks and name not in own):
+            raise ValueError(f"there is no look {name!r}; there are {', '.join(self.labels(key)) or 'none'}")
+        named = [{own.get(name, name): weight for name, weight in look.items()} for look in looks]
+        options = {"seed": seed, "truncation_psi": psi}
+        if latents is not None:
+            options = {"latents": latents.expand(len(looks), -1, -1), "seed": seed}
+        with self._lock:
+            return self.pipe(
+                len(looks), adapter_names=named, class_labels=self.pipe.some_labels(len(looks)), **options
+            ).images
+
+    def photo_in(self, key: str, chosen: Mapping[str, float]) -> list[tuple[str, Image.Image]]:
+        """The visitor's photo as it was given, as the base draws it, and in looks; nothing before it was found.
+
+        Args:
+            key: of the visitor.
+            chosen: looks and weights. Several are blended, then shown one by one as they are; none: all that there are.
+        """
+        visitor = self.visitor(key)
+        if visitor.latents is None:
+            return []
+        looks = [dict(chosen)] if chosen else []
+        if len(chosen) != 1:
+            looks += [{name: 1.0} for name in chosen or self.labels(key)]
+        drawn = self.draw(key, [{}, *looks], latents=visitor.latents)
+        captions = ["Your photo", "Found face", *map(title, looks)]
+        return list(zip(captions, [visitor.photo, *drawn], strict=True))
+
+    def squares(self, files: Sequence[str]) -> list[tuple[str, Image.Image]]:
+        """Uploaded pictures, by their names, as training sees them.
+
+        Raises:
+            ValueError: one cannot be read, or is too small.
+        """
+        size = self.pipe.generator.resolution
+        return [(Path(file).name, as_image(square(read_named(file), size, Path(file).name))) for file in files]
+
+    # ------------------------------------------------------------------ jobs
+
+    def expected(self, kind: str, steps: int) -> str:
+        """How long that many steps take, in words."""
+        here = "on this machine" if kind in self.measured else "on two cores"
+        return f"{steps} steps take {duration(steps * self.pace[kind])} {here}"
+
+    def find_photo(self, key: str, path: str | None, space: str = "w", steps: int = PHOTO_STEPS) -> Job:
+        """Start to look for the latent of a photo.
+
+        Raises:
+            ValueError: no photo, one that cannot be read or is too small, or another is being looked for.
+        """
+        if path is None:
+            raise ValueError("there is no photo yet: choose one first")
+        photo = square(read_named(path), self.pipe.generator.resolution, "the photo")
+        visitor = self.visitor(key)
+
+        def work(job: Job) -> None:
+            self._finder = self._finder or FewShotGAN.from_pretrained(self.base).to(device())
+            cropped = as_image(photo)
+
+            def on_step(done, drawn):
+                shown = None
+                if done % PHOTO_PREVIEW_STEPS == 1:
+                    shown = [("Your photo", cropped), ("Found so far", as_image(to_bytes(drawn[0].cpu())))]
+                job.report(done, shown)
+
+            job.pictures = [("Your photo", cropped)]
+            found = self._finder.invert(
+                to_floats(photo)[None], space=space, steps=steps, progress=False, on_step=on_step
+            )
+            visitor.photo, visitor.latents = cropped, found.latents
+
+        return self._start(visitor, Job("photo", steps), work)
+
+    def teach(self, key: str, files: Sequence[str], label: str, steps: int = LOOK_STEPS, seed: int = 0) -> Job:
+        """Start to teach a look: LFS-GAN on the uploaded pictures. Afterwards the visitor has it, and its zip file.
+
+        Args:
+            key: of the visitor.
+            files: pictures.
+            label: what to call the look.
+            steps: of training.
+            seed: of everything random.
+
+        Raises:
+            ValueError: no pictures, a name that cannot be one or is taken, or another look is being taught.
+            ImportError: packages of training are missing.
+        """
+        try:
+            from .training import adapt
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("fewshot_gan"):
+                raise
+            raise ImportError(MISSING.format(error.name)) from error
+        visitor, label = self.visitor(key), " ".join((label or "").split())
+        if not LABEL.fullmatch(label):
+            raise ValueError(f"the name {label!r}: use letters, digits, spaces and dashes, at most 40, like 'my look'")
+        if label in self.labels(key) or label in (CHOSEN, PLAIN):
+            raise ValueError(f"there is a look {label!r} already; choose another name")
+        if len(visitor.looks) >= OWN_LOOKS:
+            raise ValueError(f"you have {OWN_LOOKS} looks, which is the limit; download them and start the demo anew")
+        if not files:
+            raise ValueError("there are no pictures yet: choose about ten of the look first")
+        squares = self.squares(files)  # refused before anything starts
+
+        def work(job: Job) -> None:
+            with tempfile.TemporaryDirectory(dir=self._folder.name) as temp:
+                pictures, run, preview = Path(temp) / "pictures", Path(temp) / label, f"{key}-preview"
+                pictures.mkdir()
+                for i, (_, image) in enumerate(squares):
+                    image.save(pictures / f"{i:03d}.png")
+                options = {"base": self.base, "data": pictures, "output_dir": run, "max_train_steps": steps}
+                options |= {"checkpointing_steps": steps, "sample_steps": steps, "report_to": "none", "seed": seed}
+                options["num_threads"] = torch.get_num_threads()
+
+                def faces(looks, name):
+                    with self._lock:
+                        images = self.pipe(PREVIEW_FACES, seed=seed, adapter_names=[looks] * PREVIEW_FACES).images
+                    return [(f"{name} {i + 1}", image) for i, image in enumerate(images)]
+
+                def on_step(trainer, losses):
+                    shown = None
+                    if trainer.step % PREVIEW_STEPS == 0 or trainer.step == 1:
+                        with self._lock:
+                            there = preview in self.pipe.get_list_adapters()
+                            self.pipe.load_adapter(deepcopy(trainer.result), preview, hotswap=there)
+                            shown = faces({preview: 1.0}, f"Step {trainer.step}, face")
+                    job.report(trainer.step, shown, losses)
+
+                before = faces({}, "Base, face")
+                job.pictures = before
+                try:
+                    adapter = adapt.run(
+                        adapt.parser("lfs_gan").parse_args([f"--{name}={value}" for name, value in options.items()]),
+                        on_step=on_step,
+                    )
+                except (ValueError, OSError) as error:  # it need not know where the upload lies
+                    raise ValueError(sentence(error).replace(str(pictures), "the upload")) from error
+                finally:
+                    with self._lock:
+                        if preview in self.pipe.get_list_adapters():
+                            self.pipe.delete_adapters(preview)
+                base = portable_base(adapter.config, self.base)
+                adapter.register_to_config(base_model_name_or_path=base)
+                adapter.save_pretrained(run)
+                file = Path(tempfile.mkdtemp(dir=self._folder.name)) / f"{label}.zip"
+                pack(run, file)
+                with self._lock:
+                    self.pipe.load_adapter(adapter, f"{key}-{label}")
+                    visitor.looks[label], visitor.files[label] = f"{key}-{label}", file
+                    after = faces({f"{key}-{label}": 1.0}, f"{label}, face")
+                job.pictures = [picture for pair in zip(before, after, strict=True) for picture in pair]
+
+        return self._start(visitor, Job("look", steps), work)
+
+    def _start(self, visitor: Visitor, job: Job, work: Callable[[Job], None]) -> Job:
+        with self._lock:
+            if job.kind in visitor.jobs and not visitor.jobs[job.kind].over:
+                raise ValueError("one is on its way already; wait for it, or stop it first")
+            visitor.jobs[job.kind] = job
+
+        def run():
+            job.run(work)
+            if job.pace():
+                self.pace[job.kind] = job.pace()
+                self.measured.add(job.kind)
+
+        self._pools[job.kind].submit(run)
+        return job
+
+    def stop(self, key: str, kind: str) -> None:
+        """Stop the visitor's job of that kind, if one is on its way."""
+        if kind in (jobs := self.visitor(key).jobs):
+            jobs[kind].stop()
+
+    def watch(self, key: str, kind: str, every: float = 0.5) -> Iterator[Job]:
+        """The visitor's latest job of that kind, again and again until it is over; nothing where there is none."""
+        job = self.visitor(key).jobs.get(kind)
+        while job is not None:
+            job.watched, over = time.monotonic(), job.over
+            yield job
+            if over:
+                return
+            time.sleep(every)
+
+
+# ------------------------------------------------------------------------------------------------------ small helpers
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_named(file: str) -> Image.Image:
+    """`read_image`, whose errors call an uploaded file by its name.
+
+    Raises:
+        ValueError: it is not there, or cannot be read.
+    """
+    try:
+        return read_image(file)
+    except (ValueError, OSError) as error:
+        raise ValueError(sentence(error).replace(str(file), Path(file).name)) from error
+
+
+def as_image(picture: torch.Tensor) -> Image.Image:
+    """uint8 `[3, H, W]` → PIL."""
+    return Image.fromarray(picture.permute(1, 2, 0).numpy())
+
+
+def pack(folder: Path, file: Path) -> None:
+    """Zip an adapter's published files, in a folder of the adapter's name."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)}):
+            archive.write(path, Path(folder.name) / path.relative_to(folder))
+
+
+def weights(chosen: Sequence[str], strengths: Mapping[str, float]) -> dict[str, float]:
+    """Looks with the strengths that were set; of the others each has its share, to a twentieth."""
+    return {name: strengths.get(name, max(1, round(20 / len(chosen))) / 20) for name in chosen}
+
+
+def look_of(choice: str, chosen: Mapping[str, float]) -> dict[str, float]:
+    """The look of one picture: as chosen for all, none, or one alone."""
+    if choice == CHOSEN:
+        return dict(chosen)
+    return {} if choice == PLAIN else {choice: 1.0}
+
+
+def title(look: Mapping[str, float]) -> str:
+    """A look in words: `sketch`, or `sketch 0.5 + ink`."""
+    return " + ".join(name if weight == 1 else f"{name} {weight:g}" for name, weight in look.items()) or "no look"
+
+
+def duration(seconds: float) -> str:
+    """In words, as exact as an estimate deserves."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds)) if seconds < 10 else 5 * round(seconds / 5)} s"
+    if seconds < 5400:
+        return f"about {round(seconds / 60)} min"
+    return f"about {seconds / 3600:.1f} hours"
+
+
+# --------------------------------------------------------------------------------------------------- pieces of the page
+
+
+def figure(caption: str, image: Image.Image, file: str = "picture") -> str:
+    """A picture with its caption; clicked or entered, it is saved."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    name, caption = escape(f"{file}.png", quote=True), escape(caption, quote=True)
+    return (
+        f'<figure class="picture"><a href="#" download="{name}" title="Save {name}" '
+        f'onclick="this.href=this.querySelector(\'img\').src"><img src="{source}" alt="{caption}"></a>'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def gallery(pictures: Sequence[tuple[str, Image.Image]], kind: str = "") -> str:
+    """Pictures side by side, as many as fit."""
+    figures = "".join(figure(caption, image, re.sub(r"\W+", "-", caption).strip("-")) for caption, image in pictures)
+    return f'<div class="pictures {kind}">{figures}</div>'
+
+
+def progress(job: Job, doing: str) -> str:
+    """How far a job is, and what became of it."""
+    ended = {
+        "done": f"Done: {job.steps} steps.",
+        "stopped": f"Stopped after {job.done} of {job.steps} steps; nothing was kept.",
+        "failed": job.error,
+    }
+    if job.over:
+        role = "alert" if job.state == "failed" else "status"
+        return f'<p class="job {job.state}" role="{role}">{escape(ended[job.state])}</p>'
+    left = job.remaining()
+    if job.stopping:
+        now = "Stopping after the step at hand …"
+    elif job.state == "waiting":
+        now = "Waiting: another visitor's is on its way, yours comes next …"
+    elif job.done == 0:
+        now = "Getting ready: loading the networks …"
+    else:
+        now = f"Step {job.done} of {job.steps}"
+        now += f" · {duration(left)} left" if left is not None else ""
+        now += f" · {job.pace():.1f} s a step" if left is not None else ""
+    return (
+        f'<div class="job"><p>{escape(doing)}</p><progress max="{job.steps}" value="{job.done}" '
+        f'aria-label="{escape(doing, quote=True)}"></progress><p>{escape(now)}</p></div>'
+    )
+
+
+def losses(history: Mapping[str, Sequence[float]]) -> str:
+    """A row per loss: its name, its line, its last value."""
+    rows = []
+    for name, values in history.items():
+        low, high = min(values), max(values)
+        points = " ".join(
+            f"{120 * i / max(1, len(values) - 1):.1f},{2 + 20 * (high - value) / ((high - low) or 1):.1f}"
+            for i, value in enumerate(values)
+        )
+        line = f'<svg viewBox="0 0 120 24" aria-hidden="true"><polyline points="{points}"/></svg>'
+        rows.append(f"<tr><th scope='row'>{escape(name)}</th><td>{line}</td><td>{values[-1]:.3g}</td></tr>")
+    return f'<table class="losses"><caption>From first step to last</caption>{"".join(rows)}</table>' if rows else ""
+
+
+CSS = """
+.gradio-container {width: 100% !important; max-width: 1240px !important; margin: 0 auto !important}
+#top h1 {margin-bottom: .2em}
+.html-container {padding: 0 !important}
+.block:has(> .html-container > .prose:empty), [data-testid=status-tracker].hide {display: none !important}
+.cells, .pictures {display: grid !important; gap: 16px 12px; grid-template-columns: repeat(4, minmax(0, 1fr))}
+.cells > div {min-width: 0 !important; gap: 0 !important}
+.cells .block {border: 0 !important; background: none !important}
+.cells .block.padded {padding: 6px 2px !important}
+.cells figcaption, .pictures.small figcaption {display: none}
+.pictures.small {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: 8px}
+.picture {margin: 0 !important}
+.picture a {display: block; padding: 0 !important; border-radius: 8px; overflow: hidden}
+.picture a:focus-visible {outline: 3px solid var(--color-accent); outline-offset: 2px}
+.picture img {display: block; width: 100%; aspect-ratio: 1; object-fit: cover; margin: 0 !important}
+.picture figcaption {font-size: .9rem; line-height: 1.3; padding-top: 4px; overflow-wrap: anywhere}
+.job progress {width: 100%; height: 10px; appearance: none; border: 0; border-radius: 5px; overflow: hidden}
+.job progress, .job progress::-webkit-progress-bar {background: var(--border-color-primary)}
+.job progress::-webkit-progress-value {background: var(--color-accent)}
+.job progress::-moz-progress-bar {background: var(--color-accent)}
+.job p {margin: 4px 0}
+p.failed {color: #b3261e; font-weight: 600}
+.dark p.failed {color: #ffb4ab}
+.empty {border: 1px dashed var(--body-text-color-subdued); border-radius: 8px; padding: 20px; margin: 0}
+.losses {width: 100%; border-collapse: collapse}
+.losses caption {text-align: left; font-size: .9rem}
+.losses th {text-align: left; font-weight: 400; padding: 2px 8px 2px 0}
+.losses svg {display: block; width: 100%; max-width: 240px; height: 24px}
+.losses polyline {fill: none; stroke: var(--color-accent); stroke-width: 1.5; vector-effect: non-scaling-stroke}
+@media (max-width: 640px) {
+  .gradio-container {padding: 8px !important}
+  .cells, .pictures {grid-template-columns: repeat(2, minmax(0, 1fr))}
+  .pictures.small {grid-template-columns: repeat(5, minmax(0, 1fr))}
+}
+"""
+THEME = {  # plain labels, blocks that can be told apart, and grey that can be read
+    "body_background_fill": "*neutral_50",
+    "block_border_width": "1px",
+    "block_border_color": "*neutral_200",
+    "input_border_width": "1px",
+    "input_border_color": "*neutral_300",
+    "checkbox_border_color": "*neutral_400",
+    "block_title_background_fill": "none",
+    "block_title_text_color": "*body_text_color",
+    "block_title_text_weight": "600",
+    "block_title_padding": "0",
+    "block_label_background_fill": "none",
+    "block_label_text_color": "*body_text_color",
+    "block_label_text_weight": "600",
+    "block_info_text_color": "*neutral_600",
+    "block_info_text_color_dark": "*neutral_300",
+}
+ON_LOAD = """() => {
+  document.documentElement.lang = "en";
+  for (const id of ["drawn", "photo-status", "look-status"])
+    document.getElementById(id)?.setAttribute("aria-live", "polite");
+  const untranslated = '[aria-label^="common."]';
+  const name = () => document.querySelectorAll(untranslated).forEach(e => e.ariaLabel = e.ariaLabel.slice(7));
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});  // Gradio's untranslated ones
+}"""
+NO_PHOTO = (
+    '<p class="empty">Your photo, the face that the base finds for it, and that face in the looks appear here.</p>'
+)
+NO_LOOK = '<p class="empty">Four faces in your look appear here, and change as it learns.</p>'
+
+
+def page(studio: Studio):
+    """The page as `gradio.Blocks`.
+
+    Raises:
+        ImportError: Gradio is not installed.
+    """
+    gr = gradio()
+
+    @contextmanager
+    def in_one_sentence():
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as error:
+            raise gr.Error(escape(sentence(error)), print_exception=False) from error
+
+    def enter(key):
+        key = studio.enter(key)
+        looks = [CHOSEN, PLAIN, *studio.labels(key)]
+        return [key, gr.CheckboxGroup(choices=studio.labels(key)), kept(key), *[gr.Dropdown(choices=looks)] * FACES]
+
+    def kept(key):
+        files = [str(file) for file in studio.visitor(key).files.values()]
+        return gr.File(files or None, visible=bool(files))
+
+    def draw(key, seed, psi, chosen, strengths, *own):
+        with in_one_sentence():
+            if seed is None or not 0 <= seed < 2**32:
+                raise ValueError(f"seed {seed}: give a whole number from 0 to {2**32 - 1}")
+            yield [f"Drawing {FACES} faces …", *[gr.skip()] * FACES]
+            start, chosen = time.perf_counter(), weights(chosen, strengths)
+            looks = [look_of(choice, chosen) for choice in own]
+            images = studio.draw(key, looks, seed=int(seed), psi=psi)
+            cells = [
+                figure(f"Face {i + 1}: {title(look)}", image, f"face-{int(seed)}-{i + 1}")
+                for i, (look, image) in enumerate(zip(looks, images, strict=True))
+            ]
+            yield [f"{FACES} faces in {time.perf_counter() - start:.1f} s. Click a picture to save it.", *cells]
+
+    def draw_photo(key, chosen, strengths):
+        with in_one_sentence():
+            pictures = studio.photo_in(key, weights(chosen, strengths))
+        return gallery(pictures) if pictures else gr.skip()
+
+    def running(job):
+        """Start and stop buttons."""
+        on = not job.over
+        return gr.Button(interactive=not on), gr.Button(visible=on, interactive=on and not job.stopping)
+
+    def watch_photo(key, chosen, strengths):
+        shown = None
+        yield [gr.skip()] * 4
+        for job in studio.watch(key, "photo"):
+            pictures = gr.skip() if job.pictures is shown or not job.pictures else gallery(job.pictures)
+            shown = job.pictures
+            if job.state == "done":
+                pictures = draw_photo(key, chosen, strengths)
+            elif job.over:
+                pictures = draw_photo(key, chosen, strengths) if studio.visitor(key).photo else NO_PHOTO
+            yield progress(job, "Looking for your face among those the base can draw"), pictures, *running(job)
+
+    def start_photo(key, path, closeness, steps, chosen, strengths):
+        with in_one_sentence():
+            studio.find_photo(key, path, closeness, int(steps))
+        yield from watch_photo(key, chosen, strengths)
+
+    def watch_look(key):
+        shown, same = None, [gr.skip()] * (2 + FACES)
+        yield [gr.skip()] * (5 + 2 + FACES)
+        for job in studio.watch(key, "look"):
+            pictures = gr.skip() if job.pictures is shown or not job.pictures else gallery(job.pictures)
+            shown, more = job.pictures, same
+            if job.over and not job.pictures:
+                pictures = NO_LOOK
+            if job.state == "done":
+                looks = studio.labels(key)
+                choices = gr.Dropdown(choices=[CHOSEN, PLAIN, *looks])
+                more = [gr.CheckboxGroup(choices=looks, value=looks[-1:]), kept(key), *[choices] * FACES]
+            yield progress(job, "Learning your look"), pictures, losses(job.history), *running(job), *more
+
+    def start_look(key, files, name, steps):
+        with in_one_sentence():
+            studio.teach(key, files or [], name, int(steps))
+        yield from watch_look(key)
+
+    def look_at(files):
+        if not files:
+            return ""
+        try:
+            pictures = [(name, image.resize((128, 128))) for name, image in studio.squares(files)]
+        except ValueError as error:  # stays beside the files until they are others
+            return f'<p class="failed" role="alert">{escape(sentence(error))}</p>'
+        return f"<p>{len(pictures)} pictures, as training sees them:</p>{gallery(pictures, 'small')}"
+
+    def show_sliders(key, chosen, strengths):
+        shown, labels = weights(chosen, strengths), studio.labels(key)
+        return [
+            gr.Slider(visible=name in shown, value=shown.get(name, 1.0), label=f"Strength of {name}")
+            for name in [*labels, *[""] * (len(sliders) - len(labels))]
+        ]
+
+    def strength(key, value, strengths, number):
+        return {**strengths, studio.labels(key)[number]: value}
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+    pencil = embedded_datasets().get("pencil")
+    examples = sorted(str(path) for path in pencil.glob("*.png")) if pencil else []
+    with gr.Blocks(title="fewshot_gan", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        key, strengths = gr.BrowserState(storage_key="fewshot-gan-demo"), gr.State({})
+        gr.Markdown(
+            "# One face generator, many looks\nDraw faces in the looks below, put your own photo into them, or teach "
+            "the generator a look from about ten pictures. Nothing leaves the machine that runs this page.",
+            elem_id="top",
+        )
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                chosen = gr.CheckboxGroup(
+                    studio.looks,
+                    value=studio.looks[:1],
+                    label="Looks",
+                    info="Tick any number: they blend." if studio.looks else "None yet: teach one.",
+                )
+
+                sliders = [
+                    gr.Slider(
+                        0,
+                        1.5,
+                        1.0,
+                        step=0.05,
+                        label=f"Strength of {name}",
+                        interactive=True,
+                        visible=bool(name) and not i,
+                    )
+                    for i, name in enumerate([*studio.looks, *[""] * OWN_LOOKS])
+                ]
+
+            with gr.Column(scale=3, min_width=300), gr.Tabs():
+                with gr.Tab("Faces"):
+                    with gr.Row(equal_height=True):
+                        seed = gr.Number(0, label="Seed", info="One seed, one set of faces.", precision=0, minimum=0)
+                        psi = gr.Slider(
+                            0, 1.2, studio.pipe.config.truncation_psi, step=0.05, label="Variety",
+                            info="Truncation ψ: 0 is the average face.",
+                        )  # fmt: skip
+                    fresh = gr.Button("Draw new faces", variant="primary")
+                    drawn = gr.HTML(elem_id="drawn")
+                    cells, own = [], []
+                    with gr.Row(elem_classes="cells"):
+                        for i in range(FACES):
+                            with gr.Column(min_width=0):
+                                cells.append(gr.HTML(elem_classes="cell"))
+                                own.append(
+                                    gr.Dropdown(
+                                        [CHOSEN, PLAIN, *studio.looks], value=CHOSEN, label=f"Look of face {i + 1}",
+                                        filterable=False,
+                                    )
+                                )  # fmt: skip
+                with gr.Tab("Your photo"):
+                    gr.Markdown(
+                        "The face should fill the photo's middle as faces fill the pictures of the base. You get a "
+                        "natural face in the same pose that resembles the person; it is not a likeness."
+                    )
+                    photo = gr.Image(
+                        type="filepath", image_mode=None, sources=["upload"], label="Photo", height=240,
+                        alt_text="Your photo",
+                    )  # fmt: skip
+                    photo_steps = gr.Slider(
+                        5, 300, PHOTO_STEPS, step=5, label="Search steps", info=studio.expected("photo", PHOTO_STEPS)
+                    )
+                    closeness = gr.Radio(
+                        [("A natural face", "w"), ("Closer to the photo", "w+")], value="w", label="What to look for",
+                        info="A closer face takes looks less well.",
+                    )  # fmt: skip
+                    with gr.Row():
+                        find = gr.Button("Find my face", variant="primary")
+                        stop_photo = gr.Button("Stop", variant="stop", visible=False)
+                    photo_status = gr.HTML(elem_id="photo-status")
+                    found = gr.HTML(NO_PHOTO, elem_id="found")
+                with gr.Tab("New look"):
+                    gr.Markdown(
+                        "About ten pictures of one look: faces in the same framing as those of the base, in your "
+                        "style. They are cropped to the centre square."
+                    )
+                    files = gr.File(
+                        file_count="multiple", file_types=["image"], label="Pictures of the look", height=140
+                    )
+                    if examples:
+                        example = gr.Button("Use the ten example drawings", size="sm")
+                    thumbs = gr.HTML(elem_id="thumbs")
+                    with gr.Row(equal_height=True):
+                        name = gr.Textbox("my look", label="Name", info="What to call it.", max_length=40)
+                        look_steps = gr.Slider(
+                            5, 400, LOOK_STEPS, step=5, label="Training steps", info=studio.expected("look", LOOK_STEPS)
+                        )
+                    with gr.Row():
+                        teach = gr.Button("Teach this look", variant="primary")
+                        stop_look = gr.Button("Stop", variant="stop", visible=False)
+                    look_status = gr.HTML(elem_id="look-status")
+                    learning = gr.HTML(NO_LOOK, elem_id="learning")
+                    with gr.Accordion("Losses", open=False):
+                        curves = gr.HTML("<p>Nothing yet.</p>", elem_id="losses")
+                    downloads = gr.File(
+                        label="Your looks, to keep: unzip one, then load_adapter(folder)", interactive=False,
+                        visible=False, file_count="multiple", elem_id="downloads",
+                    )  # fmt: skip
+
+        looks = [key, chosen, strengths]
+        of_photo = [photo_status, found, find, stop_photo]
+        of_look = [look_status, learning, curves, teach, stop_look, chosen, downloads, *own]
+        faces = {"inputs": [key, seed, psi, chosen, strengths, *own], "outputs": [drawn, *cells], **quiet}
+        blocks.load(None, js=ON_LOAD)
+        entered = blocks.load(enter, key, [key, chosen, downloads, *own], **quiet)
+        entered.then(draw, **faces)
+        entered.then(draw_photo, looks, found, **quiet)
+        entered.then(watch_photo, looks, of_photo, **quiet)
+        entered.then(watch_look, key, of_look, **quiet)
+        changes = [seed.change, psi.change, chosen.change, strengths.change, *(choice.change for choice in own)]
+        gr.on(changes, draw, **faces, trigger_mode="always_last")
+        gr.on([chosen.change, strengths.change], draw_photo, looks, found, trigger_mode="always_last", **quiet)
+        chosen.change(show_sliders, looks, sliders, **quiet)
+        for i, slider in enumerate(sliders):
+            slider.input(partial(strength, number=i), [key, slider, strengths], strengths, **quiet)
+        fresh.click(lambda: random.randrange(1_000_000), None, seed, **quiet)
+        find.click(start_photo, [key, photo, closeness, photo_steps, chosen, strengths], of_photo, **quiet)
+        teach.click(start_look, [key, files, name, look_steps], of_look, **quiet)
+        stop_photo.click(lambda key: studio.stop(key, "photo"), key, None, **quiet)
+        stop_look.click(lambda key: studio.stop(key, "look"), key, None, **quiet)
+        for slider, kind in ((photo_steps, "photo"), (look_steps, "look")):
+            slider.change(
+                lambda steps, kind=kind: gr.Slider(info=studio.expected(kind, int(steps))), slider, slider, **quiet
+            )
+        files.change(look_at, files, thumbs, **quiet)
+        if examples:
+            example.click(lambda: examples, None, files, **quiet)
+    return blocks
+
+
+def gradio():
+    """The package, told to call nobody.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import
+    try:
+        import gradio as gr
+    except ModuleNotFoundError as error:
+        raise ImportError(MISSING.format(error.name)) from error
+    return gr
+
+
+def serve(
+    base: str = "ffhq",
+    adapters: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    browser: bool = True,
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        base, adapters: of `Studio`.
+        host: 127.0.0.1 is this machine alone, 0.0.0.0 everybody who can reach it.
+        port: of the server.
+        browser: open the page.
+
+    Raises:
+        ImportError: Gradio is not installed.
+        OSError: the port is taken.
+        ValueError, FileNotFoundError: what `Studio` refuses.
+    """
+    print(f"loading {base} …", flush=True)
+    gr = gradio()
+    studio = Studio(base, adapters)
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    try:
+        blocks = page(studio)
+        try:
+            _, address, _ = blocks.launch(
+                server_name=host,
+                server_port=port,
+                inbrowser=browser,
+                theme=gr.themes.Soft(**fonts).set(**THEME),
+                css=CSS,
+                share=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                footer_links=[],
+                run_history=False,
+                max_file_size="50mb",
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except OSError as error:
+            raise OSError(f"port {port} of {host} cannot be used ({sentence(error)}); choose another --port") from error
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
+        blocks.block_thread()
+    finally:
+        studio.close()

@@ -1,0 +1,587 @@
+"""The demo: what its studio does for several visitors at once, and the page as a browser drives it.
+
+With `FEWSHOT_GAN_SCREENSHOTS=DIR` the same browser tests run on ffhq with more steps, and leave pictures of the page.
+"""
+
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fewshot_gan import FewShotGAN, demo
+from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.cli import app
+from fewshot_gan.demo import CHOSEN, PLAIN, Job, Stopped, Studio
+
+SHOTS = os.environ.get("FEWSHOT_GAN_SCREENSHOTS")
+CHROMIUM = shutil.which("chromium")
+WAIT = 600_000 if SHOTS else 60_000  # ms
+
+
+@pytest.fixture(scope="module")
+def adapter_folders(base_folder, tmp_path_factory):
+    """Two looks of the tiny base."""
+    generator, folders = FewShotGAN.from_pretrained(base_folder).generator, []
+    for seed, name in enumerate(("dots", "lines")):
+        adapter = LeFTAdapter.for_model(generator, base_model_name_or_path="tiny")
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in adapter.parameters():
+                p.add_(torch.randn(p.shape, generator=random) * 0.1)
+        folders.append(tmp_path_factory.mktemp("looks") / name)
+        adapter.save_pretrained(folders[-1])
+    return folders
+
+
+@pytest.fixture
+def studio(base_folder, adapter_folders, features, monkeypatch):
+    monkeypatch.setattr(type(features), "sha256", "0" * 64, raising=False)
+    for place in ("training.adapt", "features"):
+        monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
+    studio = Studio(str(base_folder), [str(folder) for folder in adapter_folders])
+    yield studio
+    studio.close()
+
+
+@pytest.fixture
+def pictures(base_folder, tmp_path):
+    """Files of generated faces, as a visitor would upload them."""
+    return save_faces(FewShotGAN.from_pretrained(base_folder), tmp_path, 4)
+
+
+def save_faces(pipe, folder, count):
+    files = [folder / f"face-{i}.png" for i in range(count)]
+    for file, image in zip(files, pipe(count, seed=5).images, strict=True):
+        image.save(file)
+    return [str(file) for file in files]
+
+
+def finished(job, seconds=120):
+    end = time.monotonic() + seconds
+    while not job.over:
+        assert time.monotonic() < end, f"still {job.state} at step {job.done}"
+        time.sleep(0.02)
+    return job
+
+
+# --------------------------------------------------------------------------------------------------------- the studio
+
+
+def test_each_picture_in_its_look(studio, base_folder, adapter_folders):
+    key = studio.enter(None)
+    assert studio.labels(key) == ["dots", "lines"]
+    looks = [{}, {"dots": 1.0}, {"dots": 0.5, "lines": 0.25}, {"lines": 1.0}]
+    drawn = studio.draw(key, looks, seed=3, psi=0.6)
+    pipe = FewShotGAN.from_pretrained(base_folder)
+    for folder in adapter_folders:
+        pipe.load_adapter(folder)
+    want = pipe(4, seed=3, truncation_psi=0.6, adapter_names=looks).images
+    assert [image.tobytes() for image in drawn] == [image.tobytes() for image in want]
+    with pytest.raises(ValueError, match="there is no look 'mine'; there are dots, lines"):
+        studio.draw(key, [{"mine": 1.0}])
+
+
+def test_visitors_draw_at_once_and_alike(studio):
+    """What others do at the same time changes nobody's pictures."""
+    looks = [[{}] * 3, [{"dots": 1.0}] * 3, [{"lines": 0.7}] * 3, [{"dots": 0.5, "lines": 0.5}] * 3]
+    want = [[image.tobytes() for image in studio.draw(studio.enter(None), look, seed=1)] for look in looks]
+    got = [[] for _ in looks]
+
+    def visit(i):
+        key = studio.enter(None)
+        for _ in range(5):
+            got[i].append([image.tobytes() for image in studio.draw(key, looks[i], seed=1)])
+
+    threads = [threading.Thread(target=visit, args=(i,)) for i in range(len(looks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(got[i] == [want[i]] * 5 for i in range(len(looks)))
+
+
+def test_a_photo_is_found_and_drawn_in_looks(studio, pictures):
+    key, other = studio.enter(None), studio.enter(None)
+    assert studio.photo_in(key, {}) == []
+    job = finished(studio.find_photo(key, pictures[0], steps=12))
+    assert (job.state, job.done, job.error) == ("done", 12, "")
+    assert [caption for caption, _ in job.pictures] == ["Your photo", "Found so far"]
+    shown = studio.photo_in(key, {})
+    assert [caption for caption, _ in shown] == ["Your photo", "Found face", "dots", "lines"]
+    assert shown[0][1].tobytes() == Image.open(pictures[0]).tobytes()
+    blended = studio.photo_in(key, {"dots": 1.0, "lines": 0.5})
+    assert [c for c, _ in blended] == ["Your photo", "Found face", "dots + lines 0.5", "dots", "lines"]
+    assert len({image.tobytes() for _, image in blended}) == 5
+    alone = FewShotGAN.from_pretrained(studio.base).invert(pictures[0], steps=12, progress=False)
+    assert torch.equal(studio.visitor(key).latents, alone.latents)
+    assert studio.photo_in(other, {}) == []  # nobody else's
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda path: None, "there is no photo yet"),
+        (lambda path: Image.new("RGB", (20, 40)).save(path), "the photo is 20x40 px, below the limit of 32 px"),
+        (lambda path: path.write_bytes(b"no picture"), r"^photo\.png cannot be read as an image"),
+    ],
+)
+def test_photos_that_are_refused(studio, tmp_path, make, message):
+    path = tmp_path / "photo.png"
+    make(path)
+    key = studio.enter(None)
+    with pytest.raises(ValueError, match=message):
+        studio.find_photo(key, str(path) if path.exists() else None)
+    assert studio.visitor(key).jobs == {}
+
+
+def test_a_look_is_taught_kept_apart_and_taken_home(studio, pictures, tmp_path):
+    key, other = studio.enter(None), studio.enter(None)
+    job = finished(studio.teach(key, pictures, " my  look ", steps=6))
+    assert (job.state, job.done, job.error) == ("done", 6, "")
+    assert job.pace() > 0 and studio.expected("look", 6).endswith("on this machine")
+    assert all(len(values) == 6 for values in job.history.values()) and {"d", "g"} <= set(job.history)
+    assert [caption for caption, _ in job.pictures[:3]] == ["Base, face 1", "my look, face 1", "Base, face 2"]
+    assert studio.labels(key) == ["dots", "lines", "my look"] and studio.labels(other) == ["dots", "lines"]
+    with pytest.raises(ValueError, match="there is no look 'my look'"):
+        studio.draw(other, [{"my look": 1.0}])
+    with pytest.raises(ValueError, match="there is a look 'my look' already; choose another name"):
+        studio.teach(key, pictures, "my look")
+    drawn = studio.draw(key, [{"my look": 1.0}] * 2, seed=2)
+    assert drawn[0].tobytes() != studio.draw(key, [{}], seed=2)[0].tobytes()
+    with zipfile.ZipFile(studio.visitor(key).files["my look"]) as archive:
+        assert sorted(archive.namelist()) == [
+            f"my look/{name}"
+            for name in ("README.md", "adapter_config.json", "adapter_model.safetensors", "images/grid.png")
+        ]
+        assert str(tmp_path.parent) not in archive.read("my look/adapter_config.json").decode()
+        archive.extractall(tmp_path / "home")
+    pipe = FewShotGAN.from_pretrained(studio.base).load_adapter(tmp_path / "home" / "my look")
+    assert [image.tobytes() for image in pipe(2, seed=2).images] == [image.tobytes() for image in drawn]
+    again = finished(studio.teach(other, pictures, "my look", steps=5))  # a name is taken for its maker alone
+    assert again.state == "done" and studio.draw(other, [{"my look": 1.0}], seed=2)[0].tobytes() != drawn[0].tobytes()
+
+
+def test_a_training_stops_and_leaves_nothing(studio, pictures):
+    key, other = studio.enter(None), studio.enter(None)
+    job = studio.teach(key, pictures, "endless", steps=400)
+    with pytest.raises(ValueError, match="one is on its way already; wait for it, or stop it first"):
+        studio.teach(key, pictures, "second")
+    waiting = studio.teach(other, pictures, "next", steps=400)
+    while job.done < 2:
+        time.sleep(0.01)
+    assert waiting.state == "waiting"
+    studio.stop(other, "look")
+    studio.stop(key, "look")
+    assert finished(job, 20).state == "stopped" and 2 <= job.done < 400
+    assert (finished(waiting, 20).state, waiting.done) == ("stopped", 0)
+    assert studio.labels(key) == ["dots", "lines"] == studio.pipe.get_list_adapters()
+    assert list(Path(studio._folder.name).iterdir()) == []
+
+
+def test_what_training_refuses(studio, pictures, tmp_path, monkeypatch):
+    key = studio.enter(None)
+    with monkeypatch.context() as limit, pytest.raises(ValueError, match="you have 0 looks, which is the limit"):
+        limit.setattr(demo, "OWN_LOOKS", 0)
+        studio.teach(key, pictures, "mine")
+    for files, name, message in (
+        ([], "mine", "there are no pictures yet"),
+        (pictures, "a/b", "the name 'a/b': use letters"),
+        (pictures, CHOSEN, "there is a look 'As chosen' already"),
+        (pictures, "dots", "there is a look 'dots' already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            studio.teach(key, files, name)
+    small = tmp_path / "small.png"
+    Image.new("RGB", (20, 20)).save(small)
+    with pytest.raises(ValueError, match="^small.png is 20x20 px, below the limit of 32 px"):
+        studio.teach(key, [*pictures, str(small)], "mine")
+    job = finished(studio.teach(key, pictures[:1], "mine", steps=5))  # the library's own sentence
+    assert job.state == "failed"
+    assert job.error == "the upload has only one image; this method needs at least 2, typically 10: add more"
+
+
+def test_work_that_nobody_watches_ends(monkeypatch):
+    job = Job("look", 10)
+    assert not job.over and job.remaining() is None
+    job.report(1, losses={"g": 2.0})
+    job.report(2, losses={"g": 1.0})
+    assert job.history == {"g": [2.0, 1.0]} and job.remaining() == pytest.approx(8 * job.pace())
+    monkeypatch.setattr(demo, "PATIENCE", -1.0)
+    with pytest.raises(Stopped):
+        job.report(3)
+
+    def broken(job):
+        raise RuntimeError("out\nof memory")
+
+    monkeypatch.setattr(demo, "PATIENCE", 60.0)
+    failed = Job("look", 10)
+    failed.run(broken)
+    assert (failed.state, failed.error) == ("failed", "out of memory")
+
+
+def test_looks_of_the_longest_unseen_are_forgotten(studio, pictures, monkeypatch):
+    monkeypatch.setattr(demo, "VISITORS", 2)
+    first, second, third = (studio.enter(None) for _ in range(3))
+    finished(studio.teach(first, pictures, "mine", steps=5))
+    file = studio.visitor(first).files["mine"]
+    studio.visitor(second)
+    assert file.exists() and f"{first}-mine" in studio.pipe.get_list_adapters()
+    studio.visitor(third)
+    assert not file.exists() and studio.pipe.get_list_adapters() == ["dots", "lines"]
+    assert studio.enter(first) == first and studio.labels(first) == ["dots", "lines"]
+    assert studio.enter("../../etc") not in ("../../etc", first)  # only keys that it made itself
+
+
+def test_words():
+    assert [demo.duration(s) for s in (0.2, 9, 48, 100, 3600, 9000)] == [
+        *("about 1 s", "about 9 s", "about 50 s", "about 2 min", "about 60 min", "about 2.5 hours")
+    ]
+    assert demo.look_of(CHOSEN, {"ink": 0.5}) == {"ink": 0.5} and demo.look_of(PLAIN, {"ink": 0.5}) == {}
+    assert demo.look_of("sketch", {"ink": 0.5}) == {"sketch": 1.0}
+    assert demo.weights(["a", "b", "c"], {"b": 1.2}) == {"a": 0.35, "b": 1.2, "c": 0.35} and demo.weights([], {}) == {}
+    assert demo.title({"ink": 0.5, "sketch": 1.0}) == "ink 0.5 + sketch" and demo.title({}) == "no look"
+    job = Job("look", 4)
+    assert "another visitor" in demo.progress(job, "Learning")
+    job.state = "running"
+    assert "loading" in demo.progress(job, "Learning")
+    job.report(1)
+    job.report(2)
+    assert re.search(
+        r'<progress max="4" value="2" aria-label="Learning">.*Step 2 of 4 · about', demo.progress(job, "Learning")
+    )
+    job.state, job.error = "failed", "<b>no</b>"
+    assert demo.progress(job, "Learning") == '<p class="job failed" role="alert">&lt;b&gt;no&lt;/b&gt;</p>'
+    assert 'alt="&lt;i&gt;"' in demo.figure("<i>", Image.new("RGB", (4, 4)))
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+def refused(*arguments):
+    result = CliRunner().invoke(app, ["demo", "--no-browser", *map(str, arguments)])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_without_gradio(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    want = "error: the demo needs the gradio package, which is not installed: pip install 'fewshot_gan[demo]'\n"
+    assert refused() == want
+
+
+def test_what_cannot_be_served(base_folder):
+    assert "there is no base 'nowhere'" in refused("--base", "nowhere")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"error: port {port} of 127.0.0.1 cannot be used" in refused("--base", base_folder, "--port", port)
+
+
+# --------------------------------------------------------------------------------------------------------- the browser
+
+
+@pytest.fixture(scope="module")
+def address(base_folder, adapter_folders):
+    """The demo as the command line serves it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "fewshot_gan.cli", "demo", "--no-browser", "--port", str(port)]
+    if not SHOTS:
+        command += ["--base", str(base_folder), *(f"--adapter={folder}" for folder in adapter_folders)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if line.startswith("http"):
+                break
+        else:
+            pytest.fail("".join(said))
+        drain = threading.Thread(target=lambda: said.extend(server.stdout), daemon=True)
+        drain.start()
+        yield line.split()[0]
+        log = "".join(said)
+        server.send_signal(2)  # as Ctrl-C
+        assert server.wait(60) == 0
+        assert "Traceback" not in log, log[log.index("Traceback") :]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed; on Debian: apt-get install --no-install-recommends chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A visitor's page, with names for what a visitor does."""
+
+    def __init__(self, browser, address, width=1280):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
+        self.page, self.width, self.elsewhere, self.complaints = self.context.new_page(), width, [], []
+        self.page.set_default_timeout(WAIT)
+        self.page.on("request", lambda r: self._note(r.url, address))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(address)
+        self.drawn(None)
+
+    def _note(self, url, address):
+        if not url.startswith((address, "data:", "blob:", address.replace("http", "ws"))):
+            self.elsewhere.append(url)
+
+    def drawn(self, before, cells=range(8)):
+        """Sources of the grid's pictures, once none of `cells` is as before and nothing is being drawn."""
+        self.page.wait_for_function(
+            """([before, cells]) => {
+              const now = [...document.querySelectorAll('.cells img')].map(i => i.src);
+              const said = document.querySelector('#drawn')?.textContent ?? '';
+              const other = !before || cells.every(i => now[i] !== before[i]);
+              return now.length === 8 && said.includes('faces in') && other;
+            }""",
+            arg=[before, list(cells)],
+        )
+        return self.sources()
+
+    def sources(self):
+        return self.page.eval_on_selector_all(".cells img", "images => images.map(i => i.src)")
+
+    def tab(self, name):
+        self.page.get_by_role("tab", name=name).click()
+
+    def button(self, name):
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def number(self, name, value):
+        field = self.page.get_by_role("spinbutton", name=name)
+        field.fill(str(value))
+        field.press("Enter")
+
+    def choose(self, label, option):
+        self.page.get_by_role("combobox", name=label).click()
+        self.page.get_by_role("option", name=option).click()
+
+    def strengths(self, *values):
+        """Wait until the sliders of strength are as many, and stand there."""
+        self.page.wait_for_function(
+            """values => {
+              const all = [...document.querySelectorAll('input[type=number][aria-label*="Strength of"]')];
+              const seen = all.filter(field => field.checkVisibility()).map(field => field.value);
+              return seen.join() === values.join();
+            }""",
+            arg=values,
+        )
+
+    def says(self, where, text):
+        self.page.locator(where).get_by_text(text).first.wait_for()
+
+    def shot(self, name):
+        if SHOTS:
+            Path(SHOTS).mkdir(parents=True, exist_ok=True)
+            self.page.wait_for_timeout(500)
+            self.page.screenshot(path=f"{SHOTS}/demo_{name}_{self.width}.png", full_page=True)
+
+    def check(self):
+        """No horizontal scroll, and a name for every control that can be seen."""
+        wide = self.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert wide[0] <= wide[1], f"scrolls: {wide}"
+        snapshot = self.page.locator("body").aria_snapshot()
+        roles = "button|link|textbox|spinbutton|slider|checkbox|radio|combobox|tab|progressbar|switch"
+        nameless = [line for line in snapshot.splitlines() if re.match(rf"\s*- '?({roles})\b(?! \"|')", line)]
+        assert not nameless, nameless
+        assert self.page.locator("img:visible:not([alt])").count() == 0
+
+    def close(self):
+        assert self.elsewhere == [] and self.complaints == []
+        self.context.close()
+
+
+@pytest.fixture
+def visit(chromium, address):
+    """`visit()`, `visit(400)`: a page of a new visitor; it asked no other host for anything."""
+    made = []
+
+    def open_page(width=1280):
+        made.append(Visit(chromium, address, width))
+        return made[-1]
+
+    yield open_page
+    for one in made:
+        one.close()
+
+
+def test_faces_in_the_browser(visit):
+    v, other = visit(), visit()
+    first = v.sources()
+    assert other.sources() == first  # one seed, one set of faces
+    v.check()
+    v.shot("faces")
+    v.number("Seed", 7)
+    seven = v.drawn(first)
+    v.button("Draw new faces").click()
+    v.drawn(seven)
+    v.number("Seed", 0)
+    assert v.drawn(seven) == first or v.drawn(v.sources()) == first
+    second = v.page.get_by_role("checkbox").nth(1)
+    second.click()  # a blend of two
+    blend = v.drawn(first)
+    v.strengths("0.5", "0.5")
+    v.page.get_by_role("checkbox").first.click()
+    v.drawn(blend)
+    name = v.page.get_by_role("checkbox").nth(1).evaluate("box => box.closest('label').innerText.trim()")
+    v.strengths("1")
+    alone = v.sources()
+    v.number(f"Strength of {name}", 0.4)
+    weaker = v.drawn(alone)
+    v.choose("Look of face 2", PLAIN)
+    mixed = v.drawn(weaker, [1])
+    assert mixed[:1] + mixed[2:] == weaker[:1] + weaker[2:]  # the others stay as they are
+    assert other.sources() == first  # nobody else's page changed
+    assert v.page.locator(".cells img").nth(1).get_attribute("alt") == "Face 2: no look"
+    with v.page.expect_download() as download:
+        v.page.locator(".cells .picture a").nth(1).click()
+    assert download.value.suggested_filename == "face-0-2.png"
+    assert Image.open(download.value.path()).size[0] in (32, 256)
+    for i, label in enumerate(v.page.get_by_role("group").get_by_role("checkbox").all()):
+        before = v.sources()
+        v.choose(f"Look of face {i + 3}", label.evaluate("box => box.closest('label').innerText.trim()"))
+        v.drawn(before, [i + 2])
+    v.check()
+    v.shot("mixed")
+
+
+def test_the_keyboard_reaches_everything(visit):
+    v = visit()
+    before, reached = v.sources(), []
+    for _ in range(40):
+        v.page.keyboard.press("Tab")
+        reached.append(v.page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel || ''"))
+        if reached[-1].strip() == "Draw new faces":
+            break
+    else:
+        pytest.fail(f"40 tabs reached {reached}")
+    v.page.keyboard.press("Enter")
+    v.drawn(before)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_photo_in_the_browser(visit, pictures, tmp_path, width):
+    v = visit(width)
+    v.tab("Your photo")
+    v.check()
+    v.button("Find my face").click()
+    v.says("body", "there is no photo yet")
+    v.shot("photo_error")
+    photo = save_faces(FewShotGAN.from_pretrained("ffhq"), tmp_path, 1)[0] if SHOTS else pictures[0]
+    v.page.locator("input[type=file]:not([webkitdirectory])").first.set_input_files(photo)
+    v.page.locator("img[alt='Your photo']").first.wait_for()
+    v.shot("photo_before")
+    v.number("Search steps", 300)
+    v.button("Find my face").click()
+    v.says("#photo-status", re.compile(r"Step \d+ of 300"))
+    v.button("Stop").click()
+    v.says("#photo-status", re.compile(r"Stopped after \d+ of 300 steps"))
+    v.number("Search steps", 60 if SHOTS else 5)
+    v.button("Find my face").click()
+    if SHOTS:
+        v.says("#photo-status", re.compile(r"Step [23]\d of 60"))
+        v.shot("photo_during")
+    v.says("#photo-status", re.compile(r"Done: \d+ steps"))
+    captions = v.page.locator("#found figcaption").all_inner_texts()
+    assert captions[:2] == ["Your photo", "Found face"] and len(captions) == 3  # and the ticked look
+    boxes = v.page.get_by_role("checkbox").all()
+    for box in boxes[1:]:
+        box.click()  # the blend and each alone
+    v.page.wait_for_function(
+        "count => document.querySelectorAll('#found figcaption').length === count", arg=3 + len(boxes)
+    )
+    v.check()
+    v.shot("photo_after")
+
+
+def test_a_look_in_the_browser(visit, pictures, tmp_path, base_folder):
+    v = visit(1280)
+    v.tab("New look")
+    v.check()
+    v.button("Teach this look").click()
+    v.says("body", "there are no pictures yet")
+    v.shot("look_empty")
+    small = tmp_path / "small.png"
+    Image.new("RGB", (20, 20)).save(small)
+    upload = v.page.get_by_role("tabpanel").locator("input[type=file]").last
+    upload.set_input_files(str(small))
+    v.says("#thumbs", "small.png is 20x20 px, below the limit of 32 px")
+    v.check()
+    v.page.get_by_role("tabpanel").get_by_role("button", name="Clear").click()
+    if SHOTS:
+        v.button("Use the ten example drawings").click()
+        count = 10
+    else:
+        upload = v.page.get_by_role("tabpanel").locator("input[type=file]").last
+        upload.set_input_files(pictures)
+        count = len(pictures)
+    v.says("#thumbs", f"{count} pictures, as training sees them")
+    v.shot("look_before")
+    v.number("Training steps", 400)
+    v.button("Teach this look").click()
+    v.says("#look-status", re.compile(r"Step \d+ of 400"))
+    v.check()
+    v.button("Stop").click()
+    v.says("#look-status", re.compile(r"Stopped after \d+ of 400 steps; nothing was kept"))
+    v.number("Training steps", 30 if SHOTS else 6)
+    v.page.get_by_role("textbox", name="Name").fill("pencil" if SHOTS else "mine")
+    v.button("Teach this look").click()
+    if SHOTS:
+        v.says("#look-status", re.compile(r"Step 1\d of 30"))
+        v.button("Losses").click()
+        v.shot("look_during")
+        v.page.set_viewport_size({"width": 400, "height": 900})
+        v.width = 400
+        v.check()
+        v.shot("look_during")
+        v.page.set_viewport_size({"width": 1280, "height": 900})
+        v.width = 1280
+    else:
+        v.says("#look-status", re.compile("Step"))
+        v.page.reload()  # what runs goes on, and the page finds it again
+        v.tab("New look")
+    v.says("#look-status", re.compile(r"Done: \d+ steps"))
+    name = "pencil" if SHOTS else "mine"
+    v.page.get_by_role("checkbox", name=name).wait_for()
+    v.check()
+    v.shot("look_after")
+    with v.page.expect_download() as download:
+        v.page.locator("#downloads a").first.click()
+    assert download.value.suggested_filename == f"{name}.zip"
+    archive = zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes()))
+    archive.extractall(tmp_path / "home")
+    base = "ffhq" if SHOTS else base_folder
+    assert FewShotGAN.from_pretrained(base).load_adapter(tmp_path / "home" / name).active_adapters() == [name]
+    v.tab("Faces")
+    v.drawn(None)
+    v.choose("Look of face 1", name)
+    v.shot("look_in_use")
+    v.page.set_viewport_size({"width": 400, "height": 900})
+    v.width = 400
+    v.check()
+    v.tab("New look")
+    v.check()
+    v.shot("look_after")
+    assert visit(400).page.get_by_role("checkbox", name=name).count() == 0  # another visitor has it not
