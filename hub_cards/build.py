@@ -44,9 +44,7 @@ def repos(hypernetwork=None) -> dict[str, Facts]:
     """
     known = {name for name, about in REPOS.items() if about.kind == "adapter"}
     if odd := known.symmetric_difference(embedded_adapters(BASE)):
-        raise ValueError(
-            f"{', '.join(sorted(odd))}: an adapter ships inside the package if and only if facts.py has it"
-        )
+        raise ValueError(f"{', '.join(sorted(odd))}: either facts.py or the package has no adapter of that name")
     return REPOS | ({"hypernetwork": facts.HYPERNETWORK} if hypernetwork else {})
 
 
@@ -333,13 +331,11 @@ def evaluate(name: str, about: Facts, work_dir: Path) -> None:
         return
     for command in about.truth:
         words = shlex.split(command)
-        target = (
-            words[words.index("--out") + 1] if "--out" in words else words[-1] if "convert" in words else facts.WHEEL
-        )
-        if not (work_dir / target).exists():
+        made = facts.WHEEL if words[0] == "pip" else words[-1] if "convert" in words else folder_of([command])
+        if not (work_dir / made).exists():
             _run(words, work_dir)
     options = ["--num-images", str(facts.NUM), "--seed", str(facts.DRAWN_SEED), "--features", facts.JUDGE]
-    looks = ([["--adapter", name], []]) if about.kind == "adapter" else [[]]
+    looks = [["--adapter", name], []] if about.kind == "adapter" else [[]]
     for look, file in zip(looks, REPORTS, strict=False):
         out = ["--out", str(ROOT / name / file), "--cache-dir", "true-statistics"]
         _run(["fewshot-gan", "evaluate", folder_of(about.truth), *look, *options, *out], work_dir)

@@ -116,12 +116,12 @@ def _text(about: Facts, text: str, data: dict, files: dict[str, Path]) -> list[s
 
 def _hashes(text: str, files: dict[str, Path]) -> list[str]:
     """The table of files against the files."""
-    listed = {name: (int(size.replace(",", "")), digest) for name, size, digest in ROW.findall(text)}
+    listed = {name: (int(size.replace(",", "")), mark) for name, size, mark in ROW.findall(text)}
     found = [f"{name} would be published, and the card does not list it" for name in files.keys() - listed.keys()]
-    for name, (size, digest) in listed.items():
+    for name, facts in listed.items():
         if name not in files:
             found.append(f"the card lists {name}, which is not there")
-        elif (files[name].stat().st_size, sha256(files[name].read_bytes()).hexdigest()) != (size, digest):
+        elif (files[name].stat().st_size, sha256(files[name].read_bytes()).hexdigest()) != facts:
             found.append(f"{name} is not the file that the card lists: other bytes or another SHA-256")
     return found
 
@@ -146,7 +146,7 @@ def _numbers(name: str, about: Facts, folder: Path, of: dict, text: str) -> list
     """Reports against the weights, and what the card says against the reports."""
     parts = [(folder, of["adapters"])] if about.truth else []
     if about.kind == "collection":
-        parts = [(folder / look, {look: digest}) for look, digest in of["adapters"].items()]
+        parts = [(folder / look, {look: mark}) for look, mark in of["adapters"].items()]
     found = []
     for place, adapters in parts:
         wanted = {REPORTS[0]: adapters} | ({REPORTS[1]: {}} if adapters else {})
@@ -160,7 +160,8 @@ def _numbers(name: str, about: Facts, folder: Path, of: dict, text: str) -> list
                 continue
             network = report["network"]
             drawn = sorted((entry["weight"], entry["sha256"]) for entry in network.get("adapters", {}).values())
-            if (network.get("base_fingerprint"), drawn) != (of["base_fingerprint"], [(1.0, d) for d in looks.values()]):
+            same_base = network.get("base_fingerprint") == of["base_fingerprint"]
+            if not same_base or drawn != [(1.0, mark) for mark in looks.values()]:
                 found.append(f"{where} is stale: it is of other weights; python hub_cards/build.py --evaluate {name}")
         if about.kind != "collection" and len(reports) == len(wanted):
             titles = ("this adapter", "the base without it") if adapters else ("this base",)
