@@ -27,7 +27,7 @@ from lint import REPORTS, identity, problems
 from fewshot_gan import FewShotGAN, cards
 from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
 from fewshot_gan.evaluation import read_report
-from fewshot_gan.hub import ASSETS, embedded_adapters, replace_file
+from fewshot_gan.hub import ASSETS, embedded_adapters, portable_name, replace_file
 from fewshot_gan.ops.dispatch import BUNDLED
 
 ROOT = Path(__file__).resolve().parent
@@ -74,9 +74,22 @@ def stage(name: str, folder: Path, kept: Path = ROOT, hypernetwork=None) -> Path
     elif kind == "kernels":
         _stage_kernels(folder)
     elif kind == "hypernetwork":
-        for file in ("config.json", *(path.name for path in Path(hypernetwork).glob("*.safetensors"))):
-            shutil.copyfile(Path(hypernetwork) / file, folder / file)
+        _stage_hypernetwork(Path(hypernetwork), folder)
     return folder
+
+
+def _stage_hypernetwork(source: Path, folder: Path) -> None:
+    """Its weights, and its config without the folders of this machine."""
+    config = DomainHyperNetwork.load_config(source)
+    if (base := cards.portable_base(config)) != BASE:
+        raise ValueError(f"{source} is a hypernetwork of {base}, not of {BASE}; publish it with its push_to_hub")
+    if not config.get("training"):
+        raise ValueError(f"{source} holds no record of a training; only trained hypernetworks are published")
+    config |= {"base_model_name_or_path": base, "encoder": portable_name(config.get("encoder"))}
+    config = {key: value for key, value in config.items() if key != "_name_or_path"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for path in source.glob("*.safetensors"):
+        shutil.copyfile(path, folder / path.name)
 
 
 def _stage_kernels(folder: Path) -> None:
@@ -149,13 +162,12 @@ def write_card(name: str, about: Facts, folder: Path, org: str) -> Path:
         numbers=tuple(numbers(name, about, folder)),
         limits=about.limits,
         citation=tuple(facts.PAPERS[key] for key in about.papers),
-        base_repo=f"{org}/{BASE}" if about.kind in ("adapter", "collection") else None,
+        base_repo=f"{org}/{BASE}" if about.kind in ("adapter", "collection", "hypernetwork") else None,
         caption=about.caption and about.caption.format(looks="; ".join(looks)),
         tags=about.tags,
     )
     if about.kind == "base":
         pipe = FewShotGAN.from_pretrained(folder)
-        pipe.base_name = name
         return cards.write_base_card(pipe, folder, name, grid=grid or False, repo_id=repo_id, details=details)
     if about.kind == "adapter":
         return cards.write_adapter_card(read_adapter(folder), folder, name, grid, repo_id, details=details)

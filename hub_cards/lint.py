@@ -32,7 +32,7 @@ FIELDS = {  # that a kind has beside license, library_name and tags
     "recipe": ("pipeline_tag",),
     "adapter": ("pipeline_tag", "base_model", "base_model_relation"),
     "collection": ("pipeline_tag", "base_model", "base_model_relation"),
-    "hypernetwork": ("pipeline_tag",),
+    "hypernetwork": ("pipeline_tag", "base_model", "base_model_relation"),
     "kernels": (),
 }
 KNOWN = {"license", "license_name", "license_link", "library_name", "tags", "pipeline_tag", "widget", "datasets"}
