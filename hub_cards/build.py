@@ -22,7 +22,7 @@ from pathlib import Path
 
 import facts
 from facts import BASE, ORG, REPOS, Facts
-from lint import REPORTS, identity, problems
+from lint import COLUMNS, REPORTS, identity, problems
 
 from fewshot_gan import FewShotGAN, cards
 from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
@@ -164,6 +164,7 @@ def write_card(name: str, about: Facts, folder: Path, org: str) -> Path:
         citation=tuple(facts.PAPERS[key] for key in about.papers),
         base_repo=f"{org}/{BASE}" if about.kind in ("adapter", "collection", "hypernetwork") else None,
         caption=about.caption and about.caption.format(looks="; ".join(looks)),
+        needs=facts.NEEDS,
         tags=about.tags,
     )
     if about.kind == "base":
@@ -185,17 +186,11 @@ def numbers(name: str, about: Facts, folder: Path) -> list[str]:
     """The section on quality: tables of the reports, what they are of, and the commands that make them."""
     lines = []
     if about.kind == "collection":
-        lines = ["| look | Fréchet distance: base, adapted | KID × 1e3: base, adapted |", "|---|---|---|"]
+        lines = ["| look | Fréchet distance, base → adapted | KID, base → adapted |", "|---|---|---|"]
         for look in embedded_adapters(BASE):
-            pair = [read_report(folder / look / file)["results"] for file in reversed(REPORTS)]
-            cells = [
-                [form.format(r) for r in values]
-                for form, values in (
-                    ("{:.1f}", [r["frechet"] for r in pair]),
-                    ("{:.1f}", [1e3 * r["kid"] for r in pair]),
-                )
-            ]
-            lines += [f"| {look} | {' | '.join(', '.join(cell) for cell in cells)} |"]
+            after, before = (read_report(folder / look / file)["results"] for file in REPORTS)
+            frechet, kid = (f"{before[key]:.3g} → {after[key]:.3g}" for key in ("frechet", "kid"))
+            lines += [f"| {look} | {frechet} | {kid} |"]
         lines += [
             "",
             "To the true look, which is another one in every row: rows do not compare. The reports in the "
@@ -203,11 +198,9 @@ def numbers(name: str, about: Facts, folder: Path) -> list[str]:
             "",
         ]
     elif about.truth:
-        columns = {"this adapter" if about.kind == "adapter" else "this base": read_report(folder / REPORTS[0])}
-        if about.kind == "adapter":
-            columns["the base without it"] = read_report(folder / REPORTS[1])
+        columns = {title: read_report(folder / file) for title, file in COLUMNS[about.kind].items()}
         data = folder_of(about.truth)
-        again = [f"fewshot-gan evaluate {data} --protocol {file}" for file in REPORTS[: len(columns)]]
+        again = [f"fewshot-gan evaluate {data} --protocol {file}" for file in COLUMNS[about.kind].values()]
         options = f"{'--adapter ' + name + ' ' if about.kind == 'adapter' else ''}--num-images {facts.NUM} --seed "
         options += f"{facts.DRAWN_SEED} --features {facts.JUDGE}"
         lines = [
@@ -221,13 +214,14 @@ def numbers(name: str, about: Facts, folder: Path) -> list[str]:
             *again,
             "```",
             "",
-            "Another kind of processor may round a pixel of the true pictures to the next grey level; it is then "
-            f"told that `data_sha256` differs. `fewshot-gan evaluate {data} {options}` gives the numbers there.",
+            "Another processor, or number of threads, may round a pixel of the true pictures to the next grey "
+            f"level; then the command says that `data_sha256` differs, and `fewshot-gan evaluate {data} {options}` "
+            "gives the numbers there.",
             "",
         ]
     lines += [line for sentence in about.numbers for line in (sentence, "")]
     if about.results:
-        lines += [f"More: `training/RESULTS.md` in that repository, “{about.results}”."]
+        lines += [f"More: `training/RESULTS.md` in the repository of fewshot_gan, “{about.results}”."]
     return lines
 
 
@@ -355,6 +349,8 @@ def evaluate(name: str, about: Facts, work_dir: Path) -> None:
 
 def _run(words: list[str], work_dir: Path) -> None:
     """A command of the repository, in another folder."""
+    own = dict(word.split("=", 1) for word in words if word.startswith("OMP_NUM_THREADS="))
+    words = words[len(own) :]
     start = {
         "python": [sys.executable],
         "pip": [sys.executable, "-m", "pip"],
@@ -362,7 +358,7 @@ def _run(words: list[str], work_dir: Path) -> None:
     }[words[0]]
     words = [str(REPOSITORY / word) if word.startswith("training/") else word for word in words[1:]]
     path = os.pathsep.join(filter(None, (str(REPOSITORY / "src"), os.environ.get("PYTHONPATH"))))
-    subprocess.run([*start, *words], cwd=work_dir, env={**os.environ, "PYTHONPATH": path}, check=True)
+    subprocess.run([*start, *words], cwd=work_dir, env={**os.environ, **own, "PYTHONPATH": path}, check=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -386,7 +382,7 @@ def main(argv: list[str] | None = None) -> None:
             if args.evaluate is not None and (not args.evaluate or name in args.evaluate):
                 evaluate(name, about, args.work_dir)
         names = build(args.out, args.org, args.hypernetwork)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
         parser.exit(2, f"error: {error}\n")
     print(f"{args.out}  ({len(names)} cards)")
 

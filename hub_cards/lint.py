@@ -26,6 +26,10 @@ from fewshot_gan.hub import adapter_folders
 from fewshot_gan.models import MobileStyleGANGenerator
 
 REPORTS = ("report.json", "report_base.json")  # of the weights; of the base alone, for adapters
+COLUMNS = {  # of a card's table: heading → report
+    "base": {"this base": REPORTS[0]},
+    "adapter": {"this adapter": REPORTS[0], "the base without it": REPORTS[1]},
+}
 TASK = "unconditional-image-generation"
 FIELDS = {  # that a kind has beside license, library_name and tags
     "base": ("pipeline_tag",),
@@ -164,9 +168,8 @@ def _numbers(name: str, about: Facts, folder: Path, of: dict, text: str) -> list
             if not same_base or drawn != [(1.0, mark) for mark in looks.values()]:
                 found.append(f"{where} is stale: it is of other weights; python hub_cards/build.py --evaluate {name}")
         if about.kind != "collection" and len(reports) == len(wanted):
-            titles = ("this adapter", "the base without it") if adapters else ("this base",)
             try:
-                lines = report_lines(dict(zip(titles, reports.values(), strict=True)))
+                lines = report_lines({title: reports[file] for title, file in COLUMNS[about.kind].items()})
             except ValueError as error:
                 found.append(f"the reports do not belong together: {error}")
                 continue

@@ -61,6 +61,7 @@ class Details:
         citation: BibTeX entries.
         base_repo: where the embedded base of an adapter is published.
         caption: of the sample grid, in place of the usual one.
+        needs: what to install, above the code.
         tags: further ones.
     """
 
@@ -71,6 +72,7 @@ class Details:
     citation: tuple[str, ...] = ()
     base_repo: str | None = None
     caption: str | None = None
+    needs: str | None = None
     tags: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -171,12 +173,10 @@ def write_adapter_card(
         f"A few-shot adapter: it teaches a new look to the generator {_named(base)}, whose weights stay as they are.",
         "",
     ]
-    if picture:
-        lines += [f"![Above: the base. Below: the same faces or things, adapted.]({picture})", ""]
-        usual = "Above the base's pictures, below the adapted ones, for the same latents; not selected."
-        lines += [details.caption or usual, ""]
+    usual = "Above the base's pictures, below the adapted ones, for the same latents; not selected."
     lines += [
-        *_usage(published or "the base", f'pipe.load_adapter("{repo_id or name}")'),
+        *_shown(picture, details.caption or usual),
+        *_usage(published or "the base", f'pipe.load_adapter("{repo_id or name}")', needs=details.needs),
         "## What it is",
         "",
         f"- Type: {', '.join([TYPES.get(adapter.adapter_type, adapter.adapter_type), *options])}",
@@ -220,7 +220,8 @@ def write_collection_card(
         *_shown(picture, details.caption),
         *_usage(
             details.base_repo or bases[0] or "the base",
-            f'pipe.load_adapter("{repo_id or name}", subfolder="{first}")  # load_adapters("…") loads all',
+            f'pipe.load_adapter("{repo_id or name}", subfolder="{first}")  # all of them: load_adapters',
+            needs=details.needs,
         ),
         "## Adapters",
         "",
@@ -260,7 +261,11 @@ def write_hypernetwork_card(
     lines = [
         f"A hypernetwork: from one picture, or words where its encoder reads them, to a new look of {_named(base)}.",
         "",
-        *_usage(published or "the base", f'pipe.adapter_from_image("photo.png", "{repo_id or name}")'),
+        *_usage(
+            published or "the base",
+            f'pipe.adapter_from_image("photo.png", "{repo_id or name}")',
+            needs=details.needs,
+        ),
         "## What it is",
         "",
         f"- HyperDomainNet ([arXiv 2210.08884](https://arxiv.org/abs/2210.08884)): {network.num_values():,} numbers",
@@ -312,7 +317,7 @@ def write_base_card(
         f"A generator of {generator.resolution} px pictures, to be taught new looks by few-shot adapters.",
         "",
         *_shown(picture, caption),
-        *_usage(repo_id or name, labels=pipe.some_labels(4)),
+        *_usage(repo_id or name, labels=pipe.some_labels(4), needs=details.needs),
         "## What it is",
         "",
         "| part | network | numbers |",
@@ -428,11 +433,11 @@ def _shown(picture: str | None, caption: str | None) -> list[str]:
     return [f"![Samples]({picture})", "", *([caption, ""] if caption else [])] if picture else []
 
 
-def _usage(base: str, load: str | None = None, labels: list[int] | None = None) -> list[str]:
+def _usage(base: str, load: str | None = None, labels: list[int] | None = None, needs: str | None = None) -> list[str]:
     options = "" if labels is None else f", class_labels={labels}"
     steps = [f'pipe = FewShotGAN.from_pretrained("{base}")', *([load] if load else [])]
     code = ["from fewshot_gan import FewShotGAN", "", *steps, f"images = pipe(num_images=4, seed=0{options}).images"]
-    return ["## Use", "", "```python", *code, "```", ""]
+    return ["## Use", "", *([needs, ""] if needs else []), "```python", *code, "```", ""]
 
 
 def _licence(origins, what: str) -> list[str]:
