@@ -33,6 +33,7 @@ from fewshot_gan.ops.dispatch import BUNDLED
 ROOT = Path(__file__).resolve().parent
 REPOSITORY = ROOT.parent
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
+NO_CARD = shutil.ignore_patterns("README.md")
 SIDE, QUALITY = 128, 82  # of the faces of a grid
 
 
@@ -48,33 +49,33 @@ def repos(hypernetwork=None) -> dict[str, Facts]:
     return REPOS | ({"hypernetwork": facts.HYPERNETWORK} if hypernetwork else {})
 
 
-def stage(name: str, folder: Path, kept: Path = ROOT, hypernetwork=None) -> Path:
-    """Put every file of a published repo into `folder`: what was kept in `kept`, its card among it, and the weights.
+def stage(name: str, folder: Path, kept: Path = ROOT, hypernetwork=None, card: bool = True) -> Path:
+    """Put every file of a published repo into `folder`: the weights, and what is kept in `kept`.
 
     Args:
         name: of the repo.
         folder: to make.
         kept: `hub_cards`, or what `build` wrote.
         hypernetwork: folder of a trained one, for that repo.
+        card: the kept card too.
     """
-    if (kept / name).is_dir():
-        shutil.copytree(kept / name, folder)
     folder.mkdir(parents=True, exist_ok=True)
     kind = repos(hypernetwork)[name].kind
     if kind == "base":
-        shutil.copytree(ASSETS / "bases" / name, folder, ignore=shutil.ignore_patterns("README.md"), dirs_exist_ok=True)
+        shutil.copytree(ASSETS / "bases" / name, folder, ignore=NO_CARD, dirs_exist_ok=True)
     elif kind == "adapter":
         for file in WEIGHTS:
             shutil.copyfile(embedded_adapters(BASE)[name] / file, folder / file)
     elif kind == "collection":
         for look in embedded_adapters(BASE):
-            stage(look, folder / look, kept)
-            (folder / look / "README.md").unlink(missing_ok=True)
-            shutil.rmtree(folder / look / "images", ignore_errors=True)
+            stage(look, folder / look, kept if (kept / look).is_dir() else ROOT, card=False)
+            shutil.rmtree(folder / look / "images")
     elif kind == "kernels":
         _stage_kernels(folder)
     elif kind == "hypernetwork":
         _stage_hypernetwork(Path(hypernetwork), folder)
+    if (kept / name).is_dir():
+        shutil.copytree(kept / name, folder, ignore=None if card else NO_CARD, dirs_exist_ok=True)
     return folder
 
 
@@ -96,9 +97,8 @@ def _stage_kernels(folder: Path) -> None:
     """The package as `kernels.get_kernel` expects a repo: sources, and a build for each backend of `build.toml`."""
     package = BUNDLED.parents[1]
     general = tomllib.loads((package / "build.toml").read_text(encoding="utf-8"))["general"]
-    shutil.copyfile(package / "build.toml", folder / "build.toml")
-    if not (folder / "README.md").exists():
-        shutil.copyfile(package / "README.md", folder / "README.md")  # what the card is made of
+    for file in ("build.toml", "README.md"):  # the card is made of this one
+        shutil.copyfile(package / file, folder / file)
     code = [path for path in sorted(BUNDLED.iterdir()) if path.is_file()]
     for target in ("torch-ext/stylegan_ops", *(f"build/torch-{backend}" for backend in general["backends"])):
         (folder / target).mkdir(parents=True)
@@ -107,45 +107,41 @@ def _stage_kernels(folder: Path) -> None:
     for backend in general["backends"]:
         path = folder / f"build/torch-{backend}/metadata.json"
         own = {"id": f"{BUNDLED.name}_v{general['version']}_{backend}", "backend": {"type": backend}}
-        path.write_text(
-            json.dumps(json.loads(path.read_text(encoding="utf-8")) | own, indent=1) + "\n", encoding="utf-8"
-        )
+        metadata = json.loads(path.read_text(encoding="utf-8")) | own
+        path.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
-def build(out: Path = ROOT, org: str = ORG, hypernetwork=None) -> list[str]:
+def build(out: Path = ROOT, org: str = ORG, hypernetwork=None, names=None) -> list[str]:
     """Write the cards and the index; all of them, or none if a kept grid or report is not of these weights.
 
     Args:
         out: folder of the cards; the kept grids and reports are copied there.
         org: owner of the repos.
         hypernetwork: folder of a trained one; None: no such repo.
+        names: of the repos to write the cards of; None: all.
 
     Returns:
-        Names of the repos.
+        These names.
 
     Raises:
         ValueError: what the lint finds in a card.
     """
+    known, made = repos(hypernetwork), {}
+    names = list(known if names is None else names)
     with tempfile.TemporaryDirectory() as temp:
-        made = {}
-        for name, about in repos(hypernetwork).items():
-            folder = Path(temp, name)
-            kept = ROOT / name
+        for name in names:
+            about, folder, kept = known[name], Path(temp, name), ROOT / name
             for path in (p for p in kept.rglob("*") if p.is_file() and p.name != "README.md"):
                 made[f"{name}/{path.relative_to(kept).as_posix()}"] = path.read_bytes()
-            stage(name, folder, hypernetwork=hypernetwork)
-            if about.kind != "kernels":
-                (folder / "README.md").unlink(missing_ok=True)
-            else:
-                shutil.copyfile(BUNDLED.parents[1] / "README.md", folder / "README.md")
+            stage(name, folder, hypernetwork=hypernetwork, card=False)
             made[f"{name}/README.md"] = write_card(name, about, folder, org).read_bytes()
             if found := problems(name, about, folder):
                 raise ValueError(f"the card of {name} was not written: {'; '.join(found)}")
-        made["README.md"] = index(repos(hypernetwork), org).encode()
+    made["README.md"] = index(known, org).encode()
     for path, content in made.items():
         if not (out / path).is_file() or (out / path).read_bytes() != content:
             replace_file(out / path, lambda temp, content=content: temp.write_bytes(content))
-    return list(repos(hypernetwork))
+    return names
 
 
 def write_card(name: str, about: Facts, folder: Path, org: str) -> Path:

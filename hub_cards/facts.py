@@ -41,11 +41,11 @@ class Facts:
 
 
 TEACHER = (
-    "The teacher is the 1024 px MobileStyleGAN (arXiv 2104.04767) that the PyPI wheel `random-face` 2021.7.21.1 "
-    "carries as an OpenVINO graph. It was distilled from NVIDIA's StyleGAN2-FFHQ (arXiv 1912.04958; NVIDIA Source "
-    "Code License-NC), which was trained on the FFHQ photographs (arXiv 1812.04948; the data set is CC BY-NC-SA 4.0, "
-    "single photographs have licences of their own). The wheel calls itself Apache-2.0; what it descends from does not "
-    "allow commercial use, so treat all of it as non-commercial."
+    "The PyPI wheel `random-face` 2021.7.21.1 carries a 1024 px MobileStyleGAN (arXiv 2104.04767) as an OpenVINO "
+    "graph. It was distilled from NVIDIA's StyleGAN2-FFHQ (arXiv 1912.04958; NVIDIA Source Code License-NC), which "
+    "was trained on the FFHQ photographs (arXiv 1812.04948; the data set is CC BY-NC-SA 4.0, single photographs "
+    "have licences of their own). The wheel calls itself Apache-2.0; what it descends from does not allow "
+    "commercial use, so treat all of it as non-commercial."
 )
 FROM_BASE = (
     "The base `ffhq` was distilled from a MobileStyleGAN that descends from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source "
@@ -92,9 +92,9 @@ REPOS = {
         kind="base",
         lineage=(
             TEACHER,
-            "The generator is the teacher cut after its block of 128 px features; a new image head was fitted in "
-            "closed form, then the last blocks and the head were trained on 3,000 teacher pictures averaged down to "
-            "256 px (900 steps, `training/distill.py`).",
+            "The generator is that network, its teacher, cut after its block of 128 px features; a new image head "
+            "was fitted in closed form, then the last blocks and the head were trained on 3,000 teacher pictures "
+            "averaged down to 256 px (900 steps, `training/distill.py`).",
             "The discriminator took part in every fourth of these steps. The heads of the projected discriminator "
             "(arXiv 2111.01007) were taught by `training/source_discriminator.py` to tell pictures of this generator "
             "from those of disturbed copies; they look through EfficientNet-Lite0, which is not in this repo.",

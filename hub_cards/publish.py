@@ -42,7 +42,7 @@ def prepare(folder: Path, org: str, names: list[str], hypernetwork=None, kept: P
         kept_as = stage(name, folder / "kept" / name, kept)
         found += [f"{name}: {problem}" for problem in problems(name, known[name], kept_as)]
     if not found:
-        build(folder / "cards", org, hypernetwork)
+        build(folder / "cards", org, hypernetwork, names)
         staged = {name: stage(name, folder / "repos" / name, folder / "cards", hypernetwork) for name in names}
         found = [f"{name}: {problem}" for name in names for problem in problems(name, known[name], staged[name])]
     if found:
