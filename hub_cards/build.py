@@ -210,15 +210,18 @@ def numbers(name: str, about: Facts, folder: Path) -> list[str]:
             *again,
             "```",
             "",
-            "Another processor, or number of threads, may round a pixel of the true pictures to the next grey "
-            f"level; then the command says that `data_sha256` differs, and `fewshot-gan evaluate {data} {options}` "
-            "gives the numbers there.",
-            "",
         ]
+        if any("OMP_NUM_THREADS" in command for command in about.truth):
+            lines += [
+                "Another processor, or number of threads, may round a pixel of the true pictures to the next grey "
+                f"level; then the command says that `data_sha256` differs, and `fewshot-gan evaluate {data} {options}` "
+                "gives the numbers there.",
+                "",
+            ]
     lines += [line for sentence in about.numbers for line in (sentence, "")]
     if about.results:
         lines += [f"More: `training/RESULTS.md` in the repository of fewshot_gan, “{about.results}”."]
-    return lines
+    return lines[:-1] if lines and not lines[-1] else lines
 
 
 def folder_of(truth) -> str:

@@ -220,9 +220,10 @@ REPOS = {
         results="lorelei: a large gap from ten drawings, without collapse",
         caption=f"Rows: the base; this adapter. Columns: {ROWS}.",
         limits=(
-            "Hair, pose, shape of the head and dark glasses follow the base; thin-rimmed glasses and beards are "
-            "lost, and eyes, nose and mouth hardly vary. It drew nearer to the style the nearer it came to one face "
-            "for all; this is where the two were balanced.",
+            "It comes near the style and does not meet it, see precision and coverage. Hair, pose, shape of the "
+            "head and dark glasses follow the base; thin-rimmed glasses and beards are lost, and eyes, nose and "
+            "mouth hardly vary. It drew nearer to the style the nearer it came to one face for all; this is where "
+            "the two were balanced.",
             *EVERY_LOOK,
         ),
         papers=("d3t", "lfs", "projected", "mobilestylegan", "stylegan2", "stylegan"),

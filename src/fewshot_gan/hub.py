@@ -165,7 +165,7 @@ def push_folder(
     if public:
         raise ValueError(
             f"{repo_id!r} is there already and public, so private=True would hide nothing; make it private at "
-            f"{_page(repo_id)}/settings, or push to another name"
+            f"{_page(f'kernels/{repo_id}' if repo_type == 'kernel' else repo_id)}/settings, or push to another name"
         )
     return repo_id
 
