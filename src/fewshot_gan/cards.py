@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import tomllib
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name, replace_file
@@ -12,6 +15,7 @@ EMBEDDED_LICENCES = {  # base: what its weights descend from
     "ffhq": "derive from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source Code License-NC), trained on FFHQ images (CC BY-NC-SA "
     "4.0): **non-commercial use only**. The Apache-2.0 licence of fewshot_gan covers the code, not these weights.",
 }
+LICENCE_LINKS = {"ffhq": "https://nvlabs.github.io/stylegan2/license.html"}  # the strictest of what it descends from
 METHODS = {
     "lfs_gan": "LFS-GAN ([arXiv 2308.11917](https://arxiv.org/abs/2308.11917))",
     "d3t": "D3T-GAN ([arXiv 2205.06032](https://arxiv.org/abs/2205.06032))",
@@ -34,6 +38,90 @@ OPTIONS = ("rank", "placement", "parametrization")  # shown where an adapter has
 PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png")
 GAP = 4  # white pixels between the pictures of a grid
 SAMPLES, SEED = 8, 0  # of the grid of a base
+RESULTS = {  # of a report: what a card calls it, and how it is written
+    "frechet": ("Fréchet distance", "{:.1f}"),
+    "kid": ("KID × 1e3", "{:.1f}"),
+    "precision": ("precision", "{:.2f}"),
+    "recall": ("recall", "{:.2f}"),
+    "density": ("density", "{:.2f}"),
+    "coverage": ("coverage", "{:.2f}"),
+    "diversity": ("diversity (distance of pairs)", "{:.2f}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """What the card of a published repo says beyond what weights and configs tell; `hub_cards/` fills it in.
+
+    Attributes:
+        files: path in the repo → (bytes, SHA-256), of every file but the card.
+        lineage: from what weights and data it was made, under which terms; a sentence or two each.
+        numbers: lines on how good it is, see `report_lines`.
+        limits: what it cannot do and must not be used for; a sentence or two each.
+        citation: BibTeX entries.
+        base_repo: where the embedded base of an adapter is published.
+        caption: of the sample grid, in place of the usual one.
+        needs: what to install, above the code.
+        tags: further ones.
+    """
+
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    lineage: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    citation: tuple[str, ...] = ()
+    base_repo: str | None = None
+    caption: str | None = None
+    needs: str | None = None
+    tags: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The sections, those left empty left out."""
+        listed = {"Lineage": self.lineage, "Limits and misuse": self.limits}
+        made = {title: [f"- {text}" for text in texts] for title, texts in listed.items()}
+        made = {"Numbers": list(self.numbers)} | made
+        rows = [f"| {path} | {size:,} | `{digest}` |" for path, (size, digest) in sorted(self.files.items())]
+        made["Files"] = ["| file | bytes | SHA-256 |", "|---|---|---|", *rows] if rows else []
+        made["Citation"] = ["```bibtex", *self.citation, "```"] if self.citation else []
+        return [line for title, body in made.items() if body for line in (f"## {title}", "", *body, "")]
+
+
+def report_lines(reports: Mapping[str, Mapping]) -> list[str]:
+    """A table of reports of `fewshot-gan evaluate`, of one protocol, and what that is.
+
+    Args:
+        reports: heading of a column → report.
+
+    Raises:
+        ValueError: the protocols differ.
+    """
+    from .evaluation import compare
+
+    first = next(iter(reports.values()))
+    for other in reports.values():
+        compare(first, other)
+    protocol, versions = first["protocol"], first["versions"]
+    rows = [
+        f"| {title} | {' | '.join(form.format(_scaled(name, r['results'][name])) for r in reports.values())} |"
+        for name, (title, form) in RESULTS.items()
+        if name in first["results"]
+    ]
+    return [
+        f"| | {' | '.join(reports)} |",
+        f"|---|{'---|' * len(reports)}",
+        *rows,
+        "",
+        f"{protocol['num_images']:,} pictures (seed {protocol['seed']}, psi {protocol['truncation_psi']}) against "
+        f"{protocol['num_true']:,} true ones (SHA-256 `{protocol['data_sha256'][:12]}`), {protocol['resolution']} px, "
+        f"judged by {protocol['features']} (weights `{protocol['features_sha256'][:12]}`); KID of all pairs, k = "
+        f"{protocol['neighbour']}; torch {versions['torch']} on a CPU. Fréchet distances of so few pictures are biased "
+        "upwards and compare only with those of this table.",
+        "",
+    ]
+
+
+def _scaled(name: str, value: float) -> float:
+    return value * 1e3 if name == "kid" else value
 
 
 def make_grid(images: list, columns: int):
@@ -49,24 +137,32 @@ def make_grid(images: list, columns: int):
 
 
 def write_adapter_card(
-    adapter, folder, name: str, grid=None, repo_id: str | None = None, base: str | None = None
+    adapter,
+    folder,
+    name: str,
+    grid=None,
+    repo_id: str | None = None,
+    base: str | None = None,
+    details: Details | None = None,
 ) -> Path:
-    """Write `README.md`, and the sample grid as `images/grid.png`, into the folder of a saved adapter.
+    """Write `README.md`, and the sample grid into `images/`, into the folder of a saved adapter.
 
     Args:
         adapter: the `Adapter` that the folder holds.
         folder: where it was saved.
         name: title of the card.
-        grid: folder of a run's `step-*.png`, of which the newest is taken; a PIL image; or None.
+        grid: folder of a run's `step-*.png`, of which the newest is taken; the file of a picture; a PIL image; or None.
         repo_id: what the card loads it by; None: its name.
         base: repo id of the base, for an adapter that knows its base as a local folder only.
+        details: of a card that says more.
 
     Returns:
         Path of the card.
     """
-    folder, config = Path(folder), adapter.config
-    has_grid = _place_grid(grid, folder)
+    folder, config, details = Path(folder), adapter.config, details or Details()
+    picture = _place_grid(grid, folder)
     base, origin = _base_of(config, base)
+    published = details.base_repo or base
     roles = Counter(spec["role"] for spec in config.target_modules.values())
     options = [f"{key} {_plain(config[key])}" for key in OPTIONS if config.get(key)]
     options += [f"{len(saved)} layers retrained"] if (saved := config.get("modules_to_save")) else []
@@ -77,11 +173,10 @@ def write_adapter_card(
         f"A few-shot adapter: it teaches a new look to the generator {_named(base)}, whose weights stay as they are.",
         "",
     ]
-    if has_grid:
-        lines += ["![Above: the base. Below: the same faces or things, adapted.](images/grid.png)", ""]
-        lines += ["Above the base's pictures, below the adapted ones, for the same latents; not selected.", ""]
+    usual = "Above the base's pictures, below the adapted ones, for the same latents; not selected."
     lines += [
-        *_usage(base or "the base", f'pipe.load_adapter("{repo_id or name}")'),
+        *_shown(picture, details.caption or usual),
+        *_usage(published or "the base", f'pipe.load_adapter("{repo_id or name}")', needs=details.needs),
         "## What it is",
         "",
         f"- Type: {', '.join([TYPES.get(adapter.adapter_type, adapter.adapter_type), *options])}",
@@ -92,30 +187,42 @@ def write_adapter_card(
         "",
         *_licence([origin], "The base's weights, and therefore this adapter,"),
         *_licence_of_images(config.training or {}),
+        *details.lines(),
+        *_training(config.training),
     ]
-    lines += _training(config.training)
-    return _write(folder, name, lines, has_grid, ["adapter", adapter.adapter_type], [origin], [base])
+    tags = ["adapter", adapter.adapter_type, *details.tags]
+    return _write(folder, name, lines, picture, tags, [origin], [published])
 
 
-def write_collection_card(folder, name: str, repo_id: str | None = None) -> Path:
+def write_collection_card(
+    folder, name: str, repo_id: str | None = None, grid=None, details: Details | None = None
+) -> Path:
     """Write `README.md` into a folder whose subfolders hold saved adapters.
 
     Args:
         folder: of the subfolders.
         name: title of the card.
         repo_id: what the card loads them by; None: its name.
+        grid: as of `write_adapter_card`.
+        details: of a card that says more.
 
     Returns:
         Path of the card.
     """
-    folder = Path(folder)
+    folder, details = Path(folder), details or Details()
+    picture = _place_grid(grid, folder)
     configs = {n: json.loads((f / "adapter_config.json").read_text()) for n, f in adapter_folders(folder).items()}
     bases, origins = zip(*map(_base_of, configs.values()), strict=True)
     first = next(iter(configs))
     lines = [
         f"{len(configs)} few-shot adapters: each teaches a generator a new look and leaves its weights as they are.",
         "",
-        *_usage(bases[0] or "the base", f'pipe.load_adapter("{repo_id or name}", subfolder="{first}")'),
+        *_shown(picture, details.caption),
+        *_usage(
+            details.base_repo or bases[0] or "the base",
+            f'pipe.load_adapter("{repo_id or name}", subfolder="{first}")  # all of them: load_adapters',
+            needs=details.needs,
+        ),
         "## Adapters",
         "",
         "| subfolder | type | bytes | base |",
@@ -124,12 +231,15 @@ def write_collection_card(folder, name: str, repo_id: str | None = None) -> Path
     for (look, config), base in zip(configs.items(), bases, strict=True):
         size = sum(file.stat().st_size for file in (folder / look).glob("adapter_model*.safetensors"))
         lines += [f"| [{look}]({look}) | {config['adapter_type']} | {size:,} | {_named(base)} |"]
-    lines += ["", *_licence(origins, "Weights of a base, and therefore its adapters,")]
+    lines += ["", *_licence(origins, "Weights of a base, and therefore its adapters,"), *details.lines()]
     kinds = sorted({config["adapter_type"] for config in configs.values()})
-    return _write(folder, name, lines, False, ["adapter", *kinds], origins, bases)
+    bases = [details.base_repo] if details.base_repo else bases
+    return _write(folder, name, lines, picture, ["adapter", *kinds, *details.tags], origins, bases)
 
 
-def write_hypernetwork_card(network, folder, name: str, repo_id: str | None = None) -> Path:
+def write_hypernetwork_card(
+    network, folder, name: str, repo_id: str | None = None, details: Details | None = None
+) -> Path:
     """Write `README.md` into the folder of a saved hypernetwork.
 
     Args:
@@ -137,19 +247,25 @@ def write_hypernetwork_card(network, folder, name: str, repo_id: str | None = No
         folder: where it was saved.
         name: title of the card.
         repo_id: what the card loads it by; None: its name.
+        details: of a card that says more.
 
     Returns:
         Path of the card.
     """
-    config = network.config
+    config, details = network.config, details or Details()
     base, origin = _base_of(config)
+    published = details.base_repo or base
     record = config.training or {}
     if len(domains := record.get("domains", ())) > 50:
         record = record | {"domains": f"{len(domains)}, named in config.json"}
     lines = [
         f"A hypernetwork: from one picture, or words where its encoder reads them, to a new look of {_named(base)}.",
         "",
-        *_usage(base or "the base", f'pipe.adapter_from_image("photo.png", "{repo_id or name}")'),
+        *_usage(
+            published or "the base",
+            f'pipe.adapter_from_image("photo.png", "{repo_id or name}")',
+            needs=details.needs,
+        ),
         "## What it is",
         "",
         f"- HyperDomainNet ([arXiv 2210.08884](https://arxiv.org/abs/2210.08884)): {network.num_values():,} numbers",
@@ -158,30 +274,34 @@ def write_hypernetwork_card(network, folder, name: str, repo_id: str | None = No
         f"- Base: {_named(base)} (fingerprint `{config.base_fingerprint}`)",
         "",
         *_licence([origin], "The base's weights, and therefore this hypernetwork,"),
+        *details.lines(),
         *_training(record),
     ]
-    return _write(Path(folder), name, lines, False, ["hypernetwork"], [origin], [base])
+    return _write(Path(folder), name, lines, None, ["hypernetwork", *details.tags], [origin], [published])
 
 
-def write_base_card(pipe, folder, name: str, grid=None, repo_id: str | None = None) -> Path:
-    """Write `README.md`, and a sample grid as `images/grid.png`, into the folder of a saved base.
+def write_base_card(
+    pipe, folder, name: str, grid=None, repo_id: str | None = None, details: Details | None = None
+) -> Path:
+    """Write `README.md`, and a sample grid into `images/`, into the folder of a saved base.
 
     Args:
         pipe: the `FewShotGAN` that was saved there.
         folder: where.
         name: title of the card.
-        grid: PIL image; False: no picture; None: draw one from fixed seeds.
+        grid: PIL image, or the file of a picture; False: no picture; None: draw one from fixed seeds.
         repo_id: what the card loads it by; None: its name.
+        details: of a card that says more.
 
     Returns:
         Path of the card.
     """
     from .adapters import fingerprint
 
-    folder, generator = Path(folder), pipe.generator
+    folder, generator, details = Path(folder), pipe.generator, details or Details()
     mark = fingerprint(generator)
     _, origin = _base_of({"base_model_name_or_path": pipe.base_name, "base_fingerprint": mark})
-    protocol = "Pictures of this base."
+    caption = details.caption or "Pictures of this base."
     if grid is None:
         psi = pipe.config.truncation_psi
         look = "__base__" if pipe.bank.fused is None else None  # fused adapters are part of what was saved
@@ -190,14 +310,14 @@ def write_base_card(pipe, folder, name: str, grid=None, repo_id: str | None = No
         grid = make_grid(images, SAMPLES // 2)
         shown = "" if labels is None else f", class_labels={labels}"
         call = f"pipe({SAMPLES}, seed={SEED}, truncation_psi={psi}{shown})"
-        protocol = f"`{call}`: the first {SAMPLES} pictures, not selected."
-    has_grid = _place_grid(grid or None, folder)
+        caption = f"`{call}`: the first {SAMPLES} pictures, not selected."
+    picture = _place_grid(grid or None, folder)
     networks = {name: getattr(pipe, name) for name in ("generator", "discriminator", "projected_discriminator")}
     lines = [
         f"A generator of {generator.resolution} px pictures, to be taught new looks by few-shot adapters.",
         "",
-        *(["![Samples](images/grid.png)", "", protocol, ""] if has_grid else []),
-        *_usage(repo_id or name, labels=pipe.some_labels(4)),
+        *_shown(picture, caption),
+        *_usage(repo_id or name, labels=pipe.some_labels(4), needs=details.needs),
         "## What it is",
         "",
         "| part | network | numbers |",
@@ -211,13 +331,64 @@ def write_base_card(pipe, folder, name: str, grid=None, repo_id: str | None = No
         f"Fingerprint of the generator: `{mark}`; adapters trained on it carry the same one.",
         "",
         *_licence([origin], "These weights"),
+        *details.lines(),
     ]
-    return _write(folder, name, lines, has_grid, [], [origin])
+    return _write(folder, name, lines, picture, list(details.tags), [origin])
 
 
-def _write(folder: Path, name: str, lines: list[str], has_grid: bool, tags: list[str], origins, bases=()) -> Path:
-    """The card: front matter, title, `lines`, version. `bases` are those of adapters; the card of a base has none."""
+def write_recipe_card(
+    folder, name: str, origin: str, how: list[str], grid=None, details: Details | None = None
+) -> Path:
+    """Write `README.md` into the folder of a repo that tells how to make a base, and holds none.
+
+    Args:
+        folder: of the card.
+        name: title of the card.
+        origin: embedded base that has the same ancestors, and so the same licence.
+        how: lines of the section on making and using it.
+        grid: as of `write_adapter_card`.
+        details: of a card that says more.
+
+    Returns:
+        Path of the card.
+    """
+    folder, details = Path(folder), details or Details()
+    picture = _place_grid(grid, folder)
+    lines = ["**This repo holds no weights**: it tells how to make a base from what others published.", ""]
+    lines += [*_shown(picture, details.caption), "## Use", "", *how, ""]
+    lines += [*_licence([origin], "The weights that this makes"), *details.lines()]
+    return _write(folder, name, lines, picture, list(details.tags), [origin])
+
+
+def write_kernels_card(folder, name: str, repo_id: str, details: Details | None = None) -> Path:
+    """Write `README.md` of a kernels repo: what the package's own says, for this repo, and the details.
+
+    Args:
+        folder: of the package, with its `build.toml` and its own `README.md`, which is replaced.
+        name: title of the card.
+        repo_id: what the card loads it by.
+        details: of a card that says more.
+
+    Returns:
+        Path of the card.
+    """
     from huggingface_hub import ModelCard, ModelCardData
+
+    folder, details = Path(folder), details or Details()
+    general = tomllib.loads((folder / "build.toml").read_text(encoding="utf-8"))["general"]
+    own = ModelCard.load(folder / "README.md").text.strip().removeprefix(f"# {name}").strip()
+    own = own.replace(general["hub"]["repo-id"], repo_id)
+    intro, code, rest = own.partition("```python")
+    licence = ["## Licence", "", f"{general['license']}: the code of fewshot_gan, of which this is a part.", ""]
+    lines = [intro + "## Use", "", code + rest, "", *licence, *details.lines()]
+    tags = ["kernels", "fewshot_gan", *details.tags]
+    data = ModelCardData(library_name="kernels", license=general["license"].lower(), tags=tags)
+    return _write_card(folder, name, lines, data)
+
+
+def _write(folder: Path, name: str, lines: list[str], picture: str | None, tags: list[str], origins, bases=()) -> Path:
+    """The card of weights. `bases` are those of adapters; the card of a base has none."""
+    from huggingface_hub import ModelCardData
 
     repos = [base for base in dict.fromkeys(bases) if is_repo_id(base)]
     restricted = any(origins)
@@ -226,34 +397,47 @@ def _write(folder: Path, name: str, lines: list[str], has_grid: bool, tags: list
         pipeline_tag="unconditional-image-generation",
         license="other" if restricted else "unknown",
         license_name="non-commercial" if restricted else None,
+        license_link=LICENCE_LINKS[next(filter(None, origins))] if restricted else None,
         base_model=(repos if len(repos) > 1 else repos[0]) if repos else None,
         base_model_relation="adapter" if repos else None,
         tags=["fewshot_gan", "gan", "few-shot", *tags],
-        widget=[{"text": "-", "output": {"url": "images/grid.png"}}] if has_grid else None,
+        widget=[{"text": "-", "output": {"url": picture}}] if picture else None,
     )
+    return _write_card(folder, name, lines, data)
+
+
+def _write_card(folder: Path, name: str, lines: list[str], data) -> Path:
+    """Front matter, title, lines, version."""
+    from huggingface_hub import ModelCard
+
     body = "\n".join([f"# {name}", "", *lines, f"Written by fewshot_gan {__version__}.", ""])
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
     replace_file(folder / "README.md", lambda temp: temp.write_text(str(card), encoding="utf-8"))
     return folder / "README.md"
 
 
-def _place_grid(grid, folder: Path) -> bool:
-    """Put the picture at `images/grid.png`; whether there was one."""
-    if isinstance(grid, str | Path):
-        pictures = sorted(Path(grid).glob("step-*.png"))
+def _place_grid(grid, folder: Path) -> str | None:
+    """Put the picture at `images/grid.png`, or under its own ending; its path in the folder, None: there was none."""
+    if isinstance(grid, str | Path) and not (grid := Path(grid)).is_file():
+        pictures = sorted(grid.glob("step-*.png"))
         grid = pictures[-1] if pictures else None
     if grid is None:
-        return False
-    save = (lambda temp: shutil.copyfile(grid, temp)) if isinstance(grid, Path) else grid.save
-    replace_file(folder / "images" / "grid.png", save)
-    return True
+        return None
+    copied = isinstance(grid, Path)
+    path = f"images/grid{grid.suffix if copied else '.png'}"
+    replace_file(folder / path, (lambda temp: shutil.copyfile(grid, temp)) if copied else grid.save)
+    return path
 
 
-def _usage(base: str, load: str | None = None, labels: list[int] | None = None) -> list[str]:
+def _shown(picture: str | None, caption: str | None) -> list[str]:
+    return [f"![Samples]({picture})", "", *([caption, ""] if caption else [])] if picture else []
+
+
+def _usage(base: str, load: str | None = None, labels: list[int] | None = None, needs: str | None = None) -> list[str]:
     options = "" if labels is None else f", class_labels={labels}"
     steps = [f'pipe = FewShotGAN.from_pretrained("{base}")', *([load] if load else [])]
     code = ["from fewshot_gan import FewShotGAN", "", *steps, f"images = pipe(num_images=4, seed=0{options}).images"]
-    return ["## Use", "", "```python", *code, "```", ""]
+    return ["## Use", "", *([needs, ""] if needs else []), "```python", *code, "```", ""]
 
 
 def _licence(origins, what: str) -> list[str]:

