@@ -29,7 +29,9 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # command as in the README: (what is shortened in it, files that are there afterwards, what it says)
-SMALL_GAN = "--max_train_steps 1 --channels 8 --d_channels 8 --d_batch_size 2 --g_batch_size 2 --d_steps 1"
+SMALL_GAN = (
+    "--max_train_steps 1 --channels 8 --d_channels 8 --d_batch_size 2 --g_batch_size 2 --d_steps 1 --num_threads 1"
+)
 TABLE = {
     # the installation is what CI does before it comes here
     "pip install torch==2.13.0 . && fewshot-gan generate --adapter sketch --compare --num-images 6 --out faces.png": (
@@ -100,12 +102,12 @@ TABLE = {
         "4 faces at 32 px",
     ),
     "accelerate launch training/lottery.py --data data/faces --num 1000 --rounds 5 --output_dir runs/ticket": (
-        {"--num 1000": "--num 4", "--rounds 5": f"--rounds 1 {SMALL_GAN}"},
+        {"--num 1000": "--num 4", "--rounds 5": f"--rounds 1 --num_threads 1 {SMALL_GAN}"},
         ["runs/ticket/round-00/model_index.json", "runs/ticket/round-01/ticket/adapter_config.json"],
         "",
     ),
     "accelerate launch training/adafm.py --data my_hundred_images --groups G4 --output_dir runs/mine": (
-        {"--groups G4": "--groups G4 --max_train_steps 1 --train_batch_size 1"},
+        {"--groups G4": "--groups G4 --max_train_steps 1 --train_batch_size 1 --sample_steps 0 --num_threads 1"},
         ["runs/mine/adapter_model.safetensors"],
         "",
     ),
@@ -225,7 +227,7 @@ def run(command):
         return done.stdout
     modules = {"torchrun": "torch.distributed.run --standalone", "accelerate": "accelerate.commands.accelerate_cli"}
     start = [] if program == "python" else ["-m", *modules[program].split()]
-    done = subprocess.run([sys.executable, *start, *arguments], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *start, *arguments], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
