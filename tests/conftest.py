@@ -80,6 +80,14 @@ class TinyFeatures(FeatureNetwork):
         return [self.WIDTH for _ in blocks]
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """A training run sets how many threads its process has: the next test has those of the first again."""
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)
+
+
 MODELS = {"mobile": tiny_mobile, "stylegan2": tiny_stylegan2}
 
 
