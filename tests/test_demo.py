@@ -263,6 +263,9 @@ def test_words():
     )
     job.state, job.error = "failed", "<b>no</b>"
     assert demo.progress(job, "Learning") == '<p class="job failed" role="alert">&lt;b&gt;no&lt;/b&gt;</p>'
+    drawn = demo.losses({"g": [1.0, 3.0, 2.0]})
+    assert 'points="0.0,22.0 60.0,2.0 120.0,12.0"' in drawn and "g, generator" in drawn and "<td>2</td>" in drawn
+    assert demo.losses({}) == "" and 'points="0.0,2.0"' in demo.losses({"d": [1.0]})
     assert 'alt="&lt;i&gt;"' in demo.figure("<i>", Image.new("RGB", (4, 4)))
 
 
@@ -545,12 +548,12 @@ def test_a_look_in_the_browser(visit, pictures, tmp_path, base_folder):
     v.check()
     v.button("Stop").click()
     v.says("#look-status", re.compile(r"Stopped after \d+ of 400 steps; nothing was kept"))
-    v.number("Training steps", 30 if SHOTS else 6)
+    v.number("Training steps", 24 if SHOTS else 6)
     v.page.get_by_role("textbox", name="Name").fill("pencil" if SHOTS else "mine")
     v.button("Teach this look").click()
     if SHOTS:
-        v.says("#look-status", re.compile(r"Step 1\d of 30"))
-        v.button("Losses").click()
+        v.says("#look-status", re.compile(r"Step 1\d of 24"))
+        v.page.get_by_role("button", name="Losses").click()
         v.shot("look_during")
         v.page.set_viewport_size({"width": 400, "height": 900})
         v.width = 400
