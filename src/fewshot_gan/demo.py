@@ -527,8 +527,9 @@ def losses(history: Mapping[str, Sequence[float]]) -> str:
         heights = [2 + 20 * (high - value) / ((high - low) or 1) for value in values]
         line = " ".join(f"{120 * i / steps:.1f},{height:.1f}" for i, height in enumerate(heights))
         rows.append(
-            f'<tr><th scope="row">{escape(LOSSES.get(name, name))}</th><td><svg viewBox="0 0 120 24" '
-            f'aria-hidden="true" preserveAspectRatio="none"><polyline points="{line}"/></svg></td><td>{values[-1]:.3g}</td></tr>'
+            f'<tr><th scope="row">{escape(LOSSES.get(name, name))}</th>'
+            '<td><svg viewBox="0 0 120 24" preserveAspectRatio="none" aria-hidden="true">'
+            f'<polyline points="{line}"/></svg></td><td>{values[-1]:.3g}</td></tr>'
         )
     table = f'<table class="losses"><caption>From the first step to this one</caption>{"".join(rows)}</table>'
     return table if rows else ""
