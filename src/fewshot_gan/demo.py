@@ -542,7 +542,7 @@ CSS = """
 .block:has(> .html-container > .prose:empty), [data-testid=status-tracker].hide {display: none !important}
 .cells, .pictures {display: grid !important; gap: 16px 12px; grid-template-columns: repeat(4, minmax(0, 1fr))}
 .cells > div {min-width: 0 !important; gap: 0 !important}
-.cells .block {border: 0 !important; background: none !important}
+.cells .block, .cells .form {border: 0 !important; background: none !important; box-shadow: none !important}
 .cells .block.padded {padding: 6px 2px !important}
 .cells figcaption, .pictures.small figcaption {display: none}
 .pictures.small {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: 8px}
