@@ -3,6 +3,7 @@
 With `FEWSHOT_GAN_SCREENSHOTS=DIR` the same browser tests run on ffhq with more steps, and leave pictures of the page.
 """
 
+import base64
 import io
 import os
 import re
@@ -15,6 +16,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -334,6 +336,11 @@ def chromium():
         browser.close()
 
 
+def pixels(source):
+    """A picture of the page as an array."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))), dtype=int)
+
+
 class Visit:
     """A visitor's page, with names for what a visitor does."""
 
@@ -441,7 +448,8 @@ def test_faces_in_the_browser(visit):
     v.button("Draw new faces").click()
     v.drawn(seven)
     v.number("Seed", 0)
-    assert v.drawn(seven) == first or v.drawn(v.sources()) == first
+    v.page.wait_for_function("src => document.querySelector('.cells img').src === src", arg=first[0])
+    assert v.sources() == first
     second = v.page.get_by_role("checkbox").nth(1)
     second.click()  # a blend of two
     blend = v.drawn(first)
@@ -455,7 +463,8 @@ def test_faces_in_the_browser(visit):
     weaker = v.drawn(alone)
     v.choose("Look of face 2", PLAIN)
     mixed = v.drawn(weaker, [1])
-    assert mixed[:1] + mixed[2:] == weaker[:1] + weaker[2:]  # the others stay as they are
+    for i in (0, *range(2, 8)):  # the others stay as they are; in batches of other sizes a grey level may round
+        assert np.abs(pixels(mixed[i]) - pixels(weaker[i])).max() <= 2
     assert other.sources() == first  # nobody else's page changed
     assert v.page.locator(".cells img").nth(1).get_attribute("alt") == "Face 2: no look"
     with v.page.expect_download() as download:
