@@ -561,7 +561,8 @@ p.failed {color: #b3261e; font-weight: 600}
 .empty {border: 1px dashed var(--body-text-color-subdued); border-radius: 8px; padding: 20px; margin: 0}
 .losses {width: 100%; border-collapse: collapse; margin: 0 !important}
 .losses caption {text-align: left; padding-bottom: 4px}
-.losses th, .losses td {border: 0 !important; padding: 3px 12px 3px 0 !important; text-align: left}
+.losses tr, .losses th, .losses td {border: 0 !important}
+.losses th, .losses td {padding: 3px 12px 3px 0 !important; text-align: left}
 .losses th, .losses td:last-child {font-weight: 400 !important; white-space: nowrap; width: 1%}
 .losses svg {display: block; width: 100%; height: 24px}
 .losses polyline {fill: none; stroke: var(--color-accent); stroke-width: 1.5; vector-effect: non-scaling-stroke}
