@@ -561,7 +561,7 @@ p.failed {color: #b3261e; font-weight: 600}
 .empty {border: 1px dashed var(--body-text-color-subdued); border-radius: 8px; padding: 20px; margin: 0}
 .losses {width: 100%; border-collapse: collapse; margin: 0 !important}
 .losses caption {text-align: left; padding-bottom: 4px}
-.losses tr, .losses th, .losses td {border: 0 !important}
+.losses, .losses tr, .losses th, .losses td {border: 0 !important}
 .losses th, .losses td {padding: 3px 12px 3px 0 !important; text-align: left}
 .losses th, .losses td:last-child {font-weight: 400 !important; white-space: nowrap; width: 1%}
 .losses svg {display: block; width: 100%; height: 24px}
@@ -584,6 +584,8 @@ THEME = {  # plain labels, blocks that can be told apart, and grey that can be r
     "block_title_text_weight": "600",
     "block_title_padding": "0",
     "block_label_background_fill": "none",
+    "block_label_background_fill_dark": "none",
+    "block_title_background_fill_dark": "none",
     "block_label_text_color": "*body_text_color",
     "block_label_text_weight": "600",
     "block_info_text_color": "*neutral_600",
@@ -722,7 +724,9 @@ def page(studio: Studio):
                     studio.looks,
                     value=studio.looks[:1],
                     label="Looks",
-                    info="Tick any number: they blend." if studio.looks else "None yet: teach one.",
+                    info="Tick any number: they blend."
+                    if studio.looks
+                    else "Those you teach appear here; ticked ones blend.",
                 )
 
                 sliders = [
