@@ -3,6 +3,7 @@
 With `FEWSHOT_GAN_SCREENSHOTS=DIR` the same browser tests run on ffhq with more steps, and leave pictures of the page.
 """
 
+import base64
 import io
 import os
 import re
@@ -15,6 +16,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -263,6 +265,9 @@ def test_words():
     )
     job.state, job.error = "failed", "<b>no</b>"
     assert demo.progress(job, "Learning") == '<p class="job failed" role="alert">&lt;b&gt;no&lt;/b&gt;</p>'
+    drawn = demo.losses({"g": [1.0, 3.0, 2.0]})
+    assert 'points="0.0,22.0 60.0,2.0 120.0,12.0"' in drawn and "g, generator" in drawn and "<td>2</td>" in drawn
+    assert demo.losses({}) == "" and 'points="0.0,2.0"' in demo.losses({"d": [1.0]})
     assert 'alt="&lt;i&gt;"' in demo.figure("<i>", Image.new("RGB", (4, 4)))
 
 
@@ -329,6 +334,11 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def pixels(source):
+    """A picture of the page as an array."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))), dtype=int)
 
 
 class Visit:
@@ -438,7 +448,8 @@ def test_faces_in_the_browser(visit):
     v.button("Draw new faces").click()
     v.drawn(seven)
     v.number("Seed", 0)
-    assert v.drawn(seven) == first or v.drawn(v.sources()) == first
+    v.page.wait_for_function("src => document.querySelector('.cells img').src === src", arg=first[0])
+    assert v.sources() == first
     second = v.page.get_by_role("checkbox").nth(1)
     second.click()  # a blend of two
     blend = v.drawn(first)
@@ -452,7 +463,8 @@ def test_faces_in_the_browser(visit):
     weaker = v.drawn(alone)
     v.choose("Look of face 2", PLAIN)
     mixed = v.drawn(weaker, [1])
-    assert mixed[:1] + mixed[2:] == weaker[:1] + weaker[2:]  # the others stay as they are
+    for i in (0, *range(2, 8)):  # the others stay as they are; in batches of other sizes a grey level may round
+        assert np.abs(pixels(mixed[i]) - pixels(weaker[i])).max() <= 2
     assert other.sources() == first  # nobody else's page changed
     assert v.page.locator(".cells img").nth(1).get_attribute("alt") == "Face 2: no look"
     with v.page.expect_download() as download:
@@ -545,12 +557,12 @@ def test_a_look_in_the_browser(visit, pictures, tmp_path, base_folder):
     v.check()
     v.button("Stop").click()
     v.says("#look-status", re.compile(r"Stopped after \d+ of 400 steps; nothing was kept"))
-    v.number("Training steps", 30 if SHOTS else 6)
+    v.number("Training steps", 24 if SHOTS else 6)
     v.page.get_by_role("textbox", name="Name").fill("pencil" if SHOTS else "mine")
     v.button("Teach this look").click()
     if SHOTS:
-        v.says("#look-status", re.compile(r"Step 1\d of 30"))
-        v.button("Losses").click()
+        v.says("#look-status", re.compile(r"Step 1\d of 24"))
+        v.page.get_by_role("button", name="Losses").click()
         v.shot("look_during")
         v.page.set_viewport_size({"width": 400, "height": 900})
         v.width = 400
@@ -559,7 +571,7 @@ def test_a_look_in_the_browser(visit, pictures, tmp_path, base_folder):
         v.page.set_viewport_size({"width": 1280, "height": 900})
         v.width = 1280
     else:
-        v.says("#look-status", re.compile("Step"))
+        v.says("#look-status", re.compile(r"Getting ready|Step \d|Done"))
         v.page.reload()  # what runs goes on, and the page finds it again
         v.tab("New look")
     v.says("#look-status", re.compile(r"Done: \d+ steps"))

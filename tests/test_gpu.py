@@ -33,7 +33,9 @@ def test_pictures_equal_the_cpus(name):
 def test_each_method_trains_there(train, tmp_path, monkeypatch, base_folder, method, options):  # noqa: F811
     devices = []
     original = adapt.Trainer.train
-    monkeypatch.setattr(adapt.Trainer, "train", lambda self: devices.append(self.device.type) or original(self))
+    monkeypatch.setattr(
+        adapt.Trainer, "train", lambda self, on_step: devices.append(self.device.type) or original(self)
+    )
     result = train(method, *options)
     assert devices == ["cuda"]
     stored = read_adapter(tmp_path / "run")

@@ -44,6 +44,7 @@ PATIENCE = 600.0  # seconds that work goes on while nobody looks at it
 OWN_LOOKS = 20  # of a visitor
 VISITORS = 100  # whose looks are kept; of more the longest unseen is forgotten
 LABEL = re.compile(r"\w[\w -]{0,39}")
+LOSSES = {"d": "d, judge", "g": "g, generator"}
 CHOSEN, PLAIN = "As chosen", "No look"  # of one picture
 MISSING = "the demo needs the {} package, which is not installed: pip install 'fewshot_gan[demo]'"
 
@@ -522,14 +523,16 @@ def losses(history: Mapping[str, Sequence[float]]) -> str:
     """A row per loss: its name, its line, its last value."""
     rows = []
     for name, values in history.items():
-        low, high = min(values), max(values)
-        points = " ".join(
-            f"{120 * i / max(1, len(values) - 1):.1f},{2 + 20 * (high - value) / ((high - low) or 1):.1f}"
-            for i, value in enumerate(values)
+        low, high, steps = min(values), max(values), max(1, len(values) - 1)
+        heights = [2 + 20 * (high - value) / ((high - low) or 1) for value in values]
+        line = " ".join(f"{120 * i / steps:.1f},{height:.1f}" for i, height in enumerate(heights))
+        rows.append(
+            f'<tr><th scope="row">{escape(LOSSES.get(name, name))}</th>'
+            '<td><svg viewBox="0 0 120 24" preserveAspectRatio="none" aria-hidden="true">'
+            f'<polyline points="{line}"/></svg></td><td>{values[-1]:.3g}</td></tr>'
         )
-        line = f'<svg viewBox="0 0 120 24" aria-hidden="true"><polyline points="{points}"/></svg>'
-        rows.append(f"<tr><th scope='row'>{escape(name)}</th><td>{line}</td><td>{values[-1]:.3g}</td></tr>")
-    return f'<table class="losses"><caption>From first step to last</caption>{"".join(rows)}</table>' if rows else ""
+    table = f'<table class="losses"><caption>From the first step to this one</caption>{"".join(rows)}</table>'
+    return table if rows else ""
 
 
 CSS = """
@@ -539,7 +542,7 @@ CSS = """
 .block:has(> .html-container > .prose:empty), [data-testid=status-tracker].hide {display: none !important}
 .cells, .pictures {display: grid !important; gap: 16px 12px; grid-template-columns: repeat(4, minmax(0, 1fr))}
 .cells > div {min-width: 0 !important; gap: 0 !important}
-.cells .block {border: 0 !important; background: none !important}
+.cells .block, .cells .form {border: 0 !important; background: none !important; box-shadow: none !important}
 .cells .block.padded {padding: 6px 2px !important}
 .cells figcaption, .pictures.small figcaption {display: none}
 .pictures.small {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: 8px}
@@ -556,10 +559,12 @@ CSS = """
 p.failed {color: #b3261e; font-weight: 600}
 .dark p.failed {color: #ffb4ab}
 .empty {border: 1px dashed var(--body-text-color-subdued); border-radius: 8px; padding: 20px; margin: 0}
-.losses {width: 100%; border-collapse: collapse}
-.losses caption {text-align: left; font-size: .9rem}
-.losses th {text-align: left; font-weight: 400; padding: 2px 8px 2px 0}
-.losses svg {display: block; width: 100%; max-width: 240px; height: 24px}
+.losses {width: 100%; border-collapse: collapse; margin: 0 !important}
+.losses caption {text-align: left; padding-bottom: 4px}
+.losses, .losses tr, .losses th, .losses td {border: 0 !important}
+.losses th, .losses td {padding: 3px 12px 3px 0 !important; text-align: left}
+.losses th, .losses td:last-child {font-weight: 400 !important; white-space: nowrap; width: 1%}
+.losses svg {display: block; width: 100%; height: 24px}
 .losses polyline {fill: none; stroke: var(--color-accent); stroke-width: 1.5; vector-effect: non-scaling-stroke}
 @media (max-width: 640px) {
   .gradio-container {padding: 8px !important}
@@ -579,6 +584,8 @@ THEME = {  # plain labels, blocks that can be told apart, and grey that can be r
     "block_title_text_weight": "600",
     "block_title_padding": "0",
     "block_label_background_fill": "none",
+    "block_label_background_fill_dark": "none",
+    "block_title_background_fill_dark": "none",
     "block_label_text_color": "*body_text_color",
     "block_label_text_weight": "600",
     "block_info_text_color": "*neutral_600",
@@ -717,7 +724,9 @@ def page(studio: Studio):
                     studio.looks,
                     value=studio.looks[:1],
                     label="Looks",
-                    info="Tick any number: they blend." if studio.looks else "None yet: teach one.",
+                    info="Tick any number: they blend."
+                    if studio.looks
+                    else "Those you teach appear here; ticked ones blend.",
                 )
 
                 sliders = [
@@ -770,7 +779,7 @@ def page(studio: Studio):
                         [("A natural face", "w"), ("Closer to the photo", "w+")], value="w", label="What to look for",
                         info="A closer face takes looks less well.",
                     )  # fmt: skip
-                    with gr.Row():
+                    with gr.Row(equal_height=True):
                         find = gr.Button("Find my face", variant="primary")
                         stop_photo = gr.Button("Stop", variant="stop", visible=False)
                     photo_status = gr.HTML(elem_id="photo-status")
@@ -791,7 +800,7 @@ def page(studio: Studio):
                         look_steps = gr.Slider(
                             5, 400, LOOK_STEPS, step=5, label="Training steps", info=studio.expected("look", LOOK_STEPS)
                         )
-                    with gr.Row():
+                    with gr.Row(equal_height=True):
                         teach = gr.Button("Teach this look", variant="primary")
                         stop_look = gr.Button("Stop", variant="stop", visible=False)
                     look_status = gr.HTML(elem_id="look-status")
