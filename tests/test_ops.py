@@ -323,7 +323,7 @@ def test_convolution_of_small_maps(size, padding):
 
 
 @pytest.mark.parametrize(
-    "batch, inputs, outputs, size", [(1, 64, 64, (16, 16)), (3, 64, 80, (20, 36)), (2, 300, 64, (12, 28))]
+    "batch, inputs, outputs, size", [(1, 128, 128, (16, 16)), (3, 128, 160, (20, 36)), (2, 300, 128, (12, 28))]
 )
 def test_winograd_is_the_convolution(batch, inputs, outputs, size):
     x = rand(batch, inputs, *size).float()
@@ -340,7 +340,7 @@ def test_winograd_is_the_convolution(batch, inputs, outputs, size):
 
 
 def test_winograd_keeps_the_transformed_weight_of_a_parameter_until_it_changes():
-    x, parameter = rand(1, 64, 32, 32).float(), nn.Parameter(rand(64, 64, 3, 3, seed=1).float(), requires_grad=False)
+    x, parameter = rand(1, 128, 32, 32).float(), nn.Parameter(rand(128, 128, 3, 3, seed=1).float(), requires_grad=False)
     first = conv2d(x, parameter, 1)
     with mock.patch.object(winograd, "_transform", side_effect=winograd._transform) as transform:
         assert conv2d(x, parameter, 1).equal(first)
@@ -353,9 +353,9 @@ def test_winograd_keeps_the_transformed_weight_of_a_parameter_until_it_changes()
 
 
 def test_winograd_forgets_a_weight_that_is_gone():
-    parameter = nn.Parameter(rand(64, 64, 3, 3).float(), requires_grad=False)
+    parameter = nn.Parameter(rand(128, 128, 3, 3).float(), requires_grad=False)
     before = len(winograd._kept)
-    conv2d(rand(1, 64, 16, 16).float(), parameter, 1)
+    conv2d(rand(1, 128, 16, 16).float(), parameter, 1)
     assert len(winograd._kept) == before + 1
     del parameter
     assert len(winograd._kept) == before
@@ -365,23 +365,23 @@ def test_winograd_forgets_a_weight_that_is_gone():
     "case", ["followed", "double", "half", "narrow", "small", "odd", "5x5", "no padding", "grouped", "traced"]
 )
 def test_winograd_is_left_out(case):
-    x, weight, options = rand(4, 64, 16, 16).float(), rand(64, 64, 3, 3, seed=1).float(), {"padding": 1}
+    x, weight, options = rand(4, 128, 16, 16).float(), rand(128, 128, 3, 3, seed=1).float(), {"padding": 1}
     if case == "followed":
         weight.requires_grad_()
     elif case in ("double", "half"):
         x, weight = (t.to(getattr(torch, case if case == "double" else "bfloat16")) for t in (x, weight))
     elif case == "narrow":
-        weight = weight[:63]
+        weight = weight[:127]
     elif case == "small":
         x = x[..., :8, :8]
     elif case == "odd":
         x = x[..., :15]
     elif case == "5x5":
-        weight, options = rand(64, 64, 5, 5).float(), {"padding": 2}
+        weight, options = rand(128, 128, 5, 5).float(), {"padding": 2}
     elif case == "no padding":
         options = {"padding": 0}
     elif case == "grouped":
-        weight, options = weight[:, :32], {"padding": 1, "groups": 2}
+        weight, options = weight[:, :64], {"padding": 1, "groups": 2}
     want = F.conv2d(x, weight, **options)
     with mock.patch.object(conv, "winograd_conv2d", side_effect=AssertionError):
         if case == "traced":
@@ -392,8 +392,8 @@ def test_winograd_is_left_out(case):
 
 
 def test_modulated_convolution_of_several_looks_by_winograd():
-    x, styles = rand(3, 64, 16, 16).float(), rand(3, 64, seed=1).float()
-    weights = [nn.Parameter(rand(64, 64, 3, 3, seed=s).float(), requires_grad=False) for s in (2, 3)]
+    x, styles = rand(3, 128, 16, 16).float(), rand(3, 128, seed=1).float()
+    weights = [nn.Parameter(rand(128, 128, 3, 3, seed=s).float(), requires_grad=False) for s in (2, 3)]
     with mock.patch.object(conv, "winograd_conv2d", side_effect=winograd.winograd_conv2d) as used:
         got = modulated_conv2d(x, RowWeights(tuple(weights), (1, 2)), styles)
     assert used.call_count == 2

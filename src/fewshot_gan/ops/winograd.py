@@ -17,11 +17,12 @@ from .dispatch import traced
 from .times import per_channel, tracked
 
 TILE, INPUT = 4, 6  # pixels of a tile's side: of the result, of the input
-LEAST_CHANNELS = 64  # with fewer the transforms cost more than the multiplications that they save
+LEAST_CHANNELS = 128  # with fewer the transforms cost about what the multiplications that they save do
 LEAST_PIXELS = 256  # of a map: below it a transformed weight is four times what a direct convolution reads
 LEAST_WORK = 1024  # pixels of a batch that pay for transforming a weight which nobody keeps
 LARGE, MANY = 256, 256  # channels whose transformed weight is so large that a product over fewer tiles only reads it
-CACHED = 4096  # numbers at each of the 36 places, below that many channels: they stay in the cache
+CACHED = 16384  # numbers at each of the 36 places, below that many channels: few enough for the cache, and many enough
+# not to have threads wait for each other all the time, which on a machine with other work takes longer than computing
 
 _A = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 _B = (
