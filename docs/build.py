@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import pdoc
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("json", "md", "py")  # `cards.py` is a file, not a name
+FILES = ("html", "json", "jsonl", "md", "py")  # `cards.py` is a file, not a name
 PAGES = {"training/README.md": "training.README", "training/RESULTS.md": "training.RESULTS"}  # file: module it becomes
 
 

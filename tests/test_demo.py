@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from fewshot_gan import FewShotGAN, demo
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cli import app
-from fewshot_gan.demo import CHOSEN, PLAIN, Job, Stopped, Studio
+from fewshot_gan.studio import CHOSEN, PLAIN, Job, Stopped, Studio, duration, title
 
 SHOTS = os.environ.get("FEWSHOT_GAN_SCREENSHOTS")
 CHROMIUM = shutil.which("chromium")
@@ -195,7 +195,7 @@ def test_a_training_stops_and_leaves_nothing(studio, pictures):
 def test_what_training_refuses(studio, pictures, tmp_path, monkeypatch):
     key = studio.enter(None)
     with monkeypatch.context() as limit, pytest.raises(ValueError, match="you have 0 looks, which is the limit"):
-        limit.setattr(demo, "OWN_LOOKS", 0)
+        limit.setattr("fewshot_gan.studio.OWN_LOOKS", 0)
         studio.teach(key, pictures, "mine")
     for files, name, message in (
         ([], "mine", "there are no pictures yet"),
@@ -220,21 +220,21 @@ def test_work_that_nobody_watches_ends(monkeypatch):
     job.report(1, losses={"g": 2.0})
     job.report(2, losses={"g": 1.0})
     assert job.history == {"g": [2.0, 1.0]} and job.remaining() == pytest.approx(8 * job.pace())
-    monkeypatch.setattr(demo, "PATIENCE", -1.0)
+    monkeypatch.setattr("fewshot_gan.studio.PATIENCE", -1.0)
     with pytest.raises(Stopped):
         job.report(3)
 
     def broken(job):
         raise RuntimeError("out\nof memory")
 
-    monkeypatch.setattr(demo, "PATIENCE", 60.0)
+    monkeypatch.setattr("fewshot_gan.studio.PATIENCE", 60.0)
     failed = Job("look", 10)
     failed.run(broken)
     assert (failed.state, failed.error) == ("failed", "out of memory")
 
 
 def test_looks_of_the_longest_unseen_are_forgotten(studio, pictures, monkeypatch):
-    monkeypatch.setattr(demo, "VISITORS", 2)
+    monkeypatch.setattr("fewshot_gan.studio.VISITORS", 2)
     first, second, third = (studio.enter(None) for _ in range(3))
     finished(studio.teach(first, pictures, "mine", steps=5))
     file = studio.visitor(first).files["mine"]
@@ -247,13 +247,13 @@ def test_looks_of_the_longest_unseen_are_forgotten(studio, pictures, monkeypatch
 
 
 def test_words():
-    assert [demo.duration(s) for s in (0.2, 9, 48, 100, 3600, 9000)] == [
+    assert [duration(s) for s in (0.2, 9, 48, 100, 3600, 9000)] == [
         *("about 1 s", "about 9 s", "about 50 s", "about 2 min", "about 60 min", "about 2.5 hours")
     ]
     assert demo.look_of(CHOSEN, {"ink": 0.5}) == {"ink": 0.5} and demo.look_of(PLAIN, {"ink": 0.5}) == {}
     assert demo.look_of("sketch", {"ink": 0.5}) == {"sketch": 1.0}
     assert demo.weights(["a", "b", "c"], {"b": 1.2}) == {"a": 0.35, "b": 1.2, "c": 0.35} and demo.weights([], {}) == {}
-    assert demo.title({"ink": 0.5, "sketch": 1.0}) == "ink 0.5 + sketch" and demo.title({}) == "no look"
+    assert title({"ink": 0.5, "sketch": 1.0}) == "ink 0.5 + sketch" and title({}) == "no look"
     job = Job("look", 4)
     assert "another visitor" in demo.progress(job, "Learning")
     job.state = "running"
