@@ -71,11 +71,15 @@ def _inputs(node) -> list:
 
 
 def _next(node, kind: str):
-    """The consumer of `node` of type `kind`, or None."""
-    for target in node.output(0).get_target_inputs():
-        if target.get_node().get_type_name() == kind:
-            return target.get_node()
-    return None
+    """The consumer of `node` of type `kind`."""
+    return _of_kind([target.get_node() for target in node.output(0).get_target_inputs()], kind, node)
+
+
+def _of_kind(nodes: list, kind: str, beside):
+    for node in nodes:
+        if node.get_type_name() == kind:
+            return node
+    raise ConversionError(f"expected {kind} at {beside.get_friendly_name()}; is this a MobileStyleGAN IR?")
 
 
 def _operand(node) -> torch.Tensor:
@@ -118,8 +122,8 @@ def _synthesis_tensors(model) -> dict[str, torch.Tensor]:
     for op in model.get_ordered_ops():
         ours = _our_name(op.get_friendly_name()) if op.get_type_name() == "Constant" else None
         if ours and ours.endswith("bias") and "to_rgb" not in ours and "affine" not in ours:
-            noise_add = next(n for n in _inputs(_next(op, "Add")) if n.get_type_name() == "Add")
-            conv = next(n for n in _inputs(noise_add) if n.get_type_name() == "Convolution")
+            noise_add = _of_kind(_inputs(_next(op, "Add")), "Add", op)
+            conv = _of_kind(_inputs(noise_add), "Convolution", op)
             noise = _operand(noise_add)[0, 0]
             strength = noise.std(correction=0)
             layer = ours.removesuffix("bias")
