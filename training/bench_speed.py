@@ -153,7 +153,7 @@ class Grouped:
         stylegan2.modulated_conv2d = self.own
 
 
-@torch.inference_mode()
+@torch.no_grad()  # as the pipeline draws
 def bench_stylegan2(args, machine: dict) -> list[dict]:
     torch.manual_seed(0)
     network = StyleGAN2Generator(256, channel_base=16384).requires_grad_(False).to(args.device)
