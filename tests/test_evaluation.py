@@ -9,11 +9,13 @@ import pytest
 import torch
 from conftest import tiny_mobile
 from PIL import Image
+from test_encoders import tiny_clip
 from typer.testing import CliRunner
 
 from fewshot_gan import evaluation, metrics
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cli import app
+from fewshot_gan.encoders import load_encoder, templated
 from fewshot_gan.features import load_features
 from fewshot_gan.images import to_floats
 from fewshot_gan.pipeline import FewShotGAN
@@ -53,12 +55,33 @@ def test_numbers_are_those_of_the_metrics(pipe, data):
     assert report["protocol"]["features_sha256"] == network.sha256 and report["versions"]["torch"] == torch.__version__
 
 
+def test_clip_as_judge(pipe, data, tmp_path):
+    clip = str(tiny_clip(tmp_path / "clip"))
+    report = evaluation.evaluate(pipe, data, num_images=10, seed=3, features=clip, text="pencil drawing", batch_size=4)
+    images = pipe(10, seed=3, output_type="pt", batch_size=4).images * 2 - 1
+    encoder, true = load_encoder(clip), to_floats(load_images(data, pipe.generator.resolution))
+    drawn, real, found = encoder.image(images), encoder.image(true), report["results"]
+    assert found["frechet"] == pytest.approx(metrics.frechet_distance(drawn, real), rel=1e-4)
+    assert found["kid"] == pytest.approx(metrics.kernel_distance(drawn, real), rel=1e-4)
+    words = templated(encoder, ["pencil drawing"])[0]
+    assert found["clip_quality"] == pytest.approx(metrics.clip_quality(drawn, words), rel=1e-5)
+    assert found["clip_diversity"] == pytest.approx(metrics.clip_diversity(drawn), rel=1e-5)
+    assert found["diversity"] == pytest.approx(metrics.spatial_distance(images, load_features()), rel=1e-5)
+    assert report["protocol"]["features_sha256"] == encoder.identity
+    silent = evaluation.evaluate(pipe, data, num_images=10, seed=3, features=clip, batch_size=4)
+    assert "clip_quality" not in silent["results"]
+    with pytest.raises(ValueError, match="text 'pencil drawing' and 'not given'"):
+        evaluation.compare(report, silent)
+
+
 def test_what_is_held_does_not_grow_with_the_number_of_pictures(pipe, data, monkeypatch):
     monkeypatch.setattr(evaluation, "KEPT", 6)
     monkeypatch.setattr(evaluation, "DIVERSE", 5)
     held = {}
     for count in (8, 24):
-        found = evaluation._drawn_statistics(pipe, load_features(), count, 0, 0.7, 4)
+        found = evaluation._drawn_statistics(
+            pipe, evaluation._load_judge("efficientnet-lite0", None, "cpu"), count, 0, 0.7, 4
+        )
         assert found.moments.count == count
         held[count] = sum(len(rows) for rows in found.rows), sum(len(p) for p in found.pictures)
     assert held == {8: (6, 5), 24: (6, 5)}
@@ -100,7 +123,13 @@ def test_other_protocols_and_networks_are_refused(pipe, data, perturbed):
 
 
 @pytest.mark.parametrize(
-    "options, message", [({"num_images": 1}, "give 2 or more"), ({"neighbour": 6}, "neighbour=6 of")]
+    "options, message",
+    [
+        ({"num_images": 1}, "give 2 or more"),
+        ({"neighbour": 6}, "neighbour=6 of"),
+        ({"features": "resnet"}, "'resnet' is not known; choose one of"),
+        ({"text": "pencil"}, "text 'pencil': 'efficientnet-lite0' reads no words; let CLIP judge"),
+    ],
 )
 def test_refusals(pipe, data, options, message):
     with pytest.raises(ValueError, match=message):

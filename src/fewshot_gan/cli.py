@@ -309,7 +309,10 @@ def evaluate(
     num_images: Annotated[int | None, typer.Option(help="Pictures to draw; default 1000.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the pictures; default 0.")] = None,
     psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
-    features: Annotated[str | None, typer.Option(help="Network that judges; default efficientnet-lite0.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Network that judges, or CLIP: folder or repo; default efficientnet-lite0.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Name of the domain, for CLIP's quality.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 8,
     protocol: Annotated[
         Path | None,
@@ -334,7 +337,8 @@ def evaluate(
 
         published, other = (None if path is None else evaluation.read_report(path) for path in (protocol, beside))
         source = {"data": data, "base": base, "adapter": adapter, "weight": weight}
-        asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi, "features": features}
+        asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi}
+        asked |= {"features": features, "text": text}
         if published is not None:
             there = published.get("source", {})
             source = {name: there.get(name) if value is None else value for name, value in source.items()}

@@ -8,9 +8,10 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from . import metrics
 from .adapters.base import digest
+from .encoders import CLIP_DEFAULT, Encoder, load_encoder, templated
 from .features import FeatureNetwork, load_features
 from .generation import launched
-from .hub import portable_name, replace_file
+from .hub import is_repo_id, portable_name, replace_file
 from .images import to_floats
 from .pipeline import FewShotGAN
 from .training.data import load_images
@@ -41,6 +43,7 @@ def evaluate(
     seed: int = 0,
     truncation_psi: float | None = None,
     features: str = "efficientnet-lite0",
+    text: str | None = None,
     neighbour: int = 3,
     batch_size: int = 8,
     cache_dir=None,
@@ -56,7 +59,9 @@ def evaluate(
         num_images: pictures `pipe(num_images, seed=seed)` to draw, 2 or more. Fréchet distances of fewer than some
             thousands are biased upwards: compare only equal numbers.
         seed, truncation_psi, batch_size: as in `FewShotGAN.__call__`.
-        features: `features.load_features` network that judges.
+        features: the judge: a network of `features.load_features`, or CLIP as a local folder or Hub repo id, whose
+            embeddings then take the place of features. Distances of pairs are EfficientNet-Lite0's where CLIP judges.
+        text: name of the domain, for CLIP's quality.
         neighbour: k of precision, recall, density and coverage.
         cache_dir: folder in which the true pictures' statistics are kept by their hash; None: nothing is kept.
 
@@ -64,15 +69,15 @@ def evaluate(
         The report. `results`: `frechet` (arXiv 1706.08500), `kid` (1801.01401, of all pairs) with `kid_subsets_mean`
         and `_std`, `precision`, `recall`, `density`, `coverage` (1904.06991, 2002.09797), `diversity` (mean LPIPS-like
         distance of pairs); with up to 100 true pictures also `intra_cluster` (2104.06820) and
-        `balanced_intra_cluster` (2308.11917).
+        `balanced_intra_cluster` (2308.11917); of CLIP `clip_diversity` and with a text `clip_quality` (2210.08884).
 
     Raises:
-        FileNotFoundError, ValueError: no such data, too few pictures, an unknown network.
+        FileNotFoundError, ValueError: no such data, too few pictures, an unknown network, a text without CLIP.
         ImportError: the network's package is not installed.
     """
     if num_images < 2:
         raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
-    network = load_features(features, pipe.device)
+    judge = _load_judge(features, text, pipe.device)
     true = load_images(data, pipe.generator.resolution)
     if not 1 <= neighbour < min(num_images, len(true)):
         raise ValueError(f"neighbour={neighbour} of {num_images} drawn and {len(true)} true pictures: give fewer")
@@ -83,9 +88,7 @@ def evaluate(
         "data_sha256": hashlib.sha256(true.numpy().tobytes()).hexdigest(),
         "resolution": pipe.generator.resolution,
         "resize": SQUARED,
-        "features": features,
-        "features_sha256": network.sha256,
-        "features_resize": f"torch bilinear, antialiased, to {network.side} px",
+        **judge.protocol,
         "kept": KEPT,
         "neighbour": neighbour,
         "kid": SUBSETS | {"size": min(1000, num_images, len(true))},
@@ -107,10 +110,35 @@ def evaluate(
         "versions": {"fewshot_gan": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "numpy", "pillow")},
     }
-    real = _true_statistics(true, network, protocol, cache_dir)
-    drawn = _drawn_statistics(pipe, network, num_images, seed, psi, batch_size)
-    report["results"] = _results(drawn, real, true, network, protocol)
+    real = _true_statistics(true, judge, protocol, cache_dir)
+    drawn = _drawn_statistics(pipe, judge, num_images, seed, psi, batch_size)
+    report["results"] = _results(drawn, real, true, judge, protocol)
     return json.loads(json.dumps(report))  # as it will be read
+
+
+class _Judge(NamedTuple):
+    pooled: Callable[[torch.Tensor], torch.Tensor]  # [B, 3, R, R] → [B, D]
+    eyes: FeatureNetwork  # for distances of pairs
+    encoder: Encoder | None
+    protocol: dict
+
+
+def _load_judge(name: str, text: str | None, device) -> _Judge:
+    if not (Path(name).is_dir() or is_repo_id(name)):
+        if text is not None:
+            raise ValueError(f"text {text!r}: {name!r} reads no words; let CLIP judge, e.g. {CLIP_DEFAULT!r}")
+        network = load_features(name, device)
+        resize = f"torch bilinear, antialiased, to {network.side} px"
+        known = {"features": name, "features_sha256": network.sha256, "features_resize": resize}
+        return _Judge(network.pooled, network, None, known)
+    encoder, eyes = load_encoder(name, device), load_features(device=device)
+    known = {
+        "features": name,
+        "features_sha256": encoder.identity,
+        "features_resize": f"torch bicubic, antialiased, shorter side to {encoder.size} px, centre crop",
+        "pairs_sha256": eyes.sha256,
+    } | ({} if text is None else {"text": text})
+    return _Judge(lambda images: encoder.image(images.to(device)), eyes, encoder, known)
 
 
 class _Statistics:
@@ -119,9 +147,9 @@ class _Statistics:
     def __init__(self):
         self.moments, self.rows, self.pictures = metrics.FeatureMoments(), [], []
 
-    def update(self, pictures: torch.Tensor, network: FeatureNetwork, start: int) -> None:
+    def update(self, pictures: torch.Tensor, judge: _Judge, start: int) -> None:
         """Take in pictures `start`, `start` + 1, … `[B, 3, R, R]` in [-1, 1]."""
-        features = network.pooled(pictures).cpu()
+        features = judge.pooled(pictures).cpu()
         self.moments.update(features)
         if start < KEPT:
             self.rows.append(features[: KEPT - start])
@@ -135,7 +163,7 @@ class _Statistics:
         self.pictures += other.pictures
 
 
-def _drawn_statistics(pipe, network, num_images, seed, psi, batch_size) -> _Statistics:
+def _drawn_statistics(pipe, judge, num_images, seed, psi, batch_size) -> _Statistics:
     state = launched()
     rank, count = (state.process_index, state.num_processes) if state else (0, 1)
     first, stop = num_images * rank // count, num_images * (rank + 1) // count
@@ -143,7 +171,7 @@ def _drawn_statistics(pipe, network, num_images, seed, psi, batch_size) -> _Stat
     options = {"skip": first, "seed": seed, "batch_size": batch_size, "output_type": "pt"}
     if stop > first:
         for output in pipe.stream(stop - first, truncation_psi=psi, **options):
-            found.update(output.images * 2 - 1, network, start)
+            found.update(output.images * 2 - 1, judge, start)
             start += len(output.images)
     if not state:
         return found
@@ -155,7 +183,7 @@ def _drawn_statistics(pipe, network, num_images, seed, psi, batch_size) -> _Stat
     return whole
 
 
-def _true_statistics(true: torch.Tensor, network, protocol, cache_dir) -> _Statistics:
+def _true_statistics(true: torch.Tensor, judge, protocol, cache_dir) -> _Statistics:
     found = _Statistics()
     known = {name: protocol[name] for name in ("data_sha256", "features_sha256", "features_resize", "kept")}
     path = None
@@ -170,7 +198,7 @@ def _true_statistics(true: torch.Tensor, network, protocol, cache_dir) -> _Stati
             except (SafetensorError, OSError, KeyError):
                 pass  # cut short by somebody else's hand: computed again, and written anew
     for start in range(0, len(true), 64):
-        found.update(to_floats(true[start : start + 64]), network, start)
+        found.update(to_floats(true[start : start + 64]), judge, start)
     if path is not None:
         m = found.moments
         tensors = {"count": torch.tensor(m.count), "mean": m.mean, "covariance": m.covariance}
@@ -180,7 +208,7 @@ def _true_statistics(true: torch.Tensor, network, protocol, cache_dir) -> _Stati
     return found
 
 
-def _results(drawn: _Statistics, real: _Statistics, true: torch.Tensor, network, protocol) -> dict[str, float]:
+def _results(drawn: _Statistics, real: _Statistics, true: torch.Tensor, judge, protocol) -> dict[str, float]:
     a, b = torch.cat(drawn.rows), torch.cat(real.rows)
     mean, std = metrics.kernel_distance_of_subsets(a, b, **protocol["kid"])
     results = {
@@ -191,12 +219,16 @@ def _results(drawn: _Statistics, real: _Statistics, true: torch.Tensor, network,
         **metrics.precision_recall(b, a, protocol["neighbour"]),
     }
     pictures = torch.cat(drawn.pictures)
-    results["diversity"] = metrics.spatial_distance(pictures, network)
+    results["diversity"] = metrics.spatial_distance(pictures, judge.eyes)
     if len(true) <= FEW:
-        codes, references = (metrics.spatial_embedding(x, network) for x in (pictures, to_floats(true)))
+        codes, references = (metrics.spatial_embedding(x, judge.eyes) for x in (pictures, to_floats(true)))
         clusters = metrics.pairwise_distances(codes, references), metrics.pairwise_distances(codes)
         results["intra_cluster"] = metrics.intra_cluster_distance(*clusters)
         results["balanced_intra_cluster"] = metrics.balanced_intra_cluster_distance(*clusters)
+    if judge.encoder is not None:
+        results["clip_diversity"] = metrics.clip_diversity(a)
+        if text := protocol.get("text"):
+            results["clip_quality"] = metrics.clip_quality(a, templated(judge.encoder, [text])[0].cpu())
     return results
 
 
