@@ -8,12 +8,15 @@ import io
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 import zipfile
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +301,15 @@ def test_what_cannot_be_served(base_folder):
 # --------------------------------------------------------------------------------------------------------- the browser
 
 
+@contextmanager
+def ended(server):
+    """The process does not outlive the block."""
+    try:
+        yield
+    finally:
+        server.kill()
+
+
 @pytest.fixture(scope="module")
 def address(base_folder, adapter_folders):
     """The demo as the command line serves it."""
@@ -307,7 +319,11 @@ def address(base_folder, adapter_folders):
     command = [sys.executable, "-m", "fewshot_gan.cli", "demo", "--no-browser", "--port", str(port)]
     if not SHOTS:
         command += ["--base", str(base_folder), *(f"--adapter={folder}" for folder in adapter_folders)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    interruptible = partial(
+        signal.signal, signal.SIGINT, signal.default_int_handler
+    )  # also when we are in the background
+    with subprocess.Popen(command, preexec_fn=interruptible, **piped) as server, ended(server):
         said = []
         for line in server.stdout:
             said.append(line)
@@ -319,7 +335,7 @@ def address(base_folder, adapter_folders):
         drain.start()
         yield line.split()[0]
         log = "".join(said)
-        server.send_signal(2)  # as Ctrl-C
+        server.send_signal(signal.SIGINT)  # as Ctrl-C
         assert server.wait(60) == 0
         assert "Traceback" not in log, log[log.index("Traceback") :]
 
