@@ -401,8 +401,10 @@ class Visit:
         field.press("Enter")
 
     def choose(self, label, option):
-        self.page.get_by_role("combobox", name=label).click()
-        self.page.get_by_role("option", name=option).click()
+        box = self.page.get_by_role("combobox", name=label)
+        box.click()
+        menu = self.page.locator(f"#{box.get_attribute('aria-controls')}")  # another may still be closing
+        menu.get_by_role("option", name=option).click()
 
     def strengths(self, *values):
         """Wait until the sliders of strength are as many, and stand there."""
