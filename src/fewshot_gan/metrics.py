@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .features import FeatureNetwork
 
-_BLOCK = 1000  # rows whose distances are held at a time
+_BLOCK = 256  # rows whose distances are held at a time
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
