@@ -76,15 +76,36 @@ ROWS = "the same faces (`pipe(8, seed=0)`, not selected)"
 GRID = f"Rows: the base; the true filter; this adapter, which never saw these pictures. Columns: {ROWS}."
 
 
-def filtered(name: str) -> dict:
-    """The truth of an adapter that learned a filter."""
+def of_five(name: str) -> str:
+    """How the bank's looks were made."""
+    return (
+        f"Learned from ten pictures of the base under {name} filter, as one of five looks of `python "
+        "training/lifelong.py`. "
+    )
+
+
+def filtered(name: str, made: str, results: str, limit: str) -> Facts:
+    """An adapter that learned a filter by LFS-GAN.
+
+    Args:
+        name: of the filter.
+        made: from which pictures; a sentence.
+        results: section of RESULTS.md.
+        limit: its own, above those of every look.
+    """
     options = f"--num {NUM} --seed {TRUE_SEED} --out data/{name}-true"
-    return {
-        "truth": (f"OMP_NUM_THREADS=1 python training/make_domain.py --base ffhq --style filter:{name} {options}",),
-        "true_is": f"the filter `{name}` on pictures of the base from other latents",
-        "filter": name,
-        "caption": GRID,
-    }
+    return Facts(
+        kind="adapter",
+        lineage=(FROM_BASE, made + NO_DATASET),
+        truth=(f"OMP_NUM_THREADS=1 python training/make_domain.py --base ffhq --style filter:{name} {options}",),
+        true_is=f"the filter `{name}` on pictures of the base from other latents",
+        filter=name,
+        caption=GRID,
+        results=results,
+        limits=(limit, *EVERY_LOOK),
+        papers=("lfs", "projected", "mobilestylegan", "stylegan2", "stylegan"),
+        tags=(name, "faces"),
+    )
 
 
 REPOS = {
@@ -152,57 +173,27 @@ REPOS = {
         papers=("mobilestylegan", "stylegan2", "stylegan"),
         tags=("stylegan", "faces"),
     ),
-    "sketch": Facts(
-        kind="adapter",
-        lineage=(
-            FROM_BASE,
-            "Learned from the ten pictures that ship as the example set `pencil`: pictures of the base (seed 7, psi "
-            "0.7) "
-            "under a pencil filter, `python training/make_domain.py --style filter:pencil`. " + NO_DATASET,
-        ),
-        **filtered("pencil"),
+    "sketch": filtered(
+        "pencil",
+        made="Learned from the ten pictures that ship as the example set `pencil`: pictures of the base (seed 7, psi "
+        "0.7) under a pencil filter, `python training/make_domain.py --style filter:pencil`. ",
         results="sketch: LeFT rank 1 from ten pencil drawings",
-        limits=(
-            "More graphite and less ink than the true filter, and a little grey where the paper should be white; a "
-            "faint dotted texture on dark flat grounds.",
-            *EVERY_LOOK,
-        ),
-        papers=("lfs", "projected", "mobilestylegan", "stylegan2", "stylegan"),
-        tags=("pencil", "faces"),
+        limit="More graphite and less ink than the true filter, and a little grey where the paper should be white; a "
+        "faint dotted texture on dark flat grounds.",
     ),
-    "ink": Facts(
-        kind="adapter",
-        lineage=(
-            FROM_BASE,
-            "Learned from ten pictures of the base under an ink filter, as one of five looks of `python "
-            "training/lifelong.py`. " + NO_DATASET,
-        ),
-        **filtered("ink"),
+    "ink": filtered(
+        "ink",
+        made=of_five("an ink"),
         results="Lifelong: five looks in turn, none forgotten",
-        limits=(
-            "Half way to the true look (200 steps of a recipe tuned for pencil): backgrounds and hair keep grey tones "
-            "where the truth is black or white.",
-            *EVERY_LOOK,
-        ),
-        papers=("lfs", "projected", "mobilestylegan", "stylegan2", "stylegan"),
-        tags=("ink", "faces"),
+        limit="Half way to the true look (200 steps of a recipe tuned for pencil): backgrounds and hair keep grey "
+        "tones where the truth is black or white.",
     ),
-    "poster": Facts(
-        kind="adapter",
-        lineage=(
-            FROM_BASE,
-            "Learned from ten pictures of the base under a poster filter, as one of five looks of `python "
-            "training/lifelong.py`. " + NO_DATASET,
-        ),
-        **filtered("poster"),
+    "poster": filtered(
+        "poster",
+        made=of_five("a poster"),
         results="Lifelong: five looks in turn, none forgotten",
-        limits=(
-            "Half way to the true look (200 steps of a recipe tuned for pencil): strong colour and dark contours, but "
-            "not the flat levels.",
-            *EVERY_LOOK,
-        ),
-        papers=("lfs", "projected", "mobilestylegan", "stylegan2", "stylegan"),
-        tags=("poster", "faces"),
+        limit="Half way to the true look (200 steps of a recipe tuned for pencil): strong colour and dark contours, "
+        "but not the flat levels.",
     ),
     "lorelei": Facts(
         kind="adapter",
