@@ -17,6 +17,8 @@ from fewshot_gan.ops import (
     downsample2d,
     haar,
     inverse_haar,
+    kept,
+    modulated_conv,
     modulated_conv2d,
     setup_filter,
     upfirdn2d,
@@ -240,6 +242,16 @@ def test_upfirdn2d_derivatives(up, down, padding):
     assert gradgradcheck(lambda t: upfirdn2d(t, f, up=up, down=down, padding=padding), x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_upsampling_in_lower_precision(dtype, layout):
+    x = rand(2, 3, 6, 5).to(dtype).contiguous(memory_format=layout)
+    got = upsample2d(x, FIR)
+    assert got.dtype == dtype and got.is_contiguous(memory_format=layout)
+    want = blurred(zero_stuffed(x.double()), (2, 1, 2, 1), 4)
+    torch.testing.assert_close(got.double(), want, atol=1e-6, rtol=torch.finfo(dtype).eps)
+
+
 def test_resampling_keeps_a_constant():
     x = torch.full((1, 2, 8, 8), 0.7)
     torch.testing.assert_close(upsample2d(x, FIR)[..., 2:-2, 2:-2], torch.full((1, 2, 12, 12), 0.7))
@@ -322,56 +334,97 @@ def test_convolution_of_small_maps(size, padding):
     torch.testing.assert_close(grouped, F.conv2d(x, weight[:3, :1], padding=padding, groups=3), atol=1e-13, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "batch, inputs, outputs, size", [(1, 128, 128, (16, 16)), (3, 128, 160, (20, 36)), (2, 300, 128, (12, 28))]
-)
-def test_winograd_is_the_convolution(batch, inputs, outputs, size):
-    x = rand(batch, inputs, *size).float()
-    weight = nn.Parameter(rand(outputs, inputs, 3, 3, seed=1).float() / 30, requires_grad=False)
-    scale = rand(batch, inputs, seed=2).float()
+def test_convolution_of_small_maps_in_half_precision():
+    x, weight = rand(3, 8, 4, 4).bfloat16(), rand(5, 8, 3, 3, seed=1).bfloat16()
+    want = F.conv2d(x.double(), weight.double(), padding=1)
+    torch.testing.assert_close(conv2d(x, weight, 1).double(), want, atol=0.01, rtol=2**-8)
+
+
+WINOGRAD = [  # dtype, batch, input and output channels, size, error relative to the largest value
+    (torch.float32, 1, 64, 64, (16, 16), 2e-5),
+    (torch.float32, 3, 128, 160, (20, 36), 2e-5),
+    (torch.float32, 2, 300, 128, (12, 28), 2e-5),
+    (torch.bfloat16, 1, 256, 256, (16, 16), 0.02),
+    (torch.bfloat16, 2, 300, 260, (14, 22), 0.02),
+]
+
+
+@pytest.fixture
+def no_matrix_tiles(monkeypatch):
+    monkeypatch.setattr(winograd, "_has_matrix_tiles", lambda: False)
+
+
+@pytest.mark.parametrize("dtype, batch, inputs, outputs, size, error", WINOGRAD)
+def test_winograd_is_the_convolution(no_matrix_tiles, dtype, batch, inputs, outputs, size, error):
+    x = rand(batch, inputs, *size).to(dtype)
+    weight = nn.Parameter(rand(outputs, inputs, 3, 3, seed=1).to(dtype) / 30, requires_grad=False)
+    scale = rand(batch, inputs, seed=2).to(dtype)
     want = F.conv2d((x * scale[..., None, None]).double(), weight.double(), padding=1)
     with mock.patch.object(conv, "winograd_conv2d", side_effect=winograd.winograd_conv2d) as used:
         got = conv2d(x, weight, 1, scale=scale)
-    assert used.call_count == 1
-    torch.testing.assert_close(got.double(), want, atol=2e-5 * float(want.abs().max()), rtol=0)  # tiles of 4 x 4
+    assert used.call_count == 1 and got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, atol=error * float(want.abs().max()), rtol=0)  # seen: half of it
     assert got.is_contiguous(memory_format=torch.channels_last)
     alone = torch.cat([conv2d(x[i : i + 1], weight, 1, scale=scale[i : i + 1]) for i in range(batch)])
     assert alone.equal(got)  # a picture does not depend on its batch
 
 
-def test_winograd_keeps_the_transformed_weight_of_a_parameter_until_it_changes():
-    x, parameter = rand(1, 128, 32, 32).float(), nn.Parameter(rand(128, 128, 3, 3, seed=1).float(), requires_grad=False)
-    first = conv2d(x, parameter, 1)
-    with mock.patch.object(winograd, "_transform", side_effect=winograd._transform) as transform:
-        assert conv2d(x, parameter, 1).equal(first)
-        assert transform.call_count == 0
-        parameter.mul_(2)
-        assert conv2d(x, parameter, 1).equal(2 * first)
-        parameter.data = parameter.data / 2  # other memory, the version goes on
-        assert conv2d(x, parameter, 1).equal(first)
-        assert transform.call_count == 2
+def frozen(*shape, seed=0):
+    return nn.Parameter(rand(*shape, seed=seed).float(), requires_grad=False)
 
 
-def test_winograd_forgets_a_weight_that_is_gone():
-    parameter = nn.Parameter(rand(128, 128, 3, 3).float(), requires_grad=False)
-    before = len(winograd._kept)
-    conv2d(rand(1, 128, 16, 16).float(), parameter, 1)
-    assert len(winograd._kept) == before + 1
+KEEPS = [  # what convolves with a weight [128, 128, 3, 3], and what it keeps of the weight
+    (lambda x, weight: conv2d(x, weight, 1), winograd._transform),
+    (
+        lambda x, weight: modulated_conv2d(x, weight, demodulate=False, up=2, resample_filter=FIR),
+        modulated_conv._swapped,
+    ),
+]
+
+
+@pytest.mark.parametrize("convolve, make", KEEPS)
+def test_what_is_made_of_a_parameter_is_kept_until_it_changes(convolve, make):
+    x, parameter = rand(1, 128, 32, 32).float(), frozen(128, 128, 3, 3, seed=1)
+    first = convolve(x, parameter)
+    (_, made) = kept._kept[parameter][make]
+    assert convolve(x, parameter).equal(first) and kept._kept[parameter][make][1] is made
+    parameter.mul_(2)
+    assert convolve(x, parameter).equal(2 * first)
+    parameter.data = parameter.data / 2  # other memory, the version goes on
+    assert convolve(x, parameter).equal(first)
+
+
+@pytest.mark.parametrize("convolve, make", KEEPS)
+def test_what_was_made_of_a_weight_goes_with_it(convolve, make):
+    before, parameter = len(kept._kept), frozen(128, 128, 3, 3)
+    convolve(rand(1, 128, 16, 16).float(), parameter)
+    assert len(kept._kept) == before + 1 and list(kept._kept[parameter]) == [make]
     del parameter
-    assert len(winograd._kept) == before
+    assert len(kept._kept) == before
+
+
+@pytest.mark.parametrize("convolve, make", KEEPS)
+def test_nothing_is_kept_of_a_weight_in_training(convolve, make):
+    before = len(kept._kept)
+    convolve(rand(1, 128, 16, 16).float(), frozen(128, 128, 3, 3).requires_grad_()).sum().backward()
+    assert len(kept._kept) == before
 
 
 @pytest.mark.parametrize(
-    "case", ["followed", "double", "half", "narrow", "small", "odd", "5x5", "no padding", "grouped", "traced"]
+    "case",
+    ["followed", "double", "half", "matrix tiles", "narrow", "small", "odd", "5x5", "no padding", "grouped", "traced"],
 )
-def test_winograd_is_left_out(case):
+def test_winograd_is_left_out(case, monkeypatch):
     x, weight, options = rand(4, 128, 16, 16).float(), rand(128, 128, 3, 3, seed=1).float(), {"padding": 1}
     if case == "followed":
         weight.requires_grad_()
     elif case in ("double", "half"):
-        x, weight = (t.to(getattr(torch, case if case == "double" else "bfloat16")) for t in (x, weight))
+        x, weight = (t.to(getattr(torch, case)) for t in (x, weight))
+    elif case == "matrix tiles":
+        x, weight = rand(4, 256, 16, 16).bfloat16(), rand(256, 256, 3, 3, seed=1).bfloat16()
+        monkeypatch.setattr(winograd, "_has_matrix_tiles", lambda: True)
     elif case == "narrow":
-        weight = weight[:127]
+        weight = weight[:63]
     elif case == "small":
         x = x[..., :8, :8]
     elif case == "odd":

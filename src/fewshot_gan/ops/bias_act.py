@@ -89,16 +89,16 @@ def bias_act(
         return kernels.bias_act(x, bias, noise=noise, noise_strength=noise_strength, **options)
     terms = [] if bias is None else [per_channel(bias, x)]
     if noise is not None:
-        noise = (noise * noise_strength.reshape(-1, 1, 1, 1)).to(x.dtype)
-        terms = [noise, *terms]
+        terms = [(noise * noise_strength.reshape(-1, 1, 1, 1)).to(x.dtype), *terms]
+    one_pass = scale is not None and terms and reuse and not tracked(x, scale, *terms)
+    if one_pass:  # with the gain in what is small
+        terms, scale, gain = [term * gain for term in terms], scale * gain, 1
     if len(terms) == 2 and all(term.shape[0] == 1 < x.shape[0] for term in terms):  # one pass for all samples
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        terms = [noise.expand(-1, x.shape[1], -1, -1).contiguous(memory_format=layout) + terms[1]]
-    if (
-        scale is not None and terms and reuse and not tracked(x, scale, *terms)
-    ):  # in one pass, with the gain in what is small
-        first, *terms = (term * gain for term in terms)
-        x, gain = torch.addcmul(first, x, per_channel(scale * gain, x), out=x), 1
+        terms = [terms[0].expand(-1, x.shape[1], -1, -1).contiguous(memory_format=layout).add_(terms[1])]
+    if one_pass:
+        first, *terms = terms
+        x = torch.addcmul(first, x, per_channel(scale, x), out=x)
     elif scale is not None:
         x, reuse = times(x, scale, reuse), True
     for term in terms:

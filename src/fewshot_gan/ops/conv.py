@@ -41,6 +41,8 @@ def conv2d(
     height, width = x.shape[2] + 2 * padding - k + 1, x.shape[3] + 2 * padding - k + 1
     if groups > 1 or k == 1 or x.is_cuda or not 0 < height * width <= SMALL or inn != x.shape[1]:
         return F.conv2d(x, weight, bias, padding=padding, groups=groups)
-    y = weight.flatten(1) @ F.unfold(x, k, padding=padding)  # [O, I·k²] · [B, I·k², H·W]
+    weight, columns = weight.flatten(1), F.unfold(x, k, padding=padding)  # [O, I·k²], [B, I·k², H·W]
+    # in half precision a batched product first repeats the weight for each of the batch
+    y = weight @ columns if x.dtype.itemsize > 2 else torch.stack([weight @ each for each in columns])
     y = y if bias is None else y + bias[:, None]
     return y.reshape(x.shape[0], out, height, width).contiguous(memory_format=torch.channels_last)

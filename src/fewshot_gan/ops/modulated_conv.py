@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from .bias_act import Act, bias_act
 from .conv import conv2d
 from .dispatch import traced
+from .kept import kept
 from .rows import RowWeights, by_rows
-from .times import times
+from .times import times, tracked
 from .upfirdn2d import upfirdn2d
 
 
@@ -87,7 +88,9 @@ def modulated_conv2d(
         if weight.ndim != 4 or weight.shape[1] != x.shape[1]:
             raise ValueError(f"weight {tuple(weight.shape)} does not fit an input of shape {tuple(x.shape)}")
         if up > 1:  # published weights of up-convolutions are stored for a plain transposed convolution (no flip)
-            return F.conv_transpose2d(x, weight.to(x.dtype).transpose(0, 1), stride=up)
+            weight = weight.to(x.dtype)
+            weight = weight.transpose(0, 1) if traced() or tracked(weight) else kept(weight, _swapped)
+            return F.conv_transpose2d(x, weight, stride=up)
         if down > 1:
             return F.conv2d(x, weight.to(x.dtype), stride=1 if k == 1 else down)
         if k == 1 and padding == 0 and scale is not None and not traced():
@@ -116,6 +119,11 @@ def _pointwise(x, weight, scale) -> torch.Tensor:
         return (weights @ x.reshape(batch, channels, -1)).view(batch, out, height, width)
     pixels = x.permute(0, 2, 3, 1).view(batch, -1, channels)  # [B, H·W, I]
     return (pixels @ weights.mT).view(batch, height, width, out).permute(0, 3, 1, 2)
+
+
+def _swapped(weight: torch.Tensor) -> torch.Tensor:
+    """`[O, I, k, k]` → `[I, O, k, k]`, which a transposed convolution would otherwise copy each time."""
+    return weight.transpose(0, 1).contiguous()
 
 
 def filter_energy(weight: torch.Tensor) -> torch.Tensor:

@@ -88,6 +88,9 @@ def upfirdn2d(
     if then is not None:
         x = upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
         return bias_act(x, **then._asdict(), reuse=f is not None)
+    kernel = None if f is None else f * gain if flip_filter else f.flip(0, 1) * gain
+    if up > 1 and f is not None:
+        return _transposed(x, kernel.flip(0, 1), up, (left, right, top, bottom))[..., ::down, ::down]
     if up > 1:
         # [B, C, H, W] -> [B, C, H, up, W, up] -> [B, C, H*up, W*up]
         x = F.pad(x.reshape(b, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(b, c, h * up, w * up)
@@ -97,12 +100,22 @@ def upfirdn2d(
     if f is None:
         x = x[..., ::down, ::down]
         return x * gain if gain != 1 else x
-    kernel = (f * gain).to(x.dtype)
-    if not flip_filter:
-        kernel = kernel.flip(0, 1)
     # a depthwise convolution with the same kernel on every channel: [T, T] -> [C, 1, T, T]
-    kernel = kernel.expand(c, 1, taps_h, taps_w)
+    kernel = kernel.to(x.dtype).expand(c, 1, taps_h, taps_w)
     return F.conv2d(x, kernel, stride=down, padding=(top, left) if own else 0, groups=c)
+
+
+def _transposed(x, kernel, up: int, padding: tuple[int, int, int, int]) -> torch.Tensor:
+    """`upfirdn2d` without the inserted zeros: `kernel` `[T, T]` is laid down at every `up`-th pixel."""
+    (left, right, top, bottom), (taps_h, taps_w), c = padding, kernel.shape, x.shape[1]
+    excess = taps_w - 1 - left, taps_w - up - right, taps_h - 1 - top, taps_h - up - bottom  # negative: too little
+    own = excess[0] == excess[1] >= 0 and excess[2] == excess[3] >= 0  # the convolution crops
+    given = x
+    if x.device.type == "cpu" and x.dtype != torch.float64:
+        x = x.float()  # a CPU has no fast version in half precision
+    kernel = kernel.to(x.dtype).expand(c, 1, taps_h, taps_w)
+    x = F.conv_transpose2d(x, kernel, stride=up, padding=(excess[2], excess[0]) if own else 0, groups=c)
+    return (x if own else F.pad(x, [-side for side in excess])).to(given.dtype)
 
 
 def upsample2d(x: torch.Tensor, f: torch.Tensor, *, up: int = 2) -> torch.Tensor:
