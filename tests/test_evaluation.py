@@ -80,7 +80,7 @@ def test_what_is_held_does_not_grow_with_the_number_of_pictures(pipe, data, monk
     held = {}
     for count in (8, 24):
         found = evaluation._drawn_statistics(
-            pipe, evaluation._load_judge("efficientnet-lite0", None, "cpu"), count, 0, 0.7, 4
+            pipe, evaluation._load_judge("efficientnet-lite0", None, None, "cpu"), count, 0, 0.7, 4
         )
         assert found.moments.count == count
         held[count] = sum(len(rows) for rows in found.rows), sum(len(p) for p in found.pictures)

@@ -163,7 +163,6 @@ def lpips(monkeypatch):
 
     fake.LPIPS = LPIPS
     monkeypatch.setitem(sys.modules, "lpips", fake)
-    monkeypatch.setattr(inversion, "find_spec", lambda name: object())
     inversion.lpips_network.cache_clear()
     yield fake
     inversion.lpips_network.cache_clear()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fewshot_gan import metrics
+from fewshot_gan.features import FeatureNetwork
 
 
 def normal(*shape, seed=0):
@@ -111,7 +112,7 @@ def test_luminance_correlation_equals_corrcoef_per_image():
     assert metrics.paired_correlations(a, b, size=8)["luminance"] == pytest.approx(expected, abs=1e-9)  # both float64
 
 
-class ToyFeatures(nn.Module):
+class ToyFeatures(FeatureNetwork):
     """Three levels of fixed random convolutions, with the interface of a feature network."""
 
     def __init__(self):

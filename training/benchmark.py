@@ -35,6 +35,7 @@ from fewshot_gan.metrics import (
     frechet_distance,
     intra_cluster_distance,
     kernel_distance,
+    mean_of_pairs,
     paired_correlations,
     pairwise_distances,
     plain_features,
@@ -111,7 +112,7 @@ def measure(
 def diversity(images: Described, centres: Tensor | None) -> dict[str, float]:
     """Mean LPIPS-like distance over all pairs; with `centres` also inside the clusters around the training images."""
     pairs = pairwise_distances(images.spatial)
-    row = {"spatial_distance": (pairs.sum() / (len(pairs) * (len(pairs) - 1))).item()}
+    row = {"spatial_distance": mean_of_pairs(pairs)}
     if centres is not None:
         matrices = pairwise_distances(images.spatial, centres), pairs
         row["intra_cluster_distance"] = intra_cluster_distance(*matrices)

@@ -310,7 +310,14 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(help="Of the pictures; default 0.")] = None,
     psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
     features: Annotated[
-        str | None, typer.Option(help="Network that judges, or CLIP: folder or repo; default efficientnet-lite0.")
+        str | None,
+        typer.Option(
+            help="What judges: efficientnet-lite0 (default) or -lite2, inception-v3, or CLIP or any vision model of "
+            "transformers: folder or repo."
+        ),
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="What measures distances of pairs: an EfficientNet, lpips-vgg or lpips-alex.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="Name of the domain, for CLIP's quality.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 8,
@@ -338,7 +345,7 @@ def evaluate(
         published, other = (None if path is None else evaluation.read_report(path) for path in (protocol, beside))
         source = {"data": data, "base": base, "adapter": adapter, "weight": weight}
         asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi}
-        asked |= {"features": features, "text": text}
+        asked |= {"features": features, "pairs": pairs, "text": text}
         if published is not None:
             there = published.get("source", {})
             source = {name: there.get(name) if value is None else value for name, value in source.items()}

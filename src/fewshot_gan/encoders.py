@@ -9,17 +9,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .features import FeatureNetwork, load_features
-from .hub import is_repo_id
+from .hub import fetch_model
 
 CLIP_DEFAULT = "openai/clip-vit-base-patch32"
-CLIP_FILES = ("*.json", "merges.txt", "model.safetensors")
 # CLIP's own normalisation, for folders without a preprocessor config
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -194,7 +192,8 @@ def _load(name: str, device: str) -> Encoder:
         from transformers import AutoConfig, AutoTokenizer, CLIPModel
     except ImportError as error:
         raise ImportError("CLIP needs transformers: pip install 'fewshot_gan[train]'") from error
-    folder = Path(name) if Path(name).is_dir() else _download(name)
+    way_out = "give a local folder of CLIP, or use 'features', which needs no network but reads no text"
+    folder = fetch_model(name, "encoder", way_out)
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type != "clip":
@@ -213,22 +212,3 @@ def _load(name: str, device: str) -> Encoder:
         raise ValueError(
             f"{name!r} is no CLIP model that can be loaded ({reason}); for example {CLIP_DEFAULT!r}"
         ) from error
-
-
-def _download(name: str) -> Path:
-    """The folder of a Hub repo in the cache, fetched if there is network."""
-    from huggingface_hub import snapshot_download
-
-    ways_out = "give a local folder of CLIP, or use 'features', which needs no network but reads no text"
-    if not is_repo_id(name):
-        raise FileNotFoundError(
-            f"there is no encoder {name!r}: it is no folder and no repo id like 'owner/name'; {ways_out}"
-        )
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=list(CLIP_FILES)))
-        if not (folder / "model.safetensors").is_file():  # older repos have a pickle, which is read without running it
-            folder = Path(snapshot_download(name, allow_patterns=[*CLIP_FILES, "pytorch_model.bin"]))
-        return folder
-    except Exception as error:  # those of huggingface_hub share no class either
-        reason = " ".join(str(error).split()).split(". ")[0][:200]
-        raise FileNotFoundError(f"could not fetch the encoder {name!r} from the Hub ({reason}); {ways_out}") from error

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from . import metrics
 from .adapters.base import digest
 from .encoders import CLIP_DEFAULT, Encoder, load_encoder, templated
-from .features import FeatureNetwork, load_features
+from .features import NETWORKS, FeatureNetwork, load_features
 from .generation import launched
-from .hub import is_repo_id, portable_name, replace_file
+from .hub import fetch_model, is_repo_id, portable_name, replace_file
 from .images import to_floats
 from .pipeline import FewShotGAN
 from .training.data import load_images
@@ -32,6 +32,7 @@ KEPT = 10_000  # feature vectors held of each side, for what needs pairs
 FEW = 100  # true pictures up to which each is taken for a cluster of its own
 DIVERSE = 200  # first pictures that diversity is measured of
 SUBSETS = {"num_subsets": 100, "seed": 2020}  # of KID; of 1000 pictures each, or all there are
+LPIPS = ("lpips-vgg", "lpips-alex")
 SQUARED = "centre crop, Pillow Lanczos"  # see training.data.load_images
 
 
@@ -43,6 +44,7 @@ def evaluate(
     seed: int = 0,
     truncation_psi: float | None = None,
     features: str = "efficientnet-lite0",
+    pairs: str | None = None,
     text: str | None = None,
     neighbour: int = 3,
     batch_size: int = 8,
@@ -59,8 +61,10 @@ def evaluate(
         num_images: pictures `pipe(num_images, seed=seed)` to draw, 2 or more. Fréchet distances of fewer than some
             thousands are biased upwards: compare only equal numbers.
         seed, truncation_psi, batch_size: as in `FewShotGAN.__call__`.
-        features: the judge: a network of `features.load_features`, or CLIP as a local folder or Hub repo id, whose
-            embeddings then take the place of features. Distances of pairs are EfficientNet-Lite0's where CLIP judges.
+        features: the judge: a network of `features.load_features`, e.g. "inception-v3" or a vision model of
+            transformers as a local folder or Hub repo id. Of CLIP its embeddings take the place of features.
+        pairs: what measures distances of pairs: an EfficientNet-Lite, or "lpips-vgg" or "lpips-alex"; None: the judge
+            itself where it is an EfficientNet-Lite, Lite0 beside others.
         text: name of the domain, for CLIP's quality.
         neighbour: k of precision, recall, density and coverage.
         cache_dir: folder in which the true pictures' statistics are kept by their hash; None: nothing is kept.
@@ -69,7 +73,8 @@ def evaluate(
         The report. `results`: `frechet` (arXiv 1706.08500), `kid` (1801.01401, of all pairs) with `kid_subsets_mean`
         and `_std`, `precision`, `recall`, `density`, `coverage` (1904.06991, 2002.09797), `diversity` (mean LPIPS-like
         distance of pairs); with up to 100 true pictures also `intra_cluster` (2104.06820) and
-        `balanced_intra_cluster` (2308.11917); of CLIP `clip_diversity` and with a text `clip_quality` (2210.08884).
+        `balanced_intra_cluster` (2308.11917); of CLIP `clip_diversity` and with a text `clip_quality` (2210.08884); of
+        Inception-v3 `inception_score` and `inception_score_std` of ten parts (1606.03498).
 
     Raises:
         FileNotFoundError, ValueError: no such data, too few pictures, an unknown network, a text without CLIP.
@@ -77,7 +82,7 @@ def evaluate(
     """
     if num_images < 2:
         raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
-    judge = _load_judge(features, text, pipe.device)
+    judge = _load_judge(features, pairs, text, pipe.device)
     true = load_images(data, pipe.generator.resolution)
     if not 1 <= neighbour < min(num_images, len(true)):
         raise ValueError(f"neighbour={neighbour} of {num_images} drawn and {len(true)} true pictures: give fewer")
@@ -120,25 +125,44 @@ class _Judge(NamedTuple):
     pooled: Callable[[torch.Tensor], torch.Tensor]  # [B, 3, R, R] → [B, D]
     eyes: FeatureNetwork  # for distances of pairs
     encoder: Encoder | None
+    logits: Callable[[torch.Tensor], torch.Tensor] | None  # [B, D] → [B, C]
     protocol: dict
 
 
-def _load_judge(name: str, text: str | None, device) -> _Judge:
-    if not (Path(name).is_dir() or is_repo_id(name)):
-        if text is not None:
-            raise ValueError(f"text {text!r}: {name!r} reads no words; let CLIP judge, e.g. {CLIP_DEFAULT!r}")
+def _load_judge(name: str, pairs: str | None, text: str | None, device) -> _Judge:
+    encoder = logits = None
+    if _is_clip(name):
+        encoder = load_encoder(name, device)
+        pooled = lambda images: encoder.image(images.to(device))  # noqa: E731
+        resize = f"torch bicubic, antialiased, shorter side to {encoder.size} px, centre crop"
+        known = {"features": portable_name(name), "features_sha256": encoder.identity, "features_resize": resize}
+    elif text is not None:
+        raise ValueError(f"text {text!r}: {name!r} reads no words; let CLIP judge, e.g. {CLIP_DEFAULT!r}")
+    elif name in LPIPS:
+        raise ValueError(f"features={name!r} compares pairs and nothing else; give it as pairs")
+    else:
         network = load_features(name, device)
-        resize = f"torch bilinear, antialiased, to {network.side} px"
-        known = {"features": name, "features_sha256": network.sha256, "features_resize": resize}
-        return _Judge(network.pooled, network, None, known)
-    encoder, eyes = load_encoder(name, device), load_features(device=device)
-    known = {
-        "features": name,
-        "features_sha256": encoder.identity,
-        "features_resize": f"torch bicubic, antialiased, shorter side to {encoder.size} px, centre crop",
-        "pairs_sha256": eyes.sha256,
-    } | ({} if text is None else {"text": text})
-    return _Judge(lambda images: encoder.image(images.to(device)), eyes, encoder, known)
+        pooled, logits = network.pooled, getattr(network, "logits", None)
+        known = {"features": portable_name(name), "features_sha256": network.sha256, "features_resize": network.resize}
+    if name in NETWORKS and pairs in (None, name):
+        return _Judge(pooled, network, encoder, logits, known)
+    if pairs not in (None, *NETWORKS, *LPIPS):
+        raise ValueError(f"pairs={pairs!r}: what compares pairs is one of {', '.join([*NETWORKS, *LPIPS])}")
+    eyes = load_features(pairs or next(iter(NETWORKS)), device)
+    known["pairs_sha256"] = eyes.sha256
+    if pairs is not None:
+        known |= {"pairs": pairs, "pairs_side": eyes.spatial_side}
+    return _Judge(pooled, eyes, encoder, logits, known | ({} if text is None else {"text": text}))
+
+
+def _is_clip(name: str) -> bool:
+    if not (Path(name).is_dir() or is_repo_id(name)):
+        return False
+    folder = fetch_model(name, "judge", "give a local folder, or use 'efficientnet-lite0', which needs no network")
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "clip"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # whoever loads it says what is wrong
 
 
 class _Statistics:
@@ -218,13 +242,16 @@ def _results(drawn: _Statistics, real: _Statistics, true: torch.Tensor, judge, p
         "kid_subsets_std": std,
         **metrics.precision_recall(b, a, protocol["neighbour"]),
     }
-    pictures = torch.cat(drawn.pictures)
-    results["diversity"] = metrics.spatial_distance(pictures, judge.eyes)
+    codes = metrics.spatial_embedding(torch.cat(drawn.pictures), judge.eyes)
+    apart = metrics.pairwise_distances(codes)
+    results["diversity"] = metrics.mean_of_pairs(apart)
     if len(true) <= FEW:
-        codes, references = (metrics.spatial_embedding(x, judge.eyes) for x in (pictures, to_floats(true)))
-        clusters = metrics.pairwise_distances(codes, references), metrics.pairwise_distances(codes)
+        clusters = metrics.pairwise_distances(codes, metrics.spatial_embedding(to_floats(true), judge.eyes)), apart
         results["intra_cluster"] = metrics.intra_cluster_distance(*clusters)
         results["balanced_intra_cluster"] = metrics.balanced_intra_cluster_distance(*clusters)
+    if judge.logits is not None:
+        parts = min(10, len(a))
+        results["inception_score"], results["inception_score_std"] = metrics.inception_score(judge.logits(a), parts)
     if judge.encoder is not None:
         results["clip_diversity"] = metrics.clip_diversity(a)
         if text := protocol.get("text"):

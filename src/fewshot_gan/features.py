@@ -8,6 +8,7 @@ judges; Lite2 only judges: no training signal may see it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import cache, partial
 from importlib import import_module
@@ -17,15 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .hub import is_repo_id
+
 
 class FeatureNetwork(nn.Module):
     """Contract of every feature network: frozen, fp32, no train mode, images float `[B, 3, H, W]` in [-1, 1].
 
     Attributes:
-        sha256: hash of the checkpoint file, for protocols: numbers from two checkpoints do not compare.
+        sha256: hash of the weights, for protocols: numbers from two checkpoints do not compare.
+        resize: what `pooled` does to pictures first, in words, for protocols.
+        spatial_side: px of the pictures that `spatial` compares, if nothing else is asked for.
     """
 
     sha256: str = ""
+    resize: str = ""
+    spatial_side: int = 128
 
     def forward(self, images: Tensor, blocks: Sequence[int] = (), resize: int | None = None) -> list[Tensor]:
         """Feature maps after `blocks`, in the order asked for, differentiable with respect to `images`."""
@@ -38,6 +45,16 @@ class FeatureNetwork(nn.Module):
     def channels(self, blocks: Sequence[int]) -> list[int]:
         """Widths of the maps that `forward(images, blocks)` returns."""
         raise NotImplementedError
+
+    def spatial(self, images: Tensor, size: int | None = None) -> Tensor:
+        """One vector per image `[B, E]`; the squared distance of two is how much the images differ, place by place.
+
+        LPIPS-like (arXiv 1801.03924, without its learnt channel weights): at each position of blocks 2, 4 and 10 the
+        channels are scaled to unit length; the squared difference is averaged over positions and summed over the
+        levels. E is about 42,000 at 128 px.
+        """
+        maps = self(images, blocks=(2, 4, 10), resize=size or self.spatial_side)
+        return torch.cat([F.normalize(m, dim=1).flatten(1) / math.sqrt(m.shape[2] * m.shape[3]) for m in maps], 1)
 
 
 class _SameConv(nn.Module):
@@ -121,6 +138,7 @@ class EfficientNetLiteFeatures(FeatureNetwork):
         checkpoint = Path(checkpoint or getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
         self.sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         self.side = self.SIDES[variant]
+        self.resize = f"torch bilinear, antialiased, to {self.side} px"
         source = EfficientNet.from_name(name)
         source.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
         self.stem = _SameConv(source._conv_stem, source._bn0, True)
@@ -207,15 +225,28 @@ NETWORKS = {f"efficientnet-lite{variant}": partial(EfficientNetLiteFeatures, var
 def load_features(name: str = "efficientnet-lite0", device: str | torch.device | None = None) -> FeatureNetwork:
     """The frozen network called `name` on `device` (None: CPU). Cached: one object per arguments, so do not move it.
 
+    Args:
+        name: "efficientnet-lite0" or "-lite2", which need no network. Only to judge, see `judges`: "inception-v3",
+            "lpips-vgg", "lpips-alex", or a vision model of transformers as a local folder or Hub repo id.
+        device: where to put it.
+
     Raises:
-        ValueError: an unknown name.
-        ImportError: the packages that carry the weights are not installed.
+        ValueError: an unknown name, or a folder or repo without a vision model.
+        FileNotFoundError: the Hub has no such repo, or weights cannot be fetched.
+        ImportError: the packages that define it, or carry the weights, are not installed.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"feature network {name!r} is not known; choose one of {sorted(NETWORKS)}")
-    return _load(name, str(torch.device(device or "cpu")))
+    return _load(str(name), str(torch.device(device or "cpu")))
 
 
 @cache
 def _load(name: str, device: str) -> FeatureNetwork:
-    return NETWORKS[name]().to(device)
+    from . import judges  # which builds on this module
+
+    known = NETWORKS | judges.NETWORKS
+    if name in known:
+        return known[name]().to(device)
+    if not (Path(name).is_dir() or is_repo_id(name)):
+        raise ValueError(
+            f"feature network {name!r} is not known; choose one of {sorted(known)}, or give a model of transformers"
+        )
+    return judges.BackboneFeatures(name).to(device)

@@ -9,6 +9,7 @@ from pathlib import Path, PureWindowsPath
 from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
+MODEL_FILES = ("*.json", "merges.txt", "model*.safetensors")  # of a model of transformers
 REPO_FILES = ("*.json", "*.safetensors", "*.md")  # what loading needs; sample pictures stay on the Hub
 PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -100,6 +101,36 @@ def resolve_folder(
     if not folder.joinpath(*part.parts).is_dir():
         raise FileNotFoundError(f"{name!r} has no folder {subfolder!r}{place}")
     return folder.joinpath(*part.parts)
+
+
+def fetch_model(name: str, kind: str, way_out: str) -> Path:
+    """The folder of a model of transformers: `name` itself, or a Hub repo in the cache, fetched if there is network.
+
+    Args:
+        name: local folder or Hub repo id.
+        kind: what it is, for messages.
+        way_out: what to do without it, for messages.
+
+    Raises:
+        FileNotFoundError: no such folder or repo, or no network.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(name).is_dir():
+        return Path(name)
+    if not is_repo_id(name):
+        raise FileNotFoundError(
+            f"there is no {kind} {name!r}: it is no folder and no repo id like 'owner/name'; {way_out}"
+        )
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+        if not any(folder.glob("model*.safetensors")):  # older repos have a pickle, which is read without running it
+            folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, "pytorch_model.bin"]))
+        return folder
+    except _hub_errors() as error:
+        raise FileNotFoundError(
+            f"could not fetch the {kind} {name!r} from the Hub ({_cause(error)[1]}); {way_out}"
+        ) from error
 
 
 def push_folder(

@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .images import check_range
+from .judges import load_lpips
 from .metrics import psnr
 
 logger = logging.getLogger(__name__)
@@ -75,16 +75,13 @@ def lpips_network(device: str = "cpu") -> nn.Module | None:
 
     None where `lpips` or torchvision is not installed, or its weights, which torchvision fetches once, cannot be had.
     """
-    if find_spec("lpips") is None or find_spec("torchvision") is None:
-        return None
-    import lpips
-
     try:
-        net = lpips.LPIPS(net="vgg", verbose=False)
-    except OSError as error:
-        logger.warning(f"LPIPS cannot fetch its weights ({error}); the embedded features stand in for it")
+        return load_lpips().to(device)
+    except ImportError:
         return None
-    return net.to(device).requires_grad_(False)
+    except FileNotFoundError as error:
+        logger.warning(f"{error}; the embedded features stand in for it")
+        return None
 
 
 class LPIPSDistance(nn.Module):

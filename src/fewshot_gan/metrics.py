@@ -6,6 +6,7 @@ Use `kernel_distance` below 1000 images: the Fréchet distance is biased by the 
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from .features import FeatureNetwork
 
 _BLOCK = 256  # rows whose distances are held at a time
+_COLUMNS = 2**18  # of embeddings turned to float64 at a time
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -362,50 +364,59 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def spatial_embedding(images: Tensor, features: FeatureNetwork, size: int = 128, batch_size: int = 16) -> Tensor:
-    """Vectors whose squared Euclidean distance is LPIPS-like (arXiv 1801.03924, without its learnt channel weights).
+@torch.no_grad()
+def spatial_embedding(
+    images: Tensor, features: FeatureNetwork, size: int | None = None, batch_size: int = 16
+) -> Tensor:
+    """Vectors whose squared Euclidean distance is `features`' distance of two pictures, see `FeatureNetwork.spatial`.
 
-    At each position of blocks 2, 4 and 10 the channels are scaled to unit length; the squared difference is averaged
-    over positions and summed over the levels. Unlike pooled features this sees *where* things are, hence notices a
-    collapse.
+    Unlike pooled features they know *where* things are, hence notice a collapse.
 
     Args:
         images: float `[N, 3, H, W]` in [-1, 1]; resized to `size` px.
+        size: None: what is usual for `features`.
 
     Returns:
-        float `[N, E]`, E about 42,000 at 128 px.
+        float `[N, E]`.
     """
-    rows = []
-    for chunk in images.split(batch_size):
-        maps = features(chunk.to(next(features.parameters()).device), blocks=(2, 4, 10), resize=size)
-        levels = [F.normalize(m, dim=1).flatten(1) / math.sqrt(m.shape[2] * m.shape[3]) for m in maps]
-        rows.append(torch.cat(levels, 1))
-    return torch.cat(rows)
+    device = next(chain(features.parameters(), features.buffers())).device
+    found = None
+    for start in range(0, len(images), batch_size):
+        rows = features.spatial(images[start : start + batch_size].to(device), size)
+        if found is None:
+            found = rows.new_empty(len(images), rows.shape[1])  # once: of LPIPS it is large
+        found[start : start + batch_size] = rows
+    return found
 
 
 def pairwise_distances(a: Tensor, b: Tensor | None = None) -> Tensor:
     """Squared Euclidean distances `[N, E], [M, E] -> [N, M]`, float64; of spatial embeddings: LPIPS-like distances."""
-    a = a.double()
-    b = a if b is None else b.double()
-    return (a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T).clamp_min(0)
+    b = a if b is None else b
+    found = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    for x, y in zip(a.split(_COLUMNS, 1), b.split(_COLUMNS, 1), strict=True):
+        x, y = x.double(), y.double()
+        found += x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * x @ y.T
+    return found.clamp_min_(0)
 
 
-def spatial_distance(images: Tensor, features: FeatureNetwork, size: int = 128) -> float:
+def spatial_distance(images: Tensor, features: FeatureNetwork, size: int | None = None) -> float:
     """Mean LPIPS-like distance over all pairs of different images: near 0 when one image is drawn for every latent.
-
-    Needs no matrix of pairs: the mean squared distance is 2N/(N-1) times the mean squared distance to the centre.
 
     Args:
         images: float `[N, 3, H, W]` in [-1, 1], N ≥ 2; the published protocol uses 64.
+        features, size: as in `spatial_embedding`.
 
     Raises:
         ValueError: fewer than two images.
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} image has no pair; pass at least 2, 64 for the published protocol")
-    embedding = spatial_embedding(images, features, size)
-    spread = (embedding - embedding.mean(0)).square().sum(1, dtype=torch.float64).mean()
-    return (2 * len(images) / (len(images) - 1) * spread).item()
+    return mean_of_pairs(pairwise_distances(spatial_embedding(images, features, size)))
+
+
+def mean_of_pairs(pairwise: Tensor) -> float:
+    """Mean of `[N, N]` distances between different rows."""
+    return (pairwise.sum() - pairwise.trace()).item() / (len(pairwise) * (len(pairwise) - 1))
 
 
 def intra_cluster_distance(to_references: Tensor, pairwise: Tensor, max_members: int = 50) -> float:

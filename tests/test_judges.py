@@ -1,0 +1,396 @@
+"""Judges of other packages: features as the package itself computes them, LPIPS as vectors, honest errors.
+
+The tests of torch-fidelity's and lpips' own code run where they are installed: pip install 'fewshot_gan[metrics]', then
+pytest tests/test_judges.py. Elsewhere small stand-ins of the same interface take their place.
+"""
+
+import functools
+import hashlib
+import json
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_mobile
+from hub_server import connected
+from PIL import Image
+from torch import nn
+
+from fewshot_gan import evaluation, features, judges, metrics
+from fewshot_gan.features import load_features
+from fewshot_gan.images import to_bytes, to_floats
+from fewshot_gan.judges import BackboneFeatures, InceptionFeatures, LPIPSFeatures
+from fewshot_gan.pipeline import FewShotGAN
+from fewshot_gan.training.data import load_images
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
+
+
+@pytest.fixture(autouse=True)
+def nothing_cached():
+    features._load.cache_clear()
+    yield
+    features._load.cache_clear()
+
+
+def pictures(n=3, side=32, seed=0):
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+# ----------------------------------------------------------------------------------------- any backbone of transformers
+
+SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+VIT = SIZE | {"image_size": 24, "patch_size": 8}
+
+
+def backbone(folder, kind="Dinov2", preprocessor=None, **config):
+    """A saved model of transformers with its preprocessor's settings."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**({"num_labels": 2} | (config or VIT)))
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
+    stored = {"size": {"height": 24, "width": 24}, "image_mean": MEAN, "image_std": STD} | (preprocessor or {})
+    (folder / "preprocessor_config.json").write_text(json.dumps(stored))
+    return folder
+
+
+def normalised(images):
+    return ((images + 1) / 2 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+KINDS = {
+    "Dinov2": (VIT, lambda net, x: net(pixel_values=x).pooler_output),
+    "ResNet": (
+        {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1]},
+        lambda net, x: net(pixel_values=x).pooler_output[:, :, 0, 0],
+    ),
+    "ConvNext": (
+        {"hidden_sizes": [8, 12], "depths": [1, 1], "num_stages": 2},
+        lambda net, x: net(pixel_values=x).pooler_output,
+    ),
+    "ViTMAE": (  # it has no pooled output; masking would hide patches
+        VIT | {"mask_ratio": 0.0},
+        lambda net, x: net(pixel_values=x, noise=torch.arange(9.0).expand(len(x), 9)).last_hidden_state.mean(1),
+    ),
+    "Siglip": (
+        {"text_config": SIZE | {"vocab_size": 9}, "vision_config": VIT},
+        lambda net, x: net.vision_model(pixel_values=x).pooler_output,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_backbone_gives_what_transformers_gives(tmp_path, kind):
+    config, direct = KINDS[kind]
+    network, x = BackboneFeatures(str(backbone(tmp_path, kind, **config))), pictures(3, 24)
+    with torch.no_grad():
+        want = direct(network.net, normalised(x))
+    got = network.pooled(x, batch_size=2)
+    assert got.ndim == 2 and got.std() > 1e-4
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert not any(p.requires_grad for p in network.parameters()) and not network.training
+
+
+def test_a_backbone_whose_pooler_was_never_trained(tmp_path):
+    whole = BackboneFeatures(str(backbone(tmp_path, "ViT")))
+    without(tmp_path, "pooler")
+    network, x = BackboneFeatures(str(tmp_path)), pictures(2, 24)
+    with torch.no_grad():
+        want = network.net(pixel_values=normalised(x)).last_hidden_state.mean(1)
+    torch.testing.assert_close(network.pooled(x), want)
+    assert (whole.pooled(x) - want).abs().max() > 0.01 and whole.sha256 != network.sha256
+
+
+@pytest.mark.parametrize(
+    "stored, shorter, side",
+    [
+        ({"size": {"shortest_edge": 32}, "crop_size": {"height": 24, "width": 24}}, 32, 24),
+        ({"size": 32, "crop_size": 24}, 32, 24),
+        ({"size": {"shortest_edge": 24}, "crop_size": 20, "do_center_crop": False}, 24, 24),
+        ({"size": {"height": 24, "width": 24}, "do_normalize": False}, 24, 24),
+    ],
+)
+def test_a_backbone_is_shown_what_its_preprocessor_says(tmp_path, stored, shorter, side):
+    network, x = BackboneFeatures(str(backbone(tmp_path, preprocessor=stored))), pictures(2, 48)
+    shown = F.interpolate((x + 1) / 2, size=(shorter, shorter), mode="bicubic", antialias=True)
+    start = (shorter - side) // 2
+    shown = shown[..., start : start + side, start : start + side]
+    shown = shown if stored.get("do_normalize") is False else normalised(shown * 2 - 1)
+    with torch.no_grad():
+        torch.testing.assert_close(network.pooled(x), network.net(pixel_values=shown).pooler_output)
+    assert network.resize == f"torch bicubic, antialiased, to {shorter} px, centre crop of {side} px"
+
+
+def test_a_backbone_from_the_hub(tmp_path, monkeypatch):
+    from huggingface_hub import HfApi
+
+    folder = backbone(tmp_path / "dino")
+    with connected(monkeypatch, tmp_path / "cache") as server:
+        api = HfApi(endpoint=server.url, token="write-me")
+        api.create_repo("me/dino")
+        api.upload_folder(repo_id="me/dino", folder_path=folder)
+        network = load_features("me/dino")
+        assert network is load_features("me/dino") and network.sha256 == load_features(str(folder)).sha256
+    with pytest.raises(FileNotFoundError, match="could not fetch the network 'nobody/dino' .*'efficientnet-lite0'"):
+        load_features("nobody/dino")
+
+
+def cut(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+
+
+def without(folder, name):
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if name not in k}, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
+        (lambda f: (f / "preprocessor_config.json").write_text("{}"), ""),
+        (lambda f: (f / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 1}'), ""),
+        (lambda f: without(f, "layernorm"), "it lacks weights: layernorm.bias, layernorm.weight"),
+        (lambda f: backbone(f, "ViTMAE"), "what it says of a picture changes from call to call"),
+        (cut, ""),
+        (lambda f: (f / "model.safetensors").unlink(), ""),
+    ],
+)
+def test_what_is_no_vision_model(tmp_path, damage, reason):
+    damage(backbone(tmp_path))
+    with pytest.raises(ValueError, match=f"is no vision model that can judge .*{reason}.* for example") as error:
+        load_features(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_reads_words_alone(tmp_path):
+    backbone(tmp_path, "Bert", **SIZE, vocab_size=9)
+    with pytest.raises(ValueError, match="is no vision model that can judge"):
+        load_features(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------- Inception-v3
+
+
+class Inception(nn.Module):
+    """What of torch-fidelity's network is used."""
+
+    def __init__(self, name, features_list, feature_extractor_weights_path=None):
+        super().__init__()
+        assert features_list == ["2048"]
+        self.conv, self.fc = nn.Conv2d(3, 2048, 1), nn.Linear(2048, 1008)
+        self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
+
+    def forward(self, x):
+        assert x.dtype == torch.uint8
+        return (self.conv(x.float() / 128 - 1).mean((2, 3)),)
+
+
+@pytest.fixture
+def fidelity(tmp_path, monkeypatch):
+    """A stand-in for torch_fidelity, its weights in a file that is named by its hash, and an empty cache for them."""
+    torch.manual_seed(0)
+    weights = {"conv.weight": torch.randn(2048, 3, 1, 1), "conv.bias": torch.randn(2048)}
+    weights |= {"fc.weight": torch.randn(1008, 2048) / 45, "fc.bias": torch.full((1008,), 7.0)}
+    torch.save(weights, tmp_path / "w.pth")
+    sha = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    file = (tmp_path / "w.pth").rename(tmp_path / f"weights-{sha[:8]}.pth")
+    package, module = ModuleType("torch_fidelity"), ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    package.feature_extractor_inceptionv3 = module
+    module.FeatureExtractorInceptionV3, module.URL_INCEPTION_V3 = Inception, file.as_uri()
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "cache"))
+    module.sha256, module.file = sha, file
+    return module
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.hub about progress
+def test_inception_is_fetched_once_and_checked(fidelity):
+    network = load_features("inception-v3")
+    assert network.sha256 == fidelity.sha256 and network.resize.startswith("TensorFlow 1")
+    fidelity.file.rename(fidelity.file.with_name("gone"))
+    x = pictures()
+    torch.testing.assert_close(InceptionFeatures().pooled(x, batch_size=2), network.pooled(x))  # from the cache
+
+
+def test_inception_without_its_weights(fidelity, tmp_path):
+    broken = fidelity.file.with_name(fidelity.file.name.replace(fidelity.sha256[:8], "00000000"))
+    fidelity.file.rename(broken)
+    for url, reason in ((fidelity.URL_INCEPTION_V3, "No such file"), (broken.as_uri(), "invalid hash value")):
+        fidelity.URL_INCEPTION_V3 = url
+        with pytest.raises(FileNotFoundError, match=f"Inception-v3 cannot be fetched .*{reason}.*efficientnet-lite0"):
+            load_features("inception-v3")
+    assert not list((tmp_path / "cache").rglob("*.pth"))
+
+
+@pytest.mark.parametrize("name, package", [("inception-v3", "torch_fidelity"), ("lpips-vgg", "lpips")])
+def test_a_judge_whose_package_is_not_installed(monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"pip install 'fewshot_gan\[metrics\]'"):
+        load_features(name)
+
+
+def test_inception_of_torch_fidelity(tmp_path, monkeypatch):
+    """Its real code with random weights."""
+    published = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    torch.manual_seed(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "load_state_dict", lambda *args: None)
+        patch.setattr(torch, "load", lambda *args, **kwargs: None)
+        both = published.FeatureExtractorInceptionV3("both", ["2048", "logits_unbiased"], "random")
+    torch.save(both.state_dict(), tmp_path / "weights.pth")
+    network, x = InceptionFeatures(tmp_path / "weights.pth"), pictures(3, 64)
+    pooled, logits = both(to_bytes(x))
+    torch.testing.assert_close(network.pooled(x, batch_size=2), pooled, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(network.logits(pooled), logits, atol=1e-6, rtol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------------- LPIPS
+
+
+class Lpips(nn.Module):
+    """LPIPS by two layers, with the parts that the package `lpips` has."""
+
+    def __init__(self, net, verbose):
+        super().__init__()
+        torch.manual_seed({"vgg": 0, "alex": 1}[net])
+        self.scaling_layer = nn.BatchNorm2d(3, affine=False).eval()
+        self.trunk = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, stride=2)])
+        self.lins = nn.ModuleList([self.linear(8), self.linear(12)])
+
+    @staticmethod
+    def linear(channels):
+        layer = nn.Module()
+        layer.model = nn.Sequential(nn.Dropout(), nn.Conv2d(channels, 1, 1, bias=False)).eval()
+        layer.model[-1].weight.data.abs_()
+        return layer
+
+    def net(self, x):
+        maps = []
+        for layer in self.trunk:
+            x = layer(x).relu()
+            maps.append(x)
+        return maps
+
+    def forward(self, a, b):
+        total = 0
+        pairs = zip(*(self.net(self.scaling_layer(x)) for x in (a, b)), self.lins, strict=True)
+        for x, y, linear in pairs:
+            x, y = (m / (m.square().sum(1, keepdim=True).sqrt() + 1e-10) for m in (x, y))
+            total = total + linear.model((x - y) ** 2).mean((2, 3), keepdim=True)
+        return total
+
+
+@pytest.fixture
+def lpips(monkeypatch):
+    fake = ModuleType("lpips")
+    fake.LPIPS = Lpips
+    monkeypatch.setitem(sys.modules, "lpips", fake)
+    return fake
+
+
+def assert_vectors_are_lpips(network, x):
+    codes = metrics.spatial_embedding(x, network, batch_size=2)
+    found = metrics.pairwise_distances(codes)
+    with torch.no_grad():
+        small = x if x.shape[-1] <= 256 else F.interpolate(x, size=(256, 256), mode="area")
+        want = torch.stack([network.net(small[i : i + 1].expand_as(small), small).flatten() for i in range(len(x))])
+    torch.testing.assert_close(found.float(), want, atol=2e-4 * float(want.max()), rtol=2e-3)  # vectors in float16
+    assert metrics.spatial_distance(x, network) == pytest.approx(metrics.mean_of_pairs(found), rel=1e-6)
+
+
+@pytest.mark.parametrize("name, side", [("lpips-vgg", 48), ("lpips-alex", 300)])
+def test_distances_of_lpips_vectors_are_lpips(lpips, name, side):
+    network = load_features(name)
+    assert_vectors_are_lpips(network, pictures(4, side))
+    assert network.sha256 == load_features(name).sha256 != LPIPSFeatures("alex" if name[-1] == "g" else "vgg").sha256
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+@pytest.mark.filterwarnings("ignore")  # of torchvision about its own arguments
+def test_lpips_of_its_package(monkeypatch, net):
+    """Its real code and channel weights, on trunks of random weights: those of ImageNet are a download."""
+    package = pytest.importorskip("lpips")
+    monkeypatch.setattr(package, "LPIPS", functools.partial(package.LPIPS, pnet_rand=True))
+    torch.manual_seed(0)
+    network = LPIPSFeatures(net)
+    assert_vectors_are_lpips(network, pictures(3, 64))
+
+
+# ---------------------------------------------------------------------------------------------------------- in reports
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "true"
+    folder.mkdir()
+    for i, image in enumerate(to_bytes(pictures(8)).permute(0, 2, 3, 1)):
+        Image.fromarray(image.numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+def report_of(data, **options):
+    return evaluation.evaluate(FewShotGAN(tiny_mobile()), data, num_images=12, seed=3, batch_size=4, **options)
+
+
+def test_a_backbone_judges(data, tmp_path):
+    judge = str(backbone(tmp_path / "dino"))
+    report = report_of(data, features=judge)
+    pipe, network = FewShotGAN(tiny_mobile()), load_features(judge)
+    drawn = pipe(12, seed=3, output_type="pt").images * 2 - 1
+    true = to_floats(load_images(data, pipe.generator.resolution))
+    found, a, b = report["results"], network.pooled(drawn), network.pooled(true)
+    assert found["frechet"] == pytest.approx(metrics.frechet_distance(a, b), rel=1e-4)
+    assert found["diversity"] == pytest.approx(metrics.spatial_distance(drawn, load_features()), rel=1e-4)
+    protocol = report["protocol"]
+    assert protocol["features"] == "dino" and str(tmp_path) not in json.dumps(report)
+    assert protocol["features_sha256"] == network.sha256 and protocol["pairs_sha256"] == load_features().sha256
+    stored = judges.json.loads((tmp_path / "dino" / "preprocessor_config.json").read_text())
+    (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(stored | {"size": {"shortest_edge": 32}}))
+    features._load.cache_clear()
+    with pytest.raises(ValueError, match="different protocols.*features_resize.*to 24 px.*to 32 px"):
+        evaluation.compare(report, report_of(data, features=judge))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_inception_judges_with_its_score(fidelity, data):
+    report = report_of(data, features="inception-v3")
+    drawn = FewShotGAN(tiny_mobile())(12, seed=3, output_type="pt").images * 2 - 1
+    network = load_features("inception-v3")
+    want = metrics.inception_score(network.logits(network.pooled(drawn)), 10)
+    found = report["results"]
+    assert (found["inception_score"], found["inception_score_std"]) == pytest.approx(want, rel=1e-4)
+    assert want[0] > 1.001 and "inception_score" not in report_of(data)["results"]
+
+
+def test_lpips_measures_pairs(lpips, data):
+    report, other = report_of(data, pairs="lpips-vgg"), report_of(data)
+    drawn = FewShotGAN(tiny_mobile())(12, seed=3, output_type="pt").images * 2 - 1
+    network = load_features("lpips-vgg")
+    want = [float(network.net(a[None], b[None])) for i, a in enumerate(drawn) for b in drawn[:i]]
+    assert report["results"]["diversity"] == pytest.approx(sum(want) / len(want), rel=2e-3)
+    same = {"frechet", "kid", "precision", "recall"}
+    assert {k for k in same if report["results"][k] == other["results"][k]} == same
+    assert report["protocol"]["pairs"] == "lpips-vgg" and report["protocol"]["pairs_sha256"] == network.sha256
+    with pytest.raises(ValueError, match="different protocols.*pairs 'lpips-vgg' and 'not given'"):
+        evaluation.compare(report, other)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"features": "lpips-vgg"}, "'lpips-vgg' compares pairs and nothing else; give it as pairs"),
+        ({"pairs": "inception-v3"}, "pairs='inception-v3': what compares pairs is one of efficientnet-lite0, "),
+        ({"features": "inception-v3", "text": "pencil"}, "'inception-v3' reads no words"),
+    ],
+)
+def test_judges_in_the_wrong_place(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        report_of(data, **options)
