@@ -128,7 +128,7 @@ def test_other_protocols_and_networks_are_refused(pipe, data, perturbed):
         ({"num_images": 1}, "give 2 or more"),
         ({"neighbour": 6}, "neighbour=6 of"),
         ({"features": "resnet"}, "'resnet' is not known; choose one of"),
-        ({"text": "pencil"}, "text 'pencil': 'efficientnet-lite0' reads no words; let CLIP judge"),
+        ({"text": "pencil"}, "text 'pencil' is for CLIP, and 'efficientnet-lite0' is none; let it judge"),
     ],
 )
 def test_refusals(pipe, data, options, message):

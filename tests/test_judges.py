@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from hub_server import connected
 from PIL import Image
 from torch import nn
 
-from fewshot_gan import evaluation, features, judges, metrics
+from fewshot_gan import evaluation, features, metrics
+from fewshot_gan.encoders import load_encoder
 from fewshot_gan.features import load_features
 from fewshot_gan.images import to_bytes, to_floats
+from fewshot_gan.inversion import lpips_network
 from fewshot_gan.judges import BackboneFeatures, InceptionFeatures, LPIPSFeatures
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training.data import load_images
@@ -104,6 +107,18 @@ def test_a_backbone_whose_pooler_was_never_trained(tmp_path):
     assert (whole.pooled(x) - want).abs().max() > 0.01 and whole.sha256 != network.sha256
 
 
+def test_what_was_never_trained_is_not_in_the_hash(tmp_path):
+    backbone(tmp_path, "ViT")
+    without(tmp_path, "pooler")
+    hashes = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        hashes.add(BackboneFeatures(str(tmp_path)).sha256)
+    assert len(hashes) == 1
+    backbone(tmp_path / "other", "ViT", num_hidden_layers=1, **{k: v for k, v in VIT.items() if "layers" not in k})
+    assert BackboneFeatures(str(tmp_path / "other")).sha256 not in hashes
+
+
 @pytest.mark.parametrize(
     "stored, shorter, side",
     [
@@ -111,17 +126,58 @@ def test_a_backbone_whose_pooler_was_never_trained(tmp_path):
         ({"size": 32, "crop_size": 24}, 32, 24),
         ({"size": {"shortest_edge": 24}, "crop_size": 20, "do_center_crop": False}, 24, 24),
         ({"size": {"height": 24, "width": 24}, "do_normalize": False}, 24, 24),
+        ({"size": {"shortest_edge": 24}, "crop_pct": 0.875, "resample": 3}, 27, 24),
+        ({"size": {"shortest_edge": 24}, "resample": 2}, 24, 24),
     ],
 )
 def test_a_backbone_is_shown_what_its_preprocessor_says(tmp_path, stored, shorter, side):
     network, x = BackboneFeatures(str(backbone(tmp_path, preprocessor=stored))), pictures(2, 48)
-    shown = F.interpolate((x + 1) / 2, size=(shorter, shorter), mode="bicubic", antialias=True)
+    mode = "bilinear" if stored.get("resample") == 2 else "bicubic"
+    shown = F.interpolate((x + 1) / 2, size=(shorter, shorter), mode=mode, antialias=True)
     start = (shorter - side) // 2
     shown = shown[..., start : start + side, start : start + side]
     shown = shown if stored.get("do_normalize") is False else normalised(shown * 2 - 1)
     with torch.no_grad():
         torch.testing.assert_close(network.pooled(x), network.net(pixel_values=shown).pooler_output)
-    assert network.resize == f"torch bicubic, antialiased, to {shorter} px, centre crop of {side} px"
+    assert network.resize == f"torch {mode}, antialiased, to {shorter} px, centre crop of {side} px"
+
+
+@pytest.mark.parametrize(
+    "stored, reason",
+    [
+        ({"size": {"longest_edge": 24}}, "size {'longest_edge': 24}, no side of a square"),
+        ({"size": {"height": 24, "width": 32}}, "no side of a square"),
+        ({"crop_size": 32, "do_center_crop": True}, "crops 32 px out of 24"),
+        ({"do_center_crop": True}, "crop_size None"),
+        ({"resample": 0}, "resample 0, not 2"),
+        ({"do_rescale": False}, "do_rescale false"),
+        ({"do_resize": False}, "do_resize false"),
+        ({"image_std": None}, "no image_std"),
+    ],
+)
+def test_a_preprocessor_that_cannot_be_followed(tmp_path, stored, reason):
+    with pytest.raises(ValueError, match=f"is no vision model that can judge .its preprocessor .*{reason}"):
+        BackboneFeatures(str(backbone(tmp_path, preprocessor=stored)))
+
+
+def test_code_in_a_repo_is_not_run(tmp_path, monkeypatch):
+    folder = backbone(tmp_path / "evil")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for load in (load_features, load_encoder):
+        with pytest.raises(ValueError, match="contains custom code"):
+            load(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_judge_stays_as_it_is(tmp_path):
+    network = load_features(str(backbone(tmp_path)))
+    assert not network.train().training and not network.net.training
+    with pytest.raises(NotImplementedError, match=r"BackboneFeatures gives no feature maps; use load_features\(\)"):
+        metrics.spatial_distance(pictures(), network)
 
 
 def test_a_backbone_from_the_hub(tmp_path, monkeypatch):
@@ -225,9 +281,19 @@ def test_inception_without_its_weights(fidelity, tmp_path):
     fidelity.file.rename(broken)
     for url, reason in ((fidelity.URL_INCEPTION_V3, "No such file"), (broken.as_uri(), "invalid hash value")):
         fidelity.URL_INCEPTION_V3 = url
-        with pytest.raises(FileNotFoundError, match=f"Inception-v3 cannot be fetched .*{reason}.*efficientnet-lite0"):
+        with pytest.raises(FileNotFoundError, match=f"cannot be fetched.*network, or choose efficientnet.*{reason}"):
             load_features("inception-v3")
     assert not list((tmp_path / "cache").rglob("*.pth"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("content", [b"", b"<html>log in first</html>", b"PK\x03\x04 cut short"])
+def test_inception_whose_file_is_damaged(fidelity, tmp_path, content):
+    file = tmp_path / "cache" / "checkpoints" / fidelity.file.name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=f"is damaged at {file}: remove it, or choose efficientnet-lite0"):
+        load_features("inception-v3")
 
 
 @pytest.mark.parametrize("name, package", [("inception-v3", "torch_fidelity"), ("lpips-vgg", "lpips")])
@@ -296,6 +362,16 @@ def lpips(monkeypatch):
     return fake
 
 
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("invalid hash value"), EOFError("cut")])
+def test_lpips_without_its_weights(lpips, monkeypatch, caplog, error):
+    monkeypatch.setattr(lpips, "LPIPS", mock.Mock(side_effect=error))
+    with pytest.raises(FileNotFoundError, match=f"LPIPS cannot fetch its weights .{error}"):
+        load_features("lpips-vgg")
+    lpips_network.cache_clear()
+    assert lpips_network() is None and "the embedded features stand in for it" in caplog.text
+    lpips_network.cache_clear()
+
+
 def assert_vectors_are_lpips(network, x):
     codes = metrics.spatial_embedding(x, network, batch_size=2)
     found = metrics.pairwise_distances(codes)
@@ -352,7 +428,8 @@ def test_a_backbone_judges(data, tmp_path):
     protocol = report["protocol"]
     assert protocol["features"] == "dino" and str(tmp_path) not in json.dumps(report)
     assert protocol["features_sha256"] == network.sha256 and protocol["pairs_sha256"] == load_features().sha256
-    stored = judges.json.loads((tmp_path / "dino" / "preprocessor_config.json").read_text())
+    assert evaluation.compare(report, report_of(data, features=judge, pairs="efficientnet-lite0"))
+    stored = json.loads((tmp_path / "dino" / "preprocessor_config.json").read_text())
     (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(stored | {"size": {"shortest_edge": 32}}))
     features._load.cache_clear()
     with pytest.raises(ValueError, match="different protocols.*features_resize.*to 24 px.*to 32 px"):
@@ -378,7 +455,9 @@ def test_lpips_measures_pairs(lpips, data):
     assert report["results"]["diversity"] == pytest.approx(sum(want) / len(want), rel=2e-3)
     same = {"frechet", "kid", "precision", "recall"}
     assert {k for k in same if report["results"][k] == other["results"][k]} == same
-    assert report["protocol"]["pairs"] == "lpips-vgg" and report["protocol"]["pairs_sha256"] == network.sha256
+    protocol = report["protocol"]
+    assert (protocol["pairs"], protocol["pairs_sha256"]) == ("lpips-vgg", network.sha256)
+    assert protocol["pairs_resize"] == "area, to 256 px at most"
     with pytest.raises(ValueError, match="different protocols.*pairs 'lpips-vgg' and 'not given'"):
         evaluation.compare(report, other)
 
@@ -388,7 +467,7 @@ def test_lpips_measures_pairs(lpips, data):
     [
         ({"features": "lpips-vgg"}, "'lpips-vgg' compares pairs and nothing else; give it as pairs"),
         ({"pairs": "inception-v3"}, "pairs='inception-v3': what compares pairs is one of efficientnet-lite0, "),
-        ({"features": "inception-v3", "text": "pencil"}, "'inception-v3' reads no words"),
+        ({"features": "inception-v3", "text": "pencil"}, "text 'pencil' is for CLIP, and 'inception-v3' is none"),
     ],
 )
 def test_judges_in_the_wrong_place(data, options, message):

@@ -1,6 +1,7 @@
 """The three operations against definitions written out by hand, and their first and second derivatives."""
 
 import itertools
+import weakref
 from unittest import mock
 
 import pytest
@@ -207,6 +208,7 @@ UPFIRDN = [
     (2, 2, (3, 0, 1, 2)),
     (1, 1, (-1, 2, 0, -1)),
     (3, 2, 2),
+    (2, 1, (-9, 9, 3, 3)),
 ]
 
 
@@ -350,12 +352,12 @@ WINOGRAD = [  # dtype, batch, input and output channels, size, error relative to
 
 
 @pytest.fixture
-def no_matrix_tiles(monkeypatch):
-    monkeypatch.setattr(winograd, "_has_matrix_tiles", lambda: False)
+def vectors(monkeypatch):
+    monkeypatch.setattr(winograd, "_has_vectors", lambda: True)
 
 
 @pytest.mark.parametrize("dtype, batch, inputs, outputs, size, error", WINOGRAD)
-def test_winograd_is_the_convolution(no_matrix_tiles, dtype, batch, inputs, outputs, size, error):
+def test_winograd_is_the_convolution(vectors, dtype, batch, inputs, outputs, size, error):
     x = rand(batch, inputs, *size).to(dtype)
     weight = nn.Parameter(rand(outputs, inputs, 3, 3, seed=1).to(dtype) / 30, requires_grad=False)
     scale = rand(batch, inputs, seed=2).to(dtype)
@@ -386,8 +388,8 @@ KEEPS = [  # what convolves with a weight [128, 128, 3, 3], and what it keeps of
 def test_what_is_made_of_a_parameter_is_kept_until_it_changes(convolve, make):
     x, parameter = rand(1, 128, 32, 32).float(), frozen(128, 128, 3, 3, seed=1)
     first = convolve(x, parameter)
-    (_, made) = kept._kept[parameter][make]
-    assert convolve(x, parameter).equal(first) and kept._kept[parameter][make][1] is made
+    made = kept._kept[parameter][1][make]
+    assert convolve(x, parameter).equal(first) and kept._kept[parameter][1][make] is made
     parameter.mul_(2)
     assert convolve(x, parameter).equal(2 * first)
     parameter.data = parameter.data / 2  # other memory, the version goes on
@@ -396,33 +398,71 @@ def test_what_is_made_of_a_parameter_is_kept_until_it_changes(convolve, make):
 
 @pytest.mark.parametrize("convolve, make", KEEPS)
 def test_what_was_made_of_a_weight_goes_with_it(convolve, make):
-    before, parameter = len(kept._kept), frozen(128, 128, 3, 3)
+    parameter = frozen(128, 128, 3, 3)
     convolve(rand(1, 128, 16, 16).float(), parameter)
-    assert len(kept._kept) == before + 1 and list(kept._kept[parameter]) == [make]
+    made = weakref.ref(kept._kept[parameter][1][make])
     del parameter
-    assert len(kept._kept) == before
+    assert made() is None
+
+
+@pytest.mark.parametrize("convolve, make", KEEPS)
+def test_what_inference_mode_made_is_not_followed_by_autograd(convolve, make):
+    x, parameter = rand(1, 128, 16, 16).float(), frozen(128, 128, 3, 3, seed=1)
+    with torch.inference_mode():
+        want = convolve(x, parameter)
+    got = convolve(x.requires_grad_(), parameter)
+    got.sum().backward()  # it saves the weight
+    torch.testing.assert_close(got.detach(), want.clone(), atol=1e-3, rtol=1e-4)
+
+
+def test_an_empty_batch_and_another_default_device():
+    x, weight = rand(2, 128, 16, 16).float(), frozen(128, 128, 3, 3, seed=1)
+    assert conv2d(x[:0, :, :4, :4].bfloat16(), weight.bfloat16(), 1).shape == (0, 128, 4, 4)
+    assert conv2d(x[:0], weight, 1).shape == (0, 128, 16, 16)
+    with torch.device("meta"):
+        got = conv2d(x, weight, 1)
+    torch.testing.assert_close(got, F.conv2d(x, weight, padding=1), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("convolve, make", KEEPS)
 def test_nothing_is_kept_of_a_weight_in_training(convolve, make):
-    before = len(kept._kept)
-    convolve(rand(1, 128, 16, 16).float(), frozen(128, 128, 3, 3).requires_grad_()).sum().backward()
-    assert len(kept._kept) == before
+    parameter = frozen(128, 128, 3, 3).requires_grad_()
+    convolve(rand(1, 128, 16, 16).float(), parameter).sum().backward()
+    assert parameter not in kept._kept
 
 
 @pytest.mark.parametrize(
     "case",
-    ["followed", "double", "half", "matrix tiles", "narrow", "small", "odd", "5x5", "no padding", "grouped", "traced"],
+    [
+        "followed",
+        "scale followed",
+        "double",
+        "half",
+        "matrix tiles",
+        "no vectors",
+        "narrow",
+        "small",
+        "odd",
+        "5x5",
+        "no padding",
+        "grouped",
+        "traced",
+    ],
 )
-def test_winograd_is_left_out(case, monkeypatch):
+def test_winograd_is_left_out(case, monkeypatch, request):
     x, weight, options = rand(4, 128, 16, 16).float(), rand(128, 128, 3, 3, seed=1).float(), {"padding": 1}
     if case == "followed":
         weight.requires_grad_()
     elif case in ("double", "half"):
         x, weight = (t.to(getattr(torch, case)) for t in (x, weight))
-    elif case == "matrix tiles":
+    elif case == "scale followed":
+        options["scale"] = torch.ones(128, requires_grad=True)
+    elif case in ("matrix tiles", "no vectors"):
         x, weight = rand(4, 256, 16, 16).bfloat16(), rand(256, 256, 3, 3, seed=1).bfloat16()
-        monkeypatch.setattr(winograd, "_has_matrix_tiles", lambda: True)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: case == "matrix tiles")
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: case == "matrix tiles")
+        winograd._has_vectors.cache_clear()
+        request.addfinalizer(winograd._has_vectors.cache_clear)
     elif case == "narrow":
         weight = weight[:63]
     elif case == "small":
@@ -435,7 +475,7 @@ def test_winograd_is_left_out(case, monkeypatch):
         options = {"padding": 0}
     elif case == "grouped":
         weight, options = weight[:, :64], {"padding": 1, "groups": 2}
-    want = F.conv2d(x, weight, **options)
+    want = F.conv2d(x, weight, **{k: v for k, v in options.items() if k != "scale"})  # which is 1
     with mock.patch.object(conv, "winograd_conv2d", side_effect=AssertionError):
         if case == "traced":
             got = torch.jit.trace(lambda x: conv2d(x, weight, **options), x, check_trace=False)(x)

@@ -195,14 +195,14 @@ def _load(name: str, device: str) -> Encoder:
     way_out = "give a local folder of CLIP, or use 'features', which needs no network but reads no text"
     folder = fetch_model(name, "encoder", way_out)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type != "clip":
             raise ValueError(f"it holds a model of type {config.model_type!r}")
         options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
         model, info = CLIPModel.from_pretrained(folder, **options)
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"it lacks weights: {', '.join(missing[:4])}")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         preprocessor = folder / "preprocessor_config.json"
         stored = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
         mean, std = stored.get("image_mean", CLIP_MEAN), stored.get("image_std", CLIP_STD)

@@ -28,7 +28,7 @@ from .pipeline import FewShotGAN
 from .training.data import load_images
 from .version import __version__
 
-KEPT = 10_000  # feature vectors held of each side, for what needs pairs
+KEPT = 10_000  # feature vectors held of each side, for what needs pairs or logits
 FEW = 100  # true pictures up to which each is taken for a cluster of its own
 DIVERSE = 200  # first pictures that diversity is measured of
 SUBSETS = {"num_subsets": 100, "seed": 2020}  # of KID; of 1000 pictures each, or all there are
@@ -74,7 +74,7 @@ def evaluate(
         and `_std`, `precision`, `recall`, `density`, `coverage` (1904.06991, 2002.09797), `diversity` (mean LPIPS-like
         distance of pairs); with up to 100 true pictures also `intra_cluster` (2104.06820) and
         `balanced_intra_cluster` (2308.11917); of CLIP `clip_diversity` and with a text `clip_quality` (2210.08884); of
-        Inception-v3 `inception_score` and `inception_score_std` of ten parts (1606.03498).
+        Inception-v3 `inception_score` and `inception_score_std` of ten parts of the first 10,000 (1606.03498).
 
     Raises:
         FileNotFoundError, ValueError: no such data, too few pictures, an unknown network, a text without CLIP.
@@ -82,7 +82,7 @@ def evaluate(
     """
     if num_images < 2:
         raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
-    judge = _load_judge(features, pairs, text, pipe.device)
+    judge = _load_judge(str(features), pairs, text, pipe.device)
     true = load_images(data, pipe.generator.resolution)
     if not 1 <= neighbour < min(num_images, len(true)):
         raise ValueError(f"neighbour={neighbour} of {num_images} drawn and {len(true)} true pictures: give fewer")
@@ -137,21 +137,22 @@ def _load_judge(name: str, pairs: str | None, text: str | None, device) -> _Judg
         resize = f"torch bicubic, antialiased, shorter side to {encoder.size} px, centre crop"
         known = {"features": portable_name(name), "features_sha256": encoder.identity, "features_resize": resize}
     elif text is not None:
-        raise ValueError(f"text {text!r}: {name!r} reads no words; let CLIP judge, e.g. {CLIP_DEFAULT!r}")
+        raise ValueError(f"text {text!r} is for CLIP, and {name!r} is none; let it judge, e.g. {CLIP_DEFAULT!r}")
     elif name in LPIPS:
         raise ValueError(f"features={name!r} compares pairs and nothing else; give it as pairs")
     else:
         network = load_features(name, device)
         pooled, logits = network.pooled, getattr(network, "logits", None)
         known = {"features": portable_name(name), "features_sha256": network.sha256, "features_resize": network.resize}
-    if name in NETWORKS and pairs in (None, name):
-        return _Judge(pooled, network, encoder, logits, known)
-    if pairs not in (None, *NETWORKS, *LPIPS):
+    usual = name if name in NETWORKS else next(iter(NETWORKS))
+    pairs = pairs or usual
+    if pairs not in (*NETWORKS, *LPIPS):
         raise ValueError(f"pairs={pairs!r}: what compares pairs is one of {', '.join([*NETWORKS, *LPIPS])}")
-    eyes = load_features(pairs or next(iter(NETWORKS)), device)
-    known["pairs_sha256"] = eyes.sha256
-    if pairs is not None:
-        known |= {"pairs": pairs, "pairs_side": eyes.spatial_side}
+    eyes = load_features(pairs, device)
+    if pairs != name:
+        known["pairs_sha256"] = eyes.sha256
+    if pairs != usual:
+        known |= {"pairs": pairs, "pairs_resize": eyes.spatial_resize}
     return _Judge(pooled, eyes, encoder, logits, known | ({} if text is None else {"text": text}))
 
 
@@ -272,7 +273,7 @@ def compare(report: Mapping, other: Mapping) -> dict[str, tuple[float, float]]:
     apart = [
         f"{name} {mine.get(name, 'not given')!r} and {theirs.get(name, 'not given')!r}"
         for name in sorted(mine.keys() | theirs.keys())
-        if mine.get(name) != theirs.get(name)
+        if mine.get(name) != theirs.get(name) and name != "features"  # which has a hash; folders are called anything
     ]
     if apart:
         raise ValueError(f"numbers of different protocols do not compare: {'; '.join(apart)}")

@@ -26,25 +26,31 @@ class FeatureNetwork(nn.Module):
 
     Attributes:
         sha256: hash of the weights, for protocols: numbers from two checkpoints do not compare.
-        resize: what `pooled` does to pictures first, in words, for protocols.
-        spatial_side: px of the pictures that `spatial` compares, if nothing else is asked for.
+        resize, spatial_resize: what `pooled` and `spatial` do to pictures first, in words, for protocols.
+        spatial_side: px to which `spatial` resizes if nothing else is asked for.
     """
 
     sha256: str = ""
     resize: str = ""
     spatial_side: int = 128
+    spatial_resize: str = "torch bilinear, antialiased, to 128 px"
 
     def forward(self, images: Tensor, blocks: Sequence[int] = (), resize: int | None = None) -> list[Tensor]:
         """Feature maps after `blocks`, in the order asked for, differentiable with respect to `images`."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} gives no feature maps; use load_features(), EfficientNet-Lite0"
+        )
 
     def pooled(self, images: Tensor, batch_size: int = 32) -> Tensor:
         """One vector per image `[N, D]`, without gradient: what distribution distances compare."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} compares pairs and nothing else")
 
     def channels(self, blocks: Sequence[int]) -> list[int]:
         """Widths of the maps that `forward(images, blocks)` returns."""
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> FeatureNetwork:
+        return super().train(False)
 
     def spatial(self, images: Tensor, size: int | None = None) -> Tensor:
         """One vector per image `[B, E]`; the squared distance of two is how much the images differ, place by place.

@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
-MODEL_FILES = ("*.json", "merges.txt", "model*.safetensors")  # of a model of transformers
+MODEL_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*.safetensors")  # of a model of transformers
 REPO_FILES = ("*.json", "*.safetensors", "*.md")  # what loading needs; sample pictures stay on the Hub
 PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -53,7 +53,7 @@ def is_repo_id(name: str | None) -> bool:
 
 def portable_name(name: str | None) -> str | None:
     """What a published file may call a folder or repo: a repo id as it is, a folder without where it lies here."""
-    return name if name is None or is_repo_id(name) else Path(name).name
+    return name if name is None or is_repo_id(name) else Path(name).name or Path(name).resolve().name
 
 
 def resolve_folder(
@@ -124,7 +124,7 @@ def fetch_model(name: str, kind: str, way_out: str) -> Path:
         )
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
-        if not any(folder.glob("model*.safetensors")):  # older repos have a pickle, which is read without running it
+        if not any(folder.glob("model[.-]*safetensors")):  # older repos have a pickle, which is read without running it
             folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, "pytorch_model.bin"]))
         return folder
     except _hub_errors() as error:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+from collections.abc import Collection
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -17,6 +20,9 @@ from torch import Tensor, nn
 from .features import FeatureNetwork
 from .hub import fetch_model
 from .images import to_bytes
+
+# What fetching and reading a checkpoint raises: no network, a wrong hash, a cut file, a page instead of it.
+FETCHING = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, HTTPException)
 
 
 class InceptionFeatures(FeatureNetwork):
@@ -43,11 +49,15 @@ class InceptionFeatures(FeatureNetwork):
         if checkpoint is None:
             checkpoint = Path(torch.hub.get_dir(), "checkpoints", Path(published.URL_INCEPTION_V3).name)
             options = {"check_hash": True, "weights_only": True, "progress": False, "map_location": "cpu"}
+            there = checkpoint.is_file()
             try:
                 torch.hub.load_state_dict_from_url(published.URL_INCEPTION_V3, **options)
-            except (OSError, RuntimeError) as error:
+            except FETCHING as error:
+                what = (
+                    f"is damaged at {checkpoint}: remove it" if there else "cannot be fetched: try again with network"
+                )
                 raise FileNotFoundError(
-                    f"Inception-v3 cannot be fetched ({error}): try again with network, or choose efficientnet-lite0"
+                    f"Inception-v3 {what}, or choose efficientnet-lite0 ({str(error) or type(error).__name__})"
                 ) from error
         self.sha256 = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
         self.net = published.FeatureExtractorInceptionV3("inception-v3", ["2048"], str(checkpoint))
@@ -77,7 +87,7 @@ class LPIPSFeatures(FeatureNetwork):
         FileNotFoundError: the weights, which torchvision fetches, cannot be had.
     """
 
-    spatial_side = 256
+    spatial_side, spatial_resize = 256, "area, to 256 px at most"
 
     def __init__(self, net: str = "vgg"):
         super().__init__()
@@ -89,7 +99,7 @@ class LPIPSFeatures(FeatureNetwork):
     def spatial(self, images: Tensor, size: int | None = None) -> Tensor:
         """`[B, 3, H, W]` in [-1, 1], made `size` px (None: 256) if it is larger → float16 `[B, E]`."""
         size = size or self.spatial_side
-        if images.shape[-1] > size:
+        if max(images.shape[2:]) > size:
             images = F.interpolate(images, size=(size, size), mode="area")
         vectors = []
         for maps, linear in zip(self.net.net(self.net.scaling_layer(images.float())), self.net.lins, strict=True):
@@ -112,15 +122,16 @@ def load_lpips(net: str = "vgg") -> nn.Module:
         raise ImportError("LPIPS needs lpips: pip install 'fewshot_gan[metrics]'") from error
     try:
         return lpips.LPIPS(net=net, verbose=False).requires_grad_(False)
-    except OSError as error:
+    except FETCHING as error:
         raise FileNotFoundError(f"LPIPS cannot fetch its weights ({error})") from error
 
 
 class BackboneFeatures(FeatureNetwork):
     """Any vision model of `transformers`, e.g. DINOv2 (arXiv 2304.07193): its pooled output.
 
-    Where that was not trained, the mean of the last hidden state over positions. Pictures are resized and normalised as
-    the model's own preprocessor says.
+    Where that was not trained, the mean of the last hidden state over positions. Pictures are resized, cropped and
+    normalised as `preprocessor_config.json` says: `size`, `crop_pct`, `crop_size`, `resample` (2, 3), `image_mean` and
+    `image_std`; what is neither square nor resized nor scaled to [0, 1] first is refused.
 
     Args:
         name: local folder or Hub repo id, e.g. "facebook/dinov2-base".
@@ -141,9 +152,11 @@ class BackboneFeatures(FeatureNetwork):
             name, "network", "give a local folder, or use 'efficientnet-lite0', which needs no network"
         )
         try:
-            options = {"config": AutoConfig.from_pretrained(folder), "dtype": torch.float32}
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
             self.net, info = AutoModel.from_pretrained(folder, **options, output_loading_info=True)
-            untrained = [key for key in info["missing_keys"] if "pooler" in key]
+            both = hasattr(self.net, "get_image_features")  # reads words too, and says what it sees by its pooler alone
+            untrained = [key for key in info["missing_keys"] if "pooler" in key and not both]
             if missing := sorted(set(info["missing_keys"]) - set(untrained)):
                 raise ValueError(f"it lacks weights: {', '.join(missing[:4])}")
             self.uses_pooler = not untrained
@@ -160,18 +173,27 @@ class BackboneFeatures(FeatureNetwork):
                 f"{name!r} is no vision model that can judge ({reason}); for example 'facebook/dinov2-base'"
             ) from error
         known = [self.resize, self.uses_pooler, self.mean.flatten().tolist(), self.std.flatten().tolist()]
-        self.sha256 = _sha256(self.net, str(known))
+        self.sha256 = _sha256(self.net, str(known), set(untrained))
 
     def _read_preprocessor(self, stored: dict) -> None:
-        size, crop = (stored.get(name) or {} for name in ("size", "crop_size"))
-        size, crop = ({"shortest_edge": s} if isinstance(s, int) else s for s in (size, crop))
-        self.shorter = size.get("shortest_edge") or size["height"]
-        self.side = self.shorter
-        if stored.get("do_center_crop", bool(crop)) and crop:
-            self.side = crop.get("height") or crop["shortest_edge"]
-        self.resize = f"torch bicubic, antialiased, to {self.shorter} px, centre crop of {self.side} px"
-        for name in ("mean", "std"):
-            values = stored[f"image_{name}"] if stored.get("do_normalize", True) else [name == "std"] * 3
+        for name in ("do_resize", "do_rescale"):
+            if not stored.get(name, True):
+                raise ValueError(f"its preprocessor has {name} false")
+        self.side = self.shorter = _side(stored, "size")
+        if "crop_pct" in stored and self.shorter < 384:  # ConvNeXt's and ResNet's: enlarged, then cropped to `size`
+            self.shorter = int(self.shorter / stored["crop_pct"])
+        elif stored.get("do_center_crop", "crop_size" in stored):
+            self.side = _side(stored, "crop_size")
+        if self.side > self.shorter:
+            raise ValueError(f"its preprocessor crops {self.side} px out of {self.shorter}")
+        self.mode = {2: "bilinear", 3: "bicubic", None: "bicubic"}.get(stored.get("resample"))
+        if self.mode is None:
+            raise ValueError(f"its preprocessor has resample {stored['resample']}, not 2 (bilinear) or 3 (bicubic)")
+        self.resize = f"torch {self.mode}, antialiased, to {self.shorter} px, centre crop of {self.side} px"
+        for name, none in (("mean", 0.0), ("std", 1.0)):
+            values = stored.get(f"image_{name}") if stored.get("do_normalize", True) else [none] * 3
+            if values is None:
+                raise ValueError(f"its preprocessor has no image_{name}")
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
 
     @torch.no_grad()
@@ -183,7 +205,7 @@ class BackboneFeatures(FeatureNetwork):
         with torch.autocast(images.device.type, enabled=False):
             x = (images.float() + 1) / 2
             if x.shape[-1] != self.shorter:
-                x = F.interpolate(x, size=(self.shorter, self.shorter), mode="bicubic", antialias=True)
+                x = F.interpolate(x, size=(self.shorter, self.shorter), mode=self.mode, antialias=True)
             start = (self.shorter - self.side) // 2
             x = (x[..., start : start + self.side, start : start + self.side] - self.mean) / self.std
             if hasattr(self.net, "get_image_features"):  # one that reads texts too
@@ -196,10 +218,23 @@ class BackboneFeatures(FeatureNetwork):
         return last.mean(1) if last.ndim == 3 else last.mean((2, 3))
 
 
-def _sha256(module: nn.Module, also: str = "") -> str:
-    """Of a network's parameters and buffers by name, and of `also`."""
+def _side(stored: dict, name: str) -> int:
+    """px of a preprocessor's `size` or `crop_size`: a number, a shortest edge, or a height and an equal width."""
+    given = stored.get(name)
+    sides = [given]
+    if isinstance(given, dict) and given.keys() <= {"shortest_edge", "height", "width"}:
+        sides = list(given.values())
+    if not sides or not isinstance(sides[0], int) or sides[1:] not in ([], sides[:1]):
+        raise ValueError(f"its preprocessor has {name} {given}, no side of a square")
+    return sides[0]
+
+
+def _sha256(module: nn.Module, also: str = "", without: Collection[str] = ()) -> str:
+    """Of a network's parameters and buffers by name but those `without`, and of `also`."""
     digest = hashlib.sha256(also.encode())
     for name, tensor in sorted(module.state_dict().items()):
+        if name in without:
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -364,7 +364,6 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@torch.no_grad()
 def spatial_embedding(
     images: Tensor, features: FeatureNetwork, size: int | None = None, batch_size: int = 16
 ) -> Tensor:
@@ -373,12 +372,17 @@ def spatial_embedding(
     Unlike pooled features they know *where* things are, hence notice a collapse.
 
     Args:
-        images: float `[N, 3, H, W]` in [-1, 1]; resized to `size` px.
-        size: None: what is usual for `features`.
+        images: float `[N, 3, H, W]` in [-1, 1].
+        size: px to which `features` resizes them; None: what is usual for it.
 
     Returns:
         float `[N, E]`.
+
+    Raises:
+        ValueError: no images.
     """
+    if not len(images):
+        raise ValueError(f"there are no images to compare in shape {list(images.shape)}")
     device = next(chain(features.parameters(), features.buffers())).device
     found = None
     for start in range(0, len(images), batch_size):

@@ -12,9 +12,10 @@ from numbers import Integral, Real
 import torch
 from torch import nn
 
-from ..models.layers import AdaptableLayer, EffectiveWeight, adaptable_layers, stamped
+from ..models.layers import AdaptableLayer, EffectiveWeight, adaptable_layers
 from ..ops import RowWeights, filter_energy
 from ..ops.dispatch import kernels_for
+from ..ops.kept import stamped
 from .base import Adapter, Factors, LayerSpec, combine, fingerprint
 from .blend import BlendAdapter
 

@@ -4,7 +4,7 @@ Shape legend: B batch, I/O inputs and outputs of a layer, k kernel size, L numbe
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,8 @@ from torch import nn
 
 from ..ops import RowWeights, bias_act, by_rows, filter_energy, inverse_haar, upsample2d
 from ..ops.dispatch import traced
+from ..ops.kept import kept
+from ..ops.times import tracked
 
 
 class EffectiveWeight(NamedTuple):
@@ -47,7 +49,6 @@ class AdaptableLayer(nn.Module):
     role: str = "conv"
     demodulation: str = "none"
     adaptation: Callable[[torch.Tensor, torch.Tensor | None], EffectiveWeight] | None = None
-    _energy: tuple | None = None  # weight, its stamp, its energy
 
     def stored(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
         """Weight and bias; no weight means that there is nothing to adapt."""
@@ -61,22 +62,7 @@ class AdaptableLayer(nn.Module):
 
     def measured(self, weight: torch.Tensor) -> torch.Tensor | None:
         """`filter_energy` of a frozen weight, kept until it changes; None: whoever computes with it measures it."""
-        learns = torch.is_grad_enabled() and weight.requires_grad
-        if learns or traced() or (stamp := stamped([weight])) is None:
-            return None
-        if self._energy is None or self._energy[0] is not weight or self._energy[1] != stamp:
-            self._energy = weight, stamp, filter_energy(weight)
-        return self._energy[2]
-
-
-def stamped(tensors: Sequence[torch.Tensor]) -> tuple | None:
-    """Changes when one of `tensors` is replaced, moved, cast or written to; None where that cannot be told.
-
-    Writes through `tensor.data` go unnoticed: they leave no trace on a tensor.
-    """
-    if any(tensor.is_inference() for tensor in tensors):
-        return None
-    return torch.is_inference_mode_enabled(), *((t.data_ptr(), t.dtype, t._version) for t in tensors)
+        return None if tracked(weight) or traced() else kept(weight, filter_energy)
 
 
 def adaptable_layers(model: nn.Module) -> Iterator[tuple[str, AdaptableLayer]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .dispatch import kernels_for
+from .dispatch import kernels_for, traced
 from .times import per_channel, times, tracked
 
 _ACTIVATIONS = {  # name: (function of x and whether to write into x, gain that keeps the variance of a unit Gaussian)
@@ -90,7 +90,7 @@ def bias_act(
     terms = [] if bias is None else [per_channel(bias, x)]
     if noise is not None:
         terms = [(noise * noise_strength.reshape(-1, 1, 1, 1)).to(x.dtype), *terms]
-    one_pass = scale is not None and terms and reuse and not tracked(x, scale, *terms)
+    one_pass = scale is not None and terms and reuse and not (traced() or tracked(x, scale, *terms))
     if one_pass:  # with the gain in what is small
         terms, scale, gain = [term * gain for term in terms], scale * gain, 1
     if len(terms) == 2 and all(term.shape[0] == 1 < x.shape[0] for term in terms):  # one pass for all samples

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from .dispatch import traced
 from .times import times
 from .winograd import suits, winograd_conv2d
 
@@ -32,7 +33,7 @@ def conv2d(
     Returns:
         `[B, O, H + 2·padding − k + 1, W + 2·padding − k + 1]`.
     """
-    if groups == padding == 1 and bias is None and suits(x, weight):
+    if groups == padding == 1 and bias is None and suits(x, weight, scale):
         return winograd_conv2d(x, weight, scale)
     x = x if scale is None else times(x, scale, reuse)
     if torch.jit.is_tracing() or torch.compiler.is_exporting():  # whoever reads the trace has convolutions of its own
@@ -42,7 +43,9 @@ def conv2d(
     if groups > 1 or k == 1 or x.is_cuda or not 0 < height * width <= SMALL or inn != x.shape[1]:
         return F.conv2d(x, weight, bias, padding=padding, groups=groups)
     weight, columns = weight.flatten(1), F.unfold(x, k, padding=padding)  # [O, I·k²], [B, I·k², H·W]
-    # in half precision a batched product first repeats the weight for each of the batch
-    y = weight @ columns if x.dtype.itemsize > 2 else torch.stack([weight @ each for each in columns])
+    if x.dtype.itemsize > 2 or traced() or not len(x):
+        y = weight @ columns
+    else:  # in half precision a batched product first repeats the weight for each of the batch
+        y = torch.stack([weight @ each for each in columns])
     y = y if bias is None else y + bias[:, None]
     return y.reshape(x.shape[0], out, height, width).contiguous(memory_format=torch.channels_last)

@@ -1,20 +1,34 @@
-"""What is made of a frozen weight once and kept beside it: another layout, a transform."""
+"""What is made of a weight once and kept beside it while it stays as it is: another layout, a transform, a norm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # parameter: {function: (address and version, what it made)}
+_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # parameter: (its stamp, {function: what it made})
 
 
 @torch.no_grad()
 def kept(weight: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """`make(weight)`, which of a parameter is kept until the parameter changes or is gone."""
-    if not isinstance(weight, nn.Parameter) or weight.is_inference():
+    """`make(weight)`, without gradient; of a parameter it is kept until that changes, see `stamped`, or is gone."""
+    stamp = stamped([weight])
+    if stamp is None or not isinstance(weight, nn.Parameter):
         return make(weight)
-    stamp, made = (weight.data_ptr(), weight._version), _kept.setdefault(weight, {})
-    if make not in made or made[make][0] != stamp:
-        made[make] = stamp, make(weight)
-    return made[make][1]
+    if weight not in _kept or _kept[weight][0] != stamp:
+        _kept[weight] = stamp, {}
+    made = _kept[weight][1]
+    if make not in made:
+        made[make] = make(weight)
+    return made[make]
+
+
+def stamped(tensors: Sequence[torch.Tensor]) -> tuple | None:
+    """Changes when one of `tensors` is replaced, moved, cast or written to; None where that cannot be told.
+
+    Writes through `tensor.data` go unnoticed: they leave no trace on a tensor. What is made under inference mode has
+    another stamp, since autograd cannot use it.
+    """
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return torch.is_inference_mode_enabled(), *((t.data_ptr(), t.dtype, t._version) for t in tensors)

@@ -115,7 +115,9 @@ def _transposed(x, kernel, up: int, padding: tuple[int, int, int, int]) -> torch
         x = x.float()  # a CPU has no fast version in half precision
     kernel = kernel.to(x.dtype).expand(c, 1, taps_h, taps_w)
     x = F.conv_transpose2d(x, kernel, stride=up, padding=(excess[2], excess[0]) if own else 0, groups=c)
-    return (x if own else F.pad(x, [-side for side in excess])).to(given.dtype)
+    if not own:
+        x = F.pad(F.pad(x, [max(-side, 0) for side in excess]), [min(-side, 0) for side in excess])
+    return x.to(given.dtype)
 
 
 def upsample2d(x: torch.Tensor, f: torch.Tensor, *, up: int = 2) -> torch.Tensor:

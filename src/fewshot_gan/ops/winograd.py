@@ -6,7 +6,7 @@ taken a few rows at a time, so that what lies between the matrix products stays 
 that its bits do not depend on the batch.
 
 F(4×4) rounds ten times as coarsely as the direct convolution: 1e-5 of the largest value in float32, but an error of
-2 % in bfloat16, which gets F(2×2): 43 dB a layer where the direct convolution has 51.
+2 % in bfloat16, which gets F(2×2): 43 dB a layer where the direct convolution has 51 (inputs and weights rounded too).
 
 Shape legend: B batch, I/O input and output channels, m pixels of a tile's side, n = m+2, R rows of tiles at a time,
 T tiles in a row.
@@ -39,12 +39,13 @@ class _Tiling(NamedTuple):
     tiles: int  # at a time, so many that a product does more than read the transformed weight
 
 
-def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def suits(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None = None) -> bool:
     """Whether `winograd_conv2d` takes these and is likely to be faster.
 
     Args:
         x: `[B, I, H, W]`.
         weight: `[O, I, k, k]`.
+        scale: as `winograd_conv2d` takes it.
     """
     if traced() or x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in _TILINGS:
         return False
@@ -53,10 +54,10 @@ def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
         return False
     if height % tiling.m or width % tiling.m or height * width < LEAST_PIXELS:
         return False
-    if x.dtype == torch.bfloat16 and _has_matrix_tiles():
+    if x.dtype == torch.bfloat16 and not _has_vectors():
         return False
     pays = isinstance(weight, nn.Parameter) or batch * height * width >= LEAST_WORK
-    return pays and not tracked(x, weight)
+    return pays and not tracked(x, weight, scale)
 
 
 def winograd_conv2d(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
@@ -192,14 +193,18 @@ _TILINGS = {
 
 
 @cache
-def _has_matrix_tiles() -> bool:
-    """Whether the CPU multiplies bfloat16 so fast (AMX) that the transforms would take longer than what they save."""
-    return torch.cpu._is_amx_tile_supported()
+def _has_vectors() -> bool:
+    """Whether the CPU multiplies vectors of bfloat16 (AVX512-bf16): as fast as was measured.
+
+    With matrix tiles (AMX) it is so fast that the transforms would take longer than what they save; without either it
+    emulates.
+    """
+    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 def _transform(weight: torch.Tensor) -> torch.Tensor:
     """`[O, I, 3, 3]` → G W Gᵀ `[n·n, I, O]`."""
-    g = torch.tensor(_TILINGS[weight.dtype].g, dtype=torch.float64)
+    g = torch.tensor(_TILINGS[weight.dtype].g, dtype=torch.float64, device=weight.device)
     both = torch.kron(g, g).float()  # [n·n, 9]
     places = both @ weight.float().permute(2, 3, 1, 0).reshape(9, -1)
     return places.to(weight.dtype).view(len(both), weight.shape[1], weight.shape[0])
