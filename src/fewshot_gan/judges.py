@@ -131,7 +131,7 @@ class BackboneFeatures(FeatureNetwork):
 
     Where that was not trained, the mean of the last hidden state over positions. Pictures are resized, cropped and
     normalised as `preprocessor_config.json` says: `size`, `crop_pct`, `crop_size`, `resample` (2, 3), `image_mean` and
-    `image_std`; what is neither square nor resized nor scaled to [0, 1] first is refused.
+    `image_std`. Refused: sizes that are no square, other `resample`, and `do_resize` or `do_rescale` false.
 
     Args:
         name: local folder or Hub repo id, e.g. "facebook/dinov2-base".
@@ -180,7 +180,7 @@ class BackboneFeatures(FeatureNetwork):
             if not stored.get(name, True):
                 raise ValueError(f"its preprocessor has {name} false")
         self.side = self.shorter = _side(stored, "size")
-        if "crop_pct" in stored and self.shorter < 384:  # ConvNeXt's and ResNet's: enlarged, then cropped to `size`
+        if stored.get("crop_pct") and self.shorter < 384:  # ConvNeXt's and ResNet's: enlarged, then cropped to `size`
             self.shorter = int(self.shorter / stored["crop_pct"])
         elif stored.get("do_center_crop", "crop_size" in stored):
             self.side = _side(stored, "crop_size")
