@@ -53,6 +53,14 @@ def tiny_discriminator(seed: int = 0, resolution: int = 32) -> StyleGAN2Discrimi
     return _disturb(StyleGAN2Discriminator(resolution, channel_base=128, channel_max=12))
 
 
+def without_tensors(folder, name: str) -> None:
+    """Take out of a saved model of transformers the tensors with `name` in theirs."""
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if name not in k}, weights, metadata={"format": "pt"})
+
+
 class TinyFeatures(FeatureNetwork):
     """Random frozen convolutions that answer to the block ids the objectives ask for."""
 

@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_mobile
+from conftest import tiny_mobile, without_tensors
 from hub_server import connected
 from PIL import Image
 from torch import nn
@@ -99,7 +99,7 @@ def test_a_backbone_gives_what_transformers_gives(tmp_path, kind):
 
 def test_a_backbone_whose_pooler_was_never_trained(tmp_path):
     whole = BackboneFeatures(str(backbone(tmp_path, "ViT")))
-    without(tmp_path, "pooler")
+    without_tensors(tmp_path, "pooler")
     network, x = BackboneFeatures(str(tmp_path)), pictures(2, 24)
     with torch.no_grad():
         want = network.net(pixel_values=normalised(x)).last_hidden_state.mean(1)
@@ -109,7 +109,7 @@ def test_a_backbone_whose_pooler_was_never_trained(tmp_path):
 
 def test_what_was_never_trained_is_not_in_the_hash(tmp_path):
     backbone(tmp_path, "ViT")
-    without(tmp_path, "pooler")
+    without_tensors(tmp_path, "pooler")
     hashes = set()
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -199,20 +199,13 @@ def cut(folder):
     weights.write_bytes(weights.read_bytes()[:500])
 
 
-def without(folder, name):
-    from safetensors.torch import load_file, save_file
-
-    weights = folder / "model.safetensors"
-    save_file({k: v for k, v in load_file(weights).items() if name not in k}, weights, metadata={"format": "pt"})
-
-
 @pytest.mark.parametrize(
     "damage, reason",
     [
         (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
         (lambda f: (f / "preprocessor_config.json").write_text("{}"), ""),
         (lambda f: (f / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 1}'), ""),
-        (lambda f: without(f, "layernorm"), "it lacks weights: layernorm.bias, layernorm.weight"),
+        (lambda f: without_tensors(f, "layernorm"), "it lacks weights: layernorm.bias, layernorm.weight"),
         (lambda f: backbone(f, "ViTMAE"), "what it says of a picture changes from call to call"),
         (cut, ""),
         (lambda f: (f / "model.safetensors").unlink(), ""),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .features import FeatureNetwork, load_features
-from .hub import fetch_model
+from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
 
 CLIP_DEFAULT = "openai/clip-vit-base-patch32"
 # CLIP's own normalisation, for folders without a preprocessor config
@@ -195,20 +195,17 @@ def _load(name: str, device: str) -> Encoder:
     way_out = "give a local folder of CLIP, or use 'features', which needs no network but reads no text"
     folder = fetch_model(name, "encoder", way_out)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, **NO_CODE)
         if config.model_type != "clip":
             raise ValueError(f"it holds a model of type {config.model_type!r}")
-        options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
-        model, info = CLIPModel.from_pretrained(folder, **options)
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"it lacks weights: {', '.join(missing[:4])}")
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, missing = read_model(CLIPModel, folder, config)
+        refuse_missing(missing)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
         preprocessor = folder / "preprocessor_config.json"
         stored = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
         mean, std = stored.get("image_mean", CLIP_MEAN), stored.get("image_std", CLIP_STD)
         return CLIPEncoder(model, tokenizer, name, mean, std).to(device)
     except Exception as error:  # transformers, safetensors and the parsers of configs share no class of error
-        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{name!r} is no CLIP model that can be loaded ({reason}); for example {CLIP_DEFAULT!r}"
+            f"{name!r} is no CLIP model that can be loaded ({in_short(error)}); for example {CLIP_DEFAULT!r}"
         ) from error

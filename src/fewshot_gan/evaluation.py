@@ -24,6 +24,7 @@ from .features import NETWORKS, FeatureNetwork, load_features
 from .generation import launched
 from .hub import fetch_model, is_repo_id, portable_name, replace_file
 from .images import to_floats
+from .judges import LPIPS
 from .pipeline import FewShotGAN
 from .training.data import load_images
 from .version import __version__
@@ -32,7 +33,6 @@ KEPT = 10_000  # feature vectors held of each side, for what needs pairs or logi
 FEW = 100  # true pictures up to which each is taken for a cluster of its own
 DIVERSE = 200  # first pictures that diversity is measured of
 SUBSETS = {"num_subsets": 100, "seed": 2020}  # of KID; of 1000 pictures each, or all there are
-LPIPS = ("lpips-vgg", "lpips-alex")
 SQUARED = "centre crop, Pillow Lanczos"  # see training.data.load_images
 
 
@@ -134,8 +134,7 @@ def _load_judge(name: str, pairs: str | None, text: str | None, device) -> _Judg
     if _is_clip(name):
         encoder = load_encoder(name, device)
         pooled = lambda images: encoder.image(images.to(device))  # noqa: E731
-        resize = f"torch bicubic, antialiased, shorter side to {encoder.size} px, centre crop"
-        known = {"features": portable_name(name), "features_sha256": encoder.identity, "features_resize": resize}
+        sha256, resize = encoder.identity, f"torch bicubic, antialiased, shorter side to {encoder.size} px, centre crop"
     elif text is not None:
         raise ValueError(f"text {text!r} is for CLIP, and {name!r} is none; let it judge, e.g. {CLIP_DEFAULT!r}")
     elif name in LPIPS:
@@ -143,7 +142,8 @@ def _load_judge(name: str, pairs: str | None, text: str | None, device) -> _Judg
     else:
         network = load_features(name, device)
         pooled, logits = network.pooled, getattr(network, "logits", None)
-        known = {"features": portable_name(name), "features_sha256": network.sha256, "features_resize": network.resize}
+        sha256, resize = network.sha256, network.resize
+    known = {"features": portable_name(name), "features_sha256": sha256, "features_resize": resize}
     usual = name if name in NETWORKS else next(iter(NETWORKS))
     pairs = pairs or usual
     if pairs not in (*NETWORKS, *LPIPS):

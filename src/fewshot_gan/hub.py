@@ -10,6 +10,7 @@ from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
 MODEL_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*.safetensors")  # of a model of transformers
+NO_CODE = {"trust_remote_code": False}  # for transformers, which else asks on the terminal whether to run a repo's
 REPO_FILES = ("*.json", "*.safetensors", "*.md")  # what loading needs; sample pictures stay on the Hub
 PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -131,6 +132,34 @@ def fetch_model(name: str, kind: str, way_out: str) -> Path:
         raise FileNotFoundError(
             f"could not fetch the {kind} {name!r} from the Hub ({_cause(error)[1]}); {way_out}"
         ) from error
+
+
+def read_model(model_class, folder: Path, config) -> tuple:
+    """A model of transformers in float32, and the set of its weights that the folder lacks; runs no code of the repo.
+
+    Args:
+        model_class: whose `from_pretrained` reads it.
+        folder: of `fetch_model`.
+        config: its config.
+    """
+    options = {"config": config, "dtype": "float32", "output_loading_info": True, **NO_CODE}
+    model, info = model_class.from_pretrained(folder, **options)
+    return model, set(info["missing_keys"])
+
+
+def refuse_missing(missing: set[str]) -> None:
+    """Refuse a model without these weights.
+
+    Raises:
+        ValueError: there are some; the message names four.
+    """
+    if missing:
+        raise ValueError(f"it lacks weights: {', '.join(sorted(missing)[:4])}")
+
+
+def in_short(error: Exception) -> str:
+    """What an error says, as a part of a sentence."""
+    return " ".join(str(error).split())[:200]
 
 
 def push_folder(
@@ -285,7 +314,7 @@ def _cause(error: Exception) -> tuple[int | None, str]:
         if getattr(link, "response", None) is not None:
             said = " ".join((getattr(link, "server_message", None) or "").split())
             return link.response.status_code, f"HTTP {link.response.status_code}{said and f': {said[:200]}'}"
-    return None, " ".join(str(chain[-1]).split())[:200] or type(error).__name__
+    return None, in_short(chain[-1]) or type(error).__name__
 
 
 def _page(path: str) -> str:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import FeatureNetwork
-from .hub import fetch_model
+from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
 from .images import to_bytes
 
 # What fetching and reading a checkpoint raises: no network, a wrong hash, a cut file, a page instead of it.
@@ -152,13 +152,10 @@ class BackboneFeatures(FeatureNetwork):
             name, "network", "give a local folder, or use 'efficientnet-lite0', which needs no network"
         )
         try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
-            self.net, info = AutoModel.from_pretrained(folder, **options, output_loading_info=True)
+            self.net, missing = read_model(AutoModel, folder, AutoConfig.from_pretrained(folder, **NO_CODE))
             both = hasattr(self.net, "get_image_features")  # reads words too, and says what it sees by its pooler alone
-            untrained = [key for key in info["missing_keys"] if "pooler" in key and not both]
-            if missing := sorted(set(info["missing_keys"]) - set(untrained)):
-                raise ValueError(f"it lacks weights: {', '.join(missing[:4])}")
+            untrained = {key for key in missing if "pooler" in key and not both}
+            refuse_missing(missing - untrained)
             self.uses_pooler = not untrained
             stored = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
             self._read_preprocessor(stored)
@@ -168,12 +165,11 @@ class BackboneFeatures(FeatureNetwork):
             if not torch.allclose(first, second, atol=1e-4, rtol=1e-4):
                 raise ValueError("what it says of a picture changes from call to call")
         except Exception as error:  # transformers, safetensors and the parsers of configs share no class of error
-            reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"{name!r} is no vision model that can judge ({reason}); for example 'facebook/dinov2-base'"
+                f"{name!r} is no vision model that can judge ({in_short(error)}); for example 'facebook/dinov2-base'"
             ) from error
         known = [self.resize, self.uses_pooler, self.mean.flatten().tolist(), self.std.flatten().tolist()]
-        self.sha256 = _sha256(self.net, str(known), set(untrained))
+        self.sha256 = _sha256(self.net, str(known), untrained)
 
     def _read_preprocessor(self, stored: dict) -> None:
         for name in ("do_resize", "do_rescale"):
@@ -240,4 +236,5 @@ def _sha256(module: nn.Module, also: str = "", without: Collection[str] = ()) ->
     return digest.hexdigest()
 
 
-NETWORKS = {"inception-v3": InceptionFeatures, "lpips-vgg": LPIPSFeatures, "lpips-alex": partial(LPIPSFeatures, "alex")}
+LPIPS = {f"lpips-{net}": partial(LPIPSFeatures, net) for net in ("vgg", "alex")}
+NETWORKS = {"inception-v3": InceptionFeatures} | LPIPS

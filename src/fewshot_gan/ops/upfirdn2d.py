@@ -88,20 +88,20 @@ def upfirdn2d(
     if then is not None:
         x = upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
         return bias_act(x, **then._asdict(), reuse=f is not None)
-    kernel = None if f is None else f * gain if flip_filter else f.flip(0, 1) * gain
-    if up > 1 and f is not None:
-        return _transposed(x, kernel.flip(0, 1), up, (left, right, top, bottom))[..., ::down, ::down]
     if up > 1:
-        # [B, C, H, W] -> [B, C, H, up, W, up] -> [B, C, H*up, W*up]
-        x = F.pad(x.reshape(b, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(b, c, h * up, w * up)
+        kernel = x.new_ones(1, 1, dtype=torch.float32) if f is None else f.flip(0, 1) if flip_filter else f
+        return _transposed(x, kernel * gain, up, (left, right, top, bottom))[..., ::down, ::down]
     own = f is not None and left == right >= 0 and top == bottom >= 0  # the convolution pads without a copy
     if not own and (left or right or top or bottom):
         x = F.pad(x, (left, right, top, bottom))
     if f is None:
         x = x[..., ::down, ::down]
         return x * gain if gain != 1 else x
+    kernel = (f * gain).to(x.dtype)
+    if not flip_filter:
+        kernel = kernel.flip(0, 1)
     # a depthwise convolution with the same kernel on every channel: [T, T] -> [C, 1, T, T]
-    kernel = kernel.to(x.dtype).expand(c, 1, taps_h, taps_w)
+    kernel = kernel.expand(c, 1, taps_h, taps_w)
     return F.conv2d(x, kernel, stride=down, padding=(top, left) if own else 0, groups=c)
 
 

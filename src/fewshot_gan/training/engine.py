@@ -29,6 +29,13 @@ from .report import Report, TrainingDiverged, reported
 AUGMENTS, PRECISIONS = ("fewshot", "diffaugment", "flip", "none"), ("no", "bf16")
 
 
+def due(config, step: int) -> tuple[bool, bool]:
+    """Whether a checkpoint and whether samples are due after this step: every so many, and at the end."""
+    last = step == config.max_train_steps
+    kept = last or step % config.checkpointing_steps == 0
+    return kept, bool(config.sample_steps) and (last or step % config.sample_steps == 0)
+
+
 @contextmanager
 def evaluating(model) -> Iterator[None]:
     """`model` in evaluation mode, then as it was."""
@@ -363,9 +370,7 @@ class Trainer:
             bar.update()
             bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
             self.report.add(self.step, logs)
-            last = self.step == config.max_train_steps
-            kept = last or self.step % config.checkpointing_steps == 0
-            shown = bool(config.sample_steps) and (last or self.step % config.sample_steps == 0)
+            kept, shown = due(config, self.step)
             if kept:
                 self._checkpoint()
             if main and shown:

@@ -20,7 +20,7 @@ from ..pipeline import FewShotGAN
 from .augment import DiffAugment
 from .checkpoints import load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
-from .engine import average_gradients, backward, check_run, evaluating
+from .engine import average_gradients, backward, check_run, due, evaluating
 from .report import Report, reported
 
 SAMPLES, COLUMNS = 64, 16
@@ -239,9 +239,7 @@ class LimitedTrainer:
             bar.update()
             bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
             self.report.add(self.step, logs)
-            last = self.step == c.max_train_steps
-            kept = last or self.step % c.checkpointing_steps == 0
-            shown = bool(c.sample_steps) and (last or self.step % c.sample_steps == 0)
+            kept, shown = due(c, self.step)
             if kept:
                 self._checkpoint()
             if main and shown:
