@@ -85,7 +85,9 @@ def build(out: Path) -> list[str]:
             page = out / f"{name.replace('.', '/')}.html"
             page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(unlinked(pdoc.render.html_module(module, modules), module), encoding="utf-8")
-        (out / "index.html").write_text('<meta http-equiv="refresh" content="0; url=fewshot_gan.html">\n')
+        (out / "index.html").write_text(
+            '<meta http-equiv="refresh" content="0; url=fewshot_gan.html">\n', encoding="utf-8"
+        )
         (out / "search.js").write_text(pdoc.render.search_index(modules), encoding="utf-8")
     shutil.copytree(ROOT / "training" / "images", out / "training" / "images")
     problems += [f"{Path(w.filename).name}: {w.message}" for w in caught]

@@ -27,8 +27,9 @@ from lint import COLUMNS, REPORTS, identity, problems
 from fewshot_gan import FewShotGAN, cards
 from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
 from fewshot_gan.evaluation import read_report
-from fewshot_gan.hub import ASSETS, embedded_adapters, portable_name, replace_file
+from fewshot_gan.hub import ASSETS, embedded_adapters, portable_name
 from fewshot_gan.ops.dispatch import BUNDLED
+from fewshot_gan.utils.files import replace_file
 
 ROOT = Path(__file__).resolve().parent
 REPOSITORY = ROOT.parent

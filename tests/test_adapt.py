@@ -174,14 +174,18 @@ def test_what_nothing_uses_is_no_option(train, capsys, monkeypatch):
 
 def test_what_the_images_are_and_may_be_used_for_is_on_the_card(train, data, tmp_path):
     record = train("finetune").config.training
-    assert "images" not in record and "Training images" not in (tmp_path / "run" / "README.md").read_text()
-    (data / "dataset.json").write_text('{"style": "dicebear:lorelei", "licence": {"text": "Remix, under CC0 1.0"}}')
+    assert "images" not in record and "Training images" not in (tmp_path / "run" / "README.md").read_text(
+        encoding="utf-8"
+    )
+    (data / "dataset.json").write_text(
+        '{"style": "dicebear:lorelei", "licence": {"text": "Remix, under CC0 1.0"}}', encoding="utf-8"
+    )
     record = train("finetune", out="known").config.training
     assert (record["images"], record["images_licence"]) == ("dicebear:lorelei", "Remix, under CC0 1.0")
-    card = (tmp_path / "known" / "README.md").read_text()
+    card = (tmp_path / "known" / "README.md").read_text(encoding="utf-8")
     assert "Training images (dicebear:lorelei): Remix, under CC0 1.0" in card
     for broken in ("[]", "{", '{"licence": "CC0"}'):
-        (data / "dataset.json").write_text(broken)
+        (data / "dataset.json").write_text(broken, encoding="utf-8")
         with pytest.raises(ValueError, match="dataset.json is not a description of a data set"):
             train("finetune", out="broken")
 
@@ -281,7 +285,7 @@ def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data)
     pipe = FewShotGAN.from_pretrained(base_folder)
     pipe.adapter_from_image(data / "0.png", out, "seen")
     assert pipe.active_adapters() == ["seen"]
-    assert json.loads((out / "config.json").read_text())["base_fingerprint"] == pipe.bank.fingerprint()
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["base_fingerprint"] == pipe.bank.fingerprint()
 
     again = tmp_path / "resumed"  # killed after one step, then resumed
     command[command.index(f"--output_dir={out}")] = f"--output_dir={again}"
@@ -335,9 +339,9 @@ def test_what_is_missing_ends_in_one_sentence(base_folder, data, tmp_path, monke
 
 def test_lists_of_domains(tmp_path):
     path = tmp_path / "domains.txt"
-    path.write_text("Anime Painting - Photo\n\nzombie\n")
+    path.write_text("Anime Painting - Photo\n\nzombie\n", encoding="utf-8")
     assert hypernetwork.read_texts(path) == (["Anime Painting", "zombie"], ["Photo", "photo"])
-    path.write_text("zombie\nzombie - Human\n")
+    path.write_text("zombie\nzombie - Human\n", encoding="utf-8")
     with pytest.raises(ValueError, match="names 1 domains in 2 lines; give 2 or more, each once"):
         hypernetwork.read_texts(path)
     with pytest.raises(FileNotFoundError, match="no file .*; give one with a domain per line"):

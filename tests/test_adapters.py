@@ -510,7 +510,7 @@ def saved(mobile, tmp_path):
 
 def edit_config(folder, **changes):
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def edit_weights(folder, change):
@@ -545,7 +545,7 @@ def test_corrupt_weights(saved):
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '"x"'])
 def test_corrupt_config(saved, text):
-    (saved / "adapter_config.json").write_text(text)
+    (saved / "adapter_config.json").write_text(text, encoding="utf-8")
     refuses(saved, "damaged or not an adapter config")
 
 
@@ -1143,14 +1143,14 @@ def test_adapters_of_a_discriminator(discriminator, perturbed):
 
 def damage(folder, **changes):
     """Refusals name the file and end in one line."""
-    before = (folder / "adapter_config.json").read_text()
+    before = (folder / "adapter_config.json").read_text(encoding="utf-8")
     config = json.loads(before)
     for key, value in changes.items():
         config[key] = value(config.get(key)) if callable(value) else value
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError) as error:
         Adapter.from_pretrained(folder)
-    (folder / "adapter_config.json").write_text(before)
+    (folder / "adapter_config.json").write_text(before, encoding="utf-8")
     assert "adapter_config.json" in str(error.value) or "holds an adapter of type" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     return str(error.value)
@@ -1165,7 +1165,7 @@ def test_damaged_configs_name_their_file(saved, mobile, tmp_path):
     damage(saved, target_modules={})
     for shape in ([1e30, 2], [10**30, 2], "x", [-1, 2], [2]):
         damage(saved, target_modules={"mapping.fc0": {"shape": shape, "bias": True, "role": "mapping"}})
-    (saved / "adapter_config.json").write_text("[" * 100_000)
+    (saved / "adapter_config.json").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(ValueError, match="adapter_config.json is damaged"):
         Adapter.from_pretrained(saved)
 

@@ -79,12 +79,12 @@ def test_example_pictures():
     folder = embedded_datasets()["pencil"]
     pictures = [Image.open(p) for p in sorted(folder.glob("*.png"))]
     assert len(pictures) == 10 and all(p.size == (256, 256) for p in pictures)
-    assert json.loads((folder / "dataset.json").read_text())["style"] == "filter:pencil"
+    assert json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["style"] == "filter:pencil"
 
 
 def test_every_base_has_its_licence_beside_it():
     for folder in (ASSETS / "bases").iterdir():
-        assert "non-commercial" in (folder / "README.md").read_text()
+        assert "non-commercial" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

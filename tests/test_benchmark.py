@@ -124,7 +124,7 @@ def bench(scripts, base_folder, tmp_path, monkeypatch, perturbed):
     from fewshot_gan import FewShotGAN
 
     script = tmp_path / "fake.py"
-    script.write_text(textwrap.dedent(FAKE))
+    script.write_text(textwrap.dedent(FAKE), encoding="utf-8")
     adapter = perturbed(LeFTAdapter.for_model(FewShotGAN.from_pretrained(base_folder).generator), std=0.02)
     adapter.save_pretrained(tmp_path / "adapter")
     monkeypatch.setenv("FAKE_ADAPTER", str(tmp_path / "adapter"))
@@ -152,18 +152,18 @@ def bench(scripts, base_folder, tmp_path, monkeypatch, perturbed):
 
 def calls(bench, cell):
     path = bench.output / "cells" / cell / "calls.txt"
-    return path.read_text().splitlines() if path.is_file() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def report(bench, cell="good-left/filter-sepia/0"):
-    return json.loads((bench.output / "cells" / cell / "cell.json").read_text())
+    return json.loads((bench.output / "cells" / cell / "cell.json").read_text(encoding="utf-8"))
 
 
 def test_a_cell_is_trained_judged_and_never_done_again(bench, capsys):
     bench("--only", "good-left/filter-sepia/*")
     done = report(bench)
     numbers, cost = done["numbers"], done["cost"]
-    rows = json.loads((bench.output / "looks" / "filter-sepia" / "look.json").read_text())["rows"]
+    rows = json.loads((bench.output / "looks" / "filter-sepia" / "look.json").read_text(encoding="utf-8"))["rows"]
     assert numbers["kid_x1e3_ratio"] == pytest.approx(numbers["kid_x1e3"] / rows["source"]["kid_x1e3"])
     ratio = numbers["balanced_intra_cluster_distance"] / rows["true"]["balanced_intra_cluster_distance"]
     assert numbers["balanced_intra_cluster_distance_ratio"] == pytest.approx(ratio)
@@ -240,15 +240,19 @@ def test_a_cell_of_other_defaults_is_no_longer_done(bench, monkeypatch):
 def test_failures_are_recorded_passed_over_and_tried_again(bench):
     with pytest.raises(SystemExit, match="2 of 3 cells failed: bad-left/filter-sepia/0, empty-left/filter-sepia/0"):
         bench("--only", "*/filter-sepia/0")
-    failed = json.loads((bench.output / "cells" / "bad-left/filter-sepia/0" / "failed.json").read_text())
+    failed = json.loads(
+        (bench.output / "cells" / "bad-left/filter-sepia/0" / "failed.json").read_text(encoding="utf-8")
+    )
     assert failed["exit_code"] == 1 and failed["last_line"] == "error: the loss became nan at step 3"
-    empty = json.loads((bench.output / "cells" / "empty-left/filter-sepia/0" / "failed.json").read_text())
+    empty = json.loads(
+        (bench.output / "cells" / "empty-left/filter-sepia/0" / "failed.json").read_text(encoding="utf-8")
+    )
     assert empty["exit_code"] == 0 and "no adapter_model.safetensors" in empty["last_line"]
     assert report(bench)["cell"] == "good-left/filter-sepia/0"  # the others went on
     with pytest.raises(SystemExit, match="1 of 1"):
         bench("--only", "bad-left/filter-sepia/0")
     assert len(calls(bench, "bad-left/filter-sepia/0")) == 2
-    table = (bench.output / "table.md").read_text()
+    table = (bench.output / "table.md").read_text(encoding="utf-8")
     assert "- bad-left/filter-sepia/0, training: error: the loss became nan at step 3" in table
     assert "- empty-left/filter-sepia/0, training: ended well, but wrote no" in table
 
@@ -265,7 +269,7 @@ def test_a_damaged_adapter_fails_in_judging_and_is_judged_again_without_training
     monkeypatch.setattr(scripts.bench.Bench, "train", damage)
     with pytest.raises(SystemExit, match="1 of 1 cells failed"):
         bench(*only)
-    failed = json.loads((weights.parent / "failed.json").read_text())
+    failed = json.loads((weights.parent / "failed.json").read_text(encoding="utf-8"))
     assert failed["stage"] == "judging" and failed["exit_code"] is None
     weights.write_bytes((Path(os.environ["FAKE_ADAPTER"]) / weights.name).read_bytes())
     bench(*only, "--judge_only")
@@ -290,7 +294,7 @@ def test_wrong_calls_end_in_one_sentence(bench, scripts, capsys):
         bench("--only", "good-left/filter-sepia/0")
     data = bench.output / "data" / "filter-sepia"
     data.mkdir(parents=True)
-    (data / "dataset.json").write_text(json.dumps({"style": "filter:sepia", "num": 9, "seed": 7}))
+    (data / "dataset.json").write_text(json.dumps({"style": "filter:sepia", "num": 9, "seed": 7}), encoding="utf-8")
     with pytest.raises(SystemExit, match="images of other settings"):
         bench("--only", "good-left/filter-sepia/0")
 
@@ -334,7 +338,7 @@ def test_measured_tells_exit_code_time_and_memory_of_that_process(scripts, tmp_p
 
     began = time.time()
     assert subprocess.run(command).returncode == 7
-    usage = json.loads((tmp_path / "u.json").read_text())
+    usage = json.loads((tmp_path / "u.json").read_text(encoding="utf-8"))
     assert usage["exit_code"] == 7 and 0.2 <= usage["seconds"] < time.time() - began
     assert 40 < usage["peak_mib"] < 150 < len(ballast) >> 20
 
@@ -342,7 +346,7 @@ def test_measured_tells_exit_code_time_and_memory_of_that_process(scripts, tmp_p
 def test_seconds_per_step_ignores_checkpoints_of_an_earlier_run(scripts, tmp_path):
     for step, stamp in ((50, 100.0), (75, 1000.0), (100, 1050.0)):
         (tmp_path / f"checkpoint-{step:06d}").mkdir()
-        (tmp_path / f"checkpoint-{step:06d}" / "s").write_text("")
+        (tmp_path / f"checkpoint-{step:06d}" / "s").write_text("", encoding="utf-8")
         os.utime(tmp_path / f"checkpoint-{step:06d}" / "s", (stamp, stamp))
     assert scripts.bench.seconds_per_step(tmp_path, 900.0) == 2.0
     assert scripts.bench.seconds_per_step(tmp_path, 1020.0) is None  # resumed after step 75
@@ -360,7 +364,7 @@ def finished(output, method, look, kid, balanced, seed=0, judging=None):
     cost = {"parameters": 1234567, "adapter_bytes": 211100, "seconds_per_step": 2.512, "peak_mib": 1843.2}
     cell = {"cell": f"{method}/{look.replace(':', '-')}/{seed}", "numbers": numbers, "cost": cost}
     cell |= {"training": {"max_train_steps": 100}, "judging": judging or {**JUDGING, "look": look}}
-    (folder / "cell.json").write_text(json.dumps(cell))
+    (folder / "cell.json").write_text(json.dumps(cell), encoding="utf-8")
     shade = min(255, int(kid))
     Image.new("RGB", (8 * 32, 32), (shade, 0, 0)).save(folder / "strip.png")
 
@@ -376,7 +380,7 @@ def synthetic(tmp_path):
         folder.mkdir(parents=True)
         rows = {"source": {"kid_x1e3": 100.0}, "true": {"kid_x1e3": -0.4}}
         content = {"look": look, "judging": {**JUDGING, "look": look}, "rows": rows}
-        (folder / "look.json").write_text(json.dumps(content))
+        (folder / "look.json").write_text(json.dumps(content), encoding="utf-8")
         Image.new("RGB", (8 * 32, 32), (0, 0, 255)).save(folder / "source.png")
         Image.new("RGB", (8 * 32, 32), (0, 255, 0)).save(folder / "true.png")
     finished(tmp_path, "transfergan-full", "filter:ink", 50.0, 1.0)
@@ -397,7 +401,7 @@ def row_of(text, start):
 def test_the_table_counts_wins_on_quality_and_on_diversity(scripts, synthetic):
     finished(synthetic, "cdc-full", "filter:ink", 1.0, 9.0, judging={**JUDGING, "look": "filter:ink", "num": 20})
     scripts.bench_report.write(synthetic, ["transfergan-full", "freezed-full", "d3t-left"])
-    text = (synthetic / "table.md").read_text()
+    text = (synthetic / "table.md").read_text(encoding="utf-8")
     # method, looks, KID ratio (seeds averaged first: (.35 + .55) / 2), then KID, diversity, both, and a
     # lower KID with a diversity nearer to the truth (.8; on ink 1.3 is farther than 1, on lorelei .9 is nearer)
     wins = ["2/2", "1/2", "1/2", "1/2", "0/1", "1/1", "0/1", "0/1"]
@@ -438,7 +442,7 @@ def test_the_sheet_has_a_labelled_row_per_method(scripts, synthetic):
 
 def test_an_empty_bench_has_a_table_too(scripts, tmp_path):
     scripts.bench_report.write(tmp_path, [])
-    assert "No cell is finished yet." in (tmp_path / "table.md").read_text()
+    assert "No cell is finished yet." in (tmp_path / "table.md").read_text(encoding="utf-8")
     assert scripts.bench_report.short(0.0123) == "0.012" and scripts.bench_report.short(12345.6) == "12,346"
 
 
@@ -464,13 +468,13 @@ def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     command += ["--num=8", "--num_true=16", "--width=8", "--show_seen=1"]
     command += ["--seen", "filter:sepia", "filter:ink", "--held_out", "filter:pencil"]
     scripts.unseen_domains.main(command)
-    table = (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert table.startswith("Hypernetwork of ") and "trained on 2 looks for 1 steps; embedding to adapter: " in table
     assert table in capsys.readouterr().out
     for line in ("filter:pencil | held out | predicted", "filter:pencil | held out | trained", "filter:sepia | seen"):
         assert f"| {line}" in table
     assert sorted(p.name for p in (tmp_path / "seen").iterdir()) == ["filter-ink", "filter-sepia"]
-    cell = json.loads((tmp_path / "cells" / "predicted-filter-pencil.json").read_text())
+    cell = json.loads((tmp_path / "cells" / "predicted-filter-pencil.json").read_text(encoding="utf-8"))
     assert cell["protocol"]["num"] == 8 and cell["numbers"]["kid_x1e3_ratio"] is not None
     assert Image.open(tmp_path / "sheet.png").size == (8 * 128, 4 * 128)
     before = {p: p.read_bytes() for p in tmp_path.glob("*/filter-*/adapter_model.safetensors")}
@@ -478,7 +482,9 @@ def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     assert len(before) == 4 and len(stamps) == 8
     (tmp_path / "predicted" / "filter-pencil" / "adapter_model.safetensors").unlink()  # killed while it was written
     scripts.unseen_domains.main(command)
-    assert (tmp_path / "table.md").read_text().splitlines()[1:] == table.splitlines()[1:]  # the first has a time
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()[1:] == table.splitlines()[
+        1:
+    ]  # the first has a time
     assert before == {p: p.read_bytes() for p in before} and stamps == {p: p.stat().st_mtime_ns for p in stamps}
     network = tmp_path / "hypernetwork"
     shutil.rmtree(network)  # another one: what it predicts is judged anew
@@ -509,7 +515,7 @@ def test_curves_judge_each_checkpoint_once(scripts, base_folder, tmp_path, monke
                 for parameter in adapter.parameters():
                     parameter.add_(0.1 * step * torch.randn(parameter.shape))
             adapter.save_pretrained(folder := tmp_path / run / f"checkpoint-{step:06d}")
-            (folder / "training_config.json").write_text("{}")
+            (folder / "training_config.json").write_text("{}", encoding="utf-8")
     args = ["--style=filter:pencil", f"--base={base_folder}", "--num=6", "--num_true=6", "--num_threads=1"]
     args += [f"--output_dir={tmp_path / 'out'}", "--every=2"]
     judged, judge = [], scripts.bench_looks.Looks.judge
@@ -519,7 +525,7 @@ def test_curves_judge_each_checkpoint_once(scripts, base_folder, tmp_path, monke
     points = scripts.curves.main([*args, f"one={tmp_path / 'a'}", f"one, more:dashed={tmp_path / 'b'}"])
     assert judged == ["a", "a", "b", "b"] and points["one, more:dashed"].keys() == {"2", "4"}
     assert points["one"]["4"]["kid_x1e3"] != points["one"]["2"]["kid_x1e3"]
-    table = (tmp_path / "out" / "table.md").read_text()
+    table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert "| source |" in table and "| true |" in table and table.count("| one, more |") == 2
     with Image.open(tmp_path / "out" / "curves.png") as chart:
         assert chart.size == (1210, 440) and chart.convert("L").getextrema() == (0, 255)

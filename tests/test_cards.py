@@ -51,7 +51,7 @@ def test_options_and_types(card, mobile, tmp_path):
     assert card().data.tags[-2:] == ["adapter", "left"] and card().data.license == "unknown"
     made = LeFTAdapter.for_model(mobile)
     made.register_to_config(parts=[{"adapter_type": "left"}, {"adapter_type": "adafm"}])  # as a blend has them
-    assert ", of left and adafm\n" in write_adapter_card(made, tmp_path, "mix").read_text()
+    assert ", of left and adafm\n" in write_adapter_card(made, tmp_path, "mix").read_text(encoding="utf-8")
     for kind, number in {"adafm": "2002.11810", "gan_memory": "2006.07543", "ticket": "2103.00397"}.items():
         assert number in TYPES[kind]
 
@@ -117,7 +117,7 @@ def test_copies_of_a_restricted_base_stay_restricted(as_ffhq, card, tmp_path):
     copy = FewShotGAN.from_pretrained(shutil.copytree(as_ffhq / "bases" / "ffhq", tmp_path / "copy"))
     assert "These weights derive from" in ModelCard.load(write_base_card(copy, tmp_path / "copy", "copy")).text
     write_collection_card(as_ffhq / "adapters" / "ffhq", "pens")
-    assert "non-commercial" in (as_ffhq / "adapters" / "ffhq" / "README.md").read_text()
+    assert "non-commercial" in (as_ffhq / "adapters" / "ffhq" / "README.md").read_text(encoding="utf-8")
 
 
 def test_card_of_a_base(mobile, discriminator, tmp_path):

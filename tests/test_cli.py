@@ -227,7 +227,7 @@ def test_adapt_trains_and_resumes(cli, base_folder, pencil, features, monkeypatc
     arguments = ["adapt", pencil, "--out", "runs/ink", "--base", base_folder, "--steps", 2, "--batch-size", 2]
     code, out, err = cli(*arguments, "--rank", 2, "--seed", 3)
     assert code == 0 and "runs/ink  (" in out, err
-    config = json.loads(Path("runs/ink/adapter_config.json").read_text())
+    config = json.loads(Path("runs/ink/adapter_config.json").read_text(encoding="utf-8"))
     assert (config["adapter_type"], config["rank"], config["training"]["seed"]) == ("left", 2, 3)
     assert config["training"]["max_train_steps"] == 2 and config["training"]["num_images"] == 3
     assert Path("runs/ink/README.md").exists() and Path("runs/ink/images/grid.png").exists()
@@ -252,7 +252,7 @@ def test_adapt_with_the_papers_preset(cli, base_folder, pencil, features, monkey
         *("adapt", pencil, "--out", "run", "--base", base_folder, "--steps", 1, "--batch-size", 2),
         *("--preset", "paper", "--adapter", "domain_vector", "--learning-rate", 0.01),
     )
-    config = json.loads(Path("run/adapter_config.json").read_text())
+    config = json.loads(Path("run/adapter_config.json").read_text(encoding="utf-8"))
     assert code == 0 and config["adapter_type"] == "domain_vector", err
     assert config["training"]["discriminator"] == "source" and config["training"]["learning_rate"] == 0.01
 
@@ -261,7 +261,7 @@ def test_adapt_by_another_method(cli, base_folder, pencil, features, monkeypatch
     monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
     adapt = ("adapt", pencil, "--out", "run", "--base", base_folder, "--steps", 1, "--batch-size", 2)
     code, _, err = cli(*adapt, "--method", "finetune", "--real-zoom", 1.5)
-    config = json.loads(Path("run/adapter_config.json").read_text())
+    config = json.loads(Path("run/adapter_config.json").read_text(encoding="utf-8"))
     assert code == 0 and (config["adapter_type"], config["training"]["real_zoom"]) == ("full", 1.5), err
 
 
@@ -359,14 +359,16 @@ def test_push_an_adapter(cli, server, adapter_folder, tmp_path):
     card = files["README.md"].decode()
     assert 'load_adapter("me/ink")' in card and "base_model: me/faces" in card and str(tmp_path) not in card
 
-    config = json.loads((run / "adapter_config.json").read_text())
-    (run / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path)}))
+    config = json.loads((run / "adapter_config.json").read_text(encoding="utf-8"))
+    (run / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": str(tmp_path)}), encoding="utf-8"
+    )
     assert cli("push", run, "me/local", "--token", "write-me")[0] == 0
     sent = server.files("me/local")["adapter_config.json"].decode()
     assert json.loads(sent)["base_model_name_or_path"] == tmp_path.name and str(tmp_path) not in sent
-    assert str(tmp_path) in (run / "adapter_config.json").read_text()  # here it stays as it was
+    assert str(tmp_path) in (run / "adapter_config.json").read_text(encoding="utf-8")  # here it stays as it was
 
-    (run / "README.md").write_text("# my own words\n")
+    (run / "README.md").write_text("# my own words\n", encoding="utf-8")
     assert cli("push", run, "me/ink", "--token", "write-me", "--revision", "v2")[0] == 0
     assert server.files("me/ink", "v2")["README.md"] == b"# my own words\n"
     assert server.files("me/ink")["README.md"].decode() == card
@@ -374,7 +376,7 @@ def test_push_an_adapter(cli, server, adapter_folder, tmp_path):
 
 def test_push_several_adapters(cli, server, several):
     (several / "notes").mkdir()
-    (several / "notes" / "private.json").write_text("{}")
+    (several / "notes" / "private.json").write_text("{}", encoding="utf-8")
     assert cli("push", several, "looks", "--token", "write-me")[:2] == (0, "me/looks\n")
     files = server.files("me/looks")
     parts = {
@@ -389,7 +391,7 @@ def test_push_several_adapters(cli, server, several):
 
 def test_push_a_base(cli, server, base_folder, tmp_path):
     mine = shutil.copytree(base_folder, tmp_path / "mine")
-    (mine / "training.log").write_text("private")
+    (mine / "training.log").write_text("private", encoding="utf-8")
     code, out, err = cli("push", mine, "me/faces", "--token", "write-me")
     assert (code, out) == (0, "me/faces\n"), err
     files = server.files("me/faces")
@@ -421,7 +423,7 @@ def test_push_refuses(refused, server, adapter_folder, base_folder, several, tmp
     (several / "oil" / "adapter_model.safetensors").write_bytes(b"half")
     assert "oil/adapter_model.safetensors is damaged" in refused("push", several, "me/looks", *token)
     broken = shutil.copytree(base_folder, tmp_path / "broken")
-    (broken / "model_index.json").write_text("[]")
+    (broken / "model_index.json").write_text("[]", encoding="utf-8")
     assert "model_index.json is damaged" in refused("push", broken, "me/faces", *token)
     shutil.copy(base_folder / "model_index.json", broken)
     shutil.rmtree(broken / "discriminator")
@@ -496,7 +498,7 @@ def test_list_shows_what_is_embedded(cli, base_folder, adapter_folder, pencil, t
     shutil.copytree(base_folder, assets / "bases" / "tiny")
     shutil.copytree(adapter_folder, assets / "adapters" / "tiny" / "ink")
     shutil.copytree(pencil, assets / "datasets" / "pencil")
-    (assets / "datasets" / "pencil" / "dataset.json").write_text("{}")
+    (assets / "datasets" / "pencil" / "dataset.json").write_text("{}", encoding="utf-8")
     code, out, err = cli("list")
     pipe = FewShotGAN.from_pretrained(base_folder).load_adapter(adapter_folder)
     assert code == 0 and err == ""
@@ -523,10 +525,16 @@ def test_list_shows_what_is_embedded(cli, base_folder, adapter_folder, pencil, t
 def test_damaged_configs_are_named(refused, server, adapter_folder, several, tmp_path, change):
     run = shutil.copytree(adapter_folder, tmp_path / "damaged")
     for config in (run / "adapter_config.json", several / "oil" / "adapter_config.json"):
-        text = change if isinstance(change, str) else json.dumps({**json.loads(config.read_text()), **change})
-        config.write_text(text)
+        text = (
+            change
+            if isinstance(change, str)
+            else json.dumps({**json.loads(config.read_text(encoding="utf-8")), **change})
+        )
+        config.write_text(text, encoding="utf-8")
         folder = run if config.parent == run else several
-        (folder / "README.md").write_text("# mine\n")  # no card to write: the config is checked all the same
+        (folder / "README.md").write_text(
+            "# mine\n", encoding="utf-8"
+        )  # no card to write: the config is checked all the same
         for command in (("info", folder), ("push", folder, "me/damaged", "--token", "write-me")):
             assert f"{config.parent.name}/adapter_config.json is damaged" in refused(*command)
     assert server.repos == {}

@@ -649,7 +649,7 @@ def test_truncated_files_say_so(tmp_path, nvidia, pt, kind, share):
 
 def test_unknown_files_are_told_what_is_recognised(tmp_path):
     (tmp_path / "empty").touch()
-    (tmp_path / "text.pkl").write_text("hello")
+    (tmp_path / "text.pkl").write_text("hello", encoding="utf-8")
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
         archive.writestr("readme.txt", "nothing")
     (tmp_path / "folder").mkdir()
@@ -667,7 +667,9 @@ def test_networks_of_a_wheel_are_unpacked_side_by_side(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
         for name in names:
             archive.writestr(f"../{name}" if name == names[0] else f"pkg/models/{name}", name)
-    monkeypatch.setattr(mobile_stylegan_ir, "convert", lambda folder: {p.name: p.read_text() for p in folder.iterdir()})
+    monkeypatch.setattr(
+        mobile_stylegan_ir, "convert", lambda folder: {p.name: p.read_text(encoding="utf-8") for p in folder.iterdir()}
+    )
     assert convert_checkpoint(tmp_path / "x.whl") == {"generator": {name: name for name in names}}
     with zipfile.ZipFile(tmp_path / "y.whl", "w") as archive:
         archive.writestr(names[2], "")

@@ -124,14 +124,14 @@ def test_another_network_is_refused(tmp_path, monkeypatch):
     write(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     xml = tmp_path / "b" / "SynthesisNetwork.xml"
-    text = xml.read_text()
+    text = xml.read_text(encoding="utf-8")
     for here, there, message in (
         ("layers.0.up.", "layers.0.other.", r"expected Add at m.layers.0.other.modulation.bias; is this a Mobile"),
         ("layers.0.conv1.conv.weight_dw", "layers.0.conv1.extra", "left over: synthesis.b8.conv0.extra"),
         ("layers.1.conv2.bias", "layers.1.conv2.other", "left over: synthesis.b16.conv0.bias"),
     ):
         assert here in text
-        xml.write_text(text.replace(f"m.{here}", f"m.{there}"))
+        xml.write_text(text.replace(f"m.{here}", f"m.{there}"), encoding="utf-8")
         with pytest.raises(ConversionError, match=message):
             convert_checkpoint(tmp_path / "b")
     monkeypatch.setitem(sys.modules, "openvino", None)

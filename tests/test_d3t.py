@@ -249,7 +249,7 @@ def test_the_script_projects_once(base_folder, features, tmp_path, monkeypatch, 
     command += ["--projection_steps=2", "--distillation_weight=0", "--report_to=none", "--sample_steps=0"]
     first = adapt.run(adapt.parser("d3t").parse_args([*command, f"--output_dir={tmp_path / 'a'}"]))
     assert "projected 3 images" in capsys.readouterr().out
-    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["method"], config["adapter_type"]) == ("d3t", "left")
     shared = tmp_path / "a" / "projections.safetensors"
     command += [f"--projections={shared}", f"--output_dir={tmp_path / 'b'}"]

@@ -115,12 +115,12 @@ def test_make_domain_writes_what_it_rendered_and_refuses_to_overwrite(script, tm
     command = ["--style", "dicebear:lorelei", "--num", "2", "--seed", "3", "--resolution", "48", "--out", str(out)]
     script.main(command)
     assert torch.equal(load_images(out, 48), domains.render_dicebear("lorelei", 2, 48, seed=3))
-    info = json.loads((out / "dataset.json").read_text())
+    info = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
     assert info["style"] == "dicebear:lorelei" and info["seed"] == 3 and info["licence"]["name"] == "CC0 1.0"
     with pytest.raises(SystemExit):
         script.main(command)
     assert "is not empty" in capsys.readouterr().err
-    (out / "stale.png").write_text("left over")
+    (out / "stale.png").write_text("left over", encoding="utf-8")
     script.main([*command, "--overwrite"])
     assert sorted(path.name for path in out.iterdir()) == ["000.png", "001.png", "dataset.json"]
     assert [path.name for path in out.parent.iterdir()] == ["lorelei"]  # no scratch folder stays
@@ -183,7 +183,7 @@ def test_benchmark_tells_a_perfect_an_idle_and_a_collapsed_adapter_apart(behavio
     out, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
     command = ["--adapter", "a", "--style", "filter:pencil", "--num", "8", "--out", str(out), "--sheet", str(sheet)]
     report = load_script("benchmark").main(command)
-    assert json.loads(out.read_text()) == report == json.loads(capsys.readouterr().out)
+    assert json.loads(out.read_text(encoding="utf-8")) == report == json.loads(capsys.readouterr().out)
     assert len(report["protocol"]["features_sha256"]) == 64
     ratios, truth = [report[key]["ratio"] for key in ("kid_x1e3", "plain_x1e3")], report["correlation_with_truth"]
     if behaviour == "perfect":

@@ -33,7 +33,7 @@ def tiny_clip(folder, seed=0, dim=24, preprocessor=None):
                 parameter.mul_(3)
     model.save_pretrained(folder)
     if preprocessor is not None:
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor), encoding="utf-8")
     return folder
 
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_loaded(folder, tmp_path):
     with pytest.raises(ValueError, match="no CLIP model that can be loaded"):
         load_encoder(str(tmp_path))
     for name, change in {
-        "other": lambda f: (f / "config.json").write_text('{"model_type": "bert"}'),
+        "other": lambda f: (f / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8"),
         "cut": lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:500]),
         "none": lambda f: (f / "model.safetensors").unlink(),
         "lacking": lambda f: without_tensors(f, "visual_projection.weight"),

@@ -178,7 +178,7 @@ def test_a_half_written_checkpoint_is_ignored(trainer, tmp_path):
     trainer(tmp_path).train(stop_after=3)
     torn = tmp_path / ".checkpoint-000006.tmp"
     torn.mkdir()
-    (torn / "training_config.json").write_text("{}")
+    (torn / "training_config.json").write_text("{}", encoding="utf-8")
     (torn / "state-0.pt").write_bytes(b"half")
     unfinished = tmp_path / "checkpoint-000005"  # no config yet
     unfinished.mkdir()
@@ -303,7 +303,7 @@ def test_a_finished_checkpoint_is_an_adapter(trainer, tmp_path):
     run.train(stop_after=3)
     stored = read_adapter(tmp_path / "checkpoint-000003")
     assert_equal(dict(stored.state_dict()), dict(run.ema.state_dict()))
-    settings = json.loads((tmp_path / "checkpoint-000003" / "training_config.json").read_text())
+    settings = json.loads((tmp_path / "checkpoint-000003" / "training_config.json").read_text(encoding="utf-8"))
     assert settings["max_train_steps"] == 6 and settings["content_weight"] == 40.0
     with pytest.raises(FileNotFoundError, match="not an adapter folder"):
         read_adapter(tmp_path / "nowhere")

@@ -140,19 +140,21 @@ def test_a_published_report_is_computed_again(base_folder, data, tmp_path):
     report, run = tmp_path / "report.json", CliRunner().invoke
     done = run(app, ["evaluate", str(data), "--base", str(base_folder), "--num-images", "6", "--out", str(report)])
     assert done.exit_code == 0 and "frechet" in done.output
-    assert str(tmp_path) not in report.read_text() and str(data.parent) not in report.read_text()
+    assert str(tmp_path) not in report.read_text(encoding="utf-8") and str(data.parent) not in report.read_text(
+        encoding="utf-8"
+    )
     command = ["evaluate", str(data), "--base", str(base_folder), "--protocol", str(report)]
     again = run(app, command)
     assert again.exit_code == 0 and f"equal to {report}" in again.output and "not equal" not in again.output
-    stored = json.loads(report.read_text())
+    stored = json.loads(report.read_text(encoding="utf-8"))
     stored["results"]["recall"] += 0.5
-    report.write_text(json.dumps(stored))
+    report.write_text(json.dumps(stored), encoding="utf-8")
     wrong = run(app, command)
     assert wrong.exit_code == 1 and "not equal" in wrong.output and "recall is" in wrong.output
     stored["protocol"]["features_resize"] = "torch nearest, to 224 px"
-    report.write_text(json.dumps(stored))
+    report.write_text(json.dumps(stored), encoding="utf-8")
     assert run(app, command).exit_code == 2
-    report.write_text("{}")
+    report.write_text("{}", encoding="utf-8")
     assert run(app, command).exit_code == 2
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 

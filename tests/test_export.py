@@ -69,12 +69,12 @@ def test_a_file_that_draws_something_else_is_not_kept(tmp_path, monkeypatch):
     pipe = FewShotGAN(tiny_mobile())
     for name, left in (("net.xml", ["net.bin", "net.xml"]), ("net.onnx", ["net.onnx"])):
         for there in left:
-            (tmp_path / there).write_text("mine")
+            (tmp_path / there).write_text("mine", encoding="utf-8")
         monkeypatch.setattr(export._Drawing, "forward", lambda self, z: self.generator(z + torch.randn(())))
         with pytest.raises(ValueError, match="nothing was written"):
             export.export_generator(pipe, tmp_path / name)
         monkeypatch.undo()
-        assert all((tmp_path / there).read_text() == "mine" for there in left)
+        assert all((tmp_path / there).read_text(encoding="utf-8") == "mine" for there in left)
     assert len(list(tmp_path.iterdir())) == 3
 
 

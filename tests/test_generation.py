@@ -174,7 +174,7 @@ def test_classes_psi_and_many_digits(tmp_path, monkeypatch):
     assert [facts["label"] for _, _, facts in found] == labels
     write_pictures(pipe, tmp_path / "b", 2, class_labels=2, **settings("webdataset"))
     assert [facts["label"] for _, _, facts in rows(tmp_path / "b")] == [2, 2]
-    assert json.loads((tmp_path / "b" / MANIFEST).read_text())["class_labels"] == 2
+    assert json.loads((tmp_path / "b" / MANIFEST).read_text(encoding="utf-8"))["class_labels"] == 2
     with pytest.raises(ValueError, match="class_labels was 2, now 1"):
         write_pictures(pipe, tmp_path / "b", 2, class_labels=1, **settings("webdataset"))
 
@@ -221,7 +221,7 @@ def test_a_failed_run_goes_on(pipe, tmp_path, monkeypatch, file_format):
 
 KILLED = """
 import os, signal, sys
-import fewshot_gan.hub
+import fewshot_gan.utils.files
 from fewshot_gan.cli import app
 replace, done = os.replace, []
 def killing(source, target):
@@ -229,7 +229,7 @@ def killing(source, target):
     if len(done) == 4:  # the manifest and two others are there
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
-fewshot_gan.hub.os.replace = killing
+fewshot_gan.utils.files.os.replace = killing
 app()
 """
 
@@ -302,7 +302,7 @@ def test_the_command_line_takes_every_option(base_folder, adapter_folder, tmp_pa
     found = generate("a", "--adapter", adapter_folder, "--weight", "coarse:0,16:0.5", *options)
     want = pipe(5, seed=9, truncation_psi=0.4, noise_mode="none", batch_size=2).images
     assert np.array_equal([image for _, image, _ in found], pixels(want))
-    record = json.loads((tmp_path / "a" / MANIFEST).read_text())
+    record = json.loads((tmp_path / "a" / MANIFEST).read_text(encoding="utf-8"))
     assert record["looks"] == {"": {"ink": {"coarse": 0.0, "16": 0.5}}} and str(tmp_path) not in str(record)
     assert record["base_fingerprint"] == pipe.bank.fingerprint()
 
@@ -361,7 +361,7 @@ def test_another_run_is_refused_in_the_same_folder(pipe, tmp_path, monkeypatch, 
     other = FewShotGAN(tiny_mobile(seed=1))
     with pytest.raises(ValueError, match="base_fingerprint was"):
         write_pictures(other, tmp_path / "out", 4, **run)
-    (tmp_path / "out" / MANIFEST).write_text("{oops")
+    (tmp_path / "out" / MANIFEST).write_text("{oops", encoding="utf-8")
     with pytest.raises(ValueError, match="is damaged"):
         write_pictures(pipe, tmp_path / "out", 4, **run)
 
@@ -387,7 +387,7 @@ def test_what_makes_no_sense_is_refused_before_there_is_a_folder(pipe, tmp_path,
     with pytest.raises(ImportError, match="parquet needs the pyarrow package.*pip install"):
         write_pictures(pipe, tmp_path / "out", 4, file_format="parquet")
     assert not (tmp_path / "out").exists()
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(FileExistsError, match="is a file"):
         write_pictures(pipe, tmp_path / "file", 4)
     with pytest.raises(FileExistsError, match="not an empty folder"):

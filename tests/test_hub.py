@@ -185,7 +185,7 @@ def test_who_may_read(hub):
     assert "did not accept the token" in refusal("me/secret", token="stale")
     assert contents(resolve_folder("me/secret", kind="adapter", token="read-me")) == LOOK
     Path(constants.HF_TOKEN_PATH).parent.mkdir(exist_ok=True)
-    Path(constants.HF_TOKEN_PATH).write_text("read-me")  # what `hf auth login` leaves
+    Path(constants.HF_TOKEN_PATH).write_text("read-me", encoding="utf-8")  # what `hf auth login` leaves
     assert contents(resolve_folder("me/secret", kind="adapter", force_download=True)) == LOOK
 
 

@@ -89,9 +89,9 @@ def card(old, new):
 
 def report(file, change):
     def apply(folder):
-        found = json.loads((folder / file).read_text())
+        found = json.loads((folder / file).read_text(encoding="utf-8"))
         change(found)
-        (folder / file).write_text(json.dumps(found))
+        (folder / file).write_text(json.dumps(found), encoding="utf-8")
 
     return apply
 
@@ -140,7 +140,10 @@ BREAKAGES = {
         card("config.json | 7,942 |", "config.json | 7,943 |"),
         "adapter_config.json is",
     ),
-    "a file more": (lambda folder: (folder / "notes.md").write_text("x"), "notes.md would be published, and the card"),
+    "a file more": (
+        lambda folder: (folder / "notes.md").write_text("x", encoding="utf-8"),
+        "notes.md would be published, and the card",
+    ),
     "a file less": (
         lambda folder: (folder / "report_base.json").unlink(),
         "the card lists report_base.json",
@@ -291,5 +294,5 @@ def test_a_hypernetwork_only_where_there_is_one(scripts, lint, hub, tmp_path):
     assert lint("hypernetwork", folder, hypernetwork=tmp_path / "hyper") == []
     loaded = DomainHyperNetwork.from_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
-    assert "[hypernetwork]" in (tmp_path / "out" / "README.md").read_text()
-    assert "[hypernetwork]" not in (ROOT / "README.md").read_text()
+    assert "[hypernetwork]" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "[hypernetwork]" not in (ROOT / "README.md").read_text(encoding="utf-8")

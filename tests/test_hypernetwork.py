@@ -146,7 +146,7 @@ def test_files_are_exact(make_generator, tmp_path):
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     assert loaded.config.training == {"steps": 3} and loaded.config.base_model_name_or_path == "me/base"
     loaded.save_pretrained(tmp_path / "b")
-    assert str(tmp_path) not in (tmp_path / "b" / "config.json").read_text()
+    assert str(tmp_path) not in (tmp_path / "b" / "config.json").read_text(encoding="utf-8")
     again = DomainHyperNetwork.from_pretrained(tmp_path, subfolder="b")
     x = latents(2, dim=24)
     assert all(torch.equal(a, b) for a, b in zip(network(x).values(), again(x).values(), strict=True))
@@ -175,8 +175,8 @@ def test_damaged_files(mobile, tmp_path):
     for name, damage, message in (
         ("lacking", without_a_tensor, "missing or unknown: backbone.0.weight"),
         ("cut", lambda f: (f / "diffusion_pytorch_model.safetensors").write_bytes(b"12345678"), "can be loaded"),
-        ("config", lambda f: (f / "config.json").write_text("{"), "can be loaded"),
-        ("empty", lambda f: (f / "config.json").write_text("{}"), "can be loaded"),
+        ("config", lambda f: (f / "config.json").write_text("{", encoding="utf-8"), "can be loaded"),
+        ("empty", lambda f: (f / "config.json").write_text("{}", encoding="utf-8"), "can be loaded"),
     ):
         network.save_pretrained(tmp_path / name)
         damage(tmp_path / name)
@@ -335,7 +335,7 @@ def test_an_adapter_is_small_and_says_where_it_is_from(tmp_path):  # spec tests 
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 35_000
     keys = load_file(tmp_path / "adapter_model.safetensors").keys()
     assert keys == {f"{path}.delta" for path in targets} and not any("to_rgb" in key for key in keys)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["method"], config["adapter_type"]) == ("hyperdomainnet", "domain_vector")
     assert {k: config[k] for k in base} == base and config["training"] == {"encoder": "clip", "text": "ink"}
     loaded = Adapter.from_pretrained(tmp_path)
@@ -373,7 +373,7 @@ def test_adapter_from_text(pipe, clip, clip_folder, tmp_path):
     pipe.save_adapter(tmp_path / "pencil", "pencil-drawing")
     other = FewShotGAN(pipe.generator)
     assert torch.equal(pictures(other.load_adapter(tmp_path / "pencil")), got)
-    assert "pencil drawing" in (tmp_path / "pencil" / "README.md").read_text().lower()
+    assert "pencil drawing" in (tmp_path / "pencil" / "README.md").read_text(encoding="utf-8").lower()
     pipe.set_adapters(["oil", "pencil-drawing"], [0.5, 0.5])
     blended = pictures(pipe)
     pipe.add_weighted_adapter(["oil", "pencil-drawing"], [0.5, 0.5], "both")

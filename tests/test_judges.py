@@ -56,7 +56,7 @@ def backbone(folder, kind="Dinov2", preprocessor=None, **config):
     config = getattr(transformers, f"{kind}Config")(**({"num_labels": 2} | (config or VIT)))
     getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
     stored = {"size": {"height": 24, "width": 24}, "image_mean": MEAN, "image_std": STD} | (preprocessor or {})
-    (folder / "preprocessor_config.json").write_text(json.dumps(stored))
+    (folder / "preprocessor_config.json").write_text(json.dumps(stored), encoding="utf-8")
     return folder
 
 
@@ -162,10 +162,10 @@ def test_a_preprocessor_that_cannot_be_followed(tmp_path, stored, reason):
 
 def test_code_in_a_repo_is_not_run(tmp_path, monkeypatch):
     folder = backbone(tmp_path / "evil")
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    config = json.loads((folder / "config.json").read_text())
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     for load in (load_features, load_encoder):
         with pytest.raises(ValueError, match="contains custom code"):
@@ -203,8 +203,13 @@ def cut(folder):
     "damage, reason",
     [
         (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
-        (lambda f: (f / "preprocessor_config.json").write_text("{}"), ""),
-        (lambda f: (f / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 1}'), ""),
+        (lambda f: (f / "preprocessor_config.json").write_text("{}", encoding="utf-8"), ""),
+        (
+            lambda f: (f / "config.json").write_text(
+                '{"model_type": "bert", "num_hidden_layers": 1}', encoding="utf-8"
+            ),
+            "",
+        ),
         (lambda f: without_tensors(f, "layernorm"), "it lacks weights: layernorm.bias, layernorm.weight"),
         (lambda f: backbone(f, "ViTMAE"), "what it says of a picture changes from call to call"),
         (cut, ""),
@@ -422,8 +427,10 @@ def test_a_backbone_judges(data, tmp_path):
     assert protocol["features"] == "dino" and str(tmp_path) not in json.dumps(report)
     assert protocol["features_sha256"] == network.sha256 and protocol["pairs_sha256"] == load_features().sha256
     assert evaluation.compare(report, report_of(data, features=judge, pairs="efficientnet-lite0"))
-    stored = json.loads((tmp_path / "dino" / "preprocessor_config.json").read_text())
-    (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(stored | {"size": {"shortest_edge": 32}}))
+    stored = json.loads((tmp_path / "dino" / "preprocessor_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "dino" / "preprocessor_config.json").write_text(
+        json.dumps(stored | {"size": {"shortest_edge": 32}}), encoding="utf-8"
+    )
     features._load.cache_clear()
     with pytest.raises(ValueError, match="different protocols.*features_resize.*to 24 px.*to 32 px"):
         evaluation.compare(report, report_of(data, features=judge))

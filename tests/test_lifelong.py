@@ -18,7 +18,7 @@ def test_looks_learned_in_turn(lifelong, base_folder, tmp_path):
     command = [f"--base={base_folder}", f"--output_dir={tmp_path}", "--num_faces=3", "--max_train_steps=2"]
     command += ["--train_batch_size=2", "--report_to=none", "--num_threads=1"]
     lifelong.main([*command, "--styles", "filter:sepia", "filter:ink"])
-    first = json.loads((tmp_path / "report.json").read_text())
+    first = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert first["looks"] == ["sepia", "ink"] and first["forgotten"] == [] and first["now"] == first["after_learning"]
     assert len(set(first["now"].values())) == 3  # base, sepia, ink
     assert first["bytes"]["ink"] == sum((tmp_path / "ink" / f).stat().st_size for f in FILES)
@@ -31,12 +31,12 @@ def test_looks_learned_in_turn(lifelong, base_folder, tmp_path):
     assert Image.open(tmp_path / "sheet.png").size == (3 * 128, 3 * 128)
 
     lifelong.main([*command, "--styles", "filter:sepia", "filter:ink", "filter:poster"])  # goes on
-    second = json.loads((tmp_path / "report.json").read_text())
+    second = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert second["looks"] == ["sepia", "ink", "poster"] and second["forgotten"] == []
     assert {look: second["now"][look] for look in first["now"]} == first["now"]
 
     damaged = {**second, "after_learning": {**second["after_learning"], "ink": "0" * 64}}
-    (tmp_path / "report.json").write_text(json.dumps(damaged))
+    (tmp_path / "report.json").write_text(json.dumps(damaged), encoding="utf-8")
     with pytest.raises(SystemExit, match="forgotten: ink"):
         lifelong.main([*command, "--styles", "filter:sepia", "filter:ink", "filter:poster"])
     page = read_page(tmp_path)
@@ -54,7 +54,7 @@ def test_lifelong_refuses(lifelong, base_folder, tmp_path, capsys):
 
 def test_benchmark_of_adapters(script, base_folder, tmp_path):
     report = script("benchmark_adapters").main([f"--base={base_folder}", f"--out={tmp_path / 'r.json'}", "--repeats=2"])
-    assert json.loads((tmp_path / "r.json").read_text()) == json.loads(json.dumps(report))
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8")) == json.loads(json.dumps(report))
     sizes = {row["kind"]: row for row in report["sizes"]}
     assert len(sizes) == 7 and all(row["payload"] < row["bytes"] for row in report["sizes"])
     ticket = sizes["ticket, mask"]  # a bit per weight, each layer filled up to a byte

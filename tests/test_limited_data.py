@@ -21,7 +21,7 @@ def test_faces_are_samples_of_the_base(script, base_folder, tmp_path):
     make_data = script("make_data")
     common = [f"--base={base_folder}", "--resolution=32", "--seed=3"]
     make_data.main(["--faces=5", f"--out={tmp_path / 'a'}", *common])
-    info = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    info = json.loads((tmp_path / "a" / "dataset.json").read_text(encoding="utf-8"))
     assert (info["num"], info["seed"], info["resolution"], info["style"]) == (5, 3, 32, "faces")
     files = sorted((tmp_path / "a").glob("*.png"))
     assert [f.name for f in files] == [f"{i:03d}.png" for i in range(5)]
@@ -51,7 +51,10 @@ def test_classes_get_a_folder_each(script, tmp_path, monkeypatch):
     images, labels, names = load_labelled(tmp_path / "out", 32)
     assert names == ["lorelei", "micah"] and labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert images[0].unique().tolist() == [10] and images[-1].unique().tolist() == [200]
-    assert "micah: micah's" in json.loads((tmp_path / "out" / "dataset.json").read_text())["licence"]["text"]
+    assert (
+        "micah: micah's"
+        in json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))["licence"]["text"]
+    )
 
 
 def test_make_data_refuses(script, tmp_path, capsys):
@@ -91,8 +94,8 @@ def test_bases_are_judged_by_what_they_never_saw(script, features, tmp_path, mon
     for key in ("kid_x1e3", "frechet", "unseen_x1e3"):
         assert same[key] < other[key] / 2
     assert same["sparsity"] == 0
-    assert json.loads((tmp_path / "out" / "limited_bench.json").read_text()) == report
-    assert (tmp_path / "out" / "table.md").read_text().count("\n") == 6
+    assert json.loads((tmp_path / "out" / "limited_bench.json").read_text(encoding="utf-8")) == report
+    assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8").count("\n") == 6
     assert Image.open(tmp_path / "out" / "sheet.png").size == (8 * 64, 3 * 64)
     with pytest.raises(SystemExit):
         bench.main([*runs, f"--data={data}"])
@@ -123,8 +126,8 @@ def test_what_a_ticket_is_worth(script, tmp_path, capsys):
     assert ticket["dense_fp16"] == 2 * total and ticket["index_and_fp16_values"] < 3 * total
     for row in (dense, ticket):
         assert {*row["time"]} == {"masked", "csr"} and all(t["ratio"] > 0 for t in row["time"].values())
-    assert json.loads(out.read_text())["tickets"].keys() == report.keys()
-    assert out.with_suffix(".md").read_text().count("kB") == 6
+    assert json.loads(out.read_text(encoding="utf-8"))["tickets"].keys() == report.keys()
+    assert out.with_suffix(".md").read_text(encoding="utf-8").count("kB") == 6
     with pytest.raises(SystemExit):
         bench.main([str(folders[0]), "--repeats=1", f"--out={out}"])
     assert "--repeats 1: give 2 or more" in capsys.readouterr().err

@@ -447,13 +447,17 @@ def test_distilled_rounds_and_a_base_to_rewind_to(faces, tmp_path):
     with pytest.raises(ValueError, match="of new networks, --base has its own"):
         find(faces, tmp_path / "run", f"--base={base}")
     again = find(faces, tmp_path / "weighted", "--rounds=1", "--distil", "--distillation_weight=0.5")
-    settings = [json.loads(next(x.glob("checkpoint-*/training_config.json")).read_text()) for x in again]
+    settings = [
+        json.loads(next(x.glob("checkpoint-*/training_config.json")).read_text(encoding="utf-8")) for x in again
+    ]
     assert [x["distillation_weight"] for x in settings] == [0.0, 0.5]
     pipes = find(faces, tmp_path / "run", "--rounds=1", "--distil", f"--base={base}", own=False)
     first = TicketAdapter.from_pretrained(tmp_path / "run" / "round-01" / "ticket")
     dense = FewShotGAN.from_pretrained(tmp_path / "dense" / "round-00")
     assert first.config.base_fingerprint == fingerprint(dense.generator) and len(pipes) == 2
-    settings = json.loads(next((tmp_path / "run" / "round-01").glob("checkpoint-*/training_config.json")).read_text())
+    settings = json.loads(
+        next((tmp_path / "run" / "round-01").glob("checkpoint-*/training_config.json")).read_text(encoding="utf-8")
+    )
     assert settings["distillation_weight"] == 1.0
 
 
@@ -613,14 +617,14 @@ lottery.main(sys.argv[1:])
 
 def test_two_processes_stay_replicas(faces, tmp_path):
     """Each has batches of its own, and both the same networks; a ticket is written once."""
-    (code := tmp_path / "replica.py").write_text(REPLICA)
+    (code := tmp_path / "replica.py").write_text(REPLICA, encoding="utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(code)]
     options = [f"--data={faces}", f"--output_dir={tmp_path / 'run'}", *SMALL, "--rounds=1", "--adv_steps=1"]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *options], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     for name in ("round-00", "round-01"):
-        one, two = (json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2))
+        one, two = (json.loads((tmp_path / f"{name}-{rank}.json").read_text(encoding="utf-8")) for rank in range(2))
         assert one[0] == two[0] and one[1] != two[1]
         assert (tmp_path / "run" / name / "model_index.json").is_file()
         assert "2 processes on cpu" in check_run(tmp_path / "run" / name, 2).text

@@ -192,7 +192,7 @@ def test_save_and_load_an_adapter(looks, make_generator, tmp_path):
 def test_the_base_round_trips(make_generator, discriminator, tmp_path):
     pipe = FewShotGAN(make_generator(), discriminator, truncation_psi=0.6)
     pipe.save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
+    index = json.loads((tmp_path / "model_index.json").read_text(encoding="utf-8"))
     assert index["generator"] == ["fewshot_gan", type(pipe.generator).__name__]
     assert index["discriminator"] == ["fewshot_gan", "StyleGAN2Discriminator"]
     loaded = FewShotGAN.from_pretrained(tmp_path)
@@ -559,10 +559,10 @@ def test_an_index_that_points_elsewhere(base_folder, tmp_path):
     (weights,) = (folder / "generator").glob("*.safetensors")
     index = folder / "generator" / f"{weights.name}.index.json"
     for shard in ("../../secret.safetensors", "/etc/x.safetensors", "a\\b.safetensors", 3, ".."):
-        index.write_text(json.dumps({"metadata": {}, "weight_map": {"w": shard}}))
+        index.write_text(json.dumps({"metadata": {}, "weight_map": {"w": shard}}), encoding="utf-8")
         with pytest.raises(ValueError, match="names the file .* which is not beside it"):
             FewShotGAN.from_pretrained(folder)
-    index.write_text("{")
+    index.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="index.json is damaged"):
         FewShotGAN.from_pretrained(folder)
 
@@ -663,7 +663,7 @@ def test_adapters_of_a_float32_base_fit_it_in_half_precision(tmp_path, perturbed
     pipe.load_adapter(perturbed(LeFTAdapter.for_model(pipe.generator)), "a")
     pipe.base_name = str(tmp_path / "base")
     pipe.save_adapter(tmp_path / "a", "a")
-    assert str(tmp_path) not in (tmp_path / "a" / "README.md").read_text()  # the card may travel
+    assert str(tmp_path) not in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")  # the card may travel
     for dtype in (torch.float16, torch.bfloat16):
         loaded = FewShotGAN.from_pretrained(tmp_path / "base", dtype=dtype).load_adapter(tmp_path / "a")
         assert torch.isfinite(images(loaded)).all()
@@ -685,10 +685,10 @@ def test_collections_in_a_variant_and_their_cards(looks, make_generator, tmp_pat
     assert fresh.load_adapters(tmp_path, variant="fp32") == ["a", "b"]
     assert torch.equal(images(fresh, adapter_names="a"), images(looks, adapter_names="a"))
     card = tmp_path / "a" / "README.md"
-    assert 'load_adapter("a")' in card.read_text()
-    card.write_text("# my own words\n")
+    assert 'load_adapter("a")' in card.read_text(encoding="utf-8")
+    card.write_text("# my own words\n", encoding="utf-8")
     looks.save_adapter(tmp_path / "a", "a")
-    assert card.read_text() == "# my own words\n"
+    assert card.read_text(encoding="utf-8") == "# my own words\n"
 
 
 def test_a_generator_that_was_replaced(looks, make_generator):

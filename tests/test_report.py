@@ -84,7 +84,7 @@ def read_page(folder) -> Page:
 
 def read_losses(folder) -> list[tuple[int, dict[str, float]]]:
     """Steps and losses that a run kept."""
-    rows = [json.loads(line) for line in (Path(folder) / LOSSES_NAME).read_text().splitlines()]
+    rows = [json.loads(line) for line in (Path(folder) / LOSSES_NAME).read_text(encoding="utf-8").splitlines()]
     assert all(row["seconds"] > 0 for row in rows)
     return [(row["step"], row["losses"]) for row in rows]
 
@@ -192,7 +192,7 @@ def test_a_resumed_run_goes_on_with_its_curves(make):
     killed = make(name="killed")
     killed.begin()
     fill(killed, 1, 13)  # three steps after its checkpoint
-    with (killed.folder / LOSSES_NAME).open("a") as file:
+    with (killed.folder / LOSSES_NAME).open("a", encoding="utf-8") as file:
         file.write('{"step": 14, "sec')
     resumed = make(name="killed")
     resumed.begin(10)
@@ -265,7 +265,7 @@ def test_pictures_over_time(make):
     base = torch.rand(3, 32, 8 * 32) * 2 - 1
     report.show(0, torch.cat([base, base], 1))
     report.write()
-    fresh = Page((report.folder / PAGE_NAME).read_text())
+    fresh = Page((report.folder / PAGE_NAME).read_text(encoding="utf-8"))
     assert fresh.state == "running" and "Pictures of the same latents at step 0" in fresh.images
     for step in range(10, 410, 10):
         report.add(step, {"d": 1.0})

@@ -25,7 +25,7 @@ def test_heads_learn_the_base_without_data(base_folder, features, tmp_path, scri
 
     report = train(120, "long")
     assert report["loss_of_last_quarter"] < 1.85  # 2 is guessing
-    assert json.loads((tmp_path / "long" / "report.json").read_text()) == report
+    assert json.loads((tmp_path / "long" / "report.json").read_text(encoding="utf-8")) == report
     assert set(report["accuracy_of_each_level"]) == {"0", "2", "4", "10"}
     page = check_run(tmp_path / "long", 120)
     assert FewShotGAN.from_pretrained(base_folder).bank.fingerprint() in page.text and "no files" in page.text

@@ -19,8 +19,8 @@ def random_image(width, height, seed=0):
 def folder(tmp_path):
     random_image(64, 48, 0).save(tmp_path / "b.png")
     random_image(40, 56, 1).save(tmp_path / "a.bmp")
-    (tmp_path / "notes.txt").write_text("not an image")
-    (tmp_path / ".hidden.png").write_text("not an image either")
+    (tmp_path / "notes.txt").write_text("not an image", encoding="utf-8")
+    (tmp_path / ".hidden.png").write_text("not an image either", encoding="utf-8")
     return tmp_path
 
 
@@ -86,7 +86,7 @@ def test_bad_folders_are_explained(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(ValueError, match="has no image; put png"):
         load_images(empty, 32)
-    (empty / "readme.txt").write_text("still no image")
+    (empty / "readme.txt").write_text("still no image", encoding="utf-8")
     with pytest.raises(ValueError, match="has no image"):
         load_images(empty, 32)
     random_image(32, 32).save(empty / "one.png")

@@ -33,9 +33,9 @@ from torch import Tensor
 
 from fewshot_gan.adapters import fingerprint
 from fewshot_gan.features import load_features
-from fewshot_gan.hub import replace_file
 from fewshot_gan.images import to_floats
 from fewshot_gan.training.domains import parse_style, render_dicebear
+from fewshot_gan.utils.files import replace_file, replace_text
 
 logger = logging.getLogger("bench")
 
@@ -242,7 +242,7 @@ def difference(before: dict, now: dict) -> str | None:
 
 def write_json(path: Path, content: dict) -> None:
     text = json.dumps(content, indent=2) + "\n"
-    replace_file(path, lambda temp: temp.write_text(text, encoding="utf-8"))
+    replace_text(path, text)
 
 
 def read_json(path: Path) -> dict | None:

@@ -13,7 +13,7 @@ from statistics import mean
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fewshot_gan.hub import replace_file
+from fewshot_gan.utils.files import replace_file, replace_text
 
 BASELINES = ("transfergan-full", "freezed-full")
 QUALITY, DIVERSITY = "kid_x1e3", "balanced_intra_cluster_distance"  # lower and higher is better
@@ -76,7 +76,7 @@ def write(output: Path, order: list[str]) -> None:
         text += f"\n\nLeft out, as they were judged with other settings: {', '.join(left_out)}."
     if failed := failures(output):
         text += "\n\nFailed:\n\n" + "\n".join(f"- {name}, {stage}: {line}" for name, stage, line in failed)
-    replace_file(output / "table.md", lambda temp: temp.write_text(text + "\n", encoding="utf-8"))
+    replace_text(output / "table.md", text + "\n")
     for look in looks:
         sheet(output, look["look"], of_look[look["look"]])
 

@@ -31,10 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.convert import convert_checkpoint
-from fewshot_gan.hub import replace_file
 from fewshot_gan.memory import keep_freed_memory
 from fewshot_gan.metrics import psnr
 from fewshot_gan.models import StyleGAN2Generator, layers, stylegan2
+from fewshot_gan.utils.files import replace_text
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> dict:
         print(table(report["rows"]), flush=True)
     text = json.dumps(report, indent=1)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    replace_file(args.output_dir / "speed.json", lambda path: path.write_text(text + "\n"))
-    replace_file(args.output_dir / "speed.md", lambda path: path.write_text(table(report["rows"]) + "\n"))
+    replace_text(args.output_dir / "speed.json", text + "\n")
+    replace_text(args.output_dir / "speed.md", table(report["rows"]) + "\n")
     return report
 
 
@@ -266,7 +266,7 @@ class Stepper:
         options += ["--sample_steps", "0", "--num_threads", str(threads), "--seed", "0"]
         script = Path(__file__).with_name("stepper.py").resolve()
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self.errors = output_dir.with_suffix(".err").open("w+")
+        self.errors = output_dir.with_suffix(".err").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [sys.executable, str(script), str(checkout.resolve()), *options],
             cwd=checkout,

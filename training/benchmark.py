@@ -28,7 +28,6 @@ from torch import Tensor
 
 from fewshot_gan import __version__
 from fewshot_gan.features import FeatureNetwork, load_features
-from fewshot_gan.hub import replace_file
 from fewshot_gan.images import to_bytes, to_floats
 from fewshot_gan.metrics import (
     balanced_intra_cluster_distance,
@@ -43,6 +42,7 @@ from fewshot_gan.metrics import (
 )
 from fewshot_gan.training.data import load_images
 from fewshot_gan.training.domains import apply_filter, parse_style, render_dicebear
+from fewshot_gan.utils.files import replace_file, replace_text
 
 SIDE = 256  # px; pictures are kept and correlated at most this large
 SPATIAL_IMAGES = 500  # the first so many are compared picture by picture
@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         },
     }
     text = json.dumps(report, indent=2)
-    replace_file(args.out, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    replace_text(args.out, text + "\n")
     if args.sheet is not None:
         rows = [images[:SHEET_IMAGES] for images in (source, adapted, true if paired is None else paired)]
         replace_file(args.sheet, contact_sheet(rows).save)

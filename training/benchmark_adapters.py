@@ -24,7 +24,7 @@ from fewshot_gan.adapters import (
     TicketAdapter,
     magnitude_masks,
 )
-from fewshot_gan.hub import replace_file
+from fewshot_gan.utils.files import replace_text
 
 SPARSITY = 0.67
 KINDS = {  # name: (class, options, share of the network that its paper states, as recounted from the published code)
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> dict:
     report = {"base": args.base, "threads": torch.get_num_threads(), "torch": torch.__version__}
     report |= {"sizes": sizes(pipe.generator), "timings": timings(pipe, args.repeats)}
     text = json.dumps(report, indent=1)
-    replace_file(args.out, lambda path: path.write_text(text + "\n"))
+    replace_text(args.out, text + "\n")
     print(text)
     return report
 

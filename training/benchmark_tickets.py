@@ -23,8 +23,8 @@ from benchmark_adapters import ratio
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters.ticket import prunable
-from fewshot_gan.hub import replace_file
 from fewshot_gan.models.plain import Conv2d
+from fewshot_gan.utils.files import replace_text
 
 
 def sizes(generator) -> dict[str, float]:
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> dict:
         generator = FewShotGAN.from_pretrained(base).generator.eval()
         report[str(base)] = sizes(generator) | {"time": times(generator, args.batch, args.repeats)}
     text = json.dumps({"batch": args.batch, "threads": args.num_threads, "tickets": report}, indent=1) + "\n"
-    replace_file(args.out, lambda temp: temp.write_text(text))
+    replace_text(args.out, text)
     heads = ["", "pruned", "dense fp16", "mask", "mask + values", "2 of 4 zero", "empty channels", "masked", "CSR"]
     lines = [
         [
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> dict:
         for name, row in report.items()
     ]
     table = markdown(heads, lines) + "\n"
-    replace_file(args.out.with_suffix(".md"), lambda temp: temp.write_text(table, encoding="utf-8"))
+    replace_text(args.out.with_suffix(".md"), table)
     print(table)
     return report
 

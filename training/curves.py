@@ -22,9 +22,9 @@ from bench_report import markdown, short
 from matplotlib.figure import Figure  # no window system, and nothing global
 
 from fewshot_gan.adapters.base import WEIGHTS_NAME
-from fewshot_gan.hub import replace_file
 from fewshot_gan.training.checkpoints import checkpoints
 from fewshot_gan.training.domains import parse_style
+from fewshot_gan.utils.files import replace_file, replace_text
 
 STYLES = ("solid", "dashed", "dotted")
 TICKS = (-0.1, 0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5)
@@ -102,7 +102,7 @@ def report(points: dict, rows: dict, output: Path) -> None:
     for name, of in points.items():
         lines += [[name.partition(":")[0], step, *(short(row[key]) for key in MEASURES)] for step, row in of.items()]
     table = markdown(lines[0], lines[1:]) + "\n"
-    replace_file(output / "table.md", lambda temp: temp.write_text(table, encoding="utf-8"))
+    replace_text(output / "table.md", table)
     print(table)
     figure = Figure((5.5 * len(DRAWN), 4), layout="constrained")
     for axis, (key, title) in zip(figure.subplots(1, len(DRAWN)), DRAWN.items(), strict=True):

@@ -183,7 +183,7 @@ def evaluate(args, teacher, device):
         "frechet_student_a_teacher_b": frechet_distance(student_a, teacher_b),
         "frechet_teacher_a_teacher_b": frechet_distance(pooled(a_x), teacher_b),
     }
-    (work / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    (work / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
     sheet = torch.cat([torch.cat(list(rows[:8]), 2) for rows in (val_x, val_student, val_x[8:], val_student[8:])], 1)
     picture = to_bytes(sheet).permute(1, 2, 0).numpy()
@@ -284,7 +284,7 @@ def run(args):
         torch.save(state, checkpoint.with_suffix(".tmp"))
         os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
 
-    log = (work / "log.jsonl").open("a")
+    log = (work / "log.jsonl").open("a", encoding="utf-8")
     if first == 0:
         print(f"closed-form head: {validate(ema):.2f} dB on {args.num_val} held-out latents at psi 0.7", flush=True)
     levels = (0, 2, 4)

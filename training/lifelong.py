@@ -22,9 +22,9 @@ from benchmark import contact_sheet
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import fingerprint
-from fewshot_gan.hub import replace_file
 from fewshot_gan.training.adapt import main as adapt
 from fewshot_gan.training.report import Report
+from fewshot_gan.utils.files import replace_file, replace_text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     report_path = args.output_dir / "report.json"
     probe = {"base": args.base, "seed": args.probe_seed, "num": args.num_faces}
     if report_path.is_file():
-        before = json.loads(report_path.read_text())
+        before = json.loads(report_path.read_text(encoding="utf-8"))
         if before["probe"] != probe:
             raise SystemExit(
                 f"error: {report_path} is of {before['probe']}, not of {probe}; choose another --output_dir"
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
                 "generator_numbers": pipe.generator.num_parameters(),
             }
             text = json.dumps(report, indent=2) + "\n"
-            replace_file(report_path, lambda path, text=text: path.write_text(text))
+            replace_text(report_path, text)
             rows = [images[look] * 2 - 1 for look in images]
             replace_file(args.output_dir / "sheet.png", contact_sheet(rows, size=128).save)
             show(page, pipe, name, len(names), report["forgotten"])

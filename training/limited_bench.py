@@ -21,10 +21,10 @@ from benchmark import UNSEEN, contact_sheet, versions
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters.ticket import prunable
 from fewshot_gan.features import load_features
-from fewshot_gan.hub import replace_file
 from fewshot_gan.images import to_floats
 from fewshot_gan.metrics import frechet_distance, kernel_distance
 from fewshot_gan.training.data import choose_subset, load_labelled
+from fewshot_gan.utils.files import replace_file, replace_text
 
 SHEET = 16
 CHUNK = 64
@@ -95,13 +95,13 @@ def main(argv: list[str] | None = None) -> dict:
     report = {"protocol": protocol, "results": results}
     args.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=1) + "\n"
-    replace_file(args.out / "limited_bench.json", lambda temp: temp.write_text(text))
+    replace_text(args.out / "limited_bench.json", text)
     heads = {"KID": "kid_x1e3", "Fréchet": "frechet", "unseen": "unseen_x1e3", "pruned": "sparsity"}
     lines = [
         [name, *("" if key not in row else short(row[key]) for key in heads.values())] for name, row in results.items()
     ]
     table = markdown(["", *heads], lines) + "\n"
-    replace_file(args.out / "table.md", lambda temp: temp.write_text(table, encoding="utf-8"))
+    replace_text(args.out / "table.md", table)
     replace_file(args.out / "sheet.png", contact_sheet(strips, size=max(64, side)).save)
     print(table)
     return report

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 
 from fewshot_gan import FewShotGAN, LeFTAdapter
 from fewshot_gan.features import load_features
-from fewshot_gan.hub import replace_file
 from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.objective import Objective
 from fewshot_gan.methods.projected import ProjectedDiscriminator
@@ -26,6 +25,7 @@ from fewshot_gan.training.adapt import add_tracking_options, start, start_tracke
 from fewshot_gan.training.augment import FewShotAugment
 from fewshot_gan.training.engine import backward
 from fewshot_gan.training.report import Report
+from fewshot_gan.utils.files import replace_text
 
 SHOWN_EVERY = 50  # steps between pictures
 
@@ -111,7 +111,7 @@ def main(argv=None) -> dict:
     result["loss_of_last_quarter"] = mean(losses[-max(1, args.steps // 4) :])  # hinge: 2 is guessing
     judge.half().save_pretrained(args.output_dir / "projected_discriminator")
     text = json.dumps(result, indent=1) + "\n"
-    replace_file(args.output_dir / "report.json", lambda path: path.write_text(text))
+    replace_text(args.output_dir / "report.json", text)
     report.facts["Right on held-out pictures"] = ", ".join(f"level {k} {v:.1%}" for k, v in accuracy.items())
     report.saved("projected_discriminator/*.safetensors")
     report.end("finished")

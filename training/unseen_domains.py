@@ -22,10 +22,10 @@ from bench_report import markdown
 from benchmark import contact_sheet
 
 from fewshot_gan.adapters import DomainHyperNetwork
-from fewshot_gan.hub import replace_file
 from fewshot_gan.images import to_floats
 from fewshot_gan.training import adapt, hypernetwork
 from fewshot_gan.training.data import load_images
+from fewshot_gan.utils.files import replace_file, replace_text
 
 SEEN = (
     *("filter:poster", "dicebear:open-peeps", "dicebear:micah"),  # judged too, see --show_seen
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append((look, look in args.seen, cells))
         write_table(args.output_dir / "table.md", about, rows)
     write_sheet(args.output_dir / "sheet.png", looks, rows)
-    print((args.output_dir / "table.md").read_text())
+    print((args.output_dir / "table.md").read_text(encoding="utf-8"))
 
 
 def milliseconds(network: DomainHyperNetwork) -> float:
@@ -133,7 +133,7 @@ def write_table(path: Path, about: str, rows: list) -> None:
             lines.append([look, "seen" if was_seen else "held out", kind, *numbers])
     heads = ["look", "", "vector", "KID ratio", "unseen ratio", "plain ratio", "balanced intra-cluster ratio"]
     text = f"{about}\n\n{markdown(heads, lines)}\n"
-    replace_file(path, lambda temp: temp.write_text(text))
+    replace_text(path, text)
 
 
 def write_sheet(path: Path, looks: Looks, rows: list) -> None:

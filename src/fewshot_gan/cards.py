@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name, replace_file
+from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name
+from .utils.files import replace_file, replace_text
 from .version import __version__
 
 EMBEDDED_LICENCES = {  # base: what its weights descend from
@@ -211,7 +212,10 @@ def write_collection_card(
     """
     folder, details = Path(folder), details or Details()
     picture = _place_grid(grid, folder)
-    configs = {n: json.loads((f / "adapter_config.json").read_text()) for n, f in adapter_folders(folder).items()}
+    configs = {
+        n: json.loads((f / "adapter_config.json").read_text(encoding="utf-8"))
+        for n, f in adapter_folders(folder).items()
+    }
     bases, origins = zip(*map(_base_of, configs.values()), strict=True)
     first = next(iter(configs))
     lines = [
@@ -412,7 +416,7 @@ def _write_card(folder: Path, name: str, lines: list[str], data) -> Path:
 
     body = "\n".join([f"# {name}", "", *lines, f"Written by fewshot_gan {__version__}.", ""])
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
-    replace_file(folder / "README.md", lambda temp: temp.write_text(str(card), encoding="utf-8"))
+    replace_text(folder / "README.md", str(card))
     return folder / "README.md"
 
 
@@ -460,7 +464,7 @@ def _base_of(config, instead: str | None = None) -> tuple[str | None, str | None
     """
     base, mark = config.get("base_model_name_or_path"), config.get("base_fingerprint")
     twins = {
-        json.loads((folder / "adapter_config.json").read_text()).get("base_fingerprint"): name
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_fingerprint"): name
         for name in EMBEDDED_LICENCES
         for folder in embedded_adapters(name).values()
     }

@@ -18,6 +18,7 @@ import typer
 
 from . import cards, hub
 from .memory import keep_freed_memory
+from .utils.files import replace_file, replace_text
 from .version import __version__
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -196,7 +197,7 @@ def generate(
         if interpolate is not None:
             first, last = [BASE, *loaded][-2:]
             images = pipe.interpolate(first, last, interpolate, num_images=num_images, **options).images
-            hub.replace_file(out, cards.make_grid(images, interpolate).save)
+            replace_file(out, cards.make_grid(images, interpolate).save)
             print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
             return
         looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
@@ -218,9 +219,7 @@ def generate(
             for look in looks:
                 pipe.set_adapters(look)
                 rows += pipe(num_images, **options).images
-            hub.replace_file(
-                out, cards.make_grid(rows, num_images if compare else math.ceil(math.sqrt(num_images))).save
-            )
+            replace_file(out, cards.make_grid(rows, num_images if compare else math.ceil(math.sqrt(num_images))).save)
         if processes:
             processes.destroy_process_group()
         if not processes or processes.is_main_process:
@@ -378,7 +377,7 @@ def evaluate(
         apart = [] if published is None else evaluation.differences(published, report)
         if out is not None:
             text = json.dumps(report, indent=1) + "\n"
-            hub.replace_file(out, lambda temp: temp.write_text(text, encoding="utf-8"))
+            replace_text(out, text)
     for name, value in report["results"].items():
         print(f"{name:24}{value:12.5g}" + (f"{beside_it[name][1]:12.5g}" if beside_it else ""))
     if out is not None:
@@ -419,9 +418,9 @@ def invert(
         pipe = FewShotGAN.from_pretrained(base)
         given = [_squared(path, pipe.generator.resolution) for path in photos]
         found = pipe.invert(given, space=space.value, steps=steps, seed=seed)
-        hub.replace_file(out, lambda path: save_file({"latents": found.latents.contiguous()}, path))
+        replace_file(out, lambda path: save_file({"latents": found.latents.contiguous()}, path))
         drawn = pipe(latents=found.latents).images
-        hub.replace_file(sheet, cards.make_grid([*given, *drawn], len(drawn)).save)
+        replace_file(sheet, cards.make_grid([*given, *drawn], len(drawn)).save)
         quality = ", ".join(f"{path.name} {value:.1f} dB" for path, value in zip(photos, found.psnr, strict=True))
         print(f"{out}  ({quality}; {time.perf_counter() - start:.0f} s)")
 
@@ -734,7 +733,7 @@ def list_embedded():
         adapters = hub.embedded_adapters()
         print("adapters" if adapters else "adapters: none")
         for name, folder in adapters.items():
-            kind = json.loads((folder / "adapter_config.json").read_text())["adapter_type"]
+            kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["adapter_type"]
             weights = folder / "adapter_model.safetensors"
             print(f"  {name} (for {folder.parent.name}): {kind}, {_count(weights):,} numbers, {_size(weights)}")
         datasets = hub.embedded_datasets()

@@ -22,11 +22,12 @@ from .adapters.base import digest
 from .encoders import CLIP_DEFAULT, Encoder, load_encoder, templated
 from .features import NETWORKS, FeatureNetwork, load_features
 from .generation import launched
-from .hub import fetch_model, is_repo_id, portable_name, replace_file
+from .hub import fetch_model, is_repo_id, portable_name
 from .images import to_floats
 from .judges import LPIPS
 from .pipeline import FewShotGAN
 from .training.data import load_images
+from .utils.files import replace_file
 from .version import __version__
 
 KEPT = 10_000  # feature vectors held of each side, for what needs pairs or logits

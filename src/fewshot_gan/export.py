@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .hub import replace_file
 from .models.plain import PlainGenerator
 from .pipeline import FewShotGAN
+from .utils.files import replace_file
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}

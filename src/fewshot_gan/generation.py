@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import tarfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,15 +19,15 @@ import torch
 from tqdm.auto import tqdm
 
 from .adapters.base import digest
-from .hub import portable_name, replace_file
+from .hub import portable_name
 from .pipeline import FewShotGAN
+from .utils.files import LEFTOVER, replace_file, replace_text
 from .version import __version__
 
 MANIFEST = ".generation.json"  # hidden: `load_dataset(folder)` would take it for data
 SUFFIX = {"png": "png", "webdataset": "tar", "parquet": "parquet"}
 SHARD_SIZE = 1024  # a multiple of usual batch sizes: then all formats cut the same batches
 ROW_GROUP = 100  # pictures that parquet holds in memory, and that a reader fetches at once
-LEFTOVER = re.compile(r"\.\d+-(.+)")  # what a killed `replace_file` leaves behind
 
 
 class Part(NamedTuple):
@@ -109,7 +108,7 @@ def write_pictures(
     record["shard_size"] = None if file_format == "png" else size
     _check_folder(folder, record)
     if rank == 0 and not (folder / MANIFEST).is_file():
-        replace_file(folder / MANIFEST, lambda temp: temp.write_text(json.dumps(record, indent=1) + "\n"))
+        replace_text(folder / MANIFEST, json.dumps(record, indent=1) + "\n")
     if state:
         state.wait_for_everyone()
 

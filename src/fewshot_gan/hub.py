@@ -1,7 +1,6 @@
 """From a name to a folder, and from a folder to the Hub; whatever is refused ends in one sentence that says why."""
 
 import glob
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
@@ -34,17 +33,6 @@ def embedded_datasets() -> dict[str, Path]:
 def adapter_folders(folder) -> dict[str, Path]:
     """Name → folder of the adapters that lie side by side in `folder`."""
     return {path.parent.name: path.parent for path in sorted(Path(folder).glob("*/adapter_config.json"))}
-
-
-def replace_file(target: Path, write) -> None:
-    """Call `write` on a path beside `target` of the same suffix, then rename: the target is whole or as it was."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temp = target.with_name(f".{os.getpid()}-{target.name}")
-    try:
-        write(temp)
-        os.replace(temp, target)
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def is_repo_id(name: str | None) -> bool:

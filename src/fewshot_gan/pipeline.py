@@ -20,11 +20,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .adapters import BASE, Adapter, AdapterBank, DomainHyperNetwork, fingerprint
-from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_bases, replace_file, resolve_folder
+from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_bases, resolve_folder
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
 from .models.plain import PlainGenerator, check_labels
 from .ops import dispatch
+from .utils.files import replace_text
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
 pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
@@ -708,8 +709,8 @@ class FewShotGAN(DiffusionPipeline):
         folder = Path(save_directory)
         for path in (folder / "model_index.json", *(folder / name / "config.json" for name in self.components)):
             if path.is_file():  # diffusers notes where it was loaded from, a folder of this machine
-                kept = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
-                replace_file(path, lambda temp, kept=kept: temp.write_text(json.dumps(kept, indent=2) + "\n"))
+                kept = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
+                replace_text(path, json.dumps(kept, indent=2) + "\n")
         if push_to_hub:
             variant = kwargs.get("variant")
             self.push_to_hub(repo_id or folder.absolute().name, adapter_name=BASE, variant=variant, **push_options)

@@ -242,7 +242,7 @@ class Adapter(ModelMixin, ConfigMixin):
             temp = Path(temp)
             tensors = {k: _compact(v.detach().cpu()).contiguous() for k, v in self.state_dict().items()}
             save_file(tensors, temp / weights_name, metadata={"format": "pt"})
-            (temp / CONFIG_NAME).write_text(json.dumps(config, indent=1, default=list) + "\n")
+            (temp / CONFIG_NAME).write_text(json.dumps(config, indent=1, default=list) + "\n", encoding="utf-8")
             shutil.copymode(temp / CONFIG_NAME, temp / weights_name)  # safetensors lets only the owner read
             for name in (weights_name, CONFIG_NAME):
                 os.replace(temp / name, folder / name)

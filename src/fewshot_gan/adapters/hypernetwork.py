@@ -15,8 +15,9 @@ from diffusers.configuration_utils import register_to_config
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..hub import PUSH_OPTIONS, portable_name, replace_file, resolve_folder
+from ..hub import PUSH_OPTIONS, portable_name, resolve_folder
 from ..models.network import Network
+from ..utils.files import replace_file, replace_text
 from .base import LayerSpec, _compact, fingerprint, select_layers
 from .domain_vector import DomainVectorAdapter
 
@@ -157,8 +158,8 @@ class DomainHyperNetwork(Network):
         super().save_pretrained(save_directory, **kwargs)
         config = Path(save_directory) / self.config_name
         # diffusers notes where it was loaded from, a folder of this machine
-        kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
-        replace_file(config, lambda temp: temp.write_text(json.dumps(kept, indent=2) + "\n"))
+        kept = {k: v for k, v in json.loads(config.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
+        replace_text(config, json.dumps(kept, indent=2) + "\n")
         for path in Path(save_directory).glob("*.safetensors"):
             tensors = {name: _compact(tensor) for name, tensor in load_file(path).items()}
             replace_file(path, lambda temp, tensors=tensors: save_file(tensors, temp, metadata={"format": "pt"}))

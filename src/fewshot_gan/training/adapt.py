@@ -21,7 +21,7 @@ from ..adapters.domain_vector import PARAMETRIZATIONS, PLACEMENTS
 from ..cards import write_adapter_card
 from ..encoders import CLIP_DEFAULT, load_encoder
 from ..features import load_features
-from ..hub import embedded_datasets, portable_name, replace_file
+from ..hub import embedded_datasets, portable_name
 from ..images import to_bytes, to_floats
 from ..inversion import SPACES, VERSION, invert, latent_statistics, lpips_network
 from ..memory import keep_freed_memory
@@ -36,6 +36,7 @@ from ..models import GPGANGenerator
 from ..models.layers import as_ws
 from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
+from ..utils.files import replace_file
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig, TrainingDiverged
 from .report import PAGE_NAME

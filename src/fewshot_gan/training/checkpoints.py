@@ -49,7 +49,7 @@ def save_checkpoint(
         temp.mkdir(parents=True)
         if write is not None:
             write(temp)
-        (temp / CONFIG_NAME).write_text(json.dumps(settings, indent=1, default=list) + "\n")
+        (temp / CONFIG_NAME).write_text(json.dumps(settings, indent=1, default=list) + "\n", encoding="utf-8")
     accelerator.wait_for_everyone()
     torch.save(
         {**state, "step": step, "processes": accelerator.num_processes},
@@ -78,7 +78,10 @@ def load_checkpoint(folder: Path, settings: dict, accelerator: Accelerator, may_
     found = latest_checkpoint(folder)
     if found is None:
         return None
-    before, now = json.loads((found / CONFIG_NAME).read_text()), json.loads(json.dumps(settings, default=list))
+    before, now = (
+        json.loads((found / CONFIG_NAME).read_text(encoding="utf-8")),
+        json.loads(json.dumps(settings, default=list)),
+    )
     changed = [
         f"{name} was {before.get(name)}, now {now.get(name)}"
         for name in {**before, **now}

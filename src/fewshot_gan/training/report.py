@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from accelerate import __version__ as accelerate_version
 from PIL import Image
 
-from ..hub import replace_file
 from ..images import to_bytes
+from ..utils.files import replace_file, replace_text
 from ..version import __version__
 from .page import render, thumbs
 
@@ -113,7 +113,7 @@ class Report:
             self.parent.state = "running"
         if self._writes:
             lines = self._read(step) if step else []
-            replace_file(self.folder / LOSSES_NAME, lambda path: path.write_text("".join(f"{x}\n" for x in lines)))
+            replace_text(self.folder / LOSSES_NAME, "".join(f"{x}\n" for x in lines))
         self.write()
 
     def look_back(self) -> "Report":
@@ -131,7 +131,7 @@ class Report:
         self._step = step
         if self._writes:
             self._keep(row)
-            with (self.folder / LOSSES_NAME).open("a") as file:
+            with (self.folder / LOSSES_NAME).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
     def show(self, step: int, grid: torch.Tensor) -> None:
@@ -158,7 +158,7 @@ class Report:
         """`report.html`, whole or as it was."""
         if self._writes:
             text = render(self)
-            replace_file(self.folder / PAGE_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+            replace_text(self.folder / PAGE_NAME, text)
             if self.parent is not None and self.parent.state is not None:
                 self.parent.write()
         self._clock = time.perf_counter()
@@ -204,7 +204,7 @@ class Report:
     def _read(self, last: int) -> list[str]:
         """Take up the steps to `last`; their lines."""
         path, lines = self.folder / LOSSES_NAME, []
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             try:
                 row = json.loads(line)
             except ValueError:  # torn by a kill
