@@ -1107,8 +1107,9 @@ def test_two_banks_of_one_generator_do_not_mix(make_generator, perturbed):
     want = generator(latents())
     second = AdapterBank(generator)
     assert torch.equal(generator(latents()), base)  # the second one took over, with nothing active
-    first.own()
-    assert torch.equal(generator(latents()), want)
+    with first.using({"a": 1.0}):  # as each call of a pipeline does
+        assert torch.equal(generator(latents()), want)
+    assert torch.equal(generator(latents()), base)
     second.activate({})
     assert torch.equal(generator(latents()), base)
     with first.using({"a": 1.0}):

@@ -208,26 +208,24 @@ class FewShotGAN(DiffusionPipeline):
                 raise ValueError(f"latents of shape {tuple(latents.shape)} are not z [N, {self.generator.z_dim}]")
             generators = generator if isinstance(generator, list) else [_branch(generator) for _ in latents]
 
-        self.bank.own()
         rows = list(range(num_images)) if looks is None else self.bank.row_order(looks)
         chunks = [rows[i : i + batch_size] for i in range(0, num_images, batch_size)]
         # noise is drawn from generators that a compiled network cannot hold
         compiled = self._compiled is not None and noise_mode != "random"
         network, images = self._compiled if compiled else self.generator, [None] * num_images
-        for chunk in chunks if len(chunks) < 4 else self.progress_bar(chunks):
-            if plain:
-                options = {"class_labels": None if labels is None else labels[chunk].to(self.device)}
-            else:
-                options = {"latent_space": latent_space or "z", "truncation_psi": psi, "noise_mode": noise_mode}
-                sources = None if compiled else [generators[i] for i in chunk]
-                options |= {"truncation_cutoff": truncation_cutoff, "generator": sources}
-            with nullcontext() if looks is None else self.bank.using_rows([looks[i] for i in chunk]):
-                if compiled:
-                    self.bank.refresh()
-                batch = network(latents[chunk].to(self.device, self.generator.dtype), **options)
-            batch = ((batch.float() + 1) / 2).clamp(0, 1).cpu()
-            for i, image in zip(chunk, batch, strict=True):
-                images[i] = image
+        with self.bank.drawing(looks, compiled) as acting:
+            for chunk in chunks if len(chunks) < 4 else self.progress_bar(chunks):
+                if plain:
+                    options = {"class_labels": None if labels is None else labels[chunk].to(self.device)}
+                else:
+                    options = {"latent_space": latent_space or "z", "truncation_psi": psi, "noise_mode": noise_mode}
+                    sources = None if compiled else [generators[i] for i in chunk]
+                    options |= {"truncation_cutoff": truncation_cutoff, "generator": sources}
+                with acting(chunk):
+                    batch = network(latents[chunk].to(self.device, self.generator.dtype), **options)
+                batch = ((batch.float() + 1) / 2).clamp(0, 1).cpu()
+                for i, image in zip(chunk, batch, strict=True):
+                    images[i] = image
         images = torch.stack(images)
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).numpy()

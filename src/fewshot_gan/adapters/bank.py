@@ -12,11 +12,11 @@ from numbers import Integral, Real
 import torch
 from torch import nn
 
-from ..models.layers import AdaptableLayer, EffectiveWeight, adaptable_layers
-from ..ops import RowWeights, filter_energy
-from ..ops.dispatch import kernels_for
+from ..models.layers import Adaptation, adaptable_layers, adapted
 from ..ops.kept import stamped
-from .base import Adapter, Factors, LayerSpec, combine, fingerprint
+from ..utils.locks import SharedLock
+from .acting import LayerBlend, RowBlend, RowVectors, bookkeeping
+from .base import Adapter, Factors, LayerSpec, fingerprint
 from .blend import BlendAdapter
 
 BASE = "__base__"  # the unadapted generator, wherever an adapter may be named
@@ -29,140 +29,12 @@ Weight = float | Mapping[int | str, float]
 Look = Mapping[str, Weight]
 
 
-class LayerBlend:
-    """Effective weight of one layer under several adapters, kept until something it is made of changes.
-
-    Args:
-        layer: whose weight it is.
-        parts: `(factors, α)` pairs.
-        ledger: `[bytes]` kept by all layers together.
-    """
-
-    def __init__(self, layer: AdaptableLayer, parts: list[tuple[Factors, float]], ledger: list[int]):
-        self.layer, self.parts, self.ledger = layer, parts, ledger
-        self._tensors = [tensor for factors, _ in parts for tensor in factors.tensors()]
-        self._value, self._stamp, self._bytes = None, None, 0
-
-    def blends(self) -> list["LayerBlend"]:
-        return [self]
-
-    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
-        if torch.compiler.is_compiling():
-            return self._value  # `refresh` made it: the compiled network takes it like an input
-        made_of = [weight, *self._tensors] if bias is None else [weight, bias, *self._tensors]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in made_of):
-            return self._compute(weight, bias)
-        stamp = stamped(made_of)
-        if stamp is None or stamp != self._stamp:
-            self.forget()
-            value = self._by_kernel(weight, bias) or self._compute(weight, bias)
-            if self.layer.demodulation == "runtime" and value.energy is None:
-                of = value.weight if value.norm_weight is None else value.norm_weight
-                value = value._replace(energy=self.layer.measured(weight) if of is weight else filter_energy(of))
-            self._value, self._stamp = value, stamp
-            given = {tensor.data_ptr() for tensor in made_of}
-            kept = {id(t): t for t in self._value if t is not None and t.data_ptr() not in given}
-            self._bytes = sum(t.numel() * t.element_size() for t in kept.values())
-            self.ledger[0] += self._bytes
-        return self._value
-
-    def forget(self, for_good: bool = False) -> None:
-        """Free what is kept; `for_good`: and keep no account of what comes."""
-        self.ledger[0] -= self._bytes
-        self._value, self._stamp, self._bytes = None, None, 0
-        self.ledger = [0] if for_good else self.ledger
-
-    def _by_kernel(self, weight, bias) -> EffectiveWeight | None:
-        """`_compute` of one whole adapter by a kernel that measures the weight too, where there is one."""
-        factors, alpha = self.parts[0]
-        if len(self.parts) > 1 or alpha != 1 or weight.ndim != 4 or (kernels := kernels_for(weight)) is None:
-            return None
-        with torch.autocast(weight.device.type, enabled=False):
-            if (change := factors.change()) is None:
-                return None
-            adapted, energy = kernels.modulate_weight(weight, **change)
-        return EffectiveWeight(adapted, bias, norm_weight=weight if "gain" in change else None, energy=energy)
-
-    def _compute(self, weight, bias) -> EffectiveWeight:
-        with torch.autocast(weight.device.type, enabled=False):
-            weight, bias, input_scale, output_scale, filter_scale = combine(self.parts, weight, bias)
-            if filter_scale is None and (input_scale is None or output_scale is None):
-                return EffectiveWeight(weight, bias, input_scale, output_scale)
-            scale = 1 if filter_scale is None else filter_scale
-            if input_scale is not None:
-                scale = scale + (input_scale - 1)[:, None, None]
-            if output_scale is not None:
-                scale = scale + (output_scale - 1)[:, None, None, None]
-            return EffectiveWeight(weight * scale.to(weight.dtype), bias, norm_weight=weight)
-
-
-class RowBlend:
-    """Effective weights of one layer for a batch whose rows have different looks.
-
-    Args:
-        runs: `(LayerBlend or None for the stored weight, number of rows)`, in the order of the batch.
-    """
-
-    def __init__(self, runs: list[tuple[LayerBlend | None, int]]):
-        self.runs = runs
-
-    def blends(self) -> list[LayerBlend]:
-        return [blend for blend, _ in self.runs if blend is not None]
-
-    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
-        made = [(EffectiveWeight(weight, bias) if b is None else b(weight, bias), n) for b, n in self.runs]
-        if weight.ndim not in (2, 4):  # small: one for every row
-            weights, norm_weights = _per_row(made, 0, weight), None
-        else:
-            runs = []  # neighbours that share a weight share a run
-            for e, n in made:
-                if runs and runs[-1][0] is e.weight and runs[-1][1] is e.norm_weight:
-                    runs[-1][2] += n
-                else:
-                    runs.append([e.weight, e.norm_weight, n])
-            weights, norm_weights, counts = (tuple(column) for column in zip(*runs, strict=True))
-            if len(counts) == 1:
-                weights, norm_weights = weights[0], norm_weights[0]
-            else:
-                own_norm = any(n is not None for n in norm_weights)
-                weights, norm_weights = (
-                    RowWeights(weights, counts),
-                    RowWeights(norm_weights, counts) if own_norm else None,
-                )
-        scales = [None, None]
-        if weight.ndim == 4:
-            scales = [_per_row(made, i, weight.new_ones(weight.shape[dim])) for i, dim in ((2, 1), (3, 0))]
-        return EffectiveWeight(weights, None if bias is None else _per_row(made, 1, bias), *scales, norm_weights)
-
-
-class RowVectors:
-    """Domain vectors of one layer, a row of the batch each.
-
-    Args:
-        delta: `[B, C_in]`; the inputs of row b are scaled by 1 + δ_b, after demodulation.
-    """
-
-    def __init__(self, delta: torch.Tensor):
-        self.delta = delta
-
-    def blends(self) -> list[LayerBlend]:
-        return []
-
-    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
-        return EffectiveWeight(weight, bias, input_scale=1 + self.delta)
-
-
-def _per_row(made, field: int, default: torch.Tensor) -> torch.Tensor | None:
-    """One field of the runs' effective weights with a leading B; unchanged if all rows have the same."""
-    values = [(e[field], n) for e, n in made]
-    first = values[0][0]
-    if all(value is first for value, _ in values):
-        return first
-    return torch.cat([(default if v is None else v).expand(n, *default.shape) for v, n in values])
-
-
 class AdapterBank:
-    """The adapters of one generator. A second bank of the same generator takes it over until the first acts again.
+    """The adapters of one generator.
+
+    The current look (`activate`) acts on whoever calls the generator. `using` blocks act on their own thread alone, so
+    that threads can draw different looks at the same time. Of two banks of one generator the look that was chosen last
+    acts outside of such blocks.
 
     Args:
         model: a generator with `AdaptableLayer`s.
@@ -179,9 +51,13 @@ class AdapterBank:
         self._factors: dict[str, dict[str, Factors]] = {}
         self._cache: OrderedDict[tuple, LayerBlend] = OrderedDict()  # (path, (name, α), …)
         self._ledger = [0]
-        self._overrides: list[dict] = []  # of nested `using` blocks: path: what acts there
+        self.weights_lock = SharedLock()  # shared by who draws, exclusive to who writes the generator's weights
+        self._compiled_draw: Mapping[str, Adaptation] | None = (
+            None  # what acts in the draw of a compiled network that is under way
+        )
+        self._unwritten: dict[str, LayerBlend] = {}  # while fused: what acts beside the weights
         self._originals: dict[str, tuple] = {}
-        self._versions: list | None = None  # of what `fuse` wrote; None while it writes, so that it can be undone
+        self._fused_stamp: tuple | None = None  # of what `fuse` wrote; None while it writes, so that it can be undone
         self._fingerprint: tuple = (None, None)
         self._install()
 
@@ -227,10 +103,11 @@ class AdapterBank:
             adapter.check()
         except ValueError as error:
             raise ValueError(f"adapter {name!r}: {error}") from error
-        self._forget(name)
-        self.adapters[name] = adapter.to(next(self.model.parameters()).device)
-        self._factors[name] = adapter.factors()
-        self._install()
+        adapter.to(next(self.model.parameters()).device)
+        with bookkeeping:
+            self._forget(name)
+            self.adapters[name], self._factors[name] = adapter, adapter.factors()
+            self._install()
 
     def fingerprint(self) -> str:
         """`fingerprint(model)`, computed anew only after a weight changed."""
@@ -255,11 +132,12 @@ class AdapterBank:
             ValueError: there is none of that name.
         """
         self.refuse_while_fused("delete an adapter")
-        self.check({name: 1.0})
-        del self.adapters[name], self._factors[name]
-        self.active.pop(name, None)
-        self._forget(name)
-        self._install()
+        with bookkeeping:
+            self.check({name: 1.0})
+            del self.adapters[name], self._factors[name]
+            self.active = {other: weight for other, weight in self.active.items() if other != name}
+            self._forget(name)
+            self._install()
 
     def activate(self, look: Look) -> None:
         """Let exactly these adapters act, each with its weight (any number: 0 = off, beyond 0…1 extrapolates).
@@ -268,25 +146,27 @@ class AdapterBank:
             ValueError: an adapter is not loaded, or a weight is no number or schedule.
         """
         self.refuse_while_fused("switch adapters")
-        self.check(look)
-        self.active, self.enabled = dict(look), True
-        self._install()
+        with bookkeeping:
+            self.check(look)
+            self.active, self.enabled = dict(look), True
+            self._install()
 
     def enable(self, enabled: bool = True) -> None:
         """Switch all active adapters off without forgetting which they are, or on again."""
         self.refuse_while_fused("switch adapters")
-        self.enabled = enabled
-        self._install()
+        with bookkeeping:
+            self.enabled = enabled
+            self._install()
 
     @contextmanager
     def using(self, look: Look):
-        """Let `look` act for the duration of a `with` block."""
+        """Let `look` act in this thread for the duration of a `with` block."""
         with self.using_rows([look]):
             yield
 
     @contextmanager
     def using_rows(self, looks: Sequence[Look]):
-        """One look per row of the batch for the duration of a `with` block; a single one is for all rows.
+        """One look per row of the batch, in this thread, for the duration of a `with` block; a single one is for all.
 
         Rows with the same weights at a layer are convolved together if they lie side by side: see `row_order`. In
         float32 a row equals its solo run to 1e-4; in half precision both round, and differ by that.
@@ -294,22 +174,79 @@ class AdapterBank:
         Raises:
             ValueError: an adapter is not loaded, or a weight is no number or schedule.
         """
+        with self._acting(self._of_rows(self._resolve(looks))):
+            yield
+
+    @contextmanager
+    def drawing(self, looks: Sequence[Look] | None, compiled: bool = False):
+        """Hold the weights and the looks as they are now while a batch of batches is drawn in this thread.
+
+        Args:
+            looks: one per row; None: what acts now, on all rows.
+            compiled: a compiled network draws, which sees the attributes of layers alone; other draws wait meanwhile.
+
+        Yields:
+            A function from the numbers of the rows of a batch to the context in which to draw it.
+        """
+        with self.weights_lock.exclusive() if compiled else self.weights_lock.shared():
+            resolved = None if looks is None else self._resolve(looks)
+            current = self._current_adaptations() if looks is None else {}
+
+            def batch(rows: Sequence[int]):
+                acting = current if resolved is None else self._of_rows([resolved[i] for i in rows])
+                return self._installed(acting) if compiled else self._acting(acting)
+
+            yield batch
+
+    def _current_adaptations(self) -> dict[str, Adaptation | None]:
+        with bookkeeping:
+            if any(layer.acting() is not layer.adaptation for layer in self._layers.values()):
+                return {path: layer.acting() for path, layer in self._layers.items()}  # a `using` block is around
+            return self._unwritten if self.fused is not None else self._blends_of(self.current())
+
+    def _resolve(self, looks: Sequence[Look]) -> list[dict[str, LayerBlend]]:
+        """What each look makes of the layers now, by path; later changes of the bank do not reach it."""
         self.refuse_while_fused("switch adapters")
+        resolved = []
+        with bookkeeping:
+            for i, look in enumerate(looks):
+                if i and look == looks[i - 1]:
+                    resolved.append(resolved[-1])
+                else:
+                    self.check(look)
+                    resolved.append(self._blends_of(look))
+        return resolved
+
+    def _of_rows(self, resolved: Sequence[dict[str, LayerBlend]]) -> dict[str, Adaptation]:
+        """Path → what acts there if the rows of a batch have these looks, or all of them the only one."""
         runs: list[list] = []
-        for look in looks:
-            if runs and runs[-1][0] == look:
+        for blends in resolved:
+            if runs and runs[-1][0] == blends:
                 runs[-1][1] += 1
             else:
-                self.check(look)
-                runs.append([look, 1])
-        blends = [(self._blends_of(look), count) for look, count in runs]
+                runs.append([blends, 1])
         acting = {}
         for path in self._layers:
-            here = [(blend.get(path), count) for blend, count in blends]
+            here = [(blends.get(path), count) for blends, count in runs]
             if any(blend is not None for blend, _ in here):
                 acting[path] = here[0][0] if len(here) == 1 else RowBlend(here)
-        with self._acting(acting):
+        with bookkeeping:
+            self._trim(acting)
+        return acting
+
+    @contextmanager
+    def _installed(self, acting: Mapping[str, Adaptation]):
+        """Put `acting` into the attributes that a compiled network sees; the current look comes back afterwards."""
+        with bookkeeping:
+            self._compiled_draw = acting
+            self._install()
+        try:
+            self.refresh()
             yield
+        finally:
+            with bookkeeping:
+                self._compiled_draw = None
+                self._install()
 
     @contextmanager
     def using_vectors(self, deltas: Mapping[str, torch.Tensor]):
@@ -337,14 +274,13 @@ class AdapterBank:
             yield
 
     @contextmanager
-    def _acting(self, acting: dict):
-        self._overrides.append(acting)
+    def _acting(self, acting: Mapping[str, Adaptation]):
         try:
-            self._install()
-            yield
+            with adapted({layer: acting.get(path) for path, layer in self._layers.items()}):
+                yield
         finally:
-            self._overrides.remove(acting)
-            self._install()
+            with bookkeeping:
+                self._trim({})
 
     def current(self) -> Look:
         """The look that acts outside of `using` blocks."""
@@ -369,6 +305,10 @@ class AdapterBank:
         Raises:
             ValueError: already fused, or no adapter is active.
         """
+        with self.weights_lock.exclusive():
+            self._fuse()
+
+    def _fuse(self) -> None:
         self.refuse_while_fused("fuse again")
         if not self.current():
             raise ValueError("no adapter is active, so there is nothing to fuse; choose one with set_adapters")
@@ -390,11 +330,11 @@ class AdapterBank:
                 originals[path] = tuple(None if p is None else p.detach().clone() for p in stored)
                 fused[path] = weight, e.bias
             self._originals, self.fused = originals, list(unwritten)  # from here on unfuse undoes whatever was written
-            self._overrides.append(unwritten)
+            self._unwritten = unwritten
             self._install()
             for path, new in fused.items():
                 _write(self._layers[path].stored(), new)
-        self._versions = self._written_versions()
+        self._fused_stamp = self._written_stamp()
 
     def unfuse(self) -> None:
         """Undo `fuse`: every weight is again what it was, bit for bit.
@@ -402,9 +342,13 @@ class AdapterBank:
         Raises:
             ValueError: nothing is fused, or other weights were loaded since.
         """
+        with self.weights_lock.exclusive():
+            self._unfuse()
+
+    def _unfuse(self) -> None:
         if self.fused is None:
             raise ValueError("no adapter is fused; fuse_adapters comes first")
-        if self._versions is not None and self._versions != self._written_versions():
+        if self._fused_stamp is not None and self._fused_stamp != self._written_stamp():
             raise ValueError(
                 "the weights were written to while adapters were fused, so what was kept no longer belongs to them; "
                 "load the base again with FewShotGAN.from_pretrained"
@@ -412,13 +356,13 @@ class AdapterBank:
         with torch.no_grad():
             for path, originals in self._originals.items():
                 _write(self._layers[path].stored(), originals)
-        self._originals, self.fused, self._versions = {}, None, None
-        self._overrides.clear()
+        self._originals, self._unwritten, self.fused, self._fused_stamp = {}, {}, None, None
         self._install()
 
-    def _written_versions(self) -> list[int | None]:
+    def _written_stamp(self) -> list[tuple]:
         written = [p for path in self._originals for p in self._layers[path].stored() if p is not None]
-        return [None if p.is_inference() else p._version for p in written]
+        stamps = [stamped([p]) for p in written]
+        return [() if stamp is None else stamp[1:] for stamp in stamps]  # the mode in which it was taken aside
 
     def blend(self, look: Look) -> BlendAdapter:
         """`look` as one adapter of its own.
@@ -472,7 +416,7 @@ class AdapterBank:
         """Bring the acting effective weights up to date, for a compiled network, which cannot tell what changed."""
         for layer in self._layers.values():
             if layer.adaptation is not None:
-                layer.effective()
+                layer.adaptation(*layer.stored())
 
     def cached_bytes(self) -> int:
         """Bytes of effective weights kept, the acting ones included."""
@@ -487,11 +431,6 @@ class AdapterBank:
         if self.fused is not None:
             fused = ", ".join(map(repr, self.active))
             raise ValueError(f"cannot {action} while {fused} is fused; call unfuse_adapters first")
-
-    def own(self) -> None:
-        """Act again if another bank of the same generator has acted since."""
-        if self.model.__dict__.get("_acting_bank") is not self._ledger:
-            self._install()
 
     # ------------------------------------------------------------------ inside
 
@@ -523,12 +462,21 @@ class AdapterBank:
         return blends
 
     def _install(self) -> None:
-        """Let the innermost `using` block act, or the current look, and bound what is kept of others."""
-        acting = self._overrides[-1] if self._overrides else self._blends_of(self.current())
+        """Let the current look act on whoever is in no `using` block; a compiled draw that is under way ends first."""
+        if self._compiled_draw is not None:
+            acting = self._compiled_draw
+        else:
+            acting = self._unwritten if self.fused is not None else self._blends_of(self.current())
         for path, layer in self._layers.items():
             layer.adaptation = acting.get(path)
-        self.model.__dict__["_acting_bank"] = self._ledger
-        used = {id(part) for blend in acting.values() for part in blend.blends()}
+        self._trim({})
+
+    def _trim(self, acting: Mapping[str, Adaptation]) -> None:
+        """Bound what is kept of looks besides `acting` and the one that acts outside of `using` blocks."""
+        if self._ledger[0] <= self.cache_bytes and len(self._cache) <= CACHE_LAYERS:
+            return
+        adaptations = [*acting.values(), *(layer.adaptation for layer in self._layers.values())]
+        used = {id(blend) for each in adaptations if each is not None for blend in each.blends()}
         for key in list(self._cache):
             if self._ledger[0] <= self.cache_bytes and len(self._cache) <= CACHE_LAYERS:
                 break

@@ -4,7 +4,11 @@ Shape legend: B batch, I/O inputs and outputs of a layer, k kernel size, L numbe
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -13,7 +17,7 @@ from torch import nn
 
 from ..ops import RowWeights, bias_act, by_rows, filter_energy, inverse_haar, upsample2d
 from ..ops.dispatch import traced
-from ..ops.kept import kept
+from ..ops.kept import contents_checked, kept
 from ..ops.times import tracked
 
 
@@ -32,14 +36,46 @@ class EffectiveWeight(NamedTuple):
     energy: torch.Tensor | None = None  # [O, I]: Σ_κ of its squares in float32, where somebody has them already
 
 
+class Adaptation:
+    """What becomes of one layer: called with its stored weight and bias, it returns the effective ones."""
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
+        raise NotImplementedError
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What the result depends on besides the arguments, and may be cached for."""
+        return []
+
+
+_adaptations: ContextVar[Mapping["AdaptableLayer", Adaptation | None]] = ContextVar(
+    "adaptations", default=MappingProxyType({})
+)
+
+
+@contextmanager
+def adapted(adaptations: Mapping["AdaptableLayer", Adaptation | None]):
+    """Let layers compute with these adaptations inside a `with` block, in this thread (or asyncio task) alone.
+
+    Args:
+        adaptations: layer → its adaptation, None for its stored weight. Layers that are not named keep theirs.
+    """
+    token = _adaptations.set({**_adaptations.get(), **adaptations})
+    try:
+        yield
+    finally:
+        _adaptations.reset(token)
+
+
 class AdaptableLayer(nn.Module):
     """A module that owns a `weight` (and perhaps a `bias`) and computes with an *effective* weight.
 
-    Adapters are functions on weights: an adapter bank puts a callable into `adaptation`, and `effective()`, the one
-    call in the layer's forward, returns what it makes of the stored weight. Every parameter of a generator belongs to
-    exactly one such module, also constants, lone biases and noise strengths.
+    Adapters are functions on weights: `effective()`, the one call in the layer's forward, returns what the acting
+    adaptation makes of the stored weight. It is that of the innermost `adapted` block around the call, else the layer's
+    own. Every parameter of a generator belongs to exactly one such module, also constants, lone biases and noise
+    strengths.
 
     Attributes:
+        adaptation: acts outside of `adapted` blocks, and in compiled networks; None: the stored weight does.
         role: what it does in its network: "mapping", "affine", "linear", "embedding", "conv", "depthwise", "skip" (a
             1×1 shortcut), "to_rgb", "from_rgb", "const", "noise", "norm" or "bias".
         demodulation: "none", "runtime" (norm taken in forward), "folded" (norm already in the stored weight) or
@@ -48,21 +84,44 @@ class AdaptableLayer(nn.Module):
 
     role: str = "conv"
     demodulation: str = "none"
-    adaptation: Callable[[torch.Tensor, torch.Tensor | None], EffectiveWeight] | None = None
+    adaptation: Adaptation | None = None
 
     def stored(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
         """Weight and bias; no weight means that there is nothing to adapt."""
         return self.weight, self.bias
 
+    def acting(self) -> Adaptation | None:
+        """The adaptation that acts here and now."""
+        if torch.compiler.is_compiling():  # a compiled network reads attributes, which it watches for changes
+            return self.adaptation
+        return _adaptations.get().get(self, self.adaptation)
+
     def effective(self) -> EffectiveWeight:
-        if self.adaptation is not None:
-            return self.adaptation(*self.stored())
         weight, bias = self.stored()
+        if (adaptation := self.acting()) is not None:
+            return adaptation(weight, bias)
         return EffectiveWeight(weight, bias, energy=self.measured(weight) if self.demodulation == "runtime" else None)
 
     def measured(self, weight: torch.Tensor) -> torch.Tensor | None:
         """`filter_energy` of a frozen weight, kept until it changes; None: whoever computes with it measures it."""
         return None if tracked(weight) or traced() else kept(weight, filter_energy)
+
+
+def one_pass(forward: Callable) -> Callable:
+    """Decorate the `forward` of a network: cached tensors are compared with what they were made of once per call."""
+
+    @wraps(forward)
+    def checked(self, *args, **kwargs):
+        if traced():
+            return forward(self, *args, **kwargs)
+        tensors = []
+        for _, layer in adaptable_layers(self):
+            tensors += [tensor for tensor in layer.stored() if tensor is not None]
+            tensors += [] if (adaptation := layer.acting()) is None else adaptation.tensors()
+        with contents_checked(tensors):
+            return forward(self, *args, **kwargs)
+
+    return checked
 
 
 def adaptable_layers(model: nn.Module) -> Iterator[tuple[str, AdaptableLayer]]:
@@ -184,6 +243,7 @@ def mix_styles(ws_a: torch.Tensor, ws_b: torch.Tensor, crossover: int | torch.Te
 class StyleGenerator:
     """`forward` of the StyleGAN family; the generator itself makes `mapping`, `synthesis`, `num_ws` and `w_dim`."""
 
+    @one_pass
     def forward(
         self,
         latents: torch.Tensor,

@@ -45,7 +45,7 @@ class Layer(AdaptableLayer):
 
     def ready(self) -> EffectiveWeight:
         """What the layer computes with: the effective weight, spectrally normalised."""
-        if self.adaptation is None:
+        if self.acting() is None:
             return EffectiveWeight(self.weight, self.bias)
         e = self.effective()
         if self.demodulation != "spectral":

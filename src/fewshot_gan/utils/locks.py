@@ -1,0 +1,67 @@
+"""Many readers or one writer: drawing reads a network's weights, fusing writes them."""
+
+import threading
+from collections import Counter
+from contextlib import contextmanager
+
+
+class SharedLock:
+    """Held by any number of threads `shared()`, or by one `exclusive()`; both may be nested.
+
+    Copies and pickles of it are new locks, so that what owns one can be copied.
+    """
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._readers: Counter[int] = Counter()  # thread id: how often it holds the lock
+        self._writer: int | None = None
+        self._depth = 0  # how often the writer holds it
+        self._waiting = 0  # writers: new readers let them go first
+
+    def __reduce__(self):
+        return SharedLock, ()
+
+    @contextmanager
+    def shared(self):
+        """Wait until nobody holds the lock exclusively."""
+        me = threading.get_ident()
+        with self._changed:
+            if me not in self._readers and self._writer != me:
+                self._changed.wait_for(lambda: self._writer is None and not self._waiting)
+            self._readers[me] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers[me] -= 1
+                if not self._readers[me]:
+                    del self._readers[me]
+                self._changed.notify_all()
+
+    @contextmanager
+    def exclusive(self):
+        """Wait until no other thread holds the lock.
+
+        Raises:
+            RuntimeError: this thread holds it shared, and would wait for itself.
+        """
+        me = threading.get_ident()
+        with self._changed:
+            if self._writer != me:
+                if me in self._readers:
+                    raise RuntimeError("this thread is drawing with these weights; change them once it has drawn")
+                self._waiting += 1
+                try:
+                    self._changed.wait_for(lambda: self._writer is None and not self._readers)
+                finally:
+                    self._waiting -= 1
+                self._writer = me
+            self._depth += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._depth -= 1
+                if not self._depth:
+                    self._writer = None
+                self._changed.notify_all()

@@ -1,0 +1,204 @@
+"""What belongs to one call does not reach another: threads, writes that leave no trace, torch's global state."""
+
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+
+from fewshot_gan import DomainVectorAdapter, FewShotGAN, FullAdapter, LeFTAdapter
+from fewshot_gan.utils.locks import SharedLock
+
+LOOKS = ("a", "b", "__base__", {"a": 0.5, "b": 0.25})
+
+
+@pytest.fixture
+def pipe(make_generator, perturbed):
+    pipe = FewShotGAN(make_generator())
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(pipe.generator), 1), "a")
+    pipe.load_adapter(perturbed(DomainVectorAdapter.for_model(pipe.generator), 2), "b")
+    return pipe
+
+
+def drawn(pipe, look, seed=0, **options) -> torch.Tensor:
+    return pipe(2, seed=seed, adapter_names=look, output_type="pt", **options).images
+
+
+def in_threads(count: int, work) -> list:
+    """`work(i)` of that many threads, which start together."""
+    gate = threading.Barrier(count)
+
+    def run(i):
+        gate.wait(timeout=60)
+        return work(i)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+@pytest.mark.parametrize("cache_bytes", [512 * 2**20, 0])
+def test_every_picture_of_four_threads_equals_its_solo_run(pipe, cache_bytes):
+    pipe.bank.cache_bytes = cache_bytes  # 0: each look pushes the others' weights out
+    solo = {(i, seed): drawn(pipe, LOOKS[i], seed) for i in range(4) for seed in range(5)}
+
+    def twenty_five(i):
+        return all(torch.equal(drawn(pipe, LOOKS[i], n % 5), solo[i, n % 5]) for n in range(25))
+
+    assert in_threads(4, twenty_five) == [True] * 4
+
+
+def test_the_active_look_may_change_while_others_draw(pipe):
+    solo = {name: drawn(pipe, name) for name in ("a", "b")}
+
+    def work(i):
+        if i == 0:
+            for n in range(25):
+                pipe.set_adapters("ab"[n % 2])
+            return []
+        return [drawn(pipe, "a" if i == 1 else None) for _ in range(25)]
+
+    _, named, active = in_threads(3, work)
+    assert all(torch.equal(images, solo["a"]) for images in named)
+    assert all(any(torch.equal(images, want) for want in solo.values()) for images in active)  # never a mix
+
+
+def test_a_call_keeps_the_look_it_started_with(pipe):
+    """Weights are exchanged and the adapter deleted between the batches of one call."""
+    want = pipe(6, seed=0, adapter_names="a", output_type="pt", batch_size=2).images
+    pipe.set_adapters("a")
+    for look in ("a", None):
+        other, forward, passed = copy.deepcopy(pipe.bank.adapters["a"]), pipe.generator.forward, []
+
+        def interrupted(*args, forward=forward, passed=passed, **kwargs):
+            images = forward(*args, **kwargs)
+            if not passed:
+                pipe.set_adapters("b")
+                pipe.delete_adapters("a")
+            passed.append(1)
+            return images
+
+        pipe.generator.forward = interrupted
+        try:
+            got = pipe(6, seed=0, adapter_names=look, output_type="pt", batch_size=2).images
+        finally:
+            del pipe.generator.forward
+        assert torch.equal(got, want)
+        pipe.load_adapter(other, "a")
+
+
+def test_fusing_waits_for_who_draws(pipe):
+    solo, base = drawn(pipe, "a"), drawn(pipe, "__base__")
+    pipe.set_adapters("a")
+
+    def work(i):
+        if i:
+            return [drawn(pipe, None) for _ in range(20)]
+        for _ in range(10):
+            pipe.fuse_adapters()
+            pipe.unfuse_adapters()
+        return []
+
+    pictures = sum(in_threads(3, work), [])
+    # fused weights are rounded before they are modulated, stored ones after
+    assert len(pictures) == 40 and all(float((images - solo).abs().max()) < 1e-4 for images in pictures)
+    assert torch.equal(drawn(pipe, "__base__"), base)
+
+
+def test_fusing_inside_of_a_draw_says_so_instead_of_waiting_for_itself(pipe):
+    pipe.set_adapters("a")
+    with pipe.bank.drawing(None), pytest.raises(RuntimeError, match="this thread is drawing"):
+        pipe.fuse_adapters()
+    pipe.fuse_adapters()
+
+
+def test_two_pipelines_of_one_generator_draw_their_own_looks(pipe):
+    second = FewShotGAN(pipe.generator)
+    solo = drawn(pipe, "a"), drawn(second, None)
+    pipe.set_adapters("a")
+    assert not torch.equal(*solo)
+    for _ in range(2):
+        assert torch.equal(drawn(second, None), solo[1]) and torch.equal(drawn(pipe, None), solo[0])
+
+
+def test_lock_is_shared_nested_and_new_in_copies():
+    lock, events = SharedLock(), []
+    with lock.exclusive(), lock.exclusive(), lock.shared():
+        pass
+    with lock.shared(), lock.shared():
+        other = threading.Thread(target=lambda: events.append(1) if lock.shared().__enter__() is None else None)
+        other.start()
+        other.join(timeout=60)
+        assert events == [1]  # two threads at once
+    with copy.deepcopy(lock).exclusive():  # the thread above never let go of the first
+        pass
+
+
+# ------------------------------------------------------------------------------------- writes that leave no trace
+
+
+def exact(pipe, look) -> torch.Tensor:
+    """The picture of a pipeline that has nothing cached."""
+    fresh = FewShotGAN(copy.deepcopy(pipe.generator))
+    for name, adapter in pipe.bank.adapters.items():
+        fresh.load_adapter(type(adapter)(**adapter.settings() | {"base_fingerprint": None}), name)
+        fresh.bank.adapters[name].load_state_dict(adapter.state_dict())
+    return drawn(fresh, look)
+
+
+@pytest.mark.parametrize("look", ["a", "b", "full", "__base__", {"a": 0.5, "full": 0.5}])
+@pytest.mark.parametrize("where", ["base", "adapter"])
+def test_averages_of_diffusers_are_seen(pipe, perturbed, look, where):
+    pipe.load_adapter(perturbed(FullAdapter.for_model(pipe.generator), 3), "full")
+    networks = [pipe.generator] if where == "base" else list(pipe.bank.adapters.values())
+    averages = [EMAModel(network.parameters()) for network in networks]
+    with torch.no_grad():
+        for network in networks:
+            for parameter in network.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    before = drawn(pipe, look)
+    for network, average in zip(networks, averages, strict=True):
+        average.store(network.parameters())
+        average.copy_to(network.parameters())  # through `.data`
+    averaged = drawn(pipe, look)
+    assert torch.equal(averaged, exact(pipe, look))
+    assert torch.equal(averaged, before) == (where == "adapter" and look == "__base__")
+    for network, average in zip(networks, averages, strict=True):
+        average.restore(network.parameters())
+    assert torch.equal(drawn(pipe, look), before)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda data: data.view(-1)[-1:].add_(1.0),
+        lambda data: data.copy_(data.flip(0) if data.ndim else data + 1),
+        lambda data: data.neg_(),
+        lambda data: data.view(-1)[:1].fill_(float("nan")),
+    ],
+)
+@pytest.mark.parametrize("size", [(3,), (40, 7), (64, 32, 3, 3), (2, 1024)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_writes_through_data_change_the_stamp(write, size, dtype):
+    from fewshot_gan.ops.kept import contents_checked, kept, stamped
+
+    weight = torch.nn.Parameter(torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    weight.data = weight.data.to(dtype)
+    before = stamped([weight])
+    kept(weight, torch.abs)
+    assert stamped([weight]) == before
+    with contents_checked([weight]):
+        assert stamped([weight]) == before
+    write(weight.data)
+    assert stamped([weight]) != before
+    torch.testing.assert_close(kept(weight, torch.abs), weight.detach().abs(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_unfusing_sees_a_write_through_data(pipe):
+    pipe.set_adapters("a")
+    pipe.fuse_adapters()
+    fused = pipe.generator.get_submodule(next(iter(pipe.bank.adapters["a"].config.target_modules)))
+    fused.stored()[0].data.add_(1)
+    with pytest.raises(ValueError, match="written to while adapters were fused"):
+        pipe.unfuse_adapters()
