@@ -1,15 +1,23 @@
 """What belongs to one call does not reach another: threads, writes that leave no trace, torch's global state."""
 
+import ast
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
+import fewshot_gan
 from fewshot_gan import DomainVectorAdapter, FewShotGAN, FullAdapter, LeFTAdapter
+from fewshot_gan.generation import write_pictures
+from fewshot_gan.utils.frozen import frozen
 from fewshot_gan.utils.locks import SharedLock
+from fewshot_gan.utils.random import seeded
 
 LOOKS = ("a", "b", "__base__", {"a": 0.5, "b": 0.25})
 
@@ -133,6 +141,119 @@ def test_lock_is_shared_nested_and_new_in_copies():
         assert events == [1]  # two threads at once
     with copy.deepcopy(lock).exclusive():  # the thread above never let go of the first
         pass
+
+
+def test_two_searches_at_once_equal_their_solo_runs(pipe):
+    pipe.set_adapters("a")
+    targets = [2 * drawn(pipe, "__base__", seed)[:1] - 1 for seed in (0, 1)]
+    options = {"steps": 4, "perceptual": "none", "progress": False}
+    solo = [pipe.invert(target, **options) for target in targets]
+    trainable = [p.requires_grad for p in pipe.generator.parameters()]
+    both = in_threads(2, lambda i: pipe.invert(targets[i], **options))
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(solo, both, strict=True))
+    assert [p.requires_grad for p in pipe.generator.parameters()] == trainable and any(trainable)
+    assert all(p.grad is None for p in pipe.generator.parameters())
+
+
+def test_weights_stay_frozen_until_the_last_block_ends():
+    layer = torch.nn.Linear(1, 1)
+    layer.bias.requires_grad_(False)
+    first, second = frozen(layer), frozen(layer)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not layer.weight.requires_grad
+    second.__exit__(None, None, None)
+    assert layer.weight.requires_grad and not layer.bias.requires_grad
+
+
+# ------------------------------------------------------------------------------------------- torch's global state
+
+
+@contextmanager
+def strange_default(kind: str):
+    """Whoever else runs in this process may have chosen another default."""
+    try:
+        torch.set_default_dtype(torch.float64) if kind == "dtype" else torch.set_default_device("meta")
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+def scenes(base, adapter_folder, random) -> list[torch.Tensor]:
+    """Pictures and latents of a pipeline made, adapted, inverted and streamed from scratch."""
+    pipe = FewShotGAN.from_pretrained(base).load_adapter(adapter_folder, "a")
+    pipe.load_adapter(LeFTAdapter.for_model(pipe.generator), "fresh")
+    options = {"output_type": "pt", "batch_size": 2}
+    drawn = [pipe(3, seed=0, adapter_names=name, **options).images for name in ("a", "fresh", "__base__")]
+    drawn.append(pipe(2, seed=1, noise_mode="random", **options).images)
+    drawn.append(pipe(2, generator=random, **options).images)
+    drawn.append(pipe.interpolate("a", "__base__", 3, seed=2, **options).images)
+    drawn += [batch.images for batch in pipe.stream(3, seed=3, skip=1, **options)]
+    pipe.set_adapters("a")
+    pipe.fuse_adapters()
+    drawn.append(pipe(2, seed=0, **options).images)
+    return drawn
+
+
+@pytest.mark.parametrize("kind", ["dtype", "device"])
+def test_pictures_do_not_depend_on_global_state(base_folder, perturbed, tmp_path, kind):
+    perturbed(LeFTAdapter.for_model(FewShotGAN.from_pretrained(base_folder).generator)).save_pretrained(tmp_path)
+    want = scenes(base_folder, tmp_path, torch.Generator().manual_seed(5))
+    with strange_default(kind):
+        drawn = scenes(base_folder, tmp_path, torch.Generator(device="cpu").manual_seed(5))
+    for got, expected in zip(drawn, want, strict=True):
+        assert got.dtype == torch.float32 and torch.equal(got, expected)
+
+
+def test_latents_are_found_whatever_the_default_dtype(base_folder):
+    """Not on another default device: torch's own Adam keeps its steps there."""
+    pipe = FewShotGAN.from_pretrained(base_folder)
+    target = 2 * pipe(1, seed=0, output_type="pt").images - 1
+    want = pipe.invert(target, steps=2, perceptual="none", progress=False)
+    with strange_default("dtype"):
+        got = pipe.invert(target, steps=2, perceptual="none", progress=False)
+    assert torch.equal(got.latents, want.latents) and got.latents.dtype == torch.float32
+
+
+@pytest.mark.parametrize("seed", [0, np.int64(3), np.uint8(3), torch.tensor(3), 2**63 - 1])
+def test_seeds_of_any_integer_type(seed):
+    assert torch.equal(*(torch.randn(2, generator=seeded(s)) for s in (seed, int(seed))))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, "1", True, np.float64(1), torch.tensor([1, 2]), np.int64(-1)])
+def test_other_seeds_are_refused(pipe, seed, tmp_path):
+    photo = torch.zeros(1, 3, pipe.generator.resolution, pipe.generator.resolution)
+    for call in (
+        lambda: pipe(1, seed=seed),
+        lambda: next(pipe.stream(1, seed=seed)),
+        lambda: pipe.interpolate("a", "b", seed=seed),
+        lambda: pipe.invert(photo, seed=seed, perceptual="none"),
+        lambda: write_pictures(pipe, tmp_path / "out", 1, seed=seed),
+    ):
+        with pytest.raises(ValueError, match="give a whole number from 0 to 2\\^63 - 1"):
+            call()
+
+
+def draws_without_dtype_or_device(tree: ast.AST) -> list[int]:
+    """Lines of draws from a `generator` that leave dtype (of floats) or device to torch's defaults."""
+    lines = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name, given = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
+        needs = {"torch.randn": {"dtype", "device"}, "torch.rand": {"dtype", "device"}}.get(name)
+        needs = {"device"} if name in ("torch.randint", "torch.randperm") else needs
+        if needs and "generator" in given and not needs <= given:
+            lines.append(call.lineno)
+    return lines
+
+
+def test_every_draw_names_its_dtype_and_device():
+    assert draws_without_dtype_or_device(ast.parse("torch.randn(1, generator=g, device='cpu')")) == [1]
+    sources = sorted((Path(fewshot_gan.__file__).parent).rglob("*.py"))
+    assert len(sources) > 50
+    missing = {str(p.name): n for p in sources if (n := draws_without_dtype_or_device(ast.parse(p.read_text("utf-8"))))}
+    assert missing == {}
 
 
 # ------------------------------------------------------------------------------------- writes that leave no trace

@@ -116,8 +116,8 @@ class CLIPEncoder(Encoder):
         super().__init__()
         self.model, self.tokenizer, self.name = model.float(), tokenizer, name
         self.dim, self.size = model.config.projection_dim, model.config.vision_config.image_size
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
         self.requires_grad_(False).eval()
 
     def image(self, images):

@@ -28,6 +28,7 @@ from .judges import LPIPS
 from .pipeline import FewShotGAN
 from .training.data import load_images
 from .utils.files import replace_file
+from .utils.random import check_seed
 from .version import __version__
 
 KEPT = 10_000  # feature vectors held of each side, for what needs pairs or logits
@@ -83,6 +84,7 @@ def evaluate(
     """
     if num_images < 2:
         raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
+    seed = check_seed(seed)
     judge = _load_judge(str(features), pairs, text, pipe.device)
     true = load_images(data, pipe.generator.resolution)
     if not 1 <= neighbour < min(num_images, len(true)):

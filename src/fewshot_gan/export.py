@@ -17,6 +17,7 @@ from torch import nn
 from .models.plain import PlainGenerator
 from .pipeline import FewShotGAN
 from .utils.files import replace_file
+from .utils.random import seeded
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
@@ -105,10 +106,10 @@ class _Drawing(nn.Module):
 
     def examples(self, count: int) -> dict[str, torch.Tensor]:
         """Inputs by name, the same at every call."""
-        random = torch.Generator().manual_seed(count)
-        found = {"z": torch.randn(count, self.generator.z_dim, generator=random)}
+        random = seeded(count)
+        found = {"z": torch.randn(count, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu")}
         if num_classes := getattr(self.generator, "num_classes", 0):
-            found["class_labels"] = torch.randint(num_classes, (count,), generator=random)
+            found["class_labels"] = torch.randint(num_classes, (count,), generator=random, device="cpu")
         return {name: tensor.to(self.generator.device) for name, tensor in found.items()}
 
 

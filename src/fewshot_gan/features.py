@@ -205,7 +205,9 @@ class EfficientNetLiteFeatures(FeatureNetwork):
                 for block in self.blocks:
                     x = block(x)
                 rows.append(self.head(x).mean((2, 3)))
-        return torch.cat(rows) if rows else torch.empty(0, self.head.weight.shape[0], device=device)
+        return (
+            torch.cat(rows) if rows else torch.empty(0, self.head.weight.shape[0], device=device, dtype=torch.float32)
+        )
 
     def _normalise(self, images: Tensor, resize: int | None) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:

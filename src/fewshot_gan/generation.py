@@ -22,6 +22,7 @@ from .adapters.base import digest
 from .hub import portable_name
 from .pipeline import FewShotGAN
 from .utils.files import LEFTOVER, replace_file, replace_text
+from .utils.random import check_seed, seeded
 from .version import __version__
 
 MANIFEST = ".generation.json"  # hidden: `load_dataset(folder)` would take it for data
@@ -89,8 +90,7 @@ def write_pictures(
     for name, value in (("num_images", num_images), ("batch_size", batch_size), ("shard_size", size)):
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
-    if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed={seed!r}: give a whole number of 64 bits")
+    seed = check_seed(seed)
     if latents is not None and len(latents) != num_images:
         raise ValueError(f"{len(latents)} latents for {num_images} images; give one per image")
     pack = _parquet_writer() if file_format == "parquet" else _write_tar
@@ -125,7 +125,7 @@ def write_pictures(
     def drawn(pool: ThreadPoolExecutor) -> Iterator[tuple]:
         """`(part, file, facts, future)` of each missing picture: of its PNG bytes, or of its file in a png folder."""
         for prefix, parts in groupby(todo, attrgetter("prefix")):
-            look, source, position = looks and looks[prefix], torch.Generator().manual_seed(seed), 0
+            look, source, position = looks and looks[prefix], seeded(seed), 0
             for part in parts:
                 given = {"adapter_names": look, **{key: v[part.start : part.stop] for key, v in per_image.items()}}
                 skip, position = part.start - position, part.stop

@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 from .images import check_range
 from .judges import load_lpips
 from .metrics import psnr
+from .utils.frozen import frozen
+from .utils.random import LIMIT, check_seed, seeded
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class LPIPSDistance(nn.Module):
 
 def latent_statistics(generator: nn.Module, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of w, each `[w_dim]`, over 4096 mapped latents."""
-    z = torch.randn(MEAN_SAMPLES, generator.z_dim, generator=torch.Generator().manual_seed(seed))
+    z = torch.randn(MEAN_SAMPLES, generator.z_dim, generator=seeded(seed), dtype=torch.float32, device="cpu")
     with torch.no_grad():
         w = generator.mapping(z.to(generator.device, generator.dtype))[:, 0].float()
     return w.mean(0), w.std(0)
@@ -118,7 +120,13 @@ class WhitenedLatents:
     """
 
     def __init__(self, generator: nn.Module, seed: int = 0):
-        z = torch.randn(2 * MEAN_SAMPLES, generator.z_dim, generator=torch.Generator().manual_seed(seed))
+        z = torch.randn(
+            2 * MEAN_SAMPLES,
+            generator.z_dim,
+            generator=seeded(seed),
+            dtype=torch.float32,
+            device="cpu",
+        )
         with torch.no_grad():
             w = torch.cat([generator.mapping(c.to(generator.device, generator.dtype))[:, 0] for c in z.split(1024)])
         u = F.leaky_relu(w.float(), 1 / SLOPE)
@@ -185,18 +193,16 @@ def invert(
             raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
     if isinstance(perceptual, str) and perceptual not in ("auto", "none"):
         raise ValueError(f"unknown perceptual {perceptual!r}; known: auto, none, or a FeatureNetwork")
+    seed = check_seed(seed)
     distance_to = _distance_to(perceptual, str(generator.device))
     white = WhitenedLatents(generator)
-    trainable = [p for p in generator.parameters() if p.requires_grad]
     found = []
 
     def draw(w):  # [B, 1 or num_ws, w_dim] -> [B, 3, R, R]
         return generator(w.expand(-1, generator.num_ws, -1).to(generator.dtype), latent_space="w+").float()
 
     bar = tqdm(total=steps * math.ceil(len(images) / batch_size), desc="inverting", disable=not progress)
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
+    with bar, frozen(generator):
         for start in range(0, len(images), batch_size):
             targets = images[start : start + batch_size].to(generator.device, torch.float32)
             distance = None if distance_to is None else distance_to(targets)
@@ -207,14 +213,16 @@ def invert(
             optimizer = torch.optim.Adam([{"params": [shared], "scale": 1.0}], lr=learning_rate)
             if space == "w+":
                 optimizer.add_param_group({"params": [offsets], "scale": OFFSET_RATE})
-            randoms = [torch.Generator().manual_seed(seed + 1_000_003 * (start + i)) for i in range(len(targets))]
+            randoms = [seeded((seed + 1_000_003 * (start + i)) % LIMIT) for i in range(len(targets))]
             for step in range(steps):
                 progress_made = step / steps
                 rate = min(1.0, (step + 1) / max(1.0, 0.05 * steps)) * (0.5 + 0.5 * math.cos(math.pi * progress_made))
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * rate * group["scale"]
                 amount = noise * max(0.0, 1 - progress_made / 0.75) ** 2
-                shake = torch.stack([torch.randn(shape, generator=g) for g in randoms]).to(shared.device)
+                shake = torch.stack(
+                    [torch.randn(shape, generator=g, dtype=torch.float32, device="cpu") for g in randoms]
+                ).to(shared.device)
                 v = shared + offsets
                 drawn = draw(white.to_w(v + amount * shake))
                 loss = pixel_weight * (drawn - targets).square().mean((1, 2, 3))
@@ -232,10 +240,6 @@ def invert(
                 drawn = draw(latents).clamp(-1, 1)
             quality = [psnr(a[None], b[None]) for a, b in zip(drawn.cpu(), targets.cpu(), strict=True)]
             found.append((latents.cpu(), drawn.cpu(), quality))
-    finally:
-        bar.close()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
     latents, drawn, quality = zip(*found, strict=True)
     return Inversion(torch.cat(latents), torch.cat(drawn).contiguous(), [value for part in quality for value in part])
 

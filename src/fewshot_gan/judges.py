@@ -160,7 +160,9 @@ class BackboneFeatures(FeatureNetwork):
             stored = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
             self._read_preprocessor(stored)
             self.requires_grad_(False).eval()
-            picture = torch.linspace(-1, 1, 3 * self.side**2).view(1, 3, self.side, self.side)
+            picture = torch.linspace(-1, 1, 3 * self.side**2, dtype=torch.float32, device="cpu").view(
+                1, 3, self.side, self.side
+            )
             first, second = self.pooled(picture), self.pooled(picture)  # what reads words or sounds fails here
             if not torch.allclose(first, second, atol=1e-4, rtol=1e-4):
                 raise ValueError("what it says of a picture changes from call to call")

@@ -300,7 +300,7 @@ def _histogram(x: Tensor, bins: int, weight: Tensor | None = None) -> Tensor:
     """Share of `x` `[B, C, H, W]` in [0, 1] (clamped) per equal bin -> `[B, C, bins]`, each row summing to 1."""
     index = (x * bins).long().clamp_(0, bins - 1).flatten(2)
     weight = torch.ones_like(x).flatten(2) if weight is None else weight.flatten(2)
-    counts = torch.zeros(*index.shape[:2], bins, device=x.device).scatter_add_(2, index, weight)
+    counts = torch.zeros(*index.shape[:2], bins, device=x.device, dtype=torch.float32).scatter_add_(2, index, weight)
     return counts / weight.sum(2, keepdim=True).clamp_min(1e-8)
 
 
@@ -336,7 +336,7 @@ def paired_correlations(adapted: Tensor, true: Tensor, size: int = 256) -> dict[
         raise ValueError(
             f"{len(adapted)} adapted and {len(true)} true images are not aligned; pass one true image for each"
         )
-    totals = torch.zeros(2, dtype=torch.float64)
+    totals = torch.zeros(2, dtype=torch.float64, device="cpu")
     for a, b in zip(adapted.split(32), true.split(32), strict=True):
         greys = [_resize(luminance(x.float().clamp(-1, 1)), size) for x in (a, b)]
         edges = [torch.hypot(*sobel(grey)) for grey in greys]
@@ -502,7 +502,7 @@ def _clusters(to_references: Tensor, pairwise: Tensor, max_members: int) -> tupl
             "compute both matrices from the same images"
         )
     nearest = to_references.argmin(1)
-    distances = torch.zeros(k, dtype=torch.float64)
+    distances = torch.zeros(k, dtype=torch.float64, device="cpu")
     for cluster in range(k):
         members = (nearest == cluster).nonzero().flatten()[:max_members]
         if len(members) > 1:

@@ -26,6 +26,7 @@ from .inversion import Inversion, invert
 from .models.plain import PlainGenerator, check_labels
 from .ops import dispatch
 from .utils.files import replace_text
+from .utils.random import seeded
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
 pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
@@ -195,7 +196,7 @@ class FewShotGAN(DiffusionPipeline):
         if seed is not None and generator is not None:
             raise ValueError("give seed or generator, not both")
         if seed is not None:
-            generator = torch.Generator().manual_seed(seed)
+            generator = seeded(seed)
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"{len(generator)} generators for {num_images} images; give one, or one per image")
         looks = self._looks(adapter_names, num_images)
@@ -264,7 +265,7 @@ class FewShotGAN(DiffusionPipeline):
             raise ValueError("give seed or generator, not both")
         if isinstance(generator, list):
             raise ValueError("a stream has one generator for all images; a list of them is for a single call")
-        generator = generator if seed is None else torch.Generator().manual_seed(seed)
+        generator = generator if seed is None else seeded(seed)
         per_image = {name: options.pop(name) for name in PER_IMAGE if _per_image(options.get(name))}
         for name, values in per_image.items():
             if len(values) != num_images:
@@ -303,7 +304,7 @@ class FewShotGAN(DiffusionPipeline):
         sources = generator if isinstance(generator, list) else [generator] * num_images
         latents, generators = [], []
         for source in sources:
-            z = torch.randn(1, self.generator.z_dim, generator=source)
+            z = torch.randn(1, self.generator.z_dim, generator=source, dtype=torch.float32, device="cpu")
             latents.append(z if psi == 1 else psi * torch.nn.init.trunc_normal_(z, generator=source))  # cut at ±2
             generators.append(source if isinstance(generator, list) else _branch(source))
         return torch.cat(latents), generators
@@ -392,7 +393,7 @@ class FewShotGAN(DiffusionPipeline):
         seed, generator, latents = (options.pop(name, None) for name in ("seed", "generator", "latents"))
         if seed is not None and generator is not None:
             raise ValueError("give seed or generator, not both")
-        generator = generator if seed is None else torch.Generator().manual_seed(seed)
+        generator = generator if seed is None else seeded(seed)
         if latents is None:
             latents, generators = self._draw(num_images, generator, self._psi_of_z(options.get("truncation_psi")))
         else:
@@ -404,7 +405,9 @@ class FewShotGAN(DiffusionPipeline):
         if (labels := self._labels(options.pop("class_labels", None), len(latents))) is not None:
             options["class_labels"] = labels.repeat_interleave(steps, 0)
         # the same noise along a strip: only the look changes
-        options["generator"] = [torch.Generator().set_state(g.get_state()) for g in generators for _ in strip]
+        options["generator"] = [
+            torch.Generator(device="cpu").set_state(g.get_state()) for g in generators for _ in strip
+        ]
         return self(adapter_names=looks * len(latents), **options)
 
     def load_adapter(
@@ -497,7 +500,7 @@ class FewShotGAN(DiffusionPipeline):
         first = images[0] if isinstance(images, list | tuple) and images else images
         if not isinstance(images, torch.Tensor):
             squares = _squares(images, self.generator.resolution)
-            images = to_floats(torch.stack(squares)) if squares else torch.empty(0)
+            images = to_floats(torch.stack(squares)) if squares else torch.empty(0, dtype=torch.float32, device="cpu")
         if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
             raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, H, W]; give at least one picture")
         check_range(images)
@@ -830,7 +833,7 @@ def _per_image(value) -> bool:
 
 def _branch(generator: torch.Generator | None) -> torch.Generator:
     """A generator of its own for one image's noise, seeded from `generator`."""
-    return torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    return seeded(torch.randint(2**62, (), generator=generator, dtype=torch.int64, device="cpu"))
 
 
 def _name_from(text: str) -> str:

@@ -19,8 +19,8 @@ class AdaFMFactors(Factors):
 
     def __init__(self, spec: LayerSpec):
         super().__init__()
-        self.gamma = nn.Parameter(torch.ones(*spec.shape[:2], 1, 1))
-        self.beta = nn.Parameter(torch.zeros(*spec.shape[:2], 1, 1))
+        self.gamma = nn.Parameter(torch.ones(*spec.shape[:2], 1, 1, dtype=torch.float32, device="cpu"))
+        self.beta = nn.Parameter(torch.zeros(*spec.shape[:2], 1, 1, dtype=torch.float32, device="cpu"))
 
     def change(self):
         return {"scale": self.gamma[..., 0, 0], "shift": self.beta[..., 0, 0]}

@@ -20,11 +20,11 @@ class DomainVectorFactors(Factors):
         super().__init__()
         out, inn = spec.shape[:2]
         if parametrization in ("input", "separable"):
-            self.delta = nn.Parameter(torch.zeros(inn))
+            self.delta = nn.Parameter(torch.zeros(inn, dtype=torch.float32, device="cpu"))
         if parametrization in ("output", "separable"):
-            self.delta_out = nn.Parameter(torch.zeros(out))
+            self.delta_out = nn.Parameter(torch.zeros(out, dtype=torch.float32, device="cpu"))
         if parametrization == "full":
-            self.delta_filter = nn.Parameter(torch.zeros(out, inn))
+            self.delta_filter = nn.Parameter(torch.zeros(out, inn, dtype=torch.float32, device="cpu"))
         self.parametrization, self.placement = parametrization, placement
         self.folded = spec.demodulation == "folded"
 

@@ -13,8 +13,10 @@ class FullFactors(Factors):
 
     def __init__(self, spec: LayerSpec):
         super().__init__()
-        self.weight_delta = nn.Parameter(torch.zeros(spec.shape))
-        self.bias_delta = nn.Parameter(torch.zeros(spec.shape[0])) if spec.bias else None
+        self.weight_delta = nn.Parameter(torch.zeros(spec.shape, dtype=torch.float32, device="cpu"))
+        self.bias_delta = (
+            nn.Parameter(torch.zeros(spec.shape[0], dtype=torch.float32, device="cpu")) if spec.bias else None
+        )
 
     def forward(self, weight, bias):
         return Adapted(weight + self.weight_delta, bias if self.bias_delta is None else bias + self.bias_delta)

@@ -36,10 +36,18 @@ class ModulationFactors(Factors):
             first = torch.zeros if self.low_rank else first
             self.register_parameter(name, nn.Parameter(first(self.shape)) if whole else None)
             if self.low_rank:
-                self.register_buffer(f"{name}_left", torch.zeros(spec.shape[0], rank))
-                self.register_buffer(f"{name}_right", torch.zeros(spec.shape[1], rank))
-                self.register_parameter(f"{name}_scale", nn.Parameter(torch.zeros(rank)))
-        self.bias_shift = nn.Parameter(torch.zeros(spec.shape[0])) if spec.bias else None
+                self.register_buffer(
+                    f"{name}_left", torch.zeros(spec.shape[0], rank, dtype=torch.float32, device="cpu")
+                )
+                self.register_buffer(
+                    f"{name}_right", torch.zeros(spec.shape[1], rank, dtype=torch.float32, device="cpu")
+                )
+                self.register_parameter(
+                    f"{name}_scale", nn.Parameter(torch.zeros(rank, dtype=torch.float32, device="cpu"))
+                )
+        self.bias_shift = (
+            nn.Parameter(torch.zeros(spec.shape[0], dtype=torch.float32, device="cpu")) if spec.bias else None
+        )
 
     @property
     def whole(self) -> int:

@@ -99,8 +99,10 @@ class DomainHyperNetwork(Network):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, gain=0.01)  # δ starts near 0: the base itself
                 nn.init.zeros_(module.bias)
-        self.register_buffer("input_mean", torch.zeros(embedding_dim))  # see `standardise`
-        self.register_buffer("input_std", torch.ones([]))
+        self.register_buffer(
+            "input_mean", torch.zeros(embedding_dim, dtype=torch.float32, device="cpu")
+        )  # see `standardise`
+        self.register_buffer("input_std", torch.ones([], dtype=torch.float32, device="cpu"))
 
     @classmethod
     def for_model(cls, model: nn.Module, encoder=None, *, embedding_dim: int | None = None, **options):

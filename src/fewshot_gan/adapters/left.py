@@ -21,13 +21,13 @@ class ConvFactors(Factors):
         super().__init__()
         out, inn, k2 = spec.shape[0], spec.shape[1], spec.shape[2] * spec.shape[3]
         scale = rank ** (-2 / 3)
-        self.mul_out = nn.Parameter(torch.full((out, rank), scale))
-        self.mul_core = nn.Parameter(torch.full((rank, rank, k2), scale))
-        self.mul_in = nn.Parameter(torch.full((inn, rank), scale))
-        self.add_out = nn.Parameter(torch.zeros(out, rank))
-        self.add_core = nn.Parameter(torch.randn(k2, rank) * ADDITIVE_STD)
-        self.add_in = nn.Parameter(torch.zeros(inn, rank))
-        self.add_kernel = nn.Parameter(torch.randn(k2, rank) * ADDITIVE_STD)
+        self.mul_out = nn.Parameter(torch.full((out, rank), scale, dtype=torch.float32, device="cpu"))
+        self.mul_core = nn.Parameter(torch.full((rank, rank, k2), scale, dtype=torch.float32, device="cpu"))
+        self.mul_in = nn.Parameter(torch.full((inn, rank), scale, dtype=torch.float32, device="cpu"))
+        self.add_out = nn.Parameter(torch.zeros(out, rank, dtype=torch.float32, device="cpu"))
+        self.add_core = nn.Parameter(torch.randn(k2, rank, dtype=torch.float32, device="cpu") * ADDITIVE_STD)
+        self.add_in = nn.Parameter(torch.zeros(inn, rank, dtype=torch.float32, device="cpu"))
+        self.add_kernel = nn.Parameter(torch.randn(k2, rank, dtype=torch.float32, device="cpu") * ADDITIVE_STD)
         self.use_activation = use_activation
 
     def inner(self):  # m1[s,o,κ] = Σ_t u[o,t] c[s,t,κ] + Σ_t a[o,t] p[κ,t]
@@ -50,13 +50,13 @@ class LinearFactors(Factors):
     def __init__(self, spec: LayerSpec, rank: int):
         super().__init__()
         out, inn = spec.shape
-        self.mul_out = nn.Parameter(torch.full((out, rank), rank**-0.5))
-        self.mul_in = nn.Parameter(torch.full((inn, rank), rank**-0.5))
-        self.add_out = nn.Parameter(torch.zeros(out, rank))
-        self.add_in = nn.Parameter(torch.randn(inn, rank) * ADDITIVE_STD)
+        self.mul_out = nn.Parameter(torch.full((out, rank), rank**-0.5, dtype=torch.float32, device="cpu"))
+        self.mul_in = nn.Parameter(torch.full((inn, rank), rank**-0.5, dtype=torch.float32, device="cpu"))
+        self.add_out = nn.Parameter(torch.zeros(out, rank, dtype=torch.float32, device="cpu"))
+        self.add_in = nn.Parameter(torch.randn(inn, rank, dtype=torch.float32, device="cpu") * ADDITIVE_STD)
         if spec.bias:
-            self.bias_mul = nn.Parameter(torch.ones(out))
-            self.bias_add = nn.Parameter(torch.zeros(out))
+            self.bias_mul = nn.Parameter(torch.ones(out, dtype=torch.float32, device="cpu"))
+            self.bias_add = nn.Parameter(torch.zeros(out, dtype=torch.float32, device="cpu"))
 
     def forward(self, weight, bias):
         weight = weight * (self.mul_out @ self.mul_in.t()) + self.add_out @ self.add_in.t()
@@ -70,12 +70,12 @@ class ElementwiseFactors(Factors):
 
     def __init__(self, spec: LayerSpec):
         super().__init__()
-        self.gamma = nn.Parameter(torch.ones(spec.shape))
-        self.beta = nn.Parameter(torch.zeros(spec.shape))
+        self.gamma = nn.Parameter(torch.ones(spec.shape, dtype=torch.float32, device="cpu"))
+        self.beta = nn.Parameter(torch.zeros(spec.shape, dtype=torch.float32, device="cpu"))
         self.modulates_bias = spec.bias and len(spec.shape) == 2
         if self.modulates_bias:
-            self.bias_mul = nn.Parameter(torch.ones(spec.shape[0]))
-            self.bias_add = nn.Parameter(torch.zeros(spec.shape[0]))
+            self.bias_mul = nn.Parameter(torch.ones(spec.shape[0], dtype=torch.float32, device="cpu"))
+            self.bias_add = nn.Parameter(torch.zeros(spec.shape[0], dtype=torch.float32, device="cpu"))
 
     def forward(self, weight, bias):
         if self.modulates_bias:

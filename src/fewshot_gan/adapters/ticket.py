@@ -21,8 +21,8 @@ class TicketFactors(Factors):
         super().__init__()
         self.shape = tuple(spec.shape)
         numbers = torch.Size(self.shape).numel()
-        self.register_buffer("mask", pack_bits(torch.ones(numbers, dtype=torch.bool)))
-        self.values = None if kept is None else nn.Parameter(torch.zeros(kept))
+        self.register_buffer("mask", pack_bits(torch.ones(numbers, dtype=torch.bool, device="cpu")))
+        self.values = None if kept is None else nn.Parameter(torch.zeros(kept, dtype=torch.float32, device="cpu"))
 
     def initialise(self, weight, bias):
         if self.values is not None:

@@ -54,10 +54,14 @@ def convert(folder: Path) -> MobileStyleGANGenerator:
     model.load_state_dict({**state, "mapping.w_avg": model.mapping.w_avg})
 
     generator = torch.Generator().manual_seed(W_AVG_SEED)
-    total = torch.zeros(w_dim, dtype=torch.float64)
+    total = torch.zeros(w_dim, dtype=torch.float64, device="cpu")
     with torch.no_grad():
         for _ in range(0, W_AVG_SAMPLES, 10_000):
-            total += model.mapping(torch.randn(10_000, z_dim, generator=generator))[:, 0].double().sum(0)
+            total += (
+                model.mapping(torch.randn(10_000, z_dim, generator=generator, dtype=torch.float32, device="cpu"))[:, 0]
+                .double()
+                .sum(0)
+            )
         model.mapping.w_avg.copy_(total / W_AVG_SAMPLES)
     return model
 

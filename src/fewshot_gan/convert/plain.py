@@ -166,7 +166,11 @@ def _biggan_sigma(source: SourceTensors, layer: str, shape):
     u = source.take(f"{layer}.u0", (1, shape[0]))[0]
     source.discard(f"{layer}.sv0")  # σ itself
     matrix = source[name].float().flatten(1)
-    v = F.normalize(matrix.T @ u, dim=0) if len(matrix) == len(u) else torch.zeros(shape[1:].numel())
+    v = (
+        F.normalize(matrix.T @ u, dim=0)
+        if len(matrix) == len(u)
+        else torch.zeros(shape[1:].numel(), dtype=torch.float32, device="cpu")
+    )
     return name, F.normalize(matrix @ v, dim=0) if len(v) == matrix.shape[1] else u, v
 
 

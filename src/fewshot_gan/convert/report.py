@@ -40,12 +40,12 @@ class SourceTensors:
         """Hand out a tensor; a gap or a wrong shape is remembered for `finish`, and zeros or None come back."""
         if name not in self.tensors:
             self.problems.append(f"missing: {name}")
-            return None if shape is None else torch.zeros(shape)
+            return None if shape is None else torch.zeros(shape, dtype=torch.float32, device="cpu")
         self.used.add(name)
         tensor = self.tensors[name].detach().float()
         if shape is not None and tuple(tensor.shape) != tuple(shape):
             self.problems.append(f"shape of {name}: {tuple(tensor.shape)} instead of {tuple(shape)}")
-            return torch.zeros(shape)
+            return torch.zeros(shape, dtype=torch.float32, device="cpu")
         return tensor
 
     def discard(self, name: str) -> None:

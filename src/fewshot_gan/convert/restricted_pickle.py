@@ -127,7 +127,7 @@ def _storage(data):
 
 def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
     dtype = getattr(storage, "dtype", torch.uint8)
-    flat = torch.empty(0, dtype=dtype).set_(storage)
+    flat = torch.empty(0, dtype=dtype, device="cpu").set_(storage)
     tensor = flat.as_strided(tuple(size), tuple(stride), offset)  # raises when it reaches beyond the storage
     if tensor.numel() > flat.numel():
         raise ConversionError(f"a tensor of shape {tuple(size)} does not fit its storage of {flat.numel()} numbers")

@@ -77,7 +77,7 @@ def convert_generator(tensors: dict, latent_avg: torch.Tensor | None = None) -> 
     source.finish()
     if latent_avg is not None and torch.as_tensor(latent_avg).numel() != w_dim:
         raise ConversionError(f"latent_avg has {torch.as_tensor(latent_avg).numel()} numbers instead of {w_dim}")
-    model.load_state_dict({**state, "mapping.w_avg": torch.zeros(w_dim)})
+    model.load_state_dict({**state, "mapping.w_avg": torch.zeros(w_dim, dtype=torch.float32, device="cpu")})
     model.mapping.w_avg.copy_(_mean_w(model) if latent_avg is None else latent_avg.flatten())
     return model
 
@@ -123,7 +123,13 @@ def _discard_filters(source: SourceTensors) -> None:
 
 def _mean_w(model: StyleGAN2Generator) -> torch.Tensor:
     logger.warning("no latent_avg in the checkpoint: w_avg is the mean of %d mapped samples", W_AVG_SAMPLES)
-    z = torch.randn(W_AVG_SAMPLES, model.z_dim, generator=torch.Generator().manual_seed(W_AVG_SEED))
+    z = torch.randn(
+        W_AVG_SAMPLES,
+        model.z_dim,
+        generator=torch.Generator().manual_seed(W_AVG_SEED),
+        dtype=torch.float32,
+        device="cpu",
+    )
     with torch.no_grad():
         return model.mapping(z)[:, 0].double().mean(0).float()
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..utils.random import seeded
 from .objective import Batch, Objective, ObjectiveConfig, Views
 from .pair import Latents, Pair
 
@@ -28,7 +29,7 @@ class AnchorSampler:
     """
 
     def __init__(self, num_anchors: int, z_dim: int, every: int = 4, sigma: float = 0.1, seed: int = 0):
-        self.anchors = torch.randn(num_anchors, z_dim, generator=torch.Generator().manual_seed(seed))
+        self.anchors = torch.randn(num_anchors, z_dim, generator=seeded(seed), dtype=torch.float32, device="cpu")
         self.every, self.sigma = every, sigma
 
     def is_anchor_step(self, step: int) -> bool:
@@ -36,10 +37,10 @@ class AnchorSampler:
 
     def sample(self, batch: int, step: int, generator: torch.Generator) -> torch.Tensor:
         """z `[batch, z_dim]` for this step."""
-        noise = torch.randn(batch, self.anchors.shape[1], generator=generator)
+        noise = torch.randn(batch, self.anchors.shape[1], generator=generator, dtype=torch.float32, device="cpu")
         if not self.is_anchor_step(step):
             return noise
-        picks = torch.randint(len(self.anchors), (batch,), generator=generator)
+        picks = torch.randint(len(self.anchors), (batch,), generator=generator, device="cpu")
         return self.anchors[picks] + self.sigma * noise
 
 
@@ -141,7 +142,7 @@ class CDCObjective(Objective):
         losses = super().generator_losses(batch)
         if self.config.relation_weight:
             names = sorted(batch.drawn.features)  # one level a step, as published
-            name = names[int(torch.randint(len(names), (), generator=batch.random))]
+            name = names[int(torch.randint(len(names), (), generator=batch.random, device="cpu"))]
             relation = relation_loss([batch.source.features[name]], [batch.drawn.features[name]])
             losses["relation"] = self.config.relation_weight * relation
         return losses

@@ -51,7 +51,7 @@ def identity_convolution(channels: int) -> nn.Conv2d:
     conv = nn.Conv2d(channels, channels, 1)
     nn.init.zeros_(conv.bias)
     with torch.no_grad():
-        conv.weight.copy_(torch.eye(channels)[:, :, None, None])
+        conv.weight.copy_(torch.eye(channels, dtype=torch.float32, device="cpu")[:, :, None, None])
     return conv
 
 
@@ -189,11 +189,14 @@ class D3TObjective(Objective):
         if not c.needs_latents or step % c.transformed_every:
             return super().draw(pair, batch, step, random)
         codes = self._codes
-        first, second = torch.randint(len(codes), (2, batch), generator=random)
+        first, second = torch.randint(len(codes), (2, batch), generator=random, device="cpu")
         shape = (batch, *[1] * (codes.ndim - 1))
-        share = torch.rand(shape, generator=random)
-        noise = torch.randn(batch, *shape[1:-1], codes.shape[-1], generator=random) * c.code_sigma
-        mixed = torch.rand(batch, generator=random) < c.mix_probability
+        share = torch.rand(shape, generator=random, dtype=torch.float32, device="cpu")
+        noise = (
+            torch.randn(batch, *shape[1:-1], codes.shape[-1], generator=random, dtype=torch.float32, device="cpu")
+            * c.code_sigma
+        )
+        mixed = torch.rand(batch, generator=random, dtype=torch.float32, device="cpu") < c.mix_probability
         near, between = codes[first] + noise * self._w_std, codes[first].lerp(codes[second], share)
         w = torch.where(mixed.view(shape), between, near)
         return Latents(w=w, origin=first.masked_fill(mixed, -1))
@@ -201,7 +204,7 @@ class D3TObjective(Objective):
     def discriminator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses, c = super().discriminator_losses(batch), self.config
         if c.distillation_weight:
-            falling = (1 + torch.cos(torch.tensor(torch.pi * batch.progress))) / 2
+            falling = (1 + torch.cos(torch.tensor(torch.pi * batch.progress, dtype=torch.float32, device="cpu"))) / 2
             weight = float(c.distillation_final + (c.distillation_weight - c.distillation_final) * falling)
             sides = (batch.real, batch.real_features), (batch.fake, batch.fake_features)
             losses["distillation"] = weight * sum(self._distil(*side) for side in sides)

@@ -22,6 +22,7 @@ from ..adapters.domain_vector import DomainVectorFactors
 from ..adapters.hypernetwork import DomainHyperNetwork
 from ..encoders import TEMPLATES, Encoder, templated
 from ..inversion import PerceptualDistance, lpips_network
+from ..utils.random import seeded
 from .objective import digest
 from .pair import Latents, Pair
 from .statistics import (
@@ -131,7 +132,7 @@ def _pairs(x) -> torch.Tensor:
 
 def dirichlet_alphas(batch: int, random: torch.Generator) -> torch.Tensor:
     """`[B, B]`, rows from a Dirichlet distribution of concentration 2/B each: mostly one domain, some of others."""
-    seed = int(torch.randint(2**62, (), generator=random))
+    seed = int(torch.randint(2**62, (), generator=random, device="cpu"))
     return torch.from_numpy(np.random.default_rng(seed).dirichlet([2 / batch] * batch, batch)).float()
 
 
@@ -153,8 +154,8 @@ def resample(embeddings: Sequence[torch.Tensor], random: torch.Generator, least:
         least: smallest cosine to where it was.
     """
     batch, _, dim = embeddings[0].shape
-    cosine = least + (1 - least) * torch.rand(batch, 1, 1, generator=random)
-    noise = torch.rand(batch, 1, dim, generator=random) * 2 - 1
+    cosine = least + (1 - least) * torch.rand(batch, 1, 1, generator=random, dtype=torch.float32, device="cpu")
+    noise = torch.rand(batch, 1, dim, generator=random, dtype=torch.float32, device="cpu") * 2 - 1
     near = []
     for x in embeddings:
         u, r, c = F.normalize(x, dim=-1), noise.to(x), cosine.to(x)
@@ -165,7 +166,7 @@ def resample(embeddings: Sequence[torch.Tensor], random: torch.Generator, least:
 
 def draw_each(num: int, batch: int, random: torch.Generator) -> torch.Tensor:
     """`[batch]` indices below `num`, none twice before all were there (differs from the released code)."""
-    rounds = [torch.randperm(num, generator=random) for _ in range(-(-batch // num))]
+    rounds = [torch.randperm(num, generator=random, device="cpu") for _ in range(-(-batch // num))]
     return torch.cat(rounds)[:batch]
 
 
@@ -343,8 +344,8 @@ class _Domains(nn.Module):
         if self.origins is not None:
             return
         if self.latents is None:
-            random = torch.Generator().manual_seed(0)
-            z = torch.randn(SOURCE_SAMPLES, pair.generator.z_dim, generator=random)
+            random = seeded(0)
+            z = torch.randn(SOURCE_SAMPLES, pair.generator.z_dim, generator=random, dtype=torch.float32, device="cpu")
             images = torch.cat([pair.source(Latents(part)).images for part in z.split(4)])
             self.origins = [_centres([_embedded(encoder, images)]) for encoder in self.encoders]
             return
@@ -586,7 +587,7 @@ class HyperNetworkObjective(_Domains):
         of_rows = domains.tolist()
         yield losses | self._set_losses(adapted, source, of_rows, random) | self._offset_losses(deltas.values())
         if c.clip_ref_weight or c.l2_weight or c.perceptual_weight:
-            picks = [int(torch.randint(len(self.latents[n]), (), generator=random)) for n in of_rows]
+            picks = [int(torch.randint(len(self.latents[n]), (), generator=random, device="cpu")) for n in of_rows]
             w = torch.stack([self.latents[n][k] for n, k in zip(of_rows, picks, strict=True)])
             with pair.bank.using_vectors(self.hypernetwork(self.inputs[domains])):
                 drawn = pair.adapted(Latents(w=w)).images
@@ -601,8 +602,8 @@ class HyperNetworkObjective(_Domains):
             return self.inputs[domains]
         means = []
         for of in (self.pictures[0][n] for n in domains.tolist()):
-            count = int(len(of) ** torch.rand((), generator=random).item())
-            means.append(of[torch.randperm(len(of), generator=random)[:count]].mean(0))
+            count = int(len(of) ** torch.rand((), generator=random, dtype=torch.float32, device="cpu").item())
+            means.append(of[torch.randperm(len(of), generator=random, device="cpu")[:count]].mean(0))
         return F.normalize(torch.stack(means), dim=1)
 
     @torch.no_grad()
@@ -640,7 +641,7 @@ def random_crops(images: Sequence[torch.Tensor], share: float, random: torch.Gen
     size = max(1, round(side * share))
     if size >= side:
         return list(images)
-    corners = torch.randint(side - size + 1, (len(images[0]), 2), generator=random).tolist()
+    corners = torch.randint(side - size + 1, (len(images[0]), 2), generator=random, device="cpu").tolist()
     return [torch.stack([x[b, :, i : i + size, j : j + size] for b, (i, j) in enumerate(corners)]) for x in images]
 
 

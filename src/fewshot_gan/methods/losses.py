@@ -42,11 +42,13 @@ class PathLength(nn.Module):
     def __init__(self, decay: float = 0.01):
         super().__init__()
         self.decay = decay
-        self.register_buffer("mean", torch.zeros([]))
+        self.register_buffer("mean", torch.zeros([], dtype=torch.float32, device="cpu"))
 
     def forward(self, images: torch.Tensor, ws: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """`images` `[B, 3, H, W]` made from `ws` `[B, L, D]`: mean squared deviation of ‖Jᵀy‖ from its running mean."""
-        noise = torch.randn(images.shape, generator=generator).to(images.device) / (images[0, 0].numel() ** 0.5)
+        noise = torch.randn(images.shape, generator=generator, dtype=torch.float32, device="cpu").to(images.device) / (
+            images[0, 0].numel() ** 0.5
+        )
         (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
         lengths = gradient.square().sum(2).mean(1).sqrt()
         with torch.no_grad():

@@ -25,8 +25,8 @@ def prune_randomly(model: nn.Module, sparsity: float, random: torch.Generator | 
     check_sparsity(sparsity)
     weights = prunable(model)
     total = sum(w.numel() for w in weights.values())
-    kept = torch.ones(total, dtype=torch.bool)
-    kept[torch.randperm(total, generator=random)[: round(sparsity * total)]] = False
+    kept = torch.ones(total, dtype=torch.bool, device="cpu")
+    kept[torch.randperm(total, generator=random, device="cpu")[: round(sparsity * total)]] = False
     return split_mask(kept, weights)
 
 

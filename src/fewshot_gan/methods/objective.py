@@ -301,7 +301,11 @@ class Objective(nn.Module):
         """Weighted losses that draw their own latents; each dict yielded may be differentiated at once."""
         c = self.config
         if c.path_length_weight and step % c.path_length_every == 0:
-            latents = Latents(torch.randn(max(1, batch // 2), pair.generator.z_dim, generator=random))
+            latents = Latents(
+                torch.randn(
+                    max(1, batch // 2), pair.generator.z_dim, generator=random, dtype=torch.float32, device="cpu"
+                )
+            )
             drawn = pair.adapted(latents, ws_gradient=True)
             penalty = self.path_length(drawn.images, drawn.ws, random)
             yield {"path_length": c.path_length_every * c.path_length_weight * penalty}

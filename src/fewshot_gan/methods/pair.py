@@ -56,14 +56,21 @@ class Pair:
 
     def draw(self, batch: int, random: torch.Generator, style_mixing: float = 0.0) -> Latents:
         """Free latents; with probability `style_mixing` the whole batch is mixed of two at one crossover."""
-        return self.mixed(torch.randn(batch, self.generator.z_dim, generator=random), random, style_mixing)
+        return self.mixed(
+            torch.randn(batch, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu"),
+            random,
+            style_mixing,
+        )
 
     def mixed(self, z: torch.Tensor, random: torch.Generator, style_mixing: float) -> Latents:
         """`z` `[B, z_dim]`, mixed with other latents with probability `style_mixing`."""
-        if not style_mixing or float(torch.rand((), generator=random)) >= style_mixing:
+        if (
+            not style_mixing
+            or float(torch.rand((), generator=random, dtype=torch.float32, device="cpu")) >= style_mixing
+        ):
             return Latents(z)
-        other = torch.randn(z.shape, generator=random)
-        return Latents(z, other, int(torch.randint(1, self.generator.num_ws, (), generator=random)))
+        other = torch.randn(z.shape, generator=random, dtype=torch.float32, device="cpu")
+        return Latents(z, other, int(torch.randint(1, self.generator.num_ws, (), generator=random, device="cpu")))
 
     def ws(self, latents: Latents) -> torch.Tensor:
         """`[B, L, D]` under whatever acts now."""

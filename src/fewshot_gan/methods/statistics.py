@@ -55,8 +55,10 @@ def sliced_wasserstein(
     channels = fake.shape[1]
     fake, real = (x.float().permute(0, 2, 3, 1).reshape(-1, channels) for x in (fake, real.detach()))
     num = min(num_positions, len(fake), len(real))
-    directions = F.normalize(torch.randn(channels, num_directions, generator=generator), dim=0).to(fake.device)
-    picks = [torch.randperm(len(x), generator=generator)[:num].to(x.device) for x in (fake, real)]
+    directions = F.normalize(
+        torch.randn(channels, num_directions, generator=generator, dtype=torch.float32, device="cpu"), dim=0
+    ).to(fake.device)
+    picks = [torch.randperm(len(x), generator=generator, device="cpu")[:num].to(x.device) for x in (fake, real)]
     a, b = ((x[i] @ directions).sort(0).values for x, i in zip((fake, real), picks, strict=True))
     return (a - b).abs().mean() / (b.std(0).mean() + 1e-8)
 

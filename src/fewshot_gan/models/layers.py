@@ -318,9 +318,11 @@ class Noise(AdaptableLayer):
             raise ValueError(f"unknown noise_mode {mode!r}; known: {', '.join(self.MODES)}")
         size = self.const.shape
         if isinstance(generator, list):
-            noise = torch.cat([torch.randn(1, 1, *size, generator=g) for g in generator])
+            noise = torch.cat(
+                [torch.randn(1, 1, *size, generator=g, dtype=torch.float32, device="cpu") for g in generator]
+            )
         else:
-            noise = torch.randn(len(x), 1, *size, generator=generator)
+            noise = torch.randn(len(x), 1, *size, generator=generator, dtype=torch.float32, device="cpu")
         return noise.to(x.device), strength
 
 

@@ -223,7 +223,7 @@ def check_labels(labels: torch.Tensor | None, batch: int, num_classes: int | Non
             raise ValueError("this network knows no classes; leave class_labels out")
         return None
     if labels is None and num_classes == 1:
-        return torch.zeros(batch, dtype=torch.long)
+        return torch.zeros(batch, dtype=torch.long, device="cpu")
     if labels is None:
         raise ValueError(f"this network is class-conditional; give class_labels, one from 0 to {num_classes - 1} each")
     if labels.shape != (batch,) or labels.is_floating_point() or labels.dtype is torch.bool:

@@ -73,7 +73,11 @@ class ChannelNoise(AdaptableLayer):
         return self.strength, None
 
     def forward(self, x):
-        noise = torch.randn(len(x), 1, *x.shape[2:]).to(x) if self.training else self.const.to(x.dtype)
+        noise = (
+            torch.randn(len(x), 1, *x.shape[2:], dtype=torch.float32, device="cpu").to(x)
+            if self.training
+            else self.const.to(x.dtype)
+        )
         return x + noise * self.effective().weight.to(x.dtype)[..., None, None]
 
 

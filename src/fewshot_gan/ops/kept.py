@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..utils.random import seeded
+
 ROW = 1024  # numbers that one number of a checksum stands for
 
 
@@ -132,5 +134,5 @@ def _checksum(tensor: torch.Tensor) -> torch.Tensor:
 @cache
 def _factors(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Different numbers `[ROW]`, so that a checksum knows the places of what it adds."""
-    random = torch.Generator().manual_seed(0)
+    random = seeded(0)
     return torch.randn(ROW, generator=random, dtype=dtype, device="cpu").to(device)

@@ -84,7 +84,9 @@ def load_labelled(source: str | os.PathLike[str], resolution: int) -> tuple[Tens
             )
         if inner:
             classes = [load_images(p, resolution, least=1) for p in inner]
-            labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(x) for x in classes]))
+            labels = torch.repeat_interleave(
+                torch.arange(len(classes), device="cpu"), torch.tensor([len(x) for x in classes])
+            )
             return torch.cat(classes), labels, [p.name for p in inner]
         return load_images(source, resolution), None, []
     labels: list[int] = []
@@ -113,7 +115,7 @@ def choose_subset(total: int, num: int | None, percent: float | None, seed: int)
     num = total if num is None else num
     if not 1 <= num <= total:
         raise ValueError(f"a subset of {num} images of {total}: give 1 to {total}")
-    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:num].sort().values
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed), device="cpu")[:num].sort().values
 
 
 def provenance(source: str | os.PathLike[str]) -> dict[str, str]:
@@ -206,7 +208,7 @@ class InfiniteBatches:
             raise ValueError(f"batch size {batch_size} is below 1; use 1 or more, typically 4")
         self.images, self.batch_size = images, batch_size
         self._generator = torch.Generator().manual_seed(seed)
-        self._order = torch.empty(0, dtype=torch.long)  # what is left of the current epoch
+        self._order = torch.empty(0, dtype=torch.long, device="cpu")  # what is left of the current epoch
 
     def __iter__(self) -> InfiniteBatches:
         return self
@@ -214,7 +216,7 @@ class InfiniteBatches:
     def __next__(self) -> tuple[Tensor, Tensor]:
         """Images float `[b, 3, R, R]` in [-1, 1] and their indices int64 `[b]`, on the CPU."""
         while len(self._order) < self.batch_size:
-            epoch = torch.randperm(len(self.images), generator=self._generator)
+            epoch = torch.randperm(len(self.images), generator=self._generator, device="cpu")
             self._order = torch.cat([self._order, epoch])
         indices, self._order = self._order[: self.batch_size], self._order[self.batch_size :]
         return to_floats(self.images[indices]), indices.clone()

@@ -174,7 +174,7 @@ def render_dicebear(style: str, num: int, resolution: int, seed: int) -> Tensor:
     except ImportError as error:
         raise ImportError(_DICEBEAR_MISSING) from error
     drawing = Style(definition)
-    images = torch.empty(num, 3, resolution, resolution, dtype=torch.uint8)
+    images = torch.empty(num, 3, resolution, resolution, dtype=torch.uint8, device="cpu")
     for index in range(num):
         svg = Avatar(drawing, {"seed": f"{seed}-{index}", "size": resolution}).to_string()
         png = resvg_py.svg_to_bytes(

@@ -437,7 +437,13 @@ class Trainer:
     @torch.no_grad()
     def _samples(self, num: int = 8) -> None:
         """`samples/step-N.png`: source above adapted for the same latents, also to the trackers."""
-        z = torch.randn(num, self.generator.z_dim, generator=torch.Generator().manual_seed(self.config.seed + 12345))
+        z = torch.randn(
+            num,
+            self.generator.z_dim,
+            generator=torch.Generator().manual_seed(self.config.seed + 12345),
+            dtype=torch.float32,
+            device="cpu",
+        )
         rows, acting = [], [self.bank.using({})]
         if isinstance(self.adapter, Adapter):
             acting.append(self.bank.using({"training" if self.ema is None else "ema": 1.0}))

@@ -117,7 +117,7 @@ class LimitedTrainer:
     ):
         classes = generator.num_classes
         if classes == 1 and labels is None:
-            labels = torch.zeros(len(images), dtype=torch.long)
+            labels = torch.zeros(len(images), dtype=torch.long, device="cpu")
         if images.shape[-1] != generator.resolution or generator.resolution != discriminator.resolution:
             raise ValueError(
                 f"images of {images.shape[-1]} px, a generator of {generator.resolution} and a discriminator of "
@@ -161,10 +161,14 @@ class LimitedTrainer:
         return self.diffaugment(images, self.random)
 
     def _latents(self, batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        z = torch.randn(batch, self.generator.z_dim, generator=self.random).to(self.device)
+        z = torch.randn(batch, self.generator.z_dim, generator=self.random, dtype=torch.float32, device="cpu").to(
+            self.device
+        )
         if self.labels is None:
             return z, None
-        return z, torch.randint(self.generator.num_classes, (batch,), generator=self.random).to(self.device)
+        return z, torch.randint(self.generator.num_classes, (batch,), generator=self.random, device="cpu").to(
+            self.device
+        )
 
     def train_step(self) -> dict[str, float]:
         """`d_steps` of the discriminator, one of the generator; returns the losses of the last of each."""
@@ -173,7 +177,7 @@ class LimitedTrainer:
             real, rows = next(self.batches)
             real_labels = None if self.labels is None else self.labels[rows].to(self.device)
             if c.flip:
-                mirrored = torch.rand(len(real), generator=self.random) < 0.5
+                mirrored = torch.rand(len(real), generator=self.random, dtype=torch.float32, device="cpu") < 0.5
                 real = torch.where(mirrored[:, None, None, None], real.flip(3), real)
             z, fake_labels = self._latents(c.d_batch_size)
             with torch.no_grad():
@@ -287,8 +291,14 @@ class LimitedTrainer:
     def _samples(self) -> None:
         """`samples/step-N.png`, also to the trackers: the same latents every time, classes in turn."""
         random = torch.Generator().manual_seed(self.config.seed + 12345)
-        z = torch.randn(SAMPLES, self.generator.z_dim, generator=random).to(self.device)
-        labels = None if self.labels is None else torch.arange(SAMPLES).to(self.device) % self.generator.num_classes
+        z = torch.randn(SAMPLES, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu").to(
+            self.device
+        )
+        labels = (
+            None
+            if self.labels is None
+            else torch.arange(SAMPLES, device="cpu").to(self.device) % self.generator.num_classes
+        )
         with evaluating(self.result) as network:
             images = network(z, labels)
         rows = [torch.cat(list(row), 2) for row in images.split(COLUMNS)]
