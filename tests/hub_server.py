@@ -74,12 +74,17 @@ class HubServer:
         repos: id → `Repo`.
         log: (method, path) of every request.
         cut: downloads break before this byte of a file; None: they do not.
+        spoiled: paths of files that are sent with their last byte changed.
+        hang: while this event is not set, commits get no answer.
     """
 
     def __init__(self):
         self.repos: dict[str, Repo] = {}
         self.log: list[tuple[str, str]] = []
         self.cut: int | None = None
+        self.spoiled: set[str] = set()
+        self.hang = threading.Event()
+        self.hang.set()
         self._large: dict[str, bytes] = {}  # sha256: uploaded, perhaps not yet part of a commit
         self._failures = [0, 0, ""]  # how many, status, part of the path
         self._lock = threading.Lock()
@@ -120,6 +125,8 @@ class HubServer:
 
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Reply:
         url = urlsplit(target)
+        if "/commit/" in url.path:
+            self.hang.wait(timeout=60)
         token = headers.get("authorization", "").removeprefix("Bearer ")
         with self._lock:
             self.log.append((method, unquote(url.path)))
@@ -224,6 +231,8 @@ class HubServer:
         headers = {"X-Repo-Commit": sha, "ETag": f'"{_etag(path, content)}"', "Accept-Ranges": "bytes"}
         if path.endswith(LARGE):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
+        if path in self.spoiled:
+            content = content[:-1] + bytes([content[-1] ^ 1])
         start, end, status = 0, len(content), 200
         if asked := re.match(r"bytes=(\d+)-(\d*)", request.headers.get("range", "")):
             start, end, status = int(asked[1]), int(asked[2] or end - 1) + 1, 206

@@ -117,6 +117,48 @@ def test_push_refuses(hub, folder, tmp_path):
     assert hub.files("me/ink") == LOOK and list(hub.repos["me/ink"].branches) == ["main"]  # nothing came half-way
 
 
+@pytest.mark.parametrize("link", ["README.md", "images/more"])
+def test_push_follows_no_link_out_of_the_folder(hub, folder, tmp_path, link):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "secret.md").write_text("mine", encoding="utf-8")
+    (folder / link).unlink(missing_ok=True)
+    (folder / link).symlink_to(tmp_path / "private" / ("secret.md" if link.endswith(".md") else ""))
+    if link.endswith(".md"):
+        assert f"{link} in {folder} is a link to a file outside" in push_refusal(folder, "me/ink", token="write-me")
+        assert hub.repos == {}
+        (folder / link).unlink()
+        (folder / link).symlink_to("images/grid.png")  # inside
+    push_folder(folder, "me/ink", token="write-me")
+    assert not any(b"mine" in content for content in hub.files("me/ink").values())
+
+
+def test_push_gives_up_after_its_time(hub, folder, monkeypatch):
+    monkeypatch.setattr("fewshot_gan.hub.PUSH_SECONDS", 0.5)
+    hub.hang.clear()
+    message = push_refusal(folder, "me/ink", token="write-me")
+    assert "could not push to 'me/ink': no answer within" in message and f"look at {hub.url}/me/ink" in message
+    hub.hang.set()
+
+
+def test_too_many_requests_are_called_so(hub, folder, impatient):
+    hub.commit("me/ink", LOOK)
+    hub.fail(1000, 429)
+    message = refusal()
+    assert "too many requests" in message and "HTTP 429" in message and "no network" not in message
+    assert "too many requests" in push_refusal(folder, "me/ink", token="write-me")
+
+
+@pytest.mark.parametrize("path", ["adapter_model.safetensors", "adapter_config.json"])  # by SHA-256, by git's SHA-1
+def test_a_download_is_what_the_server_announced(hub, path):
+    hub.commit("me/ink", LOOK)
+    hub.spoiled = {path}
+    message = refusal(error=ValueError)
+    assert message.startswith(f"{path} is not what the Hub announced: its hash is ") and "load it again" in message
+    refusal(error=ValueError)  # it did not stay in the cache
+    hub.spoiled = set()
+    assert contents(resolve_folder("me/ink", kind="adapter")) == LOOK
+
+
 def test_private_stays_private(hub, folder):
     push_folder(folder, "me/secret", token="write-me", private=True)
     assert hub.repos["me/secret"].private

@@ -1,10 +1,12 @@
 """From a name to a folder, and from a folder to the Hub; whatever is refused ends in one sentence that says why."""
 
 import glob
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 
+from .utils.deadline import within
 from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
@@ -12,6 +14,7 @@ MODEL_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*.safetensors
 NO_CODE = {"trust_remote_code": False}  # for transformers, which else asks on the terminal whether to run a repo's
 REPO_FILES = ("*.json", "*.safetensors", "*.md")  # what loading needs; sample pictures stay on the Hub
 PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
+PUSH_SECONDS, PUSH_RATE = 300, 50_000  # a push may take so long, and a second more for so many bytes
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -115,11 +118,12 @@ def fetch_model(name: str, kind: str, way_out: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
         if not any(folder.glob("model[.-]*safetensors")):  # older repos have a pickle, which is read without running it
             folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, "pytorch_model.bin"]))
-        return folder
     except _hub_errors() as error:
         raise FileNotFoundError(
             f"could not fetch the {kind} {name!r} from the Hub ({_cause(error)[1]}); {way_out}"
         ) from error
+    check_hashes(folder)
+    return folder
 
 
 def read_model(model_class, folder: Path, config) -> tuple:
@@ -181,7 +185,8 @@ def push_folder(
 
     Raises:
         FileNotFoundError: no file to upload.
-        ValueError: the Hub refused or cannot be reached, or the repo is public and should be private.
+        ValueError: the Hub refused, cannot be reached or takes too long, the repo is public and should be private, or a
+            link leads out of the folder.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import filter_repo_objects
@@ -193,21 +198,39 @@ def push_folder(
     if not names:
         only = f" that matches {', '.join(allow_patterns)}" if allow_patterns else ""
         raise FileNotFoundError(f"nothing to push: there is no file{only} in {folder}")
-    api = HfApi(token=token, library_name="fewshot_gan", library_version=__version__)
-    try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type).repo_id
-        public = private and not api.repo_info(repo_id, repo_type=repo_type).private  # an old repo keeps its visibility
-        if not public:
-            if revision and not revision.startswith("refs/"):
-                api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
-            api.create_commit(
-                repo_id,
-                [CommitOperationAdd(name, (instead or {}).get(name, folder / name)) for name in names],
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-                repo_type=repo_type,
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{name} in {folder} is a link to a file outside of it, so nothing was uploaded; put a copy of that "
+                "file in its place, or remove the link"
             )
+    seconds = PUSH_SECONDS + sum((folder / name).stat().st_size for name in names) / PUSH_RATE
+    api = HfApi(token=token, library_name="fewshot_gan", library_version=__version__)
+
+    def push() -> tuple[str, bool]:
+        """Full id of the repo, and whether it was left alone because everybody could read it."""
+        target = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type).repo_id
+        if private and not api.repo_info(target, repo_type=repo_type).private:  # an old repo keeps its visibility
+            return target, True
+        if revision and not revision.startswith("refs/"):
+            api.create_branch(target, branch=revision, exist_ok=True, repo_type=repo_type)
+        api.create_commit(
+            target,
+            [CommitOperationAdd(name, (instead or {}).get(name, folder / name)) for name in names],
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            repo_type=repo_type,
+        )
+        return target, False
+
+    try:
+        repo_id, public = within(seconds, push)
+    except TimeoutError as error:
+        raise ValueError(
+            f"could not push to {repo_id!r}: {error}; look at {_page(repo_id)} whether it arrived after all, and push "
+            "again if not"
+        ) from error
     except _hub_errors() as error:
         raise ValueError(f"could not push to {repo_id!r}: {_why_not_pushed(error)}") from error
     if public:
@@ -222,7 +245,7 @@ def _download(name: str, kind: str, known: str, prefix: str, **options) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
+        folder = Path(
             snapshot_download(
                 name,
                 allow_patterns=[prefix + pattern for pattern in REPO_FILES],
@@ -236,6 +259,38 @@ def _download(name: str, kind: str, known: str, prefix: str, **options) -> Path:
             raise ValueError(f"Hub repo {name!r} is not safe to load, and was not: {_cause(error)[1]}") from error
         sentence = _why_not_fetched(error, f"{kind} {name!r}", _page(name), options["revision"], known)
         raise FileNotFoundError(sentence) from error
+    check_hashes(folder)
+    return folder
+
+
+def check_hashes(snapshot: Path) -> None:
+    """Compare the files of a snapshot in the Hub's cache with the hashes that the server announced for them.
+
+    The cache names each file after its hash: SHA-256 of large files, git's SHA-1 of others. Where the system has no
+    links there are no such names, and nothing is compared.
+
+    Raises:
+        ValueError: a file is another than announced. It is removed, so that the next load fetches it again.
+    """
+    for link in (path for path in sorted(snapshot.rglob("*")) if path.is_symlink() and path.is_file()):
+        stored = link.resolve()
+        if re.fullmatch("[0-9a-f]{64}", stored.name):
+            computed = hashlib.sha256()
+        elif re.fullmatch("[0-9a-f]{40}", stored.name):
+            computed = hashlib.sha1(b"blob %d\0" % stored.stat().st_size)
+        else:
+            continue
+        with stored.open("rb") as file:
+            while part := file.read(2**20):
+                computed.update(part)
+        if computed.hexdigest() != stored.name:
+            stored.unlink()
+            link.unlink()
+            name, got, announced = link.relative_to(snapshot).as_posix(), computed.hexdigest()[:12], stored.name[:12]
+            raise ValueError(
+                f"{name} is not what the Hub announced: its hash is {got}…, not {announced}…; it was removed from the "
+                "cache, so load it again; do not trust a server that repeats this"
+            )
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
@@ -267,6 +322,11 @@ def _why_not_fetched(error: Exception, what: str, page: str, revision: str | Non
         return f"the Hub has no {what} that you may read; {known}; a private repo needs `hf auth login` or token=…"
     if status == 401:
         return f"the Hub did not accept the token for {what}; renew it with `hf auth login`, or give another token="
+    if status == 429:
+        return (
+            f"the Hub got too many requests and did not send {what} ({reason}); wait some minutes and load it again; "
+            "it allows more with a token (`hf auth login`)"
+        )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
             f"could not fetch {what} from the Hub ({reason}): no network, or not in the cache; {known}, which need no "
@@ -286,6 +346,8 @@ def _why_not_pushed(error: Exception) -> str:
         return "a repo id is 'owner/name' or 'name', of letters, digits, '-', '_' and '.'"
     if status == 401 or isinstance(error, errors.LocalTokenNotFoundError):
         return "that needs a token with write access; run `hf auth login`, or give token=…"
+    if status == 429:
+        return f"the Hub got too many requests ({reason}); no file changed there, push again in some minutes"
     if status in (403, 404):
         return f"the token may not write there ({reason}); make one that may at {_page('settings/tokens')}"
     if status is None and not isinstance(error, ValueError):
