@@ -117,7 +117,8 @@ def one_pass(forward: Callable) -> Callable:
         tensors = []
         for _, layer in adaptable_layers(self):
             tensors += [tensor for tensor in layer.stored() if tensor is not None]
-            tensors += [] if (adaptation := layer.acting()) is None else adaptation.tensors()
+            if isinstance(adaptation := layer.acting(), Adaptation):  # other callables are not cached
+                tensors += adaptation.tensors()
         with contents_checked(tensors):
             return forward(self, *args, **kwargs)
 
