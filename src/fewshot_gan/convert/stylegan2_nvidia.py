@@ -1,6 +1,7 @@
 """StyleGAN2 from the pickles of stylegan2-ada-pytorch and of later NVIDIA repositories with the same networks."""
 
 import re
+from math import inf
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from ..ops import setup_filter
 from . import restricted_pickle
 from .report import ConversionError, SourceTensors
 
+UNLIMITED = r"\.skip$"  # layers without a clamp where all others have one
 WHOLE_BATCH = 1 << 16  # minibatch group when the file says "the whole batch"
 
 
@@ -158,16 +160,29 @@ def _refuse_other_kinds(network, modules, class_name, architecture, block_prefix
 
 
 def _conv_clamp(modules, block_prefix, kwargs) -> float | None:
-    """The clamp all convolutions share, from their attributes or else from the constructor's arguments."""
+    """The clamp all convolutions share, but for skips, which have none: from their attributes, or else from `kwargs`.
+
+    Raises:
+        ConversionError: clamps that differ, one on a skip, or one that is no number above 0.
+    """
     found = {
-        attributes["conv_clamp"]
+        path: attributes["conv_clamp"]
         for path, attributes in modules.items()
         if path.startswith(block_prefix) and "conv_clamp" in attributes
-    } or {kwargs.get("conv_clamp")}
-    if len(found) > 1:
-        raise ConversionError(f"the convolutions have different conv_clamp values {found}; only one for all converts")
-    clamp = found.pop()
-    return None if clamp is None else float(clamp)
+    }
+    if limited := [path for path, clamp in found.items() if re.search(UNLIMITED, path) and clamp is not None]:
+        raise ConversionError(f"{limited[0]} has conv_clamp={found[limited[0]]!r}; NVIDIA's shortcuts have none")
+    clamps = [clamp for path, clamp in found.items() if not re.search(UNLIMITED, path)] or [kwargs.get("conv_clamp")]
+    if any(clamp != clamps[0] for clamp in clamps):
+        different = sorted({repr(clamp) for clamp in clamps})
+        raise ConversionError(
+            f"the convolutions have different conv_clamp values ({', '.join(different)}); only one for all converts"
+        )
+    if clamps[0] is None:
+        return None
+    if not isinstance(clamps[0], int | float) or not 0 < clamps[0] < inf:
+        raise ConversionError(f"conv_clamp={clamps[0]!r} is no number above 0; the file is damaged")
+    return float(clamps[0])
 
 
 def _fill(model, source: SourceTensors):

@@ -276,7 +276,7 @@ class DiscriminatorBlock(nn.Module):
 
     Args:
         in_channels, out_channels: widths.
-        conv_clamp: limit of the absolute value of every convolution's output, or None.
+        conv_clamp: limit of the absolute output value of all convolutions but the skip, or None.
         from_rgb: whether the block takes the picture instead of features.
     """
 
@@ -285,7 +285,8 @@ class DiscriminatorBlock(nn.Module):
         self.from_rgb = Conv(3, in_channels, 1, conv_clamp=conv_clamp, role="from_rgb") if from_rgb else None
         self.conv0 = Conv(in_channels, in_channels, 3, conv_clamp=conv_clamp)
         self.conv1 = Conv(in_channels, out_channels, 3, down=2, conv_clamp=conv_clamp)
-        self.skip = Conv(in_channels, out_channels, 1, down=2, activation="linear", bias=False, conv_clamp=conv_clamp)
+        # published networks limit every convolution but this one
+        self.skip = Conv(in_channels, out_channels, 1, down=2, activation="linear", bias=False)
 
     def forward(self, x):  # [B, C, H, W] (or [B, 3, H, W]) -> [B, C', H/2, W/2]
         if self.from_rgb is not None:
@@ -341,7 +342,7 @@ class StyleGAN2Discriminator(Network):
         channel_base, channel_max: the width at `res` is `min(channel_base // res, channel_max)`.
         mbstd_group_size: samples over which the minibatch standard deviation is taken.
         mbstd_num_channels: its number of channels, 0 = none; must divide the width at 4×4.
-        conv_clamp: limit of the absolute value of every convolution's output, or None.
+        conv_clamp: limit of the absolute output value of all convolutions but the skips, or None.
 
     Raises:
         ValueError: `resolution` is not supported, or `mbstd_num_channels` does not fit.
