@@ -429,9 +429,25 @@ def test_the_reference_sees_each_rule():
 # ------------------------------------------------------------------------------------------- one network, other kinds
 
 
+def test_a_network_alone(tmp_path):
+    g = Generator(c_dim=CLASSES)
+    for data in (stored_generator(g), {"G_ema": stored_generator(g)}, {"G": stored_generator(g)}):
+        networks = convert_checkpoint(write(tmp_path / "x.pkl", data))
+        assert set(networks) == {"generator"}
+        difference = picture_difference(networks["generator"], g)
+        print(f"| nvidia | G alone in its file | {difference:.1e} |")
+        assert difference < LIMIT
+    for data in (of_module(Discriminator()), {"D": of_module(Discriminator()), "G": None}):
+        with pytest.raises(
+            ConversionError, match="x.pkl holds a discriminator alone and no generator .* give the file"
+        ):
+            convert_checkpoint(write(tmp_path / "x.pkl", data))
+
+
 class SynthesisInput(nn.Module):
     def __init__(self):
         super().__init__()
+        self.size = np.broadcast_to(np.asarray(20), [2])  # arrays are among the attributes of these files
         self.register_buffer("freqs", torch.zeros(8, 2))
 
 

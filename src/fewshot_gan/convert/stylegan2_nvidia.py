@@ -23,7 +23,7 @@ def convert(path: Path) -> dict[str, torch.nn.Module]:
     """Rebuild the networks of a pickle in fp32, without running any code of it.
 
     Args:
-        path: the `.pkl` file: a dictionary of networks.
+        path: the `.pkl` file: a dictionary of networks, or a generator alone.
 
     Returns:
         "generator" (the moving average `G_ema` where there is one), "generator_raw" (`G`, where there is `G_ema` too)
@@ -33,10 +33,16 @@ def convert(path: Path) -> dict[str, torch.nn.Module]:
         ConversionError: not a StyleGAN2 of a supported kind, unexpected tensors, or a file that names code.
     """
     data = restricted_pickle.load(path)
+    if isinstance(data, restricted_pickle.PersistentObject):  # one network and nothing around it
+        data = {"D" if data.class_name == "Discriminator" else "G_ema": data}
     if not isinstance(data, dict):
         raise ConversionError(f"{Path(path).name} holds a {type(data).__name__} instead of the networks G, D and G_ema")
     found = {k: data[k] for k in ("G_ema", "G", "D") if isinstance(data.get(k), restricted_pickle.PersistentObject)}
-    if not found.keys() & {"G", "G_ema"}:
+    if found.keys() == {"D"}:
+        raise ConversionError(
+            f"{Path(path).name} holds a discriminator alone and no generator (G or G_ema); give the file that has both"
+        )
+    if not found:
         raise ConversionError(
             f"{Path(path).name} holds no generator: neither G nor G_ema among {sorted(map(str, data))}"
         )
