@@ -71,9 +71,9 @@ def convert_generator(network: restricted_pickle.PersistentObject) -> StyleGAN2G
     w_dim = source["mapping.w_avg"].shape[0]
     classes = _classes(network, source)
     mapping, entering = _mapping(network, source, modules, w_dim)
-    if not (z_dim := entering - classes.get("embed_dim", 0)):
+    if (z_dim := entering - classes.get("embed_dim", 0)) < 1:
         raise ConversionError(
-            "the generator has no z (z_dim=0): its pictures depend on the class alone; such networks "
+            f"the generator has no z (z_dim={z_dim}): its pictures depend on the class alone; such networks "
             "cannot be converted"
         )
     drawing = [r for r in resolutions if f"synthesis.b{r}.torgb.weight" in source]
