@@ -97,7 +97,7 @@ def write_pictures(
     state = launched()
     rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
     options = {"truncation_psi": truncation_psi, "noise_mode": noise_mode, "batch_size": batch_size}
-    per_image = {"latents": latents, "class_labels": pipe._labels(class_labels, num_images)}
+    per_image = {"latents": latents, "class_labels": pipe._labels(class_labels, num_images, latents)}
     per_image = {name: values for name, values in per_image.items() if values is not None}
     for look in [None] if looks is None else looks.values():  # what the pipeline refuses comes before there is a folder
         pipe(1, seed=seed, adapter_names=look, **options, **{name: values[:1] for name, values in per_image.items()})

@@ -23,7 +23,8 @@ from .adapters import BASE, Adapter, AdapterBank, DomainHyperNetwork, fingerprin
 from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_bases, resolve_folder
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
-from .models.plain import PlainGenerator, check_labels
+from .models.labels import labels_of_images, start_from_w
+from .models.plain import PlainGenerator
 from .ops import dispatch
 from .utils.files import replace_text
 from .utils.random import seeded
@@ -147,7 +148,8 @@ class FewShotGAN(DiffusionPipeline):
             generator: source of latents and noise, on the CPU; or a list of one per image.
             latents: z `[N, z_dim]`, w `[N, w_dim]` or w+ `[N, num_ws, w_dim]` instead of drawn ones.
             latent_space: of `latents`: "z", "w" or "w+"; None takes "z" for two dimensions and "w+" for three.
-            class_labels: of class-conditional generators: one for all images, or one per image.
+            class_labels: of class-conditional generators: one for all images, or one per image. None with w and w+,
+                which have their class in them.
             truncation_psi: ψ towards the mean w; None takes the pipeline's, and 1 for given w and w+, which are wanted
                 as they are. Generators without w draw z from a normal cut at ±2, times ψ, if ψ is not 1 (arXiv
                 1809.11096 §3.1).
@@ -171,7 +173,7 @@ class FewShotGAN(DiffusionPipeline):
         for name, value in (("num_images", num_images), ("batch_size", batch_size)):
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
-        as_given = latents is not None and (latent_space or ("z" if latents.ndim == 2 else "w+")) != "z"
+        as_given = start_from_w(latents, latent_space)
         psi = truncation_psi
         if psi is None:
             psi = 1.0 if as_given else self.config.truncation_psi
@@ -200,7 +202,7 @@ class FewShotGAN(DiffusionPipeline):
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"{len(generator)} generators for {num_images} images; give one, or one per image")
         looks = self._looks(adapter_names, num_images)
-        labels = self._labels(class_labels, num_images)
+        labels = self._labels(class_labels, num_images, latents, latent_space)
         if latents is None:
             latents, generators = self._draw(num_images, generator, self._psi_of_z(psi))
         else:
@@ -216,10 +218,9 @@ class FewShotGAN(DiffusionPipeline):
         network, images = self._compiled if compiled else self.generator, [None] * num_images
         with self.bank.drawing(looks, compiled) as acting:
             for chunk in chunks if len(chunks) < 4 else self.progress_bar(chunks):
-                if plain:
-                    options = {"class_labels": None if labels is None else labels[chunk].to(self.device)}
-                else:
-                    options = {"latent_space": latent_space or "z", "truncation_psi": psi, "noise_mode": noise_mode}
+                options = {} if labels is None else {"class_labels": labels[chunk].to(self.device)}
+                if not plain:
+                    options |= {"latent_space": latent_space or "z", "truncation_psi": psi, "noise_mode": noise_mode}
                     sources = None if compiled else [generators[i] for i in chunk]
                     options |= {"truncation_cutoff": truncation_cutoff, "generator": sources}
                 with acting(chunk):
@@ -280,13 +281,9 @@ class FewShotGAN(DiffusionPipeline):
             own = {name: values[start:stop] for name, values in per_image.items()}
             yield self(stop - start, generator=generator, batch_size=batch_size, **own, **options)
 
-    def _labels(self, labels, num_images: int) -> torch.Tensor | None:
-        """Class labels int64 `[N]`, None of a generator without classes."""
-        if labels is not None:
-            labels = torch.as_tensor(labels).cpu()
-            labels = labels.expand(num_images) if labels.ndim == 0 else labels
-        classes = getattr(self.generator, "num_classes", None)
-        return check_labels(labels, num_images, classes)
+    def _labels(self, labels, num_images: int, latents=None, latent_space: str | None = None) -> torch.Tensor | None:
+        """See `labels_of_images`."""
+        return labels_of_images(self.generator, labels, num_images, latents, latent_space)
 
     def some_labels(self, num_images: int) -> list[int] | None:
         """`class_labels` that go through the classes in turn; None of a generator without."""
@@ -402,7 +399,8 @@ class FewShotGAN(DiffusionPipeline):
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in strip]
         looks = [{name: weight for name, weight in look.items() if weight} for look in looks]
         options["latents"] = latents.repeat_interleave(steps, 0)
-        if (labels := self._labels(options.pop("class_labels", None), len(latents))) is not None:
+        labels = options.pop("class_labels", None), len(latents), latents, options.get("latent_space")
+        if (labels := self._labels(*labels)) is not None:
             options["class_labels"] = labels.repeat_interleave(steps, 0)
         # the same noise along a strip: only the look changes
         options["generator"] = [

@@ -238,13 +238,11 @@ class Studio:
         for name in (name for look in looks for name in look if name not in self.looks and name not in own):
             raise ValueError(f"there is no look {name!r}; there are {', '.join(self.labels(key)) or 'none'}")
         named = [{own.get(name, name): weight for name, weight in look.items()} for look in looks]
-        options = {"seed": seed, "truncation_psi": psi}
+        options = {"truncation_psi": psi, "class_labels": self.pipe.some_labels(len(looks))}
         if latents is not None:
-            options = {"latents": latents.expand(len(looks), -1, -1), "seed": seed}
+            options = {"latents": latents.expand(len(looks), -1, -1)}
         with self._drawing:
-            return self.pipe(
-                len(looks), adapter_names=named, class_labels=self.pipe.some_labels(len(looks)), **options
-            ).images
+            return self.pipe(len(looks), seed=seed, adapter_names=named, **options).images
 
     def photo_in(self, key: str, chosen: Mapping[str, float]) -> list[tuple[str, Image.Image]]:
         """The visitor's photo as it was given, as the base draws it, and in looks; nothing before it was found.

@@ -415,8 +415,9 @@ def read_adapter(folder: Path, variant: str | None = None) -> Adapter:
 def fingerprint(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None) -> str:
     """Sixteen hex digits of the network's configuration and weights.
 
-    Weights enter as float16 rounded to bfloat16, so that a base has one fingerprint in float32 and float16. Cast to
-    bfloat16 it has another one unless its weights are stored in float16; `FewShotGAN` keeps that of the stored weights.
+    An option that a later version added counts unless it is at its default (`Network.LATER_OPTIONS`). Weights enter as
+    float16 rounded to bfloat16, so that a base has one fingerprint in float32 and float16. Cast to bfloat16 it has
+    another one unless its weights are stored in float16; `FewShotGAN` keeps that of the stored weights.
 
     Args:
         model: the network.
@@ -425,7 +426,8 @@ def fingerprint(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = N
     import hashlib
 
     digest = hashlib.sha256()
-    config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
+    later = getattr(model, "LATER_OPTIONS", {})
+    config = {k: v for k, v in dict(model.config).items() if not k.startswith("_") and (k, v) not in later.items()}
     digest.update(json.dumps(config, sort_keys=True, default=list).encode())
     for name, tensor in sorted((model.state_dict() if tensors is None else tensors).items()):
         digest.update(name.encode())

@@ -1,5 +1,7 @@
 """What generators and discriminators of this package share: how they are built from a config, and loaded."""
 
+from typing import ClassVar
+
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
 
@@ -11,7 +13,13 @@ class Network(ModelMixin, ConfigMixin):
 
     Tensors of a safetensors file begin wherever the file has them. Some processors' products of matrices round
     differently there than in memory that torch laid out, so loaded tensors are moved to such memory.
+
+    Attributes:
+        LATER_OPTIONS: options of the constructor that came after bases were published, and the values at which they
+            change nothing. `fingerprint` leaves them out at these values, so that adapters of older bases still fit.
     """
+
+    LATER_OPTIONS: ClassVar[dict] = {}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
