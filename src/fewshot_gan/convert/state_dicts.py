@@ -1,0 +1,122 @@
+"""State dicts in what a training saved: found under every wrapper and prefix, recognised by their tensors' names.
+
+`{"state_dict": …}` and `{"params_ema": …}` are wrappers; `module.` (several GPUs) and `decoder.` (the generator inside
+a larger network) are prefixes.
+"""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from .report import ConversionError
+
+logger = logging.getLogger(__name__)
+
+MAX_DEPTH = 5  # of dicts in dicts that are looked into
+WRAPPERS = {"module", "_orig_mod"}  # parts of a prefix that say how a network was run, not what it is
+NO_NETWORK = ("optim", "sched")  # parts of the names of what a training keeps beside its networks
+
+
+class StateDict(NamedTuple):
+    """One network's tensors.
+
+    Attributes:
+        where: the names that lead to it, joined by dots: "g_ema", "state_dict.decoder"; "" = the file is one.
+        kind: one of the kinds that were looked for.
+        tensors: name → tensor, without the prefix.
+        beside: what stands next to it and is no dict: name → value, the nearest of each name.
+    """
+
+    where: str
+    kind: str
+    tensors: dict[str, torch.Tensor]
+    beside: dict
+
+
+def find(data, marks: dict[str, tuple[str, ...]]) -> list[StateDict]:
+    """Every network in `data` that has all the names of its kind's marks; of several kinds the one with most counts.
+
+    What looks like weights and is of no kind is named in a warning.
+
+    Args:
+        data: what a file holds.
+        marks: kind → names of tensors that only state dicts of this kind have together.
+
+    Raises:
+        ConversionError: all marks of a kind but one are there, so the file is damaged.
+    """
+    networks, left_out = [], []
+    marks = dict(sorted(marks.items(), key=lambda item: -len(item[1])))
+    for path, entries, beside in _dicts(data):
+        found, almost = {}, None
+        for prefix, counts in _counts(entries, marks).items():
+            full = [kind for kind in marks if counts[kind] == len(marks[kind])]
+            near = [kind for kind in marks if counts[kind] == len(marks[kind]) - 1 > 1]
+            if full:
+                found[prefix] = full[0]
+            elif near:
+                almost = prefix, near[0]
+        if almost and not found:
+            prefix, kind = almost
+            lacking = next(mark for mark in marks[kind] if prefix + mark not in plain_names(entries))
+            where = _where(path, prefix) or "the file"
+            raise ConversionError(
+                f"{where} looks like the {kind} but has no tensor {prefix + lacking!r}; it is damaged"
+            )
+        for prefix, kind in found.items():
+            tensors = {name.removeprefix(prefix): v for name, v in entries.items() if name.startswith(prefix)}
+            others = {name: value for name, value in entries.items() if not name.startswith(prefix)}
+            networks.append(StateDict(_where(path, prefix), kind, tensors, beside | others))
+        left_out += _unknown(path, [name for name in entries if not name.startswith(tuple(found))], entries)
+    if networks and left_out:
+        logger.warning("left out, because it is of no known network: %s", ", ".join(left_out))
+    return networks
+
+
+def plain_names(tensors: dict) -> set[str]:
+    """Names, those of pruned weights without what pruning appends."""
+    return {*tensors, *(name.removesuffix("_mask") for name in tensors if name.endswith(".weight_mask"))}
+
+
+def _dicts(data, path=(), beside=None, seen=None) -> Iterator[tuple[tuple[str, ...], dict, dict]]:
+    """(path, dict, what stands beside it) of every dict whose keys are all names, each once; outer dicts first."""
+    seen = set() if seen is None else seen
+    if not isinstance(data, dict) or len(path) > MAX_DEPTH or id(data) in seen:
+        return
+    seen.add(id(data))
+    if data and all(isinstance(name, str) for name in data):
+        yield path, data, beside or {}
+    if inner := [name for name, value in data.items() if isinstance(value, dict)]:
+        beside = (beside or {}) | {name: value for name, value in data.items() if not isinstance(value, dict)}
+        for name in inner:
+            yield from _dicts(data[name], (*path, str(name)), beside, seen)
+
+
+def _counts(entries: dict, marks: dict[str, tuple[str, ...]]) -> dict[str, Counter]:
+    """Prefix → kind → how many of the kind's marks have it."""
+    kinds, counts = defaultdict(list), defaultdict(Counter)
+    for kind, names in marks.items():
+        for name in names:
+            kinds[name].append(kind)
+    for name in plain_names(entries):
+        parts = name.split(".")
+        for i in range(len(parts)):
+            for kind in kinds.get(".".join(parts[i:]), ()):
+                counts["".join(f"{part}." for part in parts[:i])][kind] += 1
+    return counts
+
+
+def _where(path: tuple[str, ...], prefix: str) -> str:
+    return ".".join(part for part in (*path, *prefix.split(".")) if part and part not in WRAPPERS)
+
+
+def _unknown(path: tuple[str, ...], names: list[str], entries: dict) -> list[str]:
+    """What of a dict looks like weights: its parts, and how many tensors each has."""
+    if any(word in part.lower() for word in NO_NETWORK for part in path):
+        return []
+    weights = [name for name in names if "." in name and getattr(entries[name], "ndim", 0) > 1]
+    parts = Counter(_where(path, name.removeprefix("module.").partition(".")[0]) for name in weights)
+    return [f"{part} ({count} weights)" for part, count in parts.items()]
