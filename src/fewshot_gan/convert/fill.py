@@ -7,6 +7,7 @@ import torch
 
 from .report import ConversionError, SourceTensors
 
+MAX_LEVELS = 16  # more than any network has blocks
 SIGMA = ".parametrizations.weight.0."  # below it torch keeps the vectors _u and _v of spectral normalisation
 RAW = ".parametrizations.weight.original"
 
@@ -56,10 +57,14 @@ def levels(tensors: dict, pattern: str) -> int:
     """How many different numbers the first group of `pattern` has among the names.
 
     Raises:
-        ConversionError: none.
+        ConversionError: none, or more than any network has.
     """
     found = {match[1] for name in tensors if (match := re.match(pattern, name))}
     if not found:
         example = pattern.replace(r"(\d+)", "0").replace("\\", "")
         raise ConversionError(f"the checkpoint has no tensor like {example}; it is not of the layout it looked like")
+    if len(found) > MAX_LEVELS:
+        raise ConversionError(
+            f"the checkpoint has {len(found)} blocks, more than the {MAX_LEVELS} of any known network"
+        )
     return len(found)

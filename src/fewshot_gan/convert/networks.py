@@ -6,6 +6,7 @@ import torch
 
 from ..models.sngan import SNGANDiscriminator
 from . import biggan, plain, state_dicts, stylegan2_rosinality, unsupported
+from .budget import Budget
 from .report import ConversionError
 from .state_dicts import StateDict
 
@@ -65,9 +66,10 @@ def _fit_resolution(generator=None, discriminator=None, **others) -> None:
 def _convert_one(state_dict: StateDict) -> torch.nn.Module:
     tensors = _unpruned(state_dict.tensors)
     convert = CONVERTERS[state_dict.kind]
-    if state_dict.kind in (stylegan2_rosinality.GENERATOR, stylegan2_rosinality.BASICSR_GENERATOR):
-        return convert(tensors, state_dict.beside.get("latent_avg"))
-    return convert(tensors)
+    with Budget(tensors):
+        if state_dict.kind in (stylegan2_rosinality.GENERATOR, stylegan2_rosinality.BASICSR_GENERATOR):
+            return convert(tensors, state_dict.beside.get("latent_avg"))
+        return convert(tensors)
 
 
 def _unpruned(tensors: dict) -> dict:

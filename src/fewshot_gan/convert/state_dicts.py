@@ -68,9 +68,10 @@ def find(data, marks: dict[str, tuple[str, ...]]) -> list[StateDict]:
             )
         for prefix, kind in found.items():
             tensors = {name.removeprefix(prefix): v for name, v in entries.items() if name.startswith(prefix)}
-            others = {name: value for name, value in entries.items() if not name.startswith(prefix)}
+            others = {_bare(name): value for name, value in entries.items() if not name.startswith(prefix)}
             networks.append(StateDict(_where(path, prefix), kind, tensors, beside | others))
-        left_out += _unknown(path, [name for name in entries if not name.startswith(tuple(found))], entries)
+        rest = {_bare(name): value for name, value in entries.items() if not name.startswith(tuple(found))}
+        left_out += _unknown(path, rest)
     if networks and left_out:
         logger.warning("left out, because it is of no known network: %s", ", ".join(left_out))
     return networks
@@ -101,9 +102,10 @@ def _counts(entries: dict, marks: dict[str, tuple[str, ...]]) -> dict[str, Count
     for kind, names in marks.items():
         for name in names:
             kinds[name].append(kind)
+    longest = max(name.count(".") for name in kinds) + 1
     for name in plain_names(entries):
         parts = name.split(".")
-        for i in range(len(parts)):
+        for i in range(max(0, len(parts) - longest), len(parts)):
             for kind in kinds.get(".".join(parts[i:]), ()):
                 counts["".join(f"{part}." for part in parts[:i])][kind] += 1
     return counts
@@ -113,10 +115,18 @@ def _where(path: tuple[str, ...], prefix: str) -> str:
     return ".".join(part for part in (*path, *prefix.split(".")) if part and part not in WRAPPERS)
 
 
-def _unknown(path: tuple[str, ...], names: list[str], entries: dict) -> list[str]:
+def _bare(name: str) -> str:
+    """A name without the wrappers before it."""
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in WRAPPERS:
+        del parts[0]
+    return ".".join(parts)
+
+
+def _unknown(path: tuple[str, ...], entries: dict) -> list[str]:
     """What of a dict looks like weights: its parts, and how many tensors each has."""
     if any(word in part.lower() for word in NO_NETWORK for part in path):
         return []
-    weights = [name for name in names if "." in name and getattr(entries[name], "ndim", 0) > 1]
-    parts = Counter(_where(path, name.removeprefix("module.").partition(".")[0]) for name in weights)
+    weights = [name for name, value in entries.items() if "." in name and getattr(value, "ndim", 0) > 1]
+    parts = Counter(_where(path, name.partition(".")[0]) for name in weights)
     return [f"{part} ({count} weights)" for part, count in parts.items()]

@@ -54,12 +54,13 @@ def convert_generator(tensors: dict, latent_avg=None) -> StyleGAN2Generator:
     _refuse_without_noise(tensors)
     source = SourceTensors(tensors)
     levels = len({m[1] for name in source.tensors if (m := re.match(r"to_rgbs\.(\d+)\.", name))})
+    resolution = _supported(levels)
     widths = {4: source["conv1.conv.weight"].shape[1]}
     widths |= {8 << i: source[f"convs.{2 * i + 1}.conv.weight"].shape[1] for i in range(levels)}
     base, maximum = channel_rule(widths)
     w_dim, z_dim = source["style.1.weight"].shape
     model = StyleGAN2Generator(
-        resolution=_supported(4 << levels),
+        resolution=resolution,
         channel_base=base,
         channel_max=maximum,
         z_dim=z_dim,
@@ -90,7 +91,7 @@ def convert_discriminator(tensors: dict) -> StyleGAN2Discriminator:
     """
     source = SourceTensors(tensors)
     levels = len({m[1] for name in source.tensors if (m := re.match(r"convs\.(\d+)\.conv1\.", name))})
-    resolution = _supported(4 << levels)
+    resolution = _supported(levels)
     widths = {resolution >> (i - 1): source[f"convs.{i}.conv1.0.weight"].shape[0] for i in range(1, levels + 1)}
     head = source["final_conv.0.weight"].shape
     base, maximum = channel_rule(widths | {4: head[0]})
@@ -105,10 +106,12 @@ def convert_discriminator(tensors: dict) -> StyleGAN2Discriminator:
     return model
 
 
-def _supported(resolution: int) -> int:
-    if not 16 <= resolution <= 1024:
-        raise ConversionError(f"this StyleGAN2 is of {resolution} × {resolution} pixels; those of 16 to 1024 convert")
-    return resolution
+def _supported(levels: int) -> int:
+    """The picture's size with so many blocks after the first, of 4 × 4 pixels."""
+    if not 2 <= levels <= 8:
+        size = 4 << min(levels, 12)
+        raise ConversionError(f"this StyleGAN2 is of {size} × {size} pixels; those of 16 to 1024 convert")
+    return 4 << levels
 
 
 def _refuse_without_noise(tensors: dict) -> None:
