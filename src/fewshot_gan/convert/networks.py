@@ -10,7 +10,7 @@ from .budget import Budget
 from .report import ConversionError
 from .state_dicts import StateDict
 
-FAMILIES = (stylegan2_rosinality, plain, biggan, unsupported)
+FAMILIES = (unsupported, stylegan2_rosinality, plain, biggan)  # of kinds that fit equally well the first counts
 MARKS = {kind: marks for family in FAMILIES for kind, marks in family.MARKS.items()}
 CONVERTERS = {kind: convert for family in FAMILIES for kind, convert in family.CONVERTERS.items()}
 AVERAGED = {"ema", "avg", "average", "averaged", "test"}  # words in the names of a generator's moving average
