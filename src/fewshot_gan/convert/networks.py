@@ -6,20 +6,19 @@ import torch
 
 from ..models.sngan import SNGANDiscriminator
 from . import biggan, plain, state_dicts, stylegan2_rosinality, unsupported
-from .budget import Budget
 from .report import ConversionError
 from .state_dicts import StateDict
 
-FAMILIES = (unsupported, stylegan2_rosinality, plain, biggan)  # of kinds that fit equally well the first counts
+FAMILIES = (stylegan2_rosinality, plain, biggan)
 MARKS = {kind: marks for family in FAMILIES for kind, marks in family.MARKS.items()}
-CONVERTERS = {kind: convert for family in FAMILIES for kind, convert in family.CONVERTERS.items()}
+CONVERTERS = {kind: convert for family in (*FAMILIES, unsupported) for kind, convert in family.CONVERTERS.items()}
 AVERAGED = {"ema", "avg", "average", "averaged", "test"}  # words in the names of a generator's moving average
 SHOWN, LENGTH = 8, 60  # names of a message, and characters of each
 
 
 def find(data) -> list[StateDict]:
     """Networks of a known kind in what a file holds, see `state_dicts.find`."""
-    return state_dicts.find(data, MARKS)
+    return state_dicts.find(data, MARKS, unsupported.MARKS)
 
 
 def convert(found: list[StateDict], name: str, data=None) -> dict[str, torch.nn.Module]:
@@ -66,10 +65,9 @@ def _fit_resolution(generator=None, discriminator=None, **others) -> None:
 def _convert_one(state_dict: StateDict) -> torch.nn.Module:
     tensors = _unpruned(state_dict.tensors)
     convert = CONVERTERS[state_dict.kind]
-    with Budget(tensors):
-        if state_dict.kind in (stylegan2_rosinality.GENERATOR, stylegan2_rosinality.BASICSR_GENERATOR):
-            return convert(tensors, state_dict.beside.get("latent_avg"))
-        return convert(tensors)
+    if state_dict.kind in (stylegan2_rosinality.GENERATOR, stylegan2_rosinality.BASICSR_GENERATOR):
+        return convert(tensors, state_dict.beside.get("latent_avg"))
+    return convert(tensors)
 
 
 def _unpruned(tensors: dict) -> dict:

@@ -15,7 +15,7 @@ from .report import ConversionError
 
 logger = logging.getLogger(__name__)
 
-MAX_DEPTH = 5  # of dicts in dicts that are looked into
+MAX_DEPTH, MAX_NAMES = 5, 1_000_000  # of dicts in dicts that are looked into
 WRAPPERS = {"module", "_orig_mod"}  # parts of a prefix that say how a network was run, not what it is
 NO_NETWORK = ("optim", "sched")  # parts of the names of what a training keeps beside its networks
 
@@ -36,7 +36,7 @@ class StateDict(NamedTuple):
     beside: dict
 
 
-def find(data, marks: dict[str, tuple[str, ...]]) -> list[StateDict]:
+def find(data, marks: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]) -> list[StateDict]:
     """Every network in `data` that has all the names of its kind's marks; of several kinds the one with most counts.
 
     What looks like weights and is of no kind is named in a warning.
@@ -44,16 +44,17 @@ def find(data, marks: dict[str, tuple[str, ...]]) -> list[StateDict]:
     Args:
         data: what a file holds.
         marks: kind → names of tensors that only state dicts of this kind have together.
+        others: the same of networks that look like these and are others; of two equal fits this one counts.
 
     Raises:
         ConversionError: all marks of a kind but one are there, so the file is damaged.
     """
     networks, left_out = [], []
-    marks = dict(sorted(marks.items(), key=lambda item: -len(item[1])))
+    every = dict(sorted((others | marks).items(), key=lambda item: -len(item[1])))
     for path, entries, beside in _dicts(data):
         found, almost = {}, None
-        for prefix, counts in _counts(entries, marks).items():
-            full = [kind for kind in marks if counts[kind] == len(marks[kind])]
+        for prefix, counts in _counts(entries, every).items():
+            full = [kind for kind in every if counts[kind] == len(every[kind])]
             near = [kind for kind in marks if counts[kind] == len(marks[kind]) - 1 > 1]
             if full:
                 found[prefix] = full[0]
@@ -68,10 +69,10 @@ def find(data, marks: dict[str, tuple[str, ...]]) -> list[StateDict]:
             )
         for prefix, kind in found.items():
             tensors = {name.removeprefix(prefix): v for name, v in entries.items() if name.startswith(prefix)}
-            others = {_bare(name): value for name, value in entries.items() if not name.startswith(prefix)}
-            networks.append(StateDict(_where(path, prefix), kind, tensors, beside | others))
-        rest = {_bare(name): value for name, value in entries.items() if not name.startswith(tuple(found))}
-        left_out += _unknown(path, rest)
+            outside = {_bare(name): value for name, value in entries.items() if not name.startswith(prefix)}
+            networks.append(StateDict(_where(path, prefix), kind, tensors, beside | outside))
+        unknown = {_bare(name): value for name, value in entries.items() if not name.startswith(tuple(found))}
+        left_out += _unknown(path, unknown)
     if networks and left_out:
         logger.warning("left out, because it is of no known network: %s", ", ".join(left_out))
     return networks
@@ -82,18 +83,24 @@ def plain_names(tensors: dict) -> set[str]:
     return {*tensors, *(name.removesuffix("_mask") for name in tensors if name.endswith(".weight_mask"))}
 
 
-def _dicts(data, path=(), beside=None, seen=None) -> Iterator[tuple[tuple[str, ...], dict, dict]]:
-    """(path, dict, what stands beside it) of every dict whose keys are all names, each once; outer dicts first."""
-    seen = set() if seen is None else seen
-    if not isinstance(data, dict) or len(path) > MAX_DEPTH or id(data) in seen:
-        return
-    seen.add(id(data))
-    if data and all(isinstance(name, str) for name in data):
-        yield path, data, beside or {}
-    if inner := [name for name, value in data.items() if isinstance(value, dict)]:
-        beside = (beside or {}) | {name: value for name, value in data.items() if not isinstance(value, dict)}
-        for name in inner:
-            yield from _dicts(data[name], (*path, str(name)), beside, seen)
+def _dicts(data) -> Iterator[tuple[tuple[str, ...], dict, dict]]:
+    """(path, dict, what stands beside it) of every dict whose keys are all names.
+
+    Raises:
+        ConversionError: there are more names than any training saves, as in dicts that hold each other.
+    """
+    pending, names = [((), data, {})] if isinstance(data, dict) else [], 0
+    while pending:
+        path, entries, beside = pending.pop()
+        names += len(entries)
+        if names > MAX_NAMES:
+            raise ConversionError(f"more than {MAX_NAMES:,} names; this is no checkpoint of a known network")
+        if entries and all(isinstance(name, str) for name in entries):
+            yield path, entries, beside
+        if len(path) < MAX_DEPTH and any(isinstance(value, dict) for value in entries.values()):
+            beside = beside | {name: value for name, value in entries.items() if not isinstance(value, dict)}
+            inner = [((*path, str(name)), v, beside) for name, v in entries.items() if isinstance(v, dict)]
+            pending += reversed(inner)  # in the file's order
 
 
 def _counts(entries: dict, marks: dict[str, tuple[str, ...]]) -> dict[str, Counter]:
