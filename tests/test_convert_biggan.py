@@ -278,7 +278,7 @@ def test_a_discriminator_alone_has_its_size_from_its_blocks(tmp_path, size):
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("size", STUDIO)
-def test_studiogans_networks_equal_their_own_function(tmp_path, size, prefix):
+def test_studiogans_networks_equal_their_own_function(tmp_path, caplog, size, prefix):
     """Named, wrapped and filled as the lottery tickets' (arXiv 2103.00397) training writes them."""
     g, d = studio_generator(size), studio_discriminator(size)
     training = {"seed": 1, "run_name": "BigGAN-train", "step": 9, "ada_p": "No", "optimizer": {"state": {}}}
@@ -303,6 +303,11 @@ def test_studiogans_networks_equal_their_own_function(tmp_path, size, prefix):
     alone = convert_checkpoint(tmp_path / "model=G_ema-best-weights-step=9.pth")
     assert set(alone) == {"generator"} and torch.equal(alone["generator"].linear.bias, g["linear0.bias"])
     assert networks["generator"].norm.norm.num_batches_tracked == 7
+    current = {"state_dict": studio_discriminator(size, 17)}  # the training keeps its last networks beside the best
+    torch.save(current, tmp_path / "model=D-current-weights-step=10.pth")
+    again = convert_checkpoint(tmp_path)["discriminator"].state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in networks["discriminator"].state_dict().items())
+    assert "left out, because there is a best one: model=D-current-weights-step=10.state_dict" in caplog.text
 
 
 def test_the_shortcut_after_relu_matters_and_is_saved(tmp_path):

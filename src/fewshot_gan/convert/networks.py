@@ -1,6 +1,8 @@
 """From what files of torch hold to networks: state dicts are found, recognised and converted, of every family alike."""
 
+import logging
 import re
+from collections import defaultdict
 
 import torch
 
@@ -9,10 +11,12 @@ from . import biggan, plain, state_dicts, stylegan2_rosinality, unsupported
 from .report import ConversionError
 from .state_dicts import StateDict
 
+logger = logging.getLogger(__name__)
+
 FAMILIES = (stylegan2_rosinality, plain, biggan)
 MARKS = {kind: marks for family in FAMILIES for kind, marks in family.MARKS.items()}
 CONVERTERS = {kind: convert for family in (*FAMILIES, unsupported) for kind, convert in family.CONVERTERS.items()}
-AVERAGED = {"ema", "avg", "average", "averaged", "test"}  # words in the names of a generator's moving average
+AVERAGED = re.compile(r"(^|[^a-z])(ema|avg|averaged?|generator_test)([^a-z]|$)", re.I)  # in a moving average's name
 SHOWN, LENGTH = 8, 60  # names of a message, and characters of each
 
 
@@ -35,24 +39,40 @@ def convert(found: list[StateDict], name: str, data=None) -> dict[str, torch.nn.
     """
     if not found:
         raise ConversionError(f"{name} holds no generator of a known layout, but {_contents(data)}")
-    networks, sources = {}, {}
-    for state_dict in found:
-        where = state_dict.where or name
-        role = "discriminator" if "discriminator" in state_dict.kind else "generator"
-        if role == "generator" and AVERAGED & {*re.split(r"[^a-z]+", state_dict.where.lower())}:
-            role = "generator_averaged"
-        if role in sources:
-            raise ConversionError(f"both {sources[role]} and {where} are a {role}; give the file or folder of one")
-        sources[role] = where
-        networks[role] = _convert_one(state_dict)
+    networks = {role: _convert_one(state_dict) for role, state_dict in _roles(found, name).items()}
     if "generator_averaged" in networks:
         if "generator" in networks:
             networks["generator_raw"] = networks["generator"]
         networks["generator"] = networks.pop("generator_averaged")
     if "generator" not in networks and not any(state_dict.kind in biggan.CONVERTERS for state_dict in found):
-        raise ConversionError(f"{name} holds no generator, only a {found[0].kind} ({sources['discriminator']})")
+        raise ConversionError(f"{name} holds no generator, only a {found[0].kind} ({found[0].where or name})")
     _fit_resolution(**networks)
     return {role: network.eval() for role, network in networks.items()}
+
+
+def _roles(found: list[StateDict], name: str) -> dict[str, StateDict]:
+    """Role → its state dict. A training that keeps its current networks beside its best ones gives the best.
+
+    Raises:
+        ConversionError: several for one role.
+    """
+    roles = defaultdict(list)
+    for state_dict in found:
+        role = "discriminator" if "discriminator" in state_dict.kind else "generator"
+        averaged = role == "generator" and AVERAGED.search(state_dict.where)
+        roles["generator_averaged" if averaged else role].append(state_dict)
+    chosen = {}
+    for role, several in roles.items():
+        if any("best" in state_dict.where for state_dict in several):
+            current = [state_dict.where for state_dict in several if "current" in state_dict.where]
+            several = [state_dict for state_dict in several if state_dict.where not in current]
+            if current:
+                logger.warning("left out, because there is a best one: %s", ", ".join(current))
+        if len(several) > 1:
+            first, second = (state_dict.where or name for state_dict in several[:2])
+            raise ConversionError(f"both {first} and {second} are a {role}; give the file or folder of one")
+        chosen[role] = several[0]
+    return chosen
 
 
 def _fit_resolution(generator=None, discriminator=None, **others) -> None:
