@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_mobile
 from nvidia_pickles import EasyDict, tree, write
 
 from fewshot_gan.convert import ConversionError, convert_checkpoint
@@ -617,10 +618,15 @@ def test_networks_of_a_wheel_are_unpacked_side_by_side(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
         for name in names:
             archive.writestr(f"../{name}" if name == names[0] else f"pkg/models/{name}", name)
-    monkeypatch.setattr(
-        mobile_stylegan_ir, "convert", lambda folder: {p.name: p.read_text(encoding="utf-8") for p in folder.iterdir()}
-    )
-    assert convert_checkpoint(tmp_path / "x.whl") == {"generator": {name: name for name in names}}
+    unpacked = {}
+
+    def convert(folder):
+        unpacked.update({p.name: p.read_text(encoding="utf-8") for p in folder.iterdir()})
+        return tiny_mobile()
+
+    monkeypatch.setattr(mobile_stylegan_ir, "convert", convert)
+    assert set(convert_checkpoint(tmp_path / "x.whl")) == {"generator"}
+    assert unpacked == {name: name for name in names}
     with zipfile.ZipFile(tmp_path / "y.whl", "w") as archive:
         archive.writestr(names[2], "")
     with pytest.raises(ConversionError, match="0 files MappingNetwork.xml"):
