@@ -34,6 +34,7 @@ from .studio import (
 )
 
 FACES = 8  # of the grid
+WAITING = 1000  # events at a time: Gradio counts one of a visitor who waits as much as one that computes
 LOSSES = {"d": "d, judge", "g": "g, generator"}
 
 
@@ -486,6 +487,7 @@ def serve(
                 footer_links=[],
                 run_history=False,
                 max_file_size="50mb",
+                max_threads=WAITING,
                 app_kwargs={"middleware": [Middleware(SameSite, allowed_hosts=list(allowed_hosts))]},
                 quiet=True,
                 prevent_thread_lock=True,

@@ -407,14 +407,16 @@ class Studio:
             jobs[kind].stop()
 
     async def watch(self, key: str, kind: str, every: float = 0.5) -> AsyncIterator[Job]:
-        """The visitor's latest job of that kind, again and again until it is over; nothing where there is none.
+        """The visitor's latest job of that kind, whenever it went on, until it is over; nothing where there is none.
 
-        Whoever waits holds no thread, so that any number of visitors may.
+        Whoever waits holds no thread and is told nothing twice, so that any number of visitors may.
         """
-        job = self.visitor(key).jobs.get(kind)
+        job, before = self.visitor(key).jobs.get(kind), None
         while job is not None:
-            job.watched, over = time.monotonic(), job.over
-            yield job
+            job.watched, over, now = time.monotonic(), job.over, (job.state, job.done, job.stopping, id(job.pictures))
+            if now != before:
+                yield job
+            before = now
             if over:
                 return
             await asyncio.sleep(every)
