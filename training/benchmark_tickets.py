@@ -85,7 +85,7 @@ def times(generator, batch: int, repeats: int) -> dict[str, dict]:
     z = torch.randn(batch, generator.z_dim)
     labels = None if generator.num_classes is None else torch.zeros(batch, dtype=torch.long)
     if not torch.allclose(rows(z, labels), generator(z, labels), atol=1e-3):
-        raise RuntimeError("the sparse network draws other pictures")
+        raise ValueError("the sparse network draws other pictures")
     return {
         "masked": ratio(lambda: generator(z, labels), lambda: dense(z, labels), repeats),
         "csr": ratio(lambda: rows(z, labels), lambda: dense(z, labels), repeats),
