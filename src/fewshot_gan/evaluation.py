@@ -27,7 +27,7 @@ from .images import to_floats
 from .judges import LPIPS
 from .pipeline import FewShotGAN
 from .training.data import load_images
-from .utils.files import replace_file
+from .utils.files import expanded, replace_file, user_path
 from .utils.random import check_seed
 from .version import __version__
 
@@ -85,7 +85,7 @@ def evaluate(
     if num_images < 2:
         raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
     seed = check_seed(seed)
-    judge = _load_judge(str(features), pairs, text, pipe.device)
+    judge = _load_judge(expanded(features), pairs, text, pipe.device)
     true = load_images(data, pipe.generator.resolution)
     if not 1 <= neighbour < min(num_images, len(true)):
         raise ValueError(f"neighbour={neighbour} of {num_images} drawn and {len(true)} true pictures: give fewer")
@@ -216,7 +216,7 @@ def _true_statistics(true: torch.Tensor, judge, protocol, cache_dir) -> _Statist
     known = {name: protocol[name] for name in ("data_sha256", "features_sha256", "features_resize", "kept")}
     path = None
     if cache_dir is not None:
-        path = Path(cache_dir) / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]}.safetensors"
+        path = user_path(cache_dir) / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]}.safetensors"
         if path.is_file():
             try:
                 stored = load_file(path)
@@ -319,7 +319,7 @@ def read_report(path) -> dict:
         ValueError: the file holds none.
     """
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        report = json.loads(user_path(path).read_text(encoding="utf-8"))
         for part in ("protocol", "network", "results", "versions"):
             if not isinstance(report[part], dict):
                 raise TypeError(f"{part} is no table")

@@ -16,7 +16,7 @@ from torch import nn
 
 from .models.plain import PlainGenerator
 from .pipeline import FewShotGAN
-from .utils.files import replace_file
+from .utils.files import replace_file, user_path
 from .utils.random import seeded
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
@@ -41,7 +41,7 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
             is written.
         ImportError: the format's packages are not installed.
     """
-    out = Path(out)
+    out = user_path(out)
     known = {suffix: name for name, suffix in SUFFIX.items()}
     if out.suffix not in known or out.is_dir():
         names = " or ".join(f"NAME{suffix} for {name}" for name, suffix in SUFFIX.items())

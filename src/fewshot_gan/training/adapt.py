@@ -36,7 +36,7 @@ from ..models import GPGANGenerator
 from ..models.layers import as_ws
 from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
-from ..utils.files import replace_file
+from ..utils.files import expanded, replace_file
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig, TrainingDiverged
 from .report import PAGE_NAME
@@ -143,10 +143,14 @@ def parser(method: str) -> argparse.ArgumentParser:
     of = METHODS[method]
     p = argparse.ArgumentParser(description=f"Adapt a base to about ten images: {of.help}.")
     p.set_defaults(method=method, scratch=False)
-    p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", help="embedded name, folder or repo id")
+    name_or_path = {"type": expanded, "help": "embedded name, folder or repo id"}
+    p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", **name_or_path)
     led_by_words = of.objective is HyperDomainObjective
     p.add_argument(
-        *("--train_data_dir", "--data"), required=not led_by_words, help="image folder, embedded set, or datasets id"
+        *("--train_data_dir", "--data"),
+        required=not led_by_words,
+        type=expanded,
+        help="image folder, embedded set, or datasets id",
     )
     kinds, rates = sorted(trainable_types()), ", ".join(f"{kind} {rate:g}" for kind, rate in RATES.items())
     p.add_argument(
@@ -156,7 +160,9 @@ def parser(method: str) -> argparse.ArgumentParser:
     p.add_argument("--placement", choices=PLACEMENTS, help="of domain_vector: default post_demod")
     p.add_argument("--parametrization", choices=PARAMETRIZATIONS, help="of domain_vector: default input")
     p.add_argument("--low_rank", action="store_true", default=None, help="of gan_memory: few components, compressed")
-    p.add_argument("--previous", help="of gan_memory: run of the task before, whose components this one has too")
+    p.add_argument(
+        "--previous", type=expanded, help="of gan_memory: run of the task before, whose components this one has too"
+    )
     p.add_argument(
         "--preset",
         choices=of.presets,
@@ -171,7 +177,7 @@ def parser(method: str) -> argparse.ArgumentParser:
         )
     if of.objective in PROJECTING:
         add_projection_options(p)
-        p.add_argument("--projections", help="file of the projections; default: in the output folder")
+        p.add_argument("--projections", type=expanded, help="file of the projections; default: in the output folder")
     if of.objective is AdaFMObjective:
         p.add_argument("--z_dim", type=int, help="of a GP-GAN's specific part; default: the base's, 4 for 25 images")
         p.add_argument("--matcher_gain", type=float, help="of a GP-GAN's scale matcher at first; default 1000")
@@ -228,6 +234,7 @@ def add_run_options(
             shown = "" if required else f"default {usual}" if cls is TrainingConfig else "default: the preset's"
             shown += "".join(f", {k} {of[option.name]}" for k, of in (published or {}).items() if option.name in of)
             kind = {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type}
+            kind |= {"type": expanded} if option.name == "output_dir" else {}
             p.add_argument(f"--{option.name}", default=argparse.SUPPRESS, required=required, help=shown, **kind)
 
 
