@@ -13,11 +13,11 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
 
 from .text import plain, plain_lines
 
-BUG, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # exit codes; the last two are 128 + the signal's number
+BUG = NEGATIVE = 1
+REFUSED, INTERRUPTED, TERMINATED = 2, 130, 143  # exit codes; the last two are 128 + the signal's number
 BROKEN_PIPE = 141
 DEBUG = "FEWSHOT_GAN_DEBUG"
 LENGTH = 600  # characters of a message; of a longer one the beginning, and the end with the way out
@@ -87,6 +87,11 @@ def boundary(debug: bool = False, through: tuple[type[BaseException], ...] = ())
                 _write_out()
         except through:
             raise
+        except SystemExit as end:
+            if not isinstance(end.code, str):
+                raise
+            code = REFUSED if end.code.startswith("error: ") else NEGATIVE  # what was found is not as it should be
+            raise _end(code, plain(end.code, LENGTH), end, debug=False) from end
         except KeyboardInterrupt as error:
             raise _end(INTERRUPTED, "stopped by Ctrl-C", error, debug) from error
         except Exception as error:
@@ -96,19 +101,14 @@ def boundary(debug: bool = False, through: tuple[type[BaseException], ...] = ())
             raise _end(BUG if bug else REFUSED, f"error: {explain(error, bug)}", error, debug) from error
 
 
-def guarded(main: Callable) -> Callable:
-    """A script's entry point within `boundary`; its option `--debug` may stand anywhere."""
-
-    @wraps(main)
-    def run(*args, **kwargs):
-        debug = "--debug" in sys.argv[1:]
-        if debug:
-            sys.argv.remove("--debug")  # argparse need not know it
-            os.environ[DEBUG] = "1"  # for the processes that a script starts
-        with boundary(debug):
-            return main(*args, **kwargs)
-
-    return run
+@contextmanager
+def script() -> Iterator[None]:
+    """`boundary` around what a script does when it is started; its option `--debug` may stand anywhere."""
+    if "--debug" in sys.argv[1:]:
+        sys.argv.remove("--debug")  # argparse need not know it
+        os.environ[DEBUG] = "1"  # for the processes that a script starts, too
+    with boundary():
+        yield
 
 
 @contextmanager
