@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fewshot_gan.cli import app
-from fewshot_gan.utils.errors import BUG, REFUSED, Ended, boundary, explain, guarded, is_bug, needing
+from fewshot_gan.utils.errors import BUG, REFUSED, Ended, boundary, explain, is_bug, needing, script
 from fewshot_gan.utils.text import plain, plain_lines
 
 ROOT = Path(__file__).parents[1]
@@ -232,30 +232,23 @@ def python(code, *arguments, **options):
 WRITER = """
 import sys, time
 from pathlib import Path
-from fewshot_gan.utils.errors import guarded
+from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_file
 
-@guarded
-def main():
-    def write(path):
-        path.write_bytes(b"half")
-        print("half", flush=True)
-        time.sleep(60)
+def write(path):
+    path.write_bytes(b"half")
+    print("half", flush=True)
+    time.sleep(60)
 
+with script():
     replace_file(Path(sys.argv[1]), write)
-
-main()
 """
-
 SCRIPT = """
 import sys
-from fewshot_gan.utils.errors import guarded
+from fewshot_gan.utils.errors import script
 
-@guarded
-def main():
+with script():
     sys.exit(int(sys.argv[1]) or 1 // 0)
-
-main()
 """
 LOUD = SCRIPT.replace("sys.exit(int(sys.argv[1]) or 1 // 0)", "for i in range(10**5): print('x' * 100)")
 
@@ -319,13 +312,21 @@ def test_output_that_nobody_takes():
         )
 
 
-def test_main_of_a_script_passes_its_result():
-    @guarded
-    def main(argv=None):
-        """Help."""
-        return argv
-
-    assert main([1]) == [1] and main.__doc__ == "Help."
+def test_a_boundary_gives_signals_back(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    main()
+    with boundary():
+        assert signal.getsignal(signal.SIGTERM) is not before
+        with boundary():
+            pass
+        assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("said", "code"), [("error: no such run", 2), ("forgotten: ink\x1b[2J", 1), (7, 7), (None, None)]
+)
+def test_exits_of_scripts(said, code, capsys):
+    with pytest.raises(SystemExit) as end, script():
+        sys.exit(said)
+    assert end.value.code == code
+    assert capsys.readouterr().err == (f"{plain(said)}\n" if isinstance(said, str) else "")

@@ -47,6 +47,11 @@ def usual_threads(processes: int = 1) -> int:
     return asked_threads() or max(1, available_cores() // processes)
 
 
+def add_threads_option(parser) -> None:
+    """`--num_threads` of a script, for `set_threads`."""
+    parser.add_argument("--num_threads", type=int, help="CPU threads (default: OMP_NUM_THREADS, else free cores)")
+
+
 def set_threads(number: int | None = None) -> int:
     """Let torch compute with `number` threads; None: with as many as it chose itself, but no more than there are cores.
 
