@@ -19,6 +19,7 @@ from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cards import GAP
 from fewshot_gan.cli import app
+from fewshot_gan.export import export_generator
 from fewshot_gan.version import __version__
 
 COMMANDS = ("generate", "invert", "adapt", "demo", "convert", "push", "info", "list")
@@ -250,6 +251,8 @@ def test_odd_truncation_from_python(base_folder):
     for psi in (1e39, float("nan"), float("inf"), -2000, "0.7"):
         with pytest.raises(ValueError, match="truncation_psi=.*: give a number such as 0.7, -1000 to 1000"):
             pipe(1, truncation_psi=psi)
+    with pytest.raises(ValueError, match="truncation_psi=nan: give a number such as 0.7"):
+        export_generator(pipe, "generator.onnx", truncation_psi=float("nan"))
 
 
 def test_a_failed_write_leaves_nothing(refused, base_folder, monkeypatch):
