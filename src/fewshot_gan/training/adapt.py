@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -37,6 +36,7 @@ from ..models.layers import as_ws
 from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded, replace_file
+from ..utils.threads import set_threads, usual_threads
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig, TrainingDiverged
 from .report import PAGE_NAME
@@ -215,7 +215,12 @@ def fill_projection_options(args: argparse.Namespace, config) -> None:
 def add_tracking_options(p: argparse.ArgumentParser) -> None:
     """Options of `start` and `start_trackers`."""
     p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
-    p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
+    p.add_argument(
+        "--num_threads",
+        type=int,
+        default=0,
+        help="CPU threads per process; default: OMP_NUM_THREADS, or all",
+    )
 
 
 def add_run_options(
@@ -457,7 +462,7 @@ def start(args: argparse.Namespace, folder: str | None = None) -> Accelerator:
     project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
     accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, project_config=project)
     # `accelerate launch` gives each CPU process one thread unless told otherwise
-    torch.set_num_threads(args.num_threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    set_threads(args.num_threads or usual_threads(accelerator.num_processes))
     torch.manual_seed(args.seed)  # the small noise of fresh factors and heads
     return accelerator
 
