@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cli import app
+from fewshot_gan.utils.errors import fault_of_disk
 from fewshot_gan.utils.threads import asked_threads, available_cores, set_threads, usual_threads
 
 ROOT = Path(__file__).parents[1]
@@ -439,6 +440,14 @@ def test_a_cache_that_takes_nothing(server, tmp_path, monkeypatch, number, said)
     assert "interrupted" not in str(caught.value) and "network" not in str(caught.value)
     with pytest.raises(OSError, match=f"cannot take encoder 'me/ink': .*{said}"):
         fetch_model("me/ink", "encoder", "")
+
+
+def test_a_network_that_nobody_permits_is_no_disk():
+    refused = ConnectionError("[Errno 1] Operation not permitted")
+    refused.__cause__ = PermissionError(errno.EPERM, "Operation not permitted")
+    assert fault_of_disk(refused) is None
+    refused.__cause__ = PermissionError(errno.EPERM, "Operation not permitted", "/cache")
+    assert fault_of_disk(refused) == "/cache: no permission; choose another place, or change the permissions"
 
 
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))"  # stands for a full disk

@@ -47,6 +47,7 @@ SYSTEM = {  # number of an OSError → what is wrong with the file or folder, an
     errno.ENFILE: "the machine has too many open files",
     errno.EIO: "the disk or network drive failed",
 }
+_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _OS_ERROR = re.compile(r"\(os error (\d+)\)|\bcode: (\d+), kind:")  # how libraries in Rust name the number
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|alloc_cpu", re.IGNORECASE)
 
@@ -206,8 +207,9 @@ def _package(error: BaseException) -> str | None:
 def fault_of_disk(error: BaseException) -> str | None:
     """What is wrong with a file, folder or disk, if that is the cause of `error` or of what it was raised from."""
     while error is not None:
-        if (number := _number(error)) not in (None, errno.ENOENT):
-            return _of_system(error, number)
+        number = _number(error)
+        if number in _OF_DISKS or (number is not None and number != errno.ENOENT and _path(error)):
+            return _of_system(error, number)  # of connections that nobody permits there is no path
         error = error.__cause__
     return None
 
@@ -222,12 +224,13 @@ def _number(error: BaseException) -> int | None:
     return number if number in SYSTEM else None
 
 
-def _of_system(error: BaseException, number: int) -> str:
+def _path(error: BaseException) -> str | None:
     path = getattr(error, "filename2", None) or getattr(error, "filename", None)
-    if path is None:
-        return SYSTEM[number]
-    path = os.fsdecode(path) if isinstance(path, bytes | os.PathLike) else path
-    return plain(f"{path}: {SYSTEM[number]}")
+    return os.fsdecode(path) if isinstance(path, bytes | os.PathLike) else path
+
+
+def _of_system(error: BaseException, number: int) -> str:
+    return plain(SYSTEM[number] if _path(error) is None else f"{_path(error)}: {SYSTEM[number]}")
 
 
 @contextmanager
