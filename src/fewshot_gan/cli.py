@@ -475,6 +475,10 @@ def demo(
     host: Annotated[
         str, typer.Option(help="127.0.0.1: this machine alone; 0.0.0.0: whoever can reach it.")
     ] = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name by which others reach the page, besides this machine's own; repeat for more."),
+    ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Serve the page without opening it.")] = False,
     num_threads: Threads = None,
 ):
@@ -482,7 +486,7 @@ def demo(
     from .demo import serve
 
     _begin(num_threads)
-    serve(base, adapter or [], host, port, not no_browser)
+    serve(base, adapter or [], host, port, not no_browser, allowed_host or [])
 
 
 # ------------------------------------------------------------------------------------------------------------ convert
