@@ -39,7 +39,6 @@ from .options import (
 )
 from .utils.errors import DEBUG, needing
 from .utils.files import replace_file, replace_text
-from .utils.text import plain
 from .version import __version__
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -389,7 +388,7 @@ def _read_latents(path: Path):
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} holds no latents ({error}); fewshot-gan invert writes such files") from error
     if set(tensors) != {"latents"}:
-        raise ValueError(f"{path} holds {', '.join(sorted(tensors)[:4]) or 'nothing'}, not latents")
+        raise ValueError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}, not latents")
     return tensors["latents"]
 
 
@@ -647,14 +646,15 @@ def _describe(facts: dict) -> str:
     others = "".join(f"; {name} {size:,} bytes" for name, size in list(facts["bytes"].items())[1:])
     base, mark = facts["base_model_name_or_path"] or "not recorded", facts["base_fingerprint"] or "not recorded"
     roles = ", ".join(f"{number} {role}" for role, number in facts["layers"].items())
-    lines = [
-        f"{facts['name']}: {facts['adapter_type']}, {facts['values']:,} numbers, {sizes[0]:,} bytes{others}",
-        f"base: {base}, fingerprint {mark}",
-        f"layers: {sum(facts['layers'].values())} ({roles})",
-        f"config: {listed(facts['config'])}",
-        f"training: {listed(facts['training'])}",
-    ]
-    return "\n  ".join(plain(line) for line in lines)  # others wrote the config
+    return "\n".join(
+        [
+            f"{facts['name']}: {facts['adapter_type']}, {facts['values']:,} numbers, {sizes[0]:,} bytes{others}",
+            f"  base: {base}, fingerprint {mark}",
+            f"  layers: {sum(facts['layers'].values())} ({roles})",
+            f"  config: {listed(facts['config'])}",
+            f"  training: {listed(facts['training'])}",
+        ]
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- list
