@@ -290,6 +290,16 @@ def test_without_gradio(monkeypatch):
     assert refused() == want
 
 
+def test_the_command_serves_as_it_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr("fewshot_gan.demo.serve", lambda *args: told.append(args))
+    names = ("--allowed-host", "faces.intern", "--allowed-host", "faces.example.org")
+    for line in ((), ("--host", "0.0.0.0", "--port", "8000", "--no-browser", *names)):
+        assert CliRunner().invoke(app, ["demo", *line]).exit_code == 0
+    assert told[0] == ("ffhq", [], "127.0.0.1", 7860, True, [])
+    assert told[1] == ("ffhq", [], "0.0.0.0", 8000, False, ["faces.intern", "faces.example.org"])
+
+
 def test_what_cannot_be_served(base_folder):
     assert "there is no base 'nowhere'" in refused("--base", "nowhere")
     with socket.socket() as taken:

@@ -440,6 +440,23 @@ def gradio():
     return gr
 
 
+@contextmanager
+def reached_directly(host: str):
+    """Inside, this process asks no proxy for the page's own address: Gradio looks there whether it is up."""
+    local, before = ("localhost", "127.0.0.1", host), {}
+    for name in ("NO_PROXY", "no_proxy"):
+        before[name] = os.environ.get(name)
+        hosts = [entry.strip() for entry in (before[name] or "").split(",") if entry.strip()]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, *local]))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
 def serve(
     base: str = "ffhq",
     adapters: Sequence[str] = (),
@@ -474,24 +491,25 @@ def serve(
     try:
         blocks = page(studio)
         try:
-            _, address, _ = blocks.launch(
-                server_name=host,
-                server_port=port,
-                inbrowser=browser,
-                theme=gr.themes.Soft(**fonts).set(**THEME),
-                css=CSS,
-                share=False,
-                ssr_mode=False,
-                mcp_server=False,
-                pwa=False,
-                footer_links=[],
-                run_history=False,
-                max_file_size="50mb",
-                max_threads=WAITING,
-                app_kwargs={"middleware": [Middleware(SameSite, allowed_hosts=list(allowed_hosts))]},
-                quiet=True,
-                prevent_thread_lock=True,
-            )
+            with reached_directly(host):
+                _, address, _ = blocks.launch(
+                    server_name=host,
+                    server_port=port,
+                    inbrowser=browser,
+                    theme=gr.themes.Soft(**fonts).set(**THEME),
+                    css=CSS,
+                    share=False,
+                    ssr_mode=False,
+                    mcp_server=False,
+                    pwa=False,
+                    footer_links=[],
+                    run_history=False,
+                    max_file_size="50mb",
+                    max_threads=WAITING,
+                    app_kwargs={"middleware": [Middleware(SameSite, allowed_hosts=list(allowed_hosts))]},
+                    quiet=True,
+                    prevent_thread_lock=True,
+                )
         except OSError as error:
             raise OSError(f"port {port} of {host} cannot be used ({sentence(error)}); choose another --port") from error
         print(f"{address}  (Ctrl-C ends it)", flush=True)

@@ -1,7 +1,6 @@
 """`FewShotGAN`: a generator with its adapters, loaded, run, saved and shared like any diffusers pipeline."""
 
 import json
-import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from .inversion import Inversion, invert
 from .models.labels import labels_of_images, start_from_w
 from .models.plain import PlainGenerator
 from .ops import dispatch
-from .utils.files import replace_text
+from .utils.files import expanded, replace_text, user_path
 from .utils.random import seeded
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
@@ -35,6 +34,7 @@ pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
 )
 
 HUB_OPTIONS = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"}
+MOST_PSI = 1000  # far beyond any use; larger ones overflow
 CARD_FACES = 6  # pictures per row on the card of an adapter
 PER_IMAGE = ("latents", "class_labels", "adapter_names")  # options of `__call__` that may be one per image
 AdapterName = str | Mapping[str, float] | None
@@ -115,7 +115,7 @@ class FewShotGAN(DiffusionPipeline):
                 raise ValueError(f"the {name} in {folder} lacks weights: {', '.join(missing[:8])}")
             if unknown := sorted(stored - own.keys()):
                 raise ValueError(f"the {name} in {folder} has weights that it does not know: {', '.join(unknown[:8])}")
-        pipe.base_name = str(pretrained_model_name_or_path)
+        pipe.base_name = expanded(pretrained_model_name_or_path)
         if pipe.generator.dtype != torch.float32 and "generator" not in kwargs:
             stored = {k: t for path in (folder / "generator").glob("*.safetensors") for k, t in load_file(path).items()}
             if stored:  # what adapters were trained on, before the cast
@@ -177,8 +177,10 @@ class FewShotGAN(DiffusionPipeline):
         psi = truncation_psi
         if psi is None:
             psi = 1.0 if as_given else self.config.truncation_psi
-        if not isinstance(psi, Real) or not math.isfinite(psi):
-            raise ValueError(f"truncation_psi={psi!r}: give a number, e.g. 0.7; 1 is no truncation")
+        if not isinstance(psi, Real) or not abs(psi) <= MOST_PSI:  # so is not NaN
+            raise ValueError(
+                f"truncation_psi={psi!r}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}; 1 is no truncation"
+            )
         plain = isinstance(self.generator, PlainGenerator)
         if plain:
             of_styles = {"latent_space": latent_space not in (None, "z"), "noise_mode": noise_mode != "const"}
@@ -656,7 +658,7 @@ class FewShotGAN(DiffusionPipeline):
         """
         from .cards import portable_base, write_adapter_card
 
-        folder = Path(save_directory)
+        folder = user_path(save_directory)
         if adapter_name is None or isinstance(adapter_name, str):
             adapter_name = self._one_adapter(adapter_name)
             folders = {adapter_name: folder}
@@ -704,8 +706,8 @@ class FewShotGAN(DiffusionPipeline):
             )
         push_to_hub, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         push_options = {k: kwargs.pop(k) for k in PUSH_OPTIONS if k in kwargs}
-        super().save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory)
+        folder = user_path(save_directory)
+        super().save_pretrained(folder, **kwargs)
         for path in (folder / "model_index.json", *(folder / name / "config.json" for name in self.components)):
             if path.is_file():  # diffusers notes where it was loaded from, a folder of this machine
                 kept = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k != "_name_or_path"}

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..models.layers import AdaptableLayer, adaptable_layers
+from ..utils.files import user_path
 from ..version import __version__
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -230,7 +231,7 @@ class Adapter(ModelMixin, ConfigMixin):
             push_to_hub: upload it too, see `push_to_hub`; `repo_id` defaults to the folder's name.
         """
         weights_name = weights_file(variant)
-        folder = Path(save_directory)
+        folder = user_path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "adapter_type": self.adapter_type,

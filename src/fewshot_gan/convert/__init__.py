@@ -5,6 +5,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ..utils.files import user_path
 from .check import checked
 from .report import ConversionError
 
@@ -33,7 +34,7 @@ def convert_checkpoint(src: str | Path) -> dict:
         ConversionError: unknown, unsupported, damaged or unsafe file.
         FileNotFoundError: there is no `src`.
     """
-    src = Path(src)
+    src = user_path(src)
     if not src.exists():
         raise FileNotFoundError(f"there is no {src} to convert")
     from . import mobile_stylegan_ir, stylegan2_nvidia
