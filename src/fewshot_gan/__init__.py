@@ -41,6 +41,8 @@ _EXPORTS = {  # name: module that defines it
     "load_encoder": ".encoders",
     # conversion
     "convert_checkpoint": ".convert",
+    "import_adapter": ".convert.adapters",
+    "adapter_base": ".convert.adapters",
 }
 __all__ = ["__version__", *_EXPORTS]
 

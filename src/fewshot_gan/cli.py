@@ -498,11 +498,20 @@ def convert(
         path_argument("StyleGAN2 .pkl or .pt, SNGAN, BigGAN, GP-GAN .pth, or MobileStyleGAN's IR."),
     ],
     out: Annotated[Path, path_argument("Folder to write, new or empty.")],
+    base: Annotated[
+        str | None, typer.Option(help="Of an adapter of HyperDomainNet, LFS-GAN, AdaFM or GAN Memory: its base.")
+    ] = None,
 ):
-    """Turn a published checkpoint into a folder that `--base` takes."""
+    """Turn a published checkpoint into a folder that `--base` takes, or with --base an adapter into one of ours."""
     start = time.perf_counter()
     _refuse_existing(out)
 
+    if base is not None:
+        from .convert.adapters import write_adapter
+
+        _write_folder(out, lambda folder: write_adapter(src, base, folder, out.absolute()))
+        print(f"{out}  (an adapter of {base}, {time.perf_counter() - start:.1f} s)")
+        return
     from .convert import convert_checkpoint
     from .pipeline import FewShotGAN
 

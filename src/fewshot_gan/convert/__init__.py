@@ -65,9 +65,14 @@ def convert_checkpoint(src: str | Path) -> dict:
 
 
 def _convert_torch_file(path: Path) -> dict:
-    from . import networks, torch_file
+    from . import adapters, networks, torch_file
 
     data = torch_file.read(path)
+    if paper := adapters.paper_of(data):
+        raise ConversionError(
+            f"{path.name} is an adapter of {paper}; give --base (in Python import_adapter), the converted base that it "
+            "was trained on"
+        )
     return networks.convert(networks.find(data), path.name, data)
 
 

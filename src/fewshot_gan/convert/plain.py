@@ -56,7 +56,9 @@ def _sngan_discriminator(tensors: dict) -> SNGANDiscriminator:
 # -------------------------------------------------------------------------------------------------------------- GP-GAN
 
 
-def _gp_gan_name(scale_of: Callable[[int], int], top: dict[str, str]) -> Callable[[str], str]:
+def gp_gan_name(scale_of: Callable[[int], int], top: dict[str, str]) -> Callable[[str], str]:
+    """Module path of ours → theirs; `scale_of` numbers resolutions, `top` names what is outside of the scales."""
+
     def rename(path: str) -> str:
         if path in top:
             return top[path]
@@ -89,7 +91,7 @@ def _gp_gan_generator(tensors: dict) -> GPGANGenerator:
         widths, num_classes=classes, z_dim=z_dim, embedding_dim=size, normalise_embedding=not one, **shared
     )
     top = {"embedding": "embedding", "linear": "fc", "to_rgb": "conv_img"}
-    return fill(model, tensors, _gp_gan_name(lambda res: res.bit_length() - 3, top))
+    return fill(model, tensors, gp_gan_name(lambda res: res.bit_length() - 3, top))
 
 
 def _gp_gan_discriminator(tensors: dict) -> GPGANDiscriminator:
@@ -98,7 +100,7 @@ def _gp_gan_discriminator(tensors: dict) -> GPGANDiscriminator:
     model = GPGANDiscriminator(widths, num_classes=source["fc.weight"].shape[0], **shared)
     top = {"from_rgb": "conv_img", "out": "fc"}
     scales = model.resolution.bit_length()
-    return fill(model, tensors, _gp_gan_name(lambda res: scales - res.bit_length(), top))
+    return fill(model, tensors, gp_gan_name(lambda res: scales - res.bit_length(), top))
 
 
 CONVERTERS = {

@@ -63,3 +63,23 @@ class SourceTensors:
             shown = "; ".join(self.problems[:12])
             more = f"; and {len(self.problems) - 12} more" if len(self.problems) > 12 else ""
             raise ConversionError(f"the checkpoint does not fit its layout ({len(self.problems)} keys): {shown}{more}")
+
+
+SAME = 0.01  # largest difference of two copies of a weight, beside its largest number: one may be in half precision
+
+
+def check_frozen(source: SourceTensors, frozen: dict[str, torch.Tensor]) -> None:
+    """Account for copies of a base's weights, which an adapter's file may hold.
+
+    Args:
+        source: the file's tensors.
+        frozen: their names → the base's own.
+
+    Raises:
+        ConversionError: one differs.
+    """
+    for name, own in frozen.items():
+        if name in source:
+            copy, own = source.take(name, own.shape), own.detach().float().cpu()
+            if (copy - own).abs().max() > SAME * own.abs().max():
+                raise ConversionError(f"the file's {name} is not that of this base: it was trained on another one")

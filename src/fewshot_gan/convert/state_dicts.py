@@ -51,7 +51,7 @@ def find(data, marks: dict[str, tuple[str, ...]], others: dict[str, tuple[str, .
     """
     networks, left_out = [], []
     every = dict(sorted((others | marks).items(), key=lambda item: -len(item[1])))
-    for path, entries, beside in _dicts(data):
+    for path, entries, beside in named_dicts(data):
         found, almost = {}, None
         for prefix, counts in _counts(entries, every).items():
             full = [kind for kind in every if counts[kind] == len(every[kind])]
@@ -83,7 +83,7 @@ def plain_names(tensors: dict) -> set[str]:
     return {*tensors, *(name.removesuffix("_mask") for name in tensors if name.endswith(".weight_mask"))}
 
 
-def _dicts(data) -> Iterator[tuple[tuple[str, ...], dict, dict]]:
+def named_dicts(data) -> Iterator[tuple[tuple[str, ...], dict, dict]]:
     """(path, dict, what stands beside it) of every dict whose keys are all names.
 
     Raises:

@@ -72,7 +72,7 @@ def convert_generator(tensors: dict, latent_avg=None) -> StyleGAN2Generator:
     state = {} if own_noise else _drawn_noise(model)
     for ours, value in model.state_dict().items():
         if ours != "mapping.w_avg" and ours not in state:
-            theirs, shape = _generator_name(ours, value.shape)
+            theirs, shape = generator_name(ours, value.shape)
             state[ours] = source.take(theirs, shape).reshape(value.shape)
     _discard_filters(source)
     source.finish()
@@ -168,7 +168,7 @@ def _drawn_noise(model: StyleGAN2Generator) -> dict[str, torch.Tensor]:
     }
 
 
-def _generator_name(ours: str, shape) -> tuple[str, tuple[int, ...]]:
+def generator_name(ours: str, shape) -> tuple[str, tuple[int, ...]]:
     """Their name of one of our tensors, and the shape it has there."""
     shape = tuple(shape)
     if match := re.fullmatch(r"mapping\.fc(\d+)\.(weight|bias)", ours):
