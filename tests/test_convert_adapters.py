@@ -777,6 +777,30 @@ def test_the_command_writes_adafm_with_the_base_it_needs(tmp_path):
         torch.testing.assert_close(pipe.generator(z), want, **TOLERANCE)
 
 
+def test_a_pipeline_in_half_precision_knows_its_stored_weights(tmp_path, converted):
+    torch.save(domain("cin_mult"), tmp_path / "look.pt")
+    pipe = FewShotGAN.from_pretrained(converted[1], dtype=torch.bfloat16)
+    adapter = import_adapter(tmp_path / "look.pt", pipe)
+    assert adapter.config.base_fingerprint != fingerprint(pipe.generator)  # of weights that were rounded
+    assert adapter.config.base_model_name_or_path == str(converted[1])
+    for loaded in (pipe, FewShotGAN.from_pretrained(converted[1])):
+        assert "default" in loaded.load_adapter(adapter).bank.adapters  # neither refuses it
+
+
+@pytest.mark.parametrize("value", [torch.eye(3).to_sparse(), torch.ones(2, dtype=torch.complex64), torch.ones(())])
+@pytest.mark.parametrize("paper", ["HyperDomainNet", "LFS-GAN", "AdaFM transfer", "GAN Memory"])
+def test_tensors_that_nobody_writes_end_in_one_sentence(tmp_path, port, paper, value):
+    data = files(tmp_path)[paper]
+    tensors = data.get("g_ema", data.get("state_dict", data))
+    for name in sorted(tensors)[:2]:
+        tensors[name] = value
+    torch.save(data, tmp_path / "look.pt")
+    pipe = port[1] if paper in ("HyperDomainNet", "LFS-GAN") else source_of(gp_gan(4, 2), tmp_path)
+    with pytest.raises(ConversionError, match="look.pt, an adapter of .* cannot be bound to this base: ") as caught:
+        import_adapter(tmp_path / "look.pt", pipe)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_failed_import_writes_nothing(tmp_path, converted):
     state = modulation(1)
     state.pop("style.1.weight_modulation.b_add")

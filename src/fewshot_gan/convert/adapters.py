@@ -5,6 +5,7 @@ Known are domain vectors of HyperDomainNet, modulations of LFS-GAN, and those of
 
 import re
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ PAPERS = {
 class Found(NamedTuple):
     """An adapter's tensors, without the prefix of their names, and what stands beside them."""
 
+    file: str
     paper: str
     where: str
     tensors: dict[str, torch.Tensor]
@@ -69,19 +71,11 @@ def import_adapter(src: str | Path, generator) -> Adapter:
             shape is named.
         FileNotFoundError: there is no `src`.
     """
-    generator = getattr(generator, "generator", generator)
     found = _read(src)
-    name = Path(src).name
-    _check_numbers(found)
-    try:
-        source = SourceTensors(found.tensors)
-        adapter = PAPERS[found.paper].read(source, found.settings, generator)
-        adapter.check()
-    except ValueError as error:
-        raise ConversionError(f"{name}, an adapter of {found.paper}, cannot be bound to this base: {error}") from error
-    training = {"imported_from": name, "paper": found.paper}
-    adapter.register_to_config(training={**(adapter.config.training or {}), **training})
-    return adapter.eval().requires_grad_(False)
+    adapter = _bind(found, getattr(generator, "generator", generator))
+    if (bank := getattr(generator, "bank", None)) is not None:  # a pipeline knows its weights as they were stored
+        adapter.register_to_config(base_fingerprint=bank.fingerprint(), base_model_name_or_path=generator.base_name)
+    return adapter
 
 
 def adapter_base(src: str | Path, generator) -> nn.Module:
@@ -98,11 +92,7 @@ def adapter_base(src: str | Path, generator) -> nn.Module:
     Raises:
         ConversionError: see `import_adapter`.
     """
-    generator = getattr(generator, "generator", generator)
-    found = _read(src)
-    if isinstance(generator, GPGANGenerator) and adapters_gp_gan.SPECIFIC in found.tensors:
-        return adapters_gp_gan.tailored(SourceTensors(found.tensors), generator)
-    return generator
+    return _base_of(_read(src), getattr(generator, "generator", generator))
 
 
 def write_adapter(src: str | Path, base: str, folder: Path, out: Path) -> Adapter:
@@ -120,10 +110,10 @@ def write_adapter(src: str | Path, base: str, folder: Path, out: Path) -> Adapte
     from ..cards import write_adapter_card
     from ..pipeline import FewShotGAN
 
-    _read(src)  # what is no adapter is said before a base is loaded
+    found = _read(src)  # what is no adapter is said before a base is loaded
     pipe = FewShotGAN.from_pretrained(base)
-    generator = adapter_base(src, pipe)
-    adapter = import_adapter(src, generator)
+    generator = _base_of(found, pipe.generator)
+    adapter = _bind(found, generator)
     own = isinstance(generator, TailoredGenerator) and generator is not pipe.generator
     adapter.register_to_config(
         base_model_name_or_path=str(out / BASE_FOLDER) if own else base,
@@ -148,7 +138,7 @@ def _read(src: str | Path) -> Found:
         raise FileNotFoundError(f"there is no {path} to import")
     if path.is_dir():
         raise ConversionError(f"{path.name} is a folder; give the adapter's file")
-    found = _find(torch_file.read(path))
+    found = _find(torch_file.read(path), path.name)
     if not found:
         raise ConversionError(
             f"{path.name} is no adapter of {', '.join(PAPERS)}; a whole generator converts without a base"
@@ -162,7 +152,7 @@ def _read(src: str | Path) -> Found:
     return found[0]
 
 
-def _find(data) -> list[Found]:
+def _find(data, file: str = "") -> list[Found]:
     """Adapters in what a file holds, under any wrapper and prefix."""
     root = data if isinstance(data, dict) else {}
     nested = {name: value for name, value in root.items() if isinstance(value, dict)}
@@ -177,13 +167,46 @@ def _find(data) -> list[Found]:
             tensors = {k.removeprefix(prefix): v for k, v in entries.items() if isinstance(v, torch.Tensor)}
             settings = {k: v for k, v in entries.items() if not isinstance(v, torch.Tensor)}
             where = ".".join(part for part in path if part not in state_dicts.WRAPPERS)
-            found.append(Found(paper, where, tensors, {**nested, **beside, **settings}))
+            found.append(Found(file, paper, where, tensors, {**nested, **beside, **settings}))
             break
     return found
 
 
-def _check_numbers(found: Found) -> None:
-    for name, tensor in found.tensors.items():
+@contextmanager
+def _said_of(found: Found):
+    """Errors inside the block become a sentence about the file.
+
+    Raises:
+        ConversionError: there was one.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConversionError(
+            f"{found.file}, an adapter of {found.paper}, cannot be bound to this base: {reason}"
+        ) from error
+
+
+def _base_of(found: Found, generator: nn.Module) -> nn.Module:
+    if isinstance(generator, GPGANGenerator) and adapters_gp_gan.SPECIFIC in found.tensors:
+        with _said_of(found):
+            return adapters_gp_gan.tailored(SourceTensors(found.tensors), generator)
+    return generator
+
+
+def _bind(found: Found, generator: nn.Module) -> Adapter:
+    with _said_of(found):
+        _check_numbers(found.tensors)
+        adapter = PAPERS[found.paper].read(SourceTensors(found.tensors), found.settings, generator)
+        adapter.check()
+    training = {**(adapter.config.training or {}), "imported_from": found.file, "paper": found.paper}
+    adapter.register_to_config(training=training)
+    return adapter.eval().requires_grad_(False)
+
+
+def _check_numbers(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ConversionError(f"{name} is of {tensor.dtype}, not of floating-point numbers; the file is damaged")
         if not torch.isfinite(tensor).all():
