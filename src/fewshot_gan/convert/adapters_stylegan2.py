@@ -19,15 +19,16 @@ logger = logging.getLogger(__name__)
 
 INPUT, OUTPUT = ("delta", "params_in"), ("delta_out", "params_out")
 GAMMA = ("delta_out", "gamma")  # 1 + δ itself
-PATCHES = {  # patch_key: our parametrisation, (ours, theirs) of its tensors, and what must be zero for it to be one
-    "cin_mult": ("input", (INPUT,), ()),
-    "cout_mult": ("output", (OUTPUT,), ()),
-    "csep_mult": ("separable", (INPUT, OUTPUT), ()),
-    "cfull_mult": ("full", (("delta_filter", "shift"),), ()),
-    "aff_cout_no_beta": ("output", (GAMMA,), ()),
-    "aff_cout": ("output", (GAMMA,), ("beta",)),
-    "cink_mult": ("input", (INPUT,), ("params_kernel",)),
-    "coutk_mult": ("output", (OUTPUT,), ("params_kernel",)),
+KERNEL = {"params_kernel": "a domain vector has one scale for all taps of a filter"}
+PATCHES = {  # patch_key: our parametrisation, (ours, theirs) of its tensors, and what must be zero, and why
+    "cin_mult": ("input", (INPUT,), {}),
+    "cout_mult": ("output", (OUTPUT,), {}),
+    "csep_mult": ("separable", (INPUT, OUTPUT), {}),
+    "cfull_mult": ("full", (("delta_filter", "shift"),), {}),
+    "aff_cout_no_beta": ("output", (GAMMA,), {}),
+    "aff_cout": ("output", (GAMMA,), {"beta": "a domain vector scales weights, and adds nothing to them"}),
+    "cink_mult": ("input", (INPUT,), KERNEL),
+    "coutk_mult": ("output", (OUTPUT,), KERNEL),
 }
 OTHER_PATCHES = {
     "csep_delta": "adds to demodulated weights",
@@ -69,13 +70,7 @@ def hyperdomainnet(source: SourceTensors, settings: dict, generator: nn.Module) 
             state[f"{path}.{ours}"] = (value - 1 if theirs == "gamma" else value).reshape(own.shape)
         for theirs in zeros:
             if source.take(f"heads.conv_{k}.{theirs}", (1, *shapes.get(theirs, (out, 1, 1, 1)))).any():
-                raise ConversionError(
-                    f"heads.conv_{k}.{theirs} of patch_key={key!r} is not zero; a domain vector scales weights, and "
-                    "adds nothing to them"
-                    if theirs == "beta"
-                    else f"heads.conv_{k}.{theirs} of patch_key={key!r} is not zero; a domain vector has one scale for "
-                    "all taps of a filter"
-                )
+                raise ConversionError(f"heads.conv_{k}.{theirs} of patch_key={key!r} is not zero; {zeros[theirs]}")
     source.finish()
     adapter.load_state_dict(state)
     if (latents := settings.get("style_latents")) is not None:
@@ -93,18 +88,20 @@ def _patch_key(source: SourceTensors, settings: dict) -> str:
     if settings.get("model_type") == "mapper" or "mapper_config" in settings:
         raise ConversionError(
             "it is a mapper, which makes a vector for every text; import files of one domain, or train a hypernetwork "
-            "with training/hyperdomain.py"
+            "with training/hypernetwork.py"
         )
     key = settings.get("patch_key")
     if key is None:
         leaves = frozenset(name.rpartition(".")[2] for name in source.tensors)
         if leaves not in TOLD_BY_NAMES:
             raise ConversionError(
-                f"the file has no patch_key, and {', '.join(sorted(leaves))} may be factors or addends; add the key"
+                f"the file has no patch_key, and {', '.join(sorted(leaves)[:4])} may be factors or addends; add the key"
             )
         return TOLD_BY_NAMES[leaves]
     if not isinstance(key, str) or key not in OTHER_PATCHES | PATCHES:
-        raise ConversionError(f"unknown patch_key {key!r}; those that are domain vectors: {', '.join(PATCHES)}")
+        raise ConversionError(
+            f"unknown patch_key {str(key)[:40]!r}; those that are domain vectors: {', '.join(PATCHES)}"
+        )
     if key in OTHER_PATCHES:
         raise ConversionError(f"patch_key={key!r} {OTHER_PATCHES[key]}, which is no scale of channels or filters")
     return key
