@@ -737,6 +737,7 @@ def test_the_command_writes_an_adapter_that_its_base_loads(tmp_path, converted, 
     torch.save({"g_ema": state}, tmp_path / "task.pt")
     runner = CliRunner()
     result = runner.invoke(app, ["convert", str(tmp_path / "task.pt"), str(tmp_path / "sketch")])
+    assert "is an adapter of LFS-GAN" in result.stderr and "give --base" in result.stderr
     assert result.exit_code and not (tmp_path / "sketch").exists()
     result = runner.invoke(
         app, ["convert", str(tmp_path / "task.pt"), str(tmp_path / "sketch"), "--base", str(converted[1])]
@@ -799,6 +800,13 @@ def test_tensors_that_nobody_writes_end_in_one_sentence(tmp_path, port, paper, v
     with pytest.raises(ConversionError, match="look.pt, an adapter of .* cannot be bound to this base: ") as caught:
         import_adapter(tmp_path / "look.pt", pipe)
     assert "\n" not in str(caught.value)
+
+
+def test_a_home_folder_is_understood(tmp_path, port, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    torch.save(domain("cin_mult"), tmp_path / "look.pt")
+    assert import_adapter("~/look.pt", port[1]).config.training["imported_from"] == "look.pt"
 
 
 def test_a_failed_import_writes_nothing(tmp_path, converted):

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..adapters import Adapter
 from ..models import GPGANGenerator, TailoredGenerator
+from ..utils.files import user_path
 from . import adapters_gp_gan, adapters_stylegan2, networks, state_dicts, torch_file
 from .report import ConversionError, SourceTensors
 
@@ -133,7 +134,7 @@ def paper_of(data) -> str | None:
 
 
 def _read(src: str | Path) -> Found:
-    path = Path(src)
+    path = user_path(src)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path} to import")
     if path.is_dir():
