@@ -117,6 +117,7 @@ def test_any_number_may_wait(studio):
         ("127.0.0.1:7860", "null", False),
         ("127.0.0.1:7860", "http://127.0.0.1:8000", False),  # another server on this machine
         ("localhost:7860", "http://[", False),
+        ("localhost:7860", "http://localhost:8000", False),
     ],
 )
 def test_who_is_answered(host, origin, allowed):

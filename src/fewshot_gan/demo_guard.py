@@ -42,23 +42,22 @@ class SameSite:
 
     def refusal(self, host: str, origin: str | None) -> str | None:
         """Why a request with these headers is refused; None: it is not."""
-        name = _name_of(f"//{host}")
-        if name is None or not (name in self.names or _is_address(name)):
+        place, name = _place_of(f"//{host}")
+        if not (name in self.names or _is_address(name)):
             return f"this server does not answer for the host {host[:100]!r}; start it with --allowed-host NAME"
-        if (
-            origin is not None
-            and urlsplit(origin).netloc.lower() != host.lower()
-            and _name_of(origin) not in self.names
-        ):
+        origin_place, origin_name = (place, name) if origin is None else _place_of(origin)
+        if origin_place != place and origin_name not in self.names - {"localhost"}:
             return f"pages of {origin[:100]!r} may not use this server; start it with --allowed-host NAME"
         return None
 
 
-def _name_of(url: str) -> str | None:
+def _place_of(url: str) -> tuple[str, str]:
+    """`name:port` and name of a URL, in lower case; empty where there is none."""
     try:
-        return urlsplit(url).hostname
+        parts = urlsplit(url)
+        return parts.netloc.lower(), parts.hostname or ""
     except ValueError:
-        return None
+        return "", ""
 
 
 def _is_address(name: str) -> bool:
