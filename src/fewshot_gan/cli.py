@@ -3,10 +3,8 @@
 import glob
 import json
 import math
-import os
 import struct
 import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ import typer
 
 from . import cards, hub
 from .memory import keep_freed_memory
-from .utils.files import replace_file, replace_text
+from .utils.files import finish_replacing, replace_file, replace_text, write_folder
 from .version import __version__
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -213,7 +211,7 @@ def generate(
                 generation.write_pictures(pipe, folder, num_images, **options)
                 (folder / generation.MANIFEST).unlink()  # whole or not there: nothing to go on from
 
-            _write_folder(out, write)
+            write_folder(out, write)
         else:
             rows = []
             for look in looks:
@@ -566,7 +564,7 @@ def convert(
         if "generator" not in networks:
             raise ValueError(f"{src} holds a discriminator alone; give the file or folder that has the generator too")
         pipe = FewShotGAN(networks["generator"], networks.get("discriminator"))
-        _write_folder(out, pipe.save_pretrained)
+        write_folder(out, pipe.save_pretrained)
         found = [
             f"{name} of {cards.count_numbers(network):,} numbers" for name, network in networks.items() if name in SAVED
         ]
@@ -588,6 +586,7 @@ def push(
 ):
     """Share an adapter or a base on the Hub, with a model card."""
     with one_sentence():
+        folder = finish_replacing(folder)
         patterns = _check_pushable(folder)
         if not (folder / "README.md").is_file():
             _write_card(folder, repo_id)
@@ -800,19 +799,6 @@ def _size(*files: Path) -> str:
 def _refuse_existing(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder; choose another, or remove it first")
-
-
-def _write_folder(out: Path, write) -> None:
-    """Let `write` fill a folder beside `out`, then rename it to `out`."""
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temp:
-        staged = Path(temp) / out.name
-        staged.mkdir()
-        write(staged)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(staged, out)
 
 
 if __name__ == "__main__":

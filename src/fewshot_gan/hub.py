@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 
 from .utils.deadline import within
+from .utils.files import finish_replacing
 from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
@@ -34,8 +35,10 @@ def embedded_datasets() -> dict[str, Path]:
 
 
 def adapter_folders(folder) -> dict[str, Path]:
-    """Name → folder of the adapters that lie side by side in `folder`."""
-    return {path.parent.name: path.parent for path in sorted(Path(folder).glob("*/adapter_config.json"))}
+    """Name → folder of the adapters that lie side by side in `folder`; hidden ones are not meant."""
+    inside = [path for path in sorted(Path(folder).glob("*/")) if path.is_dir() and not path.name.startswith(".")]
+    places = {path.name: finish_replacing(path) for path in inside}
+    return {name: place for name, place in places.items() if (place / "adapter_config.json").is_file()}
 
 
 def is_repo_id(name: str | None) -> bool:
@@ -92,7 +95,7 @@ def resolve_folder(
         )
     if not folder.joinpath(*part.parts).is_dir():
         raise FileNotFoundError(f"{name!r} has no folder {subfolder!r}{place}")
-    return folder.joinpath(*part.parts)
+    return finish_replacing(folder.joinpath(*part.parts))
 
 
 def fetch_model(name: str, kind: str, way_out: str) -> Path:
@@ -191,7 +194,7 @@ def push_folder(
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import filter_repo_objects
 
-    folder = Path(folder)
+    folder = finish_replacing(Path(folder))
     paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
     names = [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
     names = list(filter_repo_objects(names, allow_patterns=allow_patterns))

@@ -24,9 +24,10 @@ from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_base
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
 from .models.labels import labels_of_images, start_from_w
+from .models.network import stored_weights
 from .models.plain import PlainGenerator
 from .ops import dispatch
-from .utils.files import replace_text
+from .utils.files import replace_text, replacing
 from .utils.random import seeded
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
@@ -704,14 +705,16 @@ class FewShotGAN(DiffusionPipeline):
             )
         push_to_hub, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         push_options = {k: kwargs.pop(k) for k in PUSH_OPTIONS if k in kwargs}
-        super().save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory)
-        for path in (folder / "model_index.json", *(folder / name / "config.json" for name in self.components)):
-            if path.is_file():  # diffusers notes where it was loaded from, a folder of this machine
+        folder, variant = Path(save_directory), kwargs.get("variant")
+        saved = [name for name, network in self.components.items() if network is not None]
+        gone = [f"{name}/{file}" for name in saved for file in stored_weights(folder / name, variant)]
+        with replacing(folder, gone) as staged:
+            super().save_pretrained(staged, **kwargs)
+            for path in (staged / "model_index.json", *(staged / name / "config.json" for name in saved)):
+                # diffusers notes where it was loaded from, a folder of this machine
                 kept = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
                 replace_text(path, json.dumps(kept, indent=2) + "\n")
         if push_to_hub:
-            variant = kwargs.get("variant")
             self.push_to_hub(repo_id or folder.absolute().name, adapter_name=BASE, variant=variant, **push_options)
 
     def push_to_hub(

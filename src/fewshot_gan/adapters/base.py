@@ -6,7 +6,6 @@ An adapter knows module paths and weight shapes of its base, no model class and 
 
 import inspect
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..models.layers import AdaptableLayer, adaptable_layers
+from ..utils.files import read_together, replacing
 from ..version import __version__
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -220,7 +220,7 @@ class Adapter(ModelMixin, ConfigMixin):
     def save_pretrained(
         self, save_directory, *, variant: str | None = None, push_to_hub: bool = False, repo_id=None, **push_options
     ) -> None:
-        """Write `adapter_config.json` and `adapter_model.safetensors` (each written beside, then renamed).
+        """Write `adapter_config.json` and `adapter_model.safetensors`, which replace those of the folder both at once.
 
         A tensor whose numbers are all float16 ones is stored as float16; loading is exact either way.
 
@@ -231,21 +231,17 @@ class Adapter(ModelMixin, ConfigMixin):
         """
         weights_name = weights_file(variant)
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "adapter_type": self.adapter_type,
             "format_version": FORMAT_VERSION,
             "fewshot_gan_version": __version__,
             **self.settings(),
         }
-        with tempfile.TemporaryDirectory(dir=folder) as temp:
-            temp = Path(temp)
+        with replacing(folder) as staged:
             tensors = {k: _compact(v.detach().cpu()).contiguous() for k, v in self.state_dict().items()}
-            save_file(tensors, temp / weights_name, metadata={"format": "pt"})
-            (temp / CONFIG_NAME).write_text(json.dumps(config, indent=1, default=list) + "\n", encoding="utf-8")
-            shutil.copymode(temp / CONFIG_NAME, temp / weights_name)  # safetensors lets only the owner read
-            for name in (weights_name, CONFIG_NAME):
-                os.replace(temp / name, folder / name)
+            save_file(tensors, staged / weights_name, metadata={"format": "pt"})
+            (staged / CONFIG_NAME).write_text(json.dumps(config, indent=1, default=list) + "\n", encoding="utf-8")
+            shutil.copymode(staged / CONFIG_NAME, staged / weights_name)  # safetensors lets only the owner read
         if push_to_hub:
             self.push_to_hub(repo_id or folder.absolute().name, variant=variant, **push_options)
 
@@ -355,6 +351,10 @@ def _compact(tensor: torch.Tensor) -> torch.Tensor:
 
 def read_adapter(folder: Path, variant: str | None = None) -> Adapter:
     """Build the adapter stored in `folder`; see `Adapter.from_pretrained` for what is raised."""
+    return read_together(Path(folder), (CONFIG_NAME, weights_file(variant)), lambda place: _read(place, variant))
+
+
+def _read(folder: Path, variant: str | None) -> Adapter:
     config_path, weights_path = Path(folder) / CONFIG_NAME, Path(folder) / weights_file(variant)
     for path in (config_path, weights_path):
         if not path.is_file():
