@@ -4,14 +4,17 @@ A *look* is `{adapter name: weight}`. A weight is a number α, or a schedule `{r
 """
 
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from ..hub import embedded_bases, is_repo_id
 from ..models.layers import Adaptation, adaptable_layers, adapted
 from ..ops.kept import stamped
 from ..utils.locks import SharedLock
@@ -123,20 +126,35 @@ class AdapterBank:
     @staticmethod
     def _way_out(adapter: Adapter) -> str:
         base = adapter.config.base_model_name_or_path
-        return f"load its base with FewShotGAN.from_pretrained({base!r})" if base else "load the base it was made for"
+        if not base:
+            return "load the base it was made for"
+        if base in embedded_bases() or is_repo_id(base) or Path(base).is_dir():
+            return f"load its base with FewShotGAN.from_pretrained({base!r})"
+        return f"its base {base!r} is not on this machine; get it from whoever made the adapter"
 
-    def remove(self, name: str) -> None:
-        """Unload an adapter and free what was computed with it.
+    def remove(self, *names: str) -> None:
+        """Unload adapters and free what was computed with them.
+
+        Other active ones go on. If none of these is left, the first loaded one acts, with a warning, as in PEFT.
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: there is none of such a name; then none is unloaded.
         """
         self.refuse_while_fused("delete an adapter")
         with bookkeeping:
-            self.check({name: 1.0})
-            del self.adapters[name], self._factors[name]
-            self.active = {other: weight for other, weight in self.active.items() if other != name}
-            self._forget(name)
+            self.check(dict.fromkeys(names, 1.0))
+            deleted = [name for name in names if name in self.active]
+            active = {name: weight for name, weight in self.active.items() if name not in names}
+            for name in names:
+                del self.adapters[name], self._factors[name]
+                self._forget(name)
+            if deleted and not active and self.adapters:
+                active = {next(iter(self.adapters)): 1.0}
+                warnings.warn(
+                    f"{', '.join(map(repr, deleted))} was active and is deleted; {next(iter(active))!r} is active now",
+                    stacklevel=3,
+                )
+            self.active = active
             self._install()
 
     def activate(self, look: Look) -> None:
@@ -296,24 +314,27 @@ class AdapterBank:
             keys.append((changes_weights, seen.setdefault(key, len(seen))))
         return sorted(range(len(looks)), key=keys.__getitem__)
 
-    def fuse(self) -> None:
+    def fuse(self, safe: bool = False) -> None:
         """Write what the current look makes of the weights into the network; the originals are kept beside.
 
         Where adapters scale the channels of a convolution that demodulates as it runs, no weight does the same; that
         layer keeps its adapter (see `fused`), and so does every layer that normalises its weight as it runs.
 
+        Args:
+            safe: write nothing if a weight would not be a finite number.
+
         Raises:
-            ValueError: already fused, or no adapter is active.
+            ValueError: already fused, no adapter is active, or a weight would not be finite.
         """
         with self.weights_lock.exclusive():
-            self._fuse()
+            self._fuse(safe)
 
-    def _fuse(self) -> None:
+    def _fuse(self, safe: bool) -> None:
         self.refuse_while_fused("fuse again")
         if not self.current():
             raise ValueError("no adapter is active, so there is nothing to fuse; choose one with set_adapters")
         unwritten, originals, fused = {}, {}, {}
-        with torch.no_grad():
+        with _writing():
             for path, blend in self._blends_of(self.current()).items():
                 layer = self._layers[path]
                 stored = layer.stored()
@@ -328,7 +349,13 @@ class AdapterBank:
                 if e.output_scale is not None:
                     weight = weight * e.output_scale.to(weight.dtype)[:, None, None, None]
                 originals[path] = tuple(None if p is None else p.detach().clone() for p in stored)
-                fused[path] = weight, e.bias
+                fused[path] = [n if n is None else n.to(p.dtype) for n, p in zip((weight, e.bias), stored, strict=True)]
+                if safe and not all(torch.isfinite(new).all() for new in fused[path] if new is not None):
+                    raise ValueError(
+                        f"with {', '.join(map(repr, self.current()))} the weights of {path} would not be finite in "
+                        f"{stored[0].dtype}; nothing was written. Lower the adapters' weights, or load the base in "
+                        "float32"
+                    )
             self._originals, self.fused = originals, list(unwritten)  # from here on unfuse undoes whatever was written
             self._unwritten = unwritten
             self._install()
@@ -353,7 +380,7 @@ class AdapterBank:
                 "the weights were written to while adapters were fused, so what was kept no longer belongs to them; "
                 "load the base again with FewShotGAN.from_pretrained"
             )
-        with torch.no_grad():
+        with _writing():
             for path, originals in self._originals.items():
                 _write(self._layers[path].stored(), originals)
         self._originals, self._unwritten, self.fused, self._fused_stamp = {}, {}, None, None
@@ -494,7 +521,15 @@ def _resolution(key) -> int | None:
     return int(key) if isinstance(key, Integral) and not isinstance(key, bool) and key >= 0 else None
 
 
+@contextmanager
+def _writing():
+    """No gradients, and no inference mode, in which writes to a weight would leave no trace for what is kept of it."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def _write(parameters, values) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         if parameter is not None:
-            parameter.copy_(value)
+            with torch.inference_mode(parameter.is_inference()), torch.no_grad():  # such are written to in that mode
+                parameter.copy_(value)

@@ -7,6 +7,7 @@ from typing import Self
 
 from ..hub import HUB_OPTIONS, adapter_folders, resolve_folder
 from .base import Adapter
+from .loading import load_adapter, name_of, refuse_unknown, warn_of_base
 
 
 class AdapterMixin:
@@ -14,21 +15,24 @@ class AdapterMixin:
 
     def load_adapter(
         self,
-        pretrained_model_name_or_path,
+        pretrained_model_name_or_path_or_dict=None,
         adapter_name: str | None = None,
         *,
         hotswap: bool = False,
-        variant: str | None = None,
-        **hub_options,
+        **options,
     ) -> Self:
         """Load an adapter and make it the active one.
 
         Args:
-            pretrained_model_name_or_path: embedded name ("sketch"), local folder, Hub repo id, or an `Adapter`.
-            adapter_name: its name in this pipeline; None takes the subfolder or the last part of the path.
+            pretrained_model_name_or_path_or_dict: embedded name ("sketch"), local folder, Hub repo id, weights file, a
+                state dict (with `config=`, or in a pair with it), or an `Adapter`.
+            adapter_name: its name in this pipeline; None takes the subfolder or the last part of the path, "default" of
+                an `Adapter`, and "default_0", "default_1", … of state dicts.
             hotswap: take the place of the loaded adapter of that name, with its weight, instead of refusing.
-            variant: which weights file, e.g. "fp16".
-            hub_options: `subfolder`, and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+            options: of `adapters.loading.load_adapter`: `state_dict`, `config`, `variant`, `low_cpu_mem_usage`,
+                `torch_device`, `is_trainable`, `dtype` or `torch_dtype`, and of the Hub `subfolder`, `revision`,
+                `token`, `cache_dir`, `local_files_only`, `force_download`. The adapter then follows the generator's
+                device, and keeps its dtype.
 
         Returns:
             The pipeline itself, so that calls chain.
@@ -39,24 +43,24 @@ class AdapterMixin:
                 `subfolder`.
         """
         self.bank.refuse_while_fused("load an adapter")
-        if unknown := hub_options.keys() - HUB_OPTIONS:
-            raise ValueError(f"unknown options of load_adapter: {', '.join(sorted(unknown))}")
-        if isinstance(pretrained_model_name_or_path, Adapter):
-            if hub_options or variant is not None:
-                raise ValueError("an Adapter is loaded as it is; variant and Hub options are for names and paths")
-            adapter, name = pretrained_model_name_or_path, adapter_name or "default"
+        refuse_unknown(options, "state_dict", "config", "variant")
+        source = pretrained_model_name_or_path_or_dict
+        if isinstance(source, Adapter):
+            if options:
+                raise ValueError(f"an Adapter is loaded as it is; {', '.join(options)} are for names and paths")
+            adapter, name = source, adapter_name or "default"
         else:
-            adapter = Adapter.from_pretrained(pretrained_model_name_or_path, variant=variant, **hub_options)
-            source = hub_options.get("subfolder") or pretrained_model_name_or_path
-            name = adapter_name or Path(str(source)).absolute().name
+            adapter = load_adapter(source, **options)
+            name = adapter_name or name_of(source, options.get("subfolder")) or f"default_{len(self.bank.adapters)}"
         if hotswap and name not in self.bank.adapters:
             raise ValueError(f"hotswap replaces a loaded adapter, but there is no {name!r}; load it without hotswap")
         self.bank.add(name, adapter, replace=hotswap)
+        warn_of_base(adapter, name, self.base_name)
         if not hotswap:
             self.bank.activate({name: 1.0})
         return self
 
-    def load_adapters(self, pretrained_model_name_or_path, *, variant: str | None = None, **hub_options) -> list[str]:
+    def load_adapters(self, pretrained_model_name_or_path, *, variant: str | None = None, **options) -> list[str]:
         """Load all adapters that lie side by side in a folder or repo, under the names of their folders.
 
         Which adapters are active stays as it is. All are loaded or none. Options are those of `load_adapter`.
@@ -69,20 +73,22 @@ class AdapterMixin:
             ValueError: as `load_adapter`.
         """
         self.bank.refuse_while_fused("load an adapter")
-        folder = resolve_folder(pretrained_model_name_or_path, kind="adapter", **hub_options)
+        refuse_unknown(options)
+        of_hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        folder = resolve_folder(pretrained_model_name_or_path, kind="adapter", **of_hub)
         if not (found := adapter_folders(folder)):
             raise FileNotFoundError(f"{str(pretrained_model_name_or_path)!r} holds no adapter folders")
         added = []
         try:
             for name, path in found.items():
-                self.bank.add(name, Adapter.from_pretrained(path, variant=variant))
+                self.bank.add(name, load_adapter(path, variant=variant, **options))
                 added.append(name)
         except BaseException:
-            self.delete_adapters(added)
+            self.bank.remove(*added)
             raise
         return added
 
-    def set_adapters(self, adapter_names: str | Sequence[str], weights=None) -> None:
+    def set_adapters(self, adapter_names: str | Sequence[str], weights=None, *, adapter_weights=None) -> None:
         """Let exactly these loaded adapters act, blended.
 
         Args:
@@ -91,11 +97,14 @@ class AdapterMixin:
                 or a schedule over depth: `{"coarse": 0.0, "fine": 1.0}`, `{4: 0.2, 32: 1.0}`. An entry holds from that
                 resolution up to the next; "coarse", "middle", "fine" are 4, 16 and 64. The mapping network, 0, and
                 whatever lies below the lowest entry go with it.
+            adapter_weights: another name of `weights`, that of diffusers' pipelines.
 
         Raises:
             ValueError: not loaded, named twice, as many weights as names are not given, or a weight is no number.
         """
-        self.bank.activate(_look(adapter_names, weights))
+        if None not in (weights, adapter_weights):
+            raise ValueError("weights and adapter_weights are two names of one option; give one")
+        self.bank.activate(_look(adapter_names, adapter_weights if weights is None else weights))
 
     def add_weighted_adapter(self, adapter_names: Sequence[str], weights, adapter_name: str) -> None:
         """Make a blend of loaded adapters an adapter of its own, to be saved, shared, or blended again.
@@ -112,7 +121,9 @@ class AdapterMixin:
         self.bank.refuse_while_fused("load an adapter")
         self.bank.add(adapter_name, self.bank.blend(look))
 
-    def fuse_adapters(self, adapter_names: str | Sequence[str] | None = None, weights=None) -> None:
+    def fuse_adapters(
+        self, adapter_names: str | Sequence[str] | None = None, weights=None, *, safe_fusing: bool = False
+    ) -> None:
         """Write the active adapters into the generator's weights, for speed or to save it as a base of its own.
 
         The original weights are kept; `unfuse_adapters` puts them back bit for bit. Until then the adapters cannot be
@@ -120,14 +131,22 @@ class AdapterMixin:
 
         Args:
             adapter_names, weights: first `set_adapters` to these; None: as they are.
+            safe_fusing: refuse weights that would not be finite numbers; then everything is as it was.
 
         Raises:
-            ValueError: already fused, nothing active, or what `set_adapters` refuses.
+            ValueError: already fused, nothing active, what `set_adapters` refuses, or weights that are not finite.
         """
         self.bank.refuse_while_fused("fuse again")
+        before = self.bank.active, self.bank.enabled
         if adapter_names is not None:
             self.set_adapters(adapter_names, weights)
-        self.bank.fuse()
+        try:
+            self.bank.fuse(safe_fusing)
+        except BaseException:
+            if self.bank.fused is None:
+                self.bank.activate(before[0])
+                self.bank.enable(before[1])
+            raise
 
     def unfuse_adapters(self) -> None:
         """Undo `fuse_adapters`; the adapters act again beside the weights.
@@ -141,9 +160,20 @@ class AdapterMixin:
         """Names of the adapters that act now."""
         return list(self.bank.active) if self.bank.enabled else []
 
-    def get_list_adapters(self) -> list[str]:
-        """Names of the loaded adapters."""
+    def get_active_adapters(self) -> list[str]:
+        """`active_adapters` under the name of diffusers' pipelines."""
+        return self.active_adapters()
+
+    def loaded_adapters(self) -> list[str]:
+        """Names of the loaded adapters, in the order in which they were loaded."""
         return list(self.bank.adapters)
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Component → names of the adapters loaded into it, as of diffusers' pipelines; empty where there are none.
+
+        All adapters are the generator's: `{"generator": ["sketch", "ink"]}`. `loaded_adapters` gives the names alone.
+        """
+        return {"generator": self.loaded_adapters()} if self.bank.adapters else {}
 
     def disable_adapters(self) -> None:
         """Generate with the base alone until `enable_adapters`."""
@@ -154,15 +184,12 @@ class AdapterMixin:
         self.bank.enable(True)
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Unload adapters.
+        """Unload adapters. Others that act go on; if none does any more, the first that is left does, with a warning.
 
         Raises:
-            ValueError: one is not loaded.
+            ValueError: one is not loaded; then none is unloaded.
         """
-        names = list(_look(adapter_names))
-        self.bank.check(dict.fromkeys(names, 1.0))
-        for name in names:
-            self.bank.remove(name)
+        self.bank.remove(*_look(adapter_names))
 
     def save_adapter(
         self,
@@ -187,7 +214,7 @@ class AdapterMixin:
         Raises:
             ValueError: not loaded, or several are active and none is named.
         """
-        from .cards import portable_base, write_adapter_card
+        from ..cards import portable_base, write_adapter_card
 
         folder = Path(save_directory)
         if adapter_name is None or isinstance(adapter_name, str):
@@ -233,6 +260,7 @@ def _look(adapter_names, weights=None) -> dict:
         raise ValueError(f"adapters named twice: {', '.join(names)}; name each once, with its weight")
     weights = 1.0 if weights is None else weights
     weights = [weights] * len(names) if isinstance(weights, Real | Mapping | str) else list(weights)
+    weights = [1.0 if weight is None else weight for weight in weights]
     if len(weights) != len(names):
         raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one weight per adapter")
     return dict(zip(names, weights, strict=True))
