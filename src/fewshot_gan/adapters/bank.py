@@ -62,6 +62,25 @@ class AdapterBank:
         self._originals: dict[str, tuple] = {}
         self._fused_stamp: tuple | None = None  # of what `fuse` wrote; None while it writes, so that it can be undone
         self._fingerprint: tuple = (None, None)
+        self._mark: str | None = None  # the fingerprint before `fuse`
+        self._install()
+
+    def __getstate__(self) -> dict:
+        """What copies and pickles hold: the generator and the adapters, nothing that was computed with them."""
+        stored = ("model", "cache_bytes", "adapters", "active", "enabled", "fused", "_originals", "_mark")
+        return {name: self.__dict__[name] for name in stored} | {"fingerprint": self._known_fingerprint()}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["model"], state["cache_bytes"])
+        known = state.pop("fingerprint")
+        self.__dict__.update({name: dict(value) if isinstance(value, dict) else value for name, value in state.items()})
+        self._factors = {name: adapter.factors() for name, adapter in self.adapters.items()}
+        if self.fused is not None:
+            blends = self._blends_of(self.current())
+            self._unwritten = {path: blends[path] for path in self.fused}
+            self._fused_stamp = self._written_stamp()
+        if known is not None:
+            self.remember_fingerprint(known)
         self._install()
 
     def add(self, name: str, adapter: Adapter, replace: bool = False) -> None:
@@ -114,14 +133,23 @@ class AdapterBank:
 
     def fingerprint(self) -> str:
         """`fingerprint(model)`, computed anew only after a weight changed."""
-        stamp = stamped(list(self.model.state_dict(keep_vars=True).values()))
-        if stamp is None or stamp != self._fingerprint[0]:
-            self.remember_fingerprint(fingerprint(self.model))
+        if (known := self._known_fingerprint()) is not None:
+            return known
+        self.remember_fingerprint(fingerprint(self.model))
         return self._fingerprint[1]
+
+    def _known_fingerprint(self) -> str | None:
+        """The one that was remembered, None if a weight changed since."""
+        stamp = self._stamp()
+        return None if stamp is None or stamp != self._fingerprint[0] else self._fingerprint[1]
+
+    def _stamp(self) -> tuple | None:
+        with torch.inference_mode(False):  # the weights are the same there
+            return stamped(list(self.model.state_dict(keep_vars=True).values()))
 
     def remember_fingerprint(self, value: str) -> None:
         """Take `value` for the fingerprint until a weight changes: that of the weights before they were cast."""
-        self._fingerprint = stamped(list(self.model.state_dict(keep_vars=True).values())), value
+        self._fingerprint = self._stamp(), value
 
     @staticmethod
     def _way_out(adapter: Adapter) -> str:
@@ -356,6 +384,7 @@ class AdapterBank:
                         f"{stored[0].dtype}; nothing was written. Lower the adapters' weights, or load the base in "
                         "float32"
                     )
+            self._mark = self._known_fingerprint()
             self._originals, self.fused = originals, list(unwritten)  # from here on unfuse undoes whatever was written
             self._unwritten = unwritten
             self._install()
@@ -384,6 +413,8 @@ class AdapterBank:
             for path, originals in self._originals.items():
                 _write(self._layers[path].stored(), originals)
         self._originals, self._unwritten, self.fused, self._fused_stamp = {}, {}, None, None
+        if self._mark is not None:  # of the weights before they were cast, perhaps
+            self.remember_fingerprint(self._mark)
         self._install()
 
     def _written_stamp(self) -> list[tuple]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from ..hub import HUB_OPTIONS, adapter_folders, resolve_folder
 from ..utils.files import read_together
@@ -41,8 +42,8 @@ def load_adapter(
         config: of a state dict or a weights file: what `adapter_config.json` holds, as a dict (`stored_config` of an
             adapter), or the path of that file.
         variant: of a folder or repo: which weights file, see `save_pretrained`.
-        low_cpu_mem_usage: build the adapter without memory and take the stored tensors for its own; False first makes
-            one of its own numbers, which takes twice the memory.
+        low_cpu_mem_usage: make no numbers but those that are stored; False first makes an adapter with numbers of its
+            own, as a kind of adapter may need that has some beside the stored ones.
         torch_device: where its tensors go at once; None: the CPU. A pipeline moves them to its generator.
         is_trainable: leave its numbers ready for an optimiser; else they are frozen.
         dtype, torch_dtype: of its floating numbers; None: float32. Either name.
@@ -160,7 +161,8 @@ class _Builder:
             adapter.load_state_dict(tensors, assign=True)
         else:
             with torch.device(self.device):
-                adapter = cls(**settings).to(self.dtype)
+                adapter = cls(**settings)
+            nn.Module.to(adapter, self.dtype)  # diffusers' own warns at length
             adapter.load_state_dict(tensors)
         try:
             adapter.check()
