@@ -12,6 +12,7 @@ from torch import nn
 
 from ..hub import HUB_OPTIONS, adapter_folders, resolve_folder
 from ..utils.files import read_together
+from ..utils.meta import without_memory
 from ..version import __version__
 from .base import CONFIG_NAME, FORMAT_VERSION, REGISTRY, Adapter, known_settings, weights_file
 
@@ -147,7 +148,7 @@ class _Builder:
     def __call__(self, config: Mapping, config_name: str, tensors: Mapping, weights_name: str) -> Adapter:
         cls, settings = _understood(config, config_name)
         try:
-            with torch.device("meta"):  # nothing is allocated for a shape that the file does not hold
+            with without_memory():  # nothing is allocated for a shape that the file does not hold
                 adapter = cls(**settings)
                 adapter.factors()
         except _ODD as error:
@@ -160,9 +161,8 @@ class _Builder:
             tensors = {k: v.detach().to(self.device, wanted[k], copy=True) for k, v in tensors.items()}
             adapter.load_state_dict(tensors, assign=True)
         else:
-            with torch.device(self.device):
-                adapter = cls(**settings)
-            nn.Module.to(adapter, self.dtype)  # diffusers' own warns at length
+            adapter = cls(**settings)
+            nn.Module.to(adapter, self.device, self.dtype)  # diffusers' own warns at length
             adapter.load_state_dict(tensors)
         try:
             adapter.check()
