@@ -21,6 +21,7 @@ from ..utils.locks import SharedLock
 from .acting import LayerBlend, RowBlend, RowVectors, bookkeeping
 from .base import Adapter, Factors, LayerSpec, fingerprint
 from .blend import BlendAdapter
+from .fusing import Fusing
 
 BASE = "__base__"  # the unadapted generator, wherever an adapter may be named
 CACHE_BYTES = 512 * 2**20  # effective weights kept of looks besides the one that acts
@@ -32,7 +33,7 @@ Weight = float | Mapping[int | str, float]
 Look = Mapping[str, Weight]
 
 
-class AdapterBank:
+class AdapterBank(Fusing):
     """The adapters of one generator.
 
     The current look (`activate`) acts on whoever calls the generator. `using` blocks act on their own thread alone, so
@@ -45,11 +46,11 @@ class AdapterBank:
     """
 
     def __init__(self, model: nn.Module, cache_bytes: int = CACHE_BYTES):
+        super().__init__()
         self.model, self.cache_bytes = model, cache_bytes
         self.adapters: dict[str, Adapter] = {}
         self.active: dict[str, Weight] = {}
         self.enabled = True
-        self.fused: list[str] | None = None  # while fused: the layers that could not be written
         self._layers = dict(adaptable_layers(model))
         self._factors: dict[str, dict[str, Factors]] = {}
         self._cache: OrderedDict[tuple, LayerBlend] = OrderedDict()  # (path, (name, α), …)
@@ -58,11 +59,7 @@ class AdapterBank:
         self._compiled_draw: Mapping[str, Adaptation] | None = (
             None  # what acts in the draw of a compiled network that is under way
         )
-        self._unwritten: dict[str, LayerBlend] = {}  # while fused: what acts beside the weights
-        self._originals: dict[str, tuple] = {}
-        self._fused_stamp: tuple | None = None  # of what `fuse` wrote; None while it writes, so that it can be undone
         self._fingerprint: tuple = (None, None)
-        self._mark: str | None = None  # the fingerprint before `fuse`
         self._install()
 
     def __getstate__(self) -> dict:
@@ -342,86 +339,6 @@ class AdapterBank:
             keys.append((changes_weights, seen.setdefault(key, len(seen))))
         return sorted(range(len(looks)), key=keys.__getitem__)
 
-    def fuse(self, safe: bool = False) -> None:
-        """Write what the current look makes of the weights into the network; the originals are kept beside.
-
-        Where adapters scale the channels of a convolution that demodulates as it runs, no weight does the same; that
-        layer keeps its adapter (see `fused`), and so does every layer that normalises its weight as it runs.
-
-        Args:
-            safe: write nothing if a weight would not be a finite number.
-
-        Raises:
-            ValueError: already fused, no adapter is active, or a weight would not be finite.
-        """
-        with self.weights_lock.exclusive():
-            self._fuse(safe)
-
-    def _fuse(self, safe: bool) -> None:
-        self.refuse_while_fused("fuse again")
-        if not self.current():
-            raise ValueError("no adapter is active, so there is nothing to fuse; choose one with set_adapters")
-        unwritten, originals, fused = {}, {}, {}
-        with _writing():
-            for path, blend in self._blends_of(self.current()).items():
-                layer = self._layers[path]
-                stored = layer.stored()
-                e = blend(*stored)
-                scales = any(part is not None for part in (e.input_scale, e.output_scale, e.norm_weight))
-                if layer.demodulation == "spectral" or (layer.demodulation == "runtime" and scales):
-                    unwritten[path] = blend
-                    continue
-                weight = e.weight
-                if e.input_scale is not None:
-                    weight = weight * e.input_scale.to(weight.dtype)[:, None, None]
-                if e.output_scale is not None:
-                    weight = weight * e.output_scale.to(weight.dtype)[:, None, None, None]
-                originals[path] = tuple(None if p is None else p.detach().clone() for p in stored)
-                fused[path] = [n if n is None else n.to(p.dtype) for n, p in zip((weight, e.bias), stored, strict=True)]
-                if safe and not all(torch.isfinite(new).all() for new in fused[path] if new is not None):
-                    raise ValueError(
-                        f"with {', '.join(map(repr, self.current()))} the weights of {path} would not be finite in "
-                        f"{stored[0].dtype}; nothing was written. Lower the adapters' weights, or load the base in "
-                        "float32"
-                    )
-            self._mark = self._known_fingerprint()
-            self._originals, self.fused = originals, list(unwritten)  # from here on unfuse undoes whatever was written
-            self._unwritten = unwritten
-            self._install()
-            for path, new in fused.items():
-                _write(self._layers[path].stored(), new)
-        self._fused_stamp = self._written_stamp()
-
-    def unfuse(self) -> None:
-        """Undo `fuse`: every weight is again what it was, bit for bit.
-
-        Raises:
-            ValueError: nothing is fused, or other weights were loaded since.
-        """
-        with self.weights_lock.exclusive():
-            self._unfuse()
-
-    def _unfuse(self) -> None:
-        if self.fused is None:
-            raise ValueError("no adapter is fused; fuse_adapters comes first")
-        if self._fused_stamp is not None and self._fused_stamp != self._written_stamp():
-            raise ValueError(
-                "the weights were written to while adapters were fused, so what was kept no longer belongs to them; "
-                "load the base again with FewShotGAN.from_pretrained"
-            )
-        with _writing():
-            for path, originals in self._originals.items():
-                _write(self._layers[path].stored(), originals)
-        self._originals, self._unwritten, self.fused, self._fused_stamp = {}, {}, None, None
-        if self._mark is not None:  # of the weights before they were cast, perhaps
-            self.remember_fingerprint(self._mark)
-        self._install()
-
-    def _written_stamp(self) -> list[tuple]:
-        written = [p for path in self._originals for p in self._layers[path].stored() if p is not None]
-        stamps = [stamped([p]) for p in written]
-        return [() if stamp is None else stamp[1:] for stamp in stamps]  # the mode in which it was taken aside
-
     def blend(self, look: Look) -> BlendAdapter:
         """`look` as one adapter of its own.
 
@@ -479,16 +396,6 @@ class AdapterBank:
     def cached_bytes(self) -> int:
         """Bytes of effective weights kept, the acting ones included."""
         return self._ledger[0]
-
-    def refuse_while_fused(self, action: str) -> None:
-        """Refuse what would need the original weights.
-
-        Raises:
-            ValueError: adapters are fused.
-        """
-        if self.fused is not None:
-            fused = ", ".join(map(repr, self.active))
-            raise ValueError(f"cannot {action} while {fused} is fused; call unfuse_adapters first")
 
     # ------------------------------------------------------------------ inside
 
@@ -550,17 +457,3 @@ def _resolution(key) -> int | None:
     if isinstance(key, str):
         return NAMED_RESOLUTIONS.get(key, int(key) if key.isascii() and key.isdigit() else None)
     return int(key) if isinstance(key, Integral) and not isinstance(key, bool) and key >= 0 else None
-
-
-@contextmanager
-def _writing():
-    """No gradients, and no inference mode, in which writes to a weight would leave no trace for what is kept of it."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-def _write(parameters, values) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        if parameter is not None:
-            with torch.inference_mode(parameter.is_inference()), torch.no_grad():  # such are written to in that mode
-                parameter.copy_(value)

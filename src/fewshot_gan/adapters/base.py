@@ -126,6 +126,7 @@ class Adapter(ModelMixin, ConfigMixin):
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
         raise NotImplementedError
 
+    @torch.inference_mode(False)  # an adapter that is made there serves elsewhere too
     def _build(self, target_modules: dict[str, dict]) -> None:
         if not target_modules:
             raise ValueError("target_modules is empty: an adapter needs at least one layer to act on")
