@@ -560,7 +560,7 @@ def test_behaviour(name, kind, pipe, tmp_path):
     BEHAVIOURS[name](pipe, kind, tmp_path)
 
 
-def check_compiled(pipe, kind, **options):
+def check_compiled(pipe, kind, atol=CLOSE["atol"], **options):
     """torch.compile of the pipe draws what it draws without; another adapter, or none, acts at once."""
     pipe.load_adapter(made(kind, pipe.generator), "a").load_adapter(made(kind, pipe.generator, 1), "b")
     looks = ("a", "b", "__base__")
@@ -568,9 +568,9 @@ def check_compiled(pipe, kind, **options):
     torch._dynamo.reset()
     pipe.compile(**options)
     for look, images in zip(looks, want, strict=True):
-        torch.testing.assert_close(pictures(pipe, adapter_names=look), images, **CLOSE)
+        torch.testing.assert_close(pictures(pipe, adapter_names=look), images, rtol=0, atol=atol)
     pipe.set_adapters("a")
-    torch.testing.assert_close(pictures(pipe), want[0], **CLOSE)
+    torch.testing.assert_close(pictures(pipe), want[0], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("kind", sorted(REGISTRY))
@@ -581,4 +581,4 @@ def test_compiled(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_by_inductor(kind, pipe):
-    check_compiled(pipe, kind)
+    check_compiled(pipe, kind, atol=1e-4)  # it fuses operations, which round otherwise
