@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 
 from .utils.deadline import within
-from .utils.files import finish_replacing
+from .utils.files import COMMITTED, finish_replacing
 from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
@@ -196,6 +196,8 @@ def push_folder(
     from huggingface_hub.utils import filter_repo_objects
 
     folder = finish_replacing(Path(folder))
+    for waiting in list(folder.rglob(COMMITTED)):
+        finish_replacing(waiting.parent)
     paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
     names = [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
     names = list(filter_repo_objects(names, allow_patterns=allow_patterns))
