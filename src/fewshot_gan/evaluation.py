@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from . import metrics
 from .adapters.base import digest
+from .card_results import read_report as read_report  # whoever evaluates reads reports
 from .encoders import CLIP_DEFAULT, Encoder, load_encoder, templated
 from .features import NETWORKS, FeatureNetwork, load_features
 from .generation import launched
@@ -310,19 +311,3 @@ def _unnamed(adapters):
     if not isinstance(adapters, Mapping):
         return adapters
     return sorted((a["sha256"], json.dumps(a["weight"], sort_keys=True)) for a in adapters.values())
-
-
-def read_report(path) -> dict:
-    """A report from its JSON file.
-
-    Raises:
-        ValueError: the file holds none.
-    """
-    try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        for part in ("protocol", "network", "results", "versions"):
-            if not isinstance(report[part], dict):
-                raise TypeError(f"{part} is no table")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no report of fewshot-gan evaluate ({error})") from error
-    return report
