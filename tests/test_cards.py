@@ -10,6 +10,7 @@ from PIL import Image
 
 from fewshot_gan import FewShotGAN, ProjectedDiscriminator
 from fewshot_gan.adapters import Adapter, DomainVectorAdapter, LeFTAdapter, fingerprint
+from fewshot_gan.card_results import numbered_card
 from fewshot_gan.cards import (
     EMBEDDED_LICENCES,
     GAP,
@@ -129,6 +130,16 @@ def test_numbers_of_a_report_on_the_card(mobile, perturbed, tmp_path):
     assert card_of().data.eval_results is None
     with pytest.raises(ValueError, match="is no report of fewshot-gan evaluate"):
         card_of(report=tmp_path / "ink" / "evaluation.json")
+
+    pipe.set_adapters("ink")  # a card that was there before the report: its front matter alone is told on the way
+    (tmp_path / "ink" / "evaluation.json").unlink()
+    (tmp_path / "ink" / "README.md").write_text("---\nlicense: mit\n---\nMine.\n", encoding="utf-8")
+    assert numbered_card(tmp_path / "ink") == {}
+    report_on(pipe, tmp_path / "ink")
+    told = ModelCard(numbered_card(tmp_path / "ink")["README.md"].decode())
+    assert told.data.license == "mit" and told.text.strip() == "Mine." and told.data.model_name == "ink"
+    assert {r.metric_type for r in told.data.eval_results} == {"frechet", "kid", "precision"}
+    assert "model-index" not in (tmp_path / "ink" / "README.md").read_text(encoding="utf-8")
 
     base = FewShotGAN(mobile)
     report_on(base, tmp_path)

@@ -125,3 +125,33 @@ def eval_results(report: Mapping) -> list:
         for name, (title, _) in RESULTS.items()
         if math.isfinite(report["results"].get(name, math.nan))
     ]
+
+
+def numbered_card(folder: Path) -> dict[str, bytes]:
+    """`README.md` of an adapter or base with the numbers of the report that lies beside it in its front matter.
+
+    Returns:
+        Empty where there is no such report, or the card has numbers of its own.
+    """
+    from huggingface_hub import ModelCard
+
+    if not (folder / REPORT).is_file():
+        return {}
+    card = ModelCard.load(folder / "README.md")
+    if (folder / "model_index.json").is_file():
+        from .adapters import fingerprint
+        from .pipeline import FewShotGAN
+
+        report = report_of(fingerprint(FewShotGAN.from_pretrained(folder).generator), None, None, folder)
+    elif (folder / "adapter_config.json").is_file():
+        from .adapters import read_adapter
+
+        adapter = read_adapter(folder)
+        report = report_of(adapter.config.base_fingerprint, adapter, None, folder)
+    else:
+        return {}
+    if report is None or card.data.eval_results:
+        return {}
+    card.data.model_name = card.data.model_name or folder.absolute().name
+    card.data.eval_results = eval_results(report)
+    return {"README.md": str(card).encode()}

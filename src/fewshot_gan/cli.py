@@ -234,11 +234,12 @@ def _named(adapter: list[str] | None, weight: list[str] | None) -> tuple[list[st
 
 def _pipeline(base: str, names: list[str], weights: list):
     """The base with its adapters loaded, and their weights by the names they have there."""
+    from .adapters.loading import name_of
     from .pipeline import BASE, FewShotGAN
 
     pipe, loaded = FewShotGAN.from_pretrained(base), {}
     for i, (source, weight) in enumerate(zip(names, weights, strict=True)):
-        name = Path(source).name
+        name = name_of(source)
         name = name if name not in (*loaded, BASE, "", "base") else f"{name}-{i + 1}"
         pipe.load_adapter(source, name)
         loaded[name] = weight
@@ -590,8 +591,11 @@ def push(
         patterns = _check_pushable(folder)
         if not (folder / "README.md").is_file():
             _write_card(folder, repo_id)
+        from .card_results import numbered_card
+
         options = {"token": token, "private": private or None, "revision": revision, "commit_message": message}
-        print(hub.push_folder(folder, repo_id, allow_patterns=patterns, instead=_portable(folder), **options))
+        instead = _portable(folder) | numbered_card(folder)
+        print(hub.push_folder(folder, repo_id, allow_patterns=patterns, instead=instead, **options))
 
 
 def _check_pushable(folder: Path) -> list[str]:
