@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import Adapter, AdapterBank, TicketAdapter, load_adapter
 from fewshot_gan.adapters.base import REGISTRY, known_settings
+from fewshot_gan.models import SNGANGenerator
 from fewshot_gan.models.layers import adaptable_layers
 
 MORE = {  # beside each kind with its defaults
@@ -31,7 +32,19 @@ MORE = {  # beside each kind with its defaults
     "ticket with values": ("ticket", {"keep_values": True}),
 }
 KINDS = {**{name: (name, {}) for name in sorted(REGISTRY)}, **MORE}
-GENERATORS = {"mobile": tiny_mobile, "stylegan2": tiny_stylegan2}
+
+
+def tiny_sngan():
+    torch.manual_seed(0)
+    generator = SNGANGenerator(8, 6, 16).eval()
+    with torch.no_grad():
+        for name, parameter in generator.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.1)  # biases that matter
+    return generator
+
+
+GENERATORS = {"mobile": tiny_mobile, "stylegan2": tiny_stylegan2, "sngan": tiny_sngan}
 # float32 sums in another order, through about ten layers of a picture of values up to 1
 CLOSE = {"rtol": 0, "atol": 2e-5}
 
