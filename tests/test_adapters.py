@@ -459,8 +459,9 @@ def test_bank_add_remove_disable_using(make_generator, perturbed):
     with pytest.raises(ZeroDivisionError), bank.using({}):
         raise ZeroDivisionError
     assert torch.equal(generator(latents()), b)
-    bank.remove("b")
-    assert torch.equal(generator(latents()), base) and list(bank.adapters) == ["a"] and not bank.active
+    with pytest.warns(UserWarning, match="'b' was active and is deleted; 'a' is active now"):
+        bank.remove("b")
+    assert torch.equal(generator(latents()), a) and list(bank.adapters) == ["a"] == list(bank.active)
     for action in (lambda: bank.remove("b"), lambda: bank.activate({"b": 1})):
         with pytest.raises(ValueError, match="'b' is not loaded; loaded: 'a'"):
             action()
@@ -554,8 +555,12 @@ def test_unknown_type_newer_format_and_unknown_setting(saved):
     refuses(saved, "type 'lora'; known types: adafm, blend, domain_vector, full")
     edit_config(saved, adapter_type="left", format_version=99)
     refuses(saved, "adapter format 99.*reads up to 1; upgrade")
-    edit_config(saved, format_version=1, flavour="x")
-    refuses(saved, "does not know: flavour")
+    edit_config(saved, format_version=1, flavour="x", rank="2", **{"odd\x1b[31m": 1})
+    refuses(saved, "adapter_config.json: rank is '2', not of type int | None")
+    edit_config(saved, rank=1)
+    with pytest.warns(UserWarning, match="settings that .*'left'.* ignored: 'flavour', 'odd.x1b.31m'; a newer version"):
+        adapter = Adapter.from_pretrained(saved)
+    assert "flavour" not in adapter.config
 
 
 def test_bad_settings_in_a_config(saved):
@@ -564,9 +569,21 @@ def test_bad_settings_in_a_config(saved):
     edit_config(saved, rank=1, target_modules={})
     refuses(saved, "target_modules is empty")
     edit_config(saved, target_modules={"a": {"shape": [2, 2], "colour": "red"}})
-    refuses(saved, "damaged")
-    edit_config(saved, target_modules=None)
-    refuses(saved, "target_modules is empty")
+    with pytest.warns(UserWarning, match="ignored: 'target_modules.*.colour'"):
+        refuses(saved, "does not fit")
+    for settings, wrong in (
+        ({"target_modules": None}, "target_modules is None, not of type dict"),
+        ({"target_modules": {"a": [2, 2]}}, "target_modules is .*, not of type dict"),
+        ({"target_modules": {"a": {"shape": "22"}}}, "target_modules.a: shape is '22', not of type tuple"),
+        ({"target_modules": {"a": {"shape": [2, 2], "bias": 1}}}, "target_modules.a: bias is 1, not of type bool"),
+        ({"training": ["x"]}, "training is .*, not of type dict"),
+        ({"base_model_name_or_path": 5}, "base_model_name_or_path is 5, not of type str"),
+        ({"rank": True}, "rank is True, not of type int"),
+    ):
+        before = (saved / "adapter_config.json").read_bytes()
+        edit_config(saved, **settings)
+        refuses(saved, wrong)
+        (saved / "adapter_config.json").write_bytes(before)
 
 
 def test_missing_unexpected_and_misshapen_keys(saved):
@@ -1187,8 +1204,9 @@ def test_damaged_blends(mobile, perturbed, tmp_path):
     def first(changed):
         return lambda weights: [dict.fromkeys(weights[0], changed), weights[1]]
 
-    for changed in (float("nan"), None, "x", [1]):
-        assert "is no finite number" in damage(tmp_path, weights=first(changed))
+    assert "is no finite number" in damage(tmp_path, weights=first(float("nan")))
+    for changed in (None, "x", [1], True):
+        assert "not of type list[dict[str, float]]" in damage(tmp_path, weights=first(changed))
     assert "name other layers" in damage(tmp_path, weights=lambda w: [{}, w[1]])
     assert "one set of weights per part" in damage(tmp_path, weights=lambda w: w[:1])
     assert "a part is of type 'lora'" in damage(tmp_path, parts=lambda p: [{**p[0], "adapter_type": "lora"}, p[1]])

@@ -28,7 +28,7 @@ def test_sizes_stay_small():
 
 def test_looks_differ_and_blend_in_one_batch(pipe):
     for name in ("ink", "poster"):
-        if name not in pipe.get_list_adapters():
+        if name not in pipe.loaded_adapters():
             pipe.load_adapter(name)
     pipe.set_adapters("sketch")
     names = ["__base__", "sketch", "ink", "poster", {"sketch": 0.5, "poster": 0.5}]

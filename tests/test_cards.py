@@ -1,5 +1,6 @@
 """Model cards: what is on them for each kind of grid, base and repo; a copy of a restricted base stays restricted."""
 
+import json
 import shutil
 from dataclasses import asdict
 
@@ -8,7 +9,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from fewshot_gan import FewShotGAN, ProjectedDiscriminator
-from fewshot_gan.adapters import DomainVectorAdapter, LeFTAdapter, fingerprint
+from fewshot_gan.adapters import Adapter, DomainVectorAdapter, LeFTAdapter, fingerprint
+from fewshot_gan.card_results import numbered_card
 from fewshot_gan.cards import (
     EMBEDDED_LICENCES,
     GAP,
@@ -42,6 +44,108 @@ def test_the_load_line_names_repo_and_base(card, tmp_path):
     kept = card(base_model_name_or_path="you/faces", write={"base": "me/faces"})
     assert kept.data.base_model == "you/faces"  # the adapter knew better
     assert 'from_pretrained("the base")' in card().text and card().data.base_model is None
+
+
+def test_base_model_is_a_repo_of_the_hub(card, tmp_path, monkeypatch):
+    """What the Hub links: never a name or folder of this machine."""
+    for base, want in (
+        ("ffhq", "fewshot-gan/ffhq"),  # embedded, and published there
+        ("me/faces", "me/faces"),
+        (str(tmp_path / "base"), None),
+        ("dogs", None),
+        (None, None),
+    ):
+        data = card(base_model_name_or_path=base).data.to_dict()
+        assert (data.get("base_model"), data.get("base_model_relation")) == (want, "adapter" if want else None)
+    assert card(base_model_name_or_path=str(tmp_path), write={"base": "me/faces"}).data.base_model == "me/faces"
+
+
+def report_on(pipe, folder=None, **results):
+    """A report as `fewshot-gan evaluate` writes it, of what acts in the pipe."""
+    from fewshot_gan.adapters.base import digest
+
+    looks = pipe.bank.current().items()
+    report = {
+        "protocol": {
+            "num_images": 20,
+            "num_true": 10,
+            "data_sha256": "5674f68b63f5b75e",
+            "resolution": 32,
+            "seed": 5,
+            "truncation_psi": 0.7,
+            "features": "efficientnet-lite2",
+            "features_sha256": "96561836",
+            "neighbour": 3,
+        },
+        "network": {
+            "base": "x",
+            "base_fingerprint": pipe.bank.fingerprint(),
+            "adapters": {
+                n: {"weight": w, "sha256": digest(pipe.bank.adapters[n].state_dict(), pipe.bank.adapters[n].config)}
+                for n, w in looks
+            },
+        },
+        "versions": {"torch": "2"},
+        "results": {"frechet": 69.125, "kid": 0.0897, "precision": 0.5, "intra_cluster": 0.25, **results},
+        "source": {"data": "ink-true"},
+    }
+    if folder is not None:
+        (folder / "evaluation.json").write_text(json.dumps(report), encoding="utf-8")
+    return report
+
+
+def test_numbers_of_a_report_on_the_card(mobile, perturbed, tmp_path):
+    pipe = FewShotGAN(mobile).load_adapter(perturbed(LeFTAdapter.for_model(mobile)), "ink")
+    pipe.save_adapter(tmp_path / "ink")
+    adapter = Adapter.from_pretrained(tmp_path / "ink")
+
+    def card_of(**options):
+        return ModelCard.load(write_adapter_card(adapter, tmp_path / "ink", "ink", **options))
+
+    assert card_of().data.eval_results is None and "## Numbers" not in card_of().text
+    report = report_on(pipe, tmp_path / "ink", recall=float("nan"))
+    for made in (card_of(), card_of(report=report), card_of(report=tmp_path / "ink" / "evaluation.json")):
+        assert made.data.model_name == "ink"
+        found = {r.metric_type: r for r in made.data.eval_results}
+        assert {name: r.metric_value for name, r in found.items()} == {
+            "frechet": 69.125,
+            "kid": 0.0897,
+            "precision": 0.5,
+        }
+        assert found["frechet"].metric_name == "Fréchet distance, judged by efficientnet-lite2"
+        assert found["kid"].task_type == "unconditional-image-generation" and found["kid"].dataset_name == "ink-true"
+        assert found["kid"].dataset_args == {"num_images": 10, "sha256": "5674f68b63f5b75e"}
+        assert found["kid"].metric_args == {"num_images": 20, "seed": 5, "truncation_psi": 0.7, "resolution": 32}
+        assert "| Fréchet distance | 69.1 |" in made.text and "| KID × 1e3 | 89.7 |" in made.text
+    # of other weights: what lies beside is left alone, what is given is refused
+    half = report_on(
+        FewShotGAN(mobile).load_adapter(perturbed(LeFTAdapter.for_model(mobile), 1), "ink"), tmp_path / "ink"
+    )
+    assert card_of().data.eval_results is None
+    pipe.set_adapters("ink", 0.5)
+    for wrong in (half, report_on(pipe), report_on(FewShotGAN(mobile))):
+        with pytest.raises(ValueError, match="the report is of other weights"):
+            card_of(report=wrong)
+    (tmp_path / "ink" / "evaluation.json").write_text("[]", encoding="utf-8")
+    assert card_of().data.eval_results is None
+    with pytest.raises(ValueError, match="is no report of fewshot-gan evaluate"):
+        card_of(report=tmp_path / "ink" / "evaluation.json")
+
+    pipe.set_adapters("ink")  # a card that was there before the report: its front matter alone is told on the way
+    (tmp_path / "ink" / "evaluation.json").unlink()
+    (tmp_path / "ink" / "README.md").write_text("---\nlicense: mit\n---\nMine.\n", encoding="utf-8")
+    assert numbered_card(tmp_path / "ink") == {}
+    report_on(pipe, tmp_path / "ink")
+    told = ModelCard(numbered_card(tmp_path / "ink")["README.md"].decode())
+    assert told.data.license == "mit" and told.text.strip() == "Mine." and told.data.model_name == "ink"
+    assert {r.metric_type for r in told.data.eval_results} == {"frechet", "kid", "precision"}
+    assert "model-index" not in (tmp_path / "ink" / "README.md").read_text(encoding="utf-8")
+
+    base = FewShotGAN(mobile)
+    report_on(base, tmp_path)
+    made = ModelCard.load(write_base_card(base, tmp_path, "faces", grid=False))
+    assert {r.metric_type for r in made.data.eval_results} == {"frechet", "kid", "precision"}
+    assert "| | this base |" in made.text
 
 
 def test_options_and_types(card, mobile, tmp_path):

@@ -191,7 +191,7 @@ def test_a_training_stops_and_leaves_nothing(studio, pictures):
     studio.stop(key, "look")
     assert finished(job, 20).state == "stopped" and 2 <= job.done < 400
     assert (finished(waiting, 20).state, waiting.done) == ("stopped", 0)
-    assert studio.labels(key) == ["dots", "lines"] == studio.pipe.get_list_adapters()
+    assert studio.labels(key) == ["dots", "lines"] == studio.pipe.loaded_adapters()
     assert list(Path(studio._folder.name).iterdir()) == []
 
 
@@ -242,10 +242,10 @@ def test_looks_of_the_longest_unseen_are_forgotten(studio, pictures, monkeypatch
     finished(studio.teach(first, pictures, "mine", steps=5))
     file = studio.visitor(first).files["mine"]
     for key in (second, third):
-        assert file.exists() and len(studio.pipe.get_list_adapters()) == 3
+        assert file.exists() and len(studio.pipe.loaded_adapters()) == 3
         studio.visitor(key).jobs["photo"] = finished(studio.find_photo(key, pictures[0], steps=2))
     studio.labels(studio.enter(None))
-    assert not file.exists() and studio.pipe.get_list_adapters() == ["dots", "lines"]
+    assert not file.exists() and studio.pipe.loaded_adapters() == ["dots", "lines"]
     assert studio.enter(first) == first and studio.labels(first) == ["dots", "lines"]
     assert studio.enter("../../etc") not in ("../../etc", first)  # only keys that it made itself
 

@@ -270,9 +270,9 @@ def test_a_command_that_is_stopped_leaves_no_folder(base_folder, tmp_path):
     options = ("--base", base_folder, "--separate", "--num-images", 10**6, "--out", tmp_path / "faces")
     with python(code, "generate", *options) as process:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".faces-*/faces/*.png")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob(".*.staged/faces/*.png")) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert list(tmp_path.glob(".faces-*/faces/*.png"))
+        assert list(tmp_path.glob(".*.staged/faces/*.png"))
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 143 and os.listdir(tmp_path) == []

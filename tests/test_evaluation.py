@@ -12,7 +12,7 @@ from PIL import Image
 from test_encoders import tiny_clip
 from typer.testing import CliRunner
 
-from fewshot_gan import evaluation, metrics
+from fewshot_gan import card_results, evaluation, metrics
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cli import app
 from fewshot_gan.encoders import load_encoder, templated
@@ -165,7 +165,7 @@ def test_reports_of_other_shapes_are_refused(pipe, data, tmp_path):
     path.write_text(json.dumps(report), encoding="utf-8")
     assert evaluation.read_report(path) == report
     odd = [None, True, 1, 0.5, "x", [], [1], {}, {"x": 1}]
-    named = [(part, name) for part, kinds in evaluation._KINDS.items() for name in kinds]
+    named = [(part, name) for part, kinds in card_results._KINDS.items() for name in kinds]
     for part, name in named + [("results", name) for name in report["results"]]:
         refused = 0
         for value in odd:

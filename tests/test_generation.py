@@ -131,7 +131,8 @@ def test_every_format_holds_the_pipelines_pictures(pipe, tmp_path, file_format):
     assert np.array_equal([image for _, image, _ in found], pixels(want))  # PNG is lossless, the batches are the same
     assert len({image.tobytes() for _, image, _ in found}) == 10
     if file_format != "png":
-        assert [facts for _, _, facts in found] == [{"index": i, "seed": 5} for i in range(10)]
+        of_base = {"look": "{}", "adapter": "", "caption": "base"}
+        assert [facts for _, _, facts in found] == [{"index": i, "seed": 5, **of_base} for i in range(10)]
         shards = [f"{i:05d}{found_suffix(file_format)}" for i in range(3)]
         assert sorted(os.listdir(tmp_path / "out")) == [MANIFEST, *shards]
     first = contents(tmp_path / "out")
@@ -159,8 +160,51 @@ def test_the_datasets_library_reads_them(pipe, tmp_path, file_format):
         assert np.array_equal(pixels(row[column] for row in table), want)
         if file_format == "parquet":
             assert table["index"][:] == [0, 1, 2, 3, 4] and set(table["seed"]) == {5}
+            assert set(table["look"]) == {"{}"} and set(table["adapter"]) == {""} and set(table["caption"]) == {"base"}
+            assert table.features["caption"].dtype == "string"
         if file_format == "webdataset":
             assert [row["json"]["index"] for row in table] == [0, 1, 2, 3, 4]
+            assert {row["json"]["caption"] for row in table} == {"base"}
+
+
+@pytest.mark.parametrize("file_format", ["webdataset", "parquet"])
+def test_rows_tell_look_adapter_and_caption(pipe, tmp_path, file_format):
+    words = LeFTAdapter.for_model(pipe.generator, training={"text": "pencil drawing"})
+    pipe.load_adapter(LeFTAdapter.for_model(pipe.generator), "ink").load_adapter(words, "a-1")
+    pipe.base_name = "somewhere/faces"
+    looks = {
+        "base-": {},
+        "ink-": {"ink": 1.0},
+        "words-": {"a-1": 0.5},
+        "both-": {"ink": 0.25, "a-1": {"coarse": 0.0, 16: 1.0}},
+        "off-": {"ink": 0.0},
+    }
+    write_pictures(pipe, tmp_path / "a", 3, looks=looks, **settings(file_format))
+    told = {name.rsplit("-", 1)[0] + "-": facts for name, _, facts in rows(tmp_path / "a")}
+    told = {prefix: [facts[key] for key in ("look", "adapter", "caption")] for prefix, facts in told.items()}
+    assert told == {
+        "base-": ["{}", "", "somewhere/faces"],
+        "ink-": ['{"ink": 1.0}', "ink", "ink"],
+        "words-": ['{"a-1": 0.5}', "a-1", "pencil drawing 0.5"],
+        "both-": ['{"ink": 0.25, "a-1": {"coarse": 0.0, "16": 1.0}}', "ink + a-1", "ink 0.25 + pencil drawing"],
+        "off-": ['{"ink": 0.0}', "", "somewhere/faces"],
+    }
+    assert json.loads(told["ink-"][0]) == looks["ink-"]
+    pipe.set_adapters("ink", 0.5)  # the look that acts, without a list of looks
+    write_pictures(pipe, tmp_path / "b", 1, **settings(file_format))
+    ((_, _, facts),) = rows(tmp_path / "b")
+    assert (facts["look"], facts["adapter"], facts["caption"]) == ('{"ink": 0.5}', "ink", "ink 0.5")
+    record = json.loads((tmp_path / "b" / MANIFEST).read_text(encoding="utf-8"))
+    assert record["columns"] == ["index", "seed", "look", "adapter", "caption"]
+    record.pop("columns")  # a folder that an older version began, with other columns
+    (tmp_path / "b" / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ValueError, match="pictures of another run: columns was None, now .'index', 'seed', 'look'"):
+        write_pictures(pipe, tmp_path / "b", 1, **settings(file_format))
+    write_pictures(pipe, tmp_path / "c", 1, batch_size=2)
+    record = json.loads((tmp_path / "c" / MANIFEST).read_text(encoding="utf-8"))
+    assert record.pop("columns") is None  # pictures alone have no columns: such a folder goes on
+    (tmp_path / "c" / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    assert write_pictures(pipe, tmp_path / "c", 1, batch_size=2) == 0
 
 
 def test_classes_psi_and_many_digits(tmp_path, monkeypatch):

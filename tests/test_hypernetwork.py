@@ -402,9 +402,9 @@ def test_adapter_from_image(pipe, clip, tmp_path):
     pipe.adapter_from_image(tmp_path / "My photo.png", network)
     pipe.adapter_from_image(photo, network)
     pipe.adapter_from_image(tensor, network, "tensor")
-    assert pipe.get_list_adapters() == ["my-photo", "image", "tensor"] and pipe.active_adapters() == ["tensor"]
+    assert pipe.loaded_adapters() == ["my-photo", "image", "tensor"] and pipe.active_adapters() == ["tensor"]
     want = drawn_with(pipe, network, clip.image(tensor)[0])
-    for name in pipe.get_list_adapters():
+    for name in pipe.loaded_adapters():
         torch.testing.assert_close(pictures(pipe, adapter_names=name), want, **PROMISE)
     several = torch.cat([tensor, tensor.flip(2)])
     pipe.adapter_from_image([photo, square.transpose(Image.Transpose.FLIP_TOP_BOTTOM)], network, "several")
@@ -439,4 +439,4 @@ def test_what_does_not_fit_together(clip, features, tmp_path):
     with pytest.raises(ValueError, match="does not say which encoder"):
         pipe.adapter_from_text("ink", nameless)
     pipe.adapter_from_text("ink", nameless, encoder=clip)
-    assert pipe.get_list_adapters() == ["grey", "ink"]
+    assert pipe.loaded_adapters() == ["grey", "ink"]

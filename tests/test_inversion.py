@@ -62,6 +62,19 @@ def test_a_seed_decides_and_the_batch_does_not(pipe, known, features):
     assert (first.latents - other.latents).abs().max() > 1e-3
 
 
+def test_inference_mode_is_left_for_the_search(pipe, known, features):
+    want = quiet(pipe, known, features, steps=5)
+    with torch.inference_mode():
+        found = quiet(pipe, known.clone(), features, steps=5)
+        photo = Image.fromarray(np.full((40, 40, 3), 90, np.uint8))
+        assert quiet(pipe, photo, features, steps=2).latents.shape[0] == 1
+    assert torch.equal(found.latents, want.latents) and not found.latents.is_inference()
+    with torch.inference_mode():
+        stuck = FewShotGAN(type(pipe.generator).from_config(pipe.generator.config))
+    with pytest.raises(ValueError, match="the base was loaded under torch.inference_mode.*load it outside"):
+        quiet(stuck, known, features, steps=2)
+
+
 def test_adapters_do_not_take_part_and_nothing_is_left_behind(pipe, known, features, perturbed):
     want = quiet(pipe, known, features, steps=5)
     pipe.load_adapter(perturbed(LeFTAdapter.for_model(pipe.generator)), "a")

@@ -139,7 +139,7 @@ def test_one_adapter_per_image_equals_solo_runs(looks):
 
 def test_set_disable_enable_delete(looks):
     base, a, b = (images(looks, adapter_names=n) for n in ("__base__", "a", "b"))
-    assert looks.get_list_adapters() == ["a", "b"] and looks.active_adapters() == ["b"]
+    assert looks.loaded_adapters() == ["a", "b"] and looks.active_adapters() == ["b"]
     looks.set_adapters("a")
     assert looks.active_adapters() == ["a"] and torch.equal(images(looks), a)
     looks.set_adapters("a", 0.0)
@@ -155,7 +155,7 @@ def test_set_disable_enable_delete(looks):
     looks.enable_adapters()
     assert torch.equal(images(looks), half)
     looks.delete_adapters("a")
-    assert looks.get_list_adapters() == ["b"] == looks.active_adapters()
+    assert looks.loaded_adapters() == ["b"] == looks.active_adapters()
     looks.delete_adapters(["b"])
     assert torch.equal(images(looks), base)
     with pytest.raises(ValueError, match="'b' is not loaded; loaded: none"):
@@ -287,7 +287,7 @@ def test_unknown_names(pipe):
         pipe.load_adapter("no-such")
     with pytest.raises(ValueError, match="'__base__' names the unadapted generator"):
         pipe.load_adapter(LeFTAdapter.for_model(pipe.generator), "__base__")
-    assert pipe.get_list_adapters() == []
+    assert pipe.loaded_adapters() == []
 
 
 def test_embedded_names_are_listed(pipe, monkeypatch, tmp_path, base_folder):
@@ -305,10 +305,17 @@ def test_embedded_names_are_listed(pipe, monkeypatch, tmp_path, base_folder):
 
 
 def test_an_adapter_of_another_base(pipe, make_generator):
-    stranger = LeFTAdapter.for_model(make_generator(7), base_model_name_or_path="afhq-cat")
-    with pytest.raises(ValueError, match="trained on 'afhq-cat'.*FewShotGAN.from_pretrained.'afhq-cat'"):
-        pipe.load_adapter(stranger, "cat")
-    assert pipe.get_list_adapters() == [] == pipe.active_adapters()
+    for base, way_out in (
+        ("me/cats", "trained on 'me/cats'.*load its base with FewShotGAN.from_pretrained.'me/cats'"),
+        ("ffhq", "load its base with FewShotGAN.from_pretrained.'ffhq'"),
+        ("afhq-cat", "trained on 'afhq-cat'.*its base 'afhq-cat' is not on this machine; get it from whoever"),
+        ("/home/me/cats", "its base '/home/me/cats' is not on this machine"),
+        (None, "load the base it was made for"),
+    ):
+        stranger = LeFTAdapter.for_model(make_generator(7), base_model_name_or_path=base)
+        with pytest.raises(ValueError, match=way_out):
+            pipe.load_adapter(stranger, "cat")
+    assert pipe.loaded_adapters() == [] == pipe.active_adapters()
 
 
 def copy_of(base_folder, tmp_path):
@@ -527,12 +534,12 @@ def test_a_folder_of_several_adapters(looks, make_generator, tmp_path):
     with pytest.raises(ValueError, match="holds several adapters: a, b; choose one with subfolder='a'"):
         fresh.load_adapter(tmp_path)
     fresh.load_adapter(tmp_path, subfolder="b")
-    assert fresh.get_list_adapters() == ["b"] and torch.equal(images(fresh), solo["b"])
+    assert fresh.loaded_adapters() == ["b"] and torch.equal(images(fresh), solo["b"])
     with pytest.raises(ValueError, match="'b' is already loaded"):
         fresh.load_adapters(tmp_path)
-    assert fresh.get_list_adapters() == ["b"]  # all or none
+    assert fresh.loaded_adapters() == ["b"]  # all or none
     fresh.delete_adapters("b")
-    assert fresh.load_adapters(tmp_path) == ["a", "b"] == fresh.get_list_adapters()
+    assert fresh.load_adapters(tmp_path) == ["a", "b"] == fresh.loaded_adapters()
     assert fresh.active_adapters() == []
     for name in "ab":
         assert torch.equal(images(fresh, adapter_names=name), solo[name])
@@ -593,7 +600,7 @@ def test_looks_as_mappings_and_what_is_no_list(looks):
         looks.set_adapters(["a", "b"], "0.5")
     with pytest.raises(ValueError, match="'zz' is not loaded"):
         looks.delete_adapters(["a", "zz"])
-    assert looks.get_list_adapters() == ["a", "b"]  # all or none
+    assert looks.loaded_adapters() == ["a", "b"]  # all or none
     with pytest.raises(ValueError, match="empty list"):
         looks.save_adapter("nowhere", [])
     with pytest.raises(ValueError, match="unknown options of load_adapter: bogus"):
@@ -601,7 +608,7 @@ def test_looks_as_mappings_and_what_is_no_list(looks):
     with pytest.raises(ValueError, match="an Adapter is loaded as it is"):
         looks.load_adapter(looks.bank.adapters["a"], "c", subfolder="x")
     looks.delete_adapters(looks.bank.adapters)
-    assert looks.get_list_adapters() == []
+    assert looks.loaded_adapters() == []
 
 
 def test_choosing_ends_disabling(looks):

@@ -212,6 +212,7 @@ class Looks:
             images = describe(self.render(SEED, self.num, "judged"), self.network, self.unseen)
             parameters = self.pipe.bank.adapters["judged"].num_values()
         finally:
+            self.pipe.set_adapters([])
             self.pipe.delete_adapters("judged")
         numbers = references.measure(images)
         for keys, row in ((DISTANCES, rows["source"]), (DIVERSITIES, rows["true"])):

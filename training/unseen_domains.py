@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         predicted, trained = (args.output_dir / kind / folder_name(look) for kind in ("predicted", "trained"))
         looks.pipe.adapter_from_image(sorted(data.glob("*.png"))[0], network, "predicted")
         looks.pipe.save_adapter(predicted, "predicted")
+        looks.pipe.set_adapters([])
         looks.pipe.delete_adapters("predicted")
         folders = {"predicted": predicted}
         if args.vector_steps:

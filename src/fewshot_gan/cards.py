@@ -5,9 +5,10 @@ import shutil
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .card_results import eval_results, report_lines, report_of
 from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name
 from .utils.files import replace_file, replace_text
 from .version import __version__
@@ -16,6 +17,7 @@ EMBEDDED_LICENCES = {  # base: what its weights descend from
     "ffhq": "derive from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source Code License-NC), trained on FFHQ images (CC BY-NC-SA "
     "4.0): **non-commercial use only**. The Apache-2.0 licence of fewshot_gan covers the code, not these weights.",
 }
+EMBEDDED_REPOS = {"ffhq": "fewshot-gan/ffhq"}  # where embedded bases are published
 LICENCE_LINKS = {"ffhq": "https://nvlabs.github.io/stylegan2/license.html"}  # the strictest of what it descends from
 METHODS = {
     "lfs_gan": "LFS-GAN ([arXiv 2308.11917](https://arxiv.org/abs/2308.11917))",
@@ -39,15 +41,6 @@ OPTIONS = ("rank", "placement", "parametrization")  # shown where an adapter has
 PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png")
 GAP = 4  # white pixels between the pictures of a grid
 SAMPLES, SEED = 8, 0  # of the grid of a base
-RESULTS = {  # of a report: what a card calls it, and how it is written
-    "frechet": ("Fréchet distance", "{:.1f}"),
-    "kid": ("KID × 1e3", "{:.1f}"),
-    "precision": ("precision", "{:.2f}"),
-    "recall": ("recall", "{:.2f}"),
-    "density": ("density", "{:.2f}"),
-    "coverage": ("coverage", "{:.2f}"),
-    "diversity": ("diversity (distance of pairs)", "{:.2f}"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,44 +80,6 @@ class Details:
         return [line for title, body in made.items() if body for line in (f"## {title}", "", *body, "")]
 
 
-def report_lines(reports: Mapping[str, Mapping]) -> list[str]:
-    """A table of reports of `fewshot-gan evaluate`, of one protocol, and what that is.
-
-    Args:
-        reports: heading of a column → report.
-
-    Raises:
-        ValueError: the protocols differ.
-    """
-    from .evaluation import compare
-
-    first = next(iter(reports.values()))
-    for other in reports.values():
-        compare(first, other)
-    protocol, versions = first["protocol"], first["versions"]
-    rows = [
-        f"| {title} | {' | '.join(form.format(_scaled(name, r['results'][name])) for r in reports.values())} |"
-        for name, (title, form) in RESULTS.items()
-        if name in first["results"]
-    ]
-    return [
-        f"| | {' | '.join(reports)} |",
-        f"|---|{'---|' * len(reports)}",
-        *rows,
-        "",
-        f"{protocol['num_images']:,} pictures (seed {protocol['seed']}, psi {protocol['truncation_psi']}) against "
-        f"{protocol['num_true']:,} true ones (SHA-256 `{protocol['data_sha256'][:12]}`), {protocol['resolution']} px, "
-        f"judged by {protocol['features']} (weights `{protocol['features_sha256'][:12]}`); KID of all pairs, k = "
-        f"{protocol['neighbour']}; torch {versions['torch']} on a CPU. Fréchet distances of so few pictures are biased "
-        "upwards and compare only with those of this table.",
-        "",
-    ]
-
-
-def _scaled(name: str, value: float) -> float:
-    return value * 1e3 if name == "kid" else value
-
-
 def make_grid(images: list, columns: int):
     """PIL images of one size, row by row, on white."""
     from PIL import Image
@@ -145,6 +100,7 @@ def write_adapter_card(
     repo_id: str | None = None,
     base: str | None = None,
     details: Details | None = None,
+    report=None,
 ) -> Path:
     """Write `README.md`, and the sample grid into `images/`, into the folder of a saved adapter.
 
@@ -156,11 +112,18 @@ def write_adapter_card(
         repo_id: what the card loads it by; None: its name.
         base: repo id of the base, for an adapter that knows its base as a local folder only.
         details: of a card that says more.
+        report: of `evaluation.evaluate` on this adapter, or its file; None: `evaluation.json` in the folder, if it is.
 
     Returns:
         Path of the card.
+
+    Raises:
+        ValueError: the report is of something else.
     """
     folder, config, details = Path(folder), adapter.config, details or Details()
+    report = report_of(config.base_fingerprint, adapter, report, folder)
+    if report and not details.numbers:
+        details = replace(details, numbers=tuple(report_lines({"this adapter": report})))
     picture = _place_grid(grid, folder)
     base, origin = _base_of(config, base)
     published = details.base_repo or base
@@ -192,7 +155,7 @@ def write_adapter_card(
         *_training(config.training),
     ]
     tags = ["adapter", adapter.adapter_type, *details.tags]
-    return _write(folder, name, lines, picture, tags, [origin], [published])
+    return _write(folder, name, lines, picture, tags, [origin], [published], report)
 
 
 def write_collection_card(
@@ -285,7 +248,7 @@ def write_hypernetwork_card(
 
 
 def write_base_card(
-    pipe, folder, name: str, grid=None, repo_id: str | None = None, details: Details | None = None
+    pipe, folder, name: str, grid=None, repo_id: str | None = None, details: Details | None = None, report=None
 ) -> Path:
     """Write `README.md`, and a sample grid into `images/`, into the folder of a saved base.
 
@@ -296,14 +259,21 @@ def write_base_card(
         grid: PIL image, or the file of a picture; False: no picture; None: draw one from fixed seeds.
         repo_id: what the card loads it by; None: its name.
         details: of a card that says more.
+        report: of `evaluation.evaluate` on this base, or its file; None: `evaluation.json` in the folder, if it is.
 
     Returns:
         Path of the card.
+
+    Raises:
+        ValueError: the report is of something else.
     """
     from .adapters import fingerprint
 
     folder, generator, details = Path(folder), pipe.generator, details or Details()
     mark = fingerprint(generator)
+    report = report_of(mark, None, report, folder)
+    if report and not details.numbers:
+        details = replace(details, numbers=tuple(report_lines({"this base": report})))
     _, origin = _base_of({"base_model_name_or_path": pipe.base_name, "base_fingerprint": mark})
     caption = details.caption or "Pictures of this base."
     if grid is None:
@@ -337,7 +307,7 @@ def write_base_card(
         *_licence([origin], "These weights"),
         *details.lines(),
     ]
-    return _write(folder, name, lines, picture, list(details.tags), [origin])
+    return _write(folder, name, lines, picture, list(details.tags), [origin], report=report)
 
 
 def write_recipe_card(
@@ -390,11 +360,13 @@ def write_kernels_card(folder, name: str, repo_id: str, details: Details | None 
     return _write_card(folder, name, lines, data)
 
 
-def _write(folder: Path, name: str, lines: list[str], picture: str | None, tags: list[str], origins, bases=()) -> Path:
+def _write(
+    folder: Path, name: str, lines: list[str], picture: str | None, tags: list[str], origins, bases=(), report=None
+) -> Path:
     """The card of weights. `bases` are those of adapters; the card of a base has none."""
     from huggingface_hub import ModelCardData
 
-    repos = [base for base in dict.fromkeys(bases) if is_repo_id(base)]
+    repos = [base for base in dict.fromkeys(EMBEDDED_REPOS.get(base, base) for base in bases) if is_repo_id(base)]
     restricted = any(origins)
     data = ModelCardData(
         library_name="fewshot_gan",
@@ -406,6 +378,8 @@ def _write(folder: Path, name: str, lines: list[str], picture: str | None, tags:
         base_model_relation="adapter" if repos else None,
         tags=["fewshot_gan", "gan", "few-shot", *tags],
         widget=[{"text": "-", "output": {"url": picture}}] if picture else None,
+        model_name=name if report else None,
+        eval_results=eval_results(report) if report else None,
     )
     return _write_card(folder, name, lines, data)
 

@@ -3,9 +3,7 @@
 import glob
 import json
 import math
-import os
 import struct
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -38,7 +36,7 @@ from .options import (
     seed_option,
 )
 from .utils.errors import DEBUG, needing
-from .utils.files import replace_file, replace_text
+from .utils.files import finish_replacing, replace_file, replace_text, write_folder
 from .version import __version__
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -176,7 +174,7 @@ def generate(
             generation.write_pictures(pipe, folder, num_images, **options)
             (folder / generation.MANIFEST).unlink()  # whole or not there: nothing to go on from
 
-        _write_folder(out, write)
+        write_folder(out, write)
     else:
         rows = []
         for look in looks:
@@ -199,11 +197,12 @@ def _named(adapter: list[str] | None, weight: list[str] | None) -> tuple[list[st
 
 def _pipeline(base: str, names: list[str], weights: list):
     """The base with its adapters loaded, and their weights by the names they have there."""
+    from .adapters.loading import name_of
     from .pipeline import BASE, FewShotGAN
 
     pipe, loaded = FewShotGAN.from_pretrained(base), {}
     for i, (source, weight) in enumerate(zip(names, weights, strict=True)):
-        name = Path(source).name
+        name = name_of(source)
         name = name if name not in (*loaded, BASE, "", "base") else f"{name}-{i + 1}"
         pipe.load_adapter(source, name)
         loaded[name] = weight
@@ -509,7 +508,7 @@ def convert(
     if base is not None:
         from .convert.adapters import write_adapter
 
-        _write_folder(out, lambda folder: write_adapter(src, base, folder, out.absolute()))
+        write_folder(out, lambda folder: write_adapter(src, base, folder, out.absolute()))
         print(f"{out}  (an adapter of {base}, {time.perf_counter() - start:.1f} s)")
         return
     from .convert import convert_checkpoint
@@ -519,7 +518,7 @@ def convert(
     if "generator" not in networks:
         raise ValueError(f"{src} holds a discriminator alone; give the file or folder that has the generator too")
     pipe = FewShotGAN(networks["generator"], networks.get("discriminator"))
-    _write_folder(out, pipe.save_pretrained)
+    write_folder(out, pipe.save_pretrained)
     found = [
         f"{name} of {cards.count_numbers(network):,} numbers" for name, network in networks.items() if name in SAVED
     ]
@@ -540,11 +539,15 @@ def push(
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with fewshot_gan",
 ):
     """Share an adapter or a base on the Hub, with a model card."""
+    folder = finish_replacing(folder)
     patterns = _check_pushable(folder)
     if not (folder / "README.md").is_file():
         _write_card(folder, repo_id)
+    from .card_results import numbered_card
+
     options = {"token": token, "private": private or None, "revision": revision, "commit_message": message}
-    print(hub.push_folder(folder, repo_id, allow_patterns=patterns, instead=_portable(folder), **options))
+    instead = _portable(folder) | numbered_card(folder)
+    print(hub.push_folder(folder, repo_id, allow_patterns=patterns, instead=instead, **options))
 
 
 def _check_pushable(folder: Path) -> list[str]:
@@ -750,19 +753,6 @@ def _size(*files: Path) -> str:
 def _refuse_existing(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder; choose another, or remove it first")
-
-
-def _write_folder(out: Path, write) -> None:
-    """Let `write` fill a folder beside `out`, then rename it to `out`."""
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temp:
-        staged = Path(temp) / out.name
-        staged.mkdir()
-        write(staged)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(staged, out)
 
 
 if __name__ == "__main__":

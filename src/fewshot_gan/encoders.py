@@ -186,6 +186,7 @@ def load_encoder(name: str = CLIP_DEFAULT, device: str | torch.device | None = N
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # it is kept, and serves elsewhere too
 def _load(name: str, device: str) -> Encoder:
     if name == "features":
         return FeatureEncoder(load_features(device=device)).to(device)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from . import metrics
 from .adapters.base import digest
+from .card_results import read_report as read_report  # whoever evaluates reads reports
 from .encoders import CLIP_DEFAULT, Encoder, load_encoder, templated
 from .features import NETWORKS, FeatureNetwork, load_features
 from .generation import launched
@@ -312,49 +313,3 @@ def _unnamed(adapters):
     if not isinstance(adapters, Mapping):
         return adapters
     return sorted((a["sha256"], json.dumps(a["weight"], sort_keys=True)) for a in adapters.values())
-
-
-_NONE, _TEXTS = type(None), (list, type(None))
-_KINDS = {  # of what a report says, and somebody may have written by hand
-    "protocol": {
-        "num_images": int,
-        "seed": int,
-        "truncation_psi": (int, float),
-        "neighbour": int,
-        "features": str,
-        "pairs": (str, _NONE),
-        "text": (str, _NONE),
-    },
-    "network": {"base_fingerprint": str, "adapters": dict},
-    "results": {},
-    "versions": {},
-    "source": {"data": (str, _NONE), "base": (str, _NONE), "adapter": _TEXTS, "weight": _TEXTS},
-}
-
-
-def read_report(path) -> dict:
-    """A report from its JSON file.
-
-    Raises:
-        ValueError: the file holds none.
-    """
-    try:
-        report = json.loads(user_path(path).read_text(encoding="utf-8"))
-        for part, known in _KINDS.items():
-            table = report.get(part, {}) if part == "source" else report[part]
-            if not isinstance(table, dict):
-                raise TypeError(f"{part} is no table")
-            for name, kinds in known.items():
-                if not isinstance(value := table.get(name), kinds) or isinstance(value, bool):
-                    raise TypeError(f"{name} of its {part} is {value!r}")
-                if isinstance(value, list) and not all(isinstance(entry, str) for entry in value):
-                    raise TypeError(f"{name} of its {part} is no list of texts")
-        for name, value in report["results"].items():
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise TypeError(f"{name} of its results is {value!r}, no number")
-        for name, adapter in report["network"]["adapters"].items():
-            if not isinstance(adapter, dict) or not isinstance(adapter.get("sha256"), str) or "weight" not in adapter:
-                raise TypeError(f"its adapter {name} has no sha256 and weight")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no report of fewshot-gan evaluate ({error})") from error
-    return report

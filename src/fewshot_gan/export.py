@@ -5,7 +5,6 @@ The file takes `z` `[B, z_dim]` for any B (and `class_labels`, int64 `[B]`, wher
 """
 
 import logging
-import tempfile
 import warnings
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,7 +15,7 @@ from torch import nn
 
 from .models.plain import PlainGenerator
 from .pipeline import MOST_PSI, FewShotGAN
-from .utils.files import replace_file, user_path
+from .utils.files import replace_file, staging, user_path
 from .utils.random import seeded
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
@@ -59,14 +58,8 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
     if not plain and not abs(psi) <= MOST_PSI:  # so is not NaN
         raise ValueError(f"truncation_psi={psi}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}")
     drawing = _Drawing(pipe.generator, {} if plain else {"truncation_psi": psi})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        torch.no_grad(),
-        _fused(pipe),
-        _quiet(),
-        tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as temp,
-    ):
-        staged = Path(temp, out.name)
+    with torch.no_grad(), _fused(pipe), _quiet(), staging(out.parent) as folder:
+        staged = folder / out.name
         source = staged.with_suffix(".onnx")
         given = drawing.examples(2)
         program = torch.onnx.export(
@@ -89,10 +82,16 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
                 f"{file_format} draws pictures that differ from torch's by {error:.2g} of their largest value, more "
                 f"than {TOLERANCE}; nothing was written. Another version of {NEEDS[file_format][-1]} may do it right"
             )
-        if file_format == "openvino":  # the weights first: a .xml alone would be half of a file
-            replace_file(out.with_suffix(".bin"), staged.with_suffix(".bin").replace)
-        replace_file(out, staged.replace)
+        _place(staged, out)
     return error
+
+
+def _place(staged: Path, out: Path) -> None:
+    """Move the finished file, or OpenVINO's two, which others read: while one is old there is none to read."""
+    if out.suffix == SUFFIX["openvino"]:
+        out.unlink(missing_ok=True)
+        replace_file(out.with_suffix(".bin"), staged.with_suffix(".bin").replace)
+    replace_file(out, staged.replace)
 
 
 class _Drawing(nn.Module):

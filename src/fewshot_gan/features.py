@@ -248,6 +248,7 @@ def load_features(name: str = "efficientnet-lite0", device: str | torch.device |
 
 
 @cache
+@torch.inference_mode(False)  # it is kept, and serves elsewhere too
 def _load(name: str, device: str) -> FeatureNetwork:
     from . import judges  # which builds on this module
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from itertools import groupby, islice
-from numbers import Integral
+from numbers import Integral, Real
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -68,8 +68,8 @@ def write_pictures(
         folder: new, empty, or of this same run before.
         num_images: how many, of each look.
         file_format: "png", a file per picture, `00000.png`; "webdataset", tar files of `00000.png` and `00000.json`;
-            "parquet", columns `image` (an `Image` for the datasets library), `index`, `seed` and of class-conditional
-            bases `label`.
+            "parquet", an `Image` of the datasets library and the same facts as columns: `index`, `seed`, of
+            class-conditional bases `label`, and `look`, `adapter`, `caption`, see `facts_of`.
         shard_size: pictures per tar or parquet file; None: 1024. Of these formats only.
         seed, latents, class_labels, truncation_psi, noise_mode, batch_size: as in `FewShotGAN.__call__`.
         looks: beginning of the file names → `{adapter: weight}`, each drawn from the same latents. None: what acts.
@@ -107,6 +107,13 @@ def write_pictures(
     record = _record(pipe, looks, per_image, seed=seed, truncation_psi=truncation_psi, noise_mode=noise_mode)
     record |= {"num_images": int(num_images), "format": file_format}
     record["shard_size"] = None if file_format == "png" else size
+    facts_of_looks = (
+        {"": facts_of(pipe, pipe.bank.current())}
+        if looks is None
+        else {prefix: facts_of(pipe, look) for prefix, look in looks.items()}
+    )
+    numbers = ["index", "seed", *(["label"] if "class_labels" in per_image else [])]
+    record["columns"] = None if file_format == "png" else [*numbers, *next(iter(facts_of_looks.values()))]
     _check_folder(folder, record)
     if rank == 0 and not (folder / MANIFEST).is_file():
         replace_text(folder / MANIFEST, json.dumps(record, indent=1) + "\n")
@@ -135,6 +142,7 @@ def write_pictures(
                     file, facts = name(prefix, index), {"index": index, "seed": int(seed)}
                     if "class_labels" in per_image:
                         facts["label"] = int(per_image["class_labels"][index])
+                    facts |= facts_of_looks[prefix]
                     work = (replace_file, folder / file, image.save) if file_format == "png" else (_encode, image)
                     yield part, file, facts, pool.submit(*work)
 
@@ -151,6 +159,24 @@ def write_pictures(
     if state:
         state.wait_for_everyone()
     return missing
+
+
+def facts_of(pipe: FewShotGAN, look: Mapping) -> dict[str, str]:
+    """What rows say of a look.
+
+    Returns:
+        `look`: its `{adapter: weight}` in JSON, `{}` of the base; `adapter`: the names of those that act, joined by
+        " + ", empty of the base; `caption`: the same in words, each adapter by the text that taught it if one did, with
+        its weight if that is another number than 1, and the base by its name.
+    """
+    weights = {name: weight for name, weight in look.items() if weight != 0}
+    captions = []
+    for name, weight in weights.items():
+        text = (pipe.bank.adapters[name].config.training or {}).get("text")
+        words = text if isinstance(text, str) and text else name
+        captions.append(f"{words} {weight:g}" if isinstance(weight, Real) and weight != 1 else words)
+    caption = " + ".join(captions) or portable_name(pipe.base_name) or "base"
+    return {"look": json.dumps(dict(look)), "adapter": " + ".join(weights), "caption": caption}
 
 
 def launched():
@@ -298,7 +324,8 @@ def _parquet_writer():
                 {"image": {"bytes": png, "path": name}, **facts} for name, png, facts in islice(rows, ROW_GROUP)
             ]:
                 if writer is None:
-                    writer = parquet.ParquetWriter(path, _schema(pyarrow, [k for k in group[0] if k != "image"]))
+                    facts = {name: value for name, value in group[0].items() if name != "image"}
+                    writer = parquet.ParquetWriter(path, _schema(pyarrow, facts))
                 writer.write_table(pyarrow.Table.from_pylist(group, writer.schema))
         finally:
             if writer is not None:
@@ -307,10 +334,11 @@ def _parquet_writer():
     return write
 
 
-def _schema(pyarrow, numbers: list[str]):
+def _schema(pyarrow, facts: Mapping[str, int | str]):
     """Columns, with the note by which the datasets library knows its features."""
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    features = {"image": {"_type": "Image"}, **{name: {"dtype": "int64", "_type": "Value"} for name in numbers}}
+    kinds = {name: "string" if isinstance(value, str) else "int64" for name, value in facts.items()}
+    features = {"image": {"_type": "Image"}, **{name: {"dtype": k, "_type": "Value"} for name, k in kinds.items()}}
     note = json.dumps({"info": {"features": features}})
-    columns = [("image", image), *((name, pyarrow.int64()) for name in numbers)]
+    columns = [("image", image), *((name, getattr(pyarrow, kind)()) for name, kind in kinds.items())]
     return pyarrow.schema(columns, metadata={"huggingface": note})

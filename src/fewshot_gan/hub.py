@@ -8,13 +8,14 @@ from pathlib import Path, PureWindowsPath
 
 from .utils.deadline import within
 from .utils.errors import fault_of_disk
-from .utils.files import expanded, user_path
+from .utils.files import COMMITTED, expanded, finish_replacing, user_path
 from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
 MODEL_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*.safetensors")  # of a model of transformers
 NO_CODE = {"trust_remote_code": False}  # for transformers, which else asks on the terminal whether to run a repo's
 REPO_FILES = ("*.json", "*.safetensors", "*.md")  # what loading needs; sample pictures stay on the Hub
+HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")  # of fetching
 PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
 PUSH_SECONDS, PUSH_RATE = 300, 50_000  # a push may take so long, and a second more for so many bytes
 _OTHER_CACHE = "set HF_HOME to a folder that can be written, or give cache_dir=…"
@@ -37,8 +38,10 @@ def embedded_datasets() -> dict[str, Path]:
 
 
 def adapter_folders(folder) -> dict[str, Path]:
-    """Name → folder of the adapters that lie side by side in `folder`."""
-    return {path.parent.name: path.parent for path in sorted(Path(folder).glob("*/adapter_config.json"))}
+    """Name → folder of the adapters that lie side by side in `folder`; hidden ones are not meant."""
+    inside = [path for path in sorted(Path(folder).glob("*/")) if path.is_dir() and not path.name.startswith(".")]
+    places = {path.name: finish_replacing(path) for path in inside}
+    return {name: place for name, place in places.items() if (place / "adapter_config.json").is_file()}
 
 
 def is_repo_id(name: str | None) -> bool:
@@ -97,7 +100,7 @@ def resolve_folder(
         )
     if not folder.joinpath(*part.parts).is_dir():
         raise FileNotFoundError(f"{name!r} has no folder {subfolder!r}{place}")
-    return folder.joinpath(*part.parts)
+    return finish_replacing(folder.joinpath(*part.parts))
 
 
 def fetch_model(name: str, kind: str, way_out: str) -> Path:
@@ -199,7 +202,9 @@ def push_folder(
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import filter_repo_objects
 
-    folder = Path(folder)
+    folder = finish_replacing(Path(folder))
+    for waiting in list(folder.rglob(COMMITTED)):
+        finish_replacing(waiting.parent)
     paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
     names = [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
     names = list(filter_repo_objects(names, allow_patterns=allow_patterns))

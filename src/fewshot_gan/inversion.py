@@ -73,6 +73,7 @@ class PerceptualDistance(nn.Module):
 
 
 @cache
+@torch.inference_mode(False)
 def lpips_network(device: str = "cpu") -> nn.Module | None:
     """LPIPS (arXiv 1801.03924, VGG, package `lpips`), frozen: two `[B, 3, H, W]` in [-1, 1] → `[B, 1, 1, 1]`.
 
@@ -141,6 +142,7 @@ class WhitenedLatents:
         return F.leaky_relu(self.mean + (v * self.spread) @ self.axes.T, SLOPE)
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def invert(
     generator: nn.Module,
@@ -180,7 +182,8 @@ def invert(
             `[B, 3, R, R]` it started from. What it raises ends the search.
 
     Raises:
-        ValueError: an option or the images are out of range, or the generator has classes.
+        ValueError: an option or the images are out of range, the generator has classes, or a network was loaded in
+            inference mode.
         ImportError: no perceptual network is installed and "none" was not asked for.
     """
     refuse_classes(generator, "inversion")
@@ -195,6 +198,13 @@ def invert(
             raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
     if isinstance(perceptual, str) and perceptual not in ("auto", "none"):
         raise ValueError(f"unknown perceptual {perceptual!r}; known: auto, none, or a FeatureNetwork")
+    for name, network in (("base", generator), ("perceptual network", perceptual)):
+        if isinstance(network, nn.Module) and any(t.is_inference() for t in network.state_dict().values()):
+            raise ValueError(
+                f"the {name} was loaded under torch.inference_mode, and such weights lead no gradient to the latents; "
+                "load it outside of that mode"
+            )
+    images = images.clone() if images.is_inference() else images
     seed = check_seed(seed)
     distance_to = _distance_to(perceptual, str(generator.device))
     white = WhitenedLatents(generator)

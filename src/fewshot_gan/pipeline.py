@@ -18,14 +18,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from .adapters import BASE, Adapter, AdapterBank, DomainHyperNetwork, fingerprint
-from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_bases, resolve_folder
+from .adapters import BASE, AdapterBank, DomainHyperNetwork, fingerprint
+from .adapters.mixin import AdapterMixin
+from .hub import HUB_OPTIONS, PUSH_OPTIONS, embedded_adapters, embedded_bases, resolve_folder
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
 from .models.labels import labels_of_images, start_from_w
+from .models.network import stored_weights
 from .models.plain import PlainGenerator
 from .ops import dispatch
-from .utils.files import expanded, replace_text, user_path
+from .utils.files import expanded, replace_text, replacing, user_path
 from .utils.random import seeded
 
 # model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
@@ -33,7 +35,6 @@ pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
     "fewshot_gan", {"ModelMixin": ["save_pretrained", "from_pretrained"]}
 )
 
-HUB_OPTIONS = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"}
 MOST_PSI = 1000  # far beyond any use; larger ones overflow
 CARD_FACES = 6  # pictures per row on the card of an adapter
 PER_IMAGE = ("latents", "class_labels", "adapter_names")  # options of `__call__` that may be one per image
@@ -53,7 +54,7 @@ class FewShotGANOutput(BaseOutput):
     latents: torch.Tensor
 
 
-class FewShotGAN(DiffusionPipeline):
+class FewShotGAN(AdapterMixin, DiffusionPipeline):
     """Generate images with a pretrained GAN and few-shot adapters.
 
     Args:
@@ -410,50 +411,6 @@ class FewShotGAN(DiffusionPipeline):
         ]
         return self(adapter_names=looks * len(latents), **options)
 
-    def load_adapter(
-        self,
-        pretrained_model_name_or_path,
-        adapter_name: str | None = None,
-        *,
-        hotswap: bool = False,
-        variant: str | None = None,
-        **hub_options,
-    ) -> "FewShotGAN":
-        """Load an adapter and make it the active one.
-
-        Args:
-            pretrained_model_name_or_path: embedded name ("sketch"), local folder, Hub repo id, or an `Adapter`.
-            adapter_name: its name in this pipeline; None takes the subfolder or the last part of the path.
-            hotswap: take the place of the loaded adapter of that name, with its weight, instead of refusing.
-            variant: which weights file, e.g. "fp16".
-            hub_options: `subfolder`, and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
-
-        Returns:
-            The pipeline itself, so that calls chain.
-
-        Raises:
-            FileNotFoundError: no such adapter, or no network; the message says what is embedded.
-            ValueError: damaged, made for another base, a name that is taken, or a folder of several adapters without
-                `subfolder`.
-        """
-        self.bank.refuse_while_fused("load an adapter")
-        if unknown := hub_options.keys() - HUB_OPTIONS:
-            raise ValueError(f"unknown options of load_adapter: {', '.join(sorted(unknown))}")
-        if isinstance(pretrained_model_name_or_path, Adapter):
-            if hub_options or variant is not None:
-                raise ValueError("an Adapter is loaded as it is; variant and Hub options are for names and paths")
-            adapter, name = pretrained_model_name_or_path, adapter_name or "default"
-        else:
-            adapter = Adapter.from_pretrained(pretrained_model_name_or_path, variant=variant, **hub_options)
-            source = hub_options.get("subfolder") or pretrained_model_name_or_path
-            name = adapter_name or Path(str(source)).absolute().name
-        if hotswap and name not in self.bank.adapters:
-            raise ValueError(f"hotswap replaces a loaded adapter, but there is no {name!r}; load it without hotswap")
-        self.bank.add(name, adapter, replace=hotswap)
-        if not hotswap:
-            self.bank.activate({name: 1.0})
-        return self
-
     def adapter_from_text(
         self, text: str, hypernetwork, adapter_name: str | None = None, encoder=None, **hub_options
     ) -> "FewShotGAN":
@@ -525,169 +482,6 @@ class FewShotGAN(DiffusionPipeline):
         hypernetwork.check_encoder(encoder)
         return hypernetwork, encoder
 
-    def load_adapters(self, pretrained_model_name_or_path, *, variant: str | None = None, **hub_options) -> list[str]:
-        """Load all adapters that lie side by side in a folder or repo, under the names of their folders.
-
-        Which adapters are active stays as it is. All are loaded or none. Options are those of `load_adapter`.
-
-        Returns:
-            Their names.
-
-        Raises:
-            FileNotFoundError: no such folder, or none in it.
-            ValueError: as `load_adapter`.
-        """
-        self.bank.refuse_while_fused("load an adapter")
-        folder = resolve_folder(pretrained_model_name_or_path, kind="adapter", **hub_options)
-        if not (found := adapter_folders(folder)):
-            raise FileNotFoundError(f"{str(pretrained_model_name_or_path)!r} holds no adapter folders")
-        added = []
-        try:
-            for name, path in found.items():
-                self.bank.add(name, Adapter.from_pretrained(path, variant=variant))
-                added.append(name)
-        except BaseException:
-            self.delete_adapters(added)
-            raise
-        return added
-
-    def set_adapters(self, adapter_names: str | Sequence[str], weights=None) -> None:
-        """Let exactly these loaded adapters act, blended.
-
-        Args:
-            adapter_names: one, several, or `{name: weight}`; none: the base. Ends a `disable_adapters`.
-            weights: one for all, or one per adapter; None: 1. Any number (0 = off, negative and above 1 extrapolate),
-                or a schedule over depth: `{"coarse": 0.0, "fine": 1.0}`, `{4: 0.2, 32: 1.0}`. An entry holds from that
-                resolution up to the next; "coarse", "middle", "fine" are 4, 16 and 64. The mapping network, 0, and
-                whatever lies below the lowest entry go with it.
-
-        Raises:
-            ValueError: not loaded, named twice, as many weights as names are not given, or a weight is no number.
-        """
-        self.bank.activate(_look(adapter_names, weights))
-
-    def add_weighted_adapter(self, adapter_names: Sequence[str], weights, adapter_name: str) -> None:
-        """Make a blend of loaded adapters an adapter of its own, to be saved, shared, or blended again.
-
-        Args:
-            adapter_names, weights: as in `set_adapters`.
-            adapter_name: of the new one; which adapters are active stays as it is.
-
-        Raises:
-            ValueError: as `set_adapters`, or the new name is taken.
-        """
-        if not (look := _look(adapter_names, weights)):
-            raise ValueError("add_weighted_adapter blends adapters; name at least one")
-        self.bank.refuse_while_fused("load an adapter")
-        self.bank.add(adapter_name, self.bank.blend(look))
-
-    def fuse_adapters(self, adapter_names: str | Sequence[str] | None = None, weights=None) -> None:
-        """Write the active adapters into the generator's weights, for speed or to save it as a base of its own.
-
-        The original weights are kept; `unfuse_adapters` puts them back bit for bit. Until then the adapters cannot be
-        switched.
-
-        Args:
-            adapter_names, weights: first `set_adapters` to these; None: as they are.
-
-        Raises:
-            ValueError: already fused, nothing active, or what `set_adapters` refuses.
-        """
-        self.bank.refuse_while_fused("fuse again")
-        if adapter_names is not None:
-            self.set_adapters(adapter_names, weights)
-        self.bank.fuse()
-
-    def unfuse_adapters(self) -> None:
-        """Undo `fuse_adapters`; the adapters act again beside the weights.
-
-        Raises:
-            ValueError: nothing is fused.
-        """
-        self.bank.unfuse()
-
-    def active_adapters(self) -> list[str]:
-        """Names of the adapters that act now."""
-        return list(self.bank.active) if self.bank.enabled else []
-
-    def get_list_adapters(self) -> list[str]:
-        """Names of the loaded adapters."""
-        return list(self.bank.adapters)
-
-    def disable_adapters(self) -> None:
-        """Generate with the base alone until `enable_adapters`."""
-        self.bank.enable(False)
-
-    def enable_adapters(self) -> None:
-        """Undo `disable_adapters`."""
-        self.bank.enable(True)
-
-    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Unload adapters.
-
-        Raises:
-            ValueError: one is not loaded.
-        """
-        names = list(_look(adapter_names))
-        self.bank.check(dict.fromkeys(names, 1.0))
-        for name in names:
-            self.bank.remove(name)
-
-    def save_adapter(
-        self,
-        save_directory,
-        adapter_name: str | Sequence[str] | None = None,
-        *,
-        variant: str | None = None,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **push_options,
-    ) -> None:
-        """Write loaded adapters to a folder: config, weights, and a card unless there is one.
-
-        Args:
-            save_directory: the folder of the adapter; for a list, the folder in which each gets a folder of its name.
-            adapter_name: which; a list: several; None: the active one.
-            variant: the weights file is `adapter_model.<variant>.safetensors`.
-            push_to_hub: afterwards upload the adapter, see `push_to_hub`.
-            repo_id: where to; None: the folder's name.
-            push_options: of `push_to_hub`.
-
-        Raises:
-            ValueError: not loaded, or several are active and none is named.
-        """
-        from .cards import portable_base, write_adapter_card
-
-        folder = user_path(save_directory)
-        if adapter_name is None or isinstance(adapter_name, str):
-            adapter_name = self._one_adapter(adapter_name)
-            folders = {adapter_name: folder}
-        else:
-            folders = {name: folder / name for name in _look(adapter_name)}
-            self.bank.check(dict.fromkeys(folders, 1.0))
-            if push_to_hub or not folders:
-                raise ValueError(
-                    "push_to_hub of save_adapter uploads one adapter; push several one by one"
-                    if push_to_hub
-                    else "save_adapter got an empty list; name the adapters to save"
-                )
-        for name, target in folders.items():
-            adapter = self.bank.adapters[name]
-            adapter.save_pretrained(target, variant=variant)
-            if not (target / "README.md").exists():
-                write_adapter_card(adapter, target, name, base=portable_base(adapter.config, self.base_name))
-        if push_to_hub:
-            repo_id = repo_id or folder.absolute().name
-            self.push_to_hub(repo_id, adapter_name=adapter_name, variant=variant, **push_options)
-
-    def _one_adapter(self, adapter_name: str | None) -> str:
-        if adapter_name is None:
-            if len(self.bank.active) != 1:
-                raise ValueError(f"{len(self.bank.active)} adapters are active; say which with adapter_name=")
-            (adapter_name,) = self.bank.active
-        self.bank.check({adapter_name: 1.0})
-        return adapter_name
-
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Write the base: `model_index.json`, `generator/`, `discriminator/`. With fused adapters, the fused one.
 
@@ -706,14 +500,16 @@ class FewShotGAN(DiffusionPipeline):
             )
         push_to_hub, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         push_options = {k: kwargs.pop(k) for k in PUSH_OPTIONS if k in kwargs}
-        folder = user_path(save_directory)
-        super().save_pretrained(folder, **kwargs)
-        for path in (folder / "model_index.json", *(folder / name / "config.json" for name in self.components)):
-            if path.is_file():  # diffusers notes where it was loaded from, a folder of this machine
+        folder, variant = user_path(save_directory), kwargs.get("variant")
+        saved = [name for name, network in self.components.items() if network is not None]
+        gone = [f"{name}/{file}" for name in saved for file in stored_weights(folder / name, variant)]
+        with replacing(folder, gone) as staged:
+            super().save_pretrained(staged, **kwargs)
+            for path in (staged / "model_index.json", *(staged / name / "config.json" for name in saved)):
+                # diffusers notes where it was loaded from, a folder of this machine
                 kept = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
                 replace_text(path, json.dumps(kept, indent=2) + "\n")
         if push_to_hub:
-            variant = kwargs.get("variant")
             self.push_to_hub(repo_id or folder.absolute().name, adapter_name=BASE, variant=variant, **push_options)
 
     def push_to_hub(
@@ -839,24 +635,6 @@ def _branch(generator: torch.Generator | None) -> torch.Generator:
 def _name_from(text: str) -> str:
     """A valid adapter name: the words of `text`, joined by dashes."""
     return "-".join(re.findall(r"\w+", text.lower()))[:64] or "default"
-
-
-def _look(adapter_names, weights=None) -> dict:
-    """Names and weights as users give them → `{name: weight}`; see `FewShotGAN.set_adapters`."""
-    if isinstance(adapter_names, Mapping) and weights is None:
-        return dict(adapter_names)
-    names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"adapters {adapter_names!r}: give a name, a list of names, or {{name: weight}} without weights"
-        )
-    if len(set(names)) < len(names):
-        raise ValueError(f"adapters named twice: {', '.join(names)}; name each once, with its weight")
-    weights = 1.0 if weights is None else weights
-    weights = [weights] * len(names) if isinstance(weights, Real | Mapping | str) else list(weights)
-    if len(weights) != len(names):
-        raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one weight per adapter")
-    return dict(zip(names, weights, strict=True))
 
 
 def _check_shards(index: Path) -> None:

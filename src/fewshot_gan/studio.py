@@ -163,7 +163,7 @@ class Studio:
         sources = list(embedded_adapters(base)) if base in embedded_bases() else []
         for source in [*sources, *adapters]:
             self.pipe.load_adapter(source)
-        self.base, self.looks = base, self.pipe.get_list_adapters()
+        self.base, self.looks = base, self.pipe.loaded_adapters()
         self.pace = dict(PACE)
         self.measured: set[str] = set()
         self._visitors: OrderedDict[str, Visitor] = OrderedDict()
@@ -203,6 +203,7 @@ class Studio:
         return visitor
 
     def _forget(self, visitor: Visitor) -> None:
+        self.pipe.set_adapters([])  # every picture names its look
         self.pipe.delete_adapters(list(visitor.looks.values()))
         for file in visitor.files.values():
             file.unlink(missing_ok=True)
@@ -372,6 +373,7 @@ class Studio:
                     raise ValueError(sentence(error).replace(str(pictures), "the upload")) from error
                 finally:
                     if preview in self.pipe.bank.adapters:
+                        self.pipe.set_adapters([])
                         self.pipe.delete_adapters(preview)
                 base = portable_base(adapter.config, self.base)
                 adapter.register_to_config(base_model_name_or_path=base)

@@ -2,13 +2,14 @@
 
 from .adafm import AdaFMAdapter
 from .bank import BASE, AdapterBank
-from .base import Adapter, LayerSpec, fingerprint, read_adapter, trainable_types
+from .base import Adapter, LayerSpec, fingerprint, trainable_types
 from .blend import BlendAdapter
 from .domain_vector import DomainVectorAdapter
 from .full import FullAdapter
 from .gan_memory import GANMemoryAdapter
 from .hypernetwork import DomainHyperNetwork
 from .left import LeFTAdapter
+from .loading import load_adapter, read_adapter
 from .ticket import TicketAdapter, magnitude_masks
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LeFTAdapter",
     "TicketAdapter",
     "fingerprint",
+    "load_adapter",
     "magnitude_masks",
     "read_adapter",
     "trainable_types",

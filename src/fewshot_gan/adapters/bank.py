@@ -4,20 +4,24 @@ A *look* is `{adapter name: weight}`. A weight is a number α, or a schedule `{r
 """
 
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from ..hub import embedded_bases, is_repo_id
 from ..models.layers import Adaptation, adaptable_layers, adapted
 from ..ops.kept import stamped
 from ..utils.locks import SharedLock
 from .acting import LayerBlend, RowBlend, RowVectors, bookkeeping
 from .base import Adapter, Factors, LayerSpec, fingerprint
 from .blend import BlendAdapter
+from .fusing import Fusing
 
 BASE = "__base__"  # the unadapted generator, wherever an adapter may be named
 CACHE_BYTES = 512 * 2**20  # effective weights kept of looks besides the one that acts
@@ -29,7 +33,7 @@ Weight = float | Mapping[int | str, float]
 Look = Mapping[str, Weight]
 
 
-class AdapterBank:
+class AdapterBank(Fusing):
     """The adapters of one generator.
 
     The current look (`activate`) acts on whoever calls the generator. `using` blocks act on their own thread alone, so
@@ -42,11 +46,11 @@ class AdapterBank:
     """
 
     def __init__(self, model: nn.Module, cache_bytes: int = CACHE_BYTES):
+        super().__init__()
         self.model, self.cache_bytes = model, cache_bytes
         self.adapters: dict[str, Adapter] = {}
         self.active: dict[str, Weight] = {}
         self.enabled = True
-        self.fused: list[str] | None = None  # while fused: the layers that could not be written
         self._layers = dict(adaptable_layers(model))
         self._factors: dict[str, dict[str, Factors]] = {}
         self._cache: OrderedDict[tuple, LayerBlend] = OrderedDict()  # (path, (name, α), …)
@@ -55,10 +59,25 @@ class AdapterBank:
         self._compiled_draw: Mapping[str, Adaptation] | None = (
             None  # what acts in the draw of a compiled network that is under way
         )
-        self._unwritten: dict[str, LayerBlend] = {}  # while fused: what acts beside the weights
-        self._originals: dict[str, tuple] = {}
-        self._fused_stamp: tuple | None = None  # of what `fuse` wrote; None while it writes, so that it can be undone
         self._fingerprint: tuple = (None, None)
+        self._install()
+
+    def __getstate__(self) -> dict:
+        """What copies and pickles hold: the generator and the adapters, nothing that was computed with them."""
+        stored = ("model", "cache_bytes", "adapters", "active", "enabled", "fused", "_originals", "_mark")
+        return {name: self.__dict__[name] for name in stored} | {"fingerprint": self._known_fingerprint()}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["model"], state["cache_bytes"])
+        known = state.pop("fingerprint")
+        self.__dict__.update({name: dict(value) if isinstance(value, dict) else value for name, value in state.items()})
+        self._factors = {name: adapter.factors() for name, adapter in self.adapters.items()}
+        if self.fused is not None:
+            blends = self._blends_of(self.current())
+            self._unwritten = {path: blends[path] for path in self.fused}
+            self._fused_stamp = self._written_stamp()
+        if known is not None:
+            self.remember_fingerprint(known)
         self._install()
 
     def add(self, name: str, adapter: Adapter, replace: bool = False) -> None:
@@ -111,32 +130,56 @@ class AdapterBank:
 
     def fingerprint(self) -> str:
         """`fingerprint(model)`, computed anew only after a weight changed."""
-        stamp = stamped(list(self.model.state_dict(keep_vars=True).values()))
-        if stamp is None or stamp != self._fingerprint[0]:
-            self.remember_fingerprint(fingerprint(self.model))
+        if (known := self._known_fingerprint()) is not None:
+            return known
+        self.remember_fingerprint(fingerprint(self.model))
         return self._fingerprint[1]
+
+    def _known_fingerprint(self) -> str | None:
+        """The one that was remembered, None if a weight changed since."""
+        stamp = self._stamp()
+        return None if stamp is None or stamp != self._fingerprint[0] else self._fingerprint[1]
+
+    def _stamp(self) -> tuple | None:
+        with torch.inference_mode(False):  # the weights are the same there
+            return stamped(list(self.model.state_dict(keep_vars=True).values()))
 
     def remember_fingerprint(self, value: str) -> None:
         """Take `value` for the fingerprint until a weight changes: that of the weights before they were cast."""
-        self._fingerprint = stamped(list(self.model.state_dict(keep_vars=True).values())), value
+        self._fingerprint = self._stamp(), value
 
     @staticmethod
     def _way_out(adapter: Adapter) -> str:
         base = adapter.config.base_model_name_or_path
-        return f"load its base with FewShotGAN.from_pretrained({base!r})" if base else "load the base it was made for"
+        if not base:
+            return "load the base it was made for"
+        if base in embedded_bases() or is_repo_id(base) or Path(base).is_dir():
+            return f"load its base with FewShotGAN.from_pretrained({base!r})"
+        return f"its base {base!r} is not on this machine; get it from whoever made the adapter"
 
-    def remove(self, name: str) -> None:
-        """Unload an adapter and free what was computed with it.
+    def remove(self, *names: str) -> None:
+        """Unload adapters and free what was computed with them.
+
+        Other active ones go on. If none of these is left, the first loaded one acts, with a warning, as in PEFT.
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: there is none of such a name; then none is unloaded.
         """
         self.refuse_while_fused("delete an adapter")
         with bookkeeping:
-            self.check({name: 1.0})
-            del self.adapters[name], self._factors[name]
-            self.active = {other: weight for other, weight in self.active.items() if other != name}
-            self._forget(name)
+            self.check(dict.fromkeys(names, 1.0))
+            deleted = [name for name in names if name in self.active]
+            active = {name: weight for name, weight in self.active.items() if name not in names}
+            for name in names:
+                del self.adapters[name], self._factors[name]
+                self._forget(name)
+            if deleted and not active and self.adapters:
+                active = {next(iter(self.adapters)): 1.0}
+                warnings.warn(
+                    f"{', '.join(map(repr, deleted))} was active and is deleted; {next(iter(active))!r} is active now",
+                    stacklevel=3,
+                )
+            self.active = active
             self._install()
 
     def activate(self, look: Look) -> None:
@@ -296,74 +339,6 @@ class AdapterBank:
             keys.append((changes_weights, seen.setdefault(key, len(seen))))
         return sorted(range(len(looks)), key=keys.__getitem__)
 
-    def fuse(self) -> None:
-        """Write what the current look makes of the weights into the network; the originals are kept beside.
-
-        Where adapters scale the channels of a convolution that demodulates as it runs, no weight does the same; that
-        layer keeps its adapter (see `fused`), and so does every layer that normalises its weight as it runs.
-
-        Raises:
-            ValueError: already fused, or no adapter is active.
-        """
-        with self.weights_lock.exclusive():
-            self._fuse()
-
-    def _fuse(self) -> None:
-        self.refuse_while_fused("fuse again")
-        if not self.current():
-            raise ValueError("no adapter is active, so there is nothing to fuse; choose one with set_adapters")
-        unwritten, originals, fused = {}, {}, {}
-        with torch.no_grad():
-            for path, blend in self._blends_of(self.current()).items():
-                layer = self._layers[path]
-                stored = layer.stored()
-                e = blend(*stored)
-                scales = any(part is not None for part in (e.input_scale, e.output_scale, e.norm_weight))
-                if layer.demodulation == "spectral" or (layer.demodulation == "runtime" and scales):
-                    unwritten[path] = blend
-                    continue
-                weight = e.weight
-                if e.input_scale is not None:
-                    weight = weight * e.input_scale.to(weight.dtype)[:, None, None]
-                if e.output_scale is not None:
-                    weight = weight * e.output_scale.to(weight.dtype)[:, None, None, None]
-                originals[path] = tuple(None if p is None else p.detach().clone() for p in stored)
-                fused[path] = weight, e.bias
-            self._originals, self.fused = originals, list(unwritten)  # from here on unfuse undoes whatever was written
-            self._unwritten = unwritten
-            self._install()
-            for path, new in fused.items():
-                _write(self._layers[path].stored(), new)
-        self._fused_stamp = self._written_stamp()
-
-    def unfuse(self) -> None:
-        """Undo `fuse`: every weight is again what it was, bit for bit.
-
-        Raises:
-            ValueError: nothing is fused, or other weights were loaded since.
-        """
-        with self.weights_lock.exclusive():
-            self._unfuse()
-
-    def _unfuse(self) -> None:
-        if self.fused is None:
-            raise ValueError("no adapter is fused; fuse_adapters comes first")
-        if self._fused_stamp is not None and self._fused_stamp != self._written_stamp():
-            raise ValueError(
-                "the weights were written to while adapters were fused, so what was kept no longer belongs to them; "
-                "load the base again with FewShotGAN.from_pretrained"
-            )
-        with torch.no_grad():
-            for path, originals in self._originals.items():
-                _write(self._layers[path].stored(), originals)
-        self._originals, self._unwritten, self.fused, self._fused_stamp = {}, {}, None, None
-        self._install()
-
-    def _written_stamp(self) -> list[tuple]:
-        written = [p for path in self._originals for p in self._layers[path].stored() if p is not None]
-        stamps = [stamped([p]) for p in written]
-        return [() if stamp is None else stamp[1:] for stamp in stamps]  # the mode in which it was taken aside
-
     def blend(self, look: Look) -> BlendAdapter:
         """`look` as one adapter of its own.
 
@@ -421,16 +396,6 @@ class AdapterBank:
     def cached_bytes(self) -> int:
         """Bytes of effective weights kept, the acting ones included."""
         return self._ledger[0]
-
-    def refuse_while_fused(self, action: str) -> None:
-        """Refuse what would need the original weights.
-
-        Raises:
-            ValueError: adapters are fused.
-        """
-        if self.fused is not None:
-            fused = ", ".join(map(repr, self.active))
-            raise ValueError(f"cannot {action} while {fused} is fused; call unfuse_adapters first")
 
     # ------------------------------------------------------------------ inside
 
@@ -492,9 +457,3 @@ def _resolution(key) -> int | None:
     if isinstance(key, str):
         return NAMED_RESOLUTIONS.get(key, int(key) if key.isascii() and key.isdigit() else None)
     return int(key) if isinstance(key, Integral) and not isinstance(key, bool) and key >= 0 else None
-
-
-def _write(parameters, values) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        if parameter is not None:
-            parameter.copy_(value)

@@ -6,24 +6,23 @@ An adapter knows module paths and weight shapes of its base, no model class and 
 
 import inspect
 import json
-import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import ClassVar, NamedTuple
+from types import UnionType
+from typing import ClassVar, NamedTuple, Union, get_args, get_origin
 
 import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from ..models.layers import AdaptableLayer, adaptable_layers
-from ..utils.files import user_path
+from ..utils.files import replacing, user_path
 from ..version import __version__
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -126,6 +125,7 @@ class Adapter(ModelMixin, ConfigMixin):
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
         raise NotImplementedError
 
+    @torch.inference_mode(False)  # an adapter that is made there serves elsewhere too
     def _build(self, target_modules: dict[str, dict]) -> None:
         if not target_modules:
             raise ValueError("target_modules is empty: an adapter needs at least one layer to act on")
@@ -192,6 +192,11 @@ class Adapter(ModelMixin, ConfigMixin):
         """The options it was made with."""
         return {n: self.config[n] for n in inspect.signature(type(self).__init__).parameters if n != "self"}
 
+    def stored_config(self) -> dict:
+        """What `adapter_config.json` says: with the state dict it is the whole adapter, see `load_adapter`."""
+        versions = {"format_version": FORMAT_VERSION, "fewshot_gan_version": __version__}
+        return {"adapter_type": self.adapter_type, **versions, **self.settings()}
+
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         """For an optimiser: parameters of one rate each, with "rate", their share of `learning_rate`."""
         rates: dict[float, list[nn.Parameter]] = {}
@@ -221,7 +226,7 @@ class Adapter(ModelMixin, ConfigMixin):
     def save_pretrained(
         self, save_directory, *, variant: str | None = None, push_to_hub: bool = False, repo_id=None, **push_options
     ) -> None:
-        """Write `adapter_config.json` and `adapter_model.safetensors` (each written beside, then renamed).
+        """Write `adapter_config.json` and `adapter_model.safetensors`, which replace those of the folder both at once.
 
         A tensor whose numbers are all float16 ones is stored as float16; loading is exact either way.
 
@@ -232,21 +237,12 @@ class Adapter(ModelMixin, ConfigMixin):
         """
         weights_name = weights_file(variant)
         folder = user_path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "adapter_type": self.adapter_type,
-            "format_version": FORMAT_VERSION,
-            "fewshot_gan_version": __version__,
-            **self.settings(),
-        }
-        with tempfile.TemporaryDirectory(dir=folder) as temp:
-            temp = Path(temp)
+        with replacing(folder) as staged:
             tensors = {k: _compact(v.detach().cpu()).contiguous() for k, v in self.state_dict().items()}
-            save_file(tensors, temp / weights_name, metadata={"format": "pt"})
-            (temp / CONFIG_NAME).write_text(json.dumps(config, indent=1, default=list) + "\n", encoding="utf-8")
-            shutil.copymode(temp / CONFIG_NAME, temp / weights_name)  # safetensors lets only the owner read
-            for name in (weights_name, CONFIG_NAME):
-                os.replace(temp / name, folder / name)
+            save_file(tensors, staged / weights_name, metadata={"format": "pt"})
+            text = json.dumps(self.stored_config(), indent=1, default=list) + "\n"
+            (staged / CONFIG_NAME).write_text(text, encoding="utf-8")
+            shutil.copymode(staged / CONFIG_NAME, staged / weights_name)  # safetensors lets only the owner read
         if push_to_hub:
             self.push_to_hub(repo_id or folder.absolute().name, variant=variant, **push_options)
 
@@ -282,28 +278,65 @@ class Adapter(ModelMixin, ConfigMixin):
             return push_folder(temp, repo_id, allow_patterns=list(PUBLISHED), **push_options)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *, variant: str | None = None, **hub_options) -> "Adapter":
-        """Load an adapter of any registered type.
+    def from_pretrained(cls, pretrained_model_name_or_path=None, **options) -> "Adapter":
+        """Load an adapter of any registered type: see `adapters.loading.load_adapter`, which has the options."""
+        from .loading import load_adapter
 
-        Args:
-            pretrained_model_name_or_path: embedded name, local folder, or Hub repo id.
-            variant: which weights file, see `save_pretrained`.
-            hub_options: `subfolder`, and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+        return load_adapter(pretrained_model_name_or_path, **options)
 
-        Raises:
-            FileNotFoundError: there is no such folder, repo or file.
-            ValueError: the config or the tensors are damaged, unknown, or do not belong together, or the folder holds
-                several adapters and none is chosen.
-        """
-        from ..hub import adapter_folders, resolve_folder
 
-        folder = resolve_folder(pretrained_model_name_or_path, kind="adapter", **hub_options)
-        if not (folder / CONFIG_NAME).is_file() and (several := adapter_folders(folder)):
-            raise ValueError(
-                f"{str(pretrained_model_name_or_path)!r} holds several adapters: {', '.join(several)}; choose one with "
-                f"subfolder={next(iter(several))!r}, or load them all with FewShotGAN.load_adapters"
-            )
-        return read_adapter(folder, variant)
+def known_settings(cls: type[Adapter], config: Mapping, where: str) -> dict:
+    """Those settings of a stored config that `cls` knows; a newer release may have written others, which are named.
+
+    Args:
+        cls: a registered type of adapter.
+        config: its settings.
+        where: what holds them, for messages.
+
+    Raises:
+        ValueError: a setting is of another type than it may be.
+    """
+    wanted = {n: p.annotation for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
+    known, unknown = _sorted_out(config, wanted, where)
+    layers = known.get("target_modules")
+    if isinstance(layers, Mapping):
+        fields_of_spec, known["target_modules"] = {field.name: field.type for field in fields(LayerSpec)}, {}
+        for path, spec in layers.items():
+            known["target_modules"][path], more = _sorted_out(spec, fields_of_spec, f"{where}: target_modules.{path}")
+            unknown += [name for key in more if (name := f"target_modules.*.{key}") not in unknown]
+    if unknown:
+        shown = ", ".join(repr(name)[:60] for name in unknown[:8]) + (", …" if len(unknown) > 8 else "")
+        warnings.warn(
+            f"{where} has settings that adapter type {cls.adapter_type!r} of fewshot_gan {__version__} does not know, "
+            f"and which are ignored: {shown}; a newer version may know them",
+            stacklevel=2,
+        )
+    return known
+
+
+def _sorted_out(settings: Mapping, wanted: Mapping, where: str) -> tuple[dict, list[str]]:
+    """Those settings that are wanted, each of the type it is annotated with, and the names of the others."""
+    for key in settings.keys() & wanted.keys():
+        if not _fits(settings[key], wanted[key]):
+            kind = getattr(wanted[key], "__name__", "") if isinstance(wanted[key], type) else str(wanted[key])
+            raise ValueError(f"{where}: {key} is {repr(settings[key])[:60]}, not of type {kind or wanted[key]}")
+    unknown = [str(key) for key in settings if key not in wanted and not str(key).startswith("_")]
+    return {key: value for key, value in settings.items() if key in wanted}, unknown
+
+
+def _fits(value, annotation) -> bool:
+    """Whether a value as JSON has it is of the type that a setting is annotated with."""
+    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
+    if kind in (UnionType, Union):
+        return any(_fits(value, part) for part in parts)
+    if kind is dict:
+        fits = isinstance(value, Mapping)
+        return fits and (not parts or all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items()))
+    if kind in (list, tuple):
+        return isinstance(value, list | tuple) and all(_fits(v, parts[0]) for v in value if parts)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def trainable_types() -> dict[str, type[Adapter]]:
@@ -352,65 +385,6 @@ def weights_file(variant: str | None) -> str:
 def _compact(tensor: torch.Tensor) -> torch.Tensor:
     half = tensor.half() if tensor.is_floating_point() else tensor
     return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
-
-
-def read_adapter(folder: Path, variant: str | None = None) -> Adapter:
-    """Build the adapter stored in `folder`; see `Adapter.from_pretrained` for what is raised."""
-    config_path, weights_path = Path(folder) / CONFIG_NAME, Path(folder) / weights_file(variant)
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} is not an adapter folder: it has no {path.name}")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        kind, version = config.pop("adapter_type"), config.pop("format_version", 1)
-        config.pop("fewshot_gan_version", None)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{config_path} is damaged or not an adapter config ({error}); fetch the file again"
-        ) from error
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"{config_path} is damaged: format_version is {version!r}; fetch the file again")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{folder} has adapter format {version}, this fewshot_gan {__version__} reads up to {FORMAT_VERSION}; "
-            "upgrade with pip install -U fewshot_gan"
-        )
-    if not isinstance(kind, str) or kind not in REGISTRY:
-        raise ValueError(f"{folder} holds an adapter of type {kind!r}; known types: {', '.join(sorted(REGISTRY))}")
-    cls = REGISTRY[kind]
-    known = inspect.signature(cls.__init__).parameters
-    if unknown := [k for k in config if k not in known and not k.startswith("_")]:
-        raise ValueError(f"{config_path} has settings that adapter type {kind!r} does not know: {', '.join(unknown)}")
-    try:
-        with torch.device("meta"):  # nothing is allocated for a shape that the file does not hold
-            adapter = cls(**{k: v for k, v in config.items() if k in known})
-            adapter.factors()
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{config_path} is damaged: {reason}; fetch the file again") from error
-    try:
-        tensors = load_file(weights_path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{weights_path} is damaged or cut short ({error}); fetch the file again") from error
-    names = [name.removeprefix("base_model.model.") for name in tensors]  # PEFT's prefix
-    problems = [f"{name} twice" for name in set(names) if names.count(name) > 1]
-    tensors, own = dict(zip(names, tensors.values(), strict=True)), adapter.state_dict()
-    problems += [f"missing {k}" for k in own.keys() - tensors.keys()]
-    problems += [f"unexpected {k}" for k in tensors.keys() - own.keys()]
-    for k in own.keys() & tensors.keys():
-        if own[k].shape != tensors[k].shape:
-            problems.append(f"{k} is {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}")
-        elif own[k].is_floating_point() != tensors[k].is_floating_point() or tensors[k].dtype.is_complex:
-            problems.append(f"{k} is of {tensors[k].dtype} instead of {own[k].dtype}")
-    if problems:
-        raise ValueError(f"{weights_path} does not fit its config: {'; '.join(sorted(problems)[:8])}")
-    # copies: see models.network.Network
-    adapter.load_state_dict({k: v.to(own[k].dtype, copy=True) for k, v in tensors.items()}, assign=True)
-    try:
-        adapter.check()
-    except ValueError as error:
-        raise ValueError(f"{weights_path}: {error}") from error
-    return adapter.eval().requires_grad_(False)
 
 
 def fingerprint(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from .base import REGISTRY, Adapted, Adapter, Factors, combine
+from .base import REGISTRY, Adapted, Adapter, Factors, combine, known_settings
 
 
 class BlendFactors(Factors):
@@ -57,7 +57,7 @@ class BlendAdapter(Adapter):
             kind = config.pop("adapter_type")
             if kind not in REGISTRY:
                 raise ValueError(f"a part is of type {kind!r}; known types: {', '.join(sorted(REGISTRY))}")
-            self.members.append(REGISTRY[kind](**config))
+            self.members.append(REGISTRY[kind](**known_settings(REGISTRY[kind], config, "a part of a blend")))
         self.weights = [dict(of_layers) for of_layers in weights]
         for part, of_layers in zip(self.members, self.weights, strict=True):
             if of_layers.keys() != part.config.target_modules.keys():

@@ -34,7 +34,9 @@ class ModulationFactors(Factors):
         for name, first, rank in zip(MATRICES, (torch.ones, torch.zeros), ranks or (0, 0), strict=True):
             whole = residual or not self.low_rank
             first = torch.zeros if self.low_rank else first
-            self.register_parameter(name, nn.Parameter(first(self.shape)) if whole else None)
+            self.register_parameter(
+                name, nn.Parameter(first(self.shape, dtype=torch.float32, device="cpu")) if whole else None
+            )
             if self.low_rank:
                 self.register_buffer(
                     f"{name}_left", torch.zeros(spec.shape[0], rank, dtype=torch.float32, device="cpu")

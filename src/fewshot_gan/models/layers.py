@@ -87,6 +87,10 @@ class AdaptableLayer(nn.Module):
     demodulation: str = "none"
     adaptation: Adaptation | None = None
 
+    def __getstate__(self) -> dict:
+        """Copies and pickles are of the base: the adapters that act belong to a bank, whose copy acts in the copy."""
+        return {name: value for name, value in self.__dict__.items() if name != "adaptation"}
+
     def stored(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
         """Weight and bias; no weight means that there is nothing to adapt."""
         return self.weight, self.bias

@@ -1,5 +1,7 @@
 """What generators and discriminators of this package share: how they are built from a config, and loaded."""
 
+import re
+from pathlib import Path
 from typing import ClassVar
 
 from diffusers import ModelMixin
@@ -36,3 +38,11 @@ class Network(ModelMixin, ConfigMixin):
         # diffusers notes arguments given by position as left out, and would build the default network from the config
         given = {name: value for name, value in config_dict.items() if name != "_use_default_values"}
         return super().extract_init_dict(given, **kwargs)
+
+
+def stored_weights(folder: Path, variant: str | None = None) -> list[str]:
+    """Names of the files in `folder` that hold a network's weights of that variant: one, or shards and their index."""
+    of_variant = "" if variant is None else re.escape(f".{variant}")
+    weights = rf"diffusion_pytorch_model{of_variant}(-\d+-of-\d+)?\.(safetensors|bin)"
+    index = rf"diffusion_pytorch_model\.(safetensors|bin)\.index{of_variant}\.json"
+    return [path.name for path in Path(folder).glob("*") if re.fullmatch(f"{weights}|{index}", path.name)]
