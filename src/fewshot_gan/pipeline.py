@@ -23,6 +23,7 @@ from .adapters import BASE, Adapter, AdapterBank, DomainHyperNetwork, fingerprin
 from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_bases, resolve_folder
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
+from .models.network import settle_dtype
 from .models.plain import PlainGenerator, check_labels
 from .ops import dispatch
 from .utils.files import replace_text
@@ -86,11 +87,12 @@ class FewShotGAN(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: embedded name ("ffhq"), local folder, or Hub repo id.
             kwargs: `subfolder`; for the Hub `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`;
-                diffusers' own (`dtype`, `variant`, `discriminator=None`, …). The default dtype is float32.
+                diffusers' own (`dtype`, `variant`, `discriminator=None`, …). The default dtype is float32;
+                `torch_dtype` is another name for it.
 
         Raises:
             FileNotFoundError: no such base, or no network; the message says what is embedded.
-            ValueError: the weights are damaged.
+            ValueError: the weights are damaged, or `dtype` is no dtype, or not that of `torch_dtype`.
         """
         folder = resolve_folder(pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in HUB_OPTIONS if k in kwargs})
         if not (folder / "model_index.json").is_file():
@@ -99,7 +101,7 @@ class FewShotGAN(DiffusionPipeline):
             )
         for index in folder.glob("*/*.index.json"):
             _check_shards(index)
-        kwargs.setdefault("dtype", torch.float32)
+        kwargs["dtype"] = settle_dtype(kwargs) or torch.float32
         kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())  # without it diffusers warns at length
         try:
             pipe = super().from_pretrained(str(folder), **kwargs)

@@ -1,9 +1,45 @@
-"""What generators and discriminators of this package share: how they are built from a config, and loaded."""
+"""What generators and discriminators of this package share: how they are built from a config, loaded, and answer."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.utils import BaseOutput
+from torch import nn
 
 ALIGNMENT = 64  # bytes; where torch's own tensors begin
+
+
+@dataclass
+class NetworkOutput(BaseOutput):
+    """What `forward` of a network returns with `return_dict=True`.
+
+    Attributes:
+        sample: pictures `[B, 3, R, R]` of a generator, logits of a discriminator.
+        features: feature maps by name, where they were asked for.
+    """
+
+    sample: Any
+    features: dict[str, torch.Tensor] | None = None
+
+
+def answer(sample, features: dict | None, return_dict: bool | None):
+    """What a network's `forward` returns.
+
+    Args:
+        sample: pictures or logits.
+        features: None where they were not asked for.
+        return_dict: None: `sample` itself, as a torch module, and with features a pair. False: always a tuple, True: a
+            `NetworkOutput`, both as in diffusers.
+    """
+    values = (sample,) if features is None else (sample, features)
+    if return_dict:
+        return NetworkOutput(*values)
+    return sample if return_dict is None and features is None else values
 
 
 class Network(ModelMixin, ConfigMixin):
@@ -15,10 +51,21 @@ class Network(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        """As in diffusers; `dtype` and `torch_dtype` are two names of one option, None: as stored.
+
+        Raises:
+            ValueError: the two differ, or it is no floating-point `torch.dtype`.
+        """
+        dtype = settle_dtype(kwargs)
+        usual = torch.get_default_dtype()
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, dtype=dtype, **kwargs)
+        finally:  # diffusers loads under another default, and leaves it behind where loading fails
+            torch.set_default_dtype(usual)
         network = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with output_loading_info
         for tensor in (*network.parameters(), *network.buffers()):
+            if dtype is not None and "quantization_config" not in kwargs and tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)  # of filters too, which no file holds
             if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
                 tensor.data = tensor.data.clone()
         return loaded
@@ -28,3 +75,33 @@ class Network(ModelMixin, ConfigMixin):
         # diffusers notes arguments given by position as left out, and would build the default network from the config
         given = {name: value for name, value in config_dict.items() if name != "_use_default_values"}
         return super().extract_init_dict(given, **kwargs)
+
+
+def settle_dtype(options: dict) -> torch.dtype | Mapping | None:
+    """Take `dtype` and `torch_dtype`, two names of one option, out of the options of `from_pretrained`.
+
+    Returns:
+        A dtype, of pipelines also one per component by name, or None.
+
+    Raises:
+        ValueError: the two differ, or one is no floating-point `torch.dtype`.
+    """
+    dtype, torch_dtype = options.pop("dtype", None), options.pop("torch_dtype", None)
+    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+        raise ValueError(f"dtype={dtype} and torch_dtype={torch_dtype} are two names of one option; give one of them")
+    dtype = torch_dtype if dtype is None else dtype
+    for value in dtype.values() if isinstance(dtype, Mapping) else [] if dtype is None else [dtype]:
+        if not isinstance(value, torch.dtype) or not value.is_floating_point:
+            raise ValueError(f"dtype={value!r}: give a floating-point torch.dtype, e.g. torch.float16")
+    return dtype
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """`network` in evaluation mode for a `with` block; afterwards each of its modules is in the mode it was in."""
+    training = [module for module in network.modules() if module.training]
+    try:
+        yield network.eval() if training else network
+    finally:
+        for module in training:
+            module.training = True

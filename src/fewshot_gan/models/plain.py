@@ -26,15 +26,16 @@ class Layer(AdaptableLayer):
         bias: whether there is one.
         role: see `AdaptableLayer`.
         eps: of spectral normalisation (arXiv 1802.05957, torch's parametrisation); None = none.
-        init: fills the weight in place; biases start at 0 (differs from torch's own start, which draws them too).
+        init: fills the weight in place, None: `orthogonal`; biases start at 0 (differs from torch's own start, which
+            draws them too).
     """
 
-    def __init__(self, shape, bias: bool, role: str, eps: float | None = None, init=nn.init.orthogonal_):
+    def __init__(self, shape, bias: bool, role: str, eps: float | None = None, init=None):
         super().__init__()
         self.role = role
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.zeros(shape[0])) if bias else None
-        init(self.weight)
+        (init or orthogonal)(self.weight)
         if eps is not None:
             self.demodulation = "spectral"
             spectral_norm(self, "weight", eps=eps)
@@ -189,6 +190,25 @@ def largest_singular_value(weight: torch.Tensor, start: torch.Tensor) -> torch.T
             v = F.normalize(matrix.T @ u, dim=0)
             u = F.normalize(matrix @ v, dim=0)
     return u @ matrix @ v
+
+
+# `torch.nn.init` is looked up when one of these is called: while diffusers loads a model, its functions do nothing
+
+
+def orthogonal(weight: torch.Tensor) -> None:
+    """Orthogonal rows or columns (arXiv 1312.6120), found in float32: half precision has no QR decomposition."""
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        fresh = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+        nn.init.orthogonal_(fresh)
+        with torch.no_grad():
+            weight.copy_(fresh)
+    else:
+        nn.init.orthogonal_(weight)
+
+
+def xavier(weight: torch.Tensor) -> None:
+    """Xavier's uniform (Glorot and Bengio 2010)."""
+    nn.init.xavier_uniform_(weight)
 
 
 def fan_in_uniform(weight: torch.Tensor) -> None:

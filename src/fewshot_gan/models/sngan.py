@@ -9,13 +9,14 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from .network import Network
-from .plain import BatchNorm, Conv2d, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up
-
-xavier = nn.init.xavier_uniform_  # of convolutions; batch norm gains start at N(1, 0.02²)
+from .plain import BatchNorm, Conv2d, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up, xavier
 
 
 class UpBlock(nn.Module):
-    """`[B, C, H, W]` → `[B, C, 2H, 2W]`: norm, ReLU, enlarge, convolve, norm, ReLU, convolve, beside a 1×1 skip."""
+    """`[B, C, H, W]` → `[B, C, 2H, 2W]`: norm, ReLU, enlarge, convolve, norm, ReLU, convolve, beside a 1×1 skip.
+
+    Convolutions start as Xavier's, batch norm gains at N(1, 0.02²).
+    """
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,0 +1,202 @@
+"""What diffusers asks of its own models and pipelines, asked of every network of this package and of the pipeline.
+
+diffusers ships no tests; these are its common checks in our words, one row per network and one per base.
+"""
+
+import json
+
+import pytest
+import torch
+from conftest import TinyFeatures, tiny_discriminator, tiny_mobile, tiny_stylegan2
+
+from fewshot_gan import ProjectedDiscriminator
+from fewshot_gan.models import (
+    BigGANDiscriminator,
+    BigGANGenerator,
+    GPGANDiscriminator,
+    GPGANGenerator,
+    SNGANDiscriminator,
+    SNGANGenerator,
+    TailoredGenerator,
+)
+from fewshot_gan.models.network import Network
+
+SHAPES = {0: 16, 2: 8, 7: 8}  # feature levels of the projected discriminator and the size of their maps
+GENERATORS = {
+    "mobile": lambda: tiny_mobile(),
+    "stylegan2": lambda: tiny_stylegan2(resolution=16),
+    "sngan": lambda: SNGANGenerator(8, z_dim=8, resolution=16),
+    "biggan": lambda: BigGANGenerator((8, 8, 8), attention_after=1, chunk_dim=4, shared_dim=8, num_classes=3),
+    "gp_gan": lambda: GPGANGenerator((8, 8, 8, 8), 1, num_classes=3, z_dim=8, embedding_dim=4),
+    "tailored": lambda: TailoredGenerator(
+        (8, 8, 8), 1, style_blocks=1, z_dim=8, style_dim=8, mapping_layers=2, gain=1.0
+    ),
+}
+DISCRIMINATORS = {
+    "stylegan2": lambda: tiny_discriminator(resolution=16),
+    "sngan": lambda: SNGANDiscriminator(8, resolution=16),
+    "biggan": lambda: BigGANDiscriminator((8, 8), (True, True), attention_after=1, num_classes=3, resolution=16),
+    "gp_gan": lambda: GPGANDiscriminator((8, 8, 8, 8), 1, num_classes=3),
+    "projected": lambda: ProjectedDiscriminator({k: TinyFeatures.WIDTH for k in SHAPES}, {0: 2, 2: 1, 7: 1}),
+}
+NETWORKS = {f"{name}-G": make for name, make in GENERATORS.items()}
+NETWORKS |= {f"{name}-D": make for name, make in DISCRIMINATORS.items()}
+
+
+def made(name: str, seed: int = 0, training: bool = False) -> Network:
+    """A network whose every parameter matters: none is zero."""
+    torch.manual_seed(seed)
+    network = NETWORKS[name]()
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+    return network.train(training)
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    return made(request.param)
+
+
+def inputs(network: Network, batch: int = 2, seed: int = 0) -> list:
+    """What its `forward` takes, by position."""
+    random = torch.Generator().manual_seed(seed)
+    if isinstance(network, ProjectedDiscriminator):
+        width = TinyFeatures.WIDTH
+        return [{k: torch.randn(batch, width, n, n, generator=random) for k, n in SHAPES.items()}]
+    size = (network.z_dim,) if hasattr(network, "z_dim") else (3, network.resolution, network.resolution)
+    labels = [] if getattr(network, "num_classes", None) is None else [torch.arange(batch) % network.num_classes]
+    return [torch.randn(batch, *size, generator=random), *labels]
+
+
+def tensors(value) -> list[torch.Tensor]:
+    """The floating-point tensors in nested lists, tuples and dicts."""
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+def cast(value, dtype: torch.dtype):
+    """`value` with its floating-point tensors in `dtype`."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    return {k: cast(v, dtype) for k, v in value.items()} if isinstance(value, dict) else [cast(v, dtype) for v in value]
+
+
+@torch.no_grad()
+def result(network: Network, **options) -> list[torch.Tensor]:
+    return tensors(network(*cast(inputs(network), network.dtype), **options))
+
+
+def arguments(network: Network) -> dict:
+    """Its config as JSON has it, without notes on where it comes from."""
+    config = json.loads(network.to_json_string())
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) > 0 and all(map(torch.equal, a, b))
+
+
+def differ(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    """Largest difference over the largest value."""
+    largest = max(y.abs().max() for y in b)
+    return float(max((x.float() - y.float()).abs().max() for x, y in zip(a, b, strict=True)) / largest)
+
+
+# ------------------------------------------------------------------------------------------------ save, load and dtype
+
+
+def test_draws_the_same_twice_and_needs_no_gradient_mode(network):
+    first = result(network)
+    assert same(result(network), first) and all(torch.isfinite(x).all() and x.std() > 1e-3 for x in first)
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_save_and_load(network, tmp_path, safe):
+    network.save_pretrained(tmp_path, safe_serialization=safe)
+    loaded = type(network).from_pretrained(tmp_path)
+    assert same(result(loaded), result(network)) and not any(module.training for module in loaded.modules())
+    assert arguments(loaded) == arguments(network)
+
+
+def test_variant_and_shards(network, tmp_path):
+    network.save_pretrained(tmp_path, max_shard_size="2KB", variant="fp32")
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 1 and all(name.startswith("diffusion_pytorch_model.fp32-0") for name in files)
+    assert same(result(type(network).from_pretrained(tmp_path, variant="fp32")), result(network))
+    with pytest.raises(OSError):
+        type(network).from_pretrained(tmp_path, variant="fp16")
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float64]
+
+
+@pytest.mark.parametrize("low", [True, False], ids=["low-memory", "usual"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
+def test_loads_in_any_precision(network, tmp_path, dtype, low, option):
+    network.save_pretrained(tmp_path)
+    loaded = type(network).from_pretrained(tmp_path, **{option: dtype}, low_cpu_mem_usage=low)
+    state = [*loaded.parameters(), *loaded.buffers()]
+    assert {tensor.dtype for tensor in state if tensor.is_floating_point()} == {dtype} == {loaded.dtype}
+    assert torch.get_default_dtype() == torch.float32
+    drawn = result(loaded)
+    assert {x.dtype for x in drawn} == {dtype}
+    # rounding of weights and features, over a dozen layers of random weights: a few hundred times that of one number
+    assert differ(drawn, result(network)) < 300 * torch.finfo(dtype).eps + 1e-5
+
+
+def test_moved_and_loaded_in_half_precision_are_the_same(network, tmp_path):
+    network.save_pretrained(tmp_path)
+    loaded = type(network).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert same(result(loaded), result(network.to(torch.bfloat16)))
+
+
+def test_one_dtype_under_two_names(tmp_path):
+    network = made("stylegan2-G")
+    network.save_pretrained(tmp_path)
+    loaded = type(network).from_pretrained(tmp_path, dtype=torch.float16, torch_dtype=torch.float16)
+    assert loaded.dtype == torch.float16
+    with pytest.raises(ValueError, match="dtype=torch.float16 and torch_dtype=torch.float32 are two names"):
+        type(network).from_pretrained(tmp_path, dtype=torch.float16, torch_dtype=torch.float32)
+    for wrong in ("fp16", torch.int64):
+        with pytest.raises(ValueError, match="give a floating-point torch.dtype"):
+            type(network).from_pretrained(tmp_path, torch_dtype=wrong)
+
+
+def test_a_failed_load_leaves_torchs_default_dtype_alone(network, tmp_path):
+    network.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(
+        '{"resolution": "large", "channels": "x", "block_channels": 3}', encoding="utf-8"
+    )
+    with pytest.raises(Exception):  # noqa: B017
+        type(network).from_pretrained(tmp_path, dtype=torch.float16, low_cpu_mem_usage=False)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fresh_weights_of_half_precision_are_those_of_float32(name, dtype):
+    """Orthogonal weights need a QR decomposition that half precision lacks."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        network = NETWORKS[name]()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.isfinite(tensor).all() for tensor in network.state_dict().values())
+    for layer in network.modules():
+        if "biggan" in name and getattr(layer, "demodulation", None) == "spectral":
+            weight = layer.stored()[0].detach().flatten(1).float()
+            gram = weight @ weight.T if len(weight) <= weight.shape[1] else weight.T @ weight
+            assert (gram - torch.eye(len(gram))).abs().max() < 4 * torch.finfo(dtype).eps
+
+
+def test_loading_info(network, tmp_path):
+    network.save_pretrained(tmp_path)
+    loaded, info = type(network).from_pretrained(tmp_path, output_loading_info=True)
+    assert same(result(loaded), result(network)) and not any(info.values())
