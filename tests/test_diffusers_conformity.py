@@ -4,12 +4,15 @@ diffusers ships no tests; these are its common checks in our words, one row per 
 """
 
 import json
+import math
 
 import pytest
 import torch
 from conftest import TinyFeatures, tiny_discriminator, tiny_mobile, tiny_stylegan2
+from safetensors.torch import save_file
 
-from fewshot_gan import ProjectedDiscriminator
+from fewshot_gan import FewShotGAN, ProjectedDiscriminator, cli
+from fewshot_gan.generation import write_pictures
 from fewshot_gan.models import (
     BigGANDiscriminator,
     BigGANGenerator,
@@ -200,3 +203,99 @@ def test_loading_info(network, tmp_path):
     network.save_pretrained(tmp_path)
     loaded, info = type(network).from_pretrained(tmp_path, output_loading_info=True)
     assert same(result(loaded), result(network)) and not any(info.values())
+
+
+# -------------------------------------------------------------------------------------------------------- the pipeline
+
+JUDGES = {"mobile": "projected", "stylegan2": "stylegan2", "sngan": "sngan", "biggan": "biggan", "gp_gan": "gp_gan"}
+DRAWN = {"seed": 0, "output_type": "pt"}
+
+
+def piped(name: str, training: bool = False) -> FewShotGAN:
+    parts = {"generator": made(f"{name}-G", training=training)}
+    if name in JUDGES:
+        judge = "projected_discriminator" if JUDGES[name] == "projected" else "discriminator"
+        parts[judge] = made(f"{JUDGES[name]}-D", training=training)
+    return FewShotGAN(**parts)
+
+
+@pytest.fixture(params=GENERATORS)
+def pipe(request):
+    return piped(request.param)
+
+
+def draw(pipe: FewShotGAN, num_images: int = 3, **options) -> torch.Tensor:
+    return pipe(num_images, class_labels=pipe.some_labels(num_images), **{**DRAWN, **options}).images
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_draws_in_evaluation_mode_whatever_mode_it_was_given(name):
+    pipe = piped(name, training=True)
+    assert not any(part.training for part in pipe.components.values() if part is not None)
+    torch.testing.assert_close(draw(pipe, 1)[0], draw(pipe, 5)[0], rtol=0, atol=1e-4)  # the promise of batches
+    want, state = draw(pipe), {k: v.clone() for k, v in pipe.generator.state_dict().items()}
+    pipe.generator.train()
+    frozen = next(iter(pipe.generator.children())).eval()
+    assert torch.equal(draw(pipe), want)
+    assert pipe.generator.training and not frozen.training  # as the user left them
+    assert all(torch.equal(v, state[k]) for k, v in pipe.generator.state_dict().items())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e39], ids=str)
+def test_latents_that_are_no_numbers_are_refused(pipe, bad, tmp_path):
+    latents = torch.zeros(3, pipe.generator.z_dim, dtype=torch.float64)
+    latents[1, 2] = bad
+    labels = pipe.some_labels(3)
+    with pytest.raises(ValueError, match=r"latents\[1\] has numbers that are NaN, infinite or beyond torch.float32"):
+        pipe(latents=latents, class_labels=labels)
+    with pytest.raises(ValueError, match=r"latents\[1\] has numbers"):
+        next(pipe.stream(3, latents=latents, batch_size=1, class_labels=labels))  # before the first, which is good
+    with pytest.raises(ValueError, match=r"latents\[1\] has numbers"):
+        pipe.interpolate("__base__", "__base__", 2, latents=latents, class_labels=labels)
+    with pytest.raises(ValueError, match=r"latents\[1\] has numbers"):
+        write_pictures(pipe, tmp_path / "pictures", 3, latents=latents, class_labels=labels)
+    assert not (tmp_path / "pictures").exists()
+    path = tmp_path / "latents.safetensors"
+    save_file({"latents": latents}, path)
+    with pytest.raises(ValueError, match=r"the latents in .*latents.safetensors\[1\] has numbers"):
+        cli._read_latents(path)
+
+
+def test_latents_too_large_for_half_precision_are_refused(pipe):
+    pipe.to(torch.bfloat16)
+    latents = torch.full((1, pipe.generator.z_dim), 1e38)
+    pipe.generator.to(torch.float16)
+    with pytest.raises(ValueError, match="beyond torch.float16"):
+        pipe(latents=latents, class_labels=pipe.some_labels(1))
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(2, 8, dtype=torch.complex64), torch.zeros(2, 8) > 0, [[0.0]], torch.zeros(8)]
+)
+def test_latents_of_another_kind_are_refused(wrong):
+    with pytest.raises(ValueError, match="latents are"):
+        piped("sngan")(latents=wrong)
+    with pytest.raises(ValueError, match="latents are"):
+        piped("sngan").interpolate("__base__", "__base__", latents=wrong)
+
+
+@pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
+def test_a_pipeline_loads_in_half_precision(pipe, tmp_path, option):
+    pipe.save_pretrained(tmp_path, max_shard_size="2KB")
+    loaded = FewShotGAN.from_pretrained(tmp_path, **{option: torch.float16})
+    assert {part.dtype for part in loaded.components.values() if part is not None} == {torch.float16}
+    assert loaded.bank.fingerprint() == pipe.bank.fingerprint()  # adapters fit all the same
+    assert (draw(loaded) - draw(pipe)).abs().max() < 0.05  # half precision rounds to a thousandth, layer after layer
+    exact = FewShotGAN.from_pretrained(tmp_path, low_cpu_mem_usage=False, use_safetensors=True)
+    assert torch.equal(draw(exact), draw(pipe)) and exact.dtype == torch.float32
+
+
+def test_a_pipeline_takes_a_dtype_for_each_part_and_no_two(tmp_path):
+    piped("biggan").save_pretrained(tmp_path)
+    loaded = FewShotGAN.from_pretrained(tmp_path, torch_dtype={"generator": torch.bfloat16, "default": torch.float32})
+    assert (loaded.generator.dtype, loaded.discriminator.dtype) == (torch.bfloat16, torch.float32)
+    assert FewShotGAN.from_pretrained(tmp_path, dtype=torch.half, torch_dtype=torch.half).dtype == torch.half
+    with pytest.raises(ValueError, match="two names of one option"):
+        FewShotGAN.from_pretrained(tmp_path, dtype=torch.half, torch_dtype=torch.float32)
+    with pytest.raises(ValueError, match="dtype='half': give a floating-point torch.dtype"):
+        FewShotGAN.from_pretrained(tmp_path, dtype="half")

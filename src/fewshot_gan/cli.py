@@ -438,13 +438,15 @@ def _read_latents(path: Path):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from .latents import check_latents
+
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} holds no latents ({error}); fewshot-gan invert writes such files") from error
     if set(tensors) != {"latents"}:
         raise ValueError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}, not latents")
-    return tensors["latents"]
+    return check_latents(tensors["latents"], name=f"the latents in {path}")
 
 
 # -------------------------------------------------------------------------------------------------------------- adapt

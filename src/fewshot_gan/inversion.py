@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from .images import check_range
 from .judges import load_lpips
+from .latents import check_latents
 from .metrics import psnr
 from .utils.frozen import frozen
 from .utils.random import LIMIT, check_seed, seeded
@@ -241,7 +242,8 @@ def invert(
             quality = [psnr(a[None], b[None]) for a, b in zip(drawn.cpu(), targets.cpu(), strict=True)]
             found.append((latents.cpu(), drawn.cpu(), quality))
     latents, drawn, quality = zip(*found, strict=True)
-    return Inversion(torch.cat(latents), torch.cat(drawn).contiguous(), [value for part in quality for value in part])
+    latents = check_latents(torch.cat(latents), name="the search diverged (try a lower learning_rate): latents")
+    return Inversion(latents, torch.cat(drawn).contiguous(), [value for part in quality for value in part])
 
 
 def _distance_to(perceptual, device: str) -> Callable[[torch.Tensor], nn.Module] | None:

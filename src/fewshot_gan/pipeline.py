@@ -12,7 +12,6 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_loading_utils
 from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
@@ -20,9 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .adapters import BASE, Adapter, AdapterBank, DomainHyperNetwork, fingerprint
+from .diffusers_pipeline import NetworkPipeline, drawing
 from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_bases, resolve_folder
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
+from .latents import check_latents
 from .models.network import settle_dtype
 from .models.plain import PlainGenerator, check_labels
 from .ops import dispatch
@@ -53,8 +54,10 @@ class FewShotGANOutput(BaseOutput):
     latents: torch.Tensor
 
 
-class FewShotGAN(DiffusionPipeline):
+class FewShotGAN(NetworkPipeline):
     """Generate images with a pretrained GAN and few-shot adapters.
+
+    Its networks are put in evaluation mode.
 
     Args:
         generator: of `fewshot_gan.models`.
@@ -124,6 +127,7 @@ class FewShotGAN(DiffusionPipeline):
         return pipe
 
     @torch.no_grad()
+    @drawing
     def __call__(
         self,
         num_images: int = 1,
@@ -167,9 +171,7 @@ class FewShotGAN(DiffusionPipeline):
                 generator was replaced.
         """
         if latents is not None:
-            if not isinstance(latents, torch.Tensor) or latents.ndim not in (2, 3):
-                raise ValueError("latents are a torch tensor: z [N, z_dim], w [N, w_dim] or w+ [N, num_ws, w_dim]")
-            num_images = len(latents)
+            num_images = len(check_latents(latents, self.generator.dtype))
         for name, value in (("num_images", num_images), ("batch_size", batch_size)):
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
@@ -272,6 +274,8 @@ class FewShotGAN(DiffusionPipeline):
         for name, values in per_image.items():
             if len(values) != num_images:
                 raise ValueError(f"{name} has {len(values)} entries for {num_images} images; give one per image")
+        if (latents := options.get("latents", per_image.get("latents"))) is not None:
+            check_latents(latents, self.generator.dtype)
         for _ in range(skip):
             if "latents" in per_image:
                 _branch(generator)
@@ -311,6 +315,7 @@ class FewShotGAN(DiffusionPipeline):
             generators.append(source if isinstance(generator, list) else _branch(source))
         return torch.cat(latents), generators
 
+    @drawing
     def invert(self, images, *, space: str = "w", steps: int = 150, seed: int = 0, **options) -> Inversion:
         """Latents from which the base draws given pictures: `pipe(latents=pipe.invert(photo).latents)`.
 
@@ -399,6 +404,7 @@ class FewShotGAN(DiffusionPipeline):
         if latents is None:
             latents, generators = self._draw(num_images, generator, self._psi_of_z(options.get("truncation_psi")))
         else:
+            check_latents(latents, self.generator.dtype)
             generators = generator if isinstance(generator, list) else [_branch(generator) for _ in latents]
         strip = [t / (steps - 1) for t in range(steps)]
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in strip]
