@@ -11,7 +11,7 @@ import torch
 from conftest import TinyFeatures, tiny_discriminator, tiny_mobile, tiny_stylegan2
 from safetensors.torch import save_file
 
-from fewshot_gan import FewShotGAN, ProjectedDiscriminator, cli
+from fewshot_gan import FewShotGAN, NetworkOutput, ProjectedDiscriminator, cli
 from fewshot_gan.generation import write_pictures
 from fewshot_gan.models import (
     BigGANDiscriminator,
@@ -203,6 +203,32 @@ def test_loading_info(network, tmp_path):
     network.save_pretrained(tmp_path)
     loaded, info = type(network).from_pretrained(tmp_path, output_loading_info=True)
     assert same(result(loaded), result(network)) and not any(info.values())
+
+
+# ------------------------------------------------------------------------------------------------------------- outputs
+
+
+@torch.no_grad()
+def test_forward_answers_as_torch_modules_or_as_models_of_diffusers_do(network):
+    given = inputs(network)
+    alone = network(*given)
+    assert isinstance(alone, list if isinstance(network, ProjectedDiscriminator) else torch.Tensor)
+    pair, output = network(*given, return_dict=False), network(*given, return_dict=True)
+    assert type(pair) is tuple and len(pair) == 1 and same(tensors(pair), tensors(alone))
+    assert type(output) is NetworkOutput and same(tensors(output.sample), tensors(alone))
+    assert output[0] is output.sample is output["sample"] and output.to_tuple() == (output.sample,)
+
+
+@pytest.mark.parametrize("name", ["mobile-G", "stylegan2-G", "stylegan2-D", "projected-D"])
+@torch.no_grad()
+def test_features_come_with_each_kind_of_answer(name):
+    network = made(name)
+    options, given = {"return_features": True}, inputs(network)
+    alone = network(*given, **options)
+    assert type(alone) is tuple and len(alone) == 2 and len(alone[1]) >= 3
+    pair, output = network(*given, **options, return_dict=False), network(*given, **options, return_dict=True)
+    assert type(pair) is tuple and same(tensors(pair), tensors(alone)) and list(output.features) == list(alone[1])
+    assert same(tensors(output.to_tuple()), tensors(alone)) and list(output) == ["sample", "features"]
 
 
 # -------------------------------------------------------------------------------------------------------- the pipeline

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from ..models.network import Network
+from ..models.network import Network, answer
 
 WIDTH = 64
 
@@ -102,14 +102,17 @@ class ProjectedDiscriminator(Network):
         """What turns features into logits, a layer per head."""
         return [self.heads[str(level)].to_logit for level in self.levels]
 
-    def forward(self, features: dict[int, torch.Tensor], return_features: bool = False):
+    def forward(
+        self, features: dict[int, torch.Tensor], return_features: bool = False, return_dict: bool | None = None
+    ):
         """Level → `[B, C, H, W]` features in, one logit map `[B, h, w]` per level out.
 
-        With `return_features` a pair of that list and `{"0_1": [B, 64, h, w], …}`, each convolution's output.
+        With `return_features` a pair of that list and `{"0_1": [B, 64, h, w], …}`, each convolution's output;
+        `return_dict` as of `StyleGAN2Discriminator`.
         """
         logits, maps = [], {}
         for level in self.levels:
             *between, last = self.heads[str(level)](features[level])
             maps |= {f"{level}_{i}": x for i, x in enumerate(between)}
             logits.append(last)
-        return (logits, maps) if return_features else logits
+        return answer(logits, maps if return_features else None, return_dict)

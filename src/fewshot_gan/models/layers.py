@@ -19,6 +19,7 @@ from ..ops import RowWeights, bias_act, by_rows, filter_energy, inverse_haar, up
 from ..ops.dispatch import traced
 from ..ops.kept import contents_checked, kept
 from ..ops.times import tracked
+from .network import answer
 
 
 class EffectiveWeight(NamedTuple):
@@ -254,6 +255,7 @@ class StyleGenerator:
         noise_mode: str = "const",
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_features: bool = False,
+        return_dict: bool | None = None,
     ):
         """Generate images.
 
@@ -264,12 +266,15 @@ class StyleGenerator:
             truncation_cutoff: number of leading `ws` truncated; None = all.
             noise_mode: "const", "random" (drawn from `generator`: one, or a list of one per sample) or "none".
             return_features: also return `{"b4": [B, C, 4, 4], "b8": …}`.
+            return_dict: None: the images alone; False: a tuple and True: a `NetworkOutput`, as in diffusers.
 
         Returns:
             `[B, 3, R, R]`, roughly in [−1, 1]; with `return_features` a pair.
         """
         ws = self.map_latents(latents, latent_space, truncation_psi, truncation_cutoff)
-        return self.synthesis(ws, noise_mode, generator, return_features)
+        drawn = self.synthesis(ws, noise_mode, generator, return_features)
+        image, features = drawn if return_features else (drawn, None)
+        return answer(image, features, return_dict)
 
     def layer_resolution(self, path: str) -> int:
         """Size of the features that the adaptable layer at `path` works on; 0 for the mapping network."""

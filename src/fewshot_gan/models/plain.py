@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ..ops import RowWeights, bias_act, by_rows, conv2d
 from .layers import AdaptableLayer, EffectiveWeight, block_resolution
+from .network import answer
 
 POWER_ITERATIONS = 20  # of an adapted weight, from the base's singular vectors
 
@@ -267,12 +268,13 @@ class PlainGenerator:
 
     num_classes: int | None = None
 
-    def forward(self, latents: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool | None = None):
         """Generate images.
 
         Args:
             latents: z `[B, z_dim]`.
             class_labels: int64 `[B]`, of class-conditional networks.
+            return_dict: None: the images alone; False: a tuple and True: a `NetworkOutput`, as in diffusers.
 
         Returns:
             `[B, 3, R, R]` in [−1, 1].
@@ -284,7 +286,7 @@ class PlainGenerator:
             raise ValueError(f"latents of shape {tuple(latents.shape)} are not z [B, {self.z_dim}]")
         labels = check_labels(class_labels, len(latents), self.num_classes)
         labels = None if labels is None else labels.to(latents.device)
-        return self.body(self.stem(latents, labels), latents, labels)
+        return answer(self.body(self.stem(latents, labels), latents, labels), None, return_dict)
 
     def layer_resolution(self, path: str) -> int:
         """See `StyleGenerator.layer_resolution`; 0 for what comes before the first map."""
@@ -300,8 +302,8 @@ class PlainDiscriminator:
 
     num_classes: int | None = None
 
-    def forward(self, images: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
-        """`[B, 3, R, R]` (and labels `[B]`) → logits `[B, 1]`.
+    def forward(self, images: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool | None = None):
+        """`[B, 3, R, R]` (and labels `[B]`) → logits `[B, 1]`; `return_dict`: see `PlainGenerator.forward`.
 
         Raises:
             ValueError: images of another shape, or bad labels.
@@ -310,4 +312,5 @@ class PlainDiscriminator:
             size = f"[B, 3, {self.resolution}, {self.resolution}]"
             raise ValueError(f"images of shape {tuple(images.shape)} are not {size}; resize them")
         labels = check_labels(class_labels, len(images), self.num_classes)
-        return self.head(self.trunk(images), None if labels is None else labels.to(images.device))
+        labels = None if labels is None else labels.to(images.device)
+        return answer(self.head(self.trunk(images), labels), None, return_dict)

@@ -23,7 +23,7 @@ from .layers import (
     Upsample2d,
     block_resolution,
 )
-from .network import Network
+from .network import Network, answer
 
 FIR_TAPS = (1, 3, 3, 1)  # over 64 as a 2-D kernel: exact in float16 and bfloat16, so casting a model keeps it
 
@@ -397,13 +397,14 @@ class StyleGAN2Discriminator(Network):
         for res in self.block_resolutions[:num]:
             getattr(self, f"b{res}").requires_grad_(False)
 
-    def forward(self, images: torch.Tensor, return_features: bool = False):
+    def forward(self, images: torch.Tensor, return_features: bool = False, return_dict: bool | None = None):
         """Judge images.
 
         Args:
             images: `[B, 3, R, R]` in [−1, 1].
             return_features: also return `{"b256": [B, C, R/2, R/2], …, "b4": [B, C, 4, 4]}`: each block's output, and
                 for `b4` the map that the fully connected layers see.
+            return_dict: None: the logits alone; False: a tuple and True: a `NetworkOutput`, as in diffusers.
 
         Returns:
             logits `[B, 1]`; with `return_features` a pair.
@@ -418,4 +419,4 @@ class StyleGAN2Discriminator(Network):
         for res in self.block_resolutions:
             x = features[f"b{res}"] = getattr(self, f"b{res}")(x)
         logits, features["b4"] = self.b4(x)
-        return (logits, features) if return_features else logits
+        return answer(logits, features if return_features else None, return_dict)
