@@ -5,13 +5,16 @@ diffusers ships no tests; these are its common checks in our words, one row per 
 
 import json
 import math
+from contextlib import nullcontext
 
+import accelerate
 import pytest
 import torch
 from conftest import TinyFeatures, tiny_discriminator, tiny_mobile, tiny_stylegan2
 from safetensors.torch import save_file
 
 from fewshot_gan import FewShotGAN, NetworkOutput, ProjectedDiscriminator, cli
+from fewshot_gan.adapters import LeFTAdapter, fingerprint
 from fewshot_gan.generation import write_pictures
 from fewshot_gan.models import (
     BigGANDiscriminator,
@@ -23,6 +26,7 @@ from fewshot_gan.models import (
     TailoredGenerator,
 )
 from fewshot_gan.models.network import Network
+from fewshot_gan.models.offloading import execution_device
 
 SHAPES = {0: 16, 2: 8, 7: 8}  # feature levels of the projected discriminator and the size of their maps
 GENERATORS = {
@@ -231,6 +235,83 @@ def test_features_come_with_each_kind_of_answer(name):
     assert same(tensors(output.to_tuple()), tensors(alone)) and list(output) == ["sample", "features"]
 
 
+# ---------------------------------------------------------------------------------------------------------- offloading
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def poison():
+    """Memory that is not written to holds NaN: what reads an offloaded tensor out of its time shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def offload(network: Network, way: str, folder) -> None:
+    """Move the weights to "meta" or into files, from where hooks bring each when its module computes."""
+    if way == "sequential":
+        accelerate.cpu_offload(network, CPU)
+    elif way == "sequential, buffers too":
+        accelerate.cpu_offload(network, CPU, offload_buffers=True)
+    elif way == "disk":
+        accelerate.disk_offload(network, folder, CPU)
+    elif way == "model":
+        accelerate.cpu_offload_with_hook(network, CPU)
+    else:
+        options = {"offload_to_disk_path": str(folder), "num_blocks_per_group": 1}
+        network.enable_group_offload(CPU, CPU, way, **options)
+
+
+WAYS = ["sequential", "sequential, buffers too", "disk", "model", "leaf_level", "block_level"]
+ROUNDING = {"rtol": 0, "atol": 1e-5}  # tensors from files begin elsewhere in memory, where products of matrices round
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_offloaded_networks_compute_the_same(network, way, tmp_path, poison):
+    want = result(network)
+    prints = fingerprint(network)
+    offload(network, way, tmp_path)
+    for _ in range(2):  # the first call sets up what later ones use
+        torch.testing.assert_close(result(network), want, **ROUNDING)
+    assert execution_device(network) == CPU and fingerprint(network) == prints
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["mobile-G", "stylegan2-G"])
+@torch.no_grad()
+def test_offloaded_generators_take_w_and_every_noise(name, way, tmp_path, poison):
+    network = made(name)
+    ws = network.map_latents(*inputs(network))
+
+    def drawn():
+        cases = [{"noise_mode": "none"}, {"noise_mode": "random", "generator": torch.Generator().manual_seed(0)}]
+        return [network(ws, latent_space="w+", truncation_psi=0.5, **case) for case in [{}, *cases]]
+
+    want = drawn()
+    offload(network, way, tmp_path)
+    torch.testing.assert_close(drawn(), want, **ROUNDING)
+
+
+@pytest.mark.parametrize("way", ["sequential", "disk", "leaf_level"])
+def test_weights_that_are_elsewhere_are_not_saved(network, way, tmp_path):
+    offload(network, way, tmp_path / "offloaded")
+    with pytest.raises(ValueError, match="cannot save while the weights of .* are offloaded layer by layer"):
+        network.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_device_map_places_a_network(network, tmp_path):
+    network.save_pretrained(tmp_path)
+    loaded = type(network).from_pretrained(tmp_path, device_map="auto")
+    torch.testing.assert_close(result(loaded), result(network), **ROUNDING)
+    parts = [name for name, _ in network.named_children()]
+    loaded = type(network).from_pretrained(tmp_path, device_map=dict.fromkeys(parts, "cpu"))
+    torch.testing.assert_close(result(loaded), result(network), **ROUNDING)
+    with pytest.raises(ValueError, match="device_map has 'disk', where buffers would be lost"):
+        type(network).from_pretrained(tmp_path, device_map={**dict.fromkeys(parts, "cpu"), parts[0]: "disk"})
+
+
 # -------------------------------------------------------------------------------------------------------- the pipeline
 
 JUDGES = {"mobile": "projected", "stylegan2": "stylegan2", "sngan": "sngan", "biggan": "biggan", "gp_gan": "gp_gan"}
@@ -325,3 +406,91 @@ def test_a_pipeline_takes_a_dtype_for_each_part_and_no_two(tmp_path):
         FewShotGAN.from_pretrained(tmp_path, dtype=torch.half, torch_dtype=torch.float32)
     with pytest.raises(ValueError, match="dtype='half': give a floating-point torch.dtype"):
         FewShotGAN.from_pretrained(tmp_path, dtype="half")
+
+
+# ------------------------------------------------------------------------------------------------- offloaded pipelines
+
+
+@pytest.fixture
+def look(pipe, perturbed):
+    """An adapter of `pipe`, loaded as "look"."""
+    adapter = perturbed(LeFTAdapter.for_model(pipe.generator), std=0.2)
+    pipe.load_adapter(adapter, "look")
+    return adapter
+
+
+def offload_pipe(pipe: FewShotGAN, way: str, folder) -> None:
+    if way == "sequential":
+        pipe.enable_sequential_cpu_offload(device="cpu")
+    elif way == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    else:
+        pipe.enable_group_offload(CPU, CPU, way, num_blocks_per_group=1, offload_to_disk_path=str(folder))
+
+
+PIPE_WAYS = ["sequential", "model", "leaf_level", "block_level"]
+
+
+@pytest.mark.parametrize("way", PIPE_WAYS)
+def test_offloaded_pipelines_draw_the_same(pipe, look, way, tmp_path, poison):
+    names = ["look", "__base__", "look"]
+    want, mixed = draw(pipe), draw(pipe, adapter_names=names)
+    assert (want - mixed).abs().max() > 1e-3
+    offload_pipe(pipe, way, tmp_path)
+    for _ in range(2):
+        torch.testing.assert_close(draw(pipe), want, **ROUNDING)
+        torch.testing.assert_close(draw(pipe, adapter_names=names), mixed, rtol=0, atol=1e-4)  # the promise of rows
+    assert pipe._execution_device.type == "cpu"
+    pipe.delete_adapters("look")
+    pipe.load_adapter(look, "again")  # known by the weights that are elsewhere now
+    torch.testing.assert_close(draw(pipe), want, **ROUNDING)
+
+
+@pytest.mark.parametrize("way", ["sequential", "leaf_level"])
+def test_what_would_write_to_offloaded_weights_is_refused(pipe, look, way, tmp_path):
+    want = draw(pipe)
+    offload_pipe(pipe, way, tmp_path / "offloaded")
+    with pytest.raises(ValueError, match="cannot fuse adapters while the weights of .* are offloaded"):
+        pipe.fuse_adapters()
+    with pytest.raises(ValueError, match="cannot save while"):
+        pipe.save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(draw(pipe), want, **ROUNDING)
+
+
+def test_fused_adapters_are_not_undone_while_offloaded():
+    pipe = piped("gp_gan")
+    adapter = LeFTAdapter.for_model(pipe.generator)
+    pipe.load_adapter(adapter, "look")
+    pipe.fuse_adapters()
+    want = draw(pipe)
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    with pytest.raises(ValueError, match="cannot undo fuse_adapters while"):
+        pipe.unfuse_adapters()
+    torch.testing.assert_close(draw(pipe), want, **ROUNDING)
+    pipe.remove_all_hooks()
+    pipe.unfuse_adapters()
+
+
+@pytest.mark.parametrize("name", ["mobile", "stylegan2"])
+def test_pictures_are_inverted_while_offloaded(name, tmp_path):
+    pipe = piped(name)
+    photos = 2 * draw(pipe, 2) - 1
+    options = {"steps": 3, "perceptual": "none", "progress": False}
+    want = pipe.invert(photos, **options).latents
+    for way in ("model", "sequential"):
+        offload_pipe(pipe, way, tmp_path)
+        torch.testing.assert_close(pipe.invert(photos, **options).latents, want, rtol=0, atol=1e-4)  # three steps
+        pipe.remove_all_hooks()
+    offload_pipe(pipe, "leaf_level", tmp_path)
+    with pytest.raises(ValueError, match="cannot invert pictures while .* is offloaded in groups"):
+        pipe.invert(photos, **options)
+
+
+def test_adapters_follow_the_generators_device(pipe, look, monkeypatch):
+    """The place of a GPU is taken by "meta", where shapes are computed and numbers are not."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # "meta" has none
+    pipe.generator.to("meta")
+    latents, *labels = inputs(pipe.generator)
+    drawn = pipe.generator(latents.to("meta"), *labels)
+    assert drawn.is_meta and drawn.shape[1:] == (3, pipe.generator.resolution, pipe.generator.resolution)
+    assert {tensor.device.type for tensor in look.parameters()} == {"meta"}

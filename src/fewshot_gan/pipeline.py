@@ -25,6 +25,7 @@ from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
 from .latents import check_latents
 from .models.network import settle_dtype
+from .models.offloading import is_offloaded
 from .models.plain import PlainGenerator, check_labels
 from .ops import dispatch
 from .utils.files import replace_text
@@ -216,18 +217,19 @@ class FewShotGAN(NetworkPipeline):
         rows = list(range(num_images)) if looks is None else self.bank.row_order(looks)
         chunks = [rows[i : i + batch_size] for i in range(0, num_images, batch_size)]
         # noise is drawn from generators that a compiled network cannot hold
-        compiled = self._compiled is not None and noise_mode != "random"
+        compiled = self._compiled is not None and noise_mode != "random" and not is_offloaded(self.generator)
+        device = self._execution_device
         network, images = self._compiled if compiled else self.generator, [None] * num_images
         with self.bank.drawing(looks, compiled) as acting:
             for chunk in chunks if len(chunks) < 4 else self.progress_bar(chunks):
                 if plain:
-                    options = {"class_labels": None if labels is None else labels[chunk].to(self.device)}
+                    options = {"class_labels": None if labels is None else labels[chunk].to(device)}
                 else:
                     options = {"latent_space": latent_space or "z", "truncation_psi": psi, "noise_mode": noise_mode}
                     sources = None if compiled else [generators[i] for i in chunk]
                     options |= {"truncation_cutoff": truncation_cutoff, "generator": sources}
                 with acting(chunk):
-                    batch = network(latents[chunk].to(self.device, self.generator.dtype), **options)
+                    batch = network(latents[chunk].to(device, self.generator.dtype), **options)
                 batch = ((batch.float() + 1) / 2).clamp(0, 1).cpu()
                 for i, image in zip(chunk, batch, strict=True):
                     images[i] = image
@@ -512,7 +514,7 @@ class FewShotGAN(NetworkPipeline):
         if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
             raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, H, W]; give at least one picture")
         check_range(images)
-        adapter = network.adapter(encoder.image(images.to(self.device)).mean(0), images=len(images))
+        adapter = network.adapter(encoder.image(images.to(self._execution_device)).mean(0), images=len(images))
         return self.load_adapter(
             adapter, adapter_name or _name_from(Path(first).stem if isinstance(first, str | Path) else "image")
         )
@@ -529,7 +531,7 @@ class FewShotGAN(NetworkPipeline):
         if encoder is None:
             if hypernetwork.config.encoder is None:
                 raise ValueError("the hypernetwork does not say which encoder it was trained with; give encoder=")
-            encoder = load_encoder(hypernetwork.config.encoder, self.device)
+            encoder = load_encoder(hypernetwork.config.encoder, self._execution_device)
         hypernetwork.check_encoder(encoder)
         return hypernetwork, encoder
 
@@ -785,7 +787,7 @@ class FewShotGAN(NetworkPipeline):
         cast = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
         kept = self.bank.fingerprint() if cast and self.bank.fused is None else None  # adapters know the stored weights
         super().to(*args, **kwargs)
-        self.bank.to(self.device)
+        self.bank.to(self._execution_device)
         if kept is not None:
             self.bank.remember_fingerprint(kept)
         return self

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..models.layers import Adaptation, adaptable_layers, adapted
+from ..models.offloading import execution_device, refuse_offloaded
 from ..ops.kept import stamped
 from ..utils.locks import SharedLock
 from .acting import LayerBlend, RowBlend, RowVectors, bookkeeping
@@ -103,7 +104,7 @@ class AdapterBank:
             adapter.check()
         except ValueError as error:
             raise ValueError(f"adapter {name!r}: {error}") from error
-        adapter.to(next(self.model.parameters()).device)
+        adapter.to(execution_device(self.model))
         with bookkeeping:
             self._forget(name)
             self.adapters[name], self._factors[name] = adapter, adapter.factors()
@@ -310,6 +311,7 @@ class AdapterBank:
 
     def _fuse(self) -> None:
         self.refuse_while_fused("fuse again")
+        refuse_offloaded(self.model, "fuse adapters")
         if not self.current():
             raise ValueError("no adapter is active, so there is nothing to fuse; choose one with set_adapters")
         unwritten, originals, fused = {}, {}, {}
@@ -348,6 +350,7 @@ class AdapterBank:
     def _unfuse(self) -> None:
         if self.fused is None:
             raise ValueError("no adapter is fused; fuse_adapters comes first")
+        refuse_offloaded(self.model, "undo fuse_adapters")
         if self._fused_stamp is not None and self._fused_stamp != self._written_stamp():
             raise ValueError(
                 "the weights were written to while adapters were fused, so what was kept no longer belongs to them; "

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..models.layers import AdaptableLayer, adaptable_layers
+from ..models.offloading import stored_state
 from ..version import __version__
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -427,7 +428,7 @@ def fingerprint(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = N
     digest = hashlib.sha256()
     config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
     digest.update(json.dumps(config, sort_keys=True, default=list).encode())
-    for name, tensor in sorted((model.state_dict() if tensors is None else tensors).items()):
+    for name, tensor in sorted((stored_state(model) if tensors is None else tensors).items()):
         digest.update(name.encode())
         rounded = tensor.detach().to("cpu", torch.float16).to(torch.bfloat16)
         digest.update(rounded.contiguous().view(torch.int16).numpy().tobytes())

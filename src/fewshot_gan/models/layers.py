@@ -20,6 +20,7 @@ from ..ops.dispatch import traced
 from ..ops.kept import contents_checked, kept
 from ..ops.times import tracked
 from .network import answer
+from .offloading import fetched, handed_out
 
 
 class EffectiveWeight(NamedTuple):
@@ -287,7 +288,7 @@ class StyleGenerator:
         if latent_space == "z":
             return self.mapping(latents, truncation_psi, truncation_cutoff)
         ws = as_ws(latents, self.num_ws, self.w_dim)
-        return truncate(ws, self.mapping.w_avg, truncation_psi, truncation_cutoff)
+        return truncate(ws, fetched(self.mapping, "w_avg"), truncation_psi, truncation_cutoff)
 
 
 class Noise(AdaptableLayer):
@@ -316,9 +317,9 @@ class Noise(AdaptableLayer):
         """
         if mode == "none":
             return None, None
-        strength = self.effective().weight
+        strength = handed_out(self, self.effective().weight)
         if mode == "const":
-            return self.const, strength
+            return handed_out(self, self.const), strength
         if mode != "random":
             raise ValueError(f"unknown noise_mode {mode!r}; known: {', '.join(self.MODES)}")
         size = self.const.shape

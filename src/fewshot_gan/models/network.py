@@ -9,9 +9,13 @@ import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import get_device
 from torch import nn
 
+from .offloading import refuse_offloaded
+
 ALIGNMENT = 64  # bytes; where torch's own tensors begin
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")  # of a device_map, as accelerate names them
 
 
 @dataclass
@@ -53,10 +57,19 @@ class Network(ModelMixin, ConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As in diffusers; `dtype` and `torch_dtype` are two names of one option, None: as stored.
 
+        A `device_map` by a strategy, e.g. "auto", places the whole network on one device: it is small.
+
         Raises:
-            ValueError: the two differ, or it is no floating-point `torch.dtype`.
+            ValueError: the two differ, it is no floating-point `torch.dtype`, or a device map has "disk".
         """
         dtype = settle_dtype(kwargs)
+        places = kwargs.get("device_map")
+        if places in STRATEGIES:
+            kwargs["device_map"] = {"": get_device()}
+        if isinstance(places, Mapping) and "disk" in places.values():  # diffusers would lose the noise images
+            raise ValueError(
+                "device_map has 'disk', where buffers would be lost; give 'cpu', or use disk_offload later"
+            )
         usual = torch.get_default_dtype()
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, dtype=dtype, **kwargs)
@@ -69,6 +82,15 @@ class Network(ModelMixin, ConfigMixin):
             if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
                 tensor.data = tensor.data.clone()
         return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As in diffusers.
+
+        Raises:
+            ValueError: the weights are offloaded layer by layer.
+        """
+        refuse_offloaded(self, "save")
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ..ops import RowWeights, bias_act, by_rows, conv2d
 from .layers import AdaptableLayer, EffectiveWeight, block_resolution
 from .network import answer
+from .offloading import fetched
 
 POWER_ITERATIONS = 20  # of an adapted weight, from the base's singular vectors
 
@@ -43,32 +44,35 @@ class Layer(AdaptableLayer):
 
     def stored(self):
         masked_or_normalised = parametrize.is_parametrized(self, "weight")
-        return self.parametrizations.weight.original if masked_or_normalised else self.weight, self.bias
+        weight = fetched(self.parametrizations.weight, "original") if masked_or_normalised else self.weight
+        return weight, self.bias
 
     def ready(self) -> EffectiveWeight:
         """What the layer computes with: the effective weight, spectrally normalised."""
         if self.acting() is None:
             return EffectiveWeight(self.weight, self.bias)
-        e = self.effective()
         if self.demodulation != "spectral":
-            return e
+            return self.effective()
+        base, bias = self.stored()
+        e = self.adaptation(base, bias)
         if not isinstance(e.weight, RowWeights):
-            return e._replace(weight=self._normalised(e.weight, e.norm_weight))
+            return e._replace(weight=self._normalised(e.weight, e.norm_weight, base))
         norms = [None] * len(e.weight.counts) if e.norm_weight is None else e.norm_weight.weights
-        runs = tuple(self._normalised(*run) for run in zip(e.weight.weights, norms, strict=True))
+        runs = tuple(self._normalised(*run, base) for run in zip(e.weight.weights, norms, strict=True))
         return e._replace(weight=RowWeights(runs, e.weight.counts))
 
-    def _normalised(self, weight: torch.Tensor, of: torch.Tensor | None) -> torch.Tensor:
-        """`weight` over the largest singular value of `of`, None: its own.
+    def _normalised(self, weight: torch.Tensor, of: torch.Tensor | None, base: torch.Tensor) -> torch.Tensor:
+        """`weight` over the largest singular value of `of`, None: its own; `base` is the stored weight.
 
         The base's estimate of its own value is kept and multiplied by how much the value changed, so that an adapter
         that changes nothing is the identity.
         """
-        base, norm = self.stored()[0].detach(), self.parametrizations.weight[-1]
-        if weight is self.stored()[0]:
+        if weight is base:
             return self.weight
-        estimate = norm._u @ base.flatten(1) @ norm._v
-        change = largest_singular_value(weight if of is None else of, norm._u) / largest_singular_value(base, norm._u)
+        base, norm = base.detach(), self.parametrizations.weight[-1]
+        u, v = fetched(norm, "_u"), fetched(norm, "_v")
+        estimate = u @ base.flatten(1) @ v
+        change = largest_singular_value(weight if of is None else of, u) / largest_singular_value(base, u)
         return weight / (estimate * change)
 
 

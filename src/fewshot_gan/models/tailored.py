@@ -15,6 +15,7 @@ from ..ops import bias_act
 from .gp_gan import GPGANGenerator, act, scale
 from .layers import AdaptableLayer
 from .network import Network
+from .offloading import handed_out
 from .plain import Conv2d, Linear, PlainGenerator, fan_in_uniform, up
 
 SMALL = 0.1  # standard deviation of the weights that draw styles and noise
@@ -180,7 +181,7 @@ class Shift(AdaptableLayer):
         return self.weight, None
 
     def forward(self):
-        return self.effective().weight
+        return handed_out(self, self.effective().weight)
 
 
 class TailoredGenerator(PlainGenerator, Network):
