@@ -20,7 +20,7 @@ from ..ops.dispatch import traced
 from ..ops.kept import contents_checked, kept
 from ..ops.times import tracked
 from .network import answer
-from .offloading import fetched, handed_out
+from .offloading import fetched, handed_out, is_offloaded
 
 
 class EffectiveWeight(NamedTuple):
@@ -114,7 +114,7 @@ def one_pass(forward: Callable) -> Callable:
 
     @wraps(forward)
     def checked(self, *args, **kwargs):
-        if traced():
+        if traced() or is_offloaded(self):  # weights that come anew for each call are not known again
             return forward(self, *args, **kwargs)
         tensors = []
         for _, layer in adaptable_layers(self):

@@ -49,12 +49,12 @@ class Layer(AdaptableLayer):
 
     def ready(self) -> EffectiveWeight:
         """What the layer computes with: the effective weight, spectrally normalised."""
-        if self.acting() is None:
+        if (adaptation := self.acting()) is None:
             return EffectiveWeight(self.weight, self.bias)
         if self.demodulation != "spectral":
             return self.effective()
         base, bias = self.stored()
-        e = self.adaptation(base, bias)
+        e = adaptation(base, bias)
         if not isinstance(e.weight, RowWeights):
             return e._replace(weight=self._normalised(e.weight, e.norm_weight, base))
         norms = [None] * len(e.weight.counts) if e.norm_weight is None else e.norm_weight.weights
