@@ -3,30 +3,43 @@
 diffusers ships no tests; these are its common checks in our words, one row per network and one per base.
 """
 
+import copy
+import io
+import itertools
 import json
 import math
+import pickle
+import re
 from contextlib import nullcontext
+from functools import partial
 
 import accelerate
 import pytest
 import torch
 from conftest import TinyFeatures, tiny_discriminator, tiny_mobile, tiny_stylegan2
+from diffusers import DDPMPipeline
+from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
+from torch.profiler import ProfilerActivity, profile
 
 from fewshot_gan import FewShotGAN, NetworkOutput, ProjectedDiscriminator, cli
-from fewshot_gan.adapters import LeFTAdapter, fingerprint
+from fewshot_gan.adapters import AdapterBank, LeFTAdapter, fingerprint
 from fewshot_gan.generation import write_pictures
 from fewshot_gan.models import (
     BigGANDiscriminator,
     BigGANGenerator,
     GPGANDiscriminator,
     GPGANGenerator,
+    MobileStyleGANGenerator,
     SNGANDiscriminator,
     SNGANGenerator,
+    StyleGAN2Generator,
     TailoredGenerator,
 )
-from fewshot_gan.models.network import Network
+from fewshot_gan.models.layers import adaptable_layers
+from fewshot_gan.models.network import Network, evaluating
 from fewshot_gan.models.offloading import execution_device
+from fewshot_gan.utils.random import seeded
 
 SHAPES = {0: 16, 2: 8, 7: 8}  # feature levels of the projected discriminator and the size of their maps
 GENERATORS = {
@@ -312,6 +325,238 @@ def test_a_device_map_places_a_network(network, tmp_path):
         type(network).from_pretrained(tmp_path, device_map={**dict.fromkeys(parts, "cpu"), parts[0]: "disk"})
 
 
+# ------------------------------------------------------------------------------------------------ copies and averages
+
+
+def unpickled(x, protocol: int = pickle.DEFAULT_PROTOCOL):
+    return pickle.loads(pickle.dumps(x, protocol))
+
+
+def saved_by_torch(x):
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": unpickled, "pickle 2": partial(unpickled, protocol=2)}
+COPIES["torch.save"] = saved_by_torch
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_copies_of_a_network_are_whole_and_its_own(name, way, training):
+    network = made(name, training=training)
+    last = list(network.parameters())[-1].requires_grad_(False)
+    if name.endswith("-G"):
+        network.enable_gradient_checkpointing()
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+    other = COPIES[way](network)
+    assert list(other.state_dict()) == list(state) and all(
+        torch.equal(v, state[k]) for k, v in other.state_dict().items()
+    )
+    assert str(other) == str(network) and arguments(other) == arguments(network) and other.dtype == network.dtype
+    assert [m.training for m in other.modules()] == [m.training for m in network.modules()]
+    assert [(n, p.requires_grad) for n, p in other.named_parameters()] == [
+        (n, p.requires_grad) for n, p in network.named_parameters()
+    ]
+    assert other.is_gradient_checkpointing == network.is_gradient_checkpointing
+    with evaluating(network), evaluating(other):
+        want = result(network)
+        assert same(result(other), want)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1.5)
+        assert not same(result(other), want) and same(result(network), want) and not last.requires_grad
+
+
+def test_an_optimiser_goes_on_in_a_pickle():
+    """Parameters under spectral norm are the same objects in the copy of the network and of the optimiser."""
+    network = made("biggan-D", training=True)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    network, optimiser = unpickled((network, optimiser))
+    assert all(a is b for a, b in zip(network.parameters(), optimiser.param_groups[0]["params"], strict=True))
+
+
+@pytest.mark.parametrize("way", ["sequential", "model", "leaf_level"])
+def test_offloaded_networks_are_not_copied(network, way, tmp_path):
+    offload(network, way, tmp_path)
+    for make_copy in COPIES.values():
+        with pytest.raises(ValueError, match=f"cannot copy {type(network).__name__} while it is offloaded"):
+            make_copy(network)
+
+
+def test_diffusers_own_average_of_weights(network, tmp_path):
+    average = EMAModel(network.parameters(), decay=0.5, model_cls=type(network), model_config=network.config)
+    for _ in range(2):  # the first step takes all of the new weights
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.02)
+        average.step(network.parameters())
+    average.save_pretrained(tmp_path)
+    loaded = EMAModel.from_pretrained(tmp_path, type(network))
+    assert same(loaded.shadow_params, average.shadow_params)
+    loaded.store(network.parameters())
+    trained = result(network)  # what is cached now is of other weights
+    loaded.copy_to(network.parameters())  # writes through `.data`
+    fresh = type(network).from_config(network.config).eval()
+    fresh.load_state_dict(network.state_dict())
+    assert same([p.detach() for p in fresh.parameters()], average.shadow_params)
+    assert same(result(network), result(fresh)) and not same(trained, result(fresh))
+    loaded.restore(network.parameters())
+    assert same(result(network), trained)
+
+
+# ---------------------------------------------------------------------------------------------- gradient checkpointing
+
+
+def gradients(network: Network, given: list, **options) -> tuple[torch.Tensor, dict, dict]:
+    """Pictures, the gradients that a loss of them leaves, and buffers afterwards."""
+    torch.manual_seed(0)  # of noise that has no generator
+    options |= {"generator": [seeded(3), seeded(4)]} if options.get("noise_mode") == "random" else {}
+    drawn = network(*given, **options)
+    (drawn.square().mean() + drawn[:, 0].mean()).backward()
+    found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return drawn.detach(), found, {name: b.clone() for name, b in network.named_buffers()}
+
+
+CASES = [(f"{name}-G", {}) for name in GENERATORS]
+CASES += [(f"{name}-G", {"noise_mode": "random"}) for name in ("mobile", "stylegan2")]
+
+
+@pytest.mark.parametrize("trained", ["all", "last block", "w"])
+@pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
+@pytest.mark.parametrize("name, options", CASES)
+def test_checkpointed_gradients_are_the_same(name, options, training, trained):
+    found = []
+    for checkpointing in (False, True):
+        network, given = made(name, training=training), inputs(made(name))
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+            assert network.is_gradient_checkpointing
+        network.requires_grad_(trained == "all")
+        block = [module for path, module in network.named_modules() if re.search(r"(^|\.)b\d+$", path)][-1]
+        block.requires_grad_(trained != "w")
+        given[0].requires_grad_(trained == "w")
+        found.append((*gradients(network, given, **options), given[0].grad))
+    (drawn, grads, buffers, at_input), (drawn2, grads2, buffers2, at_input2) = found
+    assert torch.equal(drawn, drawn2) and grads.keys() == grads2.keys() and (trained == "w" or len(grads) > 2)
+    for a, b in [*((grads[k], grads2[k]) for k in grads), *([(at_input, at_input2)] if trained == "w" else [])]:
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # promised; the same numbers are computed in the same order
+    assert all(torch.equal(buffers[k], buffers2[k]) for k in buffers)  # statistics learn once a step
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_checkpointed_gradients_of_adapters_that_no_longer_act(name, perturbed):
+    """A look acts in a block that is left before the backward pass; a frozen base may overwrite features meanwhile."""
+    found = []
+    for checkpointing in (False, True):
+        network, given = made(f"{name}-G"), inputs(made(f"{name}-G"))
+        network.requires_grad_(False)
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        paths = [path for path, layer in adaptable_layers(network) if layer.role in LeFTAdapter.roles]
+        adapter = perturbed(LeFTAdapter.for_model(network, target_modules=paths[-3:]), std=0.2)  # of late layers alone
+        bank = AdapterBank(network)
+        bank.add("look", adapter)
+        adapter.requires_grad_(True)
+        with bank.using({"look": 1.0}):
+            drawn = network(*given)
+        bank.activate({})
+        drawn.square().mean().backward()
+        found.append({name: p.grad for name, p in adapter.named_parameters()})
+    plain, checkpointed = found
+    assert all(g.any() for g in plain.values())
+    for key in plain:
+        torch.testing.assert_close(plain[key], checkpointed[key], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sngan-G", "biggan-G"])
+def test_statistics_learn_from_each_forward_pass_and_from_no_backward_pass(name):
+    found = []
+    for checkpointing in (False, True):
+        network = made(name, training=True)
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        first, second = (network(*inputs(network, seed=seed)).square().mean() for seed in (0, 1))
+        first.backward()  # of the pass before the last
+        seen = [*(p.grad.clone() for p in network.parameters()), *(b.clone() for b in network.buffers())]
+        second.backward()
+        found.append([*seen, *(p.grad for p in network.parameters()), *network.buffers()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_checkpointing_has_second_derivatives():
+    """Path length regularisation (arXiv 1912.04958 §3.2) differentiates a gradient."""
+    found = []
+    for checkpointing in (False, True):
+        network = made("stylegan2-G")
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        ws = network.map_latents(*inputs(network)).detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(network(ws, latent_space="w+").square().sum(), ws, create_graph=True)
+        slope.square().mean().backward()
+        found.append([p.grad for p in network.synthesis.parameters() if p.grad is not None])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # sums of gradients in another order
+
+
+def test_a_checkpoint_of_ones_own_and_its_end():
+    network, calls = made("sngan-G", training=True), []
+
+    def counted(block, *args):
+        calls.append(block)
+        return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=True)
+
+    (latents,) = inputs(network)
+    plain = gradients(network, [latents.requires_grad_(True)])[1]
+    network.zero_grad()
+    network.load_state_dict(made("sngan-G").state_dict())
+    network.enable_gradient_checkpointing(counted)
+    own = gradients(network, [latents])[1]
+    assert len(calls) == 2 and all(torch.allclose(plain[k], own[k], rtol=0, atol=1e-6) for k in plain)
+    network.disable_gradient_checkpointing()
+    network(latents)
+    assert len(calls) == 2 and not network.is_gradient_checkpointing
+    network.enable_gradient_checkpointing(counted)
+    with torch.no_grad():
+        network(latents)
+    assert len(calls) == 2  # nothing to compute again
+    with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+        made("sngan-D").enable_gradient_checkpointing()
+
+
+LARGER = {  # several blocks of about the same memory
+    "mobile": lambda: MobileStyleGANGenerator((32, 32, 32, 32), 16, 16, 2),
+    "stylegan2": lambda: StyleGAN2Generator(64, 2048, 32, 16, 16, 2),
+    "sngan": lambda: SNGANGenerator(16, 8, 64),
+    "biggan": lambda: BigGANGenerator((16, 16, 16, 16, 16), 2, 4, 8, 3),
+    "gp_gan": lambda: GPGANGenerator((16, 16, 16, 16, 16, 16), 2, 3, 8, 4),
+    "tailored": lambda: TailoredGenerator((16, 16, 16), 2, style_blocks=2, z_dim=8, style_dim=8, mapping_layers=2),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_checkpointing_holds_less(name):
+    network = LARGER[name]().train()
+    given = inputs(network, 4)
+
+    def peak() -> int:
+        network.zero_grad()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
+            network(*given).square().mean().backward()
+        events = [event for event in run.profiler.kineto_results.events() if event.name() == "[memory]"]
+        sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+        return max(itertools.accumulate(sizes))
+
+    peak()  # what is made once
+    usual = peak()
+    network.enable_gradient_checkpointing()
+    assert peak() < 0.9 * usual  # 0.64 to 0.85 of it: the widest block is held whole
+
+
 # -------------------------------------------------------------------------------------------------------- the pipeline
 
 JUDGES = {"mobile": "projected", "stylegan2": "stylegan2", "sngan": "sngan", "biggan": "biggan", "gp_gan": "gp_gan"}
@@ -494,3 +739,133 @@ def test_adapters_follow_the_generators_device(pipe, look, monkeypatch):
     drawn = pipe.generator(latents.to("meta"), *labels)
     assert drawn.is_meta and drawn.shape[1:] == (3, pipe.generator.resolution, pipe.generator.resolution)
     assert {tensor.device.type for tensor in look.parameters()} == {"meta"}
+
+
+# ------------------------------------------------------------------------------------- pipelines: copies and from_pipe
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_of_a_pipeline_are_whole_and_its_own(pipe, look, way, perturbed):
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(pipe.generator), seed=1, std=0.2), "other")
+    pipe.set_adapters(["look", "other"], [0.7, 0.5])
+    want, base, alone = draw(pipe), draw(pipe, adapter_names="__base__"), draw(pipe, adapter_names="look")
+    cached = pipe.bank.cached_bytes()
+    twin = COPIES[way](pipe)
+    assert twin.bank.model is twin.generator is not pipe.generator and dict(twin.config) == dict(pipe.config)
+    assert twin.get_list_adapters() == ["look", "other"] == twin.active_adapters() and twin.bank.cached_bytes() == 0
+    assert torch.equal(draw(twin), want) and torch.equal(draw(twin, adapter_names="__base__"), base)
+    assert torch.equal(draw(twin, adapter_names="look"), alone) and twin.bank.cached_bytes() == cached
+    twin.load_adapter(look, "again")  # known by its weights
+    with torch.no_grad():
+        for parameter in twin.bank.adapters["look"].parameters():
+            parameter.mul_(1.5)
+        for parameter in twin.generator.parameters():
+            parameter.mul_(1.5)
+    twin.set_adapters([])
+    twin.delete_adapters("other")
+    assert not torch.equal(draw(twin), base)
+    assert torch.equal(draw(pipe), want) and torch.equal(draw(pipe, adapter_names="look"), alone)
+    pipe.delete_adapters(["look", "other"])
+    assert torch.equal(draw(pipe), base) and twin.get_list_adapters() == ["look", "again"]
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_of_a_fused_pipeline_can_be_undone(way):
+    pipe = piped("gp_gan")
+    base = draw(pipe)
+    adapter = LeFTAdapter.for_model(pipe.generator)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.1)
+    pipe.load_adapter(adapter, "look")
+    want = draw(pipe)
+    pipe.fuse_adapters()
+    fused = draw(pipe)
+    twin = COPIES[way](pipe)
+    assert torch.equal(draw(twin), fused)
+    twin.unfuse_adapters()
+    assert torch.equal(draw(twin), want) and torch.equal(draw(twin, adapter_names="__base__"), base)
+    assert torch.equal(draw(pipe), fused)
+    pipe.generator.to_rgb.weight.data.mul_(1.5)
+    with pytest.raises(ValueError, match="written to while adapters were fused"):
+        COPIES[way](pipe).unfuse_adapters()
+
+
+def test_a_copy_of_a_cast_pipeline_knows_the_stored_weights(tmp_path):
+    pipe = piped("gp_gan")
+    adapter = LeFTAdapter.for_model(pipe.generator)
+    pipe.save_pretrained(tmp_path)
+    cast = FewShotGAN.from_pretrained(tmp_path, dtype=torch.bfloat16)  # of weights that bfloat16 cannot hold
+    for twin in (copy.deepcopy(cast), unpickled(cast), FewShotGAN.from_pipe(cast), cast.to("cpu"), cast.to(torch.half)):
+        twin.load_adapter(copy.deepcopy(adapter), "look")
+        twin.delete_adapters("look")
+    cast.generator.to(memory_format=torch.channels_last)  # moves weights, as offloading to a GPU does
+    cast.enable_sequential_cpu_offload(device="cpu")
+    draw(cast)
+    cast.load_adapter(adapter, "look")
+    cast.remove_all_hooks()
+    cast.load_adapter(copy.deepcopy(adapter), "again")
+    with torch.no_grad():
+        next(cast.generator.parameters()).add_(1)
+    with pytest.raises(ValueError, match="fingerprint"):
+        cast.load_adapter(copy.deepcopy(adapter), "a third")
+
+
+def test_the_adapted_generator_alone_is_copied_as_it_is(pipe, look):
+    given = inputs(pipe.generator)
+    with torch.no_grad():
+        want = pipe.generator(*given)
+        twins = [make(pipe.generator) for make in COPIES.values()]
+        pipe.set_adapters([])
+        assert not torch.equal(pipe.generator(*given), want)
+        assert all(torch.equal(twin(*given), want) for twin in twins)
+
+
+def test_from_pipe_shares_networks_and_adapters(pipe, look):
+    want, base = draw(pipe), draw(pipe, adapter_names="__base__")
+    pipe.base_name = "ffhq"
+    new = FewShotGAN.from_pipe(pipe, truncation_psi=0.9)
+    assert all(new.components[name] is part for name, part in pipe.components.items())
+    assert new.config.truncation_psi == 0.9 and new.base_name == "ffhq" and new.bank is not pipe.bank
+    assert new.get_list_adapters() == ["look"] == new.active_adapters()
+    psi = {"truncation_psi": pipe.config.truncation_psi}
+    assert torch.equal(draw(new, **psi), want)
+    new.set_adapters([])
+    assert torch.equal(draw(new, **psi), base) and torch.equal(draw(pipe), want)  # each has its own look
+    pipe.delete_adapters("look")
+    assert torch.equal(draw(pipe), base) and torch.equal(draw(new, adapter_names="look", **psi), want)
+    assert torch.equal(draw(FewShotGAN(**pipe.components)), base)
+
+
+def test_from_pipe_casts_only_when_asked(pipe):
+    pipe.to(torch.bfloat16)
+    assert FewShotGAN.from_pipe(pipe).dtype == torch.bfloat16
+    assert FewShotGAN.from_pipe(pipe, torch_dtype=torch.float32).dtype == torch.float32
+
+
+def test_from_pipe_with_other_parts(pipe, look):
+    other = type(pipe.generator).from_config(pipe.generator.config)
+    new = FewShotGAN.from_pipe(pipe, generator=other, discriminator=None)
+    assert new.generator is other and new.discriminator is None and new.get_list_adapters() == []
+
+    class Subclass(type(pipe.generator)):
+        """As users derive one."""
+
+    derived = FewShotGAN(Subclass.from_config(pipe.generator.config))
+    assert FewShotGAN.from_pipe(derived).generator is derived.generator
+
+
+def test_from_pipe_of_what_cannot_be_shared(pipe, look):
+    pipe.fuse_adapters() if not any(m.demodulation == "spectral" for _, m in adaptable_layers(pipe.generator)) else None
+    if pipe.bank.fused is not None:
+        with pytest.raises(ValueError, match="cannot share the generator while 'look' is fused"):
+            FewShotGAN.from_pipe(pipe)
+    with pytest.raises(ValueError, match="expected"):
+        FewShotGAN.from_pipe(DDPMPipeline(None, None))
+
+
+def test_parts_are_annotated_as_diffusers_reads_them():
+    types = FewShotGAN._get_signature_types()
+    assert {type(made(f"{name}-G")) for name in GENERATORS} == set(types["generator"])
+    judges = {type(made(f"{name}-D")) for name in DISCRIMINATORS}
+    assert judges == {*types["discriminator"], *types["projected_discriminator"]} - {type(None)}

@@ -6,7 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from .models.network import evaluating
+from .adapters.copies import share
+from .models.network import evaluating, settle_dtype
 from .models.offloading import execution_device
 
 
@@ -19,6 +20,36 @@ class NetworkPipeline(DiffusionPipeline):
                 module.eval()
         super().register_modules(**modules)
 
+    def __getstate__(self) -> dict:  # for copies and pickles, which cannot hold what torch.compile made
+        return {**self.__dict__, "_compiled": None}
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "NetworkPipeline":
+        """A pipeline of the same networks, which take no more memory, and with the same adapters.
+
+        Adapters are shared as networks are; which of them act is each pipeline's own. With another `generator=` there
+        are none: adapters belong to the network they were made for.
+
+        Args:
+            pipeline: whose parts are taken.
+            kwargs: parts and settings that replace its own, and `dtype`, to which the shared networks are cast; None:
+                as they are (diffusers casts to float32).
+
+        Raises:
+            ValueError: it has no generator, or its adapters are fused.
+        """
+        bank = getattr(pipeline, "bank", None)
+        if bank is not None:
+            bank.refuse_while_fused("share the generator")
+        kwargs["dtype"] = settle_dtype(kwargs) or pipeline.dtype
+        names, _ = cls._get_signature_keys(cls)  # by name: of classes that derive from ours diffusers takes none
+        parts = {name: part for name, part in pipeline.components.items() if name in names}
+        new = super().from_pipe(pipeline, **{**parts, **kwargs})
+        if bank is not None and new.generator is pipeline.generator:
+            new.base_name = pipeline.base_name
+            share(bank, new.bank)
+        return new
+
     @property
     def _execution_device(self) -> torch.device:
         """Where the generator computes, also while it is offloaded."""
@@ -26,14 +57,24 @@ class NetworkPipeline(DiffusionPipeline):
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None):
         """As in diffusers; "cpu" works too, with weights that come and go: to see what offloading does."""
+        known = self.bank.known_fingerprint()
         if device is None or torch.device(device).type != "cpu":
-            return super().enable_sequential_cpu_offload(gpu_id, device)
-        from accelerate import cpu_offload
+            super().enable_sequential_cpu_offload(gpu_id, device)
+        else:  # not by diffusers, whose cpu:0 is another device to accelerate
+            from accelerate import cpu_offload
 
-        self.remove_all_hooks()
-        for part in self.components.values():
-            if isinstance(part, nn.Module):  # not by diffusers, whose cpu:0 is another device to accelerate
-                cpu_offload(part, torch.device("cpu"))
+            self.remove_all_hooks()
+            for part in self.components.values():
+                if isinstance(part, nn.Module):
+                    cpu_offload(part, torch.device("cpu"))
+        if known is not None:
+            self.bank.remember_fingerprint(known)
+
+    def remove_all_hooks(self) -> None:
+        known = self.bank.known_fingerprint()
+        super().remove_all_hooks()
+        if known is not None:
+            self.bank.remember_fingerprint(known)
 
 
 def drawing(method):

@@ -24,6 +24,8 @@ from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_base
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
 from .latents import check_latents
+from .methods.projected import ProjectedDiscriminator
+from .models import AnyDiscriminator, AnyGenerator
 from .models.network import settle_dtype
 from .models.offloading import is_offloaded
 from .models.plain import PlainGenerator, check_labels
@@ -71,7 +73,11 @@ class FewShotGAN(NetworkPipeline):
     model_cpu_offload_seq = "generator"
 
     def __init__(
-        self, generator, discriminator=None, projected_discriminator=None, truncation_psi: float | None = None
+        self,
+        generator: AnyGenerator,
+        discriminator: AnyDiscriminator | None = None,
+        projected_discriminator: ProjectedDiscriminator | None = None,
+        truncation_psi: float | None = None,
     ):
         super().__init__()
         if truncation_psi is None:
@@ -784,7 +790,8 @@ class FewShotGAN(NetworkPipeline):
 
     def to(self, *args, **kwargs) -> "FewShotGAN":
         """Move to a device and/or dtype, loaded adapters with it (they keep float32)."""
-        cast = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
+        others = [value for value in (*args, *kwargs.values()) if value != self.generator.dtype]
+        cast = any(isinstance(value, torch.dtype) for value in others)
         kept = self.bank.fingerprint() if cast and self.bank.fused is None else None  # adapters know the stored weights
         super().to(*args, **kwargs)
         self.bank.to(self._execution_device)

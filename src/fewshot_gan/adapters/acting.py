@@ -31,6 +31,9 @@ class LayerBlend(Adaptation):
         self._kept: tuple | None = None  # stamp and value, which other threads must see together
         self._value, self._bytes = None, 0
 
+    def __getstate__(self) -> dict:  # a copy has other tensors, for which nothing is cached
+        return {**self.__dict__, "_kept": None, "_value": None, "_bytes": 0, "ledger": [0]}
+
     def blends(self) -> list["LayerBlend"]:
         return [self]
 

@@ -19,6 +19,7 @@ from ..utils.locks import SharedLock
 from .acting import LayerBlend, RowBlend, RowVectors, bookkeeping
 from .base import Adapter, Factors, LayerSpec, fingerprint
 from .blend import BlendAdapter
+from .copies import bank_state, restore_bank
 
 BASE = "__base__"  # the unadapted generator, wherever an adapter may be named
 CACHE_BYTES = 512 * 2**20  # effective weights kept of looks besides the one that acts
@@ -59,8 +60,10 @@ class AdapterBank:
         self._unwritten: dict[str, LayerBlend] = {}  # while fused: what acts beside the weights
         self._originals: dict[str, tuple] = {}
         self._fused_stamp: tuple | None = None  # of what `fuse` wrote; None while it writes, so that it can be undone
-        self._fingerprint: tuple = (None, None)
+        self._fingerprint: tuple | None = None  # stamps of the weights, and theirs
         self._install()
+
+    __getstate__, __setstate__ = bank_state, restore_bank
 
     def add(self, name: str, adapter: Adapter, replace: bool = False) -> None:
         """Load `adapter` under `name` without activating it.
@@ -112,14 +115,30 @@ class AdapterBank:
 
     def fingerprint(self) -> str:
         """`fingerprint(model)`, computed anew only after a weight changed."""
-        stamp = stamped(list(self.model.state_dict(keep_vars=True).values()))
-        if stamp is None or stamp != self._fingerprint[0]:
-            self.remember_fingerprint(fingerprint(self.model))
+        if (known := self.known_fingerprint()) is None:
+            known = fingerprint(self.model)
+            self.remember_fingerprint(known)
+        return known
+
+    def known_fingerprint(self) -> str | None:
+        """The fingerprint, if it need not be computed."""
+        if self._fingerprint is None or (stamp := self._weights_stamp()) is None or stamp != self._fingerprint[0]:
+            return None
         return self._fingerprint[1]
 
     def remember_fingerprint(self, value: str) -> None:
         """Take `value` for the fingerprint until a weight changes: that of the weights before they were cast."""
-        self._fingerprint = stamped(list(self.model.state_dict(keep_vars=True).values())), value
+        self._fingerprint = self._weights_stamp(), value
+
+    def _weights_stamp(self) -> tuple | None:
+        """See `stamped`. After a cast no fingerprint of the weights as stored can be computed: then moves count not."""
+        if self.model.dtype == torch.float32:
+            return stamped(list(self.model.state_dict(keep_vars=True).values()))
+        parameters = list(self.model.parameters())
+        if any(parameter.is_meta for parameter in parameters):
+            return ()  # offloaded: nobody writes to them
+        stamps = stamped(parameters)
+        return None if stamps is None else tuple((id(p), *s[2:]) for p, s in zip(parameters, stamps[1:], strict=True))
 
     @staticmethod
     def _way_out(adapter: Adapter) -> str:

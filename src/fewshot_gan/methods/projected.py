@@ -12,8 +12,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from ..models.network import Network, answer
+from ..models.pickling import Picklable
 
 WIDTH = 64
+
+
+class HeadConv(Picklable, nn.Conv2d):
+    """A convolution whose spectral norm may be pickled."""
 
 
 class LevelHead(nn.Module):
@@ -29,9 +34,9 @@ class LevelHead(nn.Module):
         self.register_buffer("projection", torch.randn(WIDTH, channels, 1, 1) / channels**0.5)
         self.register_buffer("level_std", torch.ones([]))
         self.convs = nn.ModuleList(
-            spectral_norm(nn.Conv2d(WIDTH, WIDTH, 4, stride=2, padding=1)) for _ in range(num_convs)
+            spectral_norm(HeadConv(WIDTH, WIDTH, 4, stride=2, padding=1)) for _ in range(num_convs)
         )
-        self.to_logit = spectral_norm(nn.Conv2d(WIDTH, 1, 1))
+        self.to_logit = spectral_norm(HeadConv(WIDTH, 1, 1))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:  # [B, C, H, W] -> maps, then [B, H', W'] logits
         x, maps = F.conv2d(x, self.projection / self.level_std), []

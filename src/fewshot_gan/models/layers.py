@@ -21,6 +21,7 @@ from ..ops.kept import contents_checked, kept
 from ..ops.times import tracked
 from .network import answer
 from .offloading import fetched, handed_out, is_offloaded
+from .pickling import Picklable
 
 
 class EffectiveWeight(NamedTuple):
@@ -68,7 +69,7 @@ def adapted(adaptations: Mapping["AdaptableLayer", Adaptation | None]):
         _adaptations.reset(token)
 
 
-class AdaptableLayer(nn.Module):
+class AdaptableLayer(Picklable):
     """A module that owns a `weight` (and perhaps a `bias`) and computes with an *effective* weight.
 
     Adapters are functions on weights: `effective()`, the one call in the layer's forward, returns what the acting
@@ -244,6 +245,8 @@ def mix_styles(ws_a: torch.Tensor, ws_b: torch.Tensor, crossover: int | torch.Te
 
 class StyleGenerator:
     """`forward` of the StyleGAN family; the generator itself makes `mapping`, `synthesis`, `num_ws` and `w_dim`."""
+
+    _supports_gradient_checkpointing = True
 
     @one_pass
     def forward(

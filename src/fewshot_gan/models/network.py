@@ -1,6 +1,6 @@
 """What generators and discriminators of this package share: how they are built from a config, loaded, and answer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,9 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import get_device
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from .offloading import refuse_offloaded
+from .offloading import refuse_hooks, refuse_offloaded
 
 ALIGNMENT = 64  # bytes; where torch's own tensors begin
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")  # of a device_map, as accelerate names them
@@ -92,11 +93,31 @@ class Network(ModelMixin, ConfigMixin):
         refuse_offloaded(self, "save")
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    def __getstate__(self) -> dict:
+        refuse_hooks(self, "copy")
+        return super().__getstate__()
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
+        """Compute the features inside each block of a generator again in the backward pass, to hold less meanwhile.
+
+        Args:
+            gradient_checkpointing_func: of a block and its inputs; None: torch's, not the reentrant kind.
+
+        Raises:
+            ValueError: a discriminator, which has no such blocks.
+        """
+        super().enable_gradient_checkpointing(gradient_checkpointing_func or _recompute)
+
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         # diffusers notes arguments given by position as left out, and would build the default network from the config
         given = {name: value for name, value in config_dict.items() if name != "_use_default_values"}
         return super().extract_init_dict(given, **kwargs)
+
+
+def _recompute(block: Callable, *args):
+    """torch's checkpoint of the kind that works with frozen parameters and second derivatives; pickles know it."""
+    return checkpoint(block, *args, use_reentrant=False)
 
 
 def settle_dtype(options: dict) -> torch.dtype | Mapping | None:

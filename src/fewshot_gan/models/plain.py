@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..ops import RowWeights, bias_act, by_rows, conv2d
+from .checkpointing import Checkpointed
 from .layers import AdaptableLayer, EffectiveWeight, block_resolution
 from .network import answer
 from .offloading import fetched
@@ -263,7 +264,7 @@ def check_labels(labels: torch.Tensor | None, batch: int, num_classes: int | Non
     return labels.long()
 
 
-class PlainGenerator:
+class PlainGenerator(Checkpointed):
     """`forward` of generators that start from z alone; they make `z_dim`, `resolution`, `num_classes`, `stem`, `body`.
 
     `stem(z, labels)` gives the first feature map, `body(map, z, labels)` the picture: what feature-level augmentation
@@ -271,6 +272,7 @@ class PlainGenerator:
     """
 
     num_classes: int | None = None
+    _supports_gradient_checkpointing = True
 
     def forward(self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool | None = None):
         """Generate images.

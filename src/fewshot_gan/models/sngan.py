@@ -62,7 +62,7 @@ class SNGANGenerator(PlainGenerator, Network):
 
     def body(self, x, z=None, labels=None):  # [B, C, 4, 4] -> [B, 3, R, R]
         for res in self.resolutions:
-            x = getattr(self, f"b{res}")(x)
+            x = self.run(getattr(self, f"b{res}"), x)
         return torch.tanh(self.to_rgb(F.relu(self.norm(x))))
 
 

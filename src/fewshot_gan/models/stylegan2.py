@@ -13,6 +13,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..ops import Act, bias_act, modulated_conv2d, scaled, setup_filter
+from .checkpointing import Checkpointed
 from .layers import (
     AdaptableLayer,
     BiasAct,
@@ -162,7 +163,7 @@ class SynthesisBlock(AdaptableLayer):
         return x, rgb if image is None else self.upsample(image) + rgb
 
 
-class SynthesisNetwork(nn.Module):
+class SynthesisNetwork(Checkpointed, nn.Module):
     """ws → image: blocks `b4`, `b8`, … `b{resolution}`."""
 
     def __init__(self, resolution, channel_base, channel_max, w_dim, conv_clamp=None):
@@ -179,7 +180,7 @@ class SynthesisNetwork(nn.Module):
         for res in self.resolutions:
             block = getattr(self, f"b{res}")
             # a block's RGB and the next block's first convolution share one entry of ws
-            x, image = block(x, image, ws[:, i : i + block.num_convs + 1], noise_mode, generator)
+            x, image = self.run(block, x, image, ws[:, i : i + block.num_convs + 1], noise_mode, generator)
             features[f"b{res}"] = x
             i += block.num_convs
         return (image, features) if return_features else image

@@ -257,10 +257,10 @@ class TailoredGenerator(PlainGenerator, Network):
     def body(self, x, z, labels=None):  # [B, C, 4, 4], [B, z_dim] -> [B, 3, R, R]
         style = self.mapping(z)
         for res in self.style_resolutions:
-            x = getattr(self, f"b{res}")(x, style)
+            x = self.run(getattr(self, f"b{res}"), x, style)
         x = self.matcher(x)
         for res in self.kept_resolutions:
-            x = getattr(self, f"b{res}")(up(x))
+            x = self.run(getattr(self, f"b{res}"), up(x))
         return torch.tanh(self.to_rgb(act(x)))
 
     def layer_resolution(self, path: str) -> int:
