@@ -183,8 +183,8 @@ def test_one_dtype_under_two_names(tmp_path):
     assert loaded.dtype == torch.float16
     with pytest.raises(ValueError, match="dtype=torch.float16 and torch_dtype=torch.float32 are two names"):
         type(network).from_pretrained(tmp_path, dtype=torch.float16, torch_dtype=torch.float32)
-    for wrong in ("fp16", torch.int64):
-        with pytest.raises(ValueError, match="give a floating-point torch.dtype"):
+    for wrong in ("fp16", torch.int64, torch.float8_e4m3fn):
+        with pytest.raises(ValueError, match="give one of torch.float16, torch.bfloat16, torch.float32, torch.float64"):
             type(network).from_pretrained(tmp_path, torch_dtype=wrong)
 
 
@@ -214,6 +214,13 @@ def test_fresh_weights_of_half_precision_are_those_of_float32(name, dtype):
             weight = layer.stored()[0].detach().flatten(1).float()
             gram = weight @ weight.T if len(weight) <= weight.shape[1] else weight.T @ weight
             assert (gram - torch.eye(len(gram))).abs().max() < 4 * torch.finfo(dtype).eps
+
+
+def test_layerwise_casting_says_no(network):
+    before = result(network)
+    with pytest.raises(ValueError, match="does not cast layer by layer: adapters act on the stored weights"):
+        network.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    assert same(result(network), before)
 
 
 def test_loading_info(network, tmp_path):
@@ -649,7 +656,7 @@ def test_a_pipeline_takes_a_dtype_for_each_part_and_no_two(tmp_path):
     assert FewShotGAN.from_pretrained(tmp_path, dtype=torch.half, torch_dtype=torch.half).dtype == torch.half
     with pytest.raises(ValueError, match="two names of one option"):
         FewShotGAN.from_pretrained(tmp_path, dtype=torch.half, torch_dtype=torch.float32)
-    with pytest.raises(ValueError, match="dtype='half': give a floating-point torch.dtype"):
+    with pytest.raises(ValueError, match="dtype='half': give one of torch.float16"):
         FewShotGAN.from_pretrained(tmp_path, dtype="half")
 
 

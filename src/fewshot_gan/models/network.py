@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .offloading import refuse_hooks, refuse_offloaded
 
 ALIGNMENT = 64  # bytes; where torch's own tensors begin
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that networks compute in
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")  # of a device_map, as accelerate names them
 
 
@@ -61,7 +62,7 @@ class Network(ModelMixin, ConfigMixin):
         A `device_map` by a strategy, e.g. "auto", places the whole network on one device: it is small.
 
         Raises:
-            ValueError: the two differ, it is no floating-point `torch.dtype`, or a device map has "disk".
+            ValueError: the two differ, networks do not compute in it, or a device map has "disk".
         """
         dtype = settle_dtype(kwargs)
         places = kwargs.get("device_map")
@@ -108,6 +109,17 @@ class Network(ModelMixin, ConfigMixin):
         """
         super().enable_gradient_checkpointing(gradient_checkpointing_func or _recompute)
 
+    def enable_layerwise_casting(self, *args, **kwargs) -> None:
+        """Not here: adapters are functions of the weights as stored, and would be of rounded ones.
+
+        Raises:
+            ValueError: always; the message says what to do instead.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not cast layer by layer: adapters act on the stored weights, which 8 bits "
+            "would round, and they are few; load it with dtype=torch.float16 or torch.bfloat16"
+        )
+
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         # diffusers notes arguments given by position as left out, and would build the default network from the config
@@ -127,15 +139,15 @@ def settle_dtype(options: dict) -> torch.dtype | Mapping | None:
         A dtype, of pipelines also one per component by name, or None.
 
     Raises:
-        ValueError: the two differ, or one is no floating-point `torch.dtype`.
+        ValueError: the two differ, or networks do not compute in one of them.
     """
     dtype, torch_dtype = options.pop("dtype", None), options.pop("torch_dtype", None)
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
         raise ValueError(f"dtype={dtype} and torch_dtype={torch_dtype} are two names of one option; give one of them")
     dtype = torch_dtype if dtype is None else dtype
     for value in dtype.values() if isinstance(dtype, Mapping) else [] if dtype is None else [dtype]:
-        if not isinstance(value, torch.dtype) or not value.is_floating_point:
-            raise ValueError(f"dtype={value!r}: give a floating-point torch.dtype, e.g. torch.float16")
+        if value not in DTYPES:
+            raise ValueError(f"dtype={value!r}: give one of {', '.join(map(str, DTYPES))}")
     return dtype
 
 
