@@ -601,9 +601,10 @@ def _check_pushable(folder: Path) -> list[str]:
     """Patterns of the files that belong to what `folder` holds, once they are known to be whole."""
     found = []
     if (index := folder / "model_index.json").is_file():
-        parts = [name for name, value in _read_json(index).items() if isinstance(value, list) and value[0]]
-        patterns = ["model_index.json", "README.md", "images/*.png"]
-        patterns += [f"{name}/*.{end}" for name in parts for end in ("json", "safetensors")]
+        listed = {name: value for name, value in _read_json(index).items() if isinstance(value, list) and value[0]}
+        parts = [name for name in listed if not name.startswith("_")]
+        patterns = ["model_index.json", "README.md", "images/*.png", "pipeline.py"]
+        patterns += [f"{name}/{files}" for name in parts for files in ("*.json", "*.safetensors", "fewshot_gan.py")]
         weights = {name: list((folder / name).glob("*.safetensors")) for name in parts}
     elif found := _adapters_in(folder):
         patterns = ["README.md", *cards.PUBLISHED] if folder in found else ["README.md"]

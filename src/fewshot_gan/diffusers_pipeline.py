@@ -7,6 +7,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from .adapters.copies import share
+from .loader import without_code
 from .models.network import evaluating, settle_dtype
 from .models.offloading import execution_device
 
@@ -22,6 +23,23 @@ class NetworkPipeline(DiffusionPipeline):
 
     def __getstate__(self) -> dict:  # for copies and pickles, which cannot hold what torch.compile made
         return {**self.__dict__, "_compiled": None}
+
+    _base_name: str | None = None
+
+    @property
+    def base_name(self) -> str | None:
+        """What the base was loaded by: embedded name, folder or Hub repo id; None of networks made here."""
+        return self._base_name or self.config.get("_name_or_path")
+
+    @base_name.setter
+    def base_name(self, name: str | None) -> None:
+        self._base_name = name
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        """As in diffusers; with it `from_pretrained` runs no file of a base."""
+        loaded = super().load_config(*args, **kwargs)
+        return without_code(loaded) if isinstance(loaded, dict) else loaded
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "NetworkPipeline":
@@ -48,6 +66,8 @@ class NetworkPipeline(DiffusionPipeline):
         if bank is not None and new.generator is pipeline.generator:
             new.base_name = pipeline.base_name
             share(bank, new.bank)
+        else:
+            new.register_to_config(_name_or_path=None)
         return new
 
     @property

@@ -12,7 +12,6 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
-from diffusers.pipelines import pipeline_loading_utils
 from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
 from safetensors import safe_open
@@ -24,19 +23,14 @@ from .hub import PUSH_OPTIONS, adapter_folders, embedded_adapters, embedded_base
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
 from .latents import check_latents
+from .loader import finish_base
 from .methods.projected import ProjectedDiscriminator
 from .models import AnyDiscriminator, AnyGenerator
 from .models.network import settle_dtype
 from .models.offloading import is_offloaded
 from .models.plain import PlainGenerator, check_labels
 from .ops import dispatch
-from .utils.files import replace_text
 from .utils.random import seeded
-
-# model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
-pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
-    "fewshot_gan", {"ModelMixin": ["save_pretrained", "from_pretrained"]}
-)
 
 HUB_OPTIONS = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"}
 CARD_FACES = 6  # pictures per row on the card of an adapter
@@ -87,7 +81,7 @@ class FewShotGAN(NetworkPipeline):
         )
         self.register_to_config(truncation_psi=truncation_psi)
         self.bank = AdapterBank(generator)
-        self.base_name: str | None = None
+        self._base_name: str | None = None
         self._compiled = None  # the generator as `compile` made it
 
     @classmethod
@@ -707,6 +701,8 @@ class FewShotGAN(NetworkPipeline):
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Write the base: `model_index.json`, `generator/`, `discriminator/`. With fused adapters, the fused one.
 
+        Small Python files beside them let plain `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)` load it.
+
         Args:
             save_directory: folder, made if needed.
             kwargs: diffusers' own, and `push_to_hub`, `repo_id` and the options of `push_to_hub`.
@@ -724,10 +720,7 @@ class FewShotGAN(NetworkPipeline):
         push_options = {k: kwargs.pop(k) for k in PUSH_OPTIONS if k in kwargs}
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
-        for path in (folder / "model_index.json", *(folder / name / "config.json" for name in self.components)):
-            if path.is_file():  # diffusers notes where it was loaded from, a folder of this machine
-                kept = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
-                replace_text(path, json.dumps(kept, indent=2) + "\n")
+        finish_base(folder, self)
         if push_to_hub:
             variant = kwargs.get("variant")
             self.push_to_hub(repo_id or folder.absolute().name, adapter_name=BASE, variant=variant, **push_options)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -85,6 +86,7 @@ class Network(ModelMixin, ConfigMixin):
                 tensor.data = tensor.data.clone()
         return loaded
 
+    @wraps(ModelMixin.save_pretrained)  # of which pipelines ask the signature
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """As in diffusers.
 
