@@ -17,6 +17,8 @@ from build import ROOT, build, repos, stage
 from lint import problems
 
 from fewshot_gan.hub import push_folder
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import user_path
 
 VERSION = "v1"  # branch by which kernels.get_kernel finds `version = 1` of build.toml
 
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--org", required=True, help="user or organisation that owns the repos")
     parser.add_argument("--repos", nargs="+", metavar="REPO", help="which of them (default: all)")
-    parser.add_argument("--hypernetwork", type=Path, help="folder of a trained hypernetwork, to publish it too")
+    parser.add_argument("--hypernetwork", type=user_path, help="folder of a trained hypernetwork, to publish it too")
     parser.add_argument("--push", action="store_true", help="upload; without it nothing leaves this machine")
     parser.add_argument("--private", action="store_true", help="make new repos private, and refuse public ones")
     parser.add_argument("--token", help="with write access (default: that of `hf auth login`)")
@@ -88,4 +90,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

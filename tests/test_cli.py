@@ -19,6 +19,7 @@ from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cards import GAP
 from fewshot_gan.cli import app
+from fewshot_gan.export import export_generator
 from fewshot_gan.version import __version__
 
 COMMANDS = ("generate", "invert", "adapt", "demo", "convert", "push", "info", "list")
@@ -171,8 +172,8 @@ def test_schedules_and_strips(cli, base_folder, adapter_folder):
 
 def test_generate_refuses(refused, base_folder, adapter_folder, tmp_path):
     base = ("generate", "--base", base_folder)
-    assert "num_images=0" in refused(*base, "--num-images", 0)
-    assert "batch_size=0" in refused(*base, "--batch-size", 0)
+    assert "--num-images 0: give 1 or more" in refused(*base, "--num-images", 0)
+    assert "--batch-size 0: give 1 or more" in refused(*base, "--batch-size", 0)
     assert "1 adapters but 2 weights" in refused(*base, "--adapter", adapter_folder, "--weight", 1, "--weight", 2)
     assert "0 adapters but 1 weights" in refused(*base, "--weight", 1)
     for bad in ("a lot", "coarse:x", "coarse:0:1"):
@@ -181,7 +182,7 @@ def test_generate_refuses(refused, base_folder, adapter_folder, tmp_path):
     assert "'huge' in the weights" in refused(*base, "--adapter", adapter_folder, "--weight", "huge:1")
     for more in ([], ["--adapter", adapter_folder, "--compare"]):
         assert "--interpolate takes one --adapter or two" in refused(*base, "--interpolate", 3, *more)
-    assert "steps=1: a strip" in refused(*base, "--adapter", adapter_folder, "--interpolate", 1)
+    assert "--interpolate 1: give 2 to 1000" in refused(*base, "--adapter", adapter_folder, "--interpolate", 1)
     assert "no picture file" in refused(*base, "--out", "faces.txt")
     assert "no picture file" in refused(*base, "--out", tmp_path)
     assert "not an empty folder" in refused(*base, "--separate", "--out", tmp_path)
@@ -195,6 +196,63 @@ def test_generate_refuses(refused, base_folder, adapter_folder, tmp_path):
         (damaged / file.name).write_bytes(file.read_bytes()[:2000])
     (damaged / "adapter_config.json").write_bytes((adapter_folder / "adapter_config.json").read_bytes())
     assert "damaged or cut short" in refused(*base, "--adapter", damaged)
+
+
+NAN, HUGE = "nan", 10**30
+ODD = {  # command line: what is said of it
+    ("generate", "--psi", "1e39"): "--psi 1e+39: give a number such as 0.7, -1000 to 1000",
+    ("generate", "--psi", NAN): "--psi nan: give a number such as 0.7, -1000 to 1000",
+    ("generate", "--psi", "-inf"): "--psi -inf: give a number such as 0.7, -1000 to 1000",
+    ("generate", "--psi", "much"): "invalid value for '--psi': ",
+    ("generate", "--num-images", HUGE): f"--num-images {HUGE}: give 1 or more, up to a billion",
+    ("generate", "--num-images", "9" * 5000): "invalid value for '--num-images': ",
+    ("generate", "--num-images", -1): "--num-images -1: give 1 or more, up to a billion",
+    ("generate", "--seed", -1): "--seed -1: give 0 or more, below 2^63",
+    ("generate", "--seed", 2**63): f"--seed {2**63}: give 0 or more, below 2^63",
+    ("generate", "--seed", "1.5"): "invalid value for '--seed': ",
+    ("generate", "--batch-size", 0): "--batch-size 0: give 1 or more, up to a billion",
+    ("generate", "--format", "parquet", "--shard-size", 0): "--shard-size 0: give 1 or more, up to a billion",
+    ("generate", "--class-label", 3, "--class-label", -1): "--class-label -1: give 0 to 2147483647",
+    ("generate", "--interpolate", HUGE): f"--interpolate {HUGE}: give 2 to 1000",
+    ("generate", "--adapter", "ink", "--weight", "inf"): "--weight inf: give numbers from -1000 to 1000",
+    ("generate", "--adapter", "ink", "--weight", "1e39"): "--weight 1e39: give numbers from -1000 to 1000",
+    ("generate", "--adapter", "ink", "--weight", "4:nan,8:1"): "--weight 4:nan,8:1: give numbers from -1000 to 1000",
+    ("generate", "--num-threads", 0): "--num-threads 0: give 1 to 1024",
+    ("generate", "--noise-mode", "loud"): "invalid value for '--noise-mode': 'loud' is not one of 'const', 'random'",
+    ("generate", "--weight"): "option '--weight' requires an argument; see ",
+    ("generate", "--nois-mode", "none"): "no such option: --nois-mode",
+    ("export", "--psi", "1e39"): "--psi 1e+39: give",
+    ("evaluate", "pencil", "--num-images", 0): "--num-images 0: give 1 or more",
+    ("evaluate", "pencil", "--seed", HUGE): f"--seed {HUGE}: give 0 or more, below 2^63",
+    ("evaluate", "pencil", "--psi", NAN): "--psi nan: give",
+    ("invert", "x.png", "--steps", -3): "--steps -3: give 1 or more, up to a billion",
+    ("invert", "x.png", "--seed", -1): "--seed -1: give 0 or more, below 2^63",
+    ("adapt", "pencil", "--out", "r", "--steps", 0): "--steps 0: give 1 or more, up to a billion",
+    ("adapt", "pencil", "--out", "r", "--learning-rate", NAN): "--learning-rate nan: give 1e-12 to 1000, e.g. 0.005",
+    ("adapt", "pencil", "--out", "r", "--learning-rate", 0): "--learning-rate 0.0: give 1e-12 to 1000, e.g. 0.005",
+    ("adapt", "pencil", "--out", "r", "--rank", -1): "--rank -1: give 0 to 10000",
+    ("adapt", "pencil", "--out", "r", "--real-zoom", NAN): "--real-zoom nan: give 1 to 16, e.g. 1.5",
+    ("adapt", "pencil", "--out", "r", "--batch-size", HUGE): f"--batch-size {HUGE}: give 1 or more, up to a billion",
+    ("adapt", "pencil", "--out", "r", "--seed", -1): "--seed -1: give 0 or more, below 2^63",
+    ("adapt", "pencil"): "missing option '--out'; see ",
+    ("demo", "--port", 99999): "--port 99999: give 1 to 65535",
+    ("demo", "--port", 0): "--port 0: give 1 to 65535",
+    ("invent",): "no such command 'invent'",
+}
+
+
+@pytest.mark.parametrize("line", ODD, ids=lambda line: " ".join(str(word)[:12] for word in line))
+def test_odd_numbers_are_one_sentence(refused, line):
+    assert f"error: {ODD[line]}" in refused(*line)
+
+
+def test_odd_truncation_from_python(base_folder):
+    pipe = FewShotGAN.from_pretrained(base_folder)
+    for psi in (1e39, float("nan"), float("inf"), -2000, "0.7"):
+        with pytest.raises(ValueError, match="truncation_psi=.*: give a number such as 0.7, -1000 to 1000"):
+            pipe(1, truncation_psi=psi)
+    with pytest.raises(ValueError, match="truncation_psi=nan: give a number such as 0.7"):
+        export_generator(pipe, "generator.onnx", truncation_psi=float("nan"))
 
 
 def test_a_failed_write_leaves_nothing(refused, base_folder, monkeypatch):
@@ -276,9 +334,9 @@ def test_adapt_refuses(refused, base_folder, pencil, tmp_path):
     vector = ("--method", "hyperdomainnet", "--real-zoom", 2)
     assert "looks at whole pictures, never enlarged; leave out --real-zoom" in refused(*adapt, *vector)
     assert "--rank is of --adapter left" in refused(*adapt, "--adapter", "domain_vector", "--rank", 2)
-    assert "max_train_steps=0" in refused(*adapt, "--steps", 0)
-    assert "learning_rate=-1.0" in refused(*adapt, "--learning-rate", -1)
-    assert "rank=-1" in refused(*adapt, "--rank", -1)
+    assert "--steps 0: give 1 or more" in refused(*adapt, "--steps", 0)
+    assert "--learning-rate -1.0: give 1e-12 to 1000" in refused(*adapt, "--learning-rate", -1)
+    assert "--rank -1: give 0 to" in refused(*adapt, "--rank", -1)
     assert "no base 'no-such'" in refused("adapt", pencil, "--base", "no-such", "--out", "run")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -311,8 +369,8 @@ def test_convert_writes_a_base(cli, refused, mobile, discriminator, monkeypatch,
     assert "not an empty folder" in refused("convert", "some.pkl", "bases/mine")
     assert "not an empty folder" in refused("convert", "some.pkl", "some.pkl")
     monkeypatch.setattr("fewshot_gan.pipeline.FewShotGAN.save_pretrained", lambda self, out: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        cli("convert", "some.pkl", "bases/other")
+    code, out, err = cli("convert", "some.pkl", "bases/other")
+    assert (code, out, err.count("\n")) == (1, "", 1) and "ZeroDivisionError: division by zero; this is a bug" in err
     assert os.listdir("bases") == ["mine"]
 
 
@@ -582,7 +640,7 @@ def test_invert_then_generate(cli, refused, base_folder, adapter_folder, pencil,
 
     assert "is no file of latents" in refused("invert", photo, "--base", base_folder, "--out", "mine.png")
     assert "there is no picture 'nowhere.png'" in refused("invert", "nowhere.png", "--base", base_folder)
-    assert "steps=0" in refused("invert", photo, "--base", base_folder, "--steps", 0)
+    assert "--steps 0: give 1" in refused("invert", photo, "--base", base_folder, "--steps", 0)
     generate = ("generate", "--base", base_folder, "--latents")
     assert "holds no latents" in refused(*generate, photo)
     assert "holds no latents" in refused(*generate, "nowhere.safetensors")

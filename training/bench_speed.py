@@ -34,18 +34,20 @@ from fewshot_gan.convert import convert_checkpoint
 from fewshot_gan.memory import keep_freed_memory
 from fewshot_gan.metrics import psnr
 from fewshot_gan.models import StyleGAN2Generator, layers, stylegan2
-from fewshot_gan.utils.files import replace_text
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import replace_text, user_path
+from fewshot_gan.utils.threads import set_threads, usual_threads
 
 
 def main(argv: list[str] | None = None) -> dict:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--only", nargs="+", choices=SECTION, default=list(SECTION), help="sections (default: all)")
     p.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    p.add_argument("--wheel", type=Path, help="random-face's wheel, for ffhq at 1024 px")
-    p.add_argument("--beside", type=Path, nargs="+", default=[], help="checkouts whose training step is compared")
+    p.add_argument("--wheel", type=user_path, help="random-face's wheel, for ffhq at 1024 px")
+    p.add_argument("--beside", type=user_path, nargs="+", default=[], help="checkouts whose training step is compared")
     p.add_argument("--repeats", type=int, default=7, help="pairs of runs per ratio (default: 7)")
-    p.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
-    p.add_argument("--output_dir", type=Path, required=True)
+    p.add_argument("--num_threads", type=int, default=usual_threads(), help="CPU threads (default: %(default)s)")
+    p.add_argument("--output_dir", type=user_path, required=True)
     args = p.parse_args(argv)
     if args.repeats < 2:
         p.error(f"--repeats {args.repeats}: give 2 or more")
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> dict:
         if not (folder / "training" / "lfs.py").is_file():
             p.error(f"--beside {folder} is no checkout of this repository: it has no training/lfs.py")
     keep_freed_memory()
-    torch.set_num_threads(args.num_threads)
+    set_threads(args.num_threads)
     report = {"machine": machine(args.device), "rows": []}
     for name in args.only:
         report["rows"] += SECTION[name](args, report["machine"])
@@ -316,4 +318,5 @@ SECTION = {"stylegan2": bench_stylegan2, "ffhq": bench_ffhq, "adapters": bench_a
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

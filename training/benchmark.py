@@ -42,7 +42,9 @@ from fewshot_gan.metrics import (
 )
 from fewshot_gan.training.data import load_images
 from fewshot_gan.training.domains import apply_filter, parse_style, render_dicebear
-from fewshot_gan.utils.files import replace_file, replace_text
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import replace_file, replace_text, user_path
+from fewshot_gan.utils.threads import add_threads_option, set_threads
 
 SIDE = 256  # px; pictures are kept and correlated at most this large
 SPATIAL_IMAGES = 500  # the first so many are compared picture by picture
@@ -170,8 +172,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--adapter", required=True, help="adapter name, folder or Hub id")
     parser.add_argument("--style", required=True, help="filter:NAME or dicebear:NAME, what the adapter was trained on")
-    parser.add_argument("--out", type=Path, required=True, help="JSON report to write")
-    parser.add_argument("--sheet", type=Path, help="PNG to write: rows source, adapted, true")
+    parser.add_argument("--out", type=user_path, required=True, help="JSON report to write")
+    parser.add_argument("--sheet", type=user_path, help="PNG to write: rows source, adapted, true")
     parser.add_argument("--base", default="ffhq", help="base generator (default: ffhq)")
     parser.add_argument("--num", type=int, default=500, help="latents (default: 500)")
     parser.add_argument("--seed", type=int, default=100_000, help="seed of the judged latents (default: 100000)")
@@ -181,12 +183,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         "--batch-size", type=int, default=8, help="images per forward pass; does not change the numbers"
     )
     parser.add_argument(
-        "--references", type=Path, help="folder of the training images: adds the intra-cluster distances"
+        "--references", type=user_path, help="folder of the training images: adds the intra-cluster distances"
     )
     parser.add_argument(
         "--spatial-images", type=int, default=SPATIAL_IMAGES, help=f"for diversity (default: {SPATIAL_IMAGES})"
     )
+    add_threads_option(parser)
     args = parser.parse_args(argv)
+    set_threads(args.num_threads)
     for name in ("num", "spatial_images"):
         if getattr(args, name) < 2:
             option = name.replace("_", "-")
@@ -269,4 +273,5 @@ def reference_centres(folder: str | Path, resolution: int, network: FeatureNetwo
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

@@ -24,7 +24,9 @@ from fewshot_gan.adapters import (
     TicketAdapter,
     magnitude_masks,
 )
-from fewshot_gan.utils.files import replace_text
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import replace_text, user_path
+from fewshot_gan.utils.threads import add_threads_option, set_threads
 
 SPARSITY = 0.67
 KINDS = {  # name: (class, options, share of the network that its paper states, as recounted from the published code)
@@ -136,8 +138,10 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="ffhq", help="base generator (default: ffhq)")
     parser.add_argument("--repeats", type=int, default=15, help="pairs of runs per ratio (default: 15)")
-    parser.add_argument("--out", type=Path, required=True, help="JSON report to write")
+    parser.add_argument("--out", type=user_path, required=True, help="JSON report to write")
+    add_threads_option(parser)
     args = parser.parse_args(argv)
+    set_threads(args.num_threads)
     if args.repeats < 2:
         parser.error(f"--repeats {args.repeats}: give 2 or more")
     pipe = FewShotGAN.from_pretrained(args.base)
@@ -150,4 +154,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

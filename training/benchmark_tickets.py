@@ -10,11 +10,9 @@ dense network of runs made alternately, on the same pictures; the sparse network
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from copy import deepcopy
 from math import log2
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +22,9 @@ from benchmark_adapters import ratio
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters.ticket import prunable
 from fewshot_gan.models.plain import Conv2d
-from fewshot_gan.utils.files import replace_text
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import replace_text, user_path
+from fewshot_gan.utils.threads import set_threads, usual_threads
 
 
 def sizes(generator) -> dict[str, float]:
@@ -85,7 +85,7 @@ def times(generator, batch: int, repeats: int) -> dict[str, dict]:
     z = torch.randn(batch, generator.z_dim)
     labels = None if generator.num_classes is None else torch.zeros(batch, dtype=torch.long)
     if not torch.allclose(rows(z, labels), generator(z, labels), atol=1e-3):
-        raise RuntimeError("the sparse network draws other pictures")
+        raise ValueError("the sparse network draws other pictures")
     return {
         "masked": ratio(lambda: generator(z, labels), lambda: dense(z, labels), repeats),
         "csr": ratio(lambda: rows(z, labels), lambda: dense(z, labels), repeats),
@@ -94,15 +94,15 @@ def times(generator, batch: int, repeats: int) -> dict[str, dict]:
 
 def main(argv: list[str] | None = None) -> dict:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("bases", nargs="+", type=Path, help="trained tickets: SNGAN, BigGAN or GP-GAN")
+    p.add_argument("bases", nargs="+", type=user_path, help="trained tickets: SNGAN, BigGAN or GP-GAN")
     p.add_argument("--batch", type=int, default=16)
     p.add_argument("--repeats", type=int, default=15)
-    p.add_argument("--out", type=Path, required=True, help="JSON; the table goes beside it, .md")
-    p.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
+    p.add_argument("--out", type=user_path, required=True, help="JSON; the table goes beside it, .md")
+    p.add_argument("--num_threads", type=int, default=usual_threads(), help="CPU threads (default: %(default)s)")
     args = p.parse_args(argv)
     if args.repeats < 2:
         p.error(f"--repeats {args.repeats}: give 2 or more")
-    torch.set_num_threads(args.num_threads)
+    set_threads(args.num_threads)
     torch.manual_seed(0)
     report = {}
     for base in args.bases:
@@ -129,4 +129,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

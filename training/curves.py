@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 from pathlib import Path
 
-import torch
 from bench_looks import Looks, difference, read_json, write_json
 from bench_report import markdown, short
 from matplotlib.figure import Figure  # no window system, and nothing global
@@ -24,7 +22,9 @@ from matplotlib.figure import Figure  # no window system, and nothing global
 from fewshot_gan.adapters.base import WEIGHTS_NAME
 from fewshot_gan.training.checkpoints import checkpoints
 from fewshot_gan.training.domains import parse_style
-from fewshot_gan.utils.files import replace_file, replace_text
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import replace_file, replace_text, user_path
+from fewshot_gan.utils.threads import set_threads, usual_threads
 
 STYLES = ("solid", "dashed", "dotted")
 TICKS = (-0.1, 0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5)
@@ -40,10 +40,10 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--num", type=int, default=500, help="judged pictures (default: 500)")
     p.add_argument("--num_true", type=int, default=1000, help="true pictures (default: 1000)")
     p.add_argument("--every", type=int, default=1, help="judge each so many steps only")
-    p.add_argument("--output_dir", type=Path, required=True)
-    p.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
+    p.add_argument("--output_dir", type=user_path, required=True)
+    p.add_argument("--num_threads", type=int, default=usual_threads(), help="CPU threads (default: %(default)s)")
     args = p.parse_args(argv)
-    torch.set_num_threads(args.num_threads)
+    set_threads(args.num_threads)
     if args.every < 1:
         p.error(f"--every {args.every}: give 1 or more")
     runs = {}
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> dict:
         name, _, folder = text.partition("=")
         if name in runs or name.partition(":")[2] not in ("", *STYLES):
             p.error(f"{text!r}: give each run a name of its own, perhaps with one of :{', :'.join(STYLES)}")
-        if not (found := checkpoints(Path(folder)) if folder else []):
+        if not (found := checkpoints(user_path(folder)) if folder else []):
             p.error(f"{text!r} is not NAME=FOLDER of a run with checkpoints")
         runs[name] = {step_of(path): path for path in found if step_of(path) % args.every == 0}
         if not runs[name]:
@@ -127,4 +127,5 @@ def report(points: dict, rows: dict, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

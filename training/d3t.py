@@ -5,7 +5,10 @@
 To resume, run the same command again. `--help` lists every weight and setting.
 """
 
-from fewshot_gan.training.adapt import main
+from fewshot_gan.utils.errors import script
 
 if __name__ == "__main__":
-    main("d3t")
+    with script():
+        from fewshot_gan.training.adapt import main
+
+        main("d3t")

@@ -35,15 +35,18 @@ from fewshot_gan.ops import haar
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training.adapt import add_tracking_options, start, start_trackers
 from fewshot_gan.training.report import Report, TrainingDiverged
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import expanded
 
 SHOWN = ("pixel", "feature", "d_loss")  # curves of the report
 
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--source", required=True, help="random-face wheel, its unpacked folder, or a converted pipeline")
-    p.add_argument("--work_dir", required=True, help="cache of teacher images, checkpoints, logs and report")
-    p.add_argument("--output_dir", required=True, help="where the fp16 generator and discriminator are written")
+    folder = {"type": expanded, "required": True}
+    p.add_argument("--source", **folder, help="random-face wheel, its unpacked folder, or a converted pipeline")
+    p.add_argument("--work_dir", **folder, help="cache of teacher images, checkpoints, logs and report")
+    p.add_argument("--output_dir", **folder, help="where the fp16 generator and discriminator are written")
     p.add_argument("--resolution", type=int, default=256)
     p.add_argument("--num_train", type=int, default=3000, help="teacher images to learn from")
     p.add_argument("--num_val", type=int, default=100, help="held-out teacher images at psi 0.7")
@@ -399,4 +402,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

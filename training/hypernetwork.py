@@ -7,7 +7,10 @@ DOMAINS has one folder of images per domain; a line of the list is 'Target' or '
 same command again.
 """
 
-from fewshot_gan.training.hypernetwork import main
+from fewshot_gan.utils.errors import script
 
 if __name__ == "__main__":
-    main()
+    with script():
+        from fewshot_gan.training.hypernetwork import main
+
+        main()

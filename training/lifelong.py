@@ -24,13 +24,14 @@ from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import fingerprint
 from fewshot_gan.training.adapt import main as adapt
 from fewshot_gan.training.report import Report
-from fewshot_gan.utils.files import replace_file, replace_text
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import replace_file, replace_text, user_path
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--styles", nargs="+", required=True, help="filter:NAME or dicebear:NAME, in learning order")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=user_path, required=True)
     parser.add_argument("--base", default="ffhq", help="base generator (default: ffhq)")
     parser.add_argument("--num_faces", type=int, default=8, help="pictures per look (default: 8)")
     parser.add_argument("--probe_seed", type=int, default=500_000, help="of the pictures (default: 500000)")
@@ -117,4 +118,5 @@ def stored_bytes(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

@@ -11,7 +11,6 @@ left of a perfect generator. Writes `limited_bench.json`, `table.md` and `sheet.
 import argparse
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -24,7 +23,9 @@ from fewshot_gan.features import load_features
 from fewshot_gan.images import to_floats
 from fewshot_gan.metrics import frechet_distance, kernel_distance
 from fewshot_gan.training.data import choose_subset, load_labelled
-from fewshot_gan.utils.files import replace_file, replace_text
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import replace_file, replace_text, user_path
+from fewshot_gan.utils.threads import set_threads, usual_threads
 
 SHEET = 16
 CHUNK = 64
@@ -32,17 +33,17 @@ CHUNK = 64
 
 def main(argv: list[str] | None = None) -> dict:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("runs", nargs="+", type=Path, help="folders of bases")
+    p.add_argument("runs", nargs="+", type=user_path, help="folders of bases")
     p.add_argument("--data", required=True, help="as in training")
     p.add_argument("--num", type=int, help="as in training")
     p.add_argument("--percent", type=float, help="as in training")
     p.add_argument("--subset_seed", type=int, default=0, help="as in training")
     p.add_argument("--most", type=int, default=5000, help="judge by no more than so many true pictures")
     p.add_argument("--seed", type=int, default=100_000, help="of the judged pictures")
-    p.add_argument("--out", type=Path, default=Path("runs/limited"))
-    p.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
+    p.add_argument("--out", type=user_path, default=Path("runs/limited"))
+    p.add_argument("--num_threads", type=int, default=usual_threads(), help="CPU threads (default: %(default)s)")
     args = p.parse_args(argv)
-    torch.set_num_threads(args.num_threads)
+    set_threads(args.num_threads)
     pipes = {str(run): FewShotGAN.from_pretrained(run) for run in args.runs}
     side = next(iter(pipes.values())).generator.resolution
     images, labels, _ = load_labelled(args.data, side)
@@ -108,4 +109,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

@@ -9,7 +9,10 @@ Round 0 is dense; round K trains what K prunings left, from the first weights ag
 `ticket/`. To resume, run the same command again. `--help` lists every setting.
 """
 
-from fewshot_gan.training.lottery import main
+from fewshot_gan.utils.errors import script
 
 if __name__ == "__main__":
-    main()
+    with script():
+        from fewshot_gan.training.lottery import main
+
+        main()

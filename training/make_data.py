@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 from make_domain import check_free, resize_uint8, write_dataset
 
 from fewshot_gan.images import to_bytes
 from fewshot_gan.training.domains import dicebear_licence, parse_style, render_dicebear
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import user_path
+from fewshot_gan.utils.threads import add_threads_option, set_threads
 
 CHUNK = 64
 
@@ -32,9 +34,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--psi", type=float, default=0.7, help="truncation of the base's samples (default: 0.7)")
     parser.add_argument("--resolution", type=int, default=32, help="side in pixels (default: 32)")
     parser.add_argument("--seed", type=int, default=7, help="of latents or drawings (default: 7)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=user_path, required=True, help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
+    add_threads_option(parser)
     args = parser.parse_args(argv)
+    set_threads(args.num_threads)
     for name, value, least in (("faces", args.faces, 2), ("num", args.num, 1), ("resolution", args.resolution, 32)):
         if value is not None and value < least:
             parser.error(f"--{name} {value} is below {least}")
@@ -74,4 +78,5 @@ def faces(base: str, num: int, seed: int, psi: float, resolution: int) -> torch.
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

@@ -21,6 +21,9 @@ from torch import Tensor
 
 from fewshot_gan.images import to_bytes
 from fewshot_gan.training.domains import apply_filter, dicebear_licence, parse_style, render_dicebear
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import user_path
+from fewshot_gan.utils.threads import add_threads_option, set_threads
 
 
 def sample_base(base: str, num: int, seed: int, psi: float) -> Tensor:
@@ -72,14 +75,16 @@ def check_free(out: Path, overwrite: bool) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--style", required=True, help="filter:NAME (of the base's samples) or dicebear:NAME")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=user_path, required=True, help="folder to make")
     parser.add_argument("--base", default="ffhq", help="base generator, for filter styles (default: ffhq)")
     parser.add_argument("--num", type=int, default=10, help="images (default: 10)")
     parser.add_argument("--seed", type=int, default=7, help="seed of latents or drawings (default: 7)")
     parser.add_argument("--psi", type=float, default=0.7, help="truncation of the base's samples (default: 0.7)")
     parser.add_argument("--resolution", type=int, help="side in pixels (default: the base's; 256 for drawings)")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
+    add_threads_option(parser)
     args = parser.parse_args(argv)
+    set_threads(args.num_threads)
     if args.num < 1:
         parser.error(f"--num {args.num} is below 1; 10 is typical")
     if args.resolution is not None and args.resolution < 32:
@@ -123,4 +128,5 @@ def resize_uint8(images: Tensor, resolution: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

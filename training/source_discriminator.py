@@ -10,7 +10,6 @@ which belongs into the base's folder, `report.json` and, to watch it, `report.ht
 
 import argparse
 import json
-from pathlib import Path
 from statistics import mean
 
 import torch
@@ -25,7 +24,8 @@ from fewshot_gan.training.adapt import add_tracking_options, start, start_tracke
 from fewshot_gan.training.augment import FewShotAugment
 from fewshot_gan.training.engine import backward
 from fewshot_gan.training.report import Report
-from fewshot_gan.utils.files import replace_text
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import replace_text, user_path
 
 SHOWN_EVERY = 50  # steps between pictures
 
@@ -33,7 +33,7 @@ SHOWN_EVERY = 50  # steps between pictures
 def main(argv=None) -> dict:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--base", default="ffhq")
-    p.add_argument("--output_dir", type=Path, required=True)
+    p.add_argument("--output_dir", type=user_path, required=True)
     p.add_argument("--steps", type=int, default=300)
     p.add_argument("--batch_size", type=int, default=4)
     p.add_argument("--learning_rate", type=float, default=1e-3)
@@ -121,4 +121,5 @@ def main(argv=None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

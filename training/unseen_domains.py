@@ -11,7 +11,6 @@ faces, and a row of trained ones. The same command again goes on where it stoppe
 
 import argparse
 import hashlib
-import os
 import statistics
 import time
 from pathlib import Path
@@ -25,7 +24,9 @@ from fewshot_gan.adapters import DomainHyperNetwork
 from fewshot_gan.images import to_floats
 from fewshot_gan.training import adapt, hypernetwork
 from fewshot_gan.training.data import load_images
-from fewshot_gan.utils.files import replace_file, replace_text
+from fewshot_gan.utils.errors import script
+from fewshot_gan.utils.files import replace_file, replace_text, user_path
+from fewshot_gan.utils.threads import set_threads, usual_threads
 
 SEEN = (
     *("filter:poster", "dicebear:open-peeps", "dicebear:micah"),  # judged too, see --show_seen
@@ -42,7 +43,7 @@ FACES = 7
 
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    p.add_argument("--output_dir", type=Path, required=True)
+    p.add_argument("--output_dir", type=user_path, required=True)
     p.add_argument("--base", default="ffhq")
     p.add_argument("--seen", nargs="+", default=list(SEEN), help="looks that train the hypernetwork")
     p.add_argument("--held_out", nargs="+", default=list(HELD_OUT), help="looks that it never sees")
@@ -53,9 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--learning_rate", type=float, default=1e-4, help="of the hypernetwork")
     p.add_argument("--num", type=int, default=500, help="judged pictures")
     p.add_argument("--num_true", type=int, default=1000)
-    p.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="default: all cores")
+    p.add_argument("--num_threads", type=int, default=usual_threads(), help="CPU threads (default: %(default)s)")
     args = p.parse_args(argv)
-    torch.set_num_threads(args.num_threads)
+    set_threads(args.num_threads)
     if both := sorted({*args.seen} & {*args.held_out}):
         p.error(f"{', '.join(both)} would be both seen and held out")
     looks = Looks(args.output_dir, args.base, args.num, args.num_true)
@@ -157,4 +158,5 @@ def write_sheet(path: Path, looks: Looks, rows: list) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

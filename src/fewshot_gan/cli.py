@@ -5,12 +5,9 @@ import json
 import math
 import os
 import struct
-import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +15,29 @@ import typer
 
 from . import cards, hub
 from .memory import keep_freed_memory
+from .options import (
+    AdapterKind,
+    Adapters,
+    Base,
+    BatchSize,
+    ExportFormat,
+    FileFormat,
+    MethodName,
+    NoiseMode,
+    OneSentence,
+    Preset,
+    Psi,
+    Space,
+    Threads,
+    Weights,
+    count,
+    number,
+    parse_weight,
+    path_argument,
+    path_option,
+    seed_option,
+)
+from .utils.errors import DEBUG, needing
 from .utils.files import replace_file, replace_text
 from .version import __version__
 
@@ -25,72 +45,12 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 SAVED = ("generator", "discriminator")
 
 app = typer.Typer(
+    cls=OneSentence,
     help="Few-shot GAN adaptation: pictures from a base, and from what a few images taught it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class AdapterKind(StrEnum):
-    adafm = "adafm"
-    domain_vector = "domain_vector"
-    full = "full"
-    gan_memory = "gan_memory"
-    left = "left"
-
-
-class MethodName(StrEnum):
-    lfs_gan = "lfs_gan"
-    d3t = "d3t"
-    cdc = "cdc"
-    finetune = "finetune"
-    adafm = "adafm"
-    hyperdomainnet = "hyperdomainnet"
-
-
-class Preset(StrEnum):
-    few_images = "few_images"
-    paper = "paper"
-    large_gap = "large_gap"
-    abstract = "abstract"
-    image = "image"
-    text = "text"
-
-
-class Space(StrEnum):
-    w = "w"
-    w_plus = "w+"
-
-
-class FileFormat(StrEnum):
-    png = "png"
-    webdataset = "webdataset"
-    parquet = "parquet"
-
-
-class ExportFormat(StrEnum):
-    openvino = "openvino"
-    onnx = "onnx"
-
-
-class NoiseMode(StrEnum):
-    const = "const"
-    random = "random"
-    none = "none"
-
-
-Adapters = Annotated[list[str] | None, typer.Option(help="Embedded name, folder or Hub repo; repeat to blend.")]
-
-
-@contextmanager
-def one_sentence(*also: type[Exception]):
-    """What the library refuses ends as one line on stderr and exit code 2."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError, *also) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(2) from error
 
 
 def _show_version(wanted: bool):
@@ -99,10 +59,13 @@ def _show_version(wanted: bool):
         raise typer.Exit()
 
 
-def _quiet():
-    """No progress bar for loading two files; those of long runs stay."""
+def _begin(num_threads: int | None):
+    """Threads to compute with, and no progress bar for loading two files; those of long runs stay."""
     from diffusers.utils import logging
 
+    from .utils.threads import set_threads
+
+    set_threads(num_threads)
     logging.disable_progress_bar()
 
 
@@ -110,6 +73,9 @@ def _quiet():
 def root(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Show the traceback of an error; {DEBUG}=1 does the same.")
     ] = False,
 ):
     keep_freed_memory()
@@ -120,24 +86,23 @@ def root(
 
 @app.command()
 def generate(
-    base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
+    base: Base = "ffhq",
     adapter: Adapters = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(help="One per adapter, in order; default 1. By depth: coarse:0,middle:0.5,fine:1 or 4:0,32:1."),
     ] = None,
-    num_images: Annotated[int, typer.Option(help="How many pictures.")] = 4,
-    seed: Annotated[int, typer.Option(help="One seed, one set of pictures.")] = 0,
-    psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
+    num_images: Annotated[int, count("How many pictures.")] = 4,
+    seed: Annotated[int, seed_option("One seed, one set of pictures.")] = 0,
+    psi: Psi = None,
     noise_mode: Annotated[NoiseMode, typer.Option(help="Per-pixel noise.")] = NoiseMode.const,
     class_label: Annotated[
-        list[int] | None, typer.Option(help="Of class-conditional bases: one for all; repeat for one per picture.")
+        list[int] | None,
+        number("Of class-conditional bases: one for all; repeat for one per picture.", 0, 2**31 - 1),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 8,
-    latents: Annotated[Path | None, typer.Option(help="File of fewshot-gan invert, instead of random ones.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The grid's file, or with --separate and --format the folder.")
-    ] = None,
+    batch_size: BatchSize = 8,
+    latents: Annotated[Path | None, path_option("File of fewshot-gan invert, instead of random ones.")] = None,
+    out: Annotated[Path | None, path_option("The grid's file, or with --separate and --format the folder.")] = None,
     separate: Annotated[
         bool, typer.Option("--separate", help="One file per picture instead of a grid; all of them or none.")
     ] = False,
@@ -148,87 +113,85 @@ def generate(
         ),
     ] = None,
     shard_size: Annotated[
-        int | None, typer.Option(help="Pictures per file of webdataset (tar) and parquet; default 1024.")
+        int | None,
+        count("Pictures per file of webdataset (tar) and parquet; default 1024."),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="A row of the base, then one per adapter.")] = False,
     interpolate: Annotated[
         int | None,
-        typer.Option(help="Pictures per row, from one adapter to the next; with one, from the base."),
+        number("Pictures per row, from one adapter to the next; with one, from the base.", 2, 1000),
     ] = None,
+    num_threads: Threads = None,
 ):
     """Write pictures of a base, with or without adapters."""
     start = time.perf_counter()
-    with one_sentence():
-        names, weights = _named(adapter, weight)
-        if num_images < 1 or batch_size < 1:
-            raise ValueError(f"num_images={num_images} and batch_size={batch_size}: both are at least 1")
-        if interpolate is not None and (not 1 <= len(names) <= 2 or compare or separate or weight or file_format):
-            raise ValueError(
-                "--interpolate takes one --adapter or two, and neither --weight, --compare, --separate nor --format; "
-                f"got {len(names)} adapters"
-            )
-        if separate and file_format:
-            raise ValueError("--separate writes a folder of png files in one go, --format in any number; give one")
-        if shard_size is not None and not file_format:
-            raise ValueError("--shard-size is of --format webdataset and parquet; give one of these, or leave it out")
-        out = out or Path("faces" if separate or file_format else "faces.png")
-        if separate:
-            _refuse_existing(out)
-        elif not file_format and (out.is_dir() or out.suffix.lower() not in PICTURES):
-            raise ValueError(
-                f"--out {out} is no picture file; give a name ending in {', '.join(PICTURES)}, or --separate, or "
-                "--format"
-            )
+    names, weights = _named(adapter, weight)
+    if interpolate is not None and (not 1 <= len(names) <= 2 or compare or separate or weight or file_format):
+        raise ValueError(
+            "--interpolate takes one --adapter or two, and neither --weight, --compare, --separate nor --format; "
+            f"got {len(names)} adapters"
+        )
+    if separate and file_format:
+        raise ValueError("--separate writes a folder of png files in one go, --format in any number; give one")
+    if shard_size is not None and not file_format:
+        raise ValueError("--shard-size is of --format webdataset and parquet; give one of these, or leave it out")
+    out = out or Path("faces" if separate or file_format else "faces.png")
+    if separate:
+        _refuse_existing(out)
+    elif not file_format and (out.is_dir() or out.suffix.lower() not in PICTURES):
+        raise ValueError(
+            f"--out {out} is no picture file; give a name ending in {', '.join(PICTURES)}, or --separate, or --format"
+        )
 
-        from . import generation
-        from .pipeline import BASE
+    from . import generation
+    from .pipeline import BASE
 
-        _quiet()
-        processes = generation.launched()
-        if processes and not file_format:
-            raise ValueError("several processes write a folder together with --format; else start a single one")
-        pipe, loaded = _pipeline(base, names, weights)
-        options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value, "batch_size": batch_size}
-        if class_label:
-            options["class_labels"] = class_label[0] if len(class_label) == 1 else class_label
-        if latents is not None:
-            options["latents"] = _read_latents(latents)
-            num_images = len(options["latents"])
-        if interpolate is not None:
-            first, last = [BASE, *loaded][-2:]
-            images = pipe.interpolate(first, last, interpolate, num_images=num_images, **options).images
-            replace_file(out, cards.make_grid(images, interpolate).save)
-            print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
-            return
-        looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
-        if file_format or separate:
-            options["looks"] = {f"{next(iter(look), 'base')}-" if compare else "": look for look in looks}
-        if file_format:
-            pipe.to(generation.device())
-            options |= {"file_format": file_format.value, "shard_size": shard_size}
-            generation.write_pictures(pipe, out, num_images, **options)
-        elif separate:
+    _begin(num_threads)
+    processes = generation.launched()
+    if processes and not file_format:
+        raise ValueError("several processes write a folder together with --format; else start a single one")
+    pipe, loaded = _pipeline(base, names, weights)
+    options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value, "batch_size": batch_size}
+    if class_label:
+        options["class_labels"] = class_label[0] if len(class_label) == 1 else class_label
+    if latents is not None:
+        options["latents"] = _read_latents(latents)
+        num_images = len(options["latents"])
+    if interpolate is not None:
+        first, last = [BASE, *loaded][-2:]
+        images = pipe.interpolate(first, last, interpolate, num_images=num_images, **options).images
+        replace_file(out, cards.make_grid(images, interpolate).save)
+        print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
+        return
+    looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
+    if file_format or separate:
+        options["looks"] = {f"{next(iter(look), 'base')}-" if compare else "": look for look in looks}
+    if file_format:
+        pipe.to(generation.device())
+        options |= {"file_format": file_format.value, "shard_size": shard_size}
+        generation.write_pictures(pipe, out, num_images, **options)
+    elif separate:
 
-            def write(folder):
-                generation.write_pictures(pipe, folder, num_images, **options)
-                (folder / generation.MANIFEST).unlink()  # whole or not there: nothing to go on from
+        def write(folder):
+            generation.write_pictures(pipe, folder, num_images, **options)
+            (folder / generation.MANIFEST).unlink()  # whole or not there: nothing to go on from
 
-            _write_folder(out, write)
-        else:
-            rows = []
-            for look in looks:
-                pipe.set_adapters(look)
-                rows += pipe(num_images, **options).images
-            replace_file(out, cards.make_grid(rows, num_images if compare else math.ceil(math.sqrt(num_images))).save)
-        if processes:
-            processes.destroy_process_group()
-        if not processes or processes.is_main_process:
-            print(f"{out}  ({num_images * len(looks)} pictures, {time.perf_counter() - start:.1f} s)")
+        _write_folder(out, write)
+    else:
+        rows = []
+        for look in looks:
+            pipe.set_adapters(look)
+            rows += pipe(num_images, **options).images
+        replace_file(out, cards.make_grid(rows, num_images if compare else math.ceil(math.sqrt(num_images))).save)
+    if processes:
+        processes.destroy_process_group()
+    if not processes or processes.is_main_process:
+        print(f"{out}  ({num_images * len(looks)} pictures, {time.perf_counter() - start:.1f} s)")
 
 
 def _named(adapter: list[str] | None, weight: list[str] | None) -> tuple[list[str], list]:
     """What --adapter and --weight name: sources, and a weight for each."""
-    names, weights = list(adapter or []), [_parse_weight(text) for text in weight or []]
+    names, weights = list(adapter or []), [parse_weight(text) for text in weight or []]
     if weights and len(weights) != len(names):
         raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one --weight per --adapter")
     return names, weights or [1.0] * len(names)
@@ -247,51 +210,38 @@ def _pipeline(base: str, names: list[str], weights: list):
     return pipe, loaded
 
 
-def _parse_weight(text: str) -> float | dict:
-    """`0.5`, or a schedule over depth: `coarse:0,fine:1` or `4:0,32:1`."""
-    try:
-        if ":" not in text:
-            return float(text)
-        pairs = [entry.split(":") for entry in text.split(",")]
-        schedule = {key.strip(): float(alpha) for key, alpha in pairs}
-        if len(schedule) < len(pairs):
-            raise ValueError("an entry comes twice")
-        return schedule
-    except ValueError as error:
-        raise ValueError(f"--weight {text} is neither a number nor like coarse:0,fine:1") from error
-
-
 # ------------------------------------------------------------------------------------------------------------- export
 
 
 @app.command()
 def export(
-    base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
+    base: Base = "ffhq",
     adapter: Adapters = None,
-    weight: Annotated[list[str] | None, typer.Option(help="One per adapter, as of generate; default 1.")] = None,
-    psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
+    weight: Weights = None,
+    psi: Psi = None,
     file_format: Annotated[
         ExportFormat | None, typer.Option("--format", help="Default: by the ending of --out, else openvino.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="NAME.onnx, or NAME.xml, which has NAME.bin beside it; default: generator.")
+        Path | None,
+        path_option("NAME.onnx, or NAME.xml, which has NAME.bin beside it; default: generator."),
     ] = None,
+    num_threads: Threads = None,
 ):
     """Write a base and its adapters as one network for ONNX Runtime or OpenVINO, checked against torch."""
     start = time.perf_counter()
-    with one_sentence():
-        names, weights = _named(adapter, weight)
+    names, weights = _named(adapter, weight)
 
-        from .export import SUFFIX, export_generator
+    from .export import SUFFIX, export_generator
 
-        ending = SUFFIX[(file_format or ExportFormat.openvino).value]
-        out = out or Path(f"generator{ending}")
-        if file_format and out.suffix != ending:
-            raise ValueError(f"--out {out} is no file of --format {file_format.value}; give a name ending in {ending}")
-        _quiet()
-        pipe, loaded = _pipeline(base, names, weights)
-        pipe.set_adapters(loaded)
-        error = export_generator(pipe, out, truncation_psi=psi)
+    ending = SUFFIX[(file_format or ExportFormat.openvino).value]
+    out = out or Path(f"generator{ending}")
+    if file_format and out.suffix != ending:
+        raise ValueError(f"--out {out} is no file of --format {file_format.value}; give a name ending in {ending}")
+    _begin(num_threads)
+    pipe, loaded = _pipeline(base, names, weights)
+    pipe.set_adapters(loaded)
+    error = export_generator(pipe, out, truncation_psi=psi)
     print(f"{out}  ({pipe.generator.resolution} px, within {error:.0e} of torch, {time.perf_counter() - start:.1f} s)")
 
 
@@ -304,10 +254,10 @@ def evaluate(
     *,
     base: Annotated[str | None, typer.Option(help="Embedded name, folder or Hub repo; default: ffhq.")] = None,
     adapter: Adapters = None,
-    weight: Annotated[list[str] | None, typer.Option(help="One per adapter, as of generate; default 1.")] = None,
-    num_images: Annotated[int | None, typer.Option(help="Pictures to draw; default 1000.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the pictures; default 0.")] = None,
-    psi: Annotated[float | None, typer.Option(help="Truncation; default: the base's own.")] = None,
+    weight: Weights = None,
+    num_images: Annotated[int | None, count("Pictures to draw; default 1000.")] = None,
+    seed: Annotated[int | None, seed_option("Of the pictures; default 0.")] = None,
+    psi: Psi = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -319,65 +269,59 @@ def evaluate(
         str | None, typer.Option(help="What measures distances of pairs: an EfficientNet, lpips-vgg or lpips-alex.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="Name of the domain, for CLIP's quality.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 8,
+    batch_size: BatchSize = 8,
     protocol: Annotated[
         Path | None,
-        typer.Option(help="A report: compute it again, and say whether it is equal. What is not given is as there."),
+        path_option("A report: compute it again, and say whether it is equal. What is not given is as there."),
     ] = None,
-    beside: Annotated[Path | None, typer.Option(help="A report to print beside, if its protocol is the same.")] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Keep the true pictures' statistics here.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The report; default: evaluation.json, with --protocol none.")
-    ] = None,
+    beside: Annotated[Path | None, path_option("A report to print beside, if its protocol is the same.")] = None,
+    cache_dir: Annotated[Path | None, path_option("Keep the true pictures' statistics here.")] = None,
+    out: Annotated[Path | None, path_option("The report; default: evaluation.json, with --protocol none.")] = None,
+    num_threads: Threads = None,
 ):
     """Compare what a base and its adapters draw with true pictures: Fréchet, KID, precision, recall and more."""
     start = time.perf_counter()
-    with one_sentence():
-        try:
-            from . import evaluation
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("fewshot_gan"):
-                raise
-            raise ImportError(f"evaluation needs {error.name}: pip install 'fewshot_gan[train]'") from error
-        from .generation import device, launched
+    with needing("evaluation", "train"):
+        from . import evaluation
+    from .generation import device, launched
 
-        published, other = (None if path is None else evaluation.read_report(path) for path in (protocol, beside))
-        source = {"data": data, "base": base, "adapter": adapter, "weight": weight}
-        asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi}
-        asked |= {"features": features, "pairs": pairs, "text": text}
-        if published is not None:
-            there = published.get("source", {})
-            source = {name: there.get(name) if value is None else value for name, value in source.items()}
-            kept = published["protocol"]
-            asked = {name: kept.get(name) if value is None else value for name, value in asked.items()}
-            asked["neighbour"] = kept.get("neighbour")
-        if source["data"] is None:
-            raise ValueError("give the true pictures: a folder, an embedded set or a datasets id")
-        out = out or (Path("evaluation.json") if published is None else None)
-        if out is not None and out.is_dir():
-            raise ValueError(f"--out {out} is a folder; give a file name like evaluation.json")
-        names, weights = _named(source["adapter"], source["weight"])
-        _quiet()
-        pipe, loaded = _pipeline(source["base"] or "ffhq", names, weights)
-        pipe.set_adapters(loaded)
-        pipe.to(device())
-        asked = {name: value for name, value in asked.items() if value is not None}
-        folder = hub.embedded_datasets().get(source["data"], source["data"])
-        report = evaluation.evaluate(pipe, folder, batch_size=batch_size, cache_dir=cache_dir, **asked)
-        report["source"] = {
-            "data": hub.portable_name(source["data"]),
-            "base": hub.portable_name(source["base"] or "ffhq"),
-            "adapter": [hub.portable_name(name) for name in names],
-            "weight": source["weight"],
-        }
-        state = launched()
-        if state and not state.is_main_process:
-            return
-        beside_it = {} if other is None else evaluation.compare(report, other)
-        apart = [] if published is None else evaluation.differences(published, report)
-        if out is not None:
-            text = json.dumps(report, indent=1) + "\n"
-            replace_text(out, text)
+    published, other = (None if path is None else evaluation.read_report(path) for path in (protocol, beside))
+    source = {"data": data, "base": base, "adapter": adapter, "weight": weight}
+    asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi}
+    asked |= {"features": features, "pairs": pairs, "text": text}
+    if published is not None:
+        there = published.get("source", {})
+        source = {name: there.get(name) if value is None else value for name, value in source.items()}
+        kept = published["protocol"]
+        asked = {name: kept.get(name) if value is None else value for name, value in asked.items()}
+        asked["neighbour"] = kept.get("neighbour")
+    if source["data"] is None:
+        raise ValueError("give the true pictures: a folder, an embedded set or a datasets id")
+    out = out or (Path("evaluation.json") if published is None else None)
+    if out is not None and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give a file name like evaluation.json")
+    names, weights = _named(source["adapter"], source["weight"])
+    _begin(num_threads)
+    pipe, loaded = _pipeline(source["base"] or "ffhq", names, weights)
+    pipe.set_adapters(loaded)
+    pipe.to(device())
+    asked = {name: value for name, value in asked.items() if value is not None}
+    folder = hub.embedded_datasets().get(source["data"], source["data"])
+    report = evaluation.evaluate(pipe, folder, batch_size=batch_size, cache_dir=cache_dir, **asked)
+    report["source"] = {
+        "data": hub.portable_name(source["data"]),
+        "base": hub.portable_name(source["base"] or "ffhq"),
+        "adapter": [hub.portable_name(name) for name in names],
+        "weight": source["weight"],
+    }
+    state = launched()
+    if state and not state.is_main_process:
+        return
+    beside_it = {} if other is None else evaluation.compare(report, other)
+    apart = [] if published is None else evaluation.differences(published, report)
+    if out is not None:
+        text = json.dumps(report, indent=1) + "\n"
+        replace_text(out, text)
     for name, value in report["results"].items():
         print(f"{name:24}{value:12.5g}" + (f"{beside_it[name][1]:12.5g}" if beside_it else ""))
     if out is not None:
@@ -392,37 +336,38 @@ def evaluate(
 
 @app.command()
 def invert(
-    photos: Annotated[list[Path], typer.Argument(help="Pictures; cropped to the centre square.")],
-    base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
+    photos: Annotated[list[Path], path_argument("Pictures; cropped to the centre square.")],
+    base: Base = "ffhq",
     space: Annotated[Space, typer.Option(help="w keeps to what the base knows, w+ comes closer.")] = Space.w,
-    steps: Annotated[int, typer.Option(help="Of the optimisation.")] = 150,
-    seed: Annotated[int, typer.Option(help="Of its noise.")] = 0,
+    steps: Annotated[int, count("Of the optimisation.")] = 150,
+    seed: Annotated[int, seed_option("Of its noise.")] = 0,
     out: Annotated[
-        Path, typer.Option(help="File of the latents; a picture of the result, NAME-sheet.png, beside it.")
-    ] = Path("latents.safetensors"),
+        Path,
+        path_option("File of the latents; a picture of the result, NAME-sheet.png, beside it."),
+    ] = "latents.safetensors",
+    num_threads: Threads = None,
 ):
     """Find latents of your own photos, for generate --latents."""
     start = time.perf_counter()
-    with one_sentence():
-        if out.is_dir() or out.suffix != ".safetensors":
-            raise ValueError(f"--out {out} is no file of latents; give a name ending in .safetensors")
-        sheet = out.with_name(f"{out.stem}-sheet.png")
-        if sheet.resolve() in [photo.resolve() for photo in photos]:
-            raise ValueError(f"{sheet}, where the result is shown, is one of the photos; give another --out")
+    if out.is_dir() or out.suffix != ".safetensors":
+        raise ValueError(f"--out {out} is no file of latents; give a name ending in .safetensors")
+    sheet = out.with_name(f"{out.stem}-sheet.png")
+    if sheet.resolve() in [photo.resolve() for photo in photos]:
+        raise ValueError(f"{sheet}, where the result is shown, is one of the photos; give another --out")
 
-        from safetensors.torch import save_file
+    from safetensors.torch import save_file
 
-        from .pipeline import FewShotGAN
+    from .pipeline import FewShotGAN
 
-        _quiet()
-        pipe = FewShotGAN.from_pretrained(base)
-        given = [_squared(path, pipe.generator.resolution) for path in photos]
-        found = pipe.invert(given, space=space.value, steps=steps, seed=seed)
-        replace_file(out, lambda path: save_file({"latents": found.latents.contiguous()}, path))
-        drawn = pipe(latents=found.latents).images
-        replace_file(sheet, cards.make_grid([*given, *drawn], len(drawn)).save)
-        quality = ", ".join(f"{path.name} {value:.1f} dB" for path, value in zip(photos, found.psnr, strict=True))
-        print(f"{out}  ({quality}; {time.perf_counter() - start:.0f} s)")
+    _begin(num_threads)
+    pipe = FewShotGAN.from_pretrained(base)
+    given = [_squared(path, pipe.generator.resolution) for path in photos]
+    found = pipe.invert(given, space=space.value, steps=steps, seed=seed)
+    replace_file(out, lambda path: save_file({"latents": found.latents.contiguous()}, path))
+    drawn = pipe(latents=found.latents).images
+    replace_file(sheet, cards.make_grid([*given, *drawn], len(drawn)).save)
+    quality = ", ".join(f"{path.name} {value:.1f} dB" for path, value in zip(photos, found.psnr, strict=True))
+    print(f"{out}  ({quality}; {time.perf_counter() - start:.0f} s)")
 
 
 def _squared(path: Path, size: int):
@@ -458,49 +403,44 @@ def adapt(
         str | None, typer.Argument(help="Folder of about ten pictures, embedded set, or datasets id.")
     ] = None,
     *,
-    out: Annotated[str, typer.Option(help="Folder of the adapter; the same command again resumes.")],
+    out: Annotated[Path, path_option("Folder of the adapter; the same command again resumes.")],
     text: Annotated[
         str | None, typer.Option(help="The look in words instead, e.g. 'anime painting'; needs CLIP.")
     ] = None,
-    base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
+    base: Base = "ffhq",
     adapter: Annotated[AdapterKind | None, typer.Option(help="How it is stored; default: the method's.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Of left; 0: one factor per weight.")] = None,
+    rank: Annotated[int | None, number("Of left; 0: one factor per weight.", 0, 10_000)] = None,
     method: Annotated[
         MethodName | None, typer.Option(help="Paper whose losses teach it; default lfs_gan, for words hyperdomainnet.")
     ] = None,
     preset: Annotated[Preset | None, typer.Option(help="few_images: for a CPU; others: as published.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the factors.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
+    steps: Annotated[int | None, count("Training steps.")] = None,
+    learning_rate: Annotated[float | None, number("Of the factors.", 1e-12, 1000, "1e-12 to 1000, e.g. 0.005")] = None,
+    batch_size: Annotated[int | None, count("Pictures per step.")] = None,
     real_zoom: Annotated[
-        float | None, typer.Option(help="Enlarge pictures up to this at random, if framed more widely than the base's.")
+        float | None,
+        number(
+            "Enlarge pictures up to this at random, if framed more widely than the base's.", 1, 16, "1 to 16, e.g. 1.5"
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    seed: Annotated[int | None, seed_option("Of everything random.")] = None,
     push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Upload the adapter when done.")] = False,
     hub_model_id: Annotated[str | None, typer.Option(help="Repo id; default: the folder's name.")] = None,
+    num_threads: Threads = None,
 ):
     """Teach a base a new look from about ten pictures, or from words."""
-    with one_sentence():
-        try:
-            from .training import adapt as adaptation
-            from .training.engine import TrainingDiverged
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("fewshot_gan"):
-                raise
-            raise ImportError(
-                f"training needs the {error.name} package, which is not installed: pip install 'fewshot_gan[train]'"
-            ) from error
+    with needing("training", "train"):
+        from .training import adapt as adaptation
     argv = [f"--output_dir={out}", f"--base={base}"]
     method = method or (MethodName.hyperdomainnet if text else MethodName.lfs_gan)
-    with one_sentence():
-        if (data is None) == (text is None):
-            raise ValueError("a look is shown by pictures or named by words: give a folder of about ten, or --text")
-        if text is not None and method is not MethodName.hyperdomainnet:
-            raise ValueError(f"--method {method.value} learns from pictures; --text needs hyperdomainnet")
-        if preset is not None and preset.value not in (known := adaptation.METHODS[method.value].presets):
-            raise ValueError(f"--method {method.value} has no preset {preset.value!r}; known: {', '.join(known)}")
-        if real_zoom is not None and not adaptation.METHODS[method.value].objective.uses_images:
-            raise ValueError(f"--method {method.value} looks at whole pictures, never enlarged; leave out --real-zoom")
+    if (data is None) == (text is None):
+        raise ValueError("a look is shown by pictures or named by words: give a folder of about ten, or --text")
+    if text is not None and method is not MethodName.hyperdomainnet:
+        raise ValueError(f"--method {method.value} learns from pictures; --text needs hyperdomainnet")
+    if preset is not None and preset.value not in (known := adaptation.METHODS[method.value].presets):
+        raise ValueError(f"--method {method.value} has no preset {preset.value!r}; known: {', '.join(known)}")
+    if real_zoom is not None and not adaptation.METHODS[method.value].objective.uses_images:
+        raise ValueError(f"--method {method.value} looks at whole pictures, never enlarged; leave out --real-zoom")
     given = {
         "data": data,
         "text": text,
@@ -513,13 +453,13 @@ def adapt(
         "real_zoom": real_zoom,
         "seed": seed,
         "hub_model_id": hub_model_id,
+        "num_threads": num_threads,
     }
     argv += [f"--{name}={value}" for name, value in given.items() if value is not None]
     argv += ["--push_to_hub"] if push_to_hub else []
     start = time.perf_counter()
-    _quiet()
-    with one_sentence(TrainingDiverged):
-        adaptation.run(adaptation.parser(method.value).parse_args(argv))
+    _begin(num_threads)
+    adaptation.run(adaptation.parser(method.value).parse_args(argv))
     print(f"{out}  ({time.perf_counter() - start:.0f} s)")
 
 
@@ -528,22 +468,26 @@ def adapt(
 
 @app.command()
 def demo(
-    base: Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")] = "ffhq",
+    base: Base = "ffhq",
     adapter: Annotated[
         list[str] | None, typer.Option(help="A look beside the embedded ones: folder or Hub repo; repeat for more.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Of the page.")] = 7860,
+    port: Annotated[int, number("Of the page.", 1, 65535)] = 7860,
     host: Annotated[
         str, typer.Option(help="127.0.0.1: this machine alone; 0.0.0.0: whoever can reach it.")
     ] = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name by which others reach the page, besides this machine's own; repeat for more."),
+    ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Serve the page without opening it.")] = False,
+    num_threads: Threads = None,
 ):
     """Open a page in the browser: faces in many looks, your photo, a look of your own."""
-    with one_sentence():
-        from .demo import serve
+    from .demo import serve
 
-        _quiet()
-        serve(base, adapter or [], host, port, not no_browser)
+    _begin(num_threads)
+    serve(base, adapter or [], host, port, not no_browser, allowed_host or [])
 
 
 # ------------------------------------------------------------------------------------------------------------ convert
@@ -552,28 +496,28 @@ def demo(
 @app.command()
 def convert(
     src: Annotated[
-        Path, typer.Argument(help="StyleGAN2 .pkl or .pt, SNGAN, BigGAN, GP-GAN .pth, or MobileStyleGAN's IR.")
+        Path,
+        path_argument("StyleGAN2 .pkl or .pt, SNGAN, BigGAN, GP-GAN .pth, or MobileStyleGAN's IR."),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],
+    out: Annotated[Path, path_argument("Folder to write, new or empty.")],
 ):
     """Turn a published checkpoint into a folder that `--base` takes."""
     start = time.perf_counter()
-    with one_sentence():
-        _refuse_existing(out)
+    _refuse_existing(out)
 
-        from .convert import convert_checkpoint
-        from .pipeline import FewShotGAN
+    from .convert import convert_checkpoint
+    from .pipeline import FewShotGAN
 
-        networks = convert_checkpoint(src)
-        if "generator" not in networks:
-            raise ValueError(f"{src} holds a discriminator alone; give the file or folder that has the generator too")
-        pipe = FewShotGAN(networks["generator"], networks.get("discriminator"))
-        _write_folder(out, pipe.save_pretrained)
-        found = [
-            f"{name} of {cards.count_numbers(network):,} numbers" for name, network in networks.items() if name in SAVED
-        ]
-        resolution = networks["generator"].resolution
-        print(f"{out}  ({resolution} px, {', '.join(found)}, {time.perf_counter() - start:.1f} s)")
+    networks = convert_checkpoint(src)
+    if "generator" not in networks:
+        raise ValueError(f"{src} holds a discriminator alone; give the file or folder that has the generator too")
+    pipe = FewShotGAN(networks["generator"], networks.get("discriminator"))
+    _write_folder(out, pipe.save_pretrained)
+    found = [
+        f"{name} of {cards.count_numbers(network):,} numbers" for name, network in networks.items() if name in SAVED
+    ]
+    resolution = networks["generator"].resolution
+    print(f"{out}  ({resolution} px, {', '.join(found)}, {time.perf_counter() - start:.1f} s)")
 
 
 # --------------------------------------------------------------------------------------------------------------- push
@@ -581,7 +525,7 @@ def convert(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="An adapter, a folder of several, or a base.")],
+    folder: Annotated[Path, path_argument("An adapter, a folder of several, or a base.")],
     repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub, made if it is not there.")],
     private: Annotated[bool, typer.Option("--private", help="Make a private repo.")] = False,
     token: Annotated[str | None, typer.Option(help="With write access; default: that of `hf auth login`.")] = None,
@@ -589,12 +533,11 @@ def push(
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with fewshot_gan",
 ):
     """Share an adapter or a base on the Hub, with a model card."""
-    with one_sentence():
-        patterns = _check_pushable(folder)
-        if not (folder / "README.md").is_file():
-            _write_card(folder, repo_id)
-        options = {"token": token, "private": private or None, "revision": revision, "commit_message": message}
-        print(hub.push_folder(folder, repo_id, allow_patterns=patterns, instead=_portable(folder), **options))
+    patterns = _check_pushable(folder)
+    if not (folder / "README.md").is_file():
+        _write_card(folder, repo_id)
+    options = {"token": token, "private": private or None, "revision": revision, "commit_message": message}
+    print(hub.push_folder(folder, repo_id, allow_patterns=patterns, instead=_portable(folder), **options))
 
 
 def _check_pushable(folder: Path) -> list[str]:
@@ -641,7 +584,7 @@ def _write_card(folder: Path, repo_id: str) -> None:
     if (folder / "model_index.json").is_file():
         from .pipeline import FewShotGAN
 
-        _quiet()
+        _begin(None)
         cards.write_base_card(FewShotGAN.from_pretrained(folder), folder, name, repo_id=repo_id)
     elif (folder / "adapter_config.json").is_file():
         from .adapters import read_adapter
@@ -670,13 +613,12 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object per adapter.")] = False,
 ):
     """Show what an adapter is: its type, size, base and the layers it changes."""
-    with one_sentence():
-        folder = hub.resolve_folder(adapter, kind="adapter", subfolder=subfolder, revision=revision, token=token)
-        found = _adapters_in(folder)
-        if not found:
-            raise FileNotFoundError(f"{adapter} is no adapter: neither it nor a subfolder has an adapter_config.json")
-        known = [_facts(f, Path(subfolder or adapter).name if f == folder else f.name) for f in found]
-        print(json.dumps(known, indent=1) if as_json else "\n".join(map(_describe, known)))
+    folder = hub.resolve_folder(adapter, kind="adapter", subfolder=subfolder, revision=revision, token=token)
+    found = _adapters_in(folder)
+    if not found:
+        raise FileNotFoundError(f"{adapter} is no adapter: neither it nor a subfolder has an adapter_config.json")
+    known = [_facts(f, Path(subfolder or adapter).name if f == folder else f.name) for f in found]
+    print(json.dumps(known, indent=1) if as_json else "\n".join(map(_describe, known)))
 
 
 def _facts(folder: Path, name: str) -> dict:
@@ -724,26 +666,25 @@ def _describe(facts: dict) -> str:
 @app.command(name="list")
 def list_embedded():
     """Show what ships inside the package and works offline."""
-    with one_sentence():
-        bases = {name: hub.ASSETS / "bases" / name for name in hub.embedded_bases()}
-        print("bases" if bases else "bases: none")
-        for name, folder in bases.items():
-            parts = [
-                f"{weights.parent.name} {_count(weights):,} numbers, {_size(weights)}"
-                for weights in sorted(folder.glob("*/*.safetensors"))
-            ]
-            print(f"  {name}: {'; '.join(parts)}")
-        adapters = hub.embedded_adapters()
-        print("adapters" if adapters else "adapters: none")
-        for name, folder in adapters.items():
-            kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["adapter_type"]
-            weights = folder / "adapter_model.safetensors"
-            print(f"  {name} (for {folder.parent.name}): {kind}, {_count(weights):,} numbers, {_size(weights)}")
-        datasets = hub.embedded_datasets()
-        print("datasets" if datasets else "datasets: none")
-        for name, folder in datasets.items():
-            pictures = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES]
-            print(f"  {name}: {len(pictures)} pictures, {_size(*pictures)}")
+    bases = {name: hub.ASSETS / "bases" / name for name in hub.embedded_bases()}
+    print("bases" if bases else "bases: none")
+    for name, folder in bases.items():
+        parts = [
+            f"{weights.parent.name} {_count(weights):,} numbers, {_size(weights)}"
+            for weights in sorted(folder.glob("*/*.safetensors"))
+        ]
+        print(f"  {name}: {'; '.join(parts)}")
+    adapters = hub.embedded_adapters()
+    print("adapters" if adapters else "adapters: none")
+    for name, folder in adapters.items():
+        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["adapter_type"]
+        weights = folder / "adapter_model.safetensors"
+        print(f"  {name} (for {folder.parent.name}): {kind}, {_count(weights):,} numbers, {_size(weights)}")
+    datasets = hub.embedded_datasets()
+    print("datasets" if datasets else "datasets: none")
+    for name, folder in datasets.items():
+        pictures = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES]
+        print(f"  {name}: {len(pictures)} pictures, {_size(*pictures)}")
 
 
 def _read_config(folder: Path) -> dict:

@@ -3,6 +3,7 @@
 The page is Gradio's; what it asks for is done by `studio.Studio`.
 """
 
+import asyncio
 import base64
 import io
 import os
@@ -16,6 +17,7 @@ from html import escape
 
 from PIL import Image
 
+from .demo_guard import SameSite, end_on_sigterm, private_folder
 from .hub import embedded_datasets
 from .studio import (
     CHOSEN,
@@ -32,6 +34,7 @@ from .studio import (
 )
 
 FACES = 8  # of the grid
+WAITING = 1000  # events at a time: Gradio counts one of a visitor who waits as much as one that computes
 LOSSES = {"d": "d, judge", "g": "g, generator"}
 
 
@@ -227,29 +230,34 @@ def page(studio: Studio):
         on = not job.over
         return gr.Button(interactive=not on), gr.Button(visible=on, interactive=on and not job.stopping)
 
-    def watch_photo(key, chosen, strengths):
+    async def shown_now(job, before):
+        """The gallery of a job's pictures if they are others than before, made in a thread."""
+        if job.pictures is before or not job.pictures:
+            return gr.skip()
+        return await asyncio.to_thread(gallery, job.pictures)
+
+    async def watch_photo(key, chosen, strengths):
         shown = None
         yield [gr.skip()] * 4
-        for job in studio.watch(key, "photo"):
-            pictures = gr.skip() if job.pictures is shown or not job.pictures else gallery(job.pictures)
-            shown = job.pictures
-            if job.state == "done":
-                pictures = draw_photo(key, chosen, strengths)
+        async for job in studio.watch(key, "photo"):
+            pictures, shown = await shown_now(job, shown), job.pictures
+            if job.over and job.state != "done" and not studio.visitor(key).photo:
+                pictures = NO_PHOTO
             elif job.over:
-                pictures = draw_photo(key, chosen, strengths) if studio.visitor(key).photo else NO_PHOTO
+                pictures = await asyncio.to_thread(draw_photo, key, chosen, strengths)
             yield progress(job, "Looking for your face among those the base can draw"), pictures, *running(job)
 
-    def start_photo(key, path, closeness, steps, chosen, strengths):
+    async def start_photo(key, path, closeness, steps, chosen, strengths):
         with in_one_sentence():
-            studio.find_photo(key, path, closeness, int(steps))
-        yield from watch_photo(key, chosen, strengths)
+            await asyncio.to_thread(studio.find_photo, key, path, closeness, int(steps))
+        async for update in watch_photo(key, chosen, strengths):
+            yield update
 
-    def watch_look(key):
+    async def watch_look(key):
         shown, same = None, [gr.skip()] * (2 + FACES)
         yield [gr.skip()] * (5 + 2 + FACES)
-        for job in studio.watch(key, "look"):
-            pictures = gr.skip() if job.pictures is shown or not job.pictures else gallery(job.pictures)
-            shown, more = job.pictures, same
+        async for job in studio.watch(key, "look"):
+            pictures, shown, more = await shown_now(job, shown), job.pictures, same
             if job.over and not job.pictures:
                 pictures = NO_LOOK
             if job.state == "done":
@@ -258,10 +266,11 @@ def page(studio: Studio):
                 more = [gr.CheckboxGroup(choices=looks, value=looks[-1:]), kept(key), *[choices] * FACES]
             yield progress(job, "Learning your look"), pictures, losses(job.history), *running(job), *more
 
-    def start_look(key, files, name, steps):
+    async def start_look(key, files, name, steps):
         with in_one_sentence():
-            studio.teach(key, files or [], name, int(steps))
-        yield from watch_look(key)
+            await asyncio.to_thread(studio.teach, key, files or [], name, int(steps))
+        async for update in watch_look(key):
+            yield update
 
     def look_at(files):
         if not files:
@@ -431,49 +440,76 @@ def gradio():
     return gr
 
 
+@contextmanager
+def reached_directly(host: str):
+    """Inside, this process asks no proxy for the page's own address: Gradio looks there whether it is up."""
+    local, before = ("localhost", "127.0.0.1", host), {}
+    for name in ("NO_PROXY", "no_proxy"):
+        before[name] = os.environ.get(name)
+        hosts = [entry.strip() for entry in (before[name] or "").split(",") if entry.strip()]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, *local]))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
 def serve(
     base: str = "ffhq",
     adapters: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 7860,
     browser: bool = True,
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C or SIGTERM; then everything that visitors uploaded or made is deleted.
 
     Args:
         base, adapters: of `Studio`.
         host: 127.0.0.1 is this machine alone, 0.0.0.0 everybody who can reach it.
         port: of the server.
         browser: open the page.
+        allowed_hosts: names under which others reach the server, besides its addresses and this machine's name; pages
+            of other sites are refused, see `demo_guard.SameSite`.
 
     Raises:
         ImportError: Gradio is not installed.
         OSError: the port is taken.
         ValueError, FileNotFoundError: what `Studio` refuses.
     """
+    end_on_sigterm()
     print(f"loading {base} …", flush=True)
+    folder = private_folder()  # Gradio asks on import where its files shall be
     gr = gradio()
-    studio = Studio(base, adapters)
+    from starlette.middleware import Middleware
+
+    studio = Studio(base, adapters, folder)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
         blocks = page(studio)
         try:
-            _, address, _ = blocks.launch(
-                server_name=host,
-                server_port=port,
-                inbrowser=browser,
-                theme=gr.themes.Soft(**fonts).set(**THEME),
-                css=CSS,
-                share=False,
-                ssr_mode=False,
-                mcp_server=False,
-                pwa=False,
-                footer_links=[],
-                run_history=False,
-                max_file_size="50mb",
-                quiet=True,
-                prevent_thread_lock=True,
-            )
+            with reached_directly(host):
+                _, address, _ = blocks.launch(
+                    server_name=host,
+                    server_port=port,
+                    inbrowser=browser,
+                    theme=gr.themes.Soft(**fonts).set(**THEME),
+                    css=CSS,
+                    share=False,
+                    ssr_mode=False,
+                    mcp_server=False,
+                    pwa=False,
+                    footer_links=[],
+                    run_history=False,
+                    max_file_size="50mb",
+                    max_threads=WAITING,
+                    app_kwargs={"middleware": [Middleware(SameSite, allowed_hosts=list(allowed_hosts))]},
+                    quiet=True,
+                    prevent_thread_lock=True,
+                )
         except OSError as error:
             raise OSError(f"port {port} of {host} cannot be used ({sentence(error)}); choose another --port") from error
         print(f"{address}  (Ctrl-C ends it)", flush=True)

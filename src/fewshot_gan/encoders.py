@@ -16,6 +16,7 @@ from torch import nn
 
 from .features import FeatureNetwork, load_features
 from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
+from .utils.files import expanded
 
 CLIP_DEFAULT = "openai/clip-vit-base-patch32"
 # CLIP's own normalisation, for folders without a preprocessor config
@@ -181,7 +182,7 @@ def load_encoder(name: str = CLIP_DEFAULT, device: str | torch.device | None = N
         ValueError: it holds no CLIP model, or a damaged one.
         ImportError: the packages of this encoder are not installed.
     """
-    return _load(str(name), str(torch.device(device or "cpu")))
+    return _load(expanded(name), str(torch.device(device or "cpu")))
 
 
 @lru_cache(maxsize=4)

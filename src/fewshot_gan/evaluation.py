@@ -27,7 +27,7 @@ from .images import to_floats
 from .judges import LPIPS
 from .pipeline import FewShotGAN
 from .training.data import load_images
-from .utils.files import replace_file
+from .utils.files import expanded, replace_file, user_path
 from .utils.random import check_seed
 from .version import __version__
 
@@ -85,7 +85,7 @@ def evaluate(
     if num_images < 2:
         raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
     seed = check_seed(seed)
-    judge = _load_judge(str(features), pairs, text, pipe._execution_device)
+    judge = _load_judge(expanded(features), pairs, text, pipe._execution_device)
     true = load_images(data, pipe.generator.resolution)
     if not 1 <= neighbour < min(num_images, len(true)):
         raise ValueError(f"neighbour={neighbour} of {num_images} drawn and {len(true)} true pictures: give fewer")
@@ -216,7 +216,7 @@ def _true_statistics(true: torch.Tensor, judge, protocol, cache_dir) -> _Statist
     known = {name: protocol[name] for name in ("data_sha256", "features_sha256", "features_resize", "kept")}
     path = None
     if cache_dir is not None:
-        path = Path(cache_dir) / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]}.safetensors"
+        path = user_path(cache_dir) / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]}.safetensors"
         if path.is_file():
             try:
                 stored = load_file(path)
@@ -280,6 +280,8 @@ def compare(report: Mapping, other: Mapping) -> dict[str, tuple[float, float]]:
     ]
     if apart:
         raise ValueError(f"numbers of different protocols do not compare: {'; '.join(apart)}")
+    if missing := sorted(report["results"].keys() - other["results"].keys()):
+        raise ValueError(f"the other report lacks {', '.join(missing)}; make it again with this version")
     return {name: (value, other["results"][name]) for name, value in report["results"].items()}
 
 
@@ -312,6 +314,24 @@ def _unnamed(adapters):
     return sorted((a["sha256"], json.dumps(a["weight"], sort_keys=True)) for a in adapters.values())
 
 
+_NONE, _TEXTS = type(None), (list, type(None))
+_KINDS = {  # of what a report says, and somebody may have written by hand
+    "protocol": {
+        "num_images": int,
+        "seed": int,
+        "truncation_psi": (int, float),
+        "neighbour": int,
+        "features": str,
+        "pairs": (str, _NONE),
+        "text": (str, _NONE),
+    },
+    "network": {"base_fingerprint": str, "adapters": dict},
+    "results": {},
+    "versions": {},
+    "source": {"data": (str, _NONE), "base": (str, _NONE), "adapter": _TEXTS, "weight": _TEXTS},
+}
+
+
 def read_report(path) -> dict:
     """A report from its JSON file.
 
@@ -319,10 +339,22 @@ def read_report(path) -> dict:
         ValueError: the file holds none.
     """
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        for part in ("protocol", "network", "results", "versions"):
-            if not isinstance(report[part], dict):
+        report = json.loads(user_path(path).read_text(encoding="utf-8"))
+        for part, known in _KINDS.items():
+            table = report.get(part, {}) if part == "source" else report[part]
+            if not isinstance(table, dict):
                 raise TypeError(f"{part} is no table")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            for name, kinds in known.items():
+                if not isinstance(value := table.get(name), kinds) or isinstance(value, bool):
+                    raise TypeError(f"{name} of its {part} is {value!r}")
+                if isinstance(value, list) and not all(isinstance(entry, str) for entry in value):
+                    raise TypeError(f"{name} of its {part} is no list of texts")
+        for name, value in report["results"].items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise TypeError(f"{name} of its results is {value!r}, no number")
+        for name, adapter in report["network"]["adapters"].items():
+            if not isinstance(adapter, dict) or not isinstance(adapter.get("sha256"), str) or "weight" not in adapter:
+                raise TypeError(f"its adapter {name} has no sha256 and weight")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no report of fewshot-gan evaluate ({error})") from error
     return report

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from .models.plain import PlainGenerator
-from .pipeline import FewShotGAN
-from .utils.files import replace_file
+from .pipeline import MOST_PSI, FewShotGAN
+from .utils.files import replace_file, user_path
 from .utils.random import seeded
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
@@ -41,7 +41,7 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
             is written.
         ImportError: the format's packages are not installed.
     """
-    out = Path(out)
+    out = user_path(out)
     known = {suffix: name for name, suffix in SUFFIX.items()}
     if out.suffix not in known or out.is_dir():
         names = " or ".join(f"NAME{suffix} for {name}" for name, suffix in SUFFIX.items())
@@ -56,6 +56,8 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
     if plain and truncation_psi is not None:
         raise ValueError(f"truncation_psi={truncation_psi}: this base has no styles to truncate; leave it out")
     psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
+    if not plain and not abs(psi) <= MOST_PSI:  # so is not NaN
+        raise ValueError(f"truncation_psi={psi}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}")
     drawing = _Drawing(pipe.generator, {} if plain else {"truncation_psi": psi})
     out.parent.mkdir(parents=True, exist_ok=True)
     with (

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .hub import is_repo_id
+from .utils.files import expanded
 
 
 class FeatureNetwork(nn.Module):
@@ -243,7 +244,7 @@ def load_features(name: str = "efficientnet-lite0", device: str | torch.device |
         FileNotFoundError: the Hub has no such repo, or weights cannot be fetched.
         ImportError: the packages that define it, or carry the weights, are not installed.
     """
-    return _load(str(name), str(torch.device(device or "cpu")))
+    return _load(expanded(name), str(torch.device(device or "cpu")))
 
 
 @cache

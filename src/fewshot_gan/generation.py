@@ -22,8 +22,9 @@ from .adapters.base import digest
 from .hub import portable_name
 from .latents import check_latents
 from .pipeline import FewShotGAN
-from .utils.files import LEFTOVER, replace_file, replace_text
+from .utils.files import LEFTOVER, replace_file, replace_text, user_path
 from .utils.random import check_seed, seeded
+from .utils.threads import available_cores
 from .version import __version__
 
 MANIFEST = ".generation.json"  # hidden: `load_dataset(folder)` would take it for data
@@ -98,12 +99,12 @@ def write_pictures(
     state = launched()
     rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
     options = {"truncation_psi": truncation_psi, "noise_mode": noise_mode, "batch_size": batch_size}
-    per_image = {"latents": latents, "class_labels": pipe._labels(class_labels, num_images)}
+    per_image = {"latents": latents, "class_labels": pipe._labels(class_labels, num_images, latents)}
     per_image = {name: values for name, values in per_image.items() if values is not None}
     for look in [None] if looks is None else looks.values():  # what the pipeline refuses comes before there is a folder
         pipe(1, seed=seed, adapter_names=look, **options, **{name: values[:1] for name, values in per_image.items()})
 
-    folder = Path(folder)
+    folder = user_path(folder)
     record = _record(pipe, looks, per_image, seed=seed, truncation_psi=truncation_psi, noise_mode=noise_mode)
     record |= {"num_images": int(num_images), "format": file_format}
     record["shard_size"] = None if file_format == "png" else size
@@ -141,7 +142,7 @@ def write_pictures(
     total, missing = (sum(part.stop - part.start for part in parts) for parts in (mine, todo))
     bar = {"total": total, "initial": total - missing, "disable": rank > 0 or missing < 4 * batch_size}
     bar["desc"] = "drawing" if processes == 1 else f"drawing, process 1 of {processes}"
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, available_cores())) as pool:
         for part, pictures in groupby(tqdm(_ahead(drawn(pool), batch_size), **bar), itemgetter(0)):
             rows = ((file, future.result(), facts) for _, file, facts, future in pictures)
             if file_format == "png":

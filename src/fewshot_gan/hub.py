@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 
 from .utils.deadline import within
+from .utils.errors import fault_of_disk
+from .utils.files import expanded, user_path
 from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
@@ -15,6 +17,7 @@ NO_CODE = {"trust_remote_code": False}  # for transformers, which else asks on t
 REPO_FILES = ("*.json", "*.safetensors", "*.md")  # what loading needs; sample pictures stay on the Hub
 PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
 PUSH_SECONDS, PUSH_RATE = 300, 50_000  # a push may take so long, and a second more for so many bytes
+_OTHER_CACHE = "set HF_HOME to a folder that can be written, or give cache_dir=…"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -69,11 +72,12 @@ def resolve_folder(
 
     Raises:
         FileNotFoundError: nothing of that name here, and not on the Hub, not readable, or no way to reach it.
+        OSError: the cache cannot be written.
         ValueError: `subfolder`, or the name of a file in the repo, leads out of the folder.
     """
     embedded = {n: ASSETS / "bases" / n for n in embedded_bases()} if kind == "base" else {}
     embedded = embedded_adapters() if kind == "adapter" else embedded
-    name, part = str(name_or_path), PureWindowsPath(subfolder or "")  # takes both kinds of slash and drive letters
+    name, part = expanded(name_or_path), PureWindowsPath(subfolder or "")  # takes both kinds of slash, drive letters
     known = f"embedded {kind}s: {', '.join(embedded) or 'none'}"
     if part.anchor or ".." in part.parts:
         raise ValueError(f"subfolder={subfolder!r} leads out of {name!r}; give a folder inside it, like 'looks/ink'")
@@ -83,7 +87,8 @@ def resolve_folder(
         folder, place = Path(name), ""
     elif is_repo_id(name):
         prefix = "".join(glob.escape(p) + "/" for p in part.parts)
-        options = {"revision": revision, "token": token, "cache_dir": cache_dir, "force_download": force_download}
+        options = {"revision": revision, "token": token, "force_download": force_download}
+        options["cache_dir"] = None if cache_dir is None else expanded(cache_dir)
         folder = _download(name, kind, known, prefix, local_files_only=local_files_only, **options)
         place = f" at revision {revision or 'main'!r}; see {_page(name)}"
     else:
@@ -105,20 +110,23 @@ def fetch_model(name: str, kind: str, way_out: str) -> Path:
 
     Raises:
         FileNotFoundError: no such folder or repo, or no network.
+        OSError: the cache cannot be written.
     """
     from huggingface_hub import snapshot_download
 
-    if Path(name).is_dir():
-        return Path(name)
+    if (folder := user_path(name)).is_dir():
+        return folder
     if not is_repo_id(name):
         raise FileNotFoundError(
             f"there is no {kind} {name!r}: it is no folder and no repo id like 'owner/name'; {way_out}"
         )
+    _check_cache(None)
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
         if not any(folder.glob("model[.-]*safetensors")):  # older repos have a pickle, which is read without running it
             folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, "pytorch_model.bin"]))
     except _hub_errors() as error:
+        _refuse_fault_of_cache(error, f"{kind} {name!r}", None)
         raise FileNotFoundError(
             f"could not fetch the {kind} {name!r} from the Hub ({_cause(error)[1]}); {way_out}"
         ) from error
@@ -241,9 +249,39 @@ def push_folder(
     return repo_id
 
 
+def _cache(cache_dir) -> Path:
+    from huggingface_hub import constants
+
+    return user_path(cache_dir or constants.HF_HUB_CACHE)
+
+
+def _check_cache(cache_dir) -> None:
+    """Refuse a cache that cannot be a folder; huggingface_hub says of one that there is no network.
+
+    Raises:
+        NotADirectoryError: it, or a folder above it, is a file.
+    """
+    cache = _cache(cache_dir)
+    there = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"the cache {cache} is no folder: {there} is a file; {_OTHER_CACHE}")
+
+
+def _refuse_fault_of_cache(error: Exception, what: str, cache_dir) -> None:
+    """Say so where not the Hub, but the disk of the cache is to blame.
+
+    Raises:
+        OSError: it is.
+    """
+    if fault := fault_of_disk(error):
+        fault, _, _ = fault.partition("; ")
+        raise OSError(f"the cache {_cache(cache_dir)} cannot take {what}: {fault}; {_OTHER_CACHE}") from error
+
+
 def _download(name: str, kind: str, known: str, prefix: str, **options) -> Path:
     from huggingface_hub import snapshot_download
 
+    _check_cache(options["cache_dir"])
     try:
         folder = Path(
             snapshot_download(
@@ -257,6 +295,7 @@ def _download(name: str, kind: str, known: str, prefix: str, **options) -> Path:
     except _hub_errors() as error:
         if type(error) is ValueError and error.__cause__ is None:  # what the server offers, e.g. '../../name'
             raise ValueError(f"Hub repo {name!r} is not safe to load, and was not: {_cause(error)[1]}") from error
+        _refuse_fault_of_cache(error, f"{kind} {name!r}", options["cache_dir"])
         sentence = _why_not_fetched(error, f"{kind} {name!r}", _page(name), options["revision"], known)
         raise FileNotFoundError(sentence) from error
     check_hashes(folder)

@@ -1,10 +1,10 @@
 """Pictures from files to squares of one size, the one rule of cropping, and between bytes and [-1, 1]."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .utils.files import user_path
 
 MIN_SIDE = 32
 
@@ -36,7 +36,8 @@ def read_image(path) -> Image.Image:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read as an image.
     """
-    if not Path(path).is_file():
+    path = user_path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"there is no picture {str(path)!r}; give the path of a png, jpg, webp or bmp file")
     try:
         with Image.open(path) as image:

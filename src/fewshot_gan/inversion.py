@@ -20,6 +20,7 @@ from .images import check_range
 from .judges import load_lpips
 from .latents import check_latents
 from .metrics import psnr
+from .models.labels import refuse_classes
 from .models.offloading import execution_device, is_offloaded, refuse_gradients
 from .utils.frozen import frozen
 from .utils.random import LIMIT, check_seed, seeded
@@ -182,9 +183,10 @@ def invert(
             `[B, 3, R, R]` it started from. What it raises ends the search.
 
     Raises:
-        ValueError: an option or the images are out of range.
+        ValueError: an option or the images are out of range, or the generator has classes.
         ImportError: no perceptual network is installed and "none" was not asked for.
     """
+    refuse_classes(generator, "inversion")
     size = generator.resolution
     if space not in SPACES:
         raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")

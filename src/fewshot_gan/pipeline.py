@@ -1,7 +1,6 @@
 """`FewShotGAN`: a generator with its adapters, loaded, run, saved and shared like any diffusers pipeline."""
 
 import json
-import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +25,16 @@ from .latents import check_latents
 from .loader import finish_base
 from .methods.projected import ProjectedDiscriminator
 from .models import AnyDiscriminator, AnyGenerator
+from .models.labels import labels_of_images, start_from_w
 from .models.network import settle_dtype
 from .models.offloading import is_offloaded
-from .models.plain import PlainGenerator, check_labels
+from .models.plain import PlainGenerator
 from .ops import dispatch
+from .utils.files import expanded, user_path
 from .utils.random import seeded
 
 HUB_OPTIONS = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"}
+MOST_PSI = 1000  # far beyond any use; larger ones overflow
 CARD_FACES = 6  # pictures per row on the card of an adapter
 PER_IMAGE = ("latents", "class_labels", "adapter_names")  # options of `__call__` that may be one per image
 AdapterName = str | Mapping[str, float] | None
@@ -120,7 +122,7 @@ class FewShotGAN(NetworkPipeline):
                 raise ValueError(f"the {name} in {folder} lacks weights: {', '.join(missing[:8])}")
             if unknown := sorted(stored - own.keys()):
                 raise ValueError(f"the {name} in {folder} has weights that it does not know: {', '.join(unknown[:8])}")
-        pipe.base_name = str(pretrained_model_name_or_path)
+        pipe.base_name = expanded(pretrained_model_name_or_path)
         if pipe.generator.dtype != torch.float32 and "generator" not in kwargs:
             stored = {k: t for path in (folder / "generator").glob("*.safetensors") for k, t in load_file(path).items()}
             if stored:  # what adapters were trained on, before the cast
@@ -154,7 +156,8 @@ class FewShotGAN(NetworkPipeline):
             generator: source of latents and noise, on the CPU; or a list of one per image.
             latents: z `[N, z_dim]`, w `[N, w_dim]` or w+ `[N, num_ws, w_dim]` instead of drawn ones.
             latent_space: of `latents`: "z", "w" or "w+"; None takes "z" for two dimensions and "w+" for three.
-            class_labels: of class-conditional generators: one for all images, or one per image.
+            class_labels: of class-conditional generators: one for all images, or one per image. None with w and w+,
+                which have their class in them.
             truncation_psi: ψ towards the mean w; None takes the pipeline's, and 1 for given w and w+, which are wanted
                 as they are. Generators without w draw z from a normal cut at ±2, times ψ, if ψ is not 1 (arXiv
                 1809.11096 §3.1).
@@ -176,12 +179,14 @@ class FewShotGAN(NetworkPipeline):
         for name, value in (("num_images", num_images), ("batch_size", batch_size)):
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
-        as_given = latents is not None and (latent_space or ("z" if latents.ndim == 2 else "w+")) != "z"
+        as_given = start_from_w(latents, latent_space)
         psi = truncation_psi
         if psi is None:
             psi = 1.0 if as_given else self.config.truncation_psi
-        if not isinstance(psi, Real) or not math.isfinite(psi):
-            raise ValueError(f"truncation_psi={psi!r}: give a number, e.g. 0.7; 1 is no truncation")
+        if not isinstance(psi, Real) or not abs(psi) <= MOST_PSI:  # so is not NaN
+            raise ValueError(
+                f"truncation_psi={psi!r}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}; 1 is no truncation"
+            )
         plain = isinstance(self.generator, PlainGenerator)
         if plain:
             of_styles = {"latent_space": latent_space not in (None, "z"), "noise_mode": noise_mode != "const"}
@@ -205,7 +210,7 @@ class FewShotGAN(NetworkPipeline):
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(f"{len(generator)} generators for {num_images} images; give one, or one per image")
         looks = self._looks(adapter_names, num_images)
-        labels = self._labels(class_labels, num_images)
+        labels = self._labels(class_labels, num_images, latents, latent_space)
         if latents is None:
             latents, generators = self._draw(num_images, generator, self._psi_of_z(psi))
         else:
@@ -222,10 +227,9 @@ class FewShotGAN(NetworkPipeline):
         network, images = self._compiled if compiled else self.generator, [None] * num_images
         with self.bank.drawing(looks, compiled) as acting:
             for chunk in chunks if len(chunks) < 4 else self.progress_bar(chunks):
-                if plain:
-                    options = {"class_labels": None if labels is None else labels[chunk].to(device)}
-                else:
-                    options = {"latent_space": latent_space or "z", "truncation_psi": psi, "noise_mode": noise_mode}
+                options = {} if labels is None else {"class_labels": labels[chunk].to(device)}
+                if not plain:
+                    options |= {"latent_space": latent_space or "z", "truncation_psi": psi, "noise_mode": noise_mode}
                     sources = None if compiled else [generators[i] for i in chunk]
                     options |= {"truncation_cutoff": truncation_cutoff, "generator": sources}
                 with acting(chunk):
@@ -288,13 +292,9 @@ class FewShotGAN(NetworkPipeline):
             own = {name: values[start:stop] for name, values in per_image.items()}
             yield self(stop - start, generator=generator, batch_size=batch_size, **own, **options)
 
-    def _labels(self, labels, num_images: int) -> torch.Tensor | None:
-        """Class labels int64 `[N]`, None of a generator without classes."""
-        if labels is not None:
-            labels = torch.as_tensor(labels).cpu()
-            labels = labels.expand(num_images) if labels.ndim == 0 else labels
-        classes = getattr(self.generator, "num_classes", None)
-        return check_labels(labels, num_images, classes)
+    def _labels(self, labels, num_images: int, latents=None, latent_space: str | None = None) -> torch.Tensor | None:
+        """See `labels_of_images`."""
+        return labels_of_images(self.generator, labels, num_images, latents, latent_space)
 
     def some_labels(self, num_images: int) -> list[int] | None:
         """`class_labels` that go through the classes in turn; None of a generator without."""
@@ -412,7 +412,8 @@ class FewShotGAN(NetworkPipeline):
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in strip]
         looks = [{name: weight for name, weight in look.items() if weight} for look in looks]
         options["latents"] = latents.repeat_interleave(steps, 0)
-        if (labels := self._labels(options.pop("class_labels", None), len(latents))) is not None:
+        labels = options.pop("class_labels", None), len(latents), latents, options.get("latent_space")
+        if (labels := self._labels(*labels)) is not None:
             options["class_labels"] = labels.repeat_interleave(steps, 0)
         # the same noise along a strip: only the look changes
         options["generator"] = [
@@ -668,7 +669,7 @@ class FewShotGAN(NetworkPipeline):
         """
         from .cards import portable_base, write_adapter_card
 
-        folder = Path(save_directory)
+        folder = user_path(save_directory)
         if adapter_name is None or isinstance(adapter_name, str):
             adapter_name = self._one_adapter(adapter_name)
             folders = {adapter_name: folder}
@@ -718,8 +719,8 @@ class FewShotGAN(NetworkPipeline):
             )
         push_to_hub, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
         push_options = {k: kwargs.pop(k) for k in PUSH_OPTIONS if k in kwargs}
-        super().save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory)
+        folder = user_path(save_directory)
+        super().save_pretrained(folder, **kwargs)
         finish_base(folder, self)
         if push_to_hub:
             variant = kwargs.get("variant")

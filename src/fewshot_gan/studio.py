@@ -1,5 +1,6 @@
 """What the demo does, without its page: pictures, photos and looks for several visitors with one pipeline."""
 
+import asyncio
 import logging
 import re
 import tempfile
@@ -8,7 +9,7 @@ import time
 import uuid
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from .cards import PUBLISHED, portable_base
+from .demo_guard import private_folder
 from .generation import device
 from .hub import embedded_adapters, embedded_bases
 from .images import read_image, square, to_bytes, to_floats
@@ -133,6 +135,11 @@ class Visitor:
     latents: torch.Tensor | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing would be lost."""
+        return not self.looks and not self.jobs and self.photo is None
+
 
 class Studio:
     """Draws, finds photos and teaches looks, for several visitors at once.
@@ -143,9 +150,15 @@ class Studio:
     Args:
         base: embedded name, folder or Hub repo.
         adapters: sources of looks beside those embedded for the base.
+        folder: of `demo_guard.private_folder`, deleted by `close`; None: a new one.
     """
 
-    def __init__(self, base: str = "ffhq", adapters: Sequence[str] = ()):
+    def __init__(
+        self,
+        base: str = "ffhq",
+        adapters: Sequence[str] = (),
+        folder: tempfile.TemporaryDirectory | None = None,
+    ):
         self.pipe = FewShotGAN.from_pretrained(base).to(device())
         sources = list(embedded_adapters(base)) if base in embedded_bases() else []
         for source in [*sources, *adapters]:
@@ -154,9 +167,10 @@ class Studio:
         self.pace = dict(PACE)
         self.measured: set[str] = set()
         self._visitors: OrderedDict[str, Visitor] = OrderedDict()
-        self._lock = threading.RLock()  # of the pipeline and of the visitors
+        self._lock = threading.RLock()  # of what is known of visitors; held for microseconds
+        self._drawing = threading.Lock()  # one at a time: each takes all cores
         self._pools = {kind: ThreadPoolExecutor(1, thread_name_prefix=f"demo-{kind}") for kind in PACE}
-        self._folder = tempfile.TemporaryDirectory(prefix="fewshot-gan-demo-")
+        self._folder = private_folder() if folder is None else folder
         self._finder: FewShotGAN | None = None
 
     def close(self) -> None:
@@ -177,15 +191,21 @@ class Studio:
     def visitor(self, key: str) -> Visitor:
         """What belongs to the visitor of that key."""
         with self._lock:
-            found = self._visitors.setdefault(key, Visitor())
+            visitor = self._visitors.setdefault(key, Visitor())
             self._visitors.move_to_end(key)
-            for old in list(self._visitors)[:-VISITORS]:
+            empty = [old for old, other in self._visitors.items() if other.is_empty and old != key]
+            owners = [old for old, other in self._visitors.items() if not other.is_empty and old != key]
+            for old in empty[: max(0, len(empty) - VISITORS)]:  # opening the page costs nobody else a look
+                del self._visitors[old]
+            for old in owners[: max(0, len(owners) - VISITORS)]:
                 if all(job.over for job in self._visitors[old].jobs.values()):
-                    gone = self._visitors.pop(old)
-                    self.pipe.delete_adapters(list(gone.looks.values()))
-                    for file in gone.files.values():
-                        file.unlink(missing_ok=True)
-        return found
+                    self._forget(self._visitors.pop(old))
+        return visitor
+
+    def _forget(self, visitor: Visitor) -> None:
+        self.pipe.delete_adapters(list(visitor.looks.values()))
+        for file in visitor.files.values():
+            file.unlink(missing_ok=True)
 
     def labels(self, key: str) -> list[str]:
         """Names of the looks that this visitor can choose."""
@@ -218,13 +238,11 @@ class Studio:
         for name in (name for look in looks for name in look if name not in self.looks and name not in own):
             raise ValueError(f"there is no look {name!r}; there are {', '.join(self.labels(key)) or 'none'}")
         named = [{own.get(name, name): weight for name, weight in look.items()} for look in looks]
-        options = {"seed": seed, "truncation_psi": psi}
+        options = {"truncation_psi": psi, "class_labels": self.pipe.some_labels(len(looks))}
         if latents is not None:
-            options = {"latents": latents.expand(len(looks), -1, -1), "seed": seed}
-        with self._lock:
-            return self.pipe(
-                len(looks), adapter_names=named, class_labels=self.pipe.some_labels(len(looks)), **options
-            ).images
+            options = {"latents": latents.expand(len(looks), -1, -1)}
+        with self._drawing:
+            return self.pipe(len(looks), seed=seed, adapter_names=named, **options).images
 
     def photo_in(self, key: str, chosen: Mapping[str, float]) -> list[tuple[str, Image.Image]]:
         """The visitor's photo as it was given, as the base draws it, and in looks; nothing before it was found.
@@ -321,7 +339,8 @@ class Studio:
 
         def work(job: Job) -> None:
             with tempfile.TemporaryDirectory(dir=self._folder.name) as temp:
-                pictures, run, preview = Path(temp) / "pictures", Path(temp) / label, f"{key}-preview"
+                pictures, run = Path(temp) / "pictures", Path(temp) / label
+                preview, finished = uuid.uuid4().hex, uuid.uuid4().hex  # in the pipeline, which visitors do not see
                 pictures.mkdir()
                 for i, (_, image) in enumerate(squares):
                     image.save(pictures / f"{i:03d}.png")
@@ -330,17 +349,16 @@ class Studio:
                 options["num_threads"] = torch.get_num_threads()
 
                 def faces(looks, name):
-                    with self._lock:
+                    with self._drawing:
                         images = self.pipe(PREVIEW_FACES, seed=seed, adapter_names=[looks] * PREVIEW_FACES).images
                     return [(f"{name} {i + 1}", image) for i, image in enumerate(images)]
 
                 def on_step(trainer, losses):
                     shown = None
                     if trainer.step % PREVIEW_STEPS == 0 or trainer.step == 1:
-                        with self._lock:
-                            there = preview in self.pipe.get_list_adapters()
-                            self.pipe.load_adapter(deepcopy(trainer.result), preview, hotswap=there)
-                            shown = faces({preview: 1.0}, f"Step {trainer.step}, face")
+                        there = preview in self.pipe.bank.adapters
+                        self.pipe.load_adapter(deepcopy(trainer.result), preview, hotswap=there)
+                        shown = faces({preview: 1.0}, f"Step {trainer.step}, face")
                     job.report(trainer.step, shown, losses)
 
                 before = faces({}, "Base, face")
@@ -353,18 +371,17 @@ class Studio:
                 except (ValueError, OSError) as error:  # it need not know where the upload lies
                     raise ValueError(sentence(error).replace(str(pictures), "the upload")) from error
                 finally:
-                    with self._lock:
-                        if preview in self.pipe.get_list_adapters():
-                            self.pipe.delete_adapters(preview)
+                    if preview in self.pipe.bank.adapters:
+                        self.pipe.delete_adapters(preview)
                 base = portable_base(adapter.config, self.base)
                 adapter.register_to_config(base_model_name_or_path=base)
                 adapter.save_pretrained(run)
                 file = Path(tempfile.mkdtemp(dir=self._folder.name)) / f"{label}.zip"
                 pack(run, file)
+                self.pipe.load_adapter(adapter, finished)
                 with self._lock:
-                    self.pipe.load_adapter(adapter, f"{key}-{label}")
-                    visitor.looks[label], visitor.files[label] = f"{key}-{label}", file
-                    after = faces({f"{key}-{label}": 1.0}, f"{label}, face")
+                    visitor.looks[label], visitor.files[label] = finished, file
+                after = faces({finished: 1.0}, f"{label}, face")
                 job.pictures = [picture for pair in zip(before, after, strict=True) for picture in pair]
 
         return self._start(visitor, Job("look", steps), work)
@@ -389,15 +406,20 @@ class Studio:
         if kind in (jobs := self.visitor(key).jobs):
             jobs[kind].stop()
 
-    def watch(self, key: str, kind: str, every: float = 0.5) -> Iterator[Job]:
-        """The visitor's latest job of that kind, again and again until it is over; nothing where there is none."""
-        job = self.visitor(key).jobs.get(kind)
+    async def watch(self, key: str, kind: str, every: float = 0.5) -> AsyncIterator[Job]:
+        """The visitor's latest job of that kind, whenever it went on, until it is over; nothing where there is none.
+
+        Whoever waits holds no thread and is told nothing twice, so that any number of visitors may.
+        """
+        job, before = self.visitor(key).jobs.get(kind), None
         while job is not None:
-            job.watched, over = time.monotonic(), job.over
-            yield job
+            job.watched, over, now = time.monotonic(), job.over, (job.state, job.done, job.stopping, id(job.pictures))
+            if now != before:
+                yield job
+            before = now
             if over:
                 return
-            time.sleep(every)
+            await asyncio.sleep(every)
 
 
 # ------------------------------------------------------------------------------------------------------ small helpers

@@ -24,6 +24,7 @@ from torch import nn
 
 from ..models.layers import AdaptableLayer, adaptable_layers
 from ..models.offloading import stored_state
+from ..utils.files import user_path
 from ..version import __version__
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -231,7 +232,7 @@ class Adapter(ModelMixin, ConfigMixin):
             push_to_hub: upload it too, see `push_to_hub`; `repo_id` defaults to the folder's name.
         """
         weights_name = weights_file(variant)
-        folder = Path(save_directory)
+        folder = user_path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "adapter_type": self.adapter_type,
@@ -416,8 +417,9 @@ def read_adapter(folder: Path, variant: str | None = None) -> Adapter:
 def fingerprint(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = None) -> str:
     """Sixteen hex digits of the network's configuration and weights.
 
-    Weights enter as float16 rounded to bfloat16, so that a base has one fingerprint in float32 and float16. Cast to
-    bfloat16 it has another one unless its weights are stored in float16; `FewShotGAN` keeps that of the stored weights.
+    An option that a later version added counts unless it is at its default (`Network.LATER_OPTIONS`). Weights enter as
+    float16 rounded to bfloat16, so that a base has one fingerprint in float32 and float16. Cast to bfloat16 it has
+    another one unless its weights are stored in float16; `FewShotGAN` keeps that of the stored weights.
 
     Args:
         model: the network.
@@ -426,7 +428,8 @@ def fingerprint(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = N
     import hashlib
 
     digest = hashlib.sha256()
-    config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
+    later = getattr(model, "LATER_OPTIONS", {})
+    config = {k: v for k, v in dict(model.config).items() if not k.startswith("_") and (k, v) not in later.items()}
     digest.update(json.dumps(config, sort_keys=True, default=list).encode())
     for name, tensor in sorted((stored_state(model) if tensors is None else tensors).items()):
         digest.update(name.encode())

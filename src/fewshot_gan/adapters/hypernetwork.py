@@ -7,7 +7,6 @@ import json
 import shutil
 import tempfile
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import nn
 
 from ..hub import PUSH_OPTIONS, portable_name, resolve_folder
 from ..models.network import Network
-from ..utils.files import replace_file, replace_text
+from ..utils.files import replace_file, replace_text, user_path
 from .base import LayerSpec, _compact, fingerprint, select_layers
 from .domain_vector import DomainVectorAdapter
 
@@ -157,17 +156,18 @@ class DomainHyperNetwork(Network):
             push_to_hub: upload it too, see `push_to_hub`; `repo_id` defaults to the folder's name.
         """
         push_options = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
+        save_directory = user_path(save_directory)
         super().save_pretrained(save_directory, **kwargs)
-        config = Path(save_directory) / self.config_name
+        config = save_directory / self.config_name
         # diffusers notes where it was loaded from, a folder of this machine
         kept = {k: v for k, v in json.loads(config.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
         replace_text(config, json.dumps(kept, indent=2) + "\n")
-        for path in Path(save_directory).glob("*.safetensors"):
+        for path in save_directory.glob("*.safetensors"):
             tensors = {name: _compact(tensor) for name, tensor in load_file(path).items()}
             replace_file(path, lambda temp, tensors=tensors: save_file(tensors, temp, metadata={"format": "pt"}))
             shutil.copymode(config, path)  # safetensors lets only the owner read
         if push_to_hub:
-            self.push_to_hub(repo_id or Path(save_directory).absolute().name, **push_options)
+            self.push_to_hub(repo_id or save_directory.absolute().name, **push_options)
 
     def push_to_hub(self, repo_id: str, *, base: str | None = None, **push_options) -> str:
         """Upload the hypernetwork with its card.

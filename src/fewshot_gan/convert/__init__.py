@@ -5,18 +5,22 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from ..utils.files import user_path
+from .check import checked
 from .report import ConversionError
 
 __all__ = ["ConversionError", "convert_checkpoint"]
 
 RECOGNISED = (
-    "a StyleGAN2 pickle of NVIDIA's (.pkl), a StyleGAN2 checkpoint with g_ema (.pt), checkpoints of SNGAN, of BigGAN's "
-    "PyTorch port (a file, or a folder of G_ema.pth and D.pth) and of GP-GAN (.pth, .pt), and a folder, wheel or zip "
-    "with MobileStyleGAN's MappingNetwork.xml and SynthesisNetwork.xml"
+    "a StyleGAN2 pickle of NVIDIA's (.pkl), a StyleGAN2 checkpoint of the PyTorch port (.pt: g_ema, params_ema, pSp's "
+    "and e4e's decoder, or the state dict itself), checkpoints of SNGAN, GP-GAN and BigGAN (.pth, .pt; of "
+    "BigGAN-PyTorch and StudioGAN a file, or a folder of one for G and one for D), and a folder, wheel or zip with "
+    "MobileStyleGAN's MappingNetwork.xml and SynthesisNetwork.xml"
 )
 _TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save before 1.6 begin
 
 
+@checked
 def convert_checkpoint(src: str | Path) -> dict:
     """Convert a published checkpoint; `FewShotGAN(generator, discriminator).save_pretrained` makes a base of it.
 
@@ -30,7 +34,7 @@ def convert_checkpoint(src: str | Path) -> dict:
         ConversionError: unknown, unsupported, damaged or unsafe file.
         FileNotFoundError: there is no `src`.
     """
-    src = Path(src)
+    src = user_path(src)
     if not src.exists():
         raise FileNotFoundError(f"there is no {src} to convert")
     from . import mobile_stylegan_ir, stylegan2_nvidia
@@ -61,29 +65,27 @@ def convert_checkpoint(src: str | Path) -> dict:
 
 
 def _convert_torch_file(path: Path) -> dict:
-    from . import plain, stylegan2_rosinality, torch_file
+    from . import networks, torch_file
 
     data = torch_file.read(path)
-    if isinstance(data, dict) and (found := plain.find(data)):
-        return plain.convert(found)
-    return stylegan2_rosinality.convert(data, path.name)
+    return networks.convert(networks.find(data), path.name, data)
 
 
 def _convert_torch_folder(folder: Path) -> dict:
     """Files of one network each, as BigGAN's `G.pth`, `G_ema.pth`, `D.pth`; others in the folder are left alone."""
-    from . import plain, torch_file
+    from . import networks, torch_file
 
-    found, reason = {}, None
+    found, reason = [], None
     for path in sorted(folder.glob("*.pth")):
         try:
             data = torch_file.read(path)
         except ConversionError as error:  # a training's settings, for example, which hold code
             reason = reason or error
             continue
-        found |= plain.find({path.stem: data})
+        found += networks.find({path.stem: data})
     if reason and not found:
         raise reason
-    return plain.convert(found)
+    return networks.convert(found, folder.name) if found else {}
 
 
 def _convert_archived_ir(archive: zipfile.ZipFile, names: list[str]):

@@ -1,4 +1,8 @@
-"""StyleGAN2 from checkpoints of the widespread PyTorch port (`.pt` with `g_ema`, `g`, `d`, `latent_avg`)."""
+"""StyleGAN2 from checkpoints of the widespread PyTorch port, and of what was built on it.
+
+`.pt` with `g_ema`, `g`, `d`, `latent_avg`; encoders whose `decoder` is its generator (pSp, e4e); BasicSR's networks,
+whose `params_ema` have other names for the same tensors.
+"""
 
 import logging
 import re
@@ -6,61 +10,57 @@ import re
 import torch
 
 from ..models.stylegan2 import FIR_TAPS, StyleGAN2Discriminator, StyleGAN2Generator
+from ..utils.random import seeded
 from .report import ConversionError, SourceTensors
 from .stylegan2_nvidia import channel_rule, is_standard_filter
 
 logger = logging.getLogger(__name__)
 
+GENERATOR, DISCRIMINATOR = "StyleGAN2 generator", "StyleGAN2 discriminator"
+BASICSR_GENERATOR, BASICSR_DISCRIMINATOR = "BasicSR StyleGAN2 generator", "BasicSR StyleGAN2 discriminator"
+MARKS = {  # kind: see `state_dicts.find`
+    GENERATOR: ("style.1.weight", "conv1.conv.weight", "to_rgb1.conv.weight"),
+    DISCRIMINATOR: ("convs.0.0.weight", "final_conv.0.weight", "final_linear.0.weight"),
+    BASICSR_GENERATOR: ("style_mlp.1.weight", "style_conv1.modulated_conv.weight", "constant_input.weight"),
+    BASICSR_DISCRIMINATOR: ("conv_body.0.0.weight", "final_conv.0.weight", "final_linear.0.weight"),
+}
+BASICSR_NAMES = (  # pattern of a name of BasicSR's, the port's
+    (r"style_mlp\.", "style."),
+    (r"constant_input\.weight", "input.input"),
+    (r"(style_conv1|style_convs\.\d+)\.weight", r"\1.noise.weight"),
+    (r"style_conv(1|s\.)", r"conv\1"),
+    (r"modulated_conv\.", "conv."),
+    (r"noises\.noise(\d+)", r"noises.noise_\1"),
+    (r"conv_body\.", "convs."),
+)
 MAPPING_LR = 0.01  # fixed in that code
-W_AVG_SAMPLES, W_AVG_SEED = 10_000, 0
+W_AVG_SAMPLES, W_AVG_SEED, NOISE_SEED = 10_000, 0, 0
 UP_GAIN = 4.0  # kernels of up-sampling filters are stored times 2²
 
 
-def convert(data: dict, name: str) -> dict[str, torch.nn.Module]:
-    """Rebuild the networks of a checkpoint in fp32.
+def convert_generator(tensors: dict, latent_avg=None) -> StyleGAN2Generator:
+    """One generator state dict → ours, in fp32.
 
     Args:
-        data: what the `.pt` file holds.
-        name: of the file, for messages.
-
-    Returns:
-        "generator" (`g_ema` where there is one), "generator_raw" (`g`, where there is `g_ema` too) and "discriminator"
-        (`d`, where there is one), all in eval mode.
+        tensors: name → tensor. `noises.noise_i`, which the first files did not have, are drawn from a fixed seed.
+        latent_avg: the mean w, `[D]`, or `[L, D]` with one row per layer; None = estimate it from mapped samples with a
+            fixed seed.
 
     Raises:
-        ConversionError: the file is not of this layout.
+        ConversionError: a tensor is missing, left over or of another shape, or the network is another one.
     """
-    found = {k: data[k] for k in ("g_ema", "g", "d") if isinstance(data, dict) and isinstance(data.get(k), dict)}
-    if not found.keys() & {"g", "g_ema"}:
-        held = sorted(map(str, data))[:8] if isinstance(data, dict) else type(data).__name__
-        raise ConversionError(f"{name} holds no generator: neither g nor g_ema among {held}")
-    average = data.get("latent_avg")
-    networks = {"generator": convert_generator(found.get("g_ema", found.get("g")), average)}
-    if {"g", "g_ema"} <= found.keys():
-        networks["generator_raw"] = convert_generator(found["g"], average)
-    if "d" in found:
-        networks["discriminator"] = convert_discriminator(found["d"])
-    return networks
-
-
-def convert_generator(tensors: dict, latent_avg: torch.Tensor | None = None) -> StyleGAN2Generator:
-    """One generator state dict → ours.
-
-    Args:
-        tensors: name → tensor.
-        latent_avg: `[D]`, the mean w; None = estimate it from mapped samples with a fixed seed.
-
-    Raises:
-        ConversionError: see `convert`.
-    """
+    tensors = dict(tensors)
+    latent_avg = tensors.pop("latent_avg", latent_avg)  # a buffer, where the generator is a part of an encoder
+    _refuse_without_noise(tensors)
     source = SourceTensors(tensors)
     levels = len({m[1] for name in source.tensors if (m := re.match(r"to_rgbs\.(\d+)\.", name))})
+    resolution = _supported(levels)
     widths = {4: source["conv1.conv.weight"].shape[1]}
     widths |= {8 << i: source[f"convs.{2 * i + 1}.conv.weight"].shape[1] for i in range(levels)}
     base, maximum = channel_rule(widths)
     w_dim, z_dim = source["style.1.weight"].shape
     model = StyleGAN2Generator(
-        resolution=_supported(4 << levels),
+        resolution=resolution,
         channel_base=base,
         channel_max=maximum,
         z_dim=z_dim,
@@ -68,29 +68,30 @@ def convert_generator(tensors: dict, latent_avg: torch.Tensor | None = None) -> 
         num_mapping_layers=sum(re.fullmatch(r"style\.\d+\.weight", name) is not None for name in source.tensors),
         mapping_lr_multiplier=MAPPING_LR,
     ).eval()
-    state = {}
+    own_noise = any(name.startswith("noises.") for name in source.tensors)
+    state = {} if own_noise else _drawn_noise(model)
     for ours, value in model.state_dict().items():
-        if ours != "mapping.w_avg":
+        if ours != "mapping.w_avg" and ours not in state:
             theirs, shape = _generator_name(ours, value.shape)
             state[ours] = source.take(theirs, shape).reshape(value.shape)
     _discard_filters(source)
     source.finish()
-    if latent_avg is not None and torch.as_tensor(latent_avg).numel() != w_dim:
-        raise ConversionError(f"latent_avg has {torch.as_tensor(latent_avg).numel()} numbers instead of {w_dim}")
-    model.load_state_dict({**state, "mapping.w_avg": torch.zeros(w_dim, dtype=torch.float32, device="cpu")})
-    model.mapping.w_avg.copy_(_mean_w(model) if latent_avg is None else latent_avg.flatten())
+    mean = None if latent_avg is None else _one_mean(latent_avg, model.num_ws, w_dim)
+    model.load_state_dict({**state, "mapping.w_avg": model.mapping.w_avg if mean is None else mean})
+    if mean is None:
+        model.mapping.w_avg.copy_(_mean_w(model))
     return model
 
 
 def convert_discriminator(tensors: dict) -> StyleGAN2Discriminator:
-    """One discriminator state dict → ours.
+    """One discriminator state dict → ours, in fp32.
 
     Raises:
-        ConversionError: see `convert`.
+        ConversionError: see `convert_generator`.
     """
     source = SourceTensors(tensors)
     levels = len({m[1] for name in source.tensors if (m := re.match(r"convs\.(\d+)\.conv1\.", name))})
-    resolution = _supported(4 << levels)
+    resolution = _supported(levels)
     widths = {resolution >> (i - 1): source[f"convs.{i}.conv1.0.weight"].shape[0] for i in range(1, levels + 1)}
     head = source["final_conv.0.weight"].shape
     base, maximum = channel_rule(widths | {4: head[0]})
@@ -105,10 +106,19 @@ def convert_discriminator(tensors: dict) -> StyleGAN2Discriminator:
     return model
 
 
-def _supported(resolution: int) -> int:
-    if not 16 <= resolution <= 1024:
-        raise ConversionError(f"the blocks make {resolution} pixels a side; StyleGAN2 has 16 to 1024")
-    return resolution
+def _supported(levels: int) -> int:
+    """The picture's size with so many blocks after the first, of 4 × 4 pixels."""
+    if not 2 <= levels <= 8:
+        size = 4 << min(levels, 12)
+        raise ConversionError(f"this StyleGAN2 is of {size} × {size} pixels; those of 16 to 1024 convert")
+    return 4 << levels
+
+
+def _refuse_without_noise(tensors: dict) -> None:
+    if not any(name.endswith(".noise.weight") for name in tensors):
+        raise ConversionError(
+            "this StyleGAN2 was trained without noise layers (it has no noise.weight), which all that convert have"
+        )
 
 
 def _discard_filters(source: SourceTensors) -> None:
@@ -123,15 +133,39 @@ def _discard_filters(source: SourceTensors) -> None:
 
 def _mean_w(model: StyleGAN2Generator) -> torch.Tensor:
     logger.warning("no latent_avg in the checkpoint: w_avg is the mean of %d mapped samples", W_AVG_SAMPLES)
-    z = torch.randn(
-        W_AVG_SAMPLES,
-        model.z_dim,
-        generator=torch.Generator().manual_seed(W_AVG_SEED),
-        dtype=torch.float32,
-        device="cpu",
-    )
+    z = torch.randn(W_AVG_SAMPLES, model.z_dim, generator=seeded(W_AVG_SEED), dtype=torch.float32, device="cpu")
     with torch.no_grad():
-        return model.mapping(z)[:, 0].double().mean(0).float()
+        return model.mapping(z.to(model.dtype))[:, 0].double().mean(0).float()
+
+
+def _one_mean(latent_avg, num_ws: int, w_dim: int) -> torch.Tensor:
+    """`[D]` of `[D]`, `[1, D]` or one row per layer: where the rows differ, their mean, with a warning.
+
+    Raises:
+        ConversionError: another shape.
+    """
+    mean = torch.as_tensor(latent_avg).detach().float()
+    if mean.shape not in ((w_dim,), (1, w_dim), (num_ws, w_dim)):
+        raise ConversionError(
+            f"latent_avg has the shape {tuple(mean.shape)} instead of ({w_dim},), or ({num_ws}, {w_dim}) with one row "
+            "per layer"
+        )
+    rows = mean.reshape(-1, w_dim)
+    if torch.equal(rows, rows[:1].expand_as(rows)):
+        return rows[0].clone()
+    logger.warning("latent_avg differs from layer to layer: w_avg is the mean of its %d rows", len(rows))
+    return rows.mean(0)
+
+
+def _drawn_noise(model: StyleGAN2Generator) -> dict[str, torch.Tensor]:
+    """The noise images of a file without: name of ours → `[H, W]`."""
+    logger.warning("no noises in the checkpoint: the fixed noise images are drawn from seed %d", NOISE_SEED)
+    generator = seeded(NOISE_SEED)
+    return {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float32, device="cpu")
+        for name, value in model.state_dict().items()
+        if name.endswith("noise.const")
+    }
 
 
 def _generator_name(ours: str, shape) -> tuple[str, tuple[int, ...]]:
@@ -178,3 +212,21 @@ def _discriminator_name(ours: str, resolution: int) -> str:
         ("skip", "weight"): "skip.1.weight",
     }
     return f"convs.{index}.{inner[layer, leaf]}"
+
+
+def _port_names(tensors: dict) -> dict:
+    """BasicSR's tensors under the names that the port has for them."""
+    renamed = {}
+    for name, value in tensors.items():
+        for pattern, replacement in BASICSR_NAMES:
+            name = re.sub(f"\\b{pattern}", replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+CONVERTERS = {
+    GENERATOR: convert_generator,
+    DISCRIMINATOR: convert_discriminator,
+    BASICSR_GENERATOR: lambda tensors, latent_avg=None: convert_generator(_port_names(tensors), latent_avg),
+    BASICSR_DISCRIMINATOR: lambda tensors: convert_discriminator(_port_names(tensors)),
+}

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import nn
 
+from ..models.labels import refuse_classes
+from ..models.plain import PlainDiscriminator
 from .adv_aug import AdvAugConfig, attack, tapped, undisturbed
 from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty
 from .pair import Drawn, Latents, Pair
@@ -162,7 +164,8 @@ class Objective(nn.Module):
         seed: of whatever is drawn here.
 
     Raises:
-        ValueError: the chosen discriminator or the features are missing, or `freeze_d` exceeds its layers.
+        ValueError: the chosen discriminator or the features are missing, `freeze_d` exceeds its layers, or it is a
+            StyleGAN2's with classes.
     """
 
     # level of the feature network: stride-2 convolutions of a head
@@ -183,6 +186,8 @@ class Objective(nn.Module):
                 raise ValueError(
                     "this base has no discriminator: use discriminator='projected', or a base folder that has one"
                 )
+            if not isinstance(discriminator, PlainDiscriminator):
+                refuse_classes(discriminator, "few-shot training")
             self.discriminator = discriminator
         elif c.discriminator == "projected":
             self.discriminator = projected or ProjectedDiscriminator.for_images(real, features, self.HEADS, seed)

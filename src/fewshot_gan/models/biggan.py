@@ -162,6 +162,8 @@ class BigGANDiscriminator(PlainDiscriminator, Network):
         attention_after: self-attention follows this many blocks; 0 = none.
         num_classes: how many.
         resolution: of the picture.
+        shortcut_after_relu: the skip of every block but the first takes ReLU(x) instead of x, as in networks that were
+            trained with an in-place ReLU (StudioGAN and its forks, so the checkpoints of arXiv 2103.00397).
 
     Raises:
         ValueError: lists of different lengths, or attention after more blocks than there are.
@@ -175,6 +177,7 @@ class BigGANDiscriminator(PlainDiscriminator, Network):
         attention_after: int = 1,
         num_classes: int = 10,
         resolution: int = 32,
+        shortcut_after_relu: bool = False,
     ):
         super().__init__()
         if len(down) != len(block_channels):
@@ -183,7 +186,8 @@ class BigGANDiscriminator(PlainDiscriminator, Network):
         self.resolution, self.num_classes, self.attention_after = resolution, num_classes, attention_after
         for i, (width, halve) in enumerate(zip(block_channels, down, strict=True)):
             before = block_channels[i - 1] if i else 3
-            setattr(self, f"block{i}", DiscriminatorBlock(before, width, down=halve, first=i == 0, eps=EPS))
+            options = {"shortcut_after_relu": shortcut_after_relu, "eps": EPS}
+            setattr(self, f"block{i}", DiscriminatorBlock(before, width, down=halve, first=i == 0, **options))
         self.attention = SelfAttention(block_channels[attention_after - 1], EPS) if attention_after else None
         self.out = Linear(block_channels[-1], 1, eps=EPS)
         self.embedding = Embedding(num_classes, block_channels[-1], eps=EPS)

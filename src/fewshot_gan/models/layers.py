@@ -19,6 +19,7 @@ from ..ops import RowWeights, bias_act, by_rows, filter_energy, inverse_haar, up
 from ..ops.dispatch import traced
 from ..ops.kept import contents_checked, kept
 from ..ops.times import tracked
+from .labels import check_labels, one_hot
 from .network import answer
 from .offloading import fetched, handed_out, is_offloaded
 from .pickling import Picklable
@@ -120,7 +121,8 @@ def one_pass(forward: Callable) -> Callable:
         tensors = []
         for _, layer in adaptable_layers(self):
             tensors += [tensor for tensor in layer.stored() if tensor is not None]
-            tensors += [] if (adaptation := layer.acting()) is None else adaptation.tensors()
+            if isinstance(adaptation := layer.acting(), Adaptation):  # other callables are not cached
+                tensors += adaptation.tensors()
         with contents_checked(tensors):
             return forward(self, *args, **kwargs)
 
@@ -167,32 +169,84 @@ class FullyConnected(AdaptableLayer):
 
 
 class MappingNetwork(nn.Module):
-    """z → w of StyleGAN (arXiv 1812.04948): normalise z, then `num_layers` fully connected layers.
+    """z → w of StyleGAN (arXiv 1812.04948); of a class-conditional one z and class → w (arXiv 2006.06676).
+
+    z and the embedding of the class are normalised, each on its own, and joined. `num_layers` fully connected layers
+    follow.
 
     Args:
-        z_dim, w_dim: sizes of z and w.
-        num_ws: L, how many times w is repeated.
+        z_dim, w_dim: sizes of z and w; a `z_dim` of 0 maps the class alone.
+        num_ws: L, how many times w is repeated; None: not at all, and there is no mean w.
         num_layers: depth.
-        lr_multiplier: of every layer.
+        lr_multiplier: of every layer but the embedding.
+        num_classes: how many; None: there are none.
+        embed_dim: size of the embedding; None: `w_dim`.
+        hidden_dim: width between the layers; None: `w_dim`.
+
+    Raises:
+        ValueError: no classes, or no layer that could turn z and embedding into w.
     """
 
-    def __init__(self, z_dim=512, w_dim=512, num_ws=18, num_layers=8, lr_multiplier=0.01):
+    def __init__(
+        self,
+        z_dim=512,
+        w_dim=512,
+        num_ws=18,
+        num_layers=8,
+        lr_multiplier=0.01,
+        num_classes=None,
+        embed_dim=None,
+        hidden_dim=None,
+    ):
         super().__init__()
-        self.num_ws, self.num_layers = num_ws, num_layers
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: give 1 or more, or None for a network without classes")
+        self.num_ws, self.num_layers, self.num_classes = num_ws, num_layers, num_classes
+        embed_dim = 0 if num_classes is None else w_dim if embed_dim is None else embed_dim
+        if num_classes is not None:
+            self.embed = FullyConnected(num_classes, embed_dim, role="embedding")
+        widths = [z_dim + embed_dim, *[w_dim if hidden_dim is None else hidden_dim] * (num_layers - 1), w_dim]
+        if not num_layers and widths[0] != w_dim:
+            raise ValueError(f"num_mapping_layers=0 maps {widths[0]} numbers to themselves, not to w_dim={w_dim}")
         for i in range(num_layers):
             layer = FullyConnected(
-                z_dim if i == 0 else w_dim, w_dim, activation="lrelu", lr_multiplier=lr_multiplier, role="mapping"
+                widths[i], widths[i + 1], activation="lrelu", lr_multiplier=lr_multiplier, role="mapping"
             )
             setattr(self, f"fc{i}", layer)
-        self.register_buffer("w_avg", torch.zeros(w_dim))
+        if num_ws is not None:
+            self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(
-        self, z: torch.Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None
+        self,
+        z: torch.Tensor,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        class_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`[B, z_dim]` → `ws` `[B, L, D]`; ψ pulls the first `truncation_cutoff` (None: all) ws towards the mean w."""
-        x = z * (z.float().square().mean(1, keepdim=True) + 1e-8).rsqrt().to(z.dtype)
+        """Map latents.
+
+        Args:
+            z: `[B, z_dim]`.
+            truncation_psi: ψ, which pulls the first `truncation_cutoff` ws towards the mean w.
+            truncation_cutoff: None = all.
+            class_labels: int64 `[B]`, where there are classes.
+
+        Returns:
+            `ws` `[B, L, D]`, or w `[B, D]` if L is None.
+
+        Raises:
+            ValueError: see `check_labels`.
+        """
+        parts = [z] if z.shape[1] else []
+        labels = check_labels(class_labels, len(z), self.num_classes)
+        if labels is not None:
+            parts.append(self.embed(one_hot(labels.to(z.device), self.num_classes, z.dtype)))
+        parts = [x * (x.float().square().mean(1, keepdim=True) + 1e-8).rsqrt().to(x.dtype) for x in parts]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)
+        if self.num_ws is None:
+            return x
         ws = x[:, None].expand(-1, self.num_ws, -1)
         return truncate(ws, self.w_avg, truncation_psi, truncation_cutoff)
 
@@ -246,6 +300,7 @@ def mix_styles(ws_a: torch.Tensor, ws_b: torch.Tensor, crossover: int | torch.Te
 class StyleGenerator:
     """`forward` of the StyleGAN family; the generator itself makes `mapping`, `synthesis`, `num_ws` and `w_dim`."""
 
+    num_classes: int | None = None
     _supports_gradient_checkpointing = True
 
     @one_pass
@@ -254,6 +309,7 @@ class StyleGenerator:
         latents: torch.Tensor,
         *,
         latent_space: str = "z",
+        class_labels: torch.Tensor | None = None,
         truncation_psi: float = 1.0,
         truncation_cutoff: int | None = None,
         noise_mode: str = "const",
@@ -266,6 +322,7 @@ class StyleGenerator:
         Args:
             latents: z `[B, z_dim]`, w `[B, D]` or w+ `[B, L, D]`.
             latent_space: "z", "w" or "w+"; truncation applies in each.
+            class_labels: int64 `[B]`, of class-conditional networks and z alone: w has its class in it.
             truncation_psi: ψ, 1 = none.
             truncation_cutoff: number of leading `ws` truncated; None = all.
             noise_mode: "const", "random" (drawn from `generator`: one, or a list of one per sample) or "none".
@@ -274,8 +331,11 @@ class StyleGenerator:
 
         Returns:
             `[B, 3, R, R]`, roughly in [−1, 1]; with `return_features` a pair.
+
+        Raises:
+            ValueError: latents of another shape, labels of another shape or range, or labels for w.
         """
-        ws = self.map_latents(latents, latent_space, truncation_psi, truncation_cutoff)
+        ws = self.map_latents(latents, latent_space, truncation_psi, truncation_cutoff, class_labels)
         drawn = self.synthesis(ws, noise_mode, generator, return_features)
         image, features = drawn if return_features else (drawn, None)
         return answer(image, features, return_dict)
@@ -286,10 +346,14 @@ class StyleGenerator:
             return 0
         return block_resolution(path) or (self.resolution if "to_rgb" in path else 4)
 
-    def map_latents(self, latents, latent_space="z", truncation_psi=1.0, truncation_cutoff=None) -> torch.Tensor:
-        """z, w or w+ → truncated `ws` `[B, L, D]`."""
+    def map_latents(
+        self, latents, latent_space="z", truncation_psi=1.0, truncation_cutoff=None, class_labels=None
+    ) -> torch.Tensor:
+        """z (and class labels), w or w+ → truncated `ws` `[B, L, D]`."""
         if latent_space == "z":
-            return self.mapping(latents, truncation_psi, truncation_cutoff)
+            return self.mapping(latents, truncation_psi, truncation_cutoff, class_labels)
+        if class_labels is not None:
+            raise ValueError("class_labels belong to z; given w and w+ have their class in them, so leave them out")
         ws = as_ws(latents, self.num_ws, self.w_dim)
         return truncate(ws, fetched(self.mapping, "w_avg"), truncation_psi, truncation_cutoff)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ModelMixin
@@ -54,7 +54,13 @@ class Network(ModelMixin, ConfigMixin):
 
     Tensors of a safetensors file begin wherever the file has them. Some processors' products of matrices round
     differently there than in memory that torch laid out, so loaded tensors are moved to such memory.
+
+    Attributes:
+        LATER_OPTIONS: options of the constructor that came after bases were published, and the values at which they
+            change nothing. `fingerprint` leaves them out at these values, so that adapters of older bases still fit.
     """
+
+    LATER_OPTIONS: ClassVar[dict] = {}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

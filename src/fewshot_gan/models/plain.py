@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ..ops import RowWeights, bias_act, by_rows, conv2d
 from .checkpointing import Checkpointed
+from .labels import check_labels
 from .layers import AdaptableLayer, EffectiveWeight, block_resolution
 from .network import answer
 from .offloading import fetched
@@ -236,32 +237,6 @@ def layout_of(family: str, layouts: dict[int, dict], resolution: int) -> dict:
 def up(x: torch.Tensor) -> torch.Tensor:
     """`[B, C, H, W]` → `[B, C, 2H, 2W]`, nearest."""
     return F.interpolate(x, scale_factor=2)
-
-
-def check_labels(labels: torch.Tensor | None, batch: int, num_classes: int | None) -> torch.Tensor | None:
-    """Labels of a batch, or None of a network without classes.
-
-    Raises:
-        ValueError: they are missing, not wanted, of another length, or out of range.
-    """
-    if num_classes is None:
-        if labels is not None:
-            raise ValueError("this network knows no classes; leave class_labels out")
-        return None
-    if labels is None and num_classes == 1:
-        return torch.zeros(batch, dtype=torch.long, device="cpu")
-    if labels is None:
-        raise ValueError(f"this network is class-conditional; give class_labels, one from 0 to {num_classes - 1} each")
-    if labels.shape != (batch,) or labels.is_floating_point() or labels.dtype is torch.bool:
-        raise ValueError(f"class_labels are whole numbers [{batch}], not {labels.dtype} {tuple(labels.shape)}")
-    if torch.compiler.is_compiling():  # a compiled network cannot look at values; the pipeline has
-        return labels.long()
-    if batch and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(
-            f"class_labels from {int(labels.min())} to {int(labels.max())}: this network has {num_classes} classes, "
-            f"give 0 to {num_classes - 1}"
-        )
-    return labels.long()
 
 
 class PlainGenerator(Checkpointed):

@@ -11,6 +11,8 @@ from torch import nn
 from .network import Network
 from .plain import BatchNorm, Conv2d, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up, xavier
 
+EPS = 1e-12  # of spectral normalisation
+
 
 class UpBlock(nn.Module):
     """`[B, C, H, W]` → `[B, C, 2H, 2W]`: norm, ReLU, enlarge, convolve, norm, ReLU, convolve, beside a 1×1 skip.
@@ -73,12 +75,15 @@ class DiscriminatorBlock(nn.Module):
         in_channels, out_channels: widths.
         down: halve the size.
         first: takes the picture: no activation before, and the skip is shrunk before its convolution.
+        shortcut_after_relu: the skip takes ReLU(x) as well, not x; see `BigGANDiscriminator`.
         options: `eps` and `init`, see `plain.Layer`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, down: bool, first: bool, **options):
+    def __init__(
+        self, in_channels: int, out_channels: int, down: bool, first: bool, shortcut_after_relu: bool = False, **options
+    ):
         super().__init__()
-        self.down, self.first = down, first
+        self.down, self.first, self.shortcut_after_relu = down, first, shortcut_after_relu
         role = "from_rgb" if first else "conv"
         self.conv0 = Conv2d(in_channels, out_channels, role=role, **options)
         self.conv1 = Conv2d(out_channels, out_channels, **options)
@@ -86,9 +91,11 @@ class DiscriminatorBlock(nn.Module):
         self.skip = Conv2d(in_channels, out_channels, 1, role="skip", **options) if learned else None
 
     def forward(self, x):  # [B, C, H, W] -> [B, C', H, W], or half the size
-        y = self.conv1(F.relu(self.conv0(x if self.first else F.relu(x))))
+        activated = x if self.first else F.relu(x)
+        y = self.conv1(F.relu(self.conv0(activated)))
         if self.first:
             return F.avg_pool2d(y, 2) + self.skip(F.avg_pool2d(x, 2))
+        x = activated if self.shortcut_after_relu else x
         x = x if self.skip is None else self.skip(x)
         return F.avg_pool2d(x + y, 2) if self.down else x + y
 
@@ -99,17 +106,19 @@ class SNGANDiscriminator(PlainDiscriminator, Network):
     Args:
         channels: width.
         resolution: of the picture, a multiple of 4.
+        spectral_norm: whether every weight is divided by its largest singular value.
     """
 
     @register_to_config
-    def __init__(self, channels: int = 128, resolution: int = 32):
+    def __init__(self, channels: int = 128, resolution: int = 32, spectral_norm: bool = True):
         super().__init__()
         self.resolution = resolution
+        eps = EPS if spectral_norm else None
         for i in range(4):
-            options = {"eps": 1e-12, "init": xavier}
+            options = {"eps": eps, "init": xavier}
             block = DiscriminatorBlock(channels if i else 3, channels, down=i < 2, first=i == 0, **options)
             setattr(self, f"block{i}", block)
-        self.out = Linear(channels, 1, bias=False, eps=1e-12, init=fan_in_uniform)
+        self.out = Linear(channels, 1, bias=False, eps=eps, init=fan_in_uniform)
 
     def trunk(self, images):  # [B, 3, R, R] -> [B, C]
         x = images

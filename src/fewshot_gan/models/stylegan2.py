@@ -1,4 +1,6 @@
-"""StyleGAN2 (arXiv 1912.04958), configuration F: generator with output skips, residual discriminator.
+"""StyleGAN2 (arXiv 1912.04958): by default configuration F, a generator with output skips and a residual discriminator.
+
+The other architectures of its figure 7 are here too, and classes as in StyleGAN2-ADA (arXiv 2006.06676).
 
 Modules are named by resolution (`synthesis.b64.conv0`, `b64.conv0`). Weights are stored raw, as unit-variance noise;
 equalised-lr gains (arXiv 1710.10196 §4.1), modulation and demodulation are applied in `forward`.
@@ -12,8 +14,10 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..ops import Act, bias_act, modulated_conv2d, scaled, setup_filter
+from ..ops import Act, bias_act, downsample2d, modulated_conv2d, scaled, setup_filter
+from ..ops.minibatch import minibatch_stddev
 from .checkpointing import Checkpointed
+from .labels import check_labels
 from .layers import (
     AdaptableLayer,
     BiasAct,
@@ -25,25 +29,7 @@ from .layers import (
     block_resolution,
 )
 from .network import Network, answer
-
-FIR_TAPS = (1, 3, 3, 1)  # over 64 as a 2-D kernel: exact in float16 and bfloat16, so casting a model keeps it
-
-
-def block_resolutions(resolution: int) -> list[int]:
-    """`[4, 8, …, resolution]`.
-
-    Raises:
-        ValueError: not a power of two from 16 to 1024.
-    """
-    if resolution not in (16, 32, 64, 128, 256, 512, 1024):
-        raise ValueError(f"resolution={resolution} is not a power of two from 16 to 1024")
-    return [2**i for i in range(2, int(math.log2(resolution)) + 1)]
-
-
-def block_channels(resolution: int, channel_base: int, channel_max: int) -> int:
-    """Width of the features at `resolution`: `min(channel_base // resolution, channel_max)`."""
-    return min(channel_base // resolution, channel_max)
-
+from .stylegan2_layout import FIR_TAPS, HALF, block_channels, block_resolutions, check_architecture
 
 # ---------------------------------------------------------------------------------------------------------- generator
 
@@ -70,9 +56,10 @@ class StyledConv(AdaptableLayer):
         self.noise = Noise(resolution)
         self.register_buffer("resample_filter", setup_filter(FIR_TAPS), persistent=False)
 
-    def forward(self, x, w, noise_mode="const", generator=None, reuse=False):
-        """`[B, I, H, W]` and w `[B, D]` → `[B, O, up·H, up·W]`; `reuse`: nobody else needs `x`."""
+    def forward(self, x, w, noise_mode="const", generator=None, reuse=False, gain=1.0):
+        """`[B, I, H, W]` and w `[B, D]` → `[B, O, up·H, up·W]` times gain; `reuse`: nobody else needs `x`."""
         e = self.effective()
+        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         return modulated_conv2d(
             x,
             e.weight,
@@ -83,7 +70,7 @@ class StyledConv(AdaptableLayer):
             energy=e.energy,
             up=self.up,
             resample_filter=self.resample_filter,
-            then=Act(e.bias, *self.noise(x, noise_mode, generator), "lrelu", clamp=self.conv_clamp),
+            then=Act(e.bias, *self.noise(x, noise_mode, generator), "lrelu", gain * math.sqrt(2), clamp),
             reuse=reuse,
         )
 
@@ -116,27 +103,36 @@ class ToRGB(AdaptableLayer):
 
 
 class SynthesisBlock(AdaptableLayer):
-    """One resolution: the features are convolved, and their RGB is added to the enlarged picture.
+    """One resolution: the features are convolved, and their RGB is added to the enlarged picture (figure 7).
 
     Args:
         in_channels: width of the features coming in; 0 for the first block, which starts from a constant.
         out_channels: C.
         resolution: H = W of the output.
         w_dim: D.
-        conv_clamp: limit of the absolute value of every convolution's output, or None.
+        conv_clamp: limit of the absolute output value of all convolutions but the skip, or None.
+        architecture: "skip": every block draws; "orig": the last one alone; "resnet": likewise, and a 1×1 convolution
+            leads past the two others, both times √½.
+        is_last: whether it is the block of the picture's resolution.
     """
 
     role = "const"
 
-    def __init__(self, in_channels, out_channels, resolution, w_dim, conv_clamp=None):
+    def __init__(
+        self, in_channels, out_channels, resolution, w_dim, conv_clamp=None, architecture="skip", is_last=True
+    ):
         super().__init__()
         self.num_convs = 2 if in_channels else 1
+        self.skip = self.to_rgb = None
         if in_channels:
             self.conv0 = StyledConv(in_channels, out_channels, resolution, w_dim, up=2, conv_clamp=conv_clamp)
         else:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         self.conv1 = StyledConv(out_channels, out_channels, resolution, w_dim, conv_clamp=conv_clamp)
-        self.to_rgb = ToRGB(out_channels, w_dim, conv_clamp)
+        if is_last or architecture == "skip":
+            self.to_rgb = ToRGB(out_channels, w_dim, conv_clamp)
+        if in_channels and architecture == "resnet":
+            self.skip = Conv(in_channels, out_channels, 1, activation="linear", bias=False, role="skip")
         self.upsample = Upsample2d(setup_filter(FIR_TAPS))
 
     def stored(self):
@@ -147,18 +143,24 @@ class SynthesisBlock(AdaptableLayer):
 
         Args:
             x: `[B, C', H/2, W/2]`, None in the first block.
-            image: `[B, 3, H/2, W/2]`, None in the first block.
+            image: `[B, 3, H/2, W/2]`, None where nothing is drawn yet.
             ws: `[B, num_convs + 1, D]`.
 
         Returns:
-            features `[B, C, H, W]` and image `[B, 3, H, W]`.
+            features `[B, C, H, W]` and image `[B, 3, H, W]`, or None if nothing is drawn yet.
         """
+        past, gain = None, 1.0
         if x is None:
             x = self.effective().weight.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
             x = x.contiguous(memory_format=torch.channels_last)  # the rest follows: faster on CPUs and GPUs
         else:
+            if self.skip is not None:  # 1×1, so it may come before the filter, where there are fewer pixels
+                past, gain = self.upsample(self.skip(x, HALF)), HALF
             x = self.conv0(x, ws[:, 0], noise_mode, generator)
-        x = self.conv1(x, ws[:, self.num_convs - 1], noise_mode, generator, reuse=self.num_convs == 2)
+        x = self.conv1(x, ws[:, self.num_convs - 1], noise_mode, generator, reuse=self.num_convs == 2, gain=gain)
+        x = x if past is None else past + x
+        if self.to_rgb is None:
+            return x, image
         rgb = self.to_rgb(x, ws[:, self.num_convs])
         return x, rgb if image is None else self.upsample(image) + rgb
 
@@ -166,13 +168,14 @@ class SynthesisBlock(AdaptableLayer):
 class SynthesisNetwork(Checkpointed, nn.Module):
     """ws → image: blocks `b4`, `b8`, … `b{resolution}`."""
 
-    def __init__(self, resolution, channel_base, channel_max, w_dim, conv_clamp=None):
+    def __init__(self, resolution, channel_base, channel_max, w_dim, conv_clamp=None, architecture="skip"):
         super().__init__()
         self.resolutions = block_resolutions(resolution)
-        width = 0
+        width, options = 0, {"conv_clamp": conv_clamp, "architecture": check_architecture(architecture)}
         for res in self.resolutions:
             previous, width = width, block_channels(res, channel_base, channel_max)
-            setattr(self, f"b{res}", SynthesisBlock(previous, width, res, w_dim, conv_clamp))
+            block = SynthesisBlock(previous, width, res, w_dim, **options, is_last=res == resolution)
+            setattr(self, f"b{res}", block)
 
     def forward(self, ws, noise_mode="const", generator=None, return_features=False):
         x = image = None
@@ -195,12 +198,18 @@ class StyleGAN2Generator(StyleGenerator, Network):
         z_dim, w_dim: sizes of z and w.
         num_mapping_layers: depth of the mapping network.
         mapping_lr_multiplier: learning-rate multiplier of the mapping network (it scales the stored weights).
-        conv_clamp: limit of the absolute value of every convolution's output, or None; networks trained with mixed
-            precision have 256.
+        conv_clamp: limit of the absolute output value of all convolutions but skips, or None; networks trained with
+            mixed precision have 256.
+        architecture: see `SynthesisBlock`.
+        num_classes: how many, None = none.
+        embed_dim: size of the embedding of a class; None: `w_dim`.
+        mapping_dim: width between the layers of the mapping network; None: `w_dim`.
 
     Raises:
-        ValueError: `resolution` is not supported.
+        ValueError: `resolution` or `architecture` is not supported, or `num_classes` is 0.
     """
+
+    LATER_OPTIONS = {"architecture": "skip", "num_classes": None, "embed_dim": None, "mapping_dim": None}
 
     @register_to_config
     def __init__(
@@ -213,12 +222,17 @@ class StyleGAN2Generator(StyleGenerator, Network):
         num_mapping_layers: int = 8,
         mapping_lr_multiplier: float = 0.01,
         conv_clamp: float | None = None,
+        architecture: str = "skip",
+        num_classes: int | None = None,
+        embed_dim: int | None = None,
+        mapping_dim: int | None = None,
     ):
         super().__init__()
-        self.synthesis = SynthesisNetwork(resolution, channel_base, channel_max, w_dim, conv_clamp)
-        self.resolution, self.z_dim, self.w_dim = resolution, z_dim, w_dim
+        self.synthesis = SynthesisNetwork(resolution, channel_base, channel_max, w_dim, conv_clamp, architecture)
+        self.resolution, self.z_dim, self.w_dim, self.num_classes = resolution, z_dim, w_dim, num_classes
         self.num_ws = 2 * len(self.synthesis.resolutions)
-        self.mapping = MappingNetwork(z_dim, w_dim, self.num_ws, num_mapping_layers, mapping_lr_multiplier)
+        mapping = num_mapping_layers, mapping_lr_multiplier, num_classes, embed_dim, mapping_dim
+        self.mapping = MappingNetwork(z_dim, w_dim, self.num_ws, *mapping)
 
 
 # ------------------------------------------------------------------------------------------------------ discriminator
@@ -273,79 +287,88 @@ class Conv(AdaptableLayer):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual block that halves the features: two convolutions beside a 1×1 skip, both times √½ (§4.1).
+    """Two convolutions that halve the features (figure 7).
 
     Args:
         in_channels, out_channels: widths.
-        conv_clamp: limit of the absolute value of every convolution's output, or None.
-        from_rgb: whether the block takes the picture instead of features.
+        conv_clamp: limit of the absolute output value of all convolutions but the skip, or None.
+        from_rgb: whether the block sees the picture, instead of features or beside them.
+        architecture: "resnet": a 1×1 convolution leads past the two others, both times √½; "skip" and "orig": none.
     """
 
-    def __init__(self, in_channels, out_channels, conv_clamp=None, from_rgb=False):
+    def __init__(self, in_channels, out_channels, conv_clamp=None, from_rgb=False, architecture="resnet"):
         super().__init__()
         self.from_rgb = Conv(3, in_channels, 1, conv_clamp=conv_clamp, role="from_rgb") if from_rgb else None
         self.conv0 = Conv(in_channels, in_channels, 3, conv_clamp=conv_clamp)
         self.conv1 = Conv(in_channels, out_channels, 3, down=2, conv_clamp=conv_clamp)
-        self.skip = Conv(in_channels, out_channels, 1, down=2, activation="linear", bias=False, conv_clamp=conv_clamp)
+        self.skip = None
+        if architecture == "resnet":  # published networks limit every convolution but this one
+            self.skip = Conv(in_channels, out_channels, 1, down=2, activation="linear", bias=False)
 
-    def forward(self, x):  # [B, C, H, W] (or [B, 3, H, W]) -> [B, C', H/2, W/2]
-        if self.from_rgb is not None:
-            x = self.from_rgb(x)
-        return self.skip(x, math.sqrt(0.5)) + self.conv1(self.conv0(x), math.sqrt(0.5))
+    def forward(self, x, image=None):
+        """Features `[B, C, H, W]` or an image `[B, 3, H, W]` for `from_rgb`, or both → `[B, C', H/2, W/2]`."""
+        x = with_image(x, image, self.from_rgb)
+        if self.skip is None:
+            return self.conv1(self.conv0(x))
+        return self.skip(x, HALF) + self.conv1(self.conv0(x), HALF)
 
 
-def minibatch_stddev(x: torch.Tensor, group_size: int, num_channels: int) -> torch.Tensor:
-    """Append the standard deviation over a group of samples as extra channels (arXiv 1710.10196 §3).
-
-    Samples `i, i + B/G, i + 2B/G, …` form a group. Differs from the published networks: G is the largest divisor of B
-    up to `group_size`, so that any batch is accepted; whenever the published rule works it gives the same groups.
-
-    Args:
-        x: `[B, C, H, W]`.
-        group_size: most samples per group.
-        num_channels: F, extra channels; must divide C.
-
-    Returns:
-        `[B, C + F, H, W]`.
-    """
-    b, c, h, w = x.shape
-    size = next(g for g in range(min(group_size, b), 0, -1) if b % g == 0)
-    y = x.float() if x.dtype != torch.float64 else x
-    y = y.reshape(size, b // size, num_channels, c // num_channels, h, w)
-    y = (y.var(0, unbiased=False) + 1e-8).sqrt().mean((2, 3, 4))  # [B/G, F]
-    y = y.to(x.dtype).repeat(size, 1)[:, :, None, None].expand(-1, -1, h, w)
-    return torch.cat([x, y], 1)
+def with_image(x: torch.Tensor | None, image: torch.Tensor | None, from_rgb: Conv | None) -> torch.Tensor:
+    """Features, the image's, or their sum: what of them there is."""
+    if from_rgb is None:
+        return x
+    return from_rgb(image) if x is None else x + from_rgb(image)
 
 
 class DiscriminatorHead(nn.Module):
-    """Minibatch standard deviation → 3×3 convolution → two fully connected layers."""
+    """Minibatch standard deviation → 3×3 convolution → two fully connected layers.
 
-    def __init__(self, channels, mbstd_group_size, mbstd_num_channels, conv_clamp=None):
+    Args:
+        channels: C.
+        mbstd_group_size, mbstd_num_channels, conv_clamp: see `StyleGAN2Discriminator`.
+        cmap_dim: size of a mapped class, 0 = there are none.
+        from_rgb: whether the head sees the picture too; published networks do not limit this layer.
+    """
+
+    def __init__(self, channels, mbstd_group_size, mbstd_num_channels, conv_clamp=None, cmap_dim=0, from_rgb=False):
         super().__init__()
         self.mbstd_group_size, self.mbstd_num_channels = mbstd_group_size, mbstd_num_channels
+        self.from_rgb = Conv(3, channels, 1, role="from_rgb") if from_rgb else None
         self.conv = Conv(channels + mbstd_num_channels, channels, 3, conv_clamp=conv_clamp)
         self.fc = FullyConnected(channels * 4 * 4, channels, activation="lrelu")
-        self.out = FullyConnected(channels, 1)
+        self.out = FullyConnected(channels, cmap_dim or 1)
 
-    def forward(self, x):  # [B, C, 4, 4] -> [B, 1], [B, C, 4, 4]
+    def forward(self, x, image=None, cmap=None):
+        """Features and image `[B, ·, 4, 4]`, mapped classes `[B, cmap_dim]` → logits `[B, 1]` and `[B, C, 4, 4]`."""
+        x = with_image(x, image, self.from_rgb)
         if self.mbstd_num_channels:
             x = minibatch_stddev(x, self.mbstd_group_size, self.mbstd_num_channels)
         x = self.conv(x)
-        return self.out(self.fc(x.flatten(1))), x
+        logits = self.out(self.fc(x.flatten(1)))
+        if cmap is not None:  # projection discriminator, arXiv 1802.05637
+            logits = (logits * cmap).sum(1, keepdim=True) / math.sqrt(cmap.shape[1])
+        return logits, x
 
 
 class StyleGAN2Discriminator(Network):
-    """StyleGAN2 residual discriminator (arXiv 1912.04958): blocks `b{resolution}` … `b8`, then the head `b4`.
+    """StyleGAN2 discriminator (arXiv 1912.04958): blocks `b{resolution}` … `b8`, then the head `b4`.
 
     Args:
         resolution: R, a power of two from 16 to 1024.
         channel_base, channel_max: the width at `res` is `min(channel_base // res, channel_max)`.
         mbstd_group_size: samples over which the minibatch standard deviation is taken.
         mbstd_num_channels: its number of channels, 0 = none; must divide the width at 4×4.
-        conv_clamp: limit of the absolute value of every convolution's output, or None.
+        conv_clamp: limit of the absolute output value of all convolutions but skips and the head's `from_rgb`, or None.
+        architecture: "resnet"; "skip": every block sees the picture at its size; "orig": neither. See
+            `DiscriminatorBlock`.
+        num_classes: how many, None = none.
+        cmap_dim: size of a mapped class; None: the width at 4×4.
+        num_mapping_layers, mapping_lr_multiplier, embed_dim, mapping_dim: of the classes' mapping network, as in
+            `StyleGAN2Generator` with `cmap_dim` for `w_dim`.
 
     Raises:
-        ValueError: `resolution` is not supported, or `mbstd_num_channels` does not fit.
+        ValueError: `resolution` or `architecture` is not supported, or `mbstd_num_channels` or `num_classes` does not
+            fit.
     """
 
     @register_to_config
@@ -357,23 +380,36 @@ class StyleGAN2Discriminator(Network):
         mbstd_group_size: int = 4,
         mbstd_num_channels: int = 1,
         conv_clamp: float | None = None,
+        architecture: str = "resnet",
+        num_classes: int | None = None,
+        cmap_dim: int | None = None,
+        num_mapping_layers: int = 8,
+        mapping_lr_multiplier: float = 0.01,
+        embed_dim: int | None = None,
+        mapping_dim: int | None = None,
     ):
         super().__init__()
-        self.resolution = resolution
+        self.resolution, self.num_classes = resolution, num_classes
         self.block_resolutions = block_resolutions(resolution)[:0:-1]  # R, …, 8
         head_width = block_channels(4, channel_base, channel_max)
         if mbstd_num_channels and head_width % mbstd_num_channels:
             raise ValueError(
                 f"mbstd_num_channels={mbstd_num_channels} does not divide the {head_width} channels at 4×4"
             )
+        pyramid = check_architecture(architecture) == "skip"
         for res in self.block_resolutions:
             widths = [block_channels(r, channel_base, channel_max) for r in (res, res // 2)]
-            setattr(self, f"b{res}", DiscriminatorBlock(*widths, conv_clamp, from_rgb=res == resolution))
-        self.b4 = DiscriminatorHead(head_width, mbstd_group_size, mbstd_num_channels, conv_clamp)
+            block = DiscriminatorBlock(*widths, conv_clamp, pyramid or res == resolution, architecture)
+            setattr(self, f"b{res}", block)
+        cmap_dim = 0 if num_classes is None else head_width if cmap_dim is None else cmap_dim
+        if num_classes is not None:
+            mapping = num_mapping_layers, mapping_lr_multiplier, num_classes, embed_dim, mapping_dim
+            self.mapping = MappingNetwork(0, cmap_dim, None, *mapping)
+        self.b4 = DiscriminatorHead(head_width, mbstd_group_size, mbstd_num_channels, conv_clamp, cmap_dim, pyramid)
 
     def layer_resolution(self, path: str) -> int:
-        """Size of the features that the adaptable layer at `path` takes."""
-        return block_resolution(path)
+        """Size of the features that the adaptable layer at `path` takes; 0 for the mapping network."""
+        return block_resolution(path) or 0
 
     @property
     def last_layers(self) -> list[nn.Module]:
@@ -398,26 +434,37 @@ class StyleGAN2Discriminator(Network):
         for res in self.block_resolutions[:num]:
             getattr(self, f"b{res}").requires_grad_(False)
 
-    def forward(self, images: torch.Tensor, return_features: bool = False, return_dict: bool | None = None):
+    def forward(
+        self,
+        images: torch.Tensor,
+        return_features: bool = False,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ):
         """Judge images.
 
         Args:
             images: `[B, 3, R, R]` in [−1, 1].
             return_features: also return `{"b256": [B, C, R/2, R/2], …, "b4": [B, C, 4, 4]}`: each block's output, and
                 for `b4` the map that the fully connected layers see.
+            class_labels: int64 `[B]`, of class-conditional networks.
             return_dict: None: the logits alone; False: a tuple and True: a `NetworkOutput`, as in diffusers.
 
         Returns:
             logits `[B, 1]`; with `return_features` a pair.
 
         Raises:
-            ValueError: images of another shape.
+            ValueError: images of another shape, or bad labels.
         """
         if images.ndim != 4 or images.shape[1:] != (3, self.resolution, self.resolution):
             size = self.resolution
             raise ValueError(f"this discriminator takes images [B, 3, {size}, {size}], got {list(images.shape)}")
-        x, features = images, {}
+        labels = check_labels(class_labels, len(images), self.num_classes)
+        x, image, features = None, images, {}
         for res in self.block_resolutions:
-            x = features[f"b{res}"] = getattr(self, f"b{res}")(x)
-        logits, features["b4"] = self.b4(x)
+            block = getattr(self, f"b{res}")
+            x = features[f"b{res}"] = block(x, image)
+            image = None if self.b4.from_rgb is None else downsample2d(image, block.conv1.resample_filter)
+        cmap = None if labels is None else self.mapping(x.new_empty(len(x), 0), class_labels=labels)
+        logits, features["b4"] = self.b4(x, image, cmap)
         return answer(logits, features if return_features else None, return_dict)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -37,7 +36,8 @@ from ..models import GPGANGenerator
 from ..models.layers import as_ws
 from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
-from ..utils.files import replace_file
+from ..utils.files import expanded, replace_file
+from ..utils.threads import set_threads, usual_threads
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig, TrainingDiverged
 from .report import PAGE_NAME
@@ -144,10 +144,14 @@ def parser(method: str) -> argparse.ArgumentParser:
     of = METHODS[method]
     p = argparse.ArgumentParser(description=f"Adapt a base to about ten images: {of.help}.")
     p.set_defaults(method=method, scratch=False)
-    p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", help="embedded name, folder or repo id")
+    name_or_path = {"type": expanded, "help": "embedded name, folder or repo id"}
+    p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", **name_or_path)
     led_by_words = of.objective is HyperDomainObjective
     p.add_argument(
-        *("--train_data_dir", "--data"), required=not led_by_words, help="image folder, embedded set, or datasets id"
+        *("--train_data_dir", "--data"),
+        required=not led_by_words,
+        type=expanded,
+        help="image folder, embedded set, or datasets id",
     )
     kinds, rates = sorted(trainable_types()), ", ".join(f"{kind} {rate:g}" for kind, rate in RATES.items())
     p.add_argument(
@@ -157,7 +161,9 @@ def parser(method: str) -> argparse.ArgumentParser:
     p.add_argument("--placement", choices=PLACEMENTS, help="of domain_vector: default post_demod")
     p.add_argument("--parametrization", choices=PARAMETRIZATIONS, help="of domain_vector: default input")
     p.add_argument("--low_rank", action="store_true", default=None, help="of gan_memory: few components, compressed")
-    p.add_argument("--previous", help="of gan_memory: run of the task before, whose components this one has too")
+    p.add_argument(
+        "--previous", type=expanded, help="of gan_memory: run of the task before, whose components this one has too"
+    )
     p.add_argument(
         "--preset",
         choices=of.presets,
@@ -172,7 +178,7 @@ def parser(method: str) -> argparse.ArgumentParser:
         )
     if of.objective in PROJECTING:
         add_projection_options(p)
-        p.add_argument("--projections", help="file of the projections; default: in the output folder")
+        p.add_argument("--projections", type=expanded, help="file of the projections; default: in the output folder")
     if of.objective is AdaFMObjective:
         p.add_argument("--z_dim", type=int, help="of a GP-GAN's specific part; default: the base's, 4 for 25 images")
         p.add_argument("--matcher_gain", type=float, help="of a GP-GAN's scale matcher at first; default 1000")
@@ -210,7 +216,12 @@ def fill_projection_options(args: argparse.Namespace, config) -> None:
 def add_tracking_options(p: argparse.ArgumentParser) -> None:
     """Options of `start` and `start_trackers`."""
     p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
-    p.add_argument("--num_threads", type=int, default=0, help="CPU threads per process; default: all cores, shared")
+    p.add_argument(
+        "--num_threads",
+        type=int,
+        default=0,
+        help="CPU threads per process; default: OMP_NUM_THREADS, or all",
+    )
 
 
 def add_run_options(
@@ -229,6 +240,7 @@ def add_run_options(
             shown = "" if required else f"default {usual}" if cls is TrainingConfig else "default: the preset's"
             shown += "".join(f", {k} {of[option.name]}" for k, of in (published or {}).items() if option.name in of)
             kind = {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type}
+            kind |= {"type": expanded} if option.name == "output_dir" else {}
             p.add_argument(f"--{option.name}", default=argparse.SUPPRESS, required=required, help=shown, **kind)
 
 
@@ -451,7 +463,7 @@ def start(args: argparse.Namespace, folder: str | None = None) -> Accelerator:
     project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
     accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, project_config=project)
     # `accelerate launch` gives each CPU process one thread unless told otherwise
-    torch.set_num_threads(args.num_threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    set_threads(args.num_threads or usual_threads(accelerator.num_processes))
     torch.manual_seed(args.seed)  # the small noise of fresh factors and heads
     return accelerator
 

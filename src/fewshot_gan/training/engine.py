@@ -19,6 +19,7 @@ from ..methods.adv_aug import attack, undisturbed
 from ..methods.objective import Batch, Objective, Views, digest
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
+from ..models.labels import refuse_classes
 from ..models.network import evaluating
 from ..models.plain import PlainGenerator
 from .augment import DiffAugment, FewShotAugment, random_zoom
@@ -167,6 +168,8 @@ class Trainer:
     """
 
     def __init__(self, generator, adapter, objective: Objective, images, config, accelerator: Accelerator):
+        if not isinstance(generator, PlainGenerator):
+            refuse_classes(generator, "few-shot training")
         if config.policy and objective.compares_views:
             raise ValueError(
                 f"augment={config.augment!r} moves each image on its own, so content and structure terms cannot "

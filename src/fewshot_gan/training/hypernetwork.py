@@ -13,6 +13,7 @@ from ..features import load_features
 from ..images import to_bytes, to_floats
 from ..methods.hyperdomain import HyperDomainConfig, HyperNetworkObjective
 from ..pipeline import FewShotGAN
+from ..utils.files import expanded
 from .adapt import (
     CLIPS,
     CONSTANT,
@@ -48,9 +49,11 @@ PUBLISHED = {
 def parser() -> argparse.ArgumentParser:
     """Command-line options; every field of `HyperDomainConfig` and `TrainingConfig` is one."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", help="embedded name, folder or repo id")
-    p.add_argument("--data", help="folder with one folder of images per domain")
-    p.add_argument("--texts", help="file with one domain per line, 'Target' or 'Target - Source'; instead of --data")
+    name_or_path = {"type": expanded, "help": "embedded name, folder or repo id"}
+    p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", **name_or_path)
+    p.add_argument("--data", type=expanded, help="folder with one folder of images per domain")
+    texts = "file with one domain per line, 'Target' or 'Target - Source'; instead of --data"
+    p.add_argument("--texts", type=expanded, help=texts)
     p.add_argument("--encoder", nargs="+", help="features, or CLIP as folders or repo ids; the first is what it reads")
     p.add_argument("--width", type=int, default=512, help="of all hidden layers")
     p.add_argument("--backbone_depth", type=int, default=4)

@@ -13,6 +13,7 @@ from ..models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, S
 from ..models.biggan import biggan_config
 from ..models.plain import PlainDiscriminator, PlainGenerator
 from ..pipeline import FewShotGAN
+from ..utils.files import expanded
 from .adapt import add_tracking_options, start, start_trackers
 from .data import choose_subset, load_labelled
 from .engine import TrainingDiverged
@@ -45,7 +46,8 @@ PARTS = {"generator": "ticket", "discriminator": "ticket_discriminator"}  # netw
 def parser() -> argparse.ArgumentParser:
     """Command-line options; every field of `LimitedConfig` is one."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--data", required=True, help="folder of images, of folders (classes), or a data set id owner/name")
+    data = "folder of images, of folders (classes), or a data set id owner/name"
+    p.add_argument("--data", required=True, type=expanded, help=data)
     p.add_argument("--num", type=int, help="train on so many of the images, chosen by --subset_seed")
     p.add_argument("--percent", type=float, help="train on this share of the images")
     p.add_argument("--subset_seed", type=int, default=0)
@@ -53,14 +55,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resolution", type=int, default=32)
     p.add_argument("--channels", type=int, help="width of the generator; default: as published, 256 of SNGAN")
     p.add_argument("--d_channels", type=int, help="width of the discriminator; default: as published, 128 of SNGAN")
-    p.add_argument("--pretrained_model_name_or_path", "--base", help="start from and rewind to this base's networks")
+    base = "start from and rewind to this base's networks"
+    p.add_argument("--pretrained_model_name_or_path", "--base", type=expanded, help=base)
     p.add_argument("--init_seed", type=int, help="of θ₀; default: --seed, which is of all that is drawn in training")
     p.add_argument("--rounds", type=int, default=0, help="of pruning after dense training; 5 of 0.2 leave a third")
     p.add_argument("--prune_rate", type=float, default=PRUNE_RATE, help="share of the remaining that goes each round")
     p.add_argument(
         "--prune", choices=("G", "GD"), default="G", help="prune the generator alone or the discriminator too"
     )
-    p.add_argument("--ticket", help="train this ticket once instead of finding one: a round's folder, or random:0.67")
+    ticket = "train this ticket once instead of finding one: a round's folder, or random:0.67"
+    p.add_argument("--ticket", type=expanded, help=ticket)
     p.add_argument(
         "--allow_other_init", action="store_true", help="train a ticket from other weights than it was drawn from"
     )
@@ -70,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
         required = option.name == "output_dir"
         shown = "" if required else f"default {option.default}, or BigGAN's own"
         kind = {"action": argparse.BooleanOptionalAction} if option.type is bool else {"type": option.type}
+        kind |= {"type": expanded} if option.name == "output_dir" else {}
         p.add_argument(f"--{option.name}", default=argparse.SUPPRESS, required=required, help=shown, **kind)
     return p
 

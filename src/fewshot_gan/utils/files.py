@@ -10,6 +10,16 @@ LEFTOVER = re.compile(r"\.\d+(?:\.\d+)?-(.+)")  # what a killed `replace_file` l
 _numbers = itertools.count()  # two threads may write one target
 
 
+def expanded(name: str | os.PathLike) -> str:
+    """A path, or a name that may be one, with `~` and `~user` replaced by that home; others stay as they are."""
+    return os.path.expanduser(os.fspath(name))
+
+
+def user_path(name: str | os.PathLike) -> Path:
+    """A path as users give it: see `expanded`."""
+    return Path(expanded(name))
+
+
 def replace_file(target: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a path beside `target` of the same suffix, flush it to disk and rename it.
 

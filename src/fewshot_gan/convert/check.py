@@ -1,0 +1,68 @@
+"""Every converted network runs once before anybody gets it."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from ..utils.random import seeded
+from .report import ConversionError
+
+SEED = 0
+
+
+def checked(convert: Callable[..., dict]) -> Callable[..., dict]:
+    """Decorate a function that returns networks by role: each goes through `check`."""
+
+    @functools.wraps(convert)
+    def converted(*args, **kwargs):
+        networks = convert(*args, **kwargs)
+        check(networks)
+        return networks
+
+    return converted
+
+
+@torch.no_grad()
+def check(networks: dict[str, torch.nn.Module]) -> None:
+    """Draw one picture with every generator, and judge it with the discriminator.
+
+    Args:
+        networks: "generator", "generator_raw", "discriminator", in eval mode; any of them.
+
+    Raises:
+        ConversionError: a network fails, its result has another shape or numbers that are not finite, or the
+            discriminator does not take the generator's pictures.
+    """
+    picture = None
+    for role in ("generator_raw", "generator"):
+        if role in networks:
+            network = networks[role]
+            z = torch.randn(1, network.z_dim, generator=seeded(SEED), dtype=torch.float32, device="cpu")
+            picture = _run(role, network, z, (1, 3, network.resolution, network.resolution))
+    if "discriminator" in networks:
+        network = networks["discriminator"]
+        size = network.resolution
+        if picture is None:
+            picture = torch.zeros((1, 3, size, size), dtype=torch.float32, device="cpu")
+        if picture.shape[-1] != size:
+            raise ConversionError(
+                f"the generator draws {picture.shape[-1]} px and the discriminator takes {size} px; give the files of "
+                "one training"
+            )
+        _run("discriminator", network, picture, (1, 1))
+
+
+def _run(role: str, network: torch.nn.Module, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    classes = getattr(network, "num_classes", None)
+    options = {"class_labels": torch.zeros(1, dtype=torch.long, device="cpu")} if classes else {}
+    try:
+        result = network(x.to(network.device, network.dtype), **options)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConversionError(f"the converted {role} does not run ({reason}); its layout is another one") from error
+    if tuple(result.shape) != shape:
+        raise ConversionError(f"the converted {role} gives {tuple(result.shape)} instead of {shape}")
+    if not torch.isfinite(result).all():
+        raise ConversionError(f"the converted {role} gives numbers that are not finite; the checkpoint is damaged")
+    return result

@@ -1,0 +1,120 @@
+"""Who may talk to the demo's server, and where it keeps what visitors upload.
+
+A page of another site must not reach a server on this machine: neither through a name that its owner points here (DNS
+rebinding) nor by sending a form across sites.
+"""
+
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+PREFIX = "fewshot-gan-demo-"  # of the private folder: then the number of its process
+
+
+class SameSite:
+    """ASGI middleware that refuses requests for another site's name, and those that another site's page sends.
+
+    Addresses in numbers are always accepted, since only a name can be pointed somewhere else.
+
+    Args:
+        app: the ASGI application.
+        allowed_hosts: names under which the server is known, besides localhost and that of this machine.
+    """
+
+    def __init__(self, app, allowed_hosts: Iterable[str] = ()):
+        self.app = app
+        self.names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in allowed_hosts)}
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if reason := self.refusal(headers.get(b"host", ""), headers.get(b"origin")):
+            return await _refuse(scope, send, reason)
+        return await self.app(scope, receive, send)
+
+    def refusal(self, host: str, origin: str | None) -> str | None:
+        """Why a request with these headers is refused; None: it is not."""
+        name = _name_of(f"//{host}")
+        if name is None or not (name in self.names or _is_address(name)):
+            return f"this server does not answer for the host {host[:100]!r}; start it with --allowed-host NAME"
+        if (
+            origin is not None
+            and urlsplit(origin).netloc.lower() != host.lower()
+            and _name_of(origin) not in self.names
+        ):
+            return f"pages of {origin[:100]!r} may not use this server; start it with --allowed-host NAME"
+        return None
+
+
+def _name_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def _refuse(scope, send, reason: str) -> None:
+    if scope["type"] == "websocket":
+        return await send({"type": "websocket.close", "code": 1008})
+    body = reason.encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def private_folder() -> tempfile.TemporaryDirectory:
+    """A folder that only this user can read, for all that visitors upload or make; those of dead servers are removed.
+
+    Gradio keeps its files there too. The folder goes with the object's `cleanup`.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        pid = left.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdigit() and not _lives(int(pid)) and _is_ours(left):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", ignore_cleanup_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name) / "gradio")
+    return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    return not folder.is_symlink() and (not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid())
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is such a process; in doubt there is."""
+    if os.name == "nt":  # to ask would end it there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that what is to be cleaned up is; exit status 143."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # only there handlers may be set; whoever runs the server in a thread ends it
+
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)

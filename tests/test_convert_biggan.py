@@ -1,0 +1,486 @@
+"""BigGAN of BigGAN-PyTorch and of StudioGAN, 32 to 256 px, against the layouts' own functions.
+
+The functions below run a checkpoint's tensors directly, with the published layouts written out, and share no code with
+the package. Widths are the published ones with a channel multiplier of 8 (4 at 32 px) instead of 64 to 96.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_convert_plain import attended, attention, biggan_conv, biggan_weight, rand, spectral, unit
+
+from fewshot_gan.convert import ConversionError, convert_checkpoint
+from fewshot_gan.models.biggan import BigGANDiscriminator
+
+LIMIT = 1e-4  # float32 in another order of summation, up to 20 layers deep; logits reach 30
+CHUNK, SHARED, CLASSES, LABELS = 3, 4, 5, torch.tensor([0, 4, 2])
+PORT = {  # picture size: widths of G from 4 px on, blocks before its attention, then of D, with whether a block halves
+    32: ([16, 16, 16, 16], 2, [16, 16, 16, 16], "TTFF", 1),
+    64: ([128, 128, 64, 32, 16], 3, [8, 16, 32, 64, 128], "TTTTF", 1),
+    128: ([128, 128, 64, 32, 16, 8], 4, [8, 16, 32, 64, 128, 128], "TTTTTF", 1),
+    256: ([128, 128, 64, 64, 32, 16, 8], 4, [8, 16, 32, 64, 64, 128, 128], "TTTTTTF", 2),
+}
+STUDIO = {
+    32: ([16, 16, 16, 16], 2, [16, 16, 16, 16], "TTFF", 1),
+    64: ([64, 64, 32, 16, 8], 3, [8, 16, 32, 64, 64], "TTTTF", 1),  # the last block of D keeps its width here
+    128: ([128, 128, 64, 32, 16, 8], 4, [8, 16, 32, 64, 128, 128], "TTTTTF", 1),
+}
+
+
+# ------------------------------------------------------------------------------------------------------ BigGAN-PyTorch
+
+
+def port_generator(size, seed=4):
+    t, (widths, attention_after, *_) = rand(seed), PORT[size]
+    g = {"shared.weight": t(CLASSES, SHARED)} | spectral(t, "linear", 16 * widths[0], CHUNK)
+    for i, (inn, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        b = f"blocks.{i}.0"
+        g |= spectral(t, f"{b}.conv1", out, inn, 3, 3) | spectral(t, f"{b}.conv2", out, out, 3, 3)
+        g |= spectral(t, f"{b}.conv_sc", out, inn, 1, 1)
+        for norm, c in (("bn1", inn), ("bn2", out)):
+            for part in ("gain", "bias"):
+                g |= spectral(t, f"{b}.{norm}.{part}", c, CHUNK + SHARED, bias=False)
+            g |= {f"{b}.{norm}.stored_mean": 0.1 * t(c), f"{b}.{norm}.stored_var": 0.5 + t(c).abs()}
+        if i + 1 == attention_after:
+            g |= attention(t, f"blocks.{i}.1", out)
+    c, o = widths[-1], "output_layer.0"
+    g |= {f"{o}.gain": 1 + 0.1 * t(c), f"{o}.bias": 0.1 * t(c)}
+    g |= {f"{o}.stored_mean": 0.1 * t(c), f"{o}.stored_var": 0.5 + t(c).abs()}
+    return g | spectral(t, "output_layer.2", 3, c, 3, 3)
+
+
+def port_discriminator(size, seed=5):
+    t, (*_, widths, down, attention_after) = rand(seed), PORT[size]
+    d = spectral(t, "linear", 1, widths[-1]) | spectral(t, "embed", CLASSES, widths[-1], bias=False)
+    for i, (inn, out) in enumerate(zip([3, *widths[:-1]], widths, strict=True)):
+        b = f"blocks.{i}.0"
+        d |= spectral(t, f"{b}.conv1", out, inn, 3, 3) | spectral(t, f"{b}.conv2", out, out, 3, 3)
+        if inn != out or down[i] == "T":
+            d |= spectral(t, f"{b}.conv_sc", out, inn, 1, 1)
+        if i + 1 == attention_after:
+            d |= attention(t, f"blocks.{i}.1", out)
+    return d
+
+
+def port_pictures(s, size, z, labels):
+    widths, attention_after, *_ = PORT[size]
+    first, *chunks = z.split(CHUNK, 1)
+    x = F.linear(first, biggan_weight(s, "linear"), s["linear.bias"]).view(len(z), widths[0], 4, 4)
+
+    def conditional(name, x, e):
+        x = F.batch_norm(x, s[f"{name}.stored_mean"], s[f"{name}.stored_var"], eps=1e-5)
+        gain, bias = (F.linear(e, biggan_weight(s, f"{name}.{part}")) for part in ("gain", "bias"))
+        return x * (1 + gain)[:, :, None, None] + bias[:, :, None, None]
+
+    for i, chunk in enumerate(chunks):
+        b, e = f"blocks.{i}.0", torch.cat([s["shared.weight"][labels], chunk], 1)
+        h = F.interpolate(F.relu(conditional(f"{b}.bn1", x, e)), scale_factor=2)
+        h = F.relu(conditional(f"{b}.bn2", biggan_conv(s, f"{b}.conv1", h), e))
+        x = biggan_conv(s, f"{b}.conv2", h) + biggan_conv(s, f"{b}.conv_sc", F.interpolate(x, scale_factor=2))
+        if i + 1 == attention_after:
+            x = attended(s, f"blocks.{i}.1", x)
+    names = ("stored_mean", "stored_var", "gain", "bias")
+    x = F.batch_norm(x, *(s[f"output_layer.0.{n}"] for n in names), eps=1e-5)
+    return torch.tanh(biggan_conv(s, "output_layer.2", F.relu(x)))
+
+
+def port_logits(s, size, x, labels):
+    *_, down, attention_after = PORT[size]
+    for i, halves in enumerate(down):
+        b = f"blocks.{i}.0"
+        h = biggan_conv(s, f"{b}.conv2", F.relu(biggan_conv(s, f"{b}.conv1", F.relu(x) if i else x)))
+        if i == 0:
+            x = biggan_conv(s, f"{b}.conv_sc", F.avg_pool2d(x, 2)) + F.avg_pool2d(h, 2)
+        else:
+            x = biggan_conv(s, f"{b}.conv_sc", x) if f"{b}.conv_sc.weight" in s else x
+            x = F.avg_pool2d(x, 2) + F.avg_pool2d(h, 2) if halves == "T" else x + h
+        if i + 1 == attention_after:
+            x = attended(s, f"blocks.{i}.1", x)
+    h = F.relu(x).sum((2, 3))
+    classes = biggan_weight(s, "embed")[labels]
+    return F.linear(h, biggan_weight(s, "linear"), s["linear.bias"]) + (classes * h).sum(1, keepdim=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- StudioGAN
+
+
+def torch_spectral(t, name, *shape, bias=True):
+    """Vectors near the singular ones, but not of length 1, as in a moving average of the whole state dict."""
+    weight = t(*shape) / 3
+    v = unit(t(weight[0].numel()))
+    for _ in range(3):
+        u = unit(weight.flatten(1) @ v)
+        v = unit(weight.flatten(1).T @ u)
+    made = {f"{name}.weight_orig": weight, f"{name}.weight_u": 1.1 * u, f"{name}.weight_v": 0.9 * v}
+    return made | ({f"{name}.bias": 0.1 * t(shape[0])} if bias else {})
+
+
+def studio_attention(t, name, c):
+    made = {f"{name}.sigma": torch.tensor([0.7])}
+    for layer, out, inn in (("theta", c // 8, c), ("phi", c // 8, c), ("g", c // 2, c), ("attn", c, c // 2)):
+        made |= torch_spectral(t, f"{name}.conv1x1_{layer}", out, inn, 1, 1, bias=False)
+    return made
+
+
+def statistics(t, name, c):
+    counter = {f"{name}.num_batches_tracked": torch.tensor(7)}
+    return {f"{name}.running_mean": 0.1 * t(c), f"{name}.running_var": 0.5 + t(c).abs()} | counter
+
+
+def studio_generator(size, seed=6):
+    t, (widths, attention_after, *_) = rand(seed), STUDIO[size]
+    g = {"shared.weight": t(CLASSES, SHARED)} | torch_spectral(t, "linear0", 16 * widths[0], CHUNK)
+    number = 0
+    for i, (inn, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        b = f"blocks.{number}.0"
+        g |= torch_spectral(t, f"{b}.conv2d0", out, inn, 1, 1)
+        g |= torch_spectral(t, f"{b}.conv2d1", out, inn, 3, 3) | torch_spectral(t, f"{b}.conv2d2", out, out, 3, 3)
+        for norm, c in (("bn1", inn), ("bn2", out)):
+            for part in ("gain", "bias"):
+                g |= torch_spectral(t, f"{b}.{norm}.{part}", c, CHUNK + SHARED, bias=False)
+            g |= statistics(t, f"{b}.{norm}.bn", c)
+        number += 1
+        if i + 1 == attention_after:
+            g |= studio_attention(t, f"blocks.{number}.0", out)
+            number += 1
+    c = widths[-1]
+    g |= {"bn4.weight": 1 + 0.1 * t(c), "bn4.bias": 0.1 * t(c)} | statistics(t, "bn4", c)
+    return g | torch_spectral(t, "conv2d5", 3, c, 3, 3)
+
+
+def studio_discriminator(size, seed=7):
+    t, (*_, widths, down, attention_after) = rand(seed), STUDIO[size]
+    d, number = {}, 0
+    for i, (inn, out) in enumerate(zip([3, *widths[:-1]], widths, strict=True)):
+        b = f"blocks.{number}.0"
+        d |= torch_spectral(t, f"{b}.conv2d1", out, inn, 3, 3) | torch_spectral(t, f"{b}.conv2d2", out, out, 3, 3)
+        if inn != out or down[i] == "T":
+            d |= torch_spectral(t, f"{b}.conv2d0", out, inn, 1, 1)
+        number += 1
+        if i + 1 == attention_after:
+            d |= studio_attention(t, f"blocks.{number}.0", out)
+            number += 1
+    return (
+        d
+        | torch_spectral(t, "linear1", 1, widths[-1])
+        | torch_spectral(t, "embedding", CLASSES, widths[-1], bias=False)
+    )
+
+
+def studio_weight(s, name):
+    """As torch's own spectral norm uses it in eval mode."""
+    w = s[f"{name}.weight_orig"]
+    return w / torch.dot(s[f"{name}.weight_u"], torch.mv(w.flatten(1), s[f"{name}.weight_v"]))
+
+
+def studio_conv(s, name, x):
+    w = studio_weight(s, name)
+    return F.conv2d(x, w, s.get(f"{name}.bias"), padding=w.shape[-1] // 2)
+
+
+def studio_attended(s, name, x):
+    b, c, h, w = x.shape
+    theta = studio_conv(s, f"{name}.conv1x1_theta", x).flatten(2)
+    phi = F.max_pool2d(studio_conv(s, f"{name}.conv1x1_phi", x), 2).flatten(2)
+    g = F.max_pool2d(studio_conv(s, f"{name}.conv1x1_g", x), 2).flatten(2)
+    seen = torch.einsum("bcn,bmn->bcm", g, torch.einsum("bcm,bcn->bmn", theta, phi).softmax(-1))
+    return x + s[f"{name}.sigma"] * studio_conv(s, f"{name}.conv1x1_attn", seen.view(b, c // 2, h, w))
+
+
+def studio_pictures(s, size, z, labels):
+    widths, attention_after, *_ = STUDIO[size]
+    first, *chunks = z.split(CHUNK, 1)
+    x = F.linear(first, studio_weight(s, "linear0"), s["linear0.bias"]).view(len(z), widths[0], 4, 4)
+
+    def normed(name, x, gain, bias):
+        x = F.batch_norm(x, s[f"{name}.running_mean"], s[f"{name}.running_var"], eps=1e-4)
+        return torch.relu_(x * gain[:, :, None, None] + bias[:, :, None, None])
+
+    def conditional(name, x, e):
+        gain, bias = (F.linear(e, studio_weight(s, f"{name}.{part}")) for part in ("gain", "bias"))
+        return normed(f"{name}.bn", x, 1 + gain, bias)
+
+    number = 0
+    for i, chunk in enumerate(chunks):
+        b, e = f"blocks.{number}.0", torch.cat([s["shared.weight"][labels], chunk], 1)
+        h = F.interpolate(conditional(f"{b}.bn1", x, e), scale_factor=2)
+        h = studio_conv(s, f"{b}.conv2d2", conditional(f"{b}.bn2", studio_conv(s, f"{b}.conv2d1", h), e))
+        x = h + studio_conv(s, f"{b}.conv2d0", F.interpolate(x, scale_factor=2))
+        number += 1
+        if i + 1 == attention_after:
+            x = studio_attended(s, f"blocks.{number}.0", x)
+            number += 1
+    x = normed("bn4", x, s["bn4.weight"][None], s["bn4.bias"][None])
+    return torch.tanh(studio_conv(s, "conv2d5", x))
+
+
+def studio_logits(s, size, x, labels):
+    """The ReLU before a block's first convolution writes into the block's input, which the skip takes after it."""
+    *_, down, attention_after = STUDIO[size]
+    number = 0
+    for i, halves in enumerate(down):
+        b, skipped = f"blocks.{number}.0", x
+        if i == 0:
+            h = F.avg_pool2d(studio_conv(s, f"{b}.conv2d2", torch.relu_(studio_conv(s, f"{b}.conv2d1", x))), 2)
+            x = h + studio_conv(s, f"{b}.conv2d0", F.avg_pool2d(skipped, 2))
+        else:
+            h = studio_conv(s, f"{b}.conv2d1", torch.relu_(x))
+            h = studio_conv(s, f"{b}.conv2d2", torch.relu_(h))
+            skipped = studio_conv(s, f"{b}.conv2d0", skipped) if f"{b}.conv2d0.bias" in s else skipped
+            x = F.avg_pool2d(h, 2) + F.avg_pool2d(skipped, 2) if halves == "T" else h + skipped
+        number += 1
+        if i + 1 == attention_after:
+            x = studio_attended(s, f"blocks.{number}.0", x)
+            number += 1
+    h = torch.relu_(x).sum((2, 3))
+    classes = studio_weight(s, "embedding")[labels]
+    return F.linear(h, studio_weight(s, "linear1"), s["linear1.bias"]) + (classes * h).sum(1, keepdim=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- equalities
+
+
+def largest_differences(networks, pictures, logits, size, chunks):
+    z, x = rand(8)(3, CHUNK * chunks), rand(9)(3, 3, size, size)
+    with torch.no_grad():
+        drawn, judged = networks["generator"](z, LABELS), networks["discriminator"](x, LABELS)
+        want_drawn, want_judged = pictures(z, LABELS), logits(x.clone(), LABELS)
+    # far above the limit and not at the ends of tanh: something is compared
+    assert want_drawn.std() > 0.05 and want_drawn.abs().mean() < 0.9 and want_judged.std() > 0.1
+    return float((drawn - want_drawn).abs().max()), float((judged - want_judged).abs().max())
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("size", PORT)
+def test_the_ports_networks_equal_their_own_function(tmp_path, size, prefix):
+    g, d = port_generator(size), port_discriminator(size)
+    for name, state in (("G_ema", g), ("D", d)):
+        torch.save({prefix + key: value for key, value in state.items()}, tmp_path / f"{name}.pth")
+    networks = convert_checkpoint(tmp_path)
+    assert networks["generator"].resolution == networks["discriminator"].resolution == size
+    assert networks["discriminator"].config.shortcut_after_relu is False
+    differences = largest_differences(
+        networks,
+        lambda z, y: port_pictures(g, size, z, y),
+        lambda x, y: port_logits(d, size, x, y),
+        size,
+        len(PORT[size][0]),
+    )
+    print(f"BigGAN-PyTorch | {size} px | {prefix or 'no prefix'} | G {differences[0]:.1e}, D {differences[1]:.1e}")
+    assert max(differences) < LIMIT
+
+
+@pytest.mark.parametrize("size", PORT)
+def test_a_discriminator_alone_has_its_size_from_its_blocks(tmp_path, size):
+    torch.save(port_discriminator(size), tmp_path / "D.pth")
+    assert convert_checkpoint(tmp_path / "D.pth")["discriminator"].config.resolution == size
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("size", STUDIO)
+def test_studiogans_networks_equal_their_own_function(tmp_path, caplog, size, prefix):
+    """Named, wrapped and filled as the lottery tickets' (arXiv 2103.00397) training writes them."""
+    g, d = studio_generator(size), studio_discriminator(size)
+    training = {"seed": 1, "run_name": "BigGAN-train", "step": 9, "ada_p": "No", "optimizer": {"state": {}}}
+    files = {"G_ema": {}, "G": training, "D": training | {"best_fid": 14.4, "best_fid_checkpoint_path": "."}}
+    for name, beside in files.items():
+        state = {"G_ema": g, "G": studio_generator(size, 16), "D": d}[name]
+        wrapped = beside | {"state_dict": {prefix + key: value for key, value in state.items()}}
+        torch.save(wrapped, tmp_path / f"model={name}-best-weights-step=9.pth")
+    networks = convert_checkpoint(tmp_path)
+    assert set(networks) == {"generator", "generator_raw", "discriminator"}
+    assert networks["generator"].resolution == networks["discriminator"].resolution == size
+    assert networks["discriminator"].config.shortcut_after_relu is True
+    differences = largest_differences(
+        networks,
+        lambda z, y: studio_pictures(g, size, z, y),
+        lambda x, y: studio_logits(d, size, x, y),
+        size,
+        len(STUDIO[size][0]),
+    )
+    print(f"StudioGAN | {size} px | {prefix or 'no prefix'} | G {differences[0]:.1e}, D {differences[1]:.1e}")
+    assert max(differences) < LIMIT
+    alone = convert_checkpoint(tmp_path / "model=G_ema-best-weights-step=9.pth")
+    assert set(alone) == {"generator"} and torch.equal(alone["generator"].linear.bias, g["linear0.bias"])
+    assert networks["generator"].norm.norm.num_batches_tracked == 7
+    current = {"state_dict": studio_discriminator(size, 17)}  # the training keeps its last networks beside the best
+    torch.save(current, tmp_path / "model=D-current-weights-step=10.pth")
+    again = convert_checkpoint(tmp_path)["discriminator"].state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in networks["discriminator"].state_dict().items())
+    assert "left out, because there is a best one: model=D-current-weights-step=10.state_dict" in caplog.text
+
+
+def test_the_shortcut_after_relu_matters_and_is_saved(tmp_path):
+    torch.save({"state_dict": studio_discriminator(64)}, tmp_path / "D.pth")
+    d = convert_checkpoint(tmp_path / "D.pth")["discriminator"]
+    d.save_pretrained(tmp_path / "d")
+    again = BigGANDiscriminator.from_pretrained(tmp_path / "d").eval()
+    other = BigGANDiscriminator.from_config({**d.config, "shortcut_after_relu": False}).eval()
+    other.load_state_dict(d.state_dict())
+    x = rand(9)(3, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again(x, LABELS), d(x, LABELS))
+        assert (other(x, LABELS) - d(x, LABELS)).abs().max() > 0.1
+    assert BigGANDiscriminator().config.shortcut_after_relu is False
+
+
+@pytest.mark.parametrize("norm", ["synchronised", "standing"])
+def test_the_ports_other_batch_norms(tmp_path, norm):
+    g = port_generator(32)
+    changed = {}
+    for name, value in g.items():
+        new = name.replace("stored_", "bn.running_" if norm == "synchronised" else "bn.stored_")
+        changed[new] = value
+        if norm == "standing" and name.endswith("stored_mean"):
+            changed[new.replace("stored_mean", "accumulation_counter")] = torch.zeros(1)
+        elif norm == "synchronised" and name.endswith("stored_mean"):
+            changed[new.replace("running_mean", "num_batches_tracked")] = torch.tensor(7)
+    for name, value in (("one", g), ("other", changed)):
+        torch.save(value, tmp_path / f"{name}.pth")
+    z = rand(8)(3, CHUNK * 4)
+    with torch.no_grad():
+        one, other = (convert_checkpoint(tmp_path / f"{n}.pth")["generator"](z, LABELS) for n in ("one", "other"))
+    assert torch.equal(one, other)
+
+
+def test_further_singular_values_of_the_port_change_nothing(tmp_path):
+    g, t = port_generator(32), rand(3)
+    more = {name.replace(".u0", ".u1"): t(*value.shape) for name, value in g.items() if name.endswith(".u0")}
+    more |= {name.replace(".u1", ".sv1"): torch.ones(1) for name in more}
+    torch.save(g | more, tmp_path / "G.pth")
+    z = rand(8)(3, CHUNK * 4)
+    with torch.no_grad():
+        difference = convert_checkpoint(tmp_path / "G.pth")["generator"](z, LABELS) - port_pictures(g, 32, z, LABELS)
+    assert difference.abs().max() < LIMIT
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused
+
+
+def renamed(tensors, *pairs):
+    for old, new in pairs:
+        tensors = {name.replace(old, new): value for name, value in tensors.items()}
+    return tensors
+
+
+def but(tensors, *ends):
+    return {name: value for name, value in tensors.items() if not name.endswith(ends)}
+
+
+def starting(tensors, *starts):
+    return {name: value for name, value in tensors.items() if not name.startswith(starts)}
+
+
+def without_chunks(tensors):
+    return {
+        name: value[:, :SHARED].clone() if ".gain.weight" in name or ".bias.weight" in name else value
+        for name, value in tensors.items()
+    }
+
+
+def standing(tensors):
+    changed = renamed(tensors, ("stored_", "bn.stored_"))
+    return changed | {"output_layer.0.bn.accumulation_counter": torch.ones(1)}
+
+
+def halving_throughout(tensors):
+    """The last block, which keeps its width, gets the skip convolution that only halving would ask for."""
+    return tensors | spectral(rand(1), "blocks.5.0.conv_sc", 128, 128, 1, 1)
+
+
+def unnormed(tensors):
+    return renamed(but(tensors, "_u", "_v"), ("_orig", ""))
+
+
+DEEP = "this is BigGAN-deep, whose blocks have four convolutions; only BigGAN with two a block converts"
+NO_CLASSES = "this StudioGAN network knows no classes (conditional_strategy no); only the BigGAN with classes converts"
+NO_NORM = "this BigGAN was trained without spectral norm"
+FOURTH = {"blocks.0.0.conv4.weight": torch.ones(1), "blocks.0.0.conv2d4.weight_orig": torch.ones(1)}
+UNSUPPORTED = {
+    "unshared": (
+        lambda: starting(port_generator(32), "shared"),
+        "this BigGAN has no class embedding that its blocks share (trained without --G_shared); only those with one "
+        "convert",
+    ),
+    "not hierarchical": (
+        lambda: without_chunks(port_generator(32)),
+        "this BigGAN gives z to its first layer alone (trained without --hier); only those with a chunk of z for each "
+        "block convert",
+    ),
+    "deep": (lambda: port_generator(32) | FOURTH, DEEP),
+    "deep discriminator": (lambda: starting(port_discriminator(32) | FOURTH, "blocks.0.0.conv2d"), DEEP),
+    "StudioGAN deep": (lambda: starting(studio_generator(32) | FOURTH, "shared"), DEEP),
+    "StudioGAN deep discriminator": (lambda: starting(studio_discriminator(32) | FOURTH, "embedding"), DEEP),
+    "no spectral norm": (
+        lambda: but(port_generator(32), ".u0", ".sv0"),
+        f"{NO_NORM} (no u0 beside its weights), ours has it",
+    ),
+    "StudioGAN, no spectral norm": (
+        lambda: unnormed(studio_generator(32)),
+        f"{NO_NORM}; ours normalises every weight",
+    ),
+    "StudioGAN discriminator, no spectral norm": (
+        lambda: unnormed(studio_discriminator(32)),
+        f"{NO_NORM}; ours normalises every weight",
+    ),
+    "StudioGAN, no classes": (
+        lambda: starting(
+            renamed(studio_generator(32), ("bn1.bn.", "bn1."), ("bn1.running_mean", "bn1.weight")), "shared"
+        ),
+        NO_CLASSES,
+    ),
+    "StudioGAN discriminator, no classes": (lambda: starting(studio_discriminator(32), "embedding"), NO_CLASSES),
+    "ACGAN": (
+        lambda: starting(studio_discriminator(32), "embedding") | torch_spectral(rand(1), "linear4", 5, 16),
+        "this is a StudioGAN discriminator of ACGAN; only the projection discriminator (ProjGAN) converts",
+    ),
+    "ContraGAN": (
+        lambda: studio_discriminator(32) | torch_spectral(rand(1), "linear2", 8, 16),
+        "this is a StudioGAN discriminator of ContraGAN or its kin; only the projection discriminator (ProjGAN) "
+        "converts",
+    ),
+    "attention twice": (
+        lambda: port_generator(32) | attention(rand(1), "blocks.0.1", 16),
+        "self-attention follows each of the blocks [1, 2]; only networks with one convert",
+    ),
+    "StudioGAN, another block": (
+        lambda: studio_discriminator(32) | {"blocks.5.0.other.weight": torch.ones(1)},
+        "blocks.5 is neither a residual block (conv2d1) nor attention (conv1x1_theta)",
+    ),
+    "standing statistics": (
+        lambda: standing(port_generator(32)),
+        "the batch norms hold sums of standing statistics; save the network without them",
+    ),
+    "another layout": (
+        lambda: halving_throughout(port_discriminator(128)),
+        "the discriminator's blocks [0, 1, 2, 3, 4, 5] of 6 halve the picture; known are layouts in which all but the "
+        "last halve it (64 px and more), or all but the last two (32 px)",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("what", UNSUPPORTED)
+def test_what_does_not_convert_says_so_in_one_sentence(tmp_path, what, wrapped):
+    make, sentence = UNSUPPORTED[what]
+    tensors = make()
+    data = {"state_dict": {f"module.{name}": value for name, value in tensors.items()}} if wrapped else tensors
+    torch.save(data, tmp_path / "x.pth")
+    with pytest.raises(ConversionError) as error:
+        convert_checkpoint(tmp_path / "x.pth")
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("make", [studio_generator, studio_discriminator])
+def test_differing_keys_of_studiogan_are_listed(tmp_path, make):
+    for name in ("blocks.1.0.conv2d2.weight_v", "blocks.1.0.conv2d2.bias"):
+        state = make(32)
+        state = (
+            {n: v for n, v in state.items() if n != name} if name in state else but(state, "blocks.2.0.conv2d2.bias")
+        )
+        torch.save({"state_dict": state}, tmp_path / "x.pth")
+        with pytest.raises(ConversionError, match=r"missing: blocks.\d.0.conv2d2"):
+            convert_checkpoint(tmp_path / "x.pth")
+    torch.save({"state_dict": make(32) | {"extra.weight": torch.ones(1)}}, tmp_path / "x.pth")
+    with pytest.raises(ConversionError, match="left over: extra.weight"):
+        convert_checkpoint(tmp_path / "x.pth")
