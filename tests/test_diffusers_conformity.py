@@ -37,6 +37,7 @@ from fewshot_gan.models import (
     MobileStyleGANGenerator,
     SNGANDiscriminator,
     SNGANGenerator,
+    StyleGAN2Discriminator,
     StyleGAN2Generator,
     TailoredGenerator,
 )
@@ -49,6 +50,9 @@ SHAPES = {0: 16, 2: 8, 7: 8}  # feature levels of the projected discriminator an
 GENERATORS = {
     "mobile": lambda: tiny_mobile(),
     "stylegan2": lambda: tiny_stylegan2(resolution=16),
+    "labelled": lambda: StyleGAN2Generator(
+        16, 64, 8, 8, 8, 2, architecture="resnet", num_classes=3, embed_dim=4, mapping_dim=6
+    ),
     "sngan": lambda: SNGANGenerator(8, z_dim=8, resolution=16),
     "biggan": lambda: BigGANGenerator((8, 8, 8), attention_after=1, chunk_dim=4, shared_dim=8, num_classes=3),
     "gp_gan": lambda: GPGANGenerator((8, 8, 8, 8), 1, num_classes=3, z_dim=8, embedding_dim=4),
@@ -58,6 +62,7 @@ GENERATORS = {
 }
 DISCRIMINATORS = {
     "stylegan2": lambda: tiny_discriminator(resolution=16),
+    "labelled": lambda: StyleGAN2Discriminator(16, 64, 8, architecture="skip", num_classes=3),
     "sngan": lambda: SNGANDiscriminator(8, resolution=16),
     "biggan": lambda: BigGANDiscriminator((8, 8), (True, True), attention_after=1, num_classes=3, resolution=16),
     "gp_gan": lambda: GPGANDiscriminator((8, 8, 8, 8), 1, num_classes=3),
@@ -85,14 +90,19 @@ def network(request):
 
 
 def inputs(network: Network, batch: int = 2, seed: int = 0) -> list:
-    """What its `forward` takes, by position."""
+    """What its `forward` takes, but for labels."""
     random = torch.Generator().manual_seed(seed)
     if isinstance(network, ProjectedDiscriminator):
         width = TinyFeatures.WIDTH
         return [{k: torch.randn(batch, width, n, n, generator=random) for k, n in SHAPES.items()}]
     size = (network.z_dim,) if hasattr(network, "z_dim") else (3, network.resolution, network.resolution)
-    labels = [] if getattr(network, "num_classes", None) is None else [torch.arange(batch) % network.num_classes]
-    return [torch.randn(batch, *size, generator=random), *labels]
+    return [torch.randn(batch, *size, generator=random)]
+
+
+def labels(network: Network, batch: int = 2) -> dict:
+    """The `class_labels` that its `forward` wants."""
+    classes = getattr(network, "num_classes", None)
+    return {} if classes is None else {"class_labels": torch.arange(batch) % classes}
 
 
 def tensors(value) -> list[torch.Tensor]:
@@ -112,7 +122,7 @@ def cast(value, dtype: torch.dtype):
 
 @torch.no_grad()
 def result(network: Network, **options) -> list[torch.Tensor]:
-    return tensors(network(*cast(inputs(network), network.dtype), **options))
+    return tensors(network(*cast(inputs(network), network.dtype), **labels(network), **options))
 
 
 def arguments(network: Network) -> dict:
@@ -170,8 +180,9 @@ def test_loads_in_any_precision(network, tmp_path, dtype, low, option):
     assert torch.get_default_dtype() == torch.float32
     drawn = result(loaded)
     assert {x.dtype for x in drawn} == {dtype}
-    # rounding of weights and features, over a dozen layers of random weights: a few hundred times that of one number
-    assert differ(drawn, result(network)) < 300 * torch.finfo(dtype).eps + 1e-5
+    # rounding of weights and features, over a dozen layers of random weights: a few hundred times that of one number,
+    # beside that of float32 itself, which counts for more where a logit is the small difference of large numbers
+    assert differ(drawn, result(network)) < 300 * torch.finfo(dtype).eps + 1e-4
 
 
 def test_moved_and_loaded_in_half_precision_are_the_same(network, tmp_path):
@@ -238,20 +249,20 @@ def test_loading_info(network, tmp_path):
 
 @torch.no_grad()
 def test_forward_answers_as_torch_modules_or_as_models_of_diffusers_do(network):
-    given = inputs(network)
-    alone = network(*given)
+    given, options = inputs(network), labels(network)
+    alone = network(*given, **options)
     assert isinstance(alone, list if isinstance(network, ProjectedDiscriminator) else torch.Tensor)
-    pair, output = network(*given, return_dict=False), network(*given, return_dict=True)
+    pair, output = network(*given, **options, return_dict=False), network(*given, **options, return_dict=True)
     assert type(pair) is tuple and len(pair) == 1 and same(tensors(pair), tensors(alone))
     assert type(output) is NetworkOutput and same(tensors(output.sample), tensors(alone))
     assert output[0] is output.sample is output["sample"] and output.to_tuple() == (output.sample,)
 
 
-@pytest.mark.parametrize("name", ["mobile-G", "stylegan2-G", "stylegan2-D", "projected-D"])
+@pytest.mark.parametrize("name", ["mobile-G", "stylegan2-G", "stylegan2-D", "labelled-G", "labelled-D", "projected-D"])
 @torch.no_grad()
 def test_features_come_with_each_kind_of_answer(name):
     network = made(name)
-    options, given = {"return_features": True}, inputs(network)
+    options, given = {"return_features": True, **labels(network)}, inputs(network)
     alone = network(*given, **options)
     assert type(alone) is tuple and len(alone) == 2 and len(alone[1]) >= 3
     pair, output = network(*given, **options, return_dict=False), network(*given, **options, return_dict=True)
@@ -302,11 +313,11 @@ def test_offloaded_networks_compute_the_same(network, way, tmp_path, poison):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["mobile-G", "stylegan2-G"])
+@pytest.mark.parametrize("name", ["mobile-G", "stylegan2-G", "labelled-G"])
 @torch.no_grad()
 def test_offloaded_generators_take_w_and_every_noise(name, way, tmp_path, poison):
     network = made(name)
-    ws = network.map_latents(*inputs(network))
+    ws = network.map_latents(*inputs(network), **labels(network))
 
     def drawn():
         cases = [{"noise_mode": "none"}, {"noise_mode": "random", "generator": torch.Generator().manual_seed(0)}]
@@ -426,14 +437,14 @@ def gradients(network: Network, given: list, **options) -> tuple[torch.Tensor, d
     """Pictures, the gradients that a loss of them leaves, and buffers afterwards."""
     torch.manual_seed(0)  # of noise that has no generator
     options |= {"generator": [seeded(3), seeded(4)]} if options.get("noise_mode") == "random" else {}
-    drawn = network(*given, **options)
+    drawn = network(*given, **labels(network), **options)
     (drawn.square().mean() + drawn[:, 0].mean()).backward()
     found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     return drawn.detach(), found, {name: b.clone() for name, b in network.named_buffers()}
 
 
 CASES = [(f"{name}-G", {}) for name in GENERATORS]
-CASES += [(f"{name}-G", {"noise_mode": "random"}) for name in ("mobile", "stylegan2")]
+CASES += [(f"{name}-G", {"noise_mode": "random"}) for name in ("mobile", "stylegan2", "labelled")]
 
 
 @pytest.mark.parametrize("trained", ["all", "last block", "w"])
@@ -473,7 +484,7 @@ def test_checkpointed_gradients_of_adapters_that_no_longer_act(name, perturbed):
         bank.add("look", adapter)
         adapter.requires_grad_(True)
         with bank.using({"look": 1.0}):
-            drawn = network(*given)
+            drawn = network(*given, **labels(network))
         bank.activate({})
         drawn.square().mean().backward()
         found.append({name: p.grad for name, p in adapter.named_parameters()})
@@ -490,7 +501,7 @@ def test_statistics_learn_from_each_forward_pass_and_from_no_backward_pass(name)
         network = made(name, training=True)
         if checkpointing:
             network.enable_gradient_checkpointing()
-        first, second = (network(*inputs(network, seed=seed)).square().mean() for seed in (0, 1))
+        first, second = (network(*inputs(network, seed=seed), **labels(network)).square().mean() for seed in (0, 1))
         first.backward()  # of the pass before the last
         seen = [*(p.grad.clone() for p in network.parameters()), *(b.clone() for b in network.buffers())]
         second.backward()
@@ -542,6 +553,7 @@ def test_a_checkpoint_of_ones_own_and_its_end():
 LARGER = {  # several blocks of about the same memory
     "mobile": lambda: MobileStyleGANGenerator((32, 32, 32, 32), 16, 16, 2),
     "stylegan2": lambda: StyleGAN2Generator(64, 2048, 32, 16, 16, 2),
+    "labelled": lambda: StyleGAN2Generator(64, 2048, 32, 16, 16, 2, architecture="orig", num_classes=3),
     "sngan": lambda: SNGANGenerator(16, 8, 64),
     "biggan": lambda: BigGANGenerator((16, 16, 16, 16, 16), 2, 4, 8, 3),
     "gp_gan": lambda: GPGANGenerator((16, 16, 16, 16, 16, 16), 2, 3, 8, 4),
@@ -557,7 +569,7 @@ def test_checkpointing_holds_less(name):
     def peak() -> int:
         network.zero_grad()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
-            network(*given).square().mean().backward()
+            network(*given, **labels(network, 4)).square().mean().backward()
         events = [event for event in run.profiler.kineto_results.events() if event.name() == "[memory]"]
         sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
         return max(itertools.accumulate(sizes))
@@ -570,7 +582,7 @@ def test_checkpointing_holds_less(name):
 
 # -------------------------------------------------------------------------------------------------------- the pipeline
 
-JUDGES = {"mobile": "projected", "stylegan2": "stylegan2", "sngan": "sngan", "biggan": "biggan", "gp_gan": "gp_gan"}
+JUDGES = {name: name for name in ("stylegan2", "labelled", "sngan", "biggan", "gp_gan")} | {"mobile": "projected"}
 DRAWN = {"seed": 0, "output_type": "pt"}
 
 
@@ -749,8 +761,8 @@ def test_adapters_follow_the_generators_device(pipe, look, monkeypatch):
     """The place of a GPU is taken by "meta", where shapes are computed and numbers are not."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # "meta" has none
     pipe.generator.to("meta")
-    latents, *labels = inputs(pipe.generator)
-    drawn = pipe.generator(latents.to("meta"), *labels)
+    (latents,) = inputs(pipe.generator)
+    drawn = pipe.generator(latents.to("meta"), **labels(pipe.generator))
     assert drawn.is_meta and drawn.shape[1:] == (3, pipe.generator.resolution, pipe.generator.resolution)
     assert {tensor.device.type for tensor in look.parameters()} == {"meta"}
 
@@ -826,13 +838,13 @@ def test_a_copy_of_a_cast_pipeline_knows_the_stored_weights(tmp_path):
 
 
 def test_the_adapted_generator_alone_is_copied_as_it_is(pipe, look):
-    given = inputs(pipe.generator)
+    given, options = inputs(pipe.generator), labels(pipe.generator)
     with torch.no_grad():
-        want = pipe.generator(*given)
+        want = pipe.generator(*given, **options)
         twins = [make(pipe.generator) for make in COPIES.values()]
         pipe.set_adapters([])
-        assert not torch.equal(pipe.generator(*given), want)
-        assert all(torch.equal(twin(*given), want) for twin in twins)
+        assert not torch.equal(pipe.generator(*given, **options), want)
+        assert all(torch.equal(twin(*given, **options), want) for twin in twins)
 
 
 def test_from_pipe_shares_networks_and_adapters(pipe, look):

@@ -29,6 +29,7 @@ from .layers import (
     block_resolution,
 )
 from .network import Network, answer
+from .offloading import fetched
 from .stylegan2_layout import FIR_TAPS, HALF, block_channels, block_resolutions, check_architecture
 
 # ---------------------------------------------------------------------------------------------------------- generator
@@ -464,7 +465,10 @@ class StyleGAN2Discriminator(Network):
         for res in self.block_resolutions:
             block = getattr(self, f"b{res}")
             x = features[f"b{res}"] = block(x, image)
-            image = None if self.b4.from_rgb is None else downsample2d(image, block.conv1.resample_filter)
+            if self.b4.from_rgb is None:
+                image = None
+            else:
+                image = downsample2d(image, fetched(block.conv1, "resample_filter"))
         cmap = None if labels is None else self.mapping(x.new_empty(len(x), 0), class_labels=labels)
         logits, features["b4"] = self.b4(x, image, cmap)
         return answer(logits, features if return_features else None, return_dict)
