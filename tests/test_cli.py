@@ -364,7 +364,7 @@ def test_convert_writes_a_base(cli, refused, mobile, discriminator, monkeypatch,
     code, out, err = cli("convert", "some.pkl", "bases/mine")
     assert code == 0 and out.startswith("bases/mine  (32 px, generator of ") and "discriminator of " in out, err
     assert os.listdir("bases") == ["mine"]
-    assert sorted(os.listdir("bases/mine")) == ["discriminator", "generator", "model_index.json"]
+    assert sorted(os.listdir("bases/mine")) == ["discriminator", "generator", "model_index.json", "pipeline.py"]
     assert np.array_equal(pictures("bases/mine", num_images=2), pictures(base_folder, num_images=2))
     assert "not an empty folder" in refused("convert", "some.pkl", "bases/mine")
     assert "not an empty folder" in refused("convert", "some.pkl", "some.pkl")

@@ -26,6 +26,7 @@ _EXPORTS = {  # name: module that defines it
     "GPGANDiscriminator": ".models.gp_gan",
     "TailoredGenerator": ".models.tailored",
     "ProjectedDiscriminator": ".methods.projected",
+    "NetworkOutput": ".models.network",
     "ModelMixin": "diffusers",  # diffusers' pipeline loader looks it up on the package that model_index.json names
     # adapters
     "AdaFMAdapter": ".adapters",

@@ -382,13 +382,15 @@ def _read_latents(path: Path):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from .latents import check_latents
+
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} holds no latents ({error}); fewshot-gan invert writes such files") from error
     if set(tensors) != {"latents"}:
         raise ValueError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}, not latents")
-    return tensors["latents"]
+    return check_latents(tensors["latents"], name=f"the latents in {path}")
 
 
 # -------------------------------------------------------------------------------------------------------------- adapt
@@ -554,9 +556,10 @@ def _check_pushable(folder: Path) -> list[str]:
     """Patterns of the files that belong to what `folder` holds, once they are known to be whole."""
     found = []
     if (index := folder / "model_index.json").is_file():
-        parts = [name for name, value in _read_json(index).items() if isinstance(value, list) and value[0]]
-        patterns = ["model_index.json", "README.md", "images/*.png"]
-        patterns += [f"{name}/*.{end}" for name in parts for end in ("json", "safetensors")]
+        listed = {name: value for name, value in _read_json(index).items() if isinstance(value, list) and value[0]}
+        parts = [name for name in listed if not name.startswith("_")]
+        patterns = ["model_index.json", "README.md", "images/*.png", "pipeline.py"]
+        patterns += [f"{name}/{files}" for name in parts for files in ("*.json", "*.safetensors", "fewshot_gan.py")]
         weights = {name: list((folder / name).glob("*.safetensors")) for name in parts}
     elif found := _adapters_in(folder):
         patterns = ["README.md", *cards.PUBLISHED] if folder in found else ["README.md"]

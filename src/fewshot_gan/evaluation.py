@@ -86,7 +86,7 @@ def evaluate(
     if num_images < 2:
         raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
     seed = check_seed(seed)
-    judge = _load_judge(expanded(features), pairs, text, pipe.device)
+    judge = _load_judge(expanded(features), pairs, text, pipe._execution_device)
     true = load_images(data, pipe.generator.resolution)
     if not 1 <= neighbour < min(num_images, len(true)):
         raise ValueError(f"neighbour={neighbour} of {num_images} drawn and {len(true)} true pictures: give fewer")

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from .adapters.base import digest
 from .hub import portable_name
+from .latents import check_latents
 from .pipeline import FewShotGAN
 from .utils.files import LEFTOVER, replace_file, replace_text, user_path
 from .utils.random import check_seed, seeded
@@ -92,7 +93,7 @@ def write_pictures(
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
     seed = check_seed(seed)
-    if latents is not None and len(latents) != num_images:
+    if latents is not None and len(check_latents(latents, pipe.generator.dtype)) != num_images:
         raise ValueError(f"{len(latents)} latents for {num_images} images; give one per image")
     pack = _parquet_writer() if file_format == "parquet" else _write_tar
     state = launched()

@@ -18,8 +18,10 @@ from tqdm.auto import tqdm
 
 from .images import check_range
 from .judges import load_lpips
+from .latents import check_latents
 from .metrics import psnr
 from .models.labels import refuse_classes
+from .models.offloading import execution_device, is_offloaded, refuse_gradients
 from .utils.frozen import frozen
 from .utils.random import LIMIT, check_seed, seeded
 
@@ -107,7 +109,7 @@ def latent_statistics(generator: nn.Module, seed: int = 0) -> tuple[torch.Tensor
     """Mean and standard deviation of w, each `[w_dim]`, over 4096 mapped latents."""
     z = torch.randn(MEAN_SAMPLES, generator.z_dim, generator=seeded(seed), dtype=torch.float32, device="cpu")
     with torch.no_grad():
-        w = generator.mapping(z.to(generator.device, generator.dtype))[:, 0].float()
+        w = generator.mapping(z.to(execution_device(generator), generator.dtype))[:, 0].float()
     return w.mean(0), w.std(0)
 
 
@@ -129,8 +131,9 @@ class WhitenedLatents:
             dtype=torch.float32,
             device="cpu",
         )
+        z = z.to(execution_device(generator), generator.dtype)
         with torch.no_grad():
-            w = torch.cat([generator.mapping(c.to(generator.device, generator.dtype))[:, 0] for c in z.split(1024)])
+            w = torch.cat([generator.mapping(chunk)[:, 0] for chunk in z.split(1024)])
         u = F.leaky_relu(w.float(), 1 / SLOPE)
         self.mean = u.mean(0)
         values, self.axes = torch.linalg.eigh(torch.cov((u - self.mean).T))
@@ -206,7 +209,11 @@ def invert(
             )
     images = images.clone() if images.is_inference() else images
     seed = check_seed(seed)
-    distance_to = _distance_to(perceptual, str(generator.device))
+    refuse_gradients(generator, "invert pictures")
+    device = execution_device(generator)
+    if not is_offloaded(generator):
+        generator.to(device)  # of a network that is offloaded as a whole: its parts are called first
+    distance_to = _distance_to(perceptual, str(device))
     white = WhitenedLatents(generator)
     found = []
 
@@ -216,7 +223,7 @@ def invert(
     bar = tqdm(total=steps * math.ceil(len(images) / batch_size), desc="inverting", disable=not progress)
     with bar, frozen(generator):
         for start in range(0, len(images), batch_size):
-            targets = images[start : start + batch_size].to(generator.device, torch.float32)
+            targets = images[start : start + batch_size].to(device, torch.float32)
             distance = None if distance_to is None else distance_to(targets)
             shape = (generator.num_ws if space == "w+" else 1, white.mean.numel())
             shared = white.mean.new_zeros(len(targets), 1, shape[1]).requires_grad_(True)
@@ -253,7 +260,8 @@ def invert(
             quality = [psnr(a[None], b[None]) for a, b in zip(drawn.cpu(), targets.cpu(), strict=True)]
             found.append((latents.cpu(), drawn.cpu(), quality))
     latents, drawn, quality = zip(*found, strict=True)
-    return Inversion(torch.cat(latents), torch.cat(drawn).contiguous(), [value for part in quality for value in part])
+    latents = check_latents(torch.cat(latents), name="the search diverged (try a lower learning_rate): latents")
+    return Inversion(latents, torch.cat(drawn).contiguous(), [value for part in quality for value in part])
 
 
 def _distance_to(perceptual, device: str) -> Callable[[torch.Tensor], nn.Module] | None:

@@ -11,8 +11,6 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.pipelines import pipeline_loading_utils
 from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
 from safetensors import safe_open
@@ -20,20 +18,21 @@ from safetensors.torch import load_file
 
 from .adapters import BASE, AdapterBank, DomainHyperNetwork, fingerprint
 from .adapters.mixin import AdapterMixin
+from .diffusers_pipeline import NetworkPipeline, drawing
 from .hub import HUB_OPTIONS, PUSH_OPTIONS, embedded_adapters, embedded_bases, resolve_folder
 from .images import check_range, read_image, square, to_floats, upright
 from .inversion import Inversion, invert
+from .latents import check_latents
+from .loader import finish_base
+from .methods.projected import ProjectedDiscriminator
+from .models import AnyDiscriminator, AnyGenerator
 from .models.labels import labels_of_images, start_from_w
-from .models.network import stored_weights
+from .models.network import settle_dtype, stored_weights
+from .models.offloading import is_offloaded
 from .models.plain import PlainGenerator
 from .ops import dispatch
-from .utils.files import expanded, replace_text, replacing, user_path
+from .utils.files import expanded, replacing, user_path
 from .utils.random import seeded
-
-# model_index.json then says ["fewshot_gan", "StyleGAN2Generator"], which loads from folders and from the Hub.
-pipeline_loading_utils.LOADABLE_CLASSES.setdefault(
-    "fewshot_gan", {"ModelMixin": ["save_pretrained", "from_pretrained"]}
-)
 
 MOST_PSI = 1000  # far beyond any use; larger ones overflow
 CARD_FACES = 6  # pictures per row on the card of an adapter
@@ -54,8 +53,10 @@ class FewShotGANOutput(BaseOutput):
     latents: torch.Tensor
 
 
-class FewShotGAN(AdapterMixin, DiffusionPipeline):
+class FewShotGAN(AdapterMixin, NetworkPipeline):
     """Generate images with a pretrained GAN and few-shot adapters.
+
+    Its networks are put in evaluation mode.
 
     Args:
         generator: of `fewshot_gan.models`.
@@ -68,7 +69,11 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
     model_cpu_offload_seq = "generator"
 
     def __init__(
-        self, generator, discriminator=None, projected_discriminator=None, truncation_psi: float | None = None
+        self,
+        generator: AnyGenerator,
+        discriminator: AnyDiscriminator | None = None,
+        projected_discriminator: ProjectedDiscriminator | None = None,
+        truncation_psi: float | None = None,
     ):
         super().__init__()
         if truncation_psi is None:
@@ -78,7 +83,7 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
         )
         self.register_to_config(truncation_psi=truncation_psi)
         self.bank = AdapterBank(generator)
-        self.base_name: str | None = None
+        self._base_name: str | None = None
         self._compiled = None  # the generator as `compile` made it
 
     @classmethod
@@ -88,11 +93,12 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: embedded name ("ffhq"), local folder, or Hub repo id.
             kwargs: `subfolder`; for the Hub `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`;
-                diffusers' own (`dtype`, `variant`, `discriminator=None`, …). The default dtype is float32.
+                diffusers' own (`dtype`, `variant`, `discriminator=None`, …). The default dtype is float32;
+                `torch_dtype` is another name for it.
 
         Raises:
             FileNotFoundError: no such base, or no network; the message says what is embedded.
-            ValueError: the weights are damaged.
+            ValueError: the weights are damaged, or `dtype` is no dtype, or not that of `torch_dtype`.
         """
         folder = resolve_folder(pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in HUB_OPTIONS if k in kwargs})
         if not (folder / "model_index.json").is_file():
@@ -101,7 +107,7 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
             )
         for index in folder.glob("*/*.index.json"):
             _check_shards(index)
-        kwargs.setdefault("dtype", torch.float32)
+        kwargs["dtype"] = settle_dtype(kwargs) or torch.float32
         kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())  # without it diffusers warns at length
         try:
             pipe = super().from_pretrained(str(folder), **kwargs)
@@ -124,6 +130,7 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
         return pipe
 
     @torch.no_grad()
+    @drawing
     def __call__(
         self,
         num_images: int = 1,
@@ -168,9 +175,7 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
                 generator was replaced.
         """
         if latents is not None:
-            if not isinstance(latents, torch.Tensor) or latents.ndim not in (2, 3):
-                raise ValueError("latents are a torch tensor: z [N, z_dim], w [N, w_dim] or w+ [N, num_ws, w_dim]")
-            num_images = len(latents)
+            num_images = len(check_latents(latents, self.generator.dtype))
         for name, value in (("num_images", num_images), ("batch_size", batch_size)):
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
@@ -217,17 +222,18 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
         rows = list(range(num_images)) if looks is None else self.bank.row_order(looks)
         chunks = [rows[i : i + batch_size] for i in range(0, num_images, batch_size)]
         # noise is drawn from generators that a compiled network cannot hold
-        compiled = self._compiled is not None and noise_mode != "random"
+        compiled = self._compiled is not None and noise_mode != "random" and not is_offloaded(self.generator)
+        device = self._execution_device
         network, images = self._compiled if compiled else self.generator, [None] * num_images
         with self.bank.drawing(looks, compiled) as acting:
             for chunk in chunks if len(chunks) < 4 else self.progress_bar(chunks):
-                options = {} if labels is None else {"class_labels": labels[chunk].to(self.device)}
+                options = {} if labels is None else {"class_labels": labels[chunk].to(device)}
                 if not plain:
                     options |= {"latent_space": latent_space or "z", "truncation_psi": psi, "noise_mode": noise_mode}
                     sources = None if compiled else [generators[i] for i in chunk]
                     options |= {"truncation_cutoff": truncation_cutoff, "generator": sources}
                 with acting(chunk):
-                    batch = network(latents[chunk].to(self.device, self.generator.dtype), **options)
+                    batch = network(latents[chunk].to(device, self.generator.dtype), **options)
                 batch = ((batch.float() + 1) / 2).clamp(0, 1).cpu()
                 for i, image in zip(chunk, batch, strict=True):
                     images[i] = image
@@ -274,6 +280,8 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
         for name, values in per_image.items():
             if len(values) != num_images:
                 raise ValueError(f"{name} has {len(values)} entries for {num_images} images; give one per image")
+        if (latents := options.get("latents", per_image.get("latents"))) is not None:
+            check_latents(latents, self.generator.dtype)
         for _ in range(skip):
             if "latents" in per_image:
                 _branch(generator)
@@ -309,6 +317,7 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
             generators.append(source if isinstance(generator, list) else _branch(source))
         return torch.cat(latents), generators
 
+    @drawing
     def invert(self, images, *, space: str = "w", steps: int = 150, seed: int = 0, **options) -> Inversion:
         """Latents from which the base draws given pictures: `pipe(latents=pipe.invert(photo).latents)`.
 
@@ -397,6 +406,7 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
         if latents is None:
             latents, generators = self._draw(num_images, generator, self._psi_of_z(options.get("truncation_psi")))
         else:
+            check_latents(latents, self.generator.dtype)
             generators = generator if isinstance(generator, list) else [_branch(generator) for _ in latents]
         strip = [t / (steps - 1) for t in range(steps)]
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in strip]
@@ -461,7 +471,7 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
         if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
             raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, H, W]; give at least one picture")
         check_range(images)
-        adapter = network.adapter(encoder.image(images.to(self.device)).mean(0), images=len(images))
+        adapter = network.adapter(encoder.image(images.to(self._execution_device)).mean(0), images=len(images))
         return self.load_adapter(
             adapter, adapter_name or _name_from(Path(first).stem if isinstance(first, str | Path) else "image")
         )
@@ -478,12 +488,14 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
         if encoder is None:
             if hypernetwork.config.encoder is None:
                 raise ValueError("the hypernetwork does not say which encoder it was trained with; give encoder=")
-            encoder = load_encoder(hypernetwork.config.encoder, self.device)
+            encoder = load_encoder(hypernetwork.config.encoder, self._execution_device)
         hypernetwork.check_encoder(encoder)
         return hypernetwork, encoder
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Write the base: `model_index.json`, `generator/`, `discriminator/`. With fused adapters, the fused one.
+
+        Small Python files beside them let plain `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)` load it.
 
         Args:
             save_directory: folder, made if needed.
@@ -505,10 +517,7 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
         gone = [f"{name}/{file}" for name in saved for file in stored_weights(folder / name, variant)]
         with replacing(folder, gone) as staged:
             super().save_pretrained(staged, **kwargs)
-            for path in (staged / "model_index.json", *(staged / name / "config.json" for name in saved)):
-                # diffusers notes where it was loaded from, a folder of this machine
-                kept = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
-                replace_text(path, json.dumps(kept, indent=2) + "\n")
+            finish_base(staged, self)
         if push_to_hub:
             self.push_to_hub(repo_id or folder.absolute().name, adapter_name=BASE, variant=variant, **push_options)
 
@@ -570,10 +579,11 @@ class FewShotGAN(AdapterMixin, DiffusionPipeline):
 
     def to(self, *args, **kwargs) -> "FewShotGAN":
         """Move to a device and/or dtype, loaded adapters with it (they keep float32)."""
-        cast = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
+        others = [value for value in (*args, *kwargs.values()) if value != self.generator.dtype]
+        cast = any(isinstance(value, torch.dtype) for value in others)
         kept = self.bank.fingerprint() if cast and self.bank.fused is None else None  # adapters know the stored weights
         super().to(*args, **kwargs)
-        self.bank.to(self.device)
+        self.bank.to(self._execution_device)
         if kept is not None:
             self.bank.remember_fingerprint(kept)
         return self

@@ -31,6 +31,9 @@ class LayerBlend(Adaptation):
         self._kept: tuple | None = None  # stamp and value, which other threads must see together
         self._value, self._bytes = None, 0
 
+    def __getstate__(self) -> dict:  # a copy has other tensors, for which nothing is cached
+        return {**self.__dict__, "_kept": None, "_value": None, "_bytes": 0, "ledger": [0]}
+
     def blends(self) -> list["LayerBlend"]:
         return [self]
 
@@ -40,6 +43,8 @@ class LayerBlend(Adaptation):
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
         if torch.compiler.is_compiling():
             return self._value  # `refresh` made it: the compiled network takes it like an input
+        if any(tensor.device != weight.device for tensor in self._tensors):
+            self._follow(weight.device)
         made_of = [weight, *self._tensors] if bias is None else [weight, bias, *self._tensors]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in made_of):
             return self._compute(weight, bias)
@@ -60,6 +65,13 @@ class LayerBlend(Adaptation):
             self._bytes = sum(t.numel() * t.element_size() for t in own.values())
             self.ledger[0] += self._bytes
         return value
+
+    def _follow(self, device: torch.device) -> None:
+        """Move what the adapters hold for this layer to where its weight is: offloading moves the network alone."""
+        with bookkeeping:
+            for factors, _ in self.parts:
+                factors.to(device)
+            self._tensors = [tensor for factors, _ in self.parts for tensor in factors.tensors()]
 
     def forget(self, for_good: bool = False) -> None:
         """Free what is kept; `for_good`: and keep no account of what comes."""

@@ -16,11 +16,13 @@ from torch import nn
 
 from ..hub import embedded_bases, is_repo_id
 from ..models.layers import Adaptation, adaptable_layers, adapted
+from ..models.offloading import execution_device
 from ..ops.kept import stamped
 from ..utils.locks import SharedLock
 from .acting import LayerBlend, RowBlend, RowVectors, bookkeeping
 from .base import Adapter, Factors, LayerSpec, fingerprint
 from .blend import BlendAdapter
+from .copies import bank_state, restore_bank
 from .fusing import Fusing
 
 BASE = "__base__"  # the unadapted generator, wherever an adapter may be named
@@ -56,29 +58,11 @@ class AdapterBank(Fusing):
         self._cache: OrderedDict[tuple, LayerBlend] = OrderedDict()  # (path, (name, α), …)
         self._ledger = [0]
         self.weights_lock = SharedLock()  # shared by who draws, exclusive to who writes the generator's weights
-        self._compiled_draw: Mapping[str, Adaptation] | None = (
-            None  # what acts in the draw of a compiled network that is under way
-        )
-        self._fingerprint: tuple = (None, None)
+        self._compiled_draw: Mapping[str, Adaptation] | None = None  # acts while a compiled network draws
+        self._fingerprint: tuple | None = None  # stamps of the weights, and theirs
         self._install()
 
-    def __getstate__(self) -> dict:
-        """What copies and pickles hold: the generator and the adapters, nothing that was computed with them."""
-        stored = ("model", "cache_bytes", "adapters", "active", "enabled", "fused", "_originals", "_mark")
-        return {name: self.__dict__[name] for name in stored} | {"fingerprint": self._known_fingerprint()}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["model"], state["cache_bytes"])
-        known = state.pop("fingerprint")
-        self.__dict__.update({name: dict(value) if isinstance(value, dict) else value for name, value in state.items()})
-        self._factors = {name: adapter.factors() for name, adapter in self.adapters.items()}
-        if self.fused is not None:
-            blends = self._blends_of(self.current())
-            self._unwritten = {path: blends[path] for path in self.fused}
-            self._fused_stamp = self._written_stamp()
-        if known is not None:
-            self.remember_fingerprint(known)
-        self._install()
+    __getstate__, __setstate__ = bank_state, restore_bank
 
     def add(self, name: str, adapter: Adapter, replace: bool = False) -> None:
         """Load `adapter` under `name` without activating it.
@@ -122,7 +106,7 @@ class AdapterBank(Fusing):
             adapter.check()
         except ValueError as error:
             raise ValueError(f"adapter {name!r}: {error}") from error
-        adapter.to(next(self.model.parameters()).device)
+        adapter.to(execution_device(self.model))
         with bookkeeping:
             self._forget(name)
             self.adapters[name], self._factors[name] = adapter, adapter.factors()
@@ -130,23 +114,31 @@ class AdapterBank(Fusing):
 
     def fingerprint(self) -> str:
         """`fingerprint(model)`, computed anew only after a weight changed."""
-        if (known := self._known_fingerprint()) is not None:
-            return known
-        self.remember_fingerprint(fingerprint(self.model))
+        if (known := self.known_fingerprint()) is None:
+            known = fingerprint(self.model)
+            self.remember_fingerprint(known)
+        return known
+
+    def known_fingerprint(self) -> str | None:
+        """The fingerprint, if it need not be computed."""
+        if self._fingerprint is None or (stamp := self._weights_stamp()) is None or stamp != self._fingerprint[0]:
+            return None
         return self._fingerprint[1]
-
-    def _known_fingerprint(self) -> str | None:
-        """The one that was remembered, None if a weight changed since."""
-        stamp = self._stamp()
-        return None if stamp is None or stamp != self._fingerprint[0] else self._fingerprint[1]
-
-    def _stamp(self) -> tuple | None:
-        with torch.inference_mode(False):  # the weights are the same there
-            return stamped(list(self.model.state_dict(keep_vars=True).values()))
 
     def remember_fingerprint(self, value: str) -> None:
         """Take `value` for the fingerprint until a weight changes: that of the weights before they were cast."""
-        self._fingerprint = self._stamp(), value
+        self._fingerprint = self._weights_stamp(), value
+
+    def _weights_stamp(self) -> tuple | None:
+        """See `stamped`. After a cast no fingerprint of the weights as stored can be computed: then moves count not."""
+        with torch.inference_mode(False):  # the weights are the same there
+            if self.model.dtype == torch.float32:
+                return stamped(list(self.model.state_dict(keep_vars=True).values()))
+            parameters = list(self.model.parameters())
+            if any(parameter.is_meta for parameter in parameters):
+                return ()  # offloaded: nobody writes to them
+            stamps = stamped(parameters)
+        return None if stamps is None else tuple((id(p), *s[2:]) for p, s in zip(parameters, stamps[1:], strict=True))
 
     @staticmethod
     def _way_out(adapter: Adapter) -> str:

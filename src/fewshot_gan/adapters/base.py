@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..models.layers import AdaptableLayer, adaptable_layers
+from ..models.offloading import stored_state
 from ..utils.files import replacing, user_path
 from ..version import __version__
 
@@ -404,7 +405,7 @@ def fingerprint(model: nn.Module, tensors: Mapping[str, torch.Tensor] | None = N
     later = getattr(model, "LATER_OPTIONS", {})
     config = {k: v for k, v in dict(model.config).items() if not k.startswith("_") and (k, v) not in later.items()}
     digest.update(json.dumps(config, sort_keys=True, default=list).encode())
-    for name, tensor in sorted((model.state_dict() if tensors is None else tensors).items()):
+    for name, tensor in sorted((stored_state(model) if tensors is None else tensors).items()):
         digest.update(name.encode())
         rounded = tensor.detach().to("cpu", torch.float16).to(torch.bfloat16)
         digest.update(rounded.contiguous().view(torch.int16).numpy().tobytes())

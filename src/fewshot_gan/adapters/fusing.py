@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
+from ..models.offloading import refuse_offloaded
 from ..ops.kept import stamped
 
 
@@ -34,6 +35,7 @@ class Fusing:
 
     def _fuse(self, safe: bool) -> None:
         self.refuse_while_fused("fuse again")
+        refuse_offloaded(self.model, "fuse adapters")
         if not self.current():
             raise ValueError("no adapter is active, so there is nothing to fuse; choose one with set_adapters")
         unwritten, originals, fused = {}, {}, {}
@@ -57,7 +59,7 @@ class Fusing:
                 fused[path] = weight, e.bias
                 if safe:
                     self._refuse_infinite(path, stored[0].dtype, [weight])
-            self._mark = self._known_fingerprint()
+            self._mark = self.known_fingerprint()
             self._originals, self.fused = originals, list(unwritten)  # from here on unfuse undoes whatever was written
             self._unwritten = unwritten
             self._install()
@@ -84,6 +86,7 @@ class Fusing:
     def _unfuse(self) -> None:
         if self.fused is None:
             raise ValueError("no adapter is fused; fuse_adapters comes first")
+        refuse_offloaded(self.model, "undo fuse_adapters")
         if self._fused_stamp is not None and self._fused_stamp != self._written_stamp():
             raise ValueError(
                 "the weights were written to while adapters were fused, so what was kept no longer belongs to them; "

@@ -11,9 +11,14 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from ..models.network import Network
+from ..models.network import Network, answer
+from ..models.pickling import Picklable
 
 WIDTH = 64
+
+
+class HeadConv(Picklable, nn.Conv2d):
+    """A convolution whose spectral norm may be pickled."""
 
 
 class LevelHead(nn.Module):
@@ -29,9 +34,9 @@ class LevelHead(nn.Module):
         self.register_buffer("projection", torch.randn(WIDTH, channels, 1, 1) / channels**0.5)
         self.register_buffer("level_std", torch.ones([]))
         self.convs = nn.ModuleList(
-            spectral_norm(nn.Conv2d(WIDTH, WIDTH, 4, stride=2, padding=1)) for _ in range(num_convs)
+            spectral_norm(HeadConv(WIDTH, WIDTH, 4, stride=2, padding=1)) for _ in range(num_convs)
         )
-        self.to_logit = spectral_norm(nn.Conv2d(WIDTH, 1, 1))
+        self.to_logit = spectral_norm(HeadConv(WIDTH, 1, 1))
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:  # [B, C, H, W] -> maps, then [B, H', W'] logits
         x, maps = F.conv2d(x, self.projection / self.level_std), []
@@ -102,14 +107,17 @@ class ProjectedDiscriminator(Network):
         """What turns features into logits, a layer per head."""
         return [self.heads[str(level)].to_logit for level in self.levels]
 
-    def forward(self, features: dict[int, torch.Tensor], return_features: bool = False):
+    def forward(
+        self, features: dict[int, torch.Tensor], return_features: bool = False, return_dict: bool | None = None
+    ):
         """Level → `[B, C, H, W]` features in, one logit map `[B, h, w]` per level out.
 
-        With `return_features` a pair of that list and `{"0_1": [B, 64, h, w], …}`, each convolution's output.
+        With `return_features` a pair of that list and `{"0_1": [B, 64, h, w], …}`, each convolution's output;
+        `return_dict` as of `StyleGAN2Discriminator`.
         """
         logits, maps = [], {}
         for level in self.levels:
             *between, last = self.heads[str(level)](features[level])
             maps |= {f"{level}_{i}": x for i, x in enumerate(between)}
             logits.append(last)
-        return (logits, maps) if return_features else logits
+        return answer(logits, maps if return_features else None, return_dict)

@@ -7,6 +7,11 @@ from .sngan import SNGANDiscriminator, SNGANGenerator
 from .stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from .tailored import TailoredGenerator
 
+AnyGenerator = (
+    MobileStyleGANGenerator | StyleGAN2Generator | SNGANGenerator | BigGANGenerator | GPGANGenerator | TailoredGenerator
+)
+AnyDiscriminator = StyleGAN2Discriminator | SNGANDiscriminator | BigGANDiscriminator | GPGANDiscriminator
+
 __all__ = [
     "BigGANDiscriminator",
     "BigGANGenerator",

@@ -147,9 +147,9 @@ class BigGANGenerator(PlainGenerator, Network):
     def body(self, x, z, labels):  # [B, C, 4, 4], [B, z_dim], [B] -> [B, 3, R, R]
         shared = self.shared(labels).to(x.dtype)
         for res, chunk in zip(self.resolutions, z.split(self.chunk_dim, 1)[1:], strict=True):
-            x = getattr(self, f"b{res}")(x, torch.cat([shared, chunk], 1))
+            x = self.run(getattr(self, f"b{res}"), x, torch.cat([shared, chunk], 1))
             if res == self.attention_at:
-                x = self.attention(x)
+                x = self.run(self.attention, x)
         return torch.tanh(self.to_rgb(F.relu(self.norm(x))))
 
 

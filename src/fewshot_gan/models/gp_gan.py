@@ -112,7 +112,7 @@ class GPGANGenerator(PlainGenerator, Network):
 
     def body(self, x, z=None, labels=None):  # [B, C, 4, 4] -> [B, 3, R, R]
         for res in self.resolutions:
-            x = getattr(self, f"b{res}")(x if res == 4 else up(x))
+            x = self.run(getattr(self, f"b{res}"), x if res == 4 else up(x))
         return torch.tanh(self.to_rgb(act(x)))
 
 

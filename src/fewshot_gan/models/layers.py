@@ -20,6 +20,9 @@ from ..ops.dispatch import traced
 from ..ops.kept import contents_checked, kept
 from ..ops.times import tracked
 from .labels import check_labels, one_hot
+from .network import answer
+from .offloading import fetched, handed_out, is_offloaded
+from .pickling import Picklable
 
 
 class EffectiveWeight(NamedTuple):
@@ -67,7 +70,7 @@ def adapted(adaptations: Mapping["AdaptableLayer", Adaptation | None]):
         _adaptations.reset(token)
 
 
-class AdaptableLayer(nn.Module):
+class AdaptableLayer(Picklable):
     """A module that owns a `weight` (and perhaps a `bias`) and computes with an *effective* weight.
 
     Adapters are functions on weights: `effective()`, the one call in the layer's forward, returns what the acting
@@ -117,7 +120,7 @@ def one_pass(forward: Callable) -> Callable:
 
     @wraps(forward)
     def checked(self, *args, **kwargs):
-        if traced():
+        if traced() or is_offloaded(self):  # weights that come anew for each call are not known again
             return forward(self, *args, **kwargs)
         tensors = []
         for _, layer in adaptable_layers(self):
@@ -302,6 +305,7 @@ class StyleGenerator:
     """`forward` of the StyleGAN family; the generator itself makes `mapping`, `synthesis`, `num_ws` and `w_dim`."""
 
     num_classes: int | None = None
+    _supports_gradient_checkpointing = True
 
     @one_pass
     def forward(
@@ -315,6 +319,7 @@ class StyleGenerator:
         noise_mode: str = "const",
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_features: bool = False,
+        return_dict: bool | None = None,
     ):
         """Generate images.
 
@@ -326,6 +331,7 @@ class StyleGenerator:
             truncation_cutoff: number of leading `ws` truncated; None = all.
             noise_mode: "const", "random" (drawn from `generator`: one, or a list of one per sample) or "none".
             return_features: also return `{"b4": [B, C, 4, 4], "b8": …}`.
+            return_dict: None: the images alone; False: a tuple and True: a `NetworkOutput`, as in diffusers.
 
         Returns:
             `[B, 3, R, R]`, roughly in [−1, 1]; with `return_features` a pair.
@@ -334,7 +340,9 @@ class StyleGenerator:
             ValueError: latents of another shape, labels of another shape or range, or labels for w.
         """
         ws = self.map_latents(latents, latent_space, truncation_psi, truncation_cutoff, class_labels)
-        return self.synthesis(ws, noise_mode, generator, return_features)
+        drawn = self.synthesis(ws, noise_mode, generator, return_features)
+        image, features = drawn if return_features else (drawn, None)
+        return answer(image, features, return_dict)
 
     def layer_resolution(self, path: str) -> int:
         """Size of the features that the adaptable layer at `path` works on; 0 for the mapping network."""
@@ -351,7 +359,7 @@ class StyleGenerator:
         if class_labels is not None:
             raise ValueError("class_labels belong to z; given w and w+ have their class in them, so leave them out")
         ws = as_ws(latents, self.num_ws, self.w_dim)
-        return truncate(ws, self.mapping.w_avg, truncation_psi, truncation_cutoff)
+        return truncate(ws, fetched(self.mapping, "w_avg"), truncation_psi, truncation_cutoff)
 
 
 class Noise(AdaptableLayer):
@@ -380,9 +388,9 @@ class Noise(AdaptableLayer):
         """
         if mode == "none":
             return None, None
-        strength = self.effective().weight
+        strength = handed_out(self, self.effective().weight)
         if mode == "const":
-            return self.const, strength
+            return handed_out(self, self.const), strength
         if mode != "random":
             raise ValueError(f"unknown noise_mode {mode!r}; known: {', '.join(self.MODES)}")
         size = self.const.shape

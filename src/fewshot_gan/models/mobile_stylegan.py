@@ -12,6 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..ops import bias_act, by_rows, conv2d, times
+from .checkpointing import Checkpointed
 from .layers import AdaptableLayer, BiasAct, FullyConnected, InverseHaar, MappingNetwork, Noise, StyleGenerator
 from .network import Network
 
@@ -131,7 +132,7 @@ class ImageHead(AdaptableLayer):
         return self.up(self.act(x, self.effective().weight))
 
 
-class MobileStyleGANSynthesis(AdaptableLayer):
+class MobileStyleGANSynthesis(Checkpointed, AdaptableLayer):
     """ws → image: a constant 4×4 map, one dense convolution, then blocks `b8`, `b16`, … and the image head."""
 
     role = "const"
@@ -154,7 +155,7 @@ class MobileStyleGANSynthesis(AdaptableLayer):
         x = self.conv1(x, ws[:, 0], noise_mode, generator)
         features = {"b4": x}
         for i, res in enumerate(self.resolutions):
-            x = getattr(self, f"b{res}")(x, ws[:, 1 + 3 * i : 4 + 3 * i], noise_mode, generator)
+            x = self.run(getattr(self, f"b{res}"), x, ws[:, 1 + 3 * i : 4 + 3 * i], noise_mode, generator)
             features[f"b{res}"] = x
         image = self.to_rgb(x, ws[:, -1])
         return (image, features) if return_features else image

@@ -13,8 +13,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..ops import RowWeights, bias_act, by_rows, conv2d
+from .checkpointing import Checkpointed
 from .labels import check_labels
 from .layers import AdaptableLayer, EffectiveWeight, block_resolution
+from .network import answer
+from .offloading import fetched
 
 POWER_ITERATIONS = 20  # of an adapted weight, from the base's singular vectors
 
@@ -27,47 +30,51 @@ class Layer(AdaptableLayer):
         bias: whether there is one.
         role: see `AdaptableLayer`.
         eps: of spectral normalisation (arXiv 1802.05957, torch's parametrisation); None = none.
-        init: fills the weight in place; biases start at 0 (differs from torch's own start, which draws them too).
+        init: fills the weight in place, None: `orthogonal`; biases start at 0 (differs from torch's own start, which
+            draws them too).
     """
 
-    def __init__(self, shape, bias: bool, role: str, eps: float | None = None, init=nn.init.orthogonal_):
+    def __init__(self, shape, bias: bool, role: str, eps: float | None = None, init=None):
         super().__init__()
         self.role = role
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.zeros(shape[0])) if bias else None
-        init(self.weight)
+        (init or orthogonal)(self.weight)
         if eps is not None:
             self.demodulation = "spectral"
             spectral_norm(self, "weight", eps=eps)
 
     def stored(self):
         masked_or_normalised = parametrize.is_parametrized(self, "weight")
-        return self.parametrizations.weight.original if masked_or_normalised else self.weight, self.bias
+        weight = fetched(self.parametrizations.weight, "original") if masked_or_normalised else self.weight
+        return weight, self.bias
 
     def ready(self) -> EffectiveWeight:
         """What the layer computes with: the effective weight, spectrally normalised."""
-        if self.acting() is None:
+        if (adaptation := self.acting()) is None:
             return EffectiveWeight(self.weight, self.bias)
-        e = self.effective()
         if self.demodulation != "spectral":
-            return e
+            return self.effective()
+        base, bias = self.stored()
+        e = adaptation(base, bias)
         if not isinstance(e.weight, RowWeights):
-            return e._replace(weight=self._normalised(e.weight, e.norm_weight))
+            return e._replace(weight=self._normalised(e.weight, e.norm_weight, base))
         norms = [None] * len(e.weight.counts) if e.norm_weight is None else e.norm_weight.weights
-        runs = tuple(self._normalised(*run) for run in zip(e.weight.weights, norms, strict=True))
+        runs = tuple(self._normalised(*run, base) for run in zip(e.weight.weights, norms, strict=True))
         return e._replace(weight=RowWeights(runs, e.weight.counts))
 
-    def _normalised(self, weight: torch.Tensor, of: torch.Tensor | None) -> torch.Tensor:
-        """`weight` over the largest singular value of `of`, None: its own.
+    def _normalised(self, weight: torch.Tensor, of: torch.Tensor | None, base: torch.Tensor) -> torch.Tensor:
+        """`weight` over the largest singular value of `of`, None: its own; `base` is the stored weight.
 
         The base's estimate of its own value is kept and multiplied by how much the value changed, so that an adapter
         that changes nothing is the identity.
         """
-        base, norm = self.stored()[0].detach(), self.parametrizations.weight[-1]
-        if weight is self.stored()[0]:
+        if weight is base:
             return self.weight
-        estimate = norm._u @ base.flatten(1) @ norm._v
-        change = largest_singular_value(weight if of is None else of, norm._u) / largest_singular_value(base, norm._u)
+        base, norm = base.detach(), self.parametrizations.weight[-1]
+        u, v = fetched(norm, "_u"), fetched(norm, "_v")
+        estimate = u @ base.flatten(1) @ v
+        change = largest_singular_value(weight if of is None else of, u) / largest_singular_value(base, u)
         return weight / (estimate * change)
 
 
@@ -192,6 +199,25 @@ def largest_singular_value(weight: torch.Tensor, start: torch.Tensor) -> torch.T
     return u @ matrix @ v
 
 
+# `torch.nn.init` is looked up when one of these is called: while diffusers loads a model, its functions do nothing
+
+
+def orthogonal(weight: torch.Tensor) -> None:
+    """Orthogonal rows or columns (arXiv 1312.6120), found in float32: half precision has no QR decomposition."""
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        fresh = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+        nn.init.orthogonal_(fresh)
+        with torch.no_grad():
+            weight.copy_(fresh)
+    else:
+        nn.init.orthogonal_(weight)
+
+
+def xavier(weight: torch.Tensor) -> None:
+    """Xavier's uniform (Glorot and Bengio 2010)."""
+    nn.init.xavier_uniform_(weight)
+
+
 def fan_in_uniform(weight: torch.Tensor) -> None:
     """U(±1/√fan_in), torch's own for convolutions and linear layers."""
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
@@ -213,7 +239,7 @@ def up(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2)
 
 
-class PlainGenerator:
+class PlainGenerator(Checkpointed):
     """`forward` of generators that start from z alone; they make `z_dim`, `resolution`, `num_classes`, `stem`, `body`.
 
     `stem(z, labels)` gives the first feature map, `body(map, z, labels)` the picture: what feature-level augmentation
@@ -221,13 +247,15 @@ class PlainGenerator:
     """
 
     num_classes: int | None = None
+    _supports_gradient_checkpointing = True
 
-    def forward(self, latents: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool | None = None):
         """Generate images.
 
         Args:
             latents: z `[B, z_dim]`.
             class_labels: int64 `[B]`, of class-conditional networks.
+            return_dict: None: the images alone; False: a tuple and True: a `NetworkOutput`, as in diffusers.
 
         Returns:
             `[B, 3, R, R]` in [−1, 1].
@@ -239,7 +267,7 @@ class PlainGenerator:
             raise ValueError(f"latents of shape {tuple(latents.shape)} are not z [B, {self.z_dim}]")
         labels = check_labels(class_labels, len(latents), self.num_classes)
         labels = None if labels is None else labels.to(latents.device)
-        return self.body(self.stem(latents, labels), latents, labels)
+        return answer(self.body(self.stem(latents, labels), latents, labels), None, return_dict)
 
     def layer_resolution(self, path: str) -> int:
         """See `StyleGenerator.layer_resolution`; 0 for what comes before the first map."""
@@ -255,8 +283,8 @@ class PlainDiscriminator:
 
     num_classes: int | None = None
 
-    def forward(self, images: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
-        """`[B, 3, R, R]` (and labels `[B]`) → logits `[B, 1]`.
+    def forward(self, images: torch.Tensor, class_labels: torch.Tensor | None = None, return_dict: bool | None = None):
+        """`[B, 3, R, R]` (and labels `[B]`) → logits `[B, 1]`; `return_dict`: see `PlainGenerator.forward`.
 
         Raises:
             ValueError: images of another shape, or bad labels.
@@ -265,4 +293,5 @@ class PlainDiscriminator:
             size = f"[B, 3, {self.resolution}, {self.resolution}]"
             raise ValueError(f"images of shape {tuple(images.shape)} are not {size}; resize them")
         labels = check_labels(class_labels, len(images), self.num_classes)
-        return self.head(self.trunk(images), None if labels is None else labels.to(images.device))
+        labels = None if labels is None else labels.to(images.device)
+        return answer(self.head(self.trunk(images), labels), None, return_dict)

@@ -9,14 +9,16 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from .network import Network
-from .plain import BatchNorm, Conv2d, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up
+from .plain import BatchNorm, Conv2d, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up, xavier
 
 EPS = 1e-12  # of spectral normalisation
-xavier = nn.init.xavier_uniform_  # of convolutions; batch norm gains start at N(1, 0.02²)
 
 
 class UpBlock(nn.Module):
-    """`[B, C, H, W]` → `[B, C, 2H, 2W]`: norm, ReLU, enlarge, convolve, norm, ReLU, convolve, beside a 1×1 skip."""
+    """`[B, C, H, W]` → `[B, C, 2H, 2W]`: norm, ReLU, enlarge, convolve, norm, ReLU, convolve, beside a 1×1 skip.
+
+    Convolutions start as Xavier's, batch norm gains at N(1, 0.02²).
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -62,7 +64,7 @@ class SNGANGenerator(PlainGenerator, Network):
 
     def body(self, x, z=None, labels=None):  # [B, C, 4, 4] -> [B, 3, R, R]
         for res in self.resolutions:
-            x = getattr(self, f"b{res}")(x)
+            x = self.run(getattr(self, f"b{res}"), x)
         return torch.tanh(self.to_rgb(F.relu(self.norm(x))))
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..ops import Act, bias_act, downsample2d, modulated_conv2d, scaled, setup_filter
 from ..ops.minibatch import minibatch_stddev
+from .checkpointing import Checkpointed
 from .labels import check_labels
 from .layers import (
     AdaptableLayer,
@@ -27,7 +28,8 @@ from .layers import (
     Upsample2d,
     block_resolution,
 )
-from .network import Network
+from .network import Network, answer
+from .offloading import fetched
 from .stylegan2_layout import FIR_TAPS, HALF, block_channels, block_resolutions, check_architecture
 
 # ---------------------------------------------------------------------------------------------------------- generator
@@ -164,7 +166,7 @@ class SynthesisBlock(AdaptableLayer):
         return x, rgb if image is None else self.upsample(image) + rgb
 
 
-class SynthesisNetwork(nn.Module):
+class SynthesisNetwork(Checkpointed, nn.Module):
     """ws → image: blocks `b4`, `b8`, … `b{resolution}`."""
 
     def __init__(self, resolution, channel_base, channel_max, w_dim, conv_clamp=None, architecture="skip"):
@@ -182,7 +184,7 @@ class SynthesisNetwork(nn.Module):
         for res in self.resolutions:
             block = getattr(self, f"b{res}")
             # a block's RGB and the next block's first convolution share one entry of ws
-            x, image = block(x, image, ws[:, i : i + block.num_convs + 1], noise_mode, generator)
+            x, image = self.run(block, x, image, ws[:, i : i + block.num_convs + 1], noise_mode, generator)
             features[f"b{res}"] = x
             i += block.num_convs
         return (image, features) if return_features else image
@@ -433,7 +435,13 @@ class StyleGAN2Discriminator(Network):
         for res in self.block_resolutions[:num]:
             getattr(self, f"b{res}").requires_grad_(False)
 
-    def forward(self, images: torch.Tensor, return_features: bool = False, class_labels: torch.Tensor | None = None):
+    def forward(
+        self,
+        images: torch.Tensor,
+        return_features: bool = False,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ):
         """Judge images.
 
         Args:
@@ -441,6 +449,7 @@ class StyleGAN2Discriminator(Network):
             return_features: also return `{"b256": [B, C, R/2, R/2], …, "b4": [B, C, 4, 4]}`: each block's output, and
                 for `b4` the map that the fully connected layers see.
             class_labels: int64 `[B]`, of class-conditional networks.
+            return_dict: None: the logits alone; False: a tuple and True: a `NetworkOutput`, as in diffusers.
 
         Returns:
             logits `[B, 1]`; with `return_features` a pair.
@@ -456,7 +465,10 @@ class StyleGAN2Discriminator(Network):
         for res in self.block_resolutions:
             block = getattr(self, f"b{res}")
             x = features[f"b{res}"] = block(x, image)
-            image = None if self.b4.from_rgb is None else downsample2d(image, block.conv1.resample_filter)
+            if self.b4.from_rgb is None:
+                image = None
+            else:
+                image = downsample2d(image, fetched(block.conv1, "resample_filter"))
         cmap = None if labels is None else self.mapping(x.new_empty(len(x), 0), class_labels=labels)
         logits, features["b4"] = self.b4(x, image, cmap)
-        return (logits, features) if return_features else logits
+        return answer(logits, features if return_features else None, return_dict)

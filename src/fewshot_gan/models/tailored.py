@@ -15,6 +15,7 @@ from ..ops import bias_act
 from .gp_gan import GPGANGenerator, act, scale
 from .layers import AdaptableLayer
 from .network import Network
+from .offloading import handed_out
 from .plain import Conv2d, Linear, PlainGenerator, fan_in_uniform, up
 
 SMALL = 0.1  # standard deviation of the weights that draw styles and noise
@@ -180,7 +181,7 @@ class Shift(AdaptableLayer):
         return self.weight, None
 
     def forward(self):
-        return self.effective().weight
+        return handed_out(self, self.effective().weight)
 
 
 class TailoredGenerator(PlainGenerator, Network):
@@ -256,10 +257,10 @@ class TailoredGenerator(PlainGenerator, Network):
     def body(self, x, z, labels=None):  # [B, C, 4, 4], [B, z_dim] -> [B, 3, R, R]
         style = self.mapping(z)
         for res in self.style_resolutions:
-            x = getattr(self, f"b{res}")(x, style)
+            x = self.run(getattr(self, f"b{res}"), x, style)
         x = self.matcher(x)
         for res in self.kept_resolutions:
-            x = getattr(self, f"b{res}")(up(x))
+            x = self.run(getattr(self, f"b{res}"), up(x))
         return torch.tanh(self.to_rgb(act(x)))
 
     def layer_resolution(self, path: str) -> int:

@@ -23,6 +23,7 @@ from ..features import load_features
 from ..hub import embedded_datasets, portable_name
 from ..images import to_bytes, to_floats
 from ..inversion import SPACES, VERSION, invert, latent_statistics, lpips_network
+from ..latents import check_latents
 from ..memory import keep_freed_memory
 from ..methods.adafm import AdaFMConfig, AdaFMObjective, parse_groups, split_generator, tailored_networks
 from ..methods.cdc import CDCConfig, CDCObjective
@@ -529,7 +530,7 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
     if path.is_file():
         with safe_open(path, "pt") as file:
             if json.loads((file.metadata() or {}).get("made_of", "{}")) == made_of:
-                return file.get_tensor("codes")
+                return check_latents(file.get_tensor("codes"), name=f"codes of {path}")
         if args.projections:
             raise ValueError(
                 f"{path} holds projections of other images, another base or other settings; name another file to make, "

@@ -5,8 +5,7 @@ Shape legend: B images, L `ws`, D `w_dim`, R resolution.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..methods.objective import Batch, Objective, Views, digest
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
 from ..models.labels import refuse_classes
+from ..models.network import evaluating
 from ..models.plain import PlainGenerator
 from .augment import DiffAugment, FewShotAugment, random_zoom
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -35,16 +35,6 @@ def due(config, step: int) -> tuple[bool, bool]:
     last = step == config.max_train_steps
     kept = last or step % config.checkpointing_steps == 0
     return kept, bool(config.sample_steps) and (last or step % config.sample_steps == 0)
-
-
-@contextmanager
-def evaluating(model) -> Iterator[None]:
-    """`model` in evaluation mode, then as it was."""
-    training = model.training
-    try:
-        yield model.eval()
-    finally:
-        model.train(training)
 
 
 def check_run(config, counts: tuple[str, ...]) -> None:

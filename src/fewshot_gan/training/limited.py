@@ -16,11 +16,12 @@ from ..adapters.ticket import sparsity_of
 from ..methods.adv_aug import AdvAugConfig, discriminator_loss, generator_loss, undisturbed
 from ..methods.lottery import Masks, MovingAverage, SparseWeights, distillation_loss
 from ..methods.objective import digest
+from ..models.network import evaluating
 from ..pipeline import FewShotGAN
 from .augment import DiffAugment
 from .checkpoints import load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
-from .engine import average_gradients, backward, check_run, due, evaluating
+from .engine import average_gradients, backward, check_run, due
 from .report import Report, reported
 
 SAMPLES, COLUMNS = 64, 16

@@ -1,0 +1,34 @@
+"""Pickles of modules with parametrised weights (spectral norm, masks), which torch itself refuses."""
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+class Picklable(nn.Module):
+    """A module whose pickle holds its parametrisations, with the same parameters.
+
+    torch gives a parametrised module a class made on the spot, which no pickle can name; the pickle names the class it
+    had before, and parametrises the module again.
+    """
+
+    def __reduce_ex__(self, protocol):
+        if not parametrize.is_parametrized(self):
+            return super().__reduce_ex__(protocol)
+        cls = parametrize.type_before_parametrizations(self)
+        return cls.__new__, (cls,), dict(self.__dict__), None, None, _restore
+
+
+def _restore(module: nn.Module, state: dict) -> None:
+    parametrized = state["_modules"].pop("parametrizations")
+    module.__setstate__(state)
+    for name, parametrizations in parametrized.items():
+        original = parametrizations.original
+        if isinstance(original, nn.Parameter):
+            module.register_parameter(name, original)
+        else:
+            module.register_buffer(name, original)
+        for parametrization in parametrizations:  # unsafe: not to be tried out, which changes estimates in training
+            training = parametrization.training
+            parametrize.register_parametrization(module, name, parametrization, unsafe=True)
+            parametrization.train(training)
+    module._modules["parametrizations"] = parametrized  # the very modules, after torch made a class for their like
