@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .features import FeatureNetwork
 from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
 from .images import to_bytes
+from .utils.errors import fault_of_disk
 
 # What fetching and reading a checkpoint raises: no network, a wrong hash, a cut file, a page instead of it.
 FETCHING = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, HTTPException)
@@ -53,9 +54,8 @@ class InceptionFeatures(FeatureNetwork):
             try:
                 torch.hub.load_state_dict_from_url(published.URL_INCEPTION_V3, **options)
             except FETCHING as error:
-                what = (
-                    f"is damaged at {checkpoint}: remove it" if there else "cannot be fetched: try again with network"
-                )
+                what = f"is damaged at {checkpoint}: remove it" if there else _fault_of_cache(error)
+                what = what or "cannot be fetched: try again with network"
                 raise FileNotFoundError(
                     f"Inception-v3 {what}, or choose efficientnet-lite0 ({str(error) or type(error).__name__})"
                 ) from error
@@ -123,7 +123,14 @@ def load_lpips(net: str = "vgg") -> nn.Module:
     try:
         return lpips.LPIPS(net=net, verbose=False).requires_grad_(False)
     except FETCHING as error:
-        raise FileNotFoundError(f"LPIPS cannot fetch its weights ({error})") from error
+        what = _fault_of_cache(error) or f"cannot fetch its weights ({error})"
+        raise FileNotFoundError(f"LPIPS {what}") from error
+
+
+def _fault_of_cache(error: Exception) -> str | None:
+    if (fault := fault_of_disk(error)) is None:
+        return None
+    return f"cannot keep its weights: {fault.partition('; ')[0]}; set TORCH_HOME to a folder that can be written"
 
 
 class BackboneFeatures(FeatureNetwork):
