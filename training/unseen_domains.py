@@ -21,7 +21,7 @@ from bench_report import markdown
 from benchmark import contact_sheet
 
 from fewshot_gan.adapters import DomainHyperNetwork
-from fewshot_gan.images import to_floats
+from fewshot_gan.images import read_image, to_floats
 from fewshot_gan.training import adapt, hypernetwork
 from fewshot_gan.training.data import load_images
 from fewshot_gan.utils.errors import script
@@ -146,7 +146,7 @@ def write_sheet(path: Path, looks: Looks, rows: list) -> None:
     for look, _, cells in rows:
         first = to_floats(load_images(looks.data(look), looks.side)[:1])
         for kind in cells:
-            strip = Image.open(path.parent / "cells" / f"{kind}-{folder_name(look)}.png").resize((FACES * side, side))
+            strip = read_image(path.parent / "cells" / f"{kind}-{folder_name(look)}.png").resize((FACES * side, side))
             given = contact_sheet([first if kind == "predicted" else torch.ones_like(first)], size=side)
             line = Image.new("RGB", ((FACES + 1) * side, side), "white")
             line.paste(given, (0, 0))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .card_results import eval_results, report_lines, report_of
+from .grids import make_grid
 from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name
 from .utils.files import replace_file, replace_text
 from .version import __version__
@@ -39,7 +40,6 @@ TYPES = {
 }
 OPTIONS = ("rank", "placement", "parametrization")  # shown where an adapter has them
 PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png")
-GAP = 4  # white pixels between the pictures of a grid
 SAMPLES, SEED = 8, 0  # of the grid of a base
 
 
@@ -78,18 +78,6 @@ class Details:
         made["Files"] = ["| file | bytes | SHA-256 |", "|---|---|---|", *rows] if rows else []
         made["Citation"] = ["```bibtex", *self.citation, "```"] if self.citation else []
         return [line for title, body in made.items() if body for line in (f"## {title}", "", *body, "")]
-
-
-def make_grid(images: list, columns: int):
-    """PIL images of one size, row by row, on white."""
-    from PIL import Image
-
-    width, height = images[0].size
-    rows = -(-len(images) // columns)
-    grid = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for i, image in enumerate(images):
-        grid.paste(image, (i % columns * (width + GAP), i // columns * (height + GAP)))
-    return grid
 
 
 def write_adapter_card(

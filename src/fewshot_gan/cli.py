@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from . import cards, hub
+from . import cards, grids, hub
 from .memory import keep_freed_memory
 from .options import (
     AdapterKind,
@@ -39,7 +39,6 @@ from .utils.errors import DEBUG, needing
 from .utils.files import finish_replacing, replace_file, replace_text, write_folder
 from .version import __version__
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 SAVED = ("generator", "discriminator")
 
 app = typer.Typer(
@@ -136,10 +135,8 @@ def generate(
     out = out or Path("faces" if separate or file_format else "faces.png")
     if separate:
         _refuse_existing(out)
-    elif not file_format and (out.is_dir() or out.suffix.lower() not in PICTURES):
-        raise ValueError(
-            f"--out {out} is no picture file; give a name ending in {', '.join(PICTURES)}, or --separate, or --format"
-        )
+    elif not file_format:
+        grids.check_grid(out, 1, 1, 1)
 
     from . import generation
     from .pipeline import BASE
@@ -155,13 +152,16 @@ def generate(
     if latents is not None:
         options["latents"] = _read_latents(latents)
         num_images = len(options["latents"])
+    looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
+    columns = interpolate or (num_images if compare else math.ceil(math.sqrt(num_images)))
+    if not (separate or file_format):
+        grids.check_grid(out, num_images * (interpolate or len(looks)), columns, pipe.generator.resolution)
     if interpolate is not None:
         first, last = [BASE, *loaded][-2:]
         images = pipe.interpolate(first, last, interpolate, num_images=num_images, **options).images
-        replace_file(out, cards.make_grid(images, interpolate).save)
+        replace_file(out, grids.make_grid(images, columns).save)
         print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
         return
-    looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
     if file_format or separate:
         options["looks"] = {f"{next(iter(look), 'base')}-" if compare else "": look for look in looks}
     if file_format:
@@ -180,7 +180,7 @@ def generate(
         for look in looks:
             pipe.set_adapters(look)
             rows += pipe(num_images, **options).images
-        replace_file(out, cards.make_grid(rows, num_images if compare else math.ceil(math.sqrt(num_images))).save)
+        replace_file(out, grids.make_grid(rows, columns).save)
     if processes:
         processes.destroy_process_group()
     if not processes or processes.is_main_process:
@@ -249,7 +249,9 @@ def export(
 
 @app.command()
 def evaluate(
-    data: Annotated[str | None, typer.Argument(help="True pictures: folder, embedded set, or datasets id.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(help="True pictures: folder, zip archive, embedded set, or datasets id.")
+    ] = None,
     *,
     base: Annotated[str | None, typer.Option(help="Embedded name, folder or Hub repo; default: ffhq.")] = None,
     adapter: Adapters = None,
@@ -364,7 +366,7 @@ def invert(
     found = pipe.invert(given, space=space.value, steps=steps, seed=seed)
     replace_file(out, lambda path: save_file({"latents": found.latents.contiguous()}, path))
     drawn = pipe(latents=found.latents).images
-    replace_file(sheet, cards.make_grid([*given, *drawn], len(drawn)).save)
+    replace_file(sheet, grids.make_grid([*given, *drawn], len(drawn)).save)
     quality = ", ".join(f"{path.name} {value:.1f} dB" for path, value in zip(photos, found.psnr, strict=True))
     print(f"{out}  ({quality}; {time.perf_counter() - start:.0f} s)")
 
@@ -399,7 +401,7 @@ def _read_latents(path: Path):
 @app.command()
 def adapt(
     data: Annotated[
-        str | None, typer.Argument(help="Folder of about ten pictures, embedded set, or datasets id.")
+        str | None, typer.Argument(help="Folder or zip archive of about ten pictures, embedded set, or datasets id.")
     ] = None,
     *,
     out: Annotated[Path, path_option("Folder of the adapter; the same command again resumes.")],
@@ -678,6 +680,8 @@ def _describe(facts: dict) -> str:
 @app.command(name="list")
 def list_embedded():
     """Show what ships inside the package and works offline."""
+    from .picture_files import FORMAT_OF
+
     bases = {name: hub.ASSETS / "bases" / name for name in hub.embedded_bases()}
     print("bases" if bases else "bases: none")
     for name, folder in bases.items():
@@ -695,7 +699,7 @@ def list_embedded():
     datasets = hub.embedded_datasets()
     print("datasets" if datasets else "datasets: none")
     for name, folder in datasets.items():
-        pictures = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES]
+        pictures = [p for p in folder.iterdir() if p.suffix.lower() in FORMAT_OF]
         print(f"  {name}: {len(pictures)} pictures, {_size(*pictures)}")
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from .features import FeatureNetwork, load_features
 from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
+from .images import check_floats
 from .utils.files import expanded
 
 CLIP_DEFAULT = "openai/clip-vit-base-patch32"
@@ -122,6 +123,7 @@ class CLIPEncoder(Encoder):
         self.requires_grad_(False).eval()
 
     def image(self, images):
+        check_floats(images)
         with torch.autocast(images.device.type, enabled=False):
             x, size = (images.float() + 1) / 2, self.size
             scale = size / min(x.shape[2:])

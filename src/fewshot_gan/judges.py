@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .features import FeatureNetwork
 from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
-from .images import to_bytes
+from .images import check_floats, to_bytes
 from .utils.errors import fault_of_disk
 
 # What fetching and reading a checkpoint raises: no network, a wrong hash, a cut file, a page instead of it.
@@ -98,6 +98,7 @@ class LPIPSFeatures(FeatureNetwork):
     @torch.no_grad()
     def spatial(self, images: Tensor, size: int | None = None) -> Tensor:
         """`[B, 3, H, W]` in [-1, 1], made `size` px (None: 256) if it is larger → float16 `[B, E]`."""
+        check_floats(images)
         size = size or self.spatial_side
         if max(images.shape[2:]) > size:
             images = F.interpolate(images, size=(size, size), mode="area")
@@ -207,6 +208,7 @@ class BackboneFeatures(FeatureNetwork):
         return torch.cat([self._pooled(chunk.to(self.mean.device)) for chunk in images.split(batch_size)])
 
     def _pooled(self, images: Tensor) -> Tensor:
+        check_floats(images)
         with torch.autocast(images.device.type, enabled=False):
             x = (images.float() + 1) / 2
             if x.shape[-1] != self.shorter:

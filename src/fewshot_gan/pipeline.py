@@ -20,7 +20,7 @@ from .adapters import BASE, AdapterBank, DomainHyperNetwork, fingerprint
 from .adapters.mixin import AdapterMixin
 from .diffusers_pipeline import NetworkPipeline, drawing
 from .hub import HUB_OPTIONS, PUSH_OPTIONS, embedded_adapters, embedded_bases, resolve_folder
-from .images import check_range, read_image, square, to_floats, upright
+from .images import check_range, read_squares, to_floats
 from .inversion import Inversion, invert
 from .latents import check_latents
 from .loader import finish_base
@@ -322,8 +322,9 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         """Latents from which the base draws given pictures: `pipe(latents=pipe.invert(photo).latents)`.
 
         Args:
-            images: a PIL image or path, several of them, or `[N, 3, R, R]` in [-1, 1]. Pictures are cropped to the
-                centre square and resized; a face should fill it as those of the base do.
+            images: a PIL image, a path or a NumPy array `[H, W, 3]` (uint8, or floats of 0…1), several of them, or a
+                tensor `[N, 3, R, R]` in [-1, 1] or uint8. Pictures that are no tensors are cropped to the centre
+                square and resized; a face should fill it as those of the base do.
             space: "w" keeps to what the base knows, "w+" comes closer and adapts less well.
             steps: of the optimisation; a third of a second each and per picture for `ffhq` on two cores.
             seed: of its noise.
@@ -341,10 +342,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
             raise ValueError(
                 f"a {type(self.generator).__name__} has no w to search; use a style-based base, e.g. 'ffhq'"
             )
-        if not isinstance(images, torch.Tensor):
-            if not (squares := _squares(images, self.generator.resolution)):
-                raise ValueError("there is no picture to invert; give at least one")
-            images = to_floats(torch.stack(squares))
+        images = _as_floats(images, self.generator.resolution)
         with nullcontext() if self.bank.fused is not None else self.bank.using({}):
             return invert(self.generator, images, space=space, steps=steps, seed=seed, **options)
 
@@ -452,7 +450,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         """Let a hypernetwork draw the look of pictures; several are taken for one look, by their mean embedding.
 
         Args:
-            images: a PIL image or path, several of them, or `[N, 3, H, W]` in [-1, 1].
+            images: as in `invert`, but tensors may have any H and W.
             adapter_name: its name in this pipeline; None: that of the first file, else "image".
             hypernetwork, encoder, hub_options: as in `adapter_from_text`.
 
@@ -465,9 +463,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         """
         network, encoder = self._hypernetwork(hypernetwork, encoder, **hub_options)
         first = images[0] if isinstance(images, list | tuple) and images else images
-        if not isinstance(images, torch.Tensor):
-            squares = _squares(images, self.generator.resolution)
-            images = to_floats(torch.stack(squares)) if squares else torch.empty(0, dtype=torch.float32, device="cpu")
+        images = _as_floats(images, self.generator.resolution)
         if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
             raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, H, W]; give at least one picture")
         check_range(images)
@@ -552,7 +548,8 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         Raises:
             ValueError: not loaded, several active and none named, no token, or the Hub refused or cannot be reached.
         """
-        from .cards import make_grid, write_base_card
+        from .cards import write_base_card
+        from .grids import make_grid
         from .hub import push_folder
 
         if adapter_name is None and not self.bank.adapters:
@@ -625,11 +622,11 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         return {base: list(embedded_adapters(base)) for base in embedded_bases()}
 
 
-def _squares(images, resolution: int) -> list[torch.Tensor]:
-    """A PIL image or path, or several, as uint8 `[3, resolution, resolution]` each."""
-    several = images if isinstance(images, list | tuple) else [images]
-    pictures = [upright(im) if isinstance(im, Image.Image) else read_image(im) for im in several]
-    return [square(picture, resolution) for picture in pictures]
+def _as_floats(images, resolution: int) -> torch.Tensor:
+    """Pictures as `FewShotGAN.invert` takes them → `[N, 3, H, W]`; floats of a tensor are as they were."""
+    if not isinstance(images, torch.Tensor):
+        images = read_squares(images, resolution)
+    return to_floats(images) if images.dtype == torch.uint8 else images
 
 
 def _per_image(value) -> bool:

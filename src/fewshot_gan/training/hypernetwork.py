@@ -28,7 +28,7 @@ from .adapt import (
     start,
     start_trackers,
 )
-from .data import load_images
+from .data import load_labelled
 from .engine import Trainer, TrainingDiverged
 
 PRESETS = ("hypernetwork", "hypernetwork_few_images", "hypernetwork_images")
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     name_or_path = {"type": expanded, "help": "embedded name, folder or repo id"}
     p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", **name_or_path)
-    p.add_argument("--data", type=expanded, help="folder with one folder of images per domain")
+    p.add_argument("--data", type=expanded, help="folder or zip archive with one folder of images per domain")
     texts = "file with one domain per line, 'Target' or 'Target - Source'; instead of --data"
     p.add_argument("--texts", type=expanded, help=texts)
     p.add_argument("--encoder", nargs="+", help="features, or CLIP as folders or repo ids; the first is what it reads")
@@ -107,12 +107,12 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
         names, origins = read_texts(args.texts)
         domains = {"targets": names, "origins": origins}
     else:
-        if not Path(args.data).is_dir():
+        if not Path(args.data).expanduser().exists():
             raise FileNotFoundError(f"folder {args.data} does not exist; give one with a folder of images per domain")
-        folders = sorted(p for p in Path(args.data).iterdir() if p.is_dir())
-        names = [folder.name for folder in folders]
-        resolution = pipe.generator.resolution
-        shown = [to_floats(load_images(f, resolution, least=1).to(device)) for f in folders]
+        images, domain, names = load_labelled(args.data, pipe.generator.resolution)
+        if domain is None:
+            raise ValueError(f"{args.data} has images, but no folders of them; give a folder of images per domain")
+        shown = [to_floats(images[domain == n].to(device)) for n in range(len(names))]
         domains = {"references": shown}
         if config.needs_latents:
             files = [Path(args.output_dir) / "projections" / f"{name}.safetensors" for name in names]

@@ -46,7 +46,7 @@ PARTS = {"generator": "ticket", "discriminator": "ticket_discriminator"}  # netw
 def parser() -> argparse.ArgumentParser:
     """Command-line options; every field of `LimitedConfig` is one."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = "folder of images, of folders (classes), or a data set id owner/name"
+    data = "folder or zip archive of images, or of folders (classes), or a data set id owner/name"
     p.add_argument("--data", required=True, type=expanded, help=data)
     p.add_argument("--num", type=int, help="train on so many of the images, chosen by --subset_seed")
     p.add_argument("--percent", type=float, help="train on this share of the images")
