@@ -306,6 +306,6 @@ class Objective(nn.Module):
                     max(1, batch // 2), pair.generator.z_dim, generator=random, dtype=torch.float32, device="cpu"
                 )
             )
-            drawn = pair.adapted(latents, ws_gradient=True)
+            drawn = pair.adapted(latents, ws_gradient=True, precise=True)
             penalty = self.path_length(drawn.images, drawn.ws, random)
             yield {"path_length": c.path_length_every * c.path_length_weight * penalty}
