@@ -18,6 +18,7 @@ import typer
 
 from . import cards, hub
 from .memory import keep_freed_memory
+from .training.interrupt import interruptible
 from .utils.files import replace_file, replace_text
 from .version import __version__
 
@@ -319,6 +320,9 @@ def evaluate(
         str | None, typer.Option(help="What measures distances of pairs: an EfficientNet, lpips-vgg or lpips-alex.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="Name of the domain, for CLIP's quality.")] = None,
+    neighbour: Annotated[
+        int | None, typer.Option(help="Which neighbour precision, recall, density and coverage look at; default 3.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 8,
     protocol: Annotated[
         Path | None,
@@ -344,13 +348,12 @@ def evaluate(
         published, other = (None if path is None else evaluation.read_report(path) for path in (protocol, beside))
         source = {"data": data, "base": base, "adapter": adapter, "weight": weight}
         asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi}
-        asked |= {"features": features, "pairs": pairs, "text": text}
+        asked |= {"features": features, "pairs": pairs, "text": text, "neighbour": neighbour}
         if published is not None:
             there = published.get("source", {})
             source = {name: there.get(name) if value is None else value for name, value in source.items()}
             kept = published["protocol"]
             asked = {name: kept.get(name) if value is None else value for name, value in asked.items()}
-            asked["neighbour"] = kept.get("neighbour")
         if source["data"] is None:
             raise ValueError("give the true pictures: a folder, an embedded set or a datasets id")
         out = out or (Path("evaluation.json") if published is None else None)
@@ -451,6 +454,7 @@ def _read_latents(path: Path):
 
 
 @app.command()
+@interruptible()  # Ctrl-C and SIGTERM end it with a checkpoint, exit code 130 or 143
 def adapt(
     data: Annotated[
         str | None, typer.Argument(help="Folder of about ten pictures, embedded set, or datasets id.")
@@ -481,7 +485,7 @@ def adapt(
     with one_sentence():
         try:
             from .training import adapt as adaptation
-            from .training.engine import TrainingDiverged
+            from .training.report import TrainingDiverged
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("fewshot_gan"):
                 raise

@@ -6,6 +6,8 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import NamedTuple
 
+from .random import check_seed
+
 
 class Range(NamedTuple):
     """Numbers from `least` to `most`.
@@ -35,17 +37,12 @@ class Range(NamedTuple):
             words = f"a number above {self.least:g}" if self.above else f"{self.least:g} or more"
         else:
             low = f"a number above {self.least:g}" if self.above else f"{self.least:g}"
-            words = f"{low} to {'below ' if self.below else ''}{_short(self.most)}"
+            words = f"{low} to {'below ' if self.below else ''}{self.most:g}"
         return words + (f", e.g. {self.example}" if self.example else "")
-
-
-def _short(number: float) -> str:
-    return f"2^{int(math.log2(number + 1))}-1" if isinstance(number, int) and number > 10**9 else f"{number:g}"
 
 
 FINITE, POSITIVE, NOT_NEGATIVE = Range(), Range(0, above=True), Range(0)
 COUNT, SHARE = Range(1), Range(0, 1)
-SEED = Range(0, 2**63 - 1)
 
 
 def check_number(name: str, value, allowed: Range, whole: bool = False) -> None:
@@ -71,12 +68,14 @@ def check_numbers(config, ranges: Mapping[str, Range]) -> None:
 
     Args:
         config: fields of type int or float are looked at; bool and text are not.
-        ranges: name → range; of others a weight (`…_weight`) is 0 or more, and the rest is finite.
+        ranges: name → range; of others a weight (`…_weight`) is 0 or more, `seed` is one, and the rest is finite.
 
     Raises:
         ValueError: about the first of them, in one sentence.
     """
     for field in fields(config):
-        if field.type in (int, float):
+        if field.name == "seed":
+            check_seed(config.seed)
+        elif field.type in (int, float):
             usual = NOT_NEGATIVE if field.name.endswith("_weight") else FINITE
             check_number(field.name, getattr(config, field.name), ranges.get(field.name, usual), field.type is int)
