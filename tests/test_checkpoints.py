@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from fewshot_gan.training import checkpoints
 from fewshot_gan.training.checkpoints import (
+    check_checkpoint,
     load_checkpoint,
     remove_leftovers,
     save_checkpoint,
@@ -165,6 +166,9 @@ def test_a_kill_at_any_operation_leaves_a_whole_checkpoint(save, load, tmp_path,
                 finished = False
             else:
                 finished = True
+        for path in checkpoints.checkpoints(tmp_path):
+            if not (there and path.name == "checkpoint-000006" and load() == 3):
+                check_checkpoint(path)  # whatever has the name is whole
         assert load() in (3, 6)
         if finished:
             break

@@ -78,11 +78,9 @@ def save_checkpoint(
         write: puts more into the folder, on the main process.
     """
     target = folder / f"checkpoint-{step:06d}"
-    temp, old = (folder / f".{target.name}{ending}" for ending in (".tmp", ".old.tmp"))
-    main = accelerator.is_main_process
+    temp, main = folder / f".{target.name}.tmp", accelerator.is_main_process
     if main:
-        for path in (temp, old):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir()
         if write is not None:
             write(temp)
@@ -99,15 +97,22 @@ def save_checkpoint(
     (temp / DIGESTS_NAME).write_text(text + "\n", encoding="utf-8")
     for path in (*temp.iterdir(), temp):
         flush_to_disk(path)
-    if target.exists():
-        os.rename(target, old)
+    _discard(target)
     os.rename(temp, target)
     flush_to_disk(folder)
-    shutil.rmtree(old, ignore_errors=True)
     there = numbered(folder, "checkpoint-")
     later = [path for number, path in there.items() if number > step]
     for path in (*later, *[path for path in checkpoints(folder) if path not in later][:-keep]):
-        shutil.rmtree(path)
+        _discard(path)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint; killed amid, what is left has its name no more."""
+    if checkpoint.exists():
+        gone = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(checkpoint, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:
