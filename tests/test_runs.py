@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import fields
 
 import pytest
@@ -210,6 +211,25 @@ def test_a_second_signal_stops_at_once(monkeypatch):
     now[0] += 2 * ECHO
     stop(signal.SIGINT, None)  # even if what cleans up hangs
     assert exits == [130]
+
+
+@pytest.mark.parametrize("after", [None, ImportError("initialization failed"), SystemExit("error: of something else")])
+def test_an_interruption_that_is_taken_for_something_else_is_one(after):
+    """What is interrupted amid an import says that the import failed, and a callback says nothing."""
+    with pytest.raises(SystemExit) as end, interruptible():
+        with suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        if after is not None:
+            raise after
+    assert end.value.code == 143
+    with (
+        pytest.raises(OSError, match="no space"),
+        interruptible(),
+    ):  # while the checkpoint was written: that is to be known
+        interrupt.installed().deferred = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError("no space left")
 
 
 def test_a_second_signal_ends_a_step_that_hangs(run, tmp_path, monkeypatch):

@@ -53,6 +53,14 @@ class Stop:
             self._raised = True
             raise Interrupted(number)
 
+    def insist(self) -> None:
+        """End once more, if a signal was to end what ran at once, and whatever ran made something else of it.
+
+        Code that is interrupted amid an import or a callback may take the exception for an error of its own.
+        """
+        if self._raised:
+            raise Interrupted(self.number) from None
+
 
 _installed: Stop | None = None  # handlers belong to the process, and so does this
 
@@ -80,6 +88,14 @@ def interruptible() -> Iterator[None]:
         for number in before:
             signal.signal(number, stop)
         yield
+        stop.insist()
+    except Exception:
+        stop.insist()
+        raise
+    except SystemExit as end:
+        if not isinstance(end, Interrupted):
+            stop.insist()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
