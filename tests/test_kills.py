@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -254,3 +255,35 @@ def test_told_to_end_at_random_moments(number, tmp_path, times):
             kept = latest_checkpoint(out)
             assert kept is not None and int(kept.name.partition("-")[2]) == json.loads(lines[-1])["step"]
     assert killer.finish(out) == want
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun ends processes by signals")
+def test_two_processes_are_told_to_end(tmp_path):
+    """torchrun passes the signal on; both processes stop after one step, and both states are kept."""
+    from fewshot_gan.training.checkpoints import latest_checkpoint
+
+    prepare_a_base(tmp_path)
+    script = Path(__file__).parents[1] / "training" / "finetune.py"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    options = [f"--base={tmp_path / 'base'}", f"--data={tmp_path / 'pictures'}", "--preset=paper", "--report_to=none"]
+    options += ["--max_train_steps=60", "--train_batch_size=2", "--checkpointing_steps=100", "--num_threads=1"]
+
+    def start(out: str):
+        command = [*torchrun, *options, f"--output_dir={tmp_path / out / 'out'}"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    whole = start("whole")
+    assert "2 processes on cpu" in whole.communicate()[0] and whole.returncode == 0
+    told, losses = start("told"), tmp_path / "told" / "out" / "losses.jsonl"
+    while told.poll() is None and not (losses.is_file() and len(losses.read_text(encoding="utf-8").splitlines()) > 3):
+        time.sleep(0.05)
+    told.send_signal(signal.SIGTERM)
+    said = told.communicate()[0]
+    assert told.returncode != 0 and said.count("stopped at step") == 1, said
+    kept = latest_checkpoint(losses.parent)
+    assert 3 < int(kept.name.partition("-")[2]) < 60 and len([*kept.glob("state-*.pt")]) == 2
+    again = start("told")
+    assert again.communicate() and again.returncode == 0
+    weights = [(tmp_path / x / "out" / "adapter_model.safetensors").read_bytes() for x in ("whole", "told")]
+    assert weights[0] == weights[1]

@@ -86,7 +86,13 @@ def start(args: argparse.Namespace, folder: str | None = None) -> Accelerator:
     keep_freed_memory()
     folder = Path(folder or args.output_dir)
     project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
-    accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, project_config=project)
+    count = int(os.environ.get("WORLD_SIZE") or 1)
+    options = {"project_config": project, "cpu": count > 1 and not torch.accelerator.is_available()}
+    accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, **options)
+    if count > 1 and accelerator.num_processes == 1:
+        raise ValueError(
+            f"WORLD_SIZE={count}, but this process knows of no other; start them with torchrun or accelerate launch"
+        )
     if accelerator.distributed_type in SHARDED:
         raise ValueError(
             f"accelerate launch says {accelerator.distributed_type.value}, but every process here has whole networks; "
