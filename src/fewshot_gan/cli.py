@@ -35,6 +35,7 @@ from .options import (
     path_option,
     seed_option,
 )
+from .training.interrupt import interruptible
 from .utils.errors import DEBUG, needing
 from .utils.files import finish_replacing, replace_file, replace_text, write_folder
 from .version import __version__
@@ -270,6 +271,10 @@ def evaluate(
         str | None, typer.Option(help="What measures distances of pairs: an EfficientNet, lpips-vgg or lpips-alex.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="Name of the domain, for CLIP's quality.")] = None,
+    neighbour: Annotated[
+        int | None,
+        number("Which neighbour precision, recall, density and coverage look at; default 3.", 1, 10**6),
+    ] = None,
     batch_size: BatchSize = 8,
     protocol: Annotated[
         Path | None,
@@ -289,13 +294,12 @@ def evaluate(
     published, other = (None if path is None else evaluation.read_report(path) for path in (protocol, beside))
     source = {"data": data, "base": base, "adapter": adapter, "weight": weight}
     asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi}
-    asked |= {"features": features, "pairs": pairs, "text": text}
+    asked |= {"features": features, "pairs": pairs, "text": text, "neighbour": neighbour}
     if published is not None:
         there = published.get("source", {})
         source = {name: there.get(name) if value is None else value for name, value in source.items()}
         kept = published["protocol"]
         asked = {name: kept.get(name) if value is None else value for name, value in asked.items()}
-        asked["neighbour"] = kept.get("neighbour")
     if source["data"] is None:
         raise ValueError("give the true pictures: a folder, an embedded set or a datasets id")
     out = out or (Path("evaluation.json") if published is None else None)
@@ -399,6 +403,7 @@ def _read_latents(path: Path):
 
 
 @app.command()
+@interruptible()  # Ctrl-C and SIGTERM end it with a checkpoint, exit code 130 or 143
 def adapt(
     data: Annotated[
         str | None, typer.Argument(help="Folder or zip archive of about ten pictures, embedded set, or datasets id.")
