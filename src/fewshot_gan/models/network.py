@@ -7,10 +7,12 @@ from typing import ClassVar
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
 
+from .bounds import Checked
+
 ALIGNMENT = 64  # bytes; where torch's own tensors begin
 
 
-class Network(ModelMixin, ConfigMixin):
+class Network(Checked, ModelMixin, ConfigMixin):
     """A diffusers model that computes the same bits whether it was loaded or is still the one that was saved.
 
     Tensors of a safetensors file begin wherever the file has them. Some processors' products of matrices round
