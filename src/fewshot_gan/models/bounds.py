@@ -19,6 +19,7 @@ from ..utils.text import in_short, plain
 
 LARGEST = 2**24  # of any whole number in a network's settings but a seed
 MOST = 64  # of what is built in a loop: layers, blocks, entries of a list
+MOST_PIXELS = 4096  # a side: narrow blocks take little in a file, and their pictures gigabytes
 REPEATED = {"num_mapping_layers", "mapping_layers", "blocks_per_scale", "style_blocks", "num_convs"}
 SPARE, GROWTH = 4_000_000, 2  # noise and means may be missing in a file, and are drawn
 _stored: ContextVar[int | None] = ContextVar("stored", default=None)
@@ -45,9 +46,12 @@ def _bounded(init: Callable) -> Callable:
     def bounded_init(self, *args, **kwargs):
         _check_settings(type(self).__name__, init, args, kwargs)
         if (stored := _stored.get()) is None:
-            return init(self, *args, **kwargs)
-        with built_from(None), _Counted(type(self).__name__, stored):
-            return init(self, *args, **kwargs)
+            init(self, *args, **kwargs)
+        else:
+            with built_from(None), _Counted(type(self).__name__, stored):
+                init(self, *args, **kwargs)
+        if (side := getattr(self, "resolution", 0)) > MOST_PIXELS:
+            raise ValueError(f"{type(self).__name__}: pictures of {side:,} px a side; at most {MOST_PIXELS:,}")
 
     return bounded_init
 
