@@ -268,7 +268,7 @@ def test_pt_with_weights_that_are_no_numbers(tmp_path, pt, part, value):
 def test_pt_names_cannot_command_a_terminal(tmp_path, pt):
     pt["g_ema"]["\x1b[31mconvs\n.0.extra\x07"] = torch.zeros(1)
     torch.save(pt, tmp_path / "x.pt")
-    with pytest.raises(ConversionError, match=r"left over: \[31mconvs .0.extra$"):
+    with pytest.raises(ConversionError, match=r"left over: convs .0.extra$"):
         convert_checkpoint(tmp_path / "x.pt")
 
 

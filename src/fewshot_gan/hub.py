@@ -9,6 +9,7 @@ from pathlib import Path, PureWindowsPath
 from .utils.deadline import within
 from .utils.errors import fault_of_disk
 from .utils.files import COMMITTED, expanded, finish_replacing, user_path
+from .utils.text import in_short
 from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
@@ -158,11 +159,6 @@ def refuse_missing(missing: set[str]) -> None:
     """
     if missing:
         raise ValueError(f"it lacks weights: {', '.join(sorted(missing)[:4])}")
-
-
-def in_short(error: Exception) -> str:
-    """What an error says, as a part of a sentence."""
-    return " ".join(str(error).split())[:200]
 
 
 def push_folder(

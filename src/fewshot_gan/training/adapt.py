@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..adapters import Adapter, FullAdapter, GANMemoryAdapter, fingerprint, trainable_types
@@ -36,6 +35,7 @@ from ..models.layers import as_ws
 from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded, replace_file
+from ..utils.safetensors_files import read_header, read_tensors
 from ..utils.threads import set_threads, usual_threads
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig, TrainingDiverged
@@ -527,9 +527,8 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
     if lpips_network(str(real.device)) is not None:  # with other eyes other latents are found
         made_of["perceptual"] = "lpips"
     if path.is_file():
-        with safe_open(path, "pt") as file:
-            if json.loads((file.metadata() or {}).get("made_of", "{}")) == made_of:
-                return file.get_tensor("codes")
+        if read_header(path).metadata.get("made_of") == json.dumps(made_of):
+            return read_tensors(path)["codes"]
         if args.projections:
             raise ValueError(
                 f"{path} holds projections of other images, another base or other settings; name another file to make, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..images import read_image, square, to_floats, upright
+from ..utils.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def provenance(source: str | os.PathLike[str]) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = read_json(path)
         found = {"images": info.get("style"), "images_licence": (info.get("licence") or {}).get("text")}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a description of a data set ({error}); mend it or remove it") from error
