@@ -25,7 +25,7 @@ def read_json(path: str | Path, kind: type = dict, max_bytes: int = MAX_BYTES):
     try:
         return parse_json(data, kind)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged or no JSON file ({in_short(error)}); fetch or save it again") from error
+        raise ValueError(f"{path} is damaged or no JSON file ({in_short(error)}); fetch the file again") from error
 
 
 def parse_json(data: bytes, kind: type = dict):

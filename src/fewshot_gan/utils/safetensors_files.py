@@ -92,7 +92,7 @@ def read_into(file, tensor, size: int, name) -> None:
     import torch
 
     if size and file.readinto(memoryview(tensor.reshape(-1).view(torch.uint8).numpy())) != size:
-        raise ValueError(f"{name} is cut short; fetch or save the file again")
+        raise ValueError(f"{name} is cut short; fetch the file again")
 
 
 def _open(path):
@@ -125,7 +125,7 @@ def _header(file, path) -> Header:
         if end != size:
             raise ValueError(f"{size:,} bytes instead of {end:,}")
     except ValueError as error:
-        raise ValueError(f"{path} is damaged or cut short ({in_short(error)}); fetch or save the file again") from error
+        raise ValueError(f"{path} is damaged or cut short ({in_short(error)}); fetch the file again") from error
     return Header(tensors, metadata)
 
 
