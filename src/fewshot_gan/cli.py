@@ -328,7 +328,7 @@ def evaluate(
     if out is not None:
         print(f"{out}  ({time.perf_counter() - start:.1f} s)")
     if published is not None:
-        print(f"not equal to {protocol}: {'; '.join(apart)}" if apart else f"equal to {protocol}")
+        print(f"not equal to {protocol}: {plain('; '.join(apart))}" if apart else f"equal to {protocol}")
         raise typer.Exit(1 if apart else 0)
 
 

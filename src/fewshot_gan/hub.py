@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 from .utils.deadline import within
 from .utils.errors import fault_of_disk
 from .utils.files import COMMITTED, expanded, finish_replacing, user_path
-from .utils.text import in_short
+from .utils.text import in_short, plain
 from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
@@ -402,7 +402,7 @@ def _cause(error: Exception) -> tuple[int | None, str]:
         chain.append(chain[-1].__cause__)
     for link in chain:
         if getattr(link, "response", None) is not None:
-            said = " ".join((getattr(link, "server_message", None) or "").split())
+            said = plain(getattr(link, "server_message", None) or "")
             return link.response.status_code, f"HTTP {link.response.status_code}{said and f': {said[:200]}'}"
     return None, in_short(chain[-1]) or type(error).__name__
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..images import read_image, square, to_floats, upright
 from ..utils.json_files import read_json
+from ..utils.text import plain
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,9 @@ def load_images(
     logger.info(f"{len(images)} images from {source}: centre crop to the short side, Lanczos to {resolution} px")
     if enlarged:
         more = f" and {len(enlarged) - 10} more" if len(enlarged) > 10 else ""
-        logger.warning(f"smaller than {resolution} px, enlarged and therefore soft: {', '.join(enlarged[:10])}{more}")
+        logger.warning(
+            f"smaller than {resolution} px, enlarged and therefore soft: {plain(', '.join(enlarged[:10]))}{more}"
+        )
     return images
 
 
