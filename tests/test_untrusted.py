@@ -18,6 +18,7 @@ import hostile
 import numpy as np
 import pytest
 import torch
+from test_convert import pt_generator
 
 from fewshot_gan.convert import ConversionError, convert_checkpoint, torch_file, untrusted
 from fewshot_gan.convert.reading import Refused
@@ -97,24 +98,16 @@ def test_modules_are_counted_by_visits(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_network_is_no_larger_than_its_file(tmp_path, zipped):
-    """Every tensor is a part of one storage of 4 MB; the network that they describe would take 90 GB."""
-    numbers, width = torch.zeros(2**20), 2**15
-    tensors = {"style.1.weight": numbers.view(1024, 1024), "conv1.conv.weight": numbers[:width].view(1, width, 1, 1, 1)}
-    for i in range(3):
-        wide = numbers[:width].view(1, width, 1, 1, 1)
-        tensors |= {f"to_rgbs.{i}.bias": numbers[:3], f"convs.{2 * i + 1}.conv.weight": wide}
+    """Weights of 1×1 are parts of one storage of 128 kB; the network of that width would take 90 GB."""
+    tensors, wide = pt_generator(1), torch.zeros(2**15).view(1, 2**15, 1, 1, 1)
+    tensors |= {f"{name}.conv.weight": wide for name in ("conv1", "convs.1", "convs.3", "convs.5")}
     torch.save({"g_ema": tensors}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        ConversionError, match=r"a StyleGAN2Generator of these settings has more than .* the weights at"
-    ):
+    with pytest.raises(ConversionError, match="a StyleGAN2Generator of these settings has more than .* the weights at"):
         convert_checkpoint(tmp_path / "x.pt")
 
 
 def test_settings_that_loop_are_bounded(tmp_path):
-    tensors = {"style.1.weight": torch.zeros(4, 4), "conv1.conv.weight": torch.zeros(1, 4, 4, 3, 3)}
-    tensors |= {f"style.{i}.weight": torch.zeros(0) for i in range(2, 5000)}
-    for i in range(3):
-        tensors |= {f"to_rgbs.{i}.bias": torch.zeros(3), f"convs.{2 * i + 1}.conv.weight": torch.zeros(1, 4, 4, 3, 3)}
+    tensors = pt_generator(1) | {f"style.{i}.weight": torch.zeros(0) for i in range(9, 5000)}
     torch.save({"g_ema": tensors}, tmp_path / "x.pt")
     with pytest.raises(
         ConversionError, match="StyleGAN2Generator: num_mapping_layers is 4,999; at least 0 and at most 64"
