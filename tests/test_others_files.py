@@ -6,8 +6,14 @@ import struct
 
 import pytest
 import torch
+from conftest import tiny_stylegan2
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.cli import app
+from fewshot_gan.training.data import load_images
 from fewshot_gan.utils.json_files import MAX_DEPTH, read_json
 from fewshot_gan.utils.regular_files import read_regular, size_of_regular
 from fewshot_gan.utils.safetensors_files import DTYPES, read_header, read_tensors
@@ -60,6 +66,24 @@ def test_pipes_devices_and_folders_are_no_files(tmp_path):
         for read in (size_of_regular, lambda p: read_regular(p, 9), read_json, read_header, read_tensors):
             with pytest.raises(ValueError, match=f"{kind}.*no regular file"):
                 read(path)
+
+
+def test_what_is_printed_of_others_is_plain(tmp_path, caplog):
+    """The config of an adapter, as `info` shows it, and the names of pictures that are too small."""
+    LeFTAdapter.for_model(tiny_stylegan2(), rank=1).save_pretrained(tmp_path / "look")
+    path = tmp_path / "look" / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": "\x1b]0;title\x07ffhq\r\nline", "training": {"\x1b[2Ja": "\x1b[31mred\u202e"}}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    shown = CliRunner().invoke(app, ["info", str(tmp_path / "look")])
+    assert shown.exit_code == 0 and all(line.isprintable() for line in shown.stdout.splitlines())
+    assert "base: ffhq line," in shown.stdout and "training: a red" in shown.stdout
+    (tmp_path / "pictures").mkdir()
+    for name in ("a\x1b[2J", "b"):
+        Image.new("RGB", (40, 40)).save(tmp_path / "pictures" / f"{name}.png")
+    with caplog.at_level("INFO"):
+        load_images(tmp_path / "pictures", 64)
+    assert "enlarged and therefore soft: a.png (40x40), b.png (40x40)" in caplog.text and "\x1b" not in caplog.text
 
 
 def written(path, tensors=None, **metadata):

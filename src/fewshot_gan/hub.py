@@ -145,7 +145,15 @@ def read_model(model_class, folder: Path, config) -> tuple:
         model_class: whose `from_pretrained` reads it.
         folder: of `fetch_model`.
         config: its config.
+
+    Raises:
+        ValueError: its weights are a pickle that asks for too much or holds more than tensors.
     """
+    if not any(folder.glob("model[.-]*safetensors")):
+        from .convert.untrusted import check
+
+        for path in folder.glob("pytorch_model*.bin"):
+            check(path)
     options = {"config": config, "dtype": "float32", "output_loading_info": True, **NO_CODE}
     model, info = model_class.from_pretrained(folder, **options)
     return model, set(info["missing_keys"])

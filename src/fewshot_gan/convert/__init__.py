@@ -44,8 +44,12 @@ def convert_checkpoint(src: str | Path) -> dict:
     except (ConversionError, OSError, ImportError):
         raise
     except Exception as error:  # whatever sizes and values that no network has make of the converters
-        reason = in_short(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {in_short(error)}"
-        raise ConversionError(f"{src.name} cannot be converted: {reason}") from error
+        if isinstance(error, ValueError):
+            raise ConversionError(f"{src.name} cannot be converted: {in_short(error)}") from error
+        raise ConversionError(
+            f"{src.name} cannot be converted: it has tensors of sizes or values that no network of its kind has "
+            f"({type(error).__name__}: {in_short(error)}); it is damaged, or its layout is another one"
+        ) from error
     return networks
 
 

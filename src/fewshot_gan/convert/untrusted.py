@@ -19,7 +19,7 @@ from .reading import Refused, child, sources
 from .report import ConversionError
 from .restricted_pickle import Opaque, PersistentObject
 
-_START = "import sys; sys.path.append(sys.argv[1]); from reading.child import main; main()"
+_START = "import sys; sys.path.append(sys.argv[1]); from reading.child import main; main(sys.argv[2] == 'numbers')"
 SPARE_SECONDS = 22  # of waiting, beside those of computing that the process may take
 MAX_HEAD = 256 * 2**20  # bytes of the table
 
@@ -63,6 +63,16 @@ def is_pickle(path: Path) -> bool:
         raise ConversionError(str(error)) from error
 
 
+def check(path: str | Path) -> None:
+    """Look a file of torch.save through before another library reads it; its numbers stay where they are.
+
+    Raises:
+        FileNotFoundError, ConversionError: see `open_checkpoint`, or it is no such file.
+    """
+    if (kind := _read(Path(path), numbers=False).kind) != "tensors":
+        raise ConversionError(f"{Path(path).name} is no file of torch.save, but {kind}, or is damaged or cut short")
+
+
 def open_checkpoint(path: str | Path) -> Contents:
     """Read a file without running anything in it, in memory and time that its size allows.
 
@@ -70,14 +80,19 @@ def open_checkpoint(path: str | Path) -> Contents:
         FileNotFoundError: there is no such file.
         ConversionError: it is no regular file, unsafe, damaged or cut short; one sentence.
     """
-    path = Path(path)
+    return _read(Path(path), numbers=True)
+
+
+def _read(path: Path, numbers: bool) -> Contents:
     try:
         size = size_of_regular(path)
         with path.open("rb") as file:
-            process = _start(file)
+            process = _start(file, numbers)
             if process is not None:
-                return _of_process(process, size)
+                return _of_process(process, size, numbers)
             table = child.read_table(file)
+            if not numbers:
+                return Contents(table.kind, None)
             places = (_Pieces(child.chunks(place)) for place in table.places)
             return _contents(table.kind, table.nodes, table.root, table.sizes, places)
     except Refused as error:
@@ -86,21 +101,21 @@ def open_checkpoint(path: str | Path) -> Contents:
         raise ConversionError(str(error)) from error
 
 
-def _start(file) -> subprocess.Popen | None:
+def _start(file, numbers: bool = True) -> subprocess.Popen | None:
     """A process that reads `file`, or None where none can be started: in a frozen or embedded Python."""
     folder = Path(__file__).parent
     is_python = re.match(r"(python|pypy)", Path(sys.executable or "").name.lower())
     if getattr(sys, "frozen", False) or not is_python or not (folder / "reading" / "child.py").is_file():
         return None
     # -I -S: nothing but the standard library, whatever the environment says; starts in 0.05 s
-    command = [sys.executable, "-I", "-S", "-c", _START, str(folder)]
+    command = [sys.executable, "-I", "-S", "-c", _START, str(folder), "numbers" if numbers else "check"]
     try:
         return subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError:
         return None
 
 
-def _of_process(process: subprocess.Popen, size: int) -> Contents:
+def _of_process(process: subprocess.Popen, size: int, numbers: bool) -> Contents:
     seconds = SPARE_SECONDS + child.limits(size)[1]
     alarm, too_late = None, threading.Event()
 
@@ -119,6 +134,8 @@ def _of_process(process: subprocess.Popen, size: int) -> Contents:
         head = json.loads(head)
         if "refused" in head:
             raise Refused(head["refused"])
+        if not numbers:
+            return Contents(head["kind"], None)
         places = (process.stdout for _ in head["sizes"])
         try:
             return _contents(head["kind"], head["nodes"], head["root"], head["sizes"], places)

@@ -95,10 +95,10 @@ def _stored_numbers(folder: Path) -> int | None:
         _check_shards(index)
     found = [read_header(path).numel for path in folder.glob("*.safetensors")]
     if not found and (pickles := list(folder.glob("*.bin"))):
-        from ..convert import torch_file
+        from ..convert.untrusted import check
 
-        for path in pickles:  # diffusers reads them, after they were read here
-            torch_file.read(path)
+        for path in pickles:  # diffusers reads them
+            check(path)
             found.append(path.stat().st_size)
     return sum(found) if found else None
 

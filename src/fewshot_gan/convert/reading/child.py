@@ -43,8 +43,8 @@ def chunks(place):
     return place.chunks() if isinstance(place, Part) else (place,)
 
 
-def main() -> None:
-    """Read standard input, write standard output."""
+def main(with_numbers: bool = True) -> None:
+    """Read standard input, write standard output; without numbers only what they are."""
     file, out = open(0, "rb", closefd=False), open(1, "wb", closefd=False)
     _limit_this_process(*limits(os.fstat(0).st_size))
     try:
@@ -56,7 +56,7 @@ def main() -> None:
         table, head = None, json.dumps({"refused": "to read it takes more memory than a file of its size may take"})
     out.write(len(head).to_bytes(8, "little"))
     out.write(head.encode("ascii"))
-    for place in table.places if table else ():
+    for place in table.places if table and with_numbers else ():
         for piece in chunks(place):
             out.write(piece)
     out.flush()
