@@ -12,6 +12,7 @@ from .card_results import eval_results, report_lines, report_of
 from .grids import make_grid
 from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name
 from .utils.files import replace_file, replace_text
+from .utils.json_files import read_json
 from .version import __version__
 
 EMBEDDED_LICENCES = {  # base: what its weights descend from
@@ -163,10 +164,7 @@ def write_collection_card(
     """
     folder, details = Path(folder), details or Details()
     picture = _place_grid(grid, folder)
-    configs = {
-        n: json.loads((f / "adapter_config.json").read_text(encoding="utf-8"))
-        for n, f in adapter_folders(folder).items()
-    }
+    configs = {n: read_json(f / "adapter_config.json") for n, f in adapter_folders(folder).items()}
     bases, origins = zip(*map(_base_of, configs.values()), strict=True)
     first = next(iter(configs))
     lines = [

@@ -3,7 +3,6 @@
 import glob
 import json
 import math
-import struct
 import time
 from collections import Counter
 from pathlib import Path
@@ -38,6 +37,9 @@ from .options import (
 from .training.interrupt import interruptible
 from .utils.errors import DEBUG, needing
 from .utils.files import finish_replacing, replace_file, replace_text, write_folder
+from .utils.json_files import read_json
+from .utils.safetensors_files import read_header, read_tensors
+from .utils.text import plain
 from .version import __version__
 
 SAVED = ("generator", "discriminator")
@@ -332,7 +334,7 @@ def evaluate(
     if out is not None:
         print(f"{out}  ({time.perf_counter() - start:.1f} s)")
     if published is not None:
-        print(f"not equal to {protocol}: {'; '.join(apart)}" if apart else f"equal to {protocol}")
+        print(f"not equal to {protocol}: {plain('; '.join(apart))}" if apart else f"equal to {protocol}")
         raise typer.Exit(1 if apart else 0)
 
 
@@ -385,18 +387,15 @@ def _squared(path: Path, size: int):
 
 
 def _read_latents(path: Path):
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from .latents import check_latents
 
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+        names = sorted(read_header(path).tensors)
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} holds no latents ({error}); fewshot-gan invert writes such files") from error
-    if set(tensors) != {"latents"}:
-        raise ValueError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}, not latents")
-    return check_latents(tensors["latents"], name=f"the latents in {path}")
+    if names != ["latents"]:
+        raise ValueError(f"{path} holds {plain(', '.join(names))[:200] or 'nothing'}, not latents")
+    return check_latents(read_tensors(path)["latents"], name=f"the latents in {path}")
 
 
 # -------------------------------------------------------------------------------------------------------------- adapt
@@ -563,7 +562,7 @@ def _check_pushable(folder: Path) -> list[str]:
     """Patterns of the files that belong to what `folder` holds, once they are known to be whole."""
     found = []
     if (index := folder / "model_index.json").is_file():
-        listed = {name: value for name, value in _read_json(index).items() if isinstance(value, list) and value[0]}
+        listed = {name: value for name, value in read_json(index).items() if isinstance(value, list) and value[0]}
         parts = [name for name in listed if not name.startswith("_")]
         patterns = ["model_index.json", "README.md", "images/*.png", "pipeline.py"]
         patterns += [f"{name}/{files}" for name in parts for files in ("*.json", "*.safetensors", "fewshot_gan.py")]
@@ -583,7 +582,8 @@ def _check_pushable(folder: Path) -> list[str]:
         if not files:
             raise FileNotFoundError(f"{name} in {folder} has no weights (.safetensors); save it again")
         for file in files:
-            _header(file)
+            if not read_header(file).tensors:
+                raise ValueError(f"{file} is damaged or cut short: it has no tensors; fetch or save the file again")
     return patterns
 
 
@@ -591,7 +591,7 @@ def _portable(folder: Path) -> dict[str, bytes]:
     """Configs of adapters that call their base by a folder of this machine, as they may be read elsewhere."""
     instead = {}
     for path in (f / "adapter_config.json" for f in _adapters_in(folder)):
-        config = _read_json(path)
+        config = read_json(path)
         if (base := cards.portable_base(config)) != config.get("base_model_name_or_path"):
             portable = json.dumps({**config, "base_model_name_or_path": base}, indent=1) + "\n"
             instead[path.relative_to(folder).as_posix()] = portable.encode()
@@ -662,7 +662,7 @@ def _facts(folder: Path, name: str) -> dict:
 def _describe(facts: dict) -> str:
     def listed(settings: dict) -> str:
         shown = {k: v for k, v in sorted(settings.items()) if isinstance(v, str | int | float)}  # nested ones: --json
-        return ", ".join(f"{key} {value}" for key, value in shown.items()) or "none"
+        return plain(", ".join(f"{key} {value}" for key, value in shown.items())) or "none"
 
     sizes = list(facts["bytes"].values())
     others = "".join(f"; {name} {size:,} bytes" for name, size in list(facts["bytes"].items())[1:])
@@ -670,9 +670,9 @@ def _describe(facts: dict) -> str:
     roles = ", ".join(f"{number} {role}" for role, number in facts["layers"].items())
     return "\n".join(
         [
-            f"{facts['name']}: {facts['adapter_type']}, {facts['values']:,} numbers, {sizes[0]:,} bytes{others}",
-            f"  base: {base}, fingerprint {mark}",
-            f"  layers: {sum(facts['layers'].values())} ({roles})",
+            plain(f"{facts['name']}: {facts['adapter_type']}, {facts['values']:,} numbers, {sizes[0]:,} bytes{others}"),
+            f"  base: {plain(base)}, fingerprint {plain(mark)}",
+            f"  layers: {sum(facts['layers'].values())} ({plain(roles)})",
             f"  config: {listed(facts['config'])}",
             f"  training: {listed(facts['training'])}",
         ]
@@ -711,7 +711,7 @@ def list_embedded():
 def _read_config(folder: Path) -> dict:
     """The config of an adapter, of which the parts that are shown are known to be there."""
     path = folder / "adapter_config.json"
-    config = _read_json(path)
+    config = read_json(path)
     layers = config.get("target_modules")
     if (
         not isinstance(config.get("adapter_type"), str)
@@ -723,35 +723,8 @@ def _read_config(folder: Path) -> dict:
     return config
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch the file again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object; fetch the file again")
-    return found
-
-
-def _header(weights: Path) -> dict:
-    """Name → entry of the tensors in a safetensors file, which is whole, from its header alone."""
-    size = weights.stat().st_size
-    try:
-        with weights.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            tensors = json.loads(file.read(min(length, size)))
-        tensors.pop("__metadata__", None)
-        numbers = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
-        whole = numbers >= 0 and 8 + length + max(tensor["data_offsets"][1] for tensor in tensors.values()) == size
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{weights} is damaged or cut short; fetch or save the file again")
-    return tensors
-
-
 def _count(weights: Path) -> int:
-    return sum(math.prod(tensor["shape"]) for tensor in _header(weights).values())
+    return read_header(weights).numel
 
 
 def _size(*files: Path) -> str:

@@ -6,7 +6,6 @@ None comes with this package: their weights are fetched once, by the package tha
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from collections.abc import Collection
 from functools import partial
@@ -21,6 +20,7 @@ from .features import FeatureNetwork
 from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
 from .images import check_floats, to_bytes
 from .utils.errors import fault_of_disk
+from .utils.json_files import read_json
 
 # What fetching and reading a checkpoint raises: no network, a wrong hash, a cut file, a page instead of it.
 FETCHING = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, HTTPException)
@@ -165,7 +165,7 @@ class BackboneFeatures(FeatureNetwork):
             untrained = {key for key in missing if "pooler" in key and not both}
             refuse_missing(missing - untrained)
             self.uses_pooler = not untrained
-            stored = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+            stored = read_json(folder / "preprocessor_config.json")
             self._read_preprocessor(stored)
             self.requires_grad_(False).eval()
             picture = torch.linspace(-1, 1, 3 * self.side**2, dtype=torch.float32, device="cpu").view(

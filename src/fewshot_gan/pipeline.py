@@ -1,23 +1,21 @@
 """`FewShotGAN`: a generator with its adapters, loaded, run, saved and shared like any diffusers pipeline."""
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from .adapters import BASE, AdapterBank, DomainHyperNetwork, fingerprint
 from .adapters.mixin import AdapterMixin
+from .base_files import check_index, stored_keys, stored_tensors
 from .diffusers_pipeline import NetworkPipeline, drawing
 from .hub import HUB_OPTIONS, PUSH_OPTIONS, embedded_adapters, embedded_bases, resolve_folder
 from .images import check_range, read_squares, to_floats
@@ -33,6 +31,7 @@ from .models.plain import PlainGenerator
 from .ops import dispatch
 from .utils.files import expanded, replacing, user_path
 from .utils.random import seeded
+from .utils.text import plain
 
 MOST_PSI = 1000  # far beyond any use; larger ones overflow
 CARD_FACES = 6  # pictures per row on the card of an adapter
@@ -105,27 +104,26 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
             raise FileNotFoundError(
                 f"{folder} is not a base: it has no model_index.json (fewshot-gan convert makes one)"
             )
-        for index in folder.glob("*/*.index.json"):
-            _check_shards(index)
         kwargs["dtype"] = settle_dtype(kwargs) or torch.float32
+        check_index(folder, kwargs)
         kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())  # without it diffusers warns at length
         try:
             pipe = super().from_pretrained(str(folder), **kwargs)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(f"could not load the base in {folder}: {error}") from error
+        except Exception as error:  # whatever a damaged config makes of diffusers
+            raise ValueError(f"could not load the base in {folder}: {plain(error)[:500]}") from error
         for name, module in pipe.components.items():
             if module is None or name in kwargs:
                 continue
             own = module.state_dict()
-            stored = _stored_keys(folder / name) or {k for k, t in own.items() if not t.is_meta}  # no safetensors: .bin
+            stored = stored_keys(folder / name) or {k for k, t in own.items() if not t.is_meta}  # no safetensors: .bin
             if missing := sorted(own.keys() - stored):
-                raise ValueError(f"the {name} in {folder} lacks weights: {', '.join(missing[:8])}")
+                raise ValueError(f"the {name} in {folder} lacks weights: {plain(', '.join(missing[:8]))}")
             if unknown := sorted(stored - own.keys()):
-                raise ValueError(f"the {name} in {folder} has weights that it does not know: {', '.join(unknown[:8])}")
+                names = plain(", ".join(unknown[:8]))
+                raise ValueError(f"the {name} in {folder} has weights that it does not know: {names}")
         pipe.base_name = expanded(pretrained_model_name_or_path)
         if pipe.generator.dtype != torch.float32 and "generator" not in kwargs:
-            stored = {k: t for path in (folder / "generator").glob("*.safetensors") for k, t in load_file(path).items()}
-            if stored:  # what adapters were trained on, before the cast
+            if stored := stored_tensors(folder / "generator"):  # what adapters were trained on, before the cast
                 pipe.bank.remember_fingerprint(fingerprint(pipe.generator, stored))
         return pipe
 
@@ -642,23 +640,3 @@ def _branch(generator: torch.Generator | None) -> torch.Generator:
 def _name_from(text: str) -> str:
     """A valid adapter name: the words of `text`, joined by dashes."""
     return "-".join(re.findall(r"\w+", text.lower()))[:64] or "default"
-
-
-def _check_shards(index: Path) -> None:
-    """Refuse an index of shards that is damaged or names files elsewhere on this machine."""
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index} is damaged ({error!r}); fetch the file again") from error
-    for shard in shards:
-        if not isinstance(shard, str) or PureWindowsPath(shard).name != shard or shard.startswith("."):
-            raise ValueError(f"{index} names the file {shard!r}, which is not beside it; do not trust this base")
-
-
-def _stored_keys(folder: Path) -> set[str]:
-    """Names of the tensors in a component's safetensors files; diffusers itself only warns about those it misses."""
-    keys = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            keys |= set(file.keys())
-    return keys

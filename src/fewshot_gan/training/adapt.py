@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..adapters import Adapter, FullAdapter, GANMemoryAdapter, fingerprint, trainable_types
@@ -35,6 +34,7 @@ from ..models.layers import as_ws
 from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded, replace_file
+from ..utils.safetensors_files import read_header, read_tensors
 from .checkpoints import ANEW
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig
@@ -510,9 +510,8 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
     if lpips_network(str(real.device)) is not None:  # with other eyes other latents are found
         made_of["perceptual"] = "lpips"
     if path.is_file():
-        with safe_open(path, "pt") as file:
-            if json.loads((file.metadata() or {}).get("made_of", "{}")) == made_of:
-                return check_latents(file.get_tensor("codes"), name=f"codes of {path}")
+        if read_header(path).metadata.get("made_of") == json.dumps(made_of):
+            return check_latents(read_tensors(path)["codes"], name=f"codes of {path}")
         if args.projections:
             raise ValueError(
                 f"{path} holds projections of other images, another base or other settings; name another file to make, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from ..images import square, to_floats
 from ..picture_files import COMMON, read_picture
 from ..picture_sets import PictureSet, explain
 from ..utils.files import user_path
+from ..utils.json_files import parse_json
 from ..utils.text import plain
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,9 @@ def _load(pictures: Iterator[tuple[str, Image.Image]], source, resolution: int, 
     logger.info(f"{len(images)} images from {source}: centre crop to the short side, Lanczos to {resolution} px{also}")
     if enlarged:
         more = f" and {len(enlarged) - 10} more" if len(enlarged) > 10 else ""
-        logger.warning(f"smaller than {resolution} px, enlarged and therefore soft: {', '.join(enlarged[:10])}{more}")
+        logger.warning(
+            f"smaller than {resolution} px, enlarged and therefore soft: {plain(', '.join(enlarged[:10]))}{more}"
+        )
     return images
 
 
@@ -155,7 +157,7 @@ def provenance(source: str | os.PathLike[str]) -> dict[str, str]:
     try:
         with PictureSet(path) as pictures:
             text = pictures.text("dataset.json")
-        info = json.loads(text or "{}")
+        info = parse_json((text or "{}").encode())
         found = {"images": info.get("style"), "images_licence": (info.get("licence") or {}).get("text")}
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
