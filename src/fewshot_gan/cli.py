@@ -685,8 +685,6 @@ def _describe(facts: dict) -> str:
 @app.command(name="list")
 def list_embedded():
     """Show what ships inside the package and works offline."""
-    from .picture_files import FORMAT_OF
-
     bases = {name: hub.ASSETS / "bases" / name for name in hub.embedded_bases()}
     print("bases" if bases else "bases: none")
     for name, folder in bases.items():
@@ -704,7 +702,7 @@ def list_embedded():
     datasets = hub.embedded_datasets()
     print("datasets" if datasets else "datasets: none")
     for name, folder in datasets.items():
-        pictures = [p for p in folder.iterdir() if p.suffix.lower() in FORMAT_OF]
+        pictures = list(folder.glob("*.png"))
         print(f"  {name}: {len(pictures)} pictures, {_size(*pictures)}")
 
 
