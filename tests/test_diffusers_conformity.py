@@ -778,7 +778,7 @@ def test_copies_of_a_pipeline_are_whole_and_its_own(pipe, look, way, perturbed):
     cached = pipe.bank.cached_bytes()
     twin = COPIES[way](pipe)
     assert twin.bank.model is twin.generator is not pipe.generator and dict(twin.config) == dict(pipe.config)
-    assert twin.get_list_adapters() == ["look", "other"] == twin.active_adapters() and twin.bank.cached_bytes() == 0
+    assert twin.loaded_adapters() == ["look", "other"] == twin.active_adapters() and twin.bank.cached_bytes() == 0
     assert torch.equal(draw(twin), want) and torch.equal(draw(twin, adapter_names="__base__"), base)
     assert torch.equal(draw(twin, adapter_names="look"), alone) and twin.bank.cached_bytes() == cached
     twin.load_adapter(look, "again")  # known by its weights
@@ -792,7 +792,7 @@ def test_copies_of_a_pipeline_are_whole_and_its_own(pipe, look, way, perturbed):
     assert not torch.equal(draw(twin), base)
     assert torch.equal(draw(pipe), want) and torch.equal(draw(pipe, adapter_names="look"), alone)
     pipe.delete_adapters(["look", "other"])
-    assert torch.equal(draw(pipe), base) and twin.get_list_adapters() == ["look", "again"]
+    assert torch.equal(draw(pipe), base) and twin.loaded_adapters() == ["look", "again"]
 
 
 @pytest.mark.parametrize("way", COPIES)
@@ -853,7 +853,7 @@ def test_from_pipe_shares_networks_and_adapters(pipe, look):
     new = FewShotGAN.from_pipe(pipe, truncation_psi=0.9)
     assert all(new.components[name] is part for name, part in pipe.components.items())
     assert new.config.truncation_psi == 0.9 and new.base_name == "ffhq" and new.bank is not pipe.bank
-    assert new.get_list_adapters() == ["look"] == new.active_adapters()
+    assert new.loaded_adapters() == ["look"] == new.active_adapters()
     psi = {"truncation_psi": pipe.config.truncation_psi}
     assert torch.equal(draw(new, **psi), want)
     new.set_adapters([])
@@ -872,7 +872,7 @@ def test_from_pipe_casts_only_when_asked(pipe):
 def test_from_pipe_with_other_parts(pipe, look):
     other = type(pipe.generator).from_config(pipe.generator.config)
     new = FewShotGAN.from_pipe(pipe, generator=other, discriminator=None)
-    assert new.generator is other and new.discriminator is None and new.get_list_adapters() == []
+    assert new.generator is other and new.discriminator is None and new.loaded_adapters() == []
 
     class Subclass(type(pipe.generator)):
         """As users derive one."""

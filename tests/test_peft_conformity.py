@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import Adapter, AdapterBank, TicketAdapter, load_adapter
 from fewshot_gan.adapters.base import REGISTRY, known_settings
-from fewshot_gan.models import SNGANGenerator
+from fewshot_gan.models import BigGANGenerator, SNGANGenerator
 from fewshot_gan.models.layers import adaptable_layers
 
 MORE = {  # beside each kind with its defaults
@@ -42,6 +42,11 @@ def tiny_sngan():
             if name.endswith("bias"):
                 parameter.normal_(0, 0.1)  # biases that matter
     return generator
+
+
+def tiny_biggan():
+    torch.manual_seed(0)
+    return BigGANGenerator((16, 16, 8), 1, chunk_dim=3, shared_dim=4, num_classes=3).eval()
 
 
 GENERATORS = {"mobile": tiny_mobile, "stylegan2": tiny_stylegan2, "sngan": tiny_sngan}
@@ -600,3 +605,23 @@ def test_compiled(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_by_inductor(kind, pipe):
     check_compiled(pipe, kind, atol=1e-4)  # it fuses operations, which round otherwise
+
+
+@pytest.mark.parametrize("kind", sorted(REGISTRY))
+@torch.no_grad()
+def test_copies_of_a_generator_with_spectral_norm(kind):
+    """torch gives such layers a class of their own, with other ways to be copied."""
+    pipe = FewShotGAN(tiny_biggan().requires_grad_(False))
+    options = {"latents": torch.randn(2, pipe.generator.z_dim, generator=torch.Generator().manual_seed(1))}
+    options |= {"class_labels": [0, 2], "output_type": "pt"}
+    base = pipe(**options).images
+    want = pipe.load_adapter(made(kind, pipe.generator), "a")(**options).images
+    assert not torch.equal(want, base)
+    for copied in (copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))):
+        assert torch.equal(FewShotGAN(copied(pipe.generator))(**options).images, base)
+        generator = copied(pipe.generator)
+        assert all(layer.adaptation is None for _, layer in adaptable_layers(generator))
+        twin = copied(pipe)
+        assert torch.equal(twin(**options).images, want) and twin.bank.active == {"a": 1.0}
+        twin.delete_adapters("a")
+        assert torch.equal(twin(**options).images, base) and torch.equal(pipe(**options).images, want)

@@ -15,7 +15,7 @@ class Picklable(nn.Module):
         if not parametrize.is_parametrized(self):
             return super().__reduce_ex__(protocol)
         cls = parametrize.type_before_parametrizations(self)
-        return cls.__new__, (cls,), dict(self.__dict__), None, None, _restore
+        return cls.__new__, (cls,), dict(cls.__getstate__(self)), None, None, _restore
 
 
 def _restore(module: nn.Module, state: dict) -> None:
