@@ -793,6 +793,17 @@ def test_offloaded_pipelines_draw_the_same(pipe, look, way, tmp_path, poison):
     torch.testing.assert_close(draw(pipe), want, **ROUNDING)
 
 
+@pytest.mark.parametrize("way", PIPE_WAYS)
+@pytest.mark.parametrize("name", ["mobile", "biggan"])
+def test_threads_take_turns_with_an_offloaded_pipeline(name, way, tmp_path, poison):
+    pipe = piped(name)
+    want = [draw(pipe, 2, seed=seed) for seed in range(8)]
+    offload_pipe(pipe, way, tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda seed: draw(pipe, 2, seed=seed), range(8)))
+    torch.testing.assert_close(drawn, want, **ROUNDING)
+
+
 @pytest.mark.parametrize("way", ["sequential", "leaf_level"])
 def test_what_would_write_to_offloaded_weights_is_refused(pipe, look, way, tmp_path):
     want = draw(pipe)
