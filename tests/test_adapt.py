@@ -100,7 +100,7 @@ def test_a_killed_run_of_each_method_continues_bit_for_bit(train, method, option
     whole = train(method, *options, out="whole")
     original = adapt.Trainer.train
     with monkeypatch.context() as patch:
-        patch.setattr(adapt.Trainer, "train", lambda self, on_step: original(self, stop_after=1))
+        patch.setattr(adapt.Trainer, "train", lambda self, on_step, finish: original(self, stop_after=1))
         train(method, *options, out="killed")
     resumed = train(method, *options, out="killed")
     assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in whole.state_dict().items())
@@ -193,7 +193,7 @@ def test_what_the_images_are_and_may_be_used_for_is_on_the_card(train, data, tmp
 def test_without_an_adversary_no_judge_is_trained(train, monkeypatch):
     trainers = []
     original = adapt.Trainer.train
-    monkeypatch.setattr(adapt.Trainer, "train", lambda self, on_step: trainers.append(self) or original(self))
+    monkeypatch.setattr(adapt.Trainer, "train", lambda self, **given: trainers.append(self) or original(self, **given))
     for weight in (0, 1):
         train("finetune", f"--adversarial_weight={weight}", "--colour_weight=1", out=f"run{weight}")
     assert [bool(trainer.d_parameters) for trainer in trainers] == [False, True]
@@ -290,7 +290,7 @@ def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data)
     again = tmp_path / "resumed"  # killed after one step, then resumed
     command[command.index(f"--output_dir={out}")] = f"--output_dir={again}"
     original = hypernetwork.Trainer.train
-    hypernetwork.Trainer.train = lambda self: original(self, stop_after=1)
+    hypernetwork.Trainer.train = lambda self, finish: original(self, stop_after=1)
     try:
         hypernetwork.run(hypernetwork.parser().parse_args(command))
     finally:

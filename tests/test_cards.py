@@ -13,13 +13,12 @@ from fewshot_gan.adapters import Adapter, DomainVectorAdapter, LeFTAdapter, fing
 from fewshot_gan.card_results import numbered_card
 from fewshot_gan.cards import (
     EMBEDDED_LICENCES,
-    GAP,
     TYPES,
-    make_grid,
     write_adapter_card,
     write_base_card,
     write_collection_card,
 )
+from fewshot_gan.grids import GAP, make_grid
 
 
 @pytest.fixture

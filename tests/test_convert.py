@@ -248,6 +248,30 @@ def test_pt_equals_its_own_function(tmp_path, pt, zipped):
     assert torch.equal(raw["synthesis.b8.conv0.weight"], extra["g"]["convs.0.conv.weight"][0])
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pt_with_numpy_scalars_and_arrays(tmp_path, pt, zipped):
+    extra = {"latent_avg": pt["latent_avg"].double().numpy(), "best_fid": np.float64(7.5), "seed": np.int64(3)}
+    torch.save(pt | extra, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    compare(convert_checkpoint(tmp_path / "x.pt"), pt["latent_avg"], *pt_functions(pt["g_ema"], pt["d"]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["g_ema", "g", "d", "latent_avg"])
+def test_pt_with_weights_that_are_no_numbers(tmp_path, pt, part, value):
+    pt["g"] = pt_generator(4)
+    (pt[part] if part == "latent_avg" else pt[part][next(k for k in pt[part] if k.endswith("bias"))])[-1] = value
+    torch.save(pt, tmp_path / "x.pt")
+    with pytest.raises(ConversionError, match=r"in x.pt has weights that are no finite real numbers: [\w.]+"):
+        convert_checkpoint(tmp_path / "x.pt")
+
+
+def test_pt_names_cannot_command_a_terminal(tmp_path, pt):
+    pt["g_ema"]["\x1b[31mconvs\n.0.extra\x07"] = torch.zeros(1)
+    torch.save(pt, tmp_path / "x.pt")
+    with pytest.raises(ConversionError, match=r"left over: convs .0.extra$"):
+        convert_checkpoint(tmp_path / "x.pt")
+
+
 def test_pt_without_mean_w_is_estimated(tmp_path, pt, caplog):
     del pt["latent_avg"], pt["d"]
     torch.save(pt, tmp_path / "x.pt")

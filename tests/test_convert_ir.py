@@ -134,6 +134,5 @@ def test_another_network_is_refused(tmp_path, monkeypatch):
         xml.write_text(text.replace(f"m.{here}", f"m.{there}"), encoding="utf-8")
         with pytest.raises(ConversionError, match=message):
             convert_checkpoint(tmp_path / "b")
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"needs openvino: pip install 'fewshot_gan\[convert\]'"):
-        convert_checkpoint(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "openvino", None)  # the standard library reads it
+    assert convert_checkpoint(tmp_path / "a")["generator"].resolution == 32

@@ -1,13 +1,16 @@
 """Encoders: CLIP as transformers computes it, features as loops compute them; frozen, differentiable, honest errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import hostile
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TinyFeatures, without_tensors
+from safetensors.torch import load_file
 
 from fewshot_gan.encoders import CLIP_MEAN, CLIP_STD, TEMPLATES, FeatureEncoder, load_encoder, templated
 from fewshot_gan.hub import embedded_datasets
@@ -213,6 +216,22 @@ def test_what_cannot_be_loaded(folder, tmp_path):
             load_encoder(str(damaged))
         assert "\n" not in str(error.value)
     assert "lacks weights: visual_projection.weight" in str(error.value)
+
+
+def test_pickled_weights_are_looked_through_first(folder, tmp_path):
+    whole, bombs = tiny_clip(tmp_path / "clip"), hostile.bombs()
+    tensors = load_file(whole / "model.safetensors")
+    (whole / "model.safetensors").unlink()
+    torch.save(tensors, whole / "pytorch_model.bin")
+    text, name = ["a photo"], str(whole)
+    # tensors of the two kinds of file begin elsewhere in memory, where products of matrices round differently
+    torch.testing.assert_close(load_encoder(name).text(text), load_encoder(str(folder)).text(text))
+    for bomb in ("nested.pt", "expanded.pth", "zip.pt"):  # each ends or fills a process that just loads it
+        content, why = bombs[bomb]
+        damaged = shutil.copytree(whole, tmp_path / bomb)
+        (damaged / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(ValueError, match=f"no CLIP model that can be loaded .*{why}"):
+            load_encoder(str(damaged))
 
 
 def test_importing_loads_no_transformers():

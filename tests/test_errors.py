@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from fewshot_gan.cli import app
 from fewshot_gan.utils.errors import BUG, REFUSED, Ended, boundary, explain, is_bug, needing, script
+from fewshot_gan.utils.files import replace_file
 from fewshot_gan.utils.text import plain, plain_lines
 
 ROOT = Path(__file__).parents[1]
@@ -136,7 +138,7 @@ FAULTS = {
     lambda folder: (
         ROOT / "LICENSE" / "x"
     ).mkdir(): "LICENSE/x: a part of this path is a file where a folder is needed",
-    lambda folder: folder.mkdir(): ": it exists already; choose another path",
+    lambda folder: folder.mkdir(): ": something of this name is there already; choose another path",
     lambda folder: folder.read_bytes(): ": it is a folder; give a file",
     lambda folder: (folder / ("x" * 300)).touch(): "the name is too long; choose a shorter one",
 }
@@ -197,6 +199,38 @@ def test_the_number_of_a_failed_write_is_found():
         assert not is_bug(error) and "Errno" not in explain(error)
     assert explain(OSError(errno.ENOSPC, "", "/x/y.png")).startswith("/x/y.png: the disk is full")
     assert explain(OSError(errno.ECONNREFUSED, "Connection refused")) == "[Errno 111] Connection refused"
+
+
+def test_temporary_files_are_named_as_what_they_become(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def write(path):
+        path.write_bytes(b"half")
+        raise full
+
+    with pytest.raises(OSError) as caught:
+        replace_file(tmp_path / "faces.png", write)
+    assert explain(caught.value) == f"{tmp_path}/faces.png: {explain(OSError(errno.ENOSPC, ''))}"
+    assert os.listdir(tmp_path) == []
+    for name, shown in ((".12.3-x.png", "/a/x.png"), (".faces-9yope9sa", "/a"), ("tmpab_cd12x", "/a"), (".x", "/a/.x")):
+        assert explain(OSError(errno.EROFS, "", f"/a/{name}")).startswith(f"{shown}: the disk can only be read")
+    assert explain(OSError(errno.EROFS, "", "tmpab_cd12x")).startswith(".: the disk can only be read")
+
+
+def test_threads_that_nobody_waits_for(capsys):
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device", "/logs/events")
+
+    before = threading.excepthook
+    with boundary():
+        thread = threading.Thread(target=fail, name="writer")
+        thread.start()
+        thread.join()
+    assert threading.excepthook is before
+    assert capsys.readouterr().err == (
+        "warning: the thread writer ended: /logs/events: the disk is full; free some space, or choose a place on "
+        "another disk\n"
+    )
 
 
 def test_a_full_disk_under_torch_save():

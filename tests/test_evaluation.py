@@ -1,5 +1,6 @@
 """Reports: their numbers are those of the metrics, the same again, and not compared across protocols."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import torch
 from conftest import tiny_mobile
 from PIL import Image
 from test_encoders import tiny_clip
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fewshot_gan import card_results, evaluation, metrics
@@ -134,6 +136,22 @@ def test_other_protocols_and_networks_are_refused(pipe, data, perturbed):
 def test_refusals(pipe, data, options, message):
     with pytest.raises(ValueError, match=message):
         evaluation.evaluate(pipe, data, **({"num_images": 6} | options))
+
+
+def test_whatever_a_refusal_names_is_an_option(base_folder, data, tmp_path):
+    """Errors call settings by their names in Python; the command takes each, and the named way out works."""
+    options = {name.replace("truncation_psi", "psi") for name in inspect.signature(evaluation.evaluate).parameters}
+    taken = {option.name for option in get_command(app).commands["evaluate"].params}
+    assert options - {"pipe"} <= taken
+    run, out = CliRunner().invoke, tmp_path / "report.json"
+    command = ["evaluate", str(data), "--base", str(base_folder), "--num-images", "3", "--out", str(out)]
+    refused = run(app, command)
+    assert refused.exit_code == 2 and "neighbour=3 of 3 drawn and 12 true pictures: give fewer" in refused.output
+    assert run(app, [*command, "--neighbour", "2"]).exit_code == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["protocol"]["neighbour"] == 2
+    again = ["evaluate", str(data), "--base", str(base_folder), "--protocol", str(out)]
+    assert run(app, again).exit_code == 0  # as the report says
+    assert run(app, [*again, "--neighbour", "1"]).exit_code == 2  # another protocol
 
 
 def test_a_published_report_is_computed_again(base_folder, data, tmp_path):

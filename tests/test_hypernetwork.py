@@ -412,7 +412,7 @@ def test_adapter_from_image(pipe, clip, tmp_path):
     torch.testing.assert_close(pictures(pipe, adapter_names="several"), mean, **PROMISE)
     assert pipe.bank.adapters["several"].config.training["images"] == 2
     for wrong in ([], tensor[0], tensor[:0], tensor[:, :2]):
-        with pytest.raises(ValueError, match=r"are not \[N, 3, H, W\]; give at least one picture"):
+        with pytest.raises(ValueError, match="give at least one picture"):
             pipe.adapter_from_image(wrong, network)
     with pytest.raises(ValueError, match=r"images go beyond \[-1, 1\]; scale 8-bit"):
         pipe.adapter_from_image((tensor + 1) * 127.5, network)

@@ -121,7 +121,7 @@ def test_photos_from_files_and_pil(pipe, features, tmp_path):
         pipe.invert(tmp_path / "broken.png")
     with pytest.raises(ValueError, match="below the limit of 32 px"):
         pipe.invert(photo.resize((20, 20)))
-    with pytest.raises(ValueError, match="no picture to invert"):
+    with pytest.raises(ValueError, match="there is no picture; give at least one"):
         pipe.invert([])
 
 

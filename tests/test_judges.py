@@ -4,6 +4,7 @@ The tests of torch-fidelity's and lpips' own code run where they are installed: 
 pytest tests/test_judges.py. Elsewhere small stand-ins of the same interface take their place.
 """
 
+import errno
 import functools
 import hashlib
 import json
@@ -24,7 +25,7 @@ from fewshot_gan.encoders import load_encoder
 from fewshot_gan.features import load_features
 from fewshot_gan.images import to_bytes, to_floats
 from fewshot_gan.inversion import lpips_network
-from fewshot_gan.judges import BackboneFeatures, InceptionFeatures, LPIPSFeatures
+from fewshot_gan.judges import BackboneFeatures, InceptionFeatures, LPIPSFeatures, load_lpips
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training.data import load_images
 
@@ -285,6 +286,13 @@ def test_inception_without_its_weights(fidelity, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_inception_whose_cache_is_a_file(fidelity, tmp_path):
+    (tmp_path / "cache").write_text("", encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match="Inception-v3 cannot keep its weights: .*cache.*; set TORCH_HOME to"):
+        load_features("inception-v3")
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("content", [b"", b"<html>log in first</html>", b"PK\x03\x04 cut short"])
 def test_inception_whose_file_is_damaged(fidelity, tmp_path, content):
     file = tmp_path / "cache" / "checkpoints" / fidelity.file.name
@@ -368,6 +376,12 @@ def test_lpips_without_its_weights(lpips, monkeypatch, caplog, error):
     lpips_network.cache_clear()
     assert lpips_network() is None and "the embedded features stand in for it" in caplog.text
     lpips_network.cache_clear()
+
+
+def test_lpips_whose_weights_the_disk_does_not_take(lpips, monkeypatch):
+    monkeypatch.setattr(lpips, "LPIPS", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(FileNotFoundError, match="LPIPS cannot keep its weights: the disk is full; set TORCH_HOME to"):
+        load_lpips()
 
 
 def assert_vectors_are_lpips(network, x):

@@ -299,7 +299,7 @@ def test_attacks_leave_no_trace():  # 8
     ("options", "message"),
     [
         ({"adv_steps": -1}, "adv_steps=-1"),
-        ({"adv_gamma": -0.1}, "give 0 or more each"),
+        ({"adv_gamma": -0.1}, "adv_gamma=-0.1: give 0 or more"),
         ({"adv_direction": "up"}, "unknown adv_direction 'up'; known: paper, repo"),
         ({"diffaugment": "blur"}, "augmentation policy 'blur' is not known"),
         ({"d_steps": 0}, "d_steps=0: give 1 or more"),

@@ -368,6 +368,14 @@ def test_commands_set_their_threads(base_folder, tmp_path, monkeypatch):
     assert computing == {n for n, c in group.commands.items() if any("--num-threads" in p.opts for p in c.params)}
 
 
+def test_one_place_counts_cores():
+    counting = set()
+    for path in (*(ROOT / "src" / "fewshot_gan").rglob("*.py"), *(ROOT / "training").glob("*.py")):
+        if "cpu_count()" in path.read_text("utf-8"):
+            counting.add(path.name)
+    assert counting == {"threads.py", "report.py"}  # the report says how many cores the machine has
+
+
 def test_only_commands_set_threads():
     """`import fewshot_gan` and the library's functions leave torch's threads alone."""
     setting = {}

@@ -256,7 +256,7 @@ def test_a_run_that_never_began_leaves_the_page_of_another(make):
     with pytest.raises(ValueError), make().watched():
         raise ValueError("holds a run with other settings")
     assert (report.folder / PAGE_NAME).read_bytes() == before
-    assert sorted(path.name for path in report.folder.iterdir()) == [LOSSES_NAME, PAGE_NAME]  # nothing half-written
+    assert sorted(path.name for path in report.folder.iterdir()) == [".lock", LOSSES_NAME, PAGE_NAME]
 
 
 def test_pictures_over_time(make):

@@ -225,18 +225,71 @@ def test_diffaugment_is_linear_enough_to_have_the_right_gradient(policy):
     assert not torch.equal(augment(x, generator(4)), augment(x, generator(3)))
 
 
-def test_cutout_blanks_a_square_and_translation_keeps_the_rest():
-    ones = torch.ones(50, 3, 16, 16)
-    cut = DiffAugment("cutout")(ones, generator()) == 0
-    areas = cut[:, 0].flatten(1).sum(1)
-    assert (
-        torch.equal(cut[:, 0], cut[:, 2]) and areas.max() == 64 and areas.min() >= 16
-    )  # whole square … a corner of it
+def spans(kept):
+    """First and one past the last True of each row of `[N, side]`, which has one run of them."""
+    first = kept.int().argmax(1)
+    assert (kept.int().diff(dim=1) == 1).sum(1).max() <= 1
+    return list(zip(first.tolist(), (first + kept.sum(1)).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (10, 24), (9, 17)])
+def test_translation_is_uniform_over_whole_pixels(shape):
+    """DiffAugment (arXiv 2006.10738) as published: integers of [-r, r], r = side / 8 rounded, zeros at the border."""
+    count = 4000
+    ramp = torch.arange(1, shape[0] * shape[1] + 1, dtype=torch.float32).view(1, 1, *shape).expand(count, 3, *shape)
+    moved = DiffAugment("translation")(ramp, generator())
+    seen = moved[:, 0] != 0
+    for axis, side in enumerate(shape):
+        reach = int(side / 8 + 0.5)
+        kept = spans(seen.any(2 - axis))
+        for low, high in set(kept):  # what is left of the picture reaches one of the borders
+            assert 0 in (low, side - high) and side - reach <= high - low <= side
+        shifts = torch.tensor([low if low else high - side for low, high in kept])
+        values, counts = shifts.unique(return_counts=True)
+        assert values.tolist() == list(range(-reach, reach + 1))
+        expected = count / len(values)
+        # five standard deviations of a binomial count; ends half as likely as the rest are some twenty away
+        assert (counts - expected).abs().max() < 5 * (expected * (1 - 1 / len(values))) ** 0.5
+    for image, out in zip(ramp[:20], moved[:20], strict=True):
+        (y0, y1), (x0, x1) = (spans((out[0] != 0).any(1 - axis)[None])[0] for axis in (0, 1))
+        sy, sx = (0 if low else side - (high - low) for low, high, side in ((y0, y1, shape[0]), (x0, x1, shape[1])))
+        assert torch.equal(out[:, y0:y1, x0:x1], image[:, sy : sy + y1 - y0, sx : sx + x1 - x0])
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (10, 12), (9, 32)])
+def test_cutout_is_an_exact_window_around_a_uniform_pixel(shape):
+    """As published: a window of half the side, centre of size + (1 - window % 2) places, cut off at the borders."""
+    count = 6000
+    cut = DiffAugment("cutout")(torch.ones(count, 3, *shape), generator()) == 0
+    assert torch.equal(cut[:, 0], cut[:, 2])
+    for axis, side in enumerate(shape):
+        window = int(side / 2 + 0.5)
+        places = range(side + (1 - window % 2))
+        wanted = [(max(0, c - window // 2), min(side, c - window // 2 + window)) for c in places]
+        found = spans(cut[:, 0].any(2 - axis))
+        assert sorted(set(found)) == sorted(set(wanted))
+        expected = count / len(places)
+        for span in set(wanted):
+            times = wanted.count(span)
+            assert abs(found.count(span) - times * expected) < 5 * (times * expected) ** 0.5  # five deviations
     rows, columns = cut[:, 0].any(2).sum(1), cut[:, 0].any(1).sum(1)
-    assert torch.equal(areas, rows * columns)
-    moved = DiffAugment("translation")(ones, generator())
-    kept = moved[:, 0].flatten(1).sum(1)
-    assert kept.min() >= 14 * 14 and kept.max() <= 256 and kept.min() < 256  # at most an eighth, 2 px, each way
+    assert torch.equal(cut[:, 0].flatten(1).sum(1), rows * columns)  # a rectangle
+
+
+def test_augmentation_draws_are_the_same_whatever_torchs_default_dtype():
+    augment, x = FewShotAugment(), batch(4)
+
+    def everything():
+        moved = augment.apply(x, augment.sample(4, generator()))
+        return [DiffAugment()(x, generator()), moved, random_zoom(x, 1.5, generator())]
+
+    expected = everything()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = everything()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def test_zoom_shows_a_part_of_each_image():

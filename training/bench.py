@@ -43,8 +43,10 @@ from benchmark import versions
 from fewshot_gan.methods.d3t import D3TConfig
 from fewshot_gan.training import adapt
 from fewshot_gan.training.engine import TrainingConfig
+from fewshot_gan.training.interrupt import interruptible
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import user_path
+from fewshot_gan.utils.folder_lock import LOCK_NAME, locked
 from fewshot_gan.utils.threads import set_threads, usual_threads
 
 logger = logging.getLogger("bench")
@@ -180,6 +182,16 @@ class Bench:
             "data_sha256": self.looks.data_sha256(cell.look),
         }
 
+    def refuse_left_behind(self) -> None:
+        """A training that a killed bench left behind may still be at work.
+
+        Raises:
+            FolderInUse: it is.
+        """
+        for lock in (self.output / "cells").rglob(LOCK_NAME):
+            with locked(lock.parent):
+                pass
+
     def check(self, cells: list[Cell], overwrite: bool = False, judge_only: bool = False) -> None:
         """Clears what `overwrite` has to do again.
 
@@ -201,7 +213,7 @@ class Bench:
             elif rejudge:
                 (folder / "cell.json").unlink()
 
-    def run(self, cells: list[Cell], judge_only: bool = False, keep_open: tuple[int, ...] = ()) -> list[str]:
+    def run(self, cells: list[Cell], judge_only: bool = False) -> list[str]:
         """Trains and judges what is not done yet; returns the names of the cells that failed."""
         failed = []
         for count, cell in enumerate(cells, 1):
@@ -211,7 +223,7 @@ class Bench:
             try:
                 if not trained:
                     logger.info(f"{count}/{len(cells)} training {cell.name}")
-                    self.train(cell, keep_open)
+                    self.train(cell)
                 logger.info(f"{count}/{len(cells)} judging {cell.name}")
                 self.judge(cell)
                 (self.folder(cell) / "failed.json").unlink(missing_ok=True)
@@ -244,11 +256,8 @@ class Bench:
         words += [word.replace("{shared}", str(shared)) for word in method.extra]
         return ["python", f"training/{method.script}", *words]
 
-    def train(self, cell: Cell, keep_open: tuple[int, ...] = ()) -> None:
+    def train(self, cell: Cell) -> None:
         """Runs the script; what it says goes to train.log.
-
-        Args:
-            keep_open: file descriptors that the process inherits: a lock it holds while it lives.
 
         Raises:
             CellFailed: it ended with an error, or without an adapter.
@@ -265,7 +274,6 @@ class Bench:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=keep_open,
             )
             try:
                 process.wait()
@@ -372,35 +380,16 @@ def main(argv: list[str] | None = None) -> None:
     logger.setLevel(logging.INFO)
     failed = []
     if not args.table:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the training is ended too
         set_threads(args.num_threads)
-        with locked(args.output_dir) as lock:
-            try:
-                bench.check(cells, args.overwrite, args.judge_only)
-                failed = bench.run(cells, args.judge_only, (lock.fileno(),))
-            except (ValueError, OSError) as error:
-                raise SystemExit(f"error: {error}") from error
+        with interruptible(), locked(args.output_dir):
+            bench.refuse_left_behind()
+            bench.check(cells, args.overwrite, args.judge_only)
+            failed = bench.run(cells, args.judge_only)
     bench_report.write(args.output_dir, list(METHODS))
     if failed:
         raise SystemExit(
             f"error: {len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; see their failed.json"
         )
-
-
-def locked(folder: Path):
-    """An open file that one bench, or a training it left behind, can hold."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / ".lock", "w", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise SystemExit(
-            f"error: another bench is at work in {folder}; wait for it or choose another folder"
-        ) from error
-    return file
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def sheet(output: Path, look: str, cells: list[dict]) -> None:
     font = ImageFont.load_default(size=FONT)
     page = Image.new("RGB", (0, 0))
     for row, (label, path) in enumerate(strips.items()):
-        with Image.open(path) as strip:
+        with Image.open(path, formats=("PNG",)) as strip:
             count = strip.width // strip.height
             line = strip.convert("RGB").resize((count * THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
         if row == 0:

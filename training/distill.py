@@ -33,12 +33,29 @@ from fewshot_gan.metrics import frechet_distance, psnr
 from fewshot_gan.models import StyleGAN2Discriminator
 from fewshot_gan.ops import haar
 from fewshot_gan.pipeline import FewShotGAN
-from fewshot_gan.training.adapt import add_tracking_options, start, start_trackers
+from fewshot_gan.training.interrupt import Interrupted, interruptible
+from fewshot_gan.training.launch import (
+    PRECISIONS,
+    add_tracking_options,
+    launched_precision,
+    start,
+    start_trackers,
+)
+from fewshot_gan.training.loop import asked_to_stop
 from fewshot_gan.training.report import Report, TrainingDiverged
 from fewshot_gan.utils.errors import script
-from fewshot_gan.utils.files import expanded
+from fewshot_gan.utils.files import expanded, replace_file
+from fewshot_gan.utils.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, check_number
 
 SHOWN = ("pixel", "feature", "d_loss")  # curves of the report
+COUNTS = ("num_train", "num_val", "train_blocks", "steps", "batch_size", "d_every", "checkpointing_steps")
+COUNTS += ("feature_every", "d_channel_base", "d_channel_max")
+RANGES = {
+    **dict.fromkeys(("learning_rate", "d_learning_rate"), POSITIVE),
+    **dict.fromkeys(("feature_weight", "adversarial_weight", "d_steps"), NOT_NEGATIVE),
+    "adversarial_start": SHARE,
+    "ema_decay": Range(0, 1, below=True),
+}
 
 
 def parse_args(argv=None):
@@ -65,7 +82,7 @@ def parse_args(argv=None):
     p.add_argument("--d_channel_max", type=int, default=256)
     p.add_argument("--ema_decay", type=float, default=0.999)
     p.add_argument("--checkpointing_steps", type=int, default=250)
-    p.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16 pays on AMX CPUs and GPUs")
+    p.add_argument("--mixed_precision", choices=PRECISIONS, help="default no; bf16 pays on AMX CPUs and GPUs")
     p.add_argument("--compile", action="store_true", help="torch.compile the student (a minute, then a fifth faster)")
     p.add_argument("--feature_every", type=int, default=2, help="the feature term acts every this many steps")
     p.add_argument("--seed", type=int, default=0)
@@ -118,7 +135,7 @@ def fit_head(student, w, images, device, num: int = 128):
     head.bias.copy_(solution[-1])
 
 
-def train_d(args, student, discriminator, optimizer, train_w, train_x, first, device, save, report):
+def train_d(args, student, discriminator, optimizer, train_w, train_x, first, device, save, report, asked):
     """Teach the discriminator what a face is: teacher pictures against students with noise on their weights.
 
     The distilled student is so close to its teacher that telling them apart teaches nothing about faces. Each step
@@ -154,6 +171,9 @@ def train_d(args, student, discriminator, optimizer, train_w, train_x, first, de
             )
             save(args.steps, step + 1)
             report.write()
+        if number := asked():
+            save(args.steps, step + 1)
+            raise Interrupted(number)
 
 
 @torch.no_grad()
@@ -193,7 +213,19 @@ def evaluate(args, teacher, device):
     Image.fromarray(picture).save(work / "evaluation.png")
 
 
+def check(args) -> None:
+    """Refuse numbers out of range, in one sentence."""
+    for name in COUNTS:
+        check_number(name, getattr(args, name), COUNT, whole=True)
+    for name, allowed in RANGES.items():
+        check_number(name, getattr(args, name), allowed)
+    if not 0 < args.d_noise[0] <= args.d_noise[1] < math.inf:
+        raise ValueError(f"d_noise={args.d_noise[0]} {args.d_noise[1]}: give two numbers above 0, the smaller first")
+
+
 def run(args):
+    check(args)
+    args.mixed_precision = args.mixed_precision or launched_precision()
     accelerator = start(args, args.work_dir)
     device = accelerator.device
     work = Path(args.work_dir)
@@ -284,8 +316,7 @@ def run(args):
             "step": step,
             "d_step": d_step,
         }
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+        replace_file(checkpoint, lambda temp: torch.save(state, temp))
 
     log = (work / "log.jsonl").open("a", encoding="utf-8")
     if first == 0:
@@ -293,7 +324,7 @@ def run(args):
     levels = (0, 2, 4)
     report = report_of(args, accelerator, student, train_x, first, d_first)
     start_trackers(args, accelerator, "distill")
-    with report.watched():
+    with report.watched(), asked_to_stop(accelerator) as asked:
         report.begin(first + d_first if first == args.steps else first)
         began, progress = time.time(), tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=10)
         for step in progress:
@@ -360,7 +391,10 @@ def run(args):
                 report.facts["PSNR, held-out latents"] = f"{values['val_psnr']:.2f} dB at step {step + 1}"
                 show(step + 1)
                 report.write()
-        train_d(args, ema, discriminator, d_optim, train_w, train_x, d_first, device, save, report)
+            if number := asked():
+                save(step + 1)
+                raise Interrupted(number)
+        train_d(args, ema, discriminator, d_optim, train_w, train_x, d_first, device, save, report, asked)
         target = Path(args.output_dir)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as temp:
@@ -395,10 +429,8 @@ def report_of(args, accelerator, student, images, first: int, d_first: int) -> R
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
+    with interruptible():
         run(args)
-    except TrainingDiverged as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

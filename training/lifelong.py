@@ -23,9 +23,12 @@ from benchmark import contact_sheet
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import fingerprint
 from fewshot_gan.training.adapt import main as adapt
+from fewshot_gan.training.interrupt import interruptible
 from fewshot_gan.training.report import Report
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_file, replace_text, user_path
+from fewshot_gan.utils.random import check_seed
+from fewshot_gan.utils.ranges import COUNT, check_number
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,16 +42,21 @@ def main(argv: list[str] | None = None) -> None:
     names = [style.partition(":")[2] for style in args.styles]
     if len(set(names)) < len(names):
         parser.error(f"two styles have one name: {', '.join(names)}; each look is learned once")
+    with interruptible():
+        learn(args, names, lfs_options)
 
+
+def learn(args: argparse.Namespace, names: list[str], lfs_options: list[str]) -> None:
+    """Each look in turn, and after each the proof."""
+    check_number("num_faces", args.num_faces, COUNT, whole=True)
+    check_seed(args.probe_seed, "probe_seed")
     first: dict[str, str] = {}  # look: sha256 of its pictures when it had just been learned
     report_path = args.output_dir / "report.json"
     probe = {"base": args.base, "seed": args.probe_seed, "num": args.num_faces}
     if report_path.is_file():
         before = json.loads(report_path.read_text(encoding="utf-8"))
         if before["probe"] != probe:
-            raise SystemExit(
-                f"error: {report_path} is of {before['probe']}, not of {probe}; choose another --output_dir"
-            )
+            raise ValueError(f"{report_path} is of {before['probe']}, not of {probe}; choose another --output_dir")
         first = before["after_learning"]
     page = Report(args.output_dir, Accelerator(), 0, f"lifelong learning: {len(names)} looks of {args.base} in turn")
     page.part, page.settings = "look", vars(args) | {"options of lfs.py": lfs_options}

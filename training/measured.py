@@ -8,6 +8,7 @@ script that holds a gigabyte, even an empty program reports a gigabyte.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import time
 def main(target: str, *command: str) -> int:
     began, clock = time.time(), time.perf_counter()
     process = subprocess.Popen(command)
+    signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))  # it may want to end well
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     report = {

@@ -20,12 +20,14 @@ from fewshot_gan.features import load_features
 from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.objective import Objective
 from fewshot_gan.methods.projected import ProjectedDiscriminator
-from fewshot_gan.training.adapt import add_tracking_options, start, start_trackers
 from fewshot_gan.training.augment import FewShotAugment
-from fewshot_gan.training.engine import backward
+from fewshot_gan.training.interrupt import interruptible
+from fewshot_gan.training.launch import add_tracking_options, start, start_trackers
+from fewshot_gan.training.loop import backward
 from fewshot_gan.training.report import Report
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_text, user_path
+from fewshot_gan.utils.ranges import COUNT, FINITE, POSITIVE, check_number
 
 SHOWN_EVERY = 50  # steps between pictures
 
@@ -43,6 +45,16 @@ def main(argv=None) -> dict:
     p.add_argument("--seed", type=int, default=0)
     add_tracking_options(p)
     args = p.parse_args(argv)
+    with interruptible():
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Train the heads, judge them on pictures that they have not seen, and write both."""
+    for name in ("steps", "batch_size", "held_out"):
+        check_number(name, getattr(args, name), COUNT, whole=True)
+    for name, allowed in (("learning_rate", POSITIVE), ("disturbance", POSITIVE), ("psi", FINITE)):
+        check_number(name, getattr(args, name), allowed)
     accelerator = start(args)
     pipe, features = FewShotGAN.from_pretrained(args.base), load_features()
     generator, bank = pipe.generator.eval(), pipe.bank
@@ -98,23 +110,23 @@ def main(argv=None) -> dict:
             if step % SHOWN_EVERY == 0 or step + 1 == args.steps:
                 report.show(step + 1, torch.cat([torch.cat([*row], 2) for row in (real, fake)], 1))
                 report.write()
-    judge.eval()
-    random = torch.Generator().manual_seed(args.seed + 1)
-    right = dict.fromkeys(levels, 0)
-    for _ in range(args.held_out):
-        with torch.no_grad():
-            seen = judge(look(images(1, random))), judge(look(images(1, random, strength(random))))
-        for level, real, fake in zip(levels, *seen, strict=True):
-            right[level] += int(real.mean() > 0) + int(fake.mean() < 0)
-    accuracy = {str(level): n / (2 * args.held_out) for level, n in right.items()}
-    result = {"held_out": args.held_out, "accuracy_of_each_level": accuracy, "steps": args.steps, "seed": args.seed}
-    result["loss_of_last_quarter"] = mean(losses[-max(1, args.steps // 4) :])  # hinge: 2 is guessing
-    judge.half().save_pretrained(args.output_dir / "projected_discriminator")
-    text = json.dumps(result, indent=1) + "\n"
-    replace_text(args.output_dir / "report.json", text)
-    report.facts["Right on held-out pictures"] = ", ".join(f"level {k} {v:.1%}" for k, v in accuracy.items())
-    report.saved("projected_discriminator/*.safetensors")
-    report.end("finished")
+        judge.eval()
+        random = torch.Generator().manual_seed(args.seed + 1)
+        right = dict.fromkeys(levels, 0)
+        for _ in range(args.held_out):
+            with torch.no_grad():
+                seen = judge(look(images(1, random))), judge(look(images(1, random, strength(random))))
+            for level, real, fake in zip(levels, *seen, strict=True):
+                right[level] += int(real.mean() > 0) + int(fake.mean() < 0)
+        accuracy = {str(level): n / (2 * args.held_out) for level, n in right.items()}
+        result = {"held_out": args.held_out, "accuracy_of_each_level": accuracy, "steps": args.steps, "seed": args.seed}
+        result["loss_of_last_quarter"] = mean(losses[-max(1, args.steps // 4) :])  # hinge: 2 is guessing
+        judge.half().save_pretrained(args.output_dir / "projected_discriminator")
+        text = json.dumps(result, indent=1) + "\n"
+        replace_text(args.output_dir / "report.json", text)
+        report.facts["Right on held-out pictures"] = ", ".join(f"level {k} {v:.1%}" for k, v in accuracy.items())
+        report.saved("projected_discriminator/*.safetensors")
+        report.end("finished")
     accelerator.end_training()
     print(text)
     return result

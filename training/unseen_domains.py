@@ -21,12 +21,14 @@ from bench_report import markdown
 from benchmark import contact_sheet
 
 from fewshot_gan.adapters import DomainHyperNetwork
-from fewshot_gan.images import to_floats
+from fewshot_gan.images import read_image, to_floats
 from fewshot_gan.training import adapt, hypernetwork
 from fewshot_gan.training.data import load_images
+from fewshot_gan.training.interrupt import interruptible
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_file, replace_text, user_path
-from fewshot_gan.utils.threads import set_threads, usual_threads
+from fewshot_gan.utils.folder_lock import locked
+from fewshot_gan.utils.threads import usual_threads
 
 SEEN = (
     *("filter:poster", "dicebear:open-peeps", "dicebear:micah"),  # judged too, see --show_seen
@@ -56,9 +58,14 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--num_true", type=int, default=1000)
     p.add_argument("--num_threads", type=int, default=usual_threads(), help="CPU threads (default: %(default)s)")
     args = p.parse_args(argv)
-    set_threads(args.num_threads)
     if both := sorted({*args.seen} & {*args.held_out}):
         p.error(f"{', '.join(both)} would be both seen and held out")
+    with interruptible(), locked(args.output_dir):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.num_threads)
     looks = Looks(args.output_dir, args.base, args.num, args.num_true)
     seen = args.output_dir / "seen"  # what the hypernetwork is trained on: links to these looks' folders
     seen.mkdir(parents=True, exist_ok=True)
@@ -146,7 +153,7 @@ def write_sheet(path: Path, looks: Looks, rows: list) -> None:
     for look, _, cells in rows:
         first = to_floats(load_images(looks.data(look), looks.side)[:1])
         for kind in cells:
-            strip = Image.open(path.parent / "cells" / f"{kind}-{folder_name(look)}.png").resize((FACES * side, side))
+            strip = read_image(path.parent / "cells" / f"{kind}-{folder_name(look)}.png").resize((FACES * side, side))
             given = contact_sheet([first if kind == "predicted" else torch.ones_like(first)], size=side)
             line = Image.new("RGB", ((FACES + 1) * side, side), "white")
             line.paste(given, (0, 0))

@@ -1,11 +1,12 @@
 """What a report of `fewshot-gan evaluate` becomes on a card: a table for people, and `model-index` for the Hub."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from .utils.files import user_path
+from .utils.json_files import read_json
+from .utils.text import in_short
 
 REPORT = "evaluation.json"  # what `fewshot-gan evaluate` calls it, beside the weights
 RESULTS = {  # of a report: what a card calls it, and how it is written
@@ -83,7 +84,7 @@ def read_report(path) -> dict:
         ValueError: the file holds none.
     """
     try:
-        report = json.loads(user_path(path).read_text(encoding="utf-8"))
+        report = read_json(user_path(path))
         for part, known in _KINDS.items():
             table = report.get(part, {}) if part == "source" else report[part]
             if not isinstance(table, dict):
@@ -100,7 +101,7 @@ def read_report(path) -> dict:
             if not isinstance(adapter, dict) or not isinstance(adapter.get("sha256"), str) or "weight" not in adapter:
                 raise TypeError(f"its adapter {name} has no sha256 and weight")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no report of fewshot-gan evaluate ({error})") from error
+        raise ValueError(f"{path} is no report of fewshot-gan evaluate ({in_short(error)})") from error
     return report
 
 

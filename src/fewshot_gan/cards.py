@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .card_results import eval_results, report_lines, report_of
+from .grids import make_grid
 from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name
 from .utils.files import replace_file, replace_text
+from .utils.json_files import read_json
 from .version import __version__
 
 EMBEDDED_LICENCES = {  # base: what its weights descend from
@@ -39,7 +41,6 @@ TYPES = {
 }
 OPTIONS = ("rank", "placement", "parametrization")  # shown where an adapter has them
 PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png")
-GAP = 4  # white pixels between the pictures of a grid
 SAMPLES, SEED = 8, 0  # of the grid of a base
 
 
@@ -78,18 +79,6 @@ class Details:
         made["Files"] = ["| file | bytes | SHA-256 |", "|---|---|---|", *rows] if rows else []
         made["Citation"] = ["```bibtex", *self.citation, "```"] if self.citation else []
         return [line for title, body in made.items() if body for line in (f"## {title}", "", *body, "")]
-
-
-def make_grid(images: list, columns: int):
-    """PIL images of one size, row by row, on white."""
-    from PIL import Image
-
-    width, height = images[0].size
-    rows = -(-len(images) // columns)
-    grid = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for i, image in enumerate(images):
-        grid.paste(image, (i % columns * (width + GAP), i // columns * (height + GAP)))
-    return grid
 
 
 def write_adapter_card(
@@ -175,10 +164,7 @@ def write_collection_card(
     """
     folder, details = Path(folder), details or Details()
     picture = _place_grid(grid, folder)
-    configs = {
-        n: json.loads((f / "adapter_config.json").read_text(encoding="utf-8"))
-        for n, f in adapter_folders(folder).items()
-    }
+    configs = {n: read_json(f / "adapter_config.json") for n, f in adapter_folders(folder).items()}
     bases, origins = zip(*map(_base_of, configs.values()), strict=True)
     first = next(iter(configs))
     lines = [

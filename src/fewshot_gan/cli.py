@@ -3,7 +3,6 @@
 import glob
 import json
 import math
-import struct
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import cards, hub
+from . import cards, grids, hub
 from .memory import keep_freed_memory
 from .options import (
     AdapterKind,
@@ -35,11 +34,14 @@ from .options import (
     path_option,
     seed_option,
 )
+from .training.interrupt import interruptible
 from .utils.errors import DEBUG, needing
 from .utils.files import finish_replacing, replace_file, replace_text, write_folder
+from .utils.json_files import read_json
+from .utils.safetensors_files import read_header, read_tensors
+from .utils.text import plain
 from .version import __version__
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 SAVED = ("generator", "discriminator")
 
 app = typer.Typer(
@@ -136,10 +138,8 @@ def generate(
     out = out or Path("faces" if separate or file_format else "faces.png")
     if separate:
         _refuse_existing(out)
-    elif not file_format and (out.is_dir() or out.suffix.lower() not in PICTURES):
-        raise ValueError(
-            f"--out {out} is no picture file; give a name ending in {', '.join(PICTURES)}, or --separate, or --format"
-        )
+    elif not file_format:
+        grids.check_grid(out, 1, 1, 1)
 
     from . import generation
     from .pipeline import BASE
@@ -155,13 +155,16 @@ def generate(
     if latents is not None:
         options["latents"] = _read_latents(latents)
         num_images = len(options["latents"])
+    looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
+    columns = interpolate or (num_images if compare else math.ceil(math.sqrt(num_images)))
+    if not (separate or file_format):
+        grids.check_grid(out, num_images * (interpolate or len(looks)), columns, pipe.generator.resolution)
     if interpolate is not None:
         first, last = [BASE, *loaded][-2:]
         images = pipe.interpolate(first, last, interpolate, num_images=num_images, **options).images
-        replace_file(out, cards.make_grid(images, interpolate).save)
+        replace_file(out, grids.make_grid(images, columns).save)
         print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
         return
-    looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
     if file_format or separate:
         options["looks"] = {f"{next(iter(look), 'base')}-" if compare else "": look for look in looks}
     if file_format:
@@ -180,7 +183,7 @@ def generate(
         for look in looks:
             pipe.set_adapters(look)
             rows += pipe(num_images, **options).images
-        replace_file(out, cards.make_grid(rows, num_images if compare else math.ceil(math.sqrt(num_images))).save)
+        replace_file(out, grids.make_grid(rows, columns).save)
     if processes:
         processes.destroy_process_group()
     if not processes or processes.is_main_process:
@@ -249,7 +252,9 @@ def export(
 
 @app.command()
 def evaluate(
-    data: Annotated[str | None, typer.Argument(help="True pictures: folder, embedded set, or datasets id.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(help="True pictures: folder, zip archive, embedded set, or datasets id.")
+    ] = None,
     *,
     base: Annotated[str | None, typer.Option(help="Embedded name, folder or Hub repo; default: ffhq.")] = None,
     adapter: Adapters = None,
@@ -268,6 +273,10 @@ def evaluate(
         str | None, typer.Option(help="What measures distances of pairs: an EfficientNet, lpips-vgg or lpips-alex.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="Name of the domain, for CLIP's quality.")] = None,
+    neighbour: Annotated[
+        int | None,
+        number("Which neighbour precision, recall, density and coverage look at; default 3.", 1, 10**6),
+    ] = None,
     batch_size: BatchSize = 8,
     protocol: Annotated[
         Path | None,
@@ -287,13 +296,12 @@ def evaluate(
     published, other = (None if path is None else evaluation.read_report(path) for path in (protocol, beside))
     source = {"data": data, "base": base, "adapter": adapter, "weight": weight}
     asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi}
-    asked |= {"features": features, "pairs": pairs, "text": text}
+    asked |= {"features": features, "pairs": pairs, "text": text, "neighbour": neighbour}
     if published is not None:
         there = published.get("source", {})
         source = {name: there.get(name) if value is None else value for name, value in source.items()}
         kept = published["protocol"]
         asked = {name: kept.get(name) if value is None else value for name, value in asked.items()}
-        asked["neighbour"] = kept.get("neighbour")
     if source["data"] is None:
         raise ValueError("give the true pictures: a folder, an embedded set or a datasets id")
     out = out or (Path("evaluation.json") if published is None else None)
@@ -326,7 +334,7 @@ def evaluate(
     if out is not None:
         print(f"{out}  ({time.perf_counter() - start:.1f} s)")
     if published is not None:
-        print(f"not equal to {protocol}: {'; '.join(apart)}" if apart else f"equal to {protocol}")
+        print(f"not equal to {protocol}: {plain('; '.join(apart))}" if apart else f"equal to {protocol}")
         raise typer.Exit(1 if apart else 0)
 
 
@@ -364,7 +372,7 @@ def invert(
     found = pipe.invert(given, space=space.value, steps=steps, seed=seed)
     replace_file(out, lambda path: save_file({"latents": found.latents.contiguous()}, path))
     drawn = pipe(latents=found.latents).images
-    replace_file(sheet, cards.make_grid([*given, *drawn], len(drawn)).save)
+    replace_file(sheet, grids.make_grid([*given, *drawn], len(drawn)).save)
     quality = ", ".join(f"{path.name} {value:.1f} dB" for path, value in zip(photos, found.psnr, strict=True))
     print(f"{out}  ({quality}; {time.perf_counter() - start:.0f} s)")
 
@@ -379,27 +387,25 @@ def _squared(path: Path, size: int):
 
 
 def _read_latents(path: Path):
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from .latents import check_latents
 
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+        names = sorted(read_header(path).tensors)
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} holds no latents ({error}); fewshot-gan invert writes such files") from error
-    if set(tensors) != {"latents"}:
-        raise ValueError(f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}, not latents")
-    return check_latents(tensors["latents"], name=f"the latents in {path}")
+    if names != ["latents"]:
+        raise ValueError(f"{path} holds {plain(', '.join(names))[:200] or 'nothing'}, not latents")
+    return check_latents(read_tensors(path)["latents"], name=f"the latents in {path}")
 
 
 # -------------------------------------------------------------------------------------------------------------- adapt
 
 
 @app.command()
+@interruptible()  # Ctrl-C and SIGTERM end it with a checkpoint, exit code 130 or 143
 def adapt(
     data: Annotated[
-        str | None, typer.Argument(help="Folder of about ten pictures, embedded set, or datasets id.")
+        str | None, typer.Argument(help="Folder or zip archive of about ten pictures, embedded set, or datasets id.")
     ] = None,
     *,
     out: Annotated[Path, path_option("Folder of the adapter; the same command again resumes.")],
@@ -556,7 +562,7 @@ def _check_pushable(folder: Path) -> list[str]:
     """Patterns of the files that belong to what `folder` holds, once they are known to be whole."""
     found = []
     if (index := folder / "model_index.json").is_file():
-        listed = {name: value for name, value in _read_json(index).items() if isinstance(value, list) and value[0]}
+        listed = {name: value for name, value in read_json(index).items() if isinstance(value, list) and value[0]}
         parts = [name for name in listed if not name.startswith("_")]
         patterns = ["model_index.json", "README.md", "images/*.png", "pipeline.py"]
         patterns += [f"{name}/{files}" for name in parts for files in ("*.json", "*.safetensors", "fewshot_gan.py")]
@@ -576,7 +582,8 @@ def _check_pushable(folder: Path) -> list[str]:
         if not files:
             raise FileNotFoundError(f"{name} in {folder} has no weights (.safetensors); save it again")
         for file in files:
-            _header(file)
+            if not read_header(file).tensors:
+                raise ValueError(f"{file} is damaged or cut short: it has no tensors; fetch or save the file again")
     return patterns
 
 
@@ -584,7 +591,7 @@ def _portable(folder: Path) -> dict[str, bytes]:
     """Configs of adapters that call their base by a folder of this machine, as they may be read elsewhere."""
     instead = {}
     for path in (f / "adapter_config.json" for f in _adapters_in(folder)):
-        config = _read_json(path)
+        config = read_json(path)
         if (base := cards.portable_base(config)) != config.get("base_model_name_or_path"):
             portable = json.dumps({**config, "base_model_name_or_path": base}, indent=1) + "\n"
             instead[path.relative_to(folder).as_posix()] = portable.encode()
@@ -655,7 +662,7 @@ def _facts(folder: Path, name: str) -> dict:
 def _describe(facts: dict) -> str:
     def listed(settings: dict) -> str:
         shown = {k: v for k, v in sorted(settings.items()) if isinstance(v, str | int | float)}  # nested ones: --json
-        return ", ".join(f"{key} {value}" for key, value in shown.items()) or "none"
+        return plain(", ".join(f"{key} {value}" for key, value in shown.items())) or "none"
 
     sizes = list(facts["bytes"].values())
     others = "".join(f"; {name} {size:,} bytes" for name, size in list(facts["bytes"].items())[1:])
@@ -663,9 +670,9 @@ def _describe(facts: dict) -> str:
     roles = ", ".join(f"{number} {role}" for role, number in facts["layers"].items())
     return "\n".join(
         [
-            f"{facts['name']}: {facts['adapter_type']}, {facts['values']:,} numbers, {sizes[0]:,} bytes{others}",
-            f"  base: {base}, fingerprint {mark}",
-            f"  layers: {sum(facts['layers'].values())} ({roles})",
+            plain(f"{facts['name']}: {facts['adapter_type']}, {facts['values']:,} numbers, {sizes[0]:,} bytes{others}"),
+            f"  base: {plain(base)}, fingerprint {plain(mark)}",
+            f"  layers: {sum(facts['layers'].values())} ({plain(roles)})",
             f"  config: {listed(facts['config'])}",
             f"  training: {listed(facts['training'])}",
         ]
@@ -678,6 +685,8 @@ def _describe(facts: dict) -> str:
 @app.command(name="list")
 def list_embedded():
     """Show what ships inside the package and works offline."""
+    from .picture_files import FORMAT_OF
+
     bases = {name: hub.ASSETS / "bases" / name for name in hub.embedded_bases()}
     print("bases" if bases else "bases: none")
     for name, folder in bases.items():
@@ -695,14 +704,14 @@ def list_embedded():
     datasets = hub.embedded_datasets()
     print("datasets" if datasets else "datasets: none")
     for name, folder in datasets.items():
-        pictures = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES]
+        pictures = [p for p in folder.iterdir() if p.suffix.lower() in FORMAT_OF]
         print(f"  {name}: {len(pictures)} pictures, {_size(*pictures)}")
 
 
 def _read_config(folder: Path) -> dict:
     """The config of an adapter, of which the parts that are shown are known to be there."""
     path = folder / "adapter_config.json"
-    config = _read_json(path)
+    config = read_json(path)
     layers = config.get("target_modules")
     if (
         not isinstance(config.get("adapter_type"), str)
@@ -714,35 +723,8 @@ def _read_config(folder: Path) -> dict:
     return config
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch the file again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object; fetch the file again")
-    return found
-
-
-def _header(weights: Path) -> dict:
-    """Name → entry of the tensors in a safetensors file, which is whole, from its header alone."""
-    size = weights.stat().st_size
-    try:
-        with weights.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            tensors = json.loads(file.read(min(length, size)))
-        tensors.pop("__metadata__", None)
-        numbers = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
-        whole = numbers >= 0 and 8 + length + max(tensor["data_offsets"][1] for tensor in tensors.values()) == size
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{weights} is damaged or cut short; fetch or save the file again")
-    return tensors
-
-
 def _count(weights: Path) -> int:
-    return sum(math.prod(tensor["shape"]) for tensor in _header(weights).values())
+    return read_header(weights).numel
 
 
 def _size(*files: Path) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from .demo_guard import SameSite, end_on_sigterm, private_folder
 from .hub import embedded_datasets
+from .picture_files import FORMAT_OF
 from .studio import (
     CHOSEN,
     LOOK_STEPS,
@@ -355,6 +356,8 @@ def page(studio: Studio):
                         type="filepath", image_mode=None, sources=["upload"], label="Photo", height=240,
                         alt_text="Your photo",
                     )  # fmt: skip
+                    # Gradio would open the upload, by whatever Pillow knows to open; here only its path is handed on
+                    photo.preprocess = lambda upload: None if upload is None else upload.path
                     photo_steps = gr.Slider(
                         5, 300, PHOTO_STEPS, step=5, label="Search steps", info=studio.expected("photo", PHOTO_STEPS)
                     )
@@ -373,7 +376,7 @@ def page(studio: Studio):
                         "style. They are cropped to the centre square."
                     )
                     files = gr.File(
-                        file_count="multiple", file_types=["image"], label="Pictures of the look", height=140
+                        file_count="multiple", file_types=list(FORMAT_OF), label="Pictures of the look", height=140
                     )
                     if examples:
                         example = gr.Button("Use the ten example drawings", size="sm")

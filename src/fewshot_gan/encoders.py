@@ -6,7 +6,6 @@ Shape legend: B images, N texts, D size of an embedding.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
@@ -16,7 +15,9 @@ from torch import nn
 
 from .features import FeatureNetwork, load_features
 from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
+from .images import check_floats
 from .utils.files import expanded
+from .utils.json_files import read_json
 
 CLIP_DEFAULT = "openai/clip-vit-base-patch32"
 # CLIP's own normalisation, for folders without a preprocessor config
@@ -122,6 +123,7 @@ class CLIPEncoder(Encoder):
         self.requires_grad_(False).eval()
 
     def image(self, images):
+        check_floats(images)
         with torch.autocast(images.device.type, enabled=False):
             x, size = (images.float() + 1) / 2, self.size
             scale = size / min(x.shape[2:])
@@ -204,7 +206,7 @@ def _load(name: str, device: str) -> Encoder:
         refuse_missing(missing)
         tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
         preprocessor = folder / "preprocessor_config.json"
-        stored = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
+        stored = read_json(preprocessor) if preprocessor.is_file() else {}
         mean, std = stored.get("image_mean", CLIP_MEAN), stored.get("image_std", CLIP_STD)
         return CLIPEncoder(model, tokenizer, name, mean, std).to(device)
     except Exception as error:  # transformers, safetensors and the parsers of configs share no class of error

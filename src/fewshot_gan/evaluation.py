@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from . import metrics
 from .adapters.base import digest
@@ -29,7 +28,9 @@ from .judges import LPIPS
 from .pipeline import FewShotGAN
 from .training.data import load_images
 from .utils.files import expanded, replace_file, user_path
+from .utils.json_files import read_json
 from .utils.random import check_seed
+from .utils.safetensors_files import read_tensors
 from .version import __version__
 
 KEPT = 10_000  # feature vectors held of each side, for what needs pairs or logits
@@ -165,7 +166,7 @@ def _is_clip(name: str) -> bool:
         return False
     folder = fetch_model(name, "judge", "give a local folder, or use 'efficientnet-lite0', which needs no network")
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "clip"
+        return read_json(folder / "config.json")["model_type"] == "clip"
     except (OSError, ValueError, KeyError, TypeError):
         return False  # whoever loads it says what is wrong
 
@@ -220,11 +221,11 @@ def _true_statistics(true: torch.Tensor, judge, protocol, cache_dir) -> _Statist
         path = user_path(cache_dir) / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]}.safetensors"
         if path.is_file():
             try:
-                stored = load_file(path)
+                stored = read_tensors(path)
                 found.moments = metrics.FeatureMoments.of(int(stored["count"]), stored["mean"], stored["covariance"])
                 found.rows = [stored["rows"]]
                 return found
-            except (SafetensorError, OSError, KeyError):
+            except (ValueError, OSError, KeyError):
                 pass  # cut short by somebody else's hand: computed again, and written anew
     for start in range(0, len(true), 64):
         found.update(to_floats(true[start : start + 64]), judge, start)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .hub import is_repo_id
+from .images import check_floats
 from .utils.files import expanded
 
 
@@ -215,6 +216,7 @@ class EfficientNetLiteFeatures(FeatureNetwork):
             raise ValueError(
                 f"images have shape {list(images.shape)}, not [B, 3, H, W]; add a batch axis or drop alpha"
             )
+        check_floats(images)
         x = images.float()
         if resize is not None and x.shape[-2:] != (resize, resize):
             x = F.interpolate(x, size=(resize, resize), mode="bilinear", align_corners=False, antialias=True)

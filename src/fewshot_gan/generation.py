@@ -23,6 +23,7 @@ from .hub import portable_name
 from .latents import check_latents
 from .pipeline import FewShotGAN
 from .utils.files import LEFTOVER, replace_file, replace_text, user_path
+from .utils.json_files import read_json
 from .utils.random import check_seed, seeded
 from .utils.threads import available_cores
 from .version import __version__
@@ -256,9 +257,9 @@ def _check_folder(folder: Path, record: dict) -> None:
             )
         return
     try:
-        found = dict(json.loads(manifest.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{manifest} is damaged ({error}); choose another folder, or remove this one") from error
+        found = read_json(manifest)
+    except ValueError as error:
+        raise ValueError(f"{error}, choose another folder, or remove this one") from error
     for name in {**record, **found}:
         if name != "base" and found.get(name) != record.get(name):  # one base may be called by several names
             raise ValueError(

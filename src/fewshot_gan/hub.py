@@ -9,6 +9,7 @@ from pathlib import Path, PureWindowsPath
 from .utils.deadline import within
 from .utils.errors import fault_of_disk
 from .utils.files import COMMITTED, expanded, finish_replacing, user_path
+from .utils.text import in_short, plain
 from .version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
@@ -144,7 +145,15 @@ def read_model(model_class, folder: Path, config) -> tuple:
         model_class: whose `from_pretrained` reads it.
         folder: of `fetch_model`.
         config: its config.
+
+    Raises:
+        ValueError: its weights are a pickle that asks for too much or holds more than tensors.
     """
+    if not any(folder.glob("model[.-]*safetensors")):
+        from .convert.untrusted import check
+
+        for path in folder.glob("pytorch_model*.bin"):
+            check(path)
     options = {"config": config, "dtype": "float32", "output_loading_info": True, **NO_CODE}
     model, info = model_class.from_pretrained(folder, **options)
     return model, set(info["missing_keys"])
@@ -158,11 +167,6 @@ def refuse_missing(missing: set[str]) -> None:
     """
     if missing:
         raise ValueError(f"it lacks weights: {', '.join(sorted(missing)[:4])}")
-
-
-def in_short(error: Exception) -> str:
-    """What an error says, as a part of a sentence."""
-    return " ".join(str(error).split())[:200]
 
 
 def push_folder(
@@ -406,7 +410,7 @@ def _cause(error: Exception) -> tuple[int | None, str]:
         chain.append(chain[-1].__cause__)
     for link in chain:
         if getattr(link, "response", None) is not None:
-            said = " ".join((getattr(link, "server_message", None) or "").split())
+            said = plain(getattr(link, "server_message", None) or "")
             return link.response.status_code, f"HTTP {link.response.status_code}{said and f': {said[:200]}'}"
     return None, in_short(chain[-1]) or type(error).__name__
 

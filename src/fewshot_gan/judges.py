@@ -6,7 +6,6 @@ None comes with this package: their weights are fetched once, by the package tha
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from collections.abc import Collection
 from functools import partial
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 
 from .features import FeatureNetwork
 from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
-from .images import to_bytes
+from .images import check_floats, to_bytes
+from .utils.errors import fault_of_disk
+from .utils.json_files import read_json
 
 # What fetching and reading a checkpoint raises: no network, a wrong hash, a cut file, a page instead of it.
 FETCHING = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, HTTPException)
@@ -53,9 +54,8 @@ class InceptionFeatures(FeatureNetwork):
             try:
                 torch.hub.load_state_dict_from_url(published.URL_INCEPTION_V3, **options)
             except FETCHING as error:
-                what = (
-                    f"is damaged at {checkpoint}: remove it" if there else "cannot be fetched: try again with network"
-                )
+                what = f"is damaged at {checkpoint}: remove it" if there else _fault_of_cache(error)
+                what = what or "cannot be fetched: try again with network"
                 raise FileNotFoundError(
                     f"Inception-v3 {what}, or choose efficientnet-lite0 ({str(error) or type(error).__name__})"
                 ) from error
@@ -98,6 +98,7 @@ class LPIPSFeatures(FeatureNetwork):
     @torch.no_grad()
     def spatial(self, images: Tensor, size: int | None = None) -> Tensor:
         """`[B, 3, H, W]` in [-1, 1], made `size` px (None: 256) if it is larger → float16 `[B, E]`."""
+        check_floats(images)
         size = size or self.spatial_side
         if max(images.shape[2:]) > size:
             images = F.interpolate(images, size=(size, size), mode="area")
@@ -123,7 +124,14 @@ def load_lpips(net: str = "vgg") -> nn.Module:
     try:
         return lpips.LPIPS(net=net, verbose=False).requires_grad_(False)
     except FETCHING as error:
-        raise FileNotFoundError(f"LPIPS cannot fetch its weights ({error})") from error
+        what = _fault_of_cache(error) or f"cannot fetch its weights ({error})"
+        raise FileNotFoundError(f"LPIPS {what}") from error
+
+
+def _fault_of_cache(error: Exception) -> str | None:
+    if (fault := fault_of_disk(error)) is None:
+        return None
+    return f"cannot keep its weights: {fault.partition('; ')[0]}; set TORCH_HOME to a folder that can be written"
 
 
 class BackboneFeatures(FeatureNetwork):
@@ -157,7 +165,7 @@ class BackboneFeatures(FeatureNetwork):
             untrained = {key for key in missing if "pooler" in key and not both}
             refuse_missing(missing - untrained)
             self.uses_pooler = not untrained
-            stored = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+            stored = read_json(folder / "preprocessor_config.json")
             self._read_preprocessor(stored)
             self.requires_grad_(False).eval()
             picture = torch.linspace(-1, 1, 3 * self.side**2, dtype=torch.float32, device="cpu").view(
@@ -200,6 +208,7 @@ class BackboneFeatures(FeatureNetwork):
         return torch.cat([self._pooled(chunk.to(self.mean.device)) for chunk in images.split(batch_size)])
 
     def _pooled(self, images: Tensor) -> Tensor:
+        check_floats(images)
         with torch.autocast(images.device.type, enabled=False):
             x = (images.float() + 1) / 2
             if x.shape[-1] != self.shorter:

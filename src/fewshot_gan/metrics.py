@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .features import FeatureNetwork
+from .images import check_floats
 
 _BLOCK = 256  # rows whose distances are held at a time
 _COLUMNS = 2**18  # of embeddings turned to float64 at a time
@@ -27,9 +28,11 @@ def psnr(a: Tensor, b: Tensor) -> float:
         a, b: float `[B, 3, H, W]`, clamped to [-1, 1] (peak-to-peak 2) first.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or they are no floats.
     """
-    _check_same_shape(a, b)
+    check_floats(a, b)
+    if a.shape != b.shape:
+        raise ValueError(f"images have shapes {list(a.shape)} and {list(b.shape)}; resize one set to the other")
     error = (a.double().clamp(-1, 1) - b.double().clamp(-1, 1)).square().flatten(1).mean(1)  # [B]
     return (10 * torch.log10(4 / error)).mean().item()
 
@@ -276,6 +279,7 @@ def plain_features(images: Tensor, batch_size: int = 64) -> Tensor:
 
 
 def _plain(images: Tensor) -> Tensor:
+    check_floats(images)
     x = (images.float().clamp(-1, 1) + 1) / 2
     if x.shape[-2:] != (_PLAIN_SIZE, _PLAIN_SIZE):
         x = F.interpolate(x, size=(_PLAIN_SIZE, _PLAIN_SIZE), mode="area")
@@ -336,6 +340,7 @@ def paired_correlations(adapted: Tensor, true: Tensor, size: int = 256) -> dict[
         raise ValueError(
             f"{len(adapted)} adapted and {len(true)} true images are not aligned; pass one true image for each"
         )
+    check_floats(adapted, true)
     totals = torch.zeros(2, dtype=torch.float64, device="cpu")
     for a, b in zip(adapted.split(32), true.split(32), strict=True):
         greys = [_resize(luminance(x.float().clamp(-1, 1)), size) for x in (a, b)]
@@ -519,8 +524,3 @@ def _check_features(fa: Tensor, fb: Tensor) -> tuple[Tensor, Tensor]:
             "take both from the same network and at least two images"
         )
     return fa.double(), fb.double()
-
-
-def _check_same_shape(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape:
-        raise ValueError(f"images have shapes {list(a.shape)} and {list(b.shape)}; resize one set to the other")

@@ -1,26 +1,24 @@
 """`FewShotGAN`: a generator with its adapters, loaded, run, saved and shared like any diffusers pipeline."""
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from .adapters import BASE, AdapterBank, DomainHyperNetwork, fingerprint
 from .adapters.mixin import AdapterMixin
+from .base_files import check_index, stored_keys, stored_tensors
 from .diffusers_pipeline import NetworkPipeline, drawing
 from .hub import HUB_OPTIONS, PUSH_OPTIONS, embedded_adapters, embedded_bases, resolve_folder
-from .images import check_range, read_image, square, to_floats, upright
+from .images import check_range, read_squares, to_floats
 from .inversion import Inversion, invert
 from .latents import check_latents
 from .loader import finish_base
@@ -33,6 +31,7 @@ from .models.plain import PlainGenerator
 from .ops import dispatch
 from .utils.files import expanded, replacing, user_path
 from .utils.random import seeded
+from .utils.text import plain
 
 MOST_PSI = 1000  # far beyond any use; larger ones overflow
 CARD_FACES = 6  # pictures per row on the card of an adapter
@@ -105,27 +104,26 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
             raise FileNotFoundError(
                 f"{folder} is not a base: it has no model_index.json (fewshot-gan convert makes one)"
             )
-        for index in folder.glob("*/*.index.json"):
-            _check_shards(index)
         kwargs["dtype"] = settle_dtype(kwargs) or torch.float32
+        check_index(folder, kwargs)
         kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())  # without it diffusers warns at length
         try:
             pipe = super().from_pretrained(str(folder), **kwargs)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(f"could not load the base in {folder}: {error}") from error
+        except Exception as error:  # whatever a damaged config makes of diffusers
+            raise ValueError(f"could not load the base in {folder}: {plain(error)[:500]}") from error
         for name, module in pipe.components.items():
             if module is None or name in kwargs:
                 continue
             own = module.state_dict()
-            stored = _stored_keys(folder / name) or {k for k, t in own.items() if not t.is_meta}  # no safetensors: .bin
+            stored = stored_keys(folder / name) or {k for k, t in own.items() if not t.is_meta}  # no safetensors: .bin
             if missing := sorted(own.keys() - stored):
-                raise ValueError(f"the {name} in {folder} lacks weights: {', '.join(missing[:8])}")
+                raise ValueError(f"the {name} in {folder} lacks weights: {plain(', '.join(missing[:8]))}")
             if unknown := sorted(stored - own.keys()):
-                raise ValueError(f"the {name} in {folder} has weights that it does not know: {', '.join(unknown[:8])}")
+                names = plain(", ".join(unknown[:8]))
+                raise ValueError(f"the {name} in {folder} has weights that it does not know: {names}")
         pipe.base_name = expanded(pretrained_model_name_or_path)
         if pipe.generator.dtype != torch.float32 and "generator" not in kwargs:
-            stored = {k: t for path in (folder / "generator").glob("*.safetensors") for k, t in load_file(path).items()}
-            if stored:  # what adapters were trained on, before the cast
+            if stored := stored_tensors(folder / "generator"):  # what adapters were trained on, before the cast
                 pipe.bank.remember_fingerprint(fingerprint(pipe.generator, stored))
         return pipe
 
@@ -324,8 +322,9 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         """Latents from which the base draws given pictures: `pipe(latents=pipe.invert(photo).latents)`.
 
         Args:
-            images: a PIL image or path, several of them, or `[N, 3, R, R]` in [-1, 1]. Pictures are cropped to the
-                centre square and resized; a face should fill it as those of the base do.
+            images: a PIL image, a path or a NumPy array `[H, W, 3]` (uint8, or floats of 0…1), several of them, or a
+                tensor `[N, 3, R, R]` in [-1, 1] or uint8. Pictures that are no tensors are cropped to the centre
+                square and resized; a face should fill it as those of the base do.
             space: "w" keeps to what the base knows, "w+" comes closer and adapts less well.
             steps: of the optimisation; a third of a second each and per picture for `ffhq` on two cores.
             seed: of its noise.
@@ -343,10 +342,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
             raise ValueError(
                 f"a {type(self.generator).__name__} has no w to search; use a style-based base, e.g. 'ffhq'"
             )
-        if not isinstance(images, torch.Tensor):
-            if not (squares := _squares(images, self.generator.resolution)):
-                raise ValueError("there is no picture to invert; give at least one")
-            images = to_floats(torch.stack(squares))
+        images = _as_floats(images, self.generator.resolution)
         with nullcontext() if self.bank.fused is not None else self.bank.using({}):
             return invert(self.generator, images, space=space, steps=steps, seed=seed, **options)
 
@@ -454,7 +450,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         """Let a hypernetwork draw the look of pictures; several are taken for one look, by their mean embedding.
 
         Args:
-            images: a PIL image or path, several of them, or `[N, 3, H, W]` in [-1, 1].
+            images: as in `invert`, but tensors may have any H and W.
             adapter_name: its name in this pipeline; None: that of the first file, else "image".
             hypernetwork, encoder, hub_options: as in `adapter_from_text`.
 
@@ -467,9 +463,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         """
         network, encoder = self._hypernetwork(hypernetwork, encoder, **hub_options)
         first = images[0] if isinstance(images, list | tuple) and images else images
-        if not isinstance(images, torch.Tensor):
-            squares = _squares(images, self.generator.resolution)
-            images = to_floats(torch.stack(squares)) if squares else torch.empty(0, dtype=torch.float32, device="cpu")
+        images = _as_floats(images, self.generator.resolution)
         if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
             raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, H, W]; give at least one picture")
         check_range(images)
@@ -554,7 +548,8 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         Raises:
             ValueError: not loaded, several active and none named, no token, or the Hub refused or cannot be reached.
         """
-        from .cards import make_grid, write_base_card
+        from .cards import write_base_card
+        from .grids import make_grid
         from .hub import push_folder
 
         if adapter_name is None and not self.bank.adapters:
@@ -627,11 +622,11 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         return {base: list(embedded_adapters(base)) for base in embedded_bases()}
 
 
-def _squares(images, resolution: int) -> list[torch.Tensor]:
-    """A PIL image or path, or several, as uint8 `[3, resolution, resolution]` each."""
-    several = images if isinstance(images, list | tuple) else [images]
-    pictures = [upright(im) if isinstance(im, Image.Image) else read_image(im) for im in several]
-    return [square(picture, resolution) for picture in pictures]
+def _as_floats(images, resolution: int) -> torch.Tensor:
+    """Pictures as `FewShotGAN.invert` takes them → `[N, 3, H, W]`; floats of a tensor are as they were."""
+    if not isinstance(images, torch.Tensor):
+        images = read_squares(images, resolution)
+    return to_floats(images) if images.dtype == torch.uint8 else images
 
 
 def _per_image(value) -> bool:
@@ -647,23 +642,3 @@ def _branch(generator: torch.Generator | None) -> torch.Generator:
 def _name_from(text: str) -> str:
     """A valid adapter name: the words of `text`, joined by dashes."""
     return "-".join(re.findall(r"\w+", text.lower()))[:64] or "default"
-
-
-def _check_shards(index: Path) -> None:
-    """Refuse an index of shards that is damaged or names files elsewhere on this machine."""
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index} is damaged ({error!r}); fetch the file again") from error
-    for shard in shards:
-        if not isinstance(shard, str) or PureWindowsPath(shard).name != shard or shard.startswith("."):
-            raise ValueError(f"{index} names the file {shard!r}, which is not beside it; do not trust this base")
-
-
-def _stored_keys(folder: Path) -> set[str]:
-    """Names of the tensors in a component's safetensors files; diffusers itself only warns about those it misses."""
-    keys = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            keys |= set(file.keys())
-    return keys

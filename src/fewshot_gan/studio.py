@@ -34,6 +34,7 @@ PACE = {"photo": 0.35, "look": 2.8}  # seconds a step for ffhq on two cores, unt
 PATIENCE = 600.0  # seconds that work goes on while nobody looks at it
 OWN_LOOKS = 20  # of a visitor
 VISITORS = 100  # whose looks are kept; of more the longest unseen is forgotten
+DECODING = threading.Lock()  # visitors' pictures are decoded one at a time: each may take half a gigabyte
 LABEL = re.compile(r"\w[\w -]{0,39}")
 CHOSEN, PLAIN = "As chosen", "No look"  # of one picture
 MISSING = "the demo needs the {} package, which is not installed: pip install 'fewshot_gan[demo]'"
@@ -269,7 +270,7 @@ class Studio:
             ValueError: one cannot be read, or is too small.
         """
         size = self.pipe.generator.resolution
-        return [(Path(file).name, as_image(square(read_named(file), size, Path(file).name))) for file in files]
+        return [(Path(file).name, as_image(read_square(file, size, Path(file).name))) for file in files]
 
     # ------------------------------------------------------------------ jobs
 
@@ -286,7 +287,7 @@ class Studio:
         """
         if path is None:
             raise ValueError("there is no photo yet: choose one first")
-        photo = square(read_named(path), self.pipe.generator.resolution, "the photo")
+        photo = read_square(path, self.pipe.generator.resolution, "the photo")
         visitor = self.visitor(key)
 
         def work(job: Job) -> None:
@@ -432,14 +433,15 @@ def sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_named(file: str) -> Image.Image:
-    """`read_image`, whose errors call an uploaded file by its name.
+def read_square(file: str, size: int, name: str) -> torch.Tensor:
+    """An uploaded picture as uint8 `[3, size, size]`; errors call it by its own name, without its folder.
 
     Raises:
-        ValueError: it is not there, or cannot be read.
+        ValueError: it is not there, cannot be read, or is too small.
     """
     try:
-        return read_image(file)
+        with DECODING:
+            return square(read_image(file), size, name)
     except (ValueError, OSError) as error:
         raise ValueError(sentence(error).replace(str(file), Path(file).name)) from error
 

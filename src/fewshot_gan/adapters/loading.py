@@ -1,18 +1,18 @@
 """From what people have to an adapter: a name, a folder, a Hub repo, a weights file, or a state dict and its config."""
 
-import json
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from ..hub import HUB_OPTIONS, adapter_folders, resolve_folder
 from ..utils.files import read_together
+from ..utils.json_files import read_json
 from ..utils.meta import without_memory
+from ..utils.safetensors_files import read_tensors
+from ..utils.text import in_short, plain
 from ..version import __version__
 from .base import CONFIG_NAME, FORMAT_VERSION, REGISTRY, Adapter, known_settings, weights_file
 
@@ -152,8 +152,7 @@ class _Builder:
                 adapter = cls(**settings)
                 adapter.factors()
         except _ODD as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise ValueError(f"{config_name} is damaged: {reason}; fetch it again") from error
+            raise ValueError(f"{config_name} is damaged: {in_short(error)}; fetch it again") from error
         own = adapter.state_dict()
         tensors = _fitting(tensors, own, weights_name)
         wanted = {k: self.dtype if own[k].is_floating_point() else own[k].dtype for k in own}
@@ -205,7 +204,7 @@ def _fitting(tensors: Mapping, own: Mapping, weights_name: str) -> dict[str, tor
         elif own[k].is_floating_point() != tensors[k].is_floating_point() or tensors[k].dtype.is_complex:
             problems.append(f"{k} is of {tensors[k].dtype} instead of {own[k].dtype}")
     if problems:
-        raise ValueError(f"{weights_name} does not fit its config: {'; '.join(sorted(problems)[:8])}")
+        raise ValueError(f"{weights_name} does not fit its config: {plain('; '.join(sorted(problems)[:8]))}")
     return tensors
 
 
@@ -234,20 +233,11 @@ def _given(config, folder: Path | None) -> tuple[Mapping, str]:
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"there is no config {path}; it says what kind of adapter the weights are, see config=")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or not an adapter config ({error}); fetch it again") from error
-    return found, str(path)
+    return read_json(path), str(path)
 
 
 def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    try:
-        return load_file(path), str(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); fetch the file again") from error
+    return read_tensors(path), str(path)
 
 
 def _device(device) -> torch.device:

@@ -1,12 +1,12 @@
 """Published checkpoints → our networks: recognised by content, every tensor accounted for, no code of theirs run."""
 
-import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 
+from ..models.bounds import built_from, check_finite
 from ..utils.files import user_path
-from .check import checked
+from ..utils.text import in_short
+from .check import check
 from .report import ConversionError
 
 __all__ = ["ConversionError", "convert_checkpoint"]
@@ -17,10 +17,8 @@ RECOGNISED = (
     "BigGAN-PyTorch and StudioGAN a file, or a folder of one for G and one for D), and a folder, wheel or zip with "
     "MobileStyleGAN's MappingNetwork.xml and SynthesisNetwork.xml"
 )
-_TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch.save before 1.6 begin
 
 
-@checked
 def convert_checkpoint(src: str | Path) -> dict:
     """Convert a published checkpoint; `FewShotGAN(generator, discriminator).save_pretrained` makes a base of it.
 
@@ -31,49 +29,71 @@ def convert_checkpoint(src: str | Path) -> dict:
         "generator", and where the checkpoint has them "generator_raw" (not averaged) and "discriminator", in eval mode.
 
     Raises:
-        ConversionError: unknown, unsupported, damaged or unsafe file.
+        ConversionError: unknown, unsupported, damaged or unsafe file, or weights that are no finite numbers.
         FileNotFoundError: there is no `src`.
     """
     src = user_path(src)
     if not src.exists():
         raise FileNotFoundError(f"there is no {src} to convert")
-    from . import mobile_stylegan_ir, stylegan2_nvidia
-
-    if src.is_dir():
-        if folder := mobile_stylegan_ir.find(src):
-            return {"generator": mobile_stylegan_ir.convert(folder)}
-        if networks := _convert_torch_folder(src):
-            return networks
-        raise ConversionError(f"the folder {src.name} holds no known checkpoint; recognised are {RECOGNISED}")
-    with src.open("rb") as file:
-        head = file.read(len(_TORCH_LEGACY))
-    if head == _TORCH_LEGACY:
-        return _convert_torch_file(src)
-    if head[:1] == b"\x80" and 2 <= head[1] <= 5:  # a pickle and its protocol
-        return stylegan2_nvidia.convert(src)
-    if head[:4] == b"PK\x03\x04":
-        try:
-            with zipfile.ZipFile(src) as archive:
-                names = archive.namelist()
-                if any(name.endswith(mobile_stylegan_ir.SYNTHESIS_FILE) for name in names):
-                    return {"generator": _convert_archived_ir(archive, names)}
-        except zipfile.BadZipFile as error:
-            raise ConversionError(f"{src.name} is damaged or cut short ({error}); download it again") from error
-        if any(name.endswith("data.pkl") for name in names):
-            return _convert_torch_file(src)
-    raise ConversionError(f"{src.name} is no known checkpoint; recognised are {RECOGNISED}")
+    try:
+        with built_from(_size(src)):
+            networks = _convert_folder(src) if src.is_dir() else _convert_file(src)
+        for role, network in networks.items():
+            check_finite(network, f"the {role} in {src.name}")
+        check(networks)
+    except (ConversionError, OSError, ImportError):
+        raise
+    except Exception as error:  # whatever sizes and values that no network has make of the converters
+        if isinstance(error, ValueError):
+            raise ConversionError(f"{src.name} cannot be converted: {in_short(error)}") from error
+        raise ConversionError(
+            f"{src.name} cannot be converted: it has tensors of sizes or values that no network of its kind has "
+            f"({type(error).__name__}: {in_short(error)}); it is damaged, or its layout is another one"
+        ) from error
+    return networks
 
 
-def _convert_torch_file(path: Path) -> dict:
-    from . import adapters, networks, torch_file
+def _size(src: Path) -> int:
+    """Bytes that the numbers of a checkpoint can take."""
+    paths = [*src.glob("*.pth"), *src.rglob("*.bin")] if src.is_dir() else [src]
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
-    data = torch_file.read(path)
+
+def _convert_folder(folder: Path) -> dict:
+    from . import mobile_stylegan_ir
+
+    if found := mobile_stylegan_ir.find(folder):
+        return {"generator": mobile_stylegan_ir.convert(found)}
+    if networks := _convert_torch_folder(folder):
+        return networks
+    raise ConversionError(f"the folder {folder.name} holds no known checkpoint; recognised are {RECOGNISED}")
+
+
+def _convert_file(path: Path) -> dict:
+    from . import mobile_stylegan_ir, stylegan2_nvidia, untrusted
+
+    if untrusted.is_pickle(path):
+        return stylegan2_nvidia.convert(path)
+    found = untrusted.open_checkpoint(path)
+    if found.kind == "tensors":
+        return _convert_tensors(found.value, path.name)
+    if found.kind == "ir":
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in found.value.items():
+                (Path(folder) / name).write_bytes(data)
+            return {"generator": mobile_stylegan_ir.convert(Path(folder))}
+    raise ConversionError(f"{path.name} is no known checkpoint; recognised are {RECOGNISED}")
+
+
+def _convert_tensors(data, name: str) -> dict:
+    from . import adapters, networks
+
     if paper := adapters.paper_of(data):
         raise ConversionError(
-            f"{path.name} is an adapter of {paper}; give --base (in Python import_adapter), the converted base that it "
-            "was trained on"
+            f"{name} is an adapter of {paper}; give --base (in Python import_adapter), the converted base that it was "
+            "trained on"
         )
-    return networks.convert(networks.find(data), path.name, data)
+    return networks.convert(networks.find(data), name, data)
 
 
 def _convert_torch_folder(folder: Path) -> dict:
@@ -91,18 +111,3 @@ def _convert_torch_folder(folder: Path) -> dict:
     if reason and not found:
         raise reason
     return networks.convert(found, folder.name) if found else {}
-
-
-def _convert_archived_ir(archive: zipfile.ZipFile, names: list[str]):
-    """Unpack the four files of the two networks side by side, wherever the archive has them, and convert them."""
-    from . import mobile_stylegan_ir
-
-    with tempfile.TemporaryDirectory() as folder:
-        for xml in (mobile_stylegan_ir.MAPPING_FILE, mobile_stylegan_ir.SYNTHESIS_FILE):
-            for wanted in (xml, xml.replace(".xml", ".bin")):
-                found = [name for name in names if name.rsplit("/", 1)[-1] == wanted]
-                if len(found) != 1:
-                    raise ConversionError(f"the archive holds {len(found)} files {wanted} instead of one")
-                with archive.open(found[0]) as packed, open(Path(folder) / wanted, "wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-        return mobile_stylegan_ir.convert(Path(folder))

@@ -1,26 +1,11 @@
 """Every converted network runs once before anybody gets it."""
 
-import functools
-from collections.abc import Callable
-
 import torch
 
 from ..utils.random import seeded
 from .report import ConversionError
 
 SEED = 0
-
-
-def checked(convert: Callable[..., dict]) -> Callable[..., dict]:
-    """Decorate a function that returns networks by role: each goes through `check`."""
-
-    @functools.wraps(convert)
-    def converted(*args, **kwargs):
-        networks = convert(*args, **kwargs)
-        check(networks)
-        return networks
-
-    return converted
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..models.mobile_stylegan import MobileStyleGANGenerator
+from .ir_graph import SPARE, Node, read_graph
 from .report import ConversionError, SourceTensors
 
 MAPPING_FILE, SYNTHESIS_FILE = "MappingNetwork.xml", "SynthesisNetwork.xml"
@@ -32,16 +33,10 @@ def convert(folder: Path) -> MobileStyleGANGenerator:
 
     Raises:
         ConversionError: the graphs are not those of a MobileStyleGAN, or tensors are left over or missing.
-        ImportError: openvino is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise ImportError("reading an OpenVINO IR needs openvino: pip install 'fewshot_gan[convert]'") from error
-    core = openvino.Core()
-    constants = _mapping_tensors(core.read_model(str(folder / MAPPING_FILE)))
+    constants = _mapping_tensors(read_graph(folder / MAPPING_FILE))
     num_layers = len(constants) // 2
-    constants |= _synthesis_tensors(core.read_model(str(folder / SYNTHESIS_FILE)))
+    constants |= _synthesis_tensors(read_graph(folder / SYNTHESIS_FILE))
     source = SourceTensors(constants)
 
     widths = [source["synthesis.conv1.bias"].numel()]
@@ -66,53 +61,57 @@ def convert(folder: Path) -> MobileStyleGANGenerator:
     return model
 
 
-def _constant(node) -> torch.Tensor | None:
-    return torch.from_numpy(node.get_data().copy()).float() if node.get_type_name() == "Constant" else None
-
-
-def _inputs(node) -> list:
-    return [value.get_node() for value in node.input_values()]
-
-
-def _next(node, kind: str):
+def _next(node: Node, kind: str) -> Node:
     """The consumer of `node` of type `kind`."""
-    return _of_kind([target.get_node() for target in node.output(0).get_target_inputs()], kind, node)
+    return _of_kind(node.consumers, kind, node)
 
 
-def _of_kind(nodes: list, kind: str, beside):
+def _of_kind(nodes: list[Node], kind: str, beside: Node) -> Node:
     for node in nodes:
-        if node.get_type_name() == kind:
+        if node.kind == kind:
             return node
-    raise ConversionError(f"expected {kind} at {beside.get_friendly_name()}; is this a MobileStyleGAN IR?")
+    raise ConversionError(f"expected {kind} at {beside.name}; is this a MobileStyleGAN IR?")
 
 
-def _operand(node) -> torch.Tensor:
+def _operand(node: Node) -> torch.Tensor:
     """The constant input of an Add, Multiply, MatMul or Convolution."""
-    for value in map(_constant, _inputs(node)):
+    for value in (source.constant() for source in node.inputs):
         if value is not None:
             return value
-    raise ConversionError(f"expected a constant operand at {node.get_friendly_name()}; is this a MobileStyleGAN IR?")
+    raise ConversionError(f"expected a constant operand at {node.name}; is this a MobileStyleGAN IR?")
 
 
-def _mapping_tensors(model) -> dict[str, torch.Tensor]:
+class _Made(dict):
+    """Name → tensor, of not many more numbers than the file has: thousands of layers may lead to one constant."""
+
+    def __init__(self, nodes: list[Node]):
+        super().__init__()
+        self.left = SPARE + 2 * sum(len(value.flatten()) for node in nodes if (value := node.stored()) is not None)
+
+    def __setitem__(self, name: str, value: torch.Tensor):
+        self.left -= value.numel()
+        if self.left < 0:
+            raise ConversionError("its layers share more constants than the file has; is this a MobileStyleGAN IR?")
+        super().__setitem__(name, value)
+
+
+def _mapping_tensors(nodes: list[Node]) -> dict[str, torch.Tensor]:
     """Weights and biases of the fully connected layers, divided by their equalised-lr gain."""
-    tensors, layers = {}, [op for op in model.get_ordered_ops() if op.get_type_name() == "MatMul"]
+    tensors, layers = _Made(nodes), [node for node in nodes if node.kind == "MatMul"]
     for i, op in enumerate(layers):
         weight = _operand(op)  # [I, O], or [O, I] when the MatMul transposes it
-        if not op.get_attributes().get("transpose_b"):
+        if op.attributes.get("transpose_b") != "true":
             weight = weight.t()
         tensors[f"mapping.fc{i}.weight"] = weight * (weight.shape[1] ** 0.5 / MAPPING_LR)
         tensors[f"mapping.fc{i}.bias"] = _operand(_next(op, "Add")).flatten() / MAPPING_LR
     return tensors
 
 
-def _synthesis_tensors(model) -> dict[str, torch.Tensor]:
+def _synthesis_tensors(nodes: list[Node]) -> dict[str, torch.Tensor]:
     """All tensors of the synthesis network under our names; fixed gains are folded into the affines."""
-    tensors = {}
-    for op in model.get_ordered_ops():
-        kind, name = op.get_type_name(), op.get_friendly_name()
-        if kind == "Constant" and (ours := _our_name(name)):
-            value = _constant(op)
+    tensors = _Made(nodes)
+    for op in nodes:
+        if (ours := _our_name(op.name)) and (value := op.constant()) is not None:
             if ours.endswith("affine.weight"):
                 gain = _style_gain(op)
                 value = value * (gain * value.shape[1] ** 0.5)
@@ -123,11 +122,11 @@ def _synthesis_tensors(model) -> dict[str, torch.Tensor]:
                 value = value.flatten(1, 2)  # [C, 1, 1, 3, 3] -> [C, 1, 3, 3]
             tensors[ours] = value
     # The folded weights and noise images have no names of their own: walk back from each bias.
-    for op in model.get_ordered_ops():
-        ours = _our_name(op.get_friendly_name()) if op.get_type_name() == "Constant" else None
+    for op in nodes:
+        ours = _our_name(op.name) if op.kind == "Const" else None
         if ours and ours.endswith("bias") and "to_rgb" not in ours and "affine" not in ours:
-            noise_add = _of_kind(_inputs(_next(op, "Add")), "Add", op)
-            conv = _of_kind(_inputs(noise_add), "Convolution", op)
+            noise_add = _of_kind(_next(op, "Add").inputs, "Add", op)
+            conv = _of_kind(noise_add.inputs, "Convolution", op)
             noise = _operand(noise_add)[0, 0]
             strength = noise.std(correction=0)
             layer = ours.removesuffix("bias")
@@ -141,7 +140,7 @@ def _style_gain(weight) -> float:
     """The scalar that follows an affine (MatMul → Add → Reshape → Multiply by a constant), 1 when there is none."""
     node = _next(_next(weight, "MatMul"), "Add")
     multiply = _next(_next(node, "Reshape"), "Multiply")
-    constants = [c for c in map(_constant, _inputs(multiply)) if c is not None]
+    constants = [value for source in multiply.inputs if (value := source.constant()) is not None]
     return float(constants[0]) if constants and constants[0].numel() == 1 else 1.0
 
 

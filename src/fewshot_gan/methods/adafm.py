@@ -17,6 +17,7 @@ from torch import nn
 from ..adapters.adafm import WEIGHT_RATE, AdaFMFactors
 from ..models import GPGANDiscriminator, GPGANGenerator, TailoredGenerator
 from ..models.layers import adaptable_layers
+from ..utils.ranges import NOT_NEGATIVE
 from .losses import r1_penalty
 from .objective import Batch, Objective, ObjectiveConfig
 
@@ -40,7 +41,7 @@ class AdaFMConfig(ObjectiveConfig):
     penalty: str = "real"
     weight_rate: float = WEIGHT_RATE
 
-    LEAST = {**ObjectiveConfig.LEAST, "adafm_start": 0}
+    RANGES = ObjectiveConfig.RANGES | {"adafm_start": NOT_NEGATIVE}
 
     def __post_init__(self):
         super().__post_init__()

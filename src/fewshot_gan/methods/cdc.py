@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..utils.random import seeded
+from ..utils.ranges import NOT_NEGATIVE
 from .objective import Batch, Objective, ObjectiveConfig, Views
 from .pair import Latents, Pair
 
@@ -97,6 +98,8 @@ class CDCConfig(ObjectiveConfig):
     anchor_every: int = 4
     anchor_sigma: float = 0.1
     relation_weight: float = 1000.0
+
+    RANGES = ObjectiveConfig.RANGES | dict.fromkeys(("anchor_every", "anchor_sigma"), NOT_NEGATIVE)
 
 
 class CDCObjective(Objective):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..inversion import PerceptualDistance
+from ..utils.ranges import NOT_NEGATIVE, SHARE
 from .cdc import relation_loss
 from .objective import Batch, Objective, ObjectiveConfig, Views, digest
 from .pair import Latents, Pair
@@ -81,7 +82,10 @@ class D3TConfig(ObjectiveConfig):
     code_sigma: float = 0.1
     mix_probability: float = 0.5
 
-    LEAST = {**ObjectiveConfig.LEAST, "transformed_every": 0}
+    RANGES = ObjectiveConfig.RANGES | {
+        **dict.fromkeys(("feature_resolution", "distillation_final", "transformed_every", "code_sigma"), NOT_NEGATIVE),
+        "mix_probability": SHARE,
+    }
 
     def __post_init__(self):
         super().__post_init__()

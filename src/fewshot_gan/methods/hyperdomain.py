@@ -23,6 +23,7 @@ from ..adapters.hypernetwork import DomainHyperNetwork
 from ..encoders import TEMPLATES, Encoder, templated
 from ..inversion import PerceptualDistance, lpips_network
 from ..utils.random import seeded
+from ..utils.ranges import SHARE, Range, check_numbers
 from .objective import digest
 from .pair import Latents, Pair
 from .statistics import (
@@ -214,11 +215,7 @@ class HyperDomainConfig:
     structure_weight: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.resample <= 1 or not 0 < self.crop <= 1 or not 0 <= self.style_mixing <= 1:
-            raise ValueError(
-                f"resample={self.resample}, crop={self.crop}, style_mixing={self.style_mixing}: "
-                "give numbers from 0 to 1, crop above 0"
-            )
+        check_numbers(self, {"style_mixing": SHARE, "resample": SHARE, "crop": Range(0, 1, above=True)})
 
     @property
     def needs_latents(self) -> bool:

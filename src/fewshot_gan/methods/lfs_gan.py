@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from ..utils.ranges import COUNT
 from .cdc import CDCConfig, CDCObjective
 from .pair import Latents, Pair
 
@@ -67,7 +68,7 @@ class LFSConfig(CDCConfig):
     mode_seeking_every: int = 1
     mode_seeking_factor: int = 4
 
-    LEAST = {**CDCConfig.LEAST, "mode_seeking_every": 1, "mode_seeking_factor": 1}
+    RANGES = CDCConfig.RANGES | dict.fromkeys(("mode_seeking_every", "mode_seeking_factor"), COUNT)
 
     @classmethod
     def few_images(cls) -> "LFSConfig":

@@ -26,9 +26,13 @@ def hinge_d_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.
 
 
 def r1_penalty(discriminator, real: torch.Tensor, weight: float = 10.0) -> torch.Tensor:
-    """R1: weight/2 · mean over the batch of ‖∇ₓ D(x)‖² on real images `[B, 3, H, W]` (arXiv 1801.04406)."""
-    real = real.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
+    """R1: weight/2 · mean over the batch of ‖∇ₓ D(x)‖² on real images `[B, 3, H, W]` (arXiv 1801.04406).
+
+    In float32, also inside of autocast: squares of gradients are too small for half precision.
+    """
+    with torch.autocast(real.device.type, enabled=False):
+        real = (real.float() if torch.finfo(real.dtype).bits < 32 else real).detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
     return weight / 2 * gradient.square().sum((1, 2, 3)).mean()
 
 
@@ -45,7 +49,15 @@ class PathLength(nn.Module):
         self.register_buffer("mean", torch.zeros([], dtype=torch.float32, device="cpu"))
 
     def forward(self, images: torch.Tensor, ws: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """`images` `[B, 3, H, W]` made from `ws` `[B, L, D]`: mean squared deviation of ‖Jᵀy‖ from its running mean."""
+        """`images` `[B, 3, H, W]` made from `ws` `[B, L, D]`: mean squared deviation of ‖Jᵀy‖ from its running mean.
+
+        Give what was drawn in float32: lengths of gradients that went through half precision are none to learn from.
+
+        Raises:
+            ValueError: `images` or `ws` are not float32 or float64.
+        """
+        if torch.finfo(images.dtype).bits < 32 or torch.finfo(ws.dtype).bits < 32:
+            raise ValueError(f"path lengths of {images.dtype} images of {ws.dtype} styles: draw them in float32")
         noise = torch.randn(images.shape, generator=generator, dtype=torch.float32, device="cpu").to(images.device) / (
             images[0, 0].numel() ** 0.5
         )

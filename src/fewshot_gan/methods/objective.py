@@ -14,6 +14,7 @@ from torch import nn
 
 from ..models.labels import refuse_classes
 from ..models.plain import PlainDiscriminator
+from ..utils.ranges import COUNT, NOT_NEGATIVE, SHARE, check_numbers
 from .adv_aug import AdvAugConfig, attack, tapped, undisturbed
 from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty
 from .pair import Drawn, Latents, Pair
@@ -75,12 +76,14 @@ class ObjectiveConfig:
     adv_direction: str = "paper"
     adv_weight: float = 1.0
 
-    LEAST = {"r1_every": 1, "path_length_every": 1, "deepest_level": 0}  # no field: smallest value of options
+    RANGES = {  # no field
+        **dict.fromkeys(("r1_every", "path_length_every"), COUNT),
+        **dict.fromkeys(("freeze_d", "deepest_level", "adv_steps", "adv_gamma"), NOT_NEGATIVE),
+        "style_mixing": SHARE,
+    }
 
     def __post_init__(self):
-        for name, least in self.LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: give {least} or more")
+        check_numbers(self, self.RANGES)
         if self.adv_aug.acts and not self.adversarial_weight:
             raise ValueError(f"adv_steps={self.adv_steps} attacks the adversarial loss, but adversarial_weight is 0")
 
@@ -311,6 +314,6 @@ class Objective(nn.Module):
                     max(1, batch // 2), pair.generator.z_dim, generator=random, dtype=torch.float32, device="cpu"
                 )
             )
-            drawn = pair.adapted(latents, ws_gradient=True)
+            drawn = pair.adapted(latents, ws_gradient=True, precise=True)
             penalty = self.path_length(drawn.images, drawn.ws, random)
             yield {"path_length": c.path_length_every * c.path_length_weight * penalty}

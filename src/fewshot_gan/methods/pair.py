@@ -85,16 +85,22 @@ class Pair:
         other = network.mapping(latents.other.to(network.device), truncation_psi=self.psi)
         return mix_styles(ws, other, latents.crossover)
 
-    def adapted(self, latents: Latents, ws_gradient: bool = False) -> Drawn:
-        """Draw under what acts now; `ws_gradient` makes `ws` differentiable though no adapter touches the mapping."""
+    def adapted(self, latents: Latents, ws_gradient: bool = False, precise: bool = False) -> Drawn:
+        """Draw under what acts now.
+
+        Args:
+            latents: of the pictures.
+            ws_gradient: make `ws` differentiable though no adapter touches the mapping.
+            precise: in float32 whatever `half` says, for penalties of gradients.
+        """
         ws = self.ws(latents)
         if ws_gradient and not ws.requires_grad:
             ws = ws.detach().requires_grad_(True)
-        return self.drawn(ws)
+        return self.drawn(ws, precise)
 
-    def drawn(self, ws: torch.Tensor) -> Drawn:
-        """Draw styles `[B, L, D]` under what acts now."""
-        ws = ws.bfloat16() if self.half else ws
+    def drawn(self, ws: torch.Tensor, precise: bool = False) -> Drawn:
+        """Draw styles `[B, L, D]` under what acts now; `precise`: as of `adapted`."""
+        ws = ws.bfloat16() if self.half and not precise else ws
         if isinstance(self.generator, PlainGenerator):
             return Drawn(ws, self.generator(ws).float(), {})
         images, features = self.generator.synthesis(ws, return_features=True)

@@ -18,6 +18,7 @@ from diffusers.utils.torch_utils import get_device
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .bounds import Checked
 from .offloading import refuse_hooks, refuse_offloaded
 
 ALIGNMENT = 64  # bytes; where torch's own tensors begin
@@ -55,7 +56,7 @@ def answer(sample, features: dict | None, return_dict: bool | None):
     return sample if return_dict is None and features is None else values
 
 
-class Network(ModelMixin, ConfigMixin):
+class Network(Checked, ModelMixin, ConfigMixin):
     """A diffusers model that computes the same bits whether it was loaded or is still the one that was saved.
 
     Tensors of a safetensors file begin wherever the file has them. Some processors' products of matrices round

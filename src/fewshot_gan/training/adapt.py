@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..adapters import Adapter, FullAdapter, GANMemoryAdapter, fingerprint, trainable_types
@@ -24,7 +22,6 @@ from ..hub import embedded_datasets, portable_name
 from ..images import to_bytes, to_floats
 from ..inversion import SPACES, VERSION, invert, latent_statistics, lpips_network
 from ..latents import check_latents
-from ..memory import keep_freed_memory
 from ..methods.adafm import AdaFMConfig, AdaFMObjective, parse_groups, split_generator, tailored_networks
 from ..methods.cdc import CDCConfig, CDCObjective
 from ..methods.d3t import D3TConfig, D3TObjective
@@ -37,10 +34,12 @@ from ..models.layers import as_ws
 from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded, replace_file
-from ..utils.threads import set_threads, usual_threads
+from ..utils.safetensors_files import read_header, read_tensors
+from .checkpoints import ANEW
 from .data import load_images, provenance
-from .engine import Trainer, TrainingConfig, TrainingDiverged
-from .report import PAGE_NAME
+from .engine import Trainer, TrainingConfig
+from .interrupt import interruptible
+from .launch import PRECISIONS, add_tracking_options, holding, launched_precision, start, start_trackers
 
 OPTIONS = {  # of which adapter
     "rank": "left",
@@ -213,17 +212,6 @@ def fill_projection_options(args: argparse.Namespace, config) -> None:
             raise ValueError(f"--{name} {value} is of projected images, but no term here uses any; leave it out")
 
 
-def add_tracking_options(p: argparse.ArgumentParser) -> None:
-    """Options of `start` and `start_trackers`."""
-    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
-    p.add_argument(
-        "--num_threads",
-        type=int,
-        default=0,
-        help="CPU threads per process; default: OMP_NUM_THREADS, or all",
-    )
-
-
 def add_run_options(
     p: argparse.ArgumentParser, config: type, settings: dict, judged: bool, published: dict[str, dict] | None = None
 ) -> None:
@@ -249,6 +237,8 @@ def configure(args: argparse.Namespace, config: type, settings: dict) -> tuple[T
 
     The settings are filled in in `args` too.
     """
+    launched = launched_precision()
+    settings = {"mixed_precision": launched if launched in PRECISIONS else "no", **settings}
     for option in fields(TrainingConfig):
         if option.name not in vars(args):
             setattr(args, option.name, settings.get(option.name, option.default))
@@ -302,11 +292,20 @@ def run(args: argparse.Namespace, on_step: Callable[[Trainer, dict[str, float]],
         The trained adapter.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: bad options, data, base or packages, each with one sentence.
-        TrainingDiverged: a loss is not finite.
+        ValueError, OSError, ImportError: bad options, data, base, packages or folder, each with one sentence.
+        TrainingDiverged, Interrupted: as of `Trainer.train`.
     """
-    given, of = vars(args), METHODS[args.method]
     training, config = resolve(args)
+    accelerator = start(args)
+    with holding(args.output_dir, accelerator):
+        return train(args, training, config, accelerator, on_step)
+
+
+def train(
+    args: argparse.Namespace, training: TrainingConfig, config, accelerator: Accelerator, on_step=None
+) -> Adapter:
+    """`run` with options that are filled in, in a folder that is held."""
+    given, of = vars(args), METHODS[args.method]
     pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
     base = args.pretrained_model_name_or_path
     tailored = isinstance(pipe.generator, PlainGenerator)
@@ -318,7 +317,6 @@ def run(args: argparse.Namespace, on_step: Callable[[Trainer, dict[str, float]],
     if args.train_data_dir is not None:
         data = embedded_datasets().get(args.train_data_dir, args.train_data_dir)
         images = load_images(data, pipe.generator.resolution, of.least_images)
-    accelerator = start(args)
     record = {**asdict(config), **asdict(training), "preset": args.preset}
     record |= {"text": args.text} if images is None else {"num_images": len(images), **provenance(data)}
     record |= {"scratch": True} if args.scratch else {}
@@ -372,19 +370,22 @@ def run(args: argparse.Namespace, on_step: Callable[[Trainer, dict[str, float]],
     start_trackers(args, accelerator, args.method)
     if tailored and accelerator.is_main_process:
         keep_base(pipe, Path(base))
-    result = trainer.train(on_step=on_step)
-    grid = trainer.folder / "samples"
-    if args.low_rank:
-        result, grid = compress(result, training.output_dir, accelerator), None  # it was drawn before
-        trainer.report_saved(result)
-        trainer.report.write()
+    name, grid = Path(training.output_dir).name, trainer.folder / "samples"
+    grid = None if args.low_rank else grid  # it was drawn before
+
+    def finish(result: Adapter) -> Adapter:
+        if args.low_rank:
+            result = compress(result, training.output_dir, accelerator)
+            trainer.report_saved(result)
+        if accelerator.is_main_process:
+            write_adapter_card(result, training.output_dir, name, grid=grid)
+        return result
+
+    result = trainer.train(on_step=on_step, finish=finish)
     if accelerator.device.type == "cuda":
         accelerator.print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
-    if accelerator.is_main_process:
-        name = Path(training.output_dir).name
-        write_adapter_card(result, training.output_dir, name, grid=grid)
-        if args.push_to_hub:
-            result.push_to_hub(args.hub_model_id or name, grid=grid)
+    if accelerator.is_main_process and args.push_to_hub:
+        result.push_to_hub(args.hub_model_id or name, grid=grid)
     accelerator.end_training()
     return result
 
@@ -411,7 +412,7 @@ def keep_base(pipe: FewShotGAN, folder: Path) -> None:
     if (folder / "model_index.json").is_file():
         there, new = (fingerprint(x) for x in (FewShotGAN.from_pretrained(folder).generator, pipe.generator))
         if there != new:
-            raise ValueError(f"{folder} holds the base of a run with other settings; choose another output_dir")
+            raise ValueError(f"{folder} holds the base of a run with other settings; use them again to resume, {ANEW}")
         return
     pipe.register_modules(discriminator=None)
     pipe.save_pretrained(folder)
@@ -454,25 +455,6 @@ def tailor(args: argparse.Namespace, config, pipe: FewShotGAN) -> FewShotGAN:
     options = {"z_dim": args.z_dim, "gain": args.matcher_gain}
     options = {option: value for option, value in options.items() if value is not None}
     return FewShotGAN(*tailored_networks(g, d, parse_groups(config.groups)[0], args.seed, **options))
-
-
-def start(args: argparse.Namespace, folder: str | None = None) -> Accelerator:
-    """Processes, threads and seed of a run, whose logs go into `folder`; None: its `output_dir`."""
-    keep_freed_memory()
-    folder = Path(folder or args.output_dir)
-    project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
-    accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, project_config=project)
-    # `accelerate launch` gives each CPU process one thread unless told otherwise
-    set_threads(args.num_threads or usual_threads(accelerator.num_processes))
-    torch.manual_seed(args.seed)  # the small noise of fresh factors and heads
-    return accelerator
-
-
-def start_trackers(args: argparse.Namespace, accelerator: Accelerator, name: str) -> None:
-    """Writes into the run's folder: call it when everything else is known to be good."""
-    accelerator.print(f"to watch: {Path(accelerator.project_dir) / PAGE_NAME}")
-    if args.report_to != "none":
-        accelerator.init_trackers(name, {k: v for k, v in vars(args).items() if isinstance(v, int | float | str)})
 
 
 def build(args, config, pipe: FewShotGAN, real: torch.Tensor | None, accelerator: Accelerator):
@@ -528,9 +510,8 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
     if lpips_network(str(real.device)) is not None:  # with other eyes other latents are found
         made_of["perceptual"] = "lpips"
     if path.is_file():
-        with safe_open(path, "pt") as file:
-            if json.loads((file.metadata() or {}).get("made_of", "{}")) == made_of:
-                return check_latents(file.get_tensor("codes"), name=f"codes of {path}")
+        if read_header(path).metadata.get("made_of") == json.dumps(made_of):
+            return check_latents(read_tensors(path)["codes"], name=f"codes of {path}")
         if args.projections:
             raise ValueError(
                 f"{path} holds projections of other images, another base or other settings; name another file to make, "
@@ -564,9 +545,7 @@ def forget(generator, options: dict) -> FullAdapter:
 
 
 def main(method: str, argv=None) -> None:
-    """Entry point of the scripts: a bad option ends with its one sentence instead of a traceback."""
+    """Entry point of the scripts, see `launch.command`."""
     args = parser(method).parse_args(argv)
-    try:
+    with interruptible():
         run(args)
-    except (ValueError, FileNotFoundError, ImportError, TrainingDiverged) as error:
-        raise SystemExit(f"error: {error}") from error

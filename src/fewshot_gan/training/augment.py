@@ -12,7 +12,12 @@ _POLICIES = ("color", "translation", "cutout")
 
 
 def _uniform(generator: torch.Generator | None, batch: int, low: float, high: float) -> Tensor:
-    return torch.rand(batch, generator=generator) * (high - low) + low
+    return torch.rand(batch, generator=generator, dtype=torch.float32, device="cpu") * (high - low) + low
+
+
+def _whole(generator: torch.Generator | None, batch: int, low: int, high: int) -> Tensor:
+    """int64 `[batch]`, each of `low` … `high` as likely as the others."""
+    return torch.randint(low, high + 1, (batch,), generator=generator, dtype=torch.int64, device="cpu")
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
@@ -23,7 +28,8 @@ class DiffAugment:
     """DiffAugment (arXiv 2006.10738): the same kind of change on real and fake images, in front of the discriminator.
 
     Policies: `color` (brightness ±0.5 of the [-1, 1] range's unit, saturation ×0-2, contrast ×0.5-1.5), `translation`
-    (up to 1/8 of the side, the uncovered border is 0, i.e. mid grey), `cutout` (one square of half the side, set to 0).
+    (by whole pixels, uniform up to 1/8 of the side each way; the uncovered border is 0, i.e. mid grey), `cutout` (a
+    window of half the side around a uniform pixel, cut off at the borders, is set to 0).
 
     Args:
         policy: names joined by commas, applied in this order; "" changes nothing.
@@ -57,15 +63,20 @@ class DiffAugment:
 
     @staticmethod
     def _translation(x: Tensor, generator: torch.Generator | None) -> Tensor:
-        shift = _uniform(generator, 2 * len(x), -1.0, 1.0).view(-1, 2)
-        return _translate(x, shift, "constant")
+        reach = [_share(side, 0.125) for side in x.shape[-2:]]
+        shifts = torch.stack([_whole(generator, len(x), -most, most) for most in reach], 1)  # [B, 2], y and x
+        return _move(x, shifts, reach, "constant")
 
     @staticmethod
     def _cutout(x: Tensor, generator: torch.Generator | None) -> Tensor:
-        height, width = x.shape[-2:]
-        centre = torch.rand(len(x), 2, generator=generator).to(x.device) * x.new_tensor([height, width])
-        rows = (torch.arange(height, device=x.device) - centre[:, :1]).abs() < height / 4  # [B, H]
-        columns = (torch.arange(width, device=x.device) - centre[:, 1:]).abs() < width / 4  # [B, W]
+        inside = []
+        for side in x.shape[-2:]:
+            window = _share(side, 0.5)
+            # the centre of an even window lies between two pixels, and so has one place more than there are pixels
+            centre = _whole(generator, len(x), 0, side - window % 2)
+            offset = torch.arange(side, dtype=torch.int64, device="cpu") - (centre - window // 2)[:, None]  # [B, side]
+            inside.append(((offset >= 0) & (offset < window)).to(x.device))
+        rows, columns = inside
         return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
@@ -117,7 +128,7 @@ class FewShotAugment:
     def sample(self, batch: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """CPU draws for `batch` images: `flip` bool `[B]`, `shift` (y, x) `[B, 2]` in [-1, 1], three factors `[B]`."""
         return {
-            "flip": (torch.rand(batch, generator=generator) < 0.5) & self.flip,
+            "flip": (_uniform(generator, batch, 0.0, 1.0) < 0.5) & self.flip,
             "shift": _uniform(generator, 2 * batch, -1.0, 1.0).view(batch, 2),
             "brightness": _uniform(generator, batch, -self.brightness, self.brightness),
             "saturation": _uniform(generator, batch, *self.saturation),
@@ -153,14 +164,25 @@ class FewShotAugment:
         return mean + (x - mean) * _per_image(params["contrast"], x)
 
 
+def _share(side: int, share: float) -> int:
+    """`share` of a side in whole pixels."""
+    return int(side * share + 0.5)
+
+
 def _translate(x: Tensor, shift: Tensor, mode: str, share: float = 0.125) -> Tensor:
     """Moves image i by `shift[i] * share` of its side (rounded to pixels), down and right for positive values."""
+    reach = [_share(side, share) for side in x.shape[-2:]]
+    most = torch.tensor(reach, dtype=torch.float32, device="cpu")
+    return _move(x, (shift.cpu() * most).round().long(), reach, mode)
+
+
+def _move(x: Tensor, shifts: Tensor, reach: list[int], mode: str) -> Tensor:
+    """Moves image i of `[B, C, H, W]` by `shifts[i]`, whole pixels (y, x) within ±`reach`; `mode` fills the border."""
     height, width = x.shape[-2:]
-    reach_y, reach_x = int(height * share + 0.5), int(width * share + 0.5)
+    reach_y, reach_x = reach
     padded = F.pad(x, (reach_x, reach_x, reach_y, reach_y), mode=mode)
-    offsets = (shift.cpu() * torch.tensor([reach_y, reach_x])).round().long().tolist()
     moved = [
         image[:, reach_y - dy : reach_y - dy + height, reach_x - dx : reach_x - dx + width]
-        for image, (dy, dx) in zip(padded, offsets, strict=True)
+        for image, (dy, dx) in zip(padded, shifts.tolist(), strict=True)
     ]
     return torch.stack(moved)

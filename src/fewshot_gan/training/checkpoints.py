@@ -1,25 +1,60 @@
-"""Checkpoints of a run: written whole or not at all, and resumed with the same settings only."""
+"""Checkpoints of a run: written whole or not at all, checked when read, resumed with the same settings only."""
 
+import hashlib
 import json
+import logging
 import os
+import pickle
+import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-STATE_NAME, CONFIG_NAME = "state-{rank}.pt", "training_config.json"
+from ..utils.files import LEFTOVER, flush_to_disk
+from ..utils.numbered import numbered
+
+logger = logging.getLogger(__name__)
+
+STATE_NAME, CONFIG_NAME, DIGESTS_NAME = "state-{rank}.pt", "training_config.json", "sha256.json"
+STAGED = re.compile(r"\.checkpoint-[0-9]+(\.old)?\.tmp")
+SAVING = re.compile(r"tmp[a-z0-9_]{8}")  # where an adapter's files are written before they are renamed
+ANEW = "or start anew: choose another output folder, or remove this one"
+
+
+class Damaged(ValueError):
+    """A checkpoint is not what was written."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first."""
-    return sorted(p for p in Path(folder).glob("checkpoint-*") if (p / CONFIG_NAME).is_file())
+    return [path for path in numbered(Path(folder), "checkpoint-").values() if (path / CONFIG_NAME).is_file()]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest finished checkpoint of a run, or None."""
     return (checkpoints(folder) or [None])[-1]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in a run's folder; who calls it holds the folder."""
+    for path in [*folder.iterdir()] if folder.is_dir() else ():
+        if not path.is_dir() or path.is_symlink():
+            if LEFTOVER.fullmatch(path.name):
+                path.unlink()
+        elif path.name in ("samples", "images", "projections"):
+            remove_leftovers(path)
+        elif STAGED.fullmatch(path.name) or (SAVING.fullmatch(path.name) and _holds_an_adapter(path)):
+            shutil.rmtree(path)
+
+
+def _holds_an_adapter(folder: Path) -> bool:
+    """Nothing but files of an adapter, or nothing."""
+    known = r"adapter_(config\.json|model.*\.safetensors)"
+    return all(re.fullmatch(known, path.name) and path.is_file() for path in folder.iterdir())
 
 
 def save_checkpoint(
@@ -31,11 +66,11 @@ def save_checkpoint(
     keep: int,
     write: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write `checkpoint-N` beside, then rename: a kill leaves the previous one intact. Every process calls it.
+    """Write `checkpoint-N` beside, flush it, then rename: a kill leaves the previous one. All processes call it.
 
     Args:
-        folder: of the run.
-        step: N.
+        folder: of the run; it is there.
+        step: N. What is there of later steps belongs to a past that was damaged, and goes.
         state: tensors and numbers of this process.
         settings: as JSON has them.
         accelerator: of the run.
@@ -43,10 +78,10 @@ def save_checkpoint(
         write: puts more into the folder, on the main process.
     """
     target = folder / f"checkpoint-{step:06d}"
-    temp = folder / f".{target.name}.tmp"
-    if accelerator.is_main_process:
+    temp, main = folder / f".{target.name}.tmp", accelerator.is_main_process
+    if main:
         shutil.rmtree(temp, ignore_errors=True)
-        temp.mkdir(parents=True)
+        temp.mkdir()
         if write is not None:
             write(temp)
         (temp / CONFIG_NAME).write_text(json.dumps(settings, indent=1, default=list) + "\n", encoding="utf-8")
@@ -56,15 +91,57 @@ def save_checkpoint(
         temp / STATE_NAME.format(rank=accelerator.process_index),
     )
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temp, target)
-        for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+    if not main:
+        return
+    text = json.dumps({path.name: _sha256(path) for path in sorted(temp.iterdir()) if path.is_file()}, indent=1)
+    (temp / DIGESTS_NAME).write_text(text + "\n", encoding="utf-8")
+    for path in (*temp.iterdir(), temp):
+        flush_to_disk(path)
+    _discard(target)
+    os.rename(temp, target)
+    flush_to_disk(folder)
+    there = numbered(folder, "checkpoint-")
+    later = [path for number, path in there.items() if number > step]
+    for path in (*later, *[path for path in checkpoints(folder) if path not in later][:-keep]):
+        _discard(path)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint; killed amid, what is left has its name no more."""
+    if checkpoint.exists():
+        gone = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(checkpoint, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_checkpoint(folder: Path) -> dict:
+    """The settings in a checkpoint whose files are what was written.
+
+    Raises:
+        Damaged: they are not; of one without digests, from an older version, only what is read is known.
+    """
+    try:
+        digests = folder / DIGESTS_NAME
+        for name, wanted in json.loads(digests.read_text(encoding="utf-8")).items() if digests.is_file() else ():
+            if _sha256(folder / Path(name).name) != wanted:
+                raise Damaged(f"{name} is not what was written")
+        return dict(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
+    except Damaged:
+        raise
+    except FileNotFoundError as error:
+        raise Damaged(f"{Path(error.filename).name} is missing") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{error}") from error
 
 
 def load_checkpoint(folder: Path, settings: dict, accelerator: Accelerator, may_change: Collection[str]) -> dict | None:
-    """This process's state of the newest checkpoint, None where there is none.
+    """This process's state of the newest checkpoint that is whole, None where there is none. All processes call it.
 
     Args:
         folder: of the run.
@@ -73,15 +150,21 @@ def load_checkpoint(folder: Path, settings: dict, accelerator: Accelerator, may_
         may_change: names of settings.
 
     Raises:
-        ValueError: the folder holds a run with other settings or another number of processes.
+        ValueError: the folder holds a run with other settings, with more steps, or of another number of processes, or
+            none of its checkpoints is whole.
     """
-    found = latest_checkpoint(folder)
+    chosen: list = [None, None]
+    if accelerator.is_main_process:
+        remove_leftovers(folder)
+        chosen = _newest_whole(folder)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(chosen)
+    found, before = chosen
     if found is None:
+        if before is not None:
+            raise ValueError(before)
         return None
-    before, now = (
-        json.loads((found / CONFIG_NAME).read_text(encoding="utf-8")),
-        json.loads(json.dumps(settings, default=list)),
-    )
+    now = json.loads(json.dumps(settings, default=list))
     changed = [
         f"{name} was {before.get(name)}, now {now.get(name)}"
         for name in {**before, **now}
@@ -89,15 +172,38 @@ def load_checkpoint(folder: Path, settings: dict, accelerator: Accelerator, may_
     ]
     if changed:
         raise ValueError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}); use them again to resume, "
-            "or choose another output_dir"
+            f"{folder} holds a run with other settings ({'; '.join(changed)}); use them again to resume, {ANEW}"
         )
     path, count = found / STATE_NAME.format(rank=accelerator.process_index), accelerator.num_processes
     if not path.is_file():
-        raise ValueError(f"{found} was written by fewer processes than {count}")
+        raise ValueError(f"{found} was written by fewer processes than {count}; resume with as many, {ANEW}")
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["processes"] != count:
         raise ValueError(
-            f"{found} was written by {state['processes']} processes, now there are {count}; resume with as many"
+            f"{found} was written by {state['processes']} processes, now there are {count}; resume with as many, {ANEW}"
+        )
+    if (total := settings.get("max_train_steps", state["step"])) < state["step"]:
+        raise ValueError(
+            f"{folder} holds a run of {state['step']} steps, more than max_train_steps={total}; give "
+            f"{state['step']} or more, {ANEW}"
         )
     return state
+
+
+def _newest_whole(folder: Path) -> list:
+    """Path and settings of the newest checkpoint that is whole; None and a message where all are damaged."""
+    reasons = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            settings = check_checkpoint(path)
+            for file in path.glob(STATE_NAME.format(rank="*")) if not (path / DIGESTS_NAME).is_file() else ():
+                torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except (Damaged, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reasons.append(f"{path} is damaged ({error})")
+            continue
+        for reason in reasons:
+            logger.warning(f"{reason}; the run goes on from {path.name}, the one before it")
+        return [path, settings]
+    if reasons:
+        return [None, f"{reasons[0]}, and no checkpoint before it is whole; remove {folder} to start anew"]
+    return [None, None]

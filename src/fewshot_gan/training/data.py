@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -14,25 +13,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import read_image, square, to_floats, upright
+from ..images import square, to_floats
+from ..picture_files import COMMON, read_picture
+from ..picture_sets import PictureSet, explain
+from ..utils.files import user_path
+from ..utils.json_files import parse_json
+from ..utils.text import plain
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def load_images(
     source: str | os.PathLike[str], resolution: int, least: int = 2, labels: tuple[list[int], list[str]] | None = None
 ) -> Tensor:
-    """Reads every image of a folder or of a `datasets` data set as squares of one size.
+    """Reads every image of a folder, a zip archive or a `datasets` data set as squares of one size.
 
     Squaring rule: centre crop to the short side, then Lanczos resize to `resolution`. EXIF rotation is applied,
-    transparency is laid on white, 16-bit grey is scaled down, of an animation the first frame counts.
+    transparency is laid on white, 16-bit grey is scaled down, of an animation the first frame counts. What is no
+    picture is named in a warning, see `picture_sets.PictureSet`; texts such as captions are named in the log.
 
     Args:
-        source: a folder (its png, jpg, jpeg, webp and bmp files sorted by name, subfolders and hidden files not read),
-            `imagefolder:DIR` (read by the `datasets` package, with subfolders), or a Hub data set id `owner/name`
-            (its `train` split and first image column).
+        source: a folder or a zip archive of pictures in the formats of `picture_files.ENDINGS`, sorted by name, with
+            subfolders and without hidden files; `imagefolder:DIR` (read by the `datasets` package); or a Hub data set
+            id `owner/name` (its `train` split and first image column).
         resolution: side of the result in pixels.
         least: 1 for a method that learns a look from a single image.
         labels: two lists that take the classes of a data set, if it has a class column, and their names.
@@ -42,31 +45,17 @@ def load_images(
 
     Raises:
         FileNotFoundError: the folder or data set does not exist.
-        ValueError: no image, one where 2 are the least, an unreadable file, or a short side below 32 px.
+        ValueError: no image, one where 2 are the least, one that cannot be read, or a short side below 32 px.
     """
-    if resolution < 1:
-        raise ValueError(f"resolution {resolution} is below 1; use the generator's, for example 256")
-    found, enlarged = [], []
-    for name, image in _read(source, labels):  # one at a time: only what is kept stays in memory
-        found.append(square(image, resolution, name))
-        if min(image.size) < resolution:
-            enlarged.append(f"{name} ({image.width}x{image.height})")
-    if not found:
-        raise ValueError(
-            f"{source} has no image; put png, jpg, webp or bmp files directly into the folder, typically 10"
-        )
-    if len(found) < least:
-        raise ValueError(f"{source} has only one image; this method needs at least 2, typically 10: add more")
-    images = torch.stack(found)
-    logger.info(f"{len(images)} images from {source}: centre crop to the short side, Lanczos to {resolution} px")
-    if enlarged:
-        more = f" and {len(enlarged) - 10} more" if len(enlarged) > 10 else ""
-        logger.warning(f"smaller than {resolution} px, enlarged and therefore soft: {', '.join(enlarged[:10])}{more}")
-    return images
+    path = user_path(source)
+    if not path.exists():
+        return _load(_read_named(source, labels), source, resolution, least)
+    with PictureSet(path) as pictures:
+        return _load_set(pictures, source, resolution, least)
 
 
 def load_labelled(source: str | os.PathLike[str], resolution: int) -> tuple[Tensor, Tensor | None, list[str]]:
-    """As `load_images`, with classes: a folder of folders, or a data set with a class column.
+    """As `load_images`, with classes: folders in a folder or zip archive, or a data set with a class column.
 
     Returns:
         uint8 `[N, 3, resolution, resolution]`; int64 `[N]`, or None where there are no classes; names of the classes.
@@ -74,25 +63,63 @@ def load_labelled(source: str | os.PathLike[str], resolution: int) -> tuple[Tens
     Raises:
         FileNotFoundError, ValueError: see `load_images`; or a folder has images and folders with images side by side.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and any(_pictures(p))]
-        if inner and any(_pictures(folder)):
+    path = user_path(source)
+    if not path.exists():
+        labels: list[int] = []
+        names: list[str] = []
+        images = load_images(source, resolution, labels=(labels, names))
+        return images, torch.tensor(labels, dtype=torch.int64, device="cpu") if labels else None, names
+    with PictureSet(path) as pictures:
+        classes = pictures.classes()
+        counts = [len(names) for names in classes.values()]
+        if classes and sum(counts) < len(pictures.names):
             raise ValueError(
-                f"{source} has images beside folders of images ({inner[0].name}, …); give one folder per class, or "
-                "images alone"
+                f"{source} has images beside folders of images ({plain(next(iter(classes)))}, …); give one folder per "
+                "class, or images alone"
             )
-        if inner:
-            classes = [load_images(p, resolution, least=1) for p in inner]
-            labels = torch.repeat_interleave(
-                torch.arange(len(classes), device="cpu"), torch.tensor([len(x) for x in classes])
-            )
-            return torch.cat(classes), labels, [p.name for p in inner]
-        return load_images(source, resolution), None, []
-    labels: list[int] = []
-    names: list[str] = []
-    images = load_images(source, resolution, labels=(labels, names))
-    return images, torch.tensor(labels) if labels else None, names
+        images = _load_set(pictures, source, resolution, least=1 if classes else 2)
+    labels = torch.repeat_interleave(
+        torch.arange(len(counts), device="cpu"), torch.tensor(counts, dtype=torch.int64, device="cpu")
+    )
+    return images, labels if classes else None, list(classes)
+
+
+def _load_set(pictures: PictureSet, source, resolution: int, least: int) -> Tensor:
+    left_out = pictures.explain()
+    if not pictures.names:
+        raise ValueError(
+            f"{source} has no image; put {COMMON} files into it, typically 10" + (f" ({left_out})" if left_out else "")
+        )
+    if left_out:
+        logger.warning(f"of {source} {left_out}")
+    if pictures.links:
+        logger.warning(f"links lead out of {source} and are followed: {', '.join(map(plain, pictures.links[:10]))}")
+    also = ""
+    if texts := sorted(pictures.texts):
+        also = f"; {len(texts)} texts are not read: {', '.join(map(plain, texts[:3]))}" + (", …" if texts[3:] else "")
+    return _load(((plain(name), pictures.read(name)) for name in pictures.names), source, resolution, least, also)
+
+
+def _load(pictures: Iterator[tuple[str, Image.Image]], source, resolution: int, least: int, also: str = "") -> Tensor:
+    if resolution < 1:
+        raise ValueError(f"resolution {resolution} is below 1; use the generator's, for example 256")
+    found, enlarged = [], []
+    for name, image in pictures:  # one at a time: only what is kept stays in memory
+        found.append(square(image, resolution, name))
+        if min(image.size) < resolution:
+            enlarged.append(f"{name} ({image.width}x{image.height})")
+    if not found:
+        raise ValueError(f"{source} has no image; choose another data set")
+    if len(found) < least:
+        raise ValueError(f"{source} has only one image; this method needs at least 2, typically 10: add more")
+    images = torch.stack(found)
+    logger.info(f"{len(images)} images from {source}: centre crop to the short side, Lanczos to {resolution} px{also}")
+    if enlarged:
+        more = f" and {len(enlarged) - 10} more" if len(enlarged) > 10 else ""
+        logger.warning(
+            f"smaller than {resolution} px, enlarged and therefore soft: {plain(', '.join(enlarged[:10]))}{more}"
+        )
+    return images
 
 
 def choose_subset(total: int, num: int | None, percent: float | None, seed: int) -> Tensor:
@@ -119,44 +146,36 @@ def choose_subset(total: int, num: int | None, percent: float | None, seed: int)
 
 
 def provenance(source: str | os.PathLike[str]) -> dict[str, str]:
-    """What a folder's `dataset.json` (`training/make_domain.py`) says of its images: what they show, their licence.
+    """What the `dataset.json` of a folder or archive (`training/make_domain.py`) says of its images and their licence.
 
     Returns:
         `images` and `images_licence`; nothing where there is no such file or it says neither.
     """
-    path = Path(source) / "dataset.json"
-    if not path.is_file():
+    path = user_path(source)
+    if not path.exists():
         return {}
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        with PictureSet(path) as pictures:
+            text = pictures.text("dataset.json")
+        info = parse_json((text or "{}").encode())
         found = {"images": info.get("style"), "images_licence": (info.get("licence") or {}).get("text")}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a description of a data set ({error}); mend it or remove it") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path / 'dataset.json'} is not a description of a data set ({error}); mend it or remove it"
+        ) from error
     return {key: str(value) for key, value in found.items() if value}
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
-            yield path
-
-
-def _read(source: str | os.PathLike[str], labels=None) -> Iterator[tuple[str, Image.Image]]:
-    """Pairs of a name for messages and an upright RGB image."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        for path in _pictures(folder):
-            yield path.name, read_image(path)
-        return
-    if folder.exists():
-        raise ValueError(f"{source} is a file, not a folder; pass the folder that holds the images")
+def _read_named(source: str | os.PathLike[str], labels) -> Iterator[tuple[str, Image.Image]]:
+    """Pairs of a name for messages and an upright RGB image, of what is no path here."""
     text = str(source)
     if text.startswith("imagefolder:"):
-        yield from _read_dataset("imagefolder", text.partition(":")[2], labels)
-    elif isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
-        yield from _read_dataset(text, None, labels)
-    else:
-        raise FileNotFoundError(f"folder {source} does not exist; pass an existing folder or a data set id owner/name")
+        return _read_dataset("imagefolder", text.partition(":")[2], labels)
+    if isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+        return _read_dataset(text, None, labels)
+    raise FileNotFoundError(
+        f"folder {source} does not exist; pass an existing folder or zip archive, or a data set id owner/name"
+    )
 
 
 def _read_dataset(name: str, data_dir: str | None, labels=None) -> Iterator[tuple[str, Image.Image]]:
@@ -183,8 +202,26 @@ def _read_dataset(name: str, data_dir: str | None, labels=None) -> Iterator[tupl
     if labels is not None and classes:
         labels[0].extend(data.with_format(None)[classes[0]])
         labels[1].extend(data.features[classes[0]].names)
-    for row, image in enumerate(data.with_format(None)[columns[0]]):
-        yield f"{name}[{row}]", upright(image)
+    rows = data.with_format(None).cast_column(columns[0], datasets.Image(decode=False))[columns[0]]
+    if data_dir is not None:
+        _name_left_out(Path(data_dir).expanduser(), [row["path"] for row in rows])
+    for number, row in enumerate(rows):  # decoded here: within the limits, and of the formats, of all other pictures
+        one = f"{name}[{number}]"
+        if row is None or row["bytes"] is None and row["path"] is None:
+            raise ValueError(f"{one} has no picture; choose another data set")
+        yield one, read_picture(Path(row["path"]) if row["bytes"] is None else row["bytes"], one)
+
+
+def _name_left_out(folder: Path, paths) -> None:
+    """Say which files of `folder` the datasets package passed over: it knows endings and splits of its own."""
+    taken = {os.path.realpath(path) for path in paths if path}
+    with PictureSet(folder) as pictures:
+        left_out = dict(pictures.left_out)
+        for name in pictures.names:
+            if os.path.realpath(folder / name) not in taken:
+                left_out[name] = "not taken by the datasets package"
+    if left_out:
+        logger.warning(f"of {folder} {explain(left_out)}")
 
 
 class InfiniteBatches:

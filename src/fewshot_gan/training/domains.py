@@ -180,7 +180,7 @@ def render_dicebear(style: str, num: int, resolution: int, seed: int) -> Tensor:
         png = resvg_py.svg_to_bytes(
             svg_string=svg, width=resolution, height=resolution, background="white", skip_system_fonts=True
         )
-        with Image.open(io.BytesIO(bytes(png))) as image:
+        with Image.open(io.BytesIO(bytes(png)), formats=("PNG",)) as image:
             images[index] = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     return images
 

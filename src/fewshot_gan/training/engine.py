@@ -4,7 +4,6 @@ Only the adapter's factors and the objective's discriminator side are trained; t
 Shape legend: B images, L `ws`, D `w_dim`, R resolution.
 """
 
-import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from ..adapters import Adapter, AdapterBank
 from ..methods.adv_aug import attack, undisturbed
@@ -22,72 +20,23 @@ from ..methods.statistics import CONTENT_LEVELS
 from ..models.labels import refuse_classes
 from ..models.network import evaluating
 from ..models.plain import PlainGenerator
+from ..utils.ranges import COUNT, NOT_NEGATIVE, Range, check_numbers
 from .augment import DiffAugment, FewShotAugment, random_zoom
-from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
-from .report import Report, TrainingDiverged, reported
+from .launch import PRECISIONS
+from .loop import RUN_RANGES, average_gradients, backward, take_steps
+from .report import Report, reported
 
-AUGMENTS, PRECISIONS = ("fewshot", "diffaugment", "flip", "none"), ("no", "bf16")
-
-
-def due(config, step: int) -> tuple[bool, bool]:
-    """Whether a checkpoint and whether samples are due after this step: every so many, and at the end."""
-    last = step == config.max_train_steps
-    kept = last or step % config.checkpointing_steps == 0
-    return kept, bool(config.sample_steps) and (last or step % config.sample_steps == 0)
-
-
-def check_run(config, counts: tuple[str, ...]) -> None:
-    """What the settings of every run have in common.
-
-    Args:
-        config: has rates of both networks, `ema_decay`, and how checkpoints are kept.
-        counts: names of its own numbers that are at least 1.
-
-    Raises:
-        ValueError: a number out of range.
-    """
-    for name in (*counts, "checkpointing_steps", "checkpoints_total_limit"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)}: give 1 or more")
-    for name in ("learning_rate", "d_learning_rate"):
-        if not getattr(config, name) > 0:
-            usual = type(config).learning_rate
-            raise ValueError(f"{name}={getattr(config, name)}: give a number above 0, e.g. {usual:g}")
-    if not 0 <= config.ema_decay < 1:
-        raise ValueError(f"ema_decay={config.ema_decay}: give 0 (none) up to, not including, 1")
-
-
-def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_rate: float) -> dict[str, float]:
-    """Differentiate the sum of `losses`; returns their values.
-
-    Raises:
-        TrainingDiverged: one is not finite; nothing was differentiated.
-    """
-    values = {name: float(loss.detach()) for name, loss in losses.items()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            last = latest_checkpoint(folder)
-            kept = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written before it"
-            raise TrainingDiverged(
-                f"loss {name!r} became {value} at step {step}; {kept}; try a lower --learning_rate than "
-                f"{learning_rate:g}"
-            )
-    sum(losses.values()).backward()
-    return values
-
-
-def average_gradients(accelerator: Accelerator, parameters) -> None:
-    """Over all processes."""
-    if accelerator.num_processes > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad = accelerator.reduce(parameter.grad, "mean")
+AUGMENTS = ("fewshot", "diffaugment", "flip", "none")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Settings of a run; a resumed run must have the same, but for those in `MAY_CHANGE`.
+
+    A resumed run with more `max_train_steps` goes on as a run of that length: what falls over the run, the learning
+    rate, is from then on as far as its share of the new length says.
 
     Attributes:
         output_dir: adapter, checkpoints, samples, logs and `report.html`.
@@ -130,11 +79,17 @@ class TrainingConfig:
     seed: int = 0
 
     MAY_CHANGE = ("output_dir", "checkpointing_steps", "checkpoints_total_limit", "sample_steps")
+    MAY_GROW = ("max_train_steps",)  # not below what is done
+    RANGES = RUN_RANGES | {
+        "train_batch_size": COUNT,
+        "lr_warmup_steps": NOT_NEGATIVE,
+        "lr_decay_start": NOT_NEGATIVE,
+        "lr_final": NOT_NEGATIVE,
+        "real_zoom": Range(1, 4, example="1 (none) or 1.5"),
+    }
 
     def __post_init__(self):
-        check_run(self, ("max_train_steps", "train_batch_size"))
-        if not 1 <= self.real_zoom <= 4:
-            raise ValueError(f"real_zoom={self.real_zoom}: give 1 (none) to 4, e.g. 1.5")
+        check_numbers(self, self.RANGES)
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: {', '.join(PRECISIONS)}")
         if not self.augment.strip(" ,"):
@@ -337,6 +292,7 @@ class Trainer:
         self,
         stop_after: int | None = None,
         on_step: Callable[["Trainer", dict[str, float]], None] | None = None,
+        finish: Callable[[Adapter], Adapter] | None = None,
     ) -> Adapter:
         """Run from the last checkpoint, if there is one, to `max_train_steps` and write the adapter.
 
@@ -344,43 +300,40 @@ class Trainer:
             stop_after: stop early at this step without finishing (as a kill would, for tests).
             on_step: called after each step with this trainer and the step's losses. What it raises ends the run as a
                 kill would: the same settings go on from the last checkpoint.
+            finish: called by every process with the trained adapter; writes what else belongs to it, before the page
+                says that the run is finished, and returns what to keep.
+
+        Returns:
+            The trained adapter, or what `finish` made of it.
 
         Raises:
             TrainingDiverged: a loss is not finite.
-            ValueError: the folder holds a run with other settings.
+            ValueError: the folder holds a run with other settings or with more steps.
+            FolderInUse: another run is at work in the folder.
+            FileNotFoundError: somebody removed the folder meanwhile.
+            Interrupted: inside `interruptible`, a signal came; the steps that were done are kept.
         """
         main, config = self.accelerator.is_main_process, self.config
-        if main:
-            self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
-        end = config.max_train_steps if stop_after is None else min(stop_after, config.max_train_steps)
-        bar = tqdm(total=config.max_train_steps, initial=self.step, disable=not main, desc="adapting")
-        if main and self.step == 0 and config.sample_steps:
+        last = self.step == config.max_train_steps  # then what was written last may not be there
+        if main and config.sample_steps and (self.step == 0 or (last and self.report.lacks_samples(self.step))):
             self._samples()
         self.report.begin(self.step)
-        while self.step < end:
-            logs = self.train_step()
-            bar.update()
-            bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
-            self.report.add(self.step, logs)
-            kept, shown = due(config, self.step)
-            if kept:
-                self._checkpoint()
-            if main and shown:
-                self._samples()
-            if kept or shown:
-                self.report.write()
-            if on_step is not None:
-                on_step(self, logs)
-        bar.close()
-        if self.step == config.max_train_steps:
-            self.result.round_to_half()  # half the bytes, and what is returned is what is stored
+        take_steps(self, "adapting", stop_after, on_step)
+        result = self.result
+        if self.step < config.max_train_steps:
+            self.report.end("stopped")
+        else:
+            result.round_to_half()  # half the bytes, and what is returned is what is stored
             if main:
-                self.result.save_pretrained(self.folder)
-                self.report_saved(self.result)
-        self.report.end("finished" if self.step == config.max_train_steps else "stopped")
+                self.report.there()
+                result.save_pretrained(self.folder)
+                self.report_saved(result)
+            if finish is not None:
+                result = finish(result)
+            self.report.end("finished")
         self.accelerator.wait_for_everyone()
-        return self.result
+        return result
 
     def _checkpoint(self) -> None:
         state = {
@@ -411,7 +364,8 @@ class Trainer:
         return settings
 
     def _resume(self) -> None:
-        state = load_checkpoint(self.folder, self._settings(), self.accelerator, TrainingConfig.MAY_CHANGE)
+        c = self.config
+        state = load_checkpoint(self.folder, self._settings(), self.accelerator, c.MAY_CHANGE + c.MAY_GROW)
         if state is None:
             return
         self.adapter.load_state_dict(state["adapter"])

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from ..adapters import DomainHyperNetwork
 from ..cards import write_hypernetwork_card
@@ -14,6 +15,7 @@ from ..images import to_bytes, to_floats
 from ..methods.hyperdomain import HyperDomainConfig, HyperNetworkObjective
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded
+from ..utils.ranges import Range, check_number
 from .adapt import (
     CLIPS,
     CONSTANT,
@@ -25,11 +27,11 @@ from .adapt import (
     configure,
     fill_projection_options,
     projections,
-    start,
-    start_trackers,
 )
-from .data import load_images
-from .engine import Trainer, TrainingDiverged
+from .data import load_labelled
+from .engine import Trainer, TrainingConfig
+from .interrupt import interruptible
+from .launch import holding, start, start_trackers
 
 PRESETS = ("hypernetwork", "hypernetwork_few_images", "hypernetwork_images")
 SETTINGS = {  # of words as published; the average would leave batch norm's statistics behind
@@ -51,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     name_or_path = {"type": expanded, "help": "embedded name, folder or repo id"}
     p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", **name_or_path)
-    p.add_argument("--data", type=expanded, help="folder with one folder of images per domain")
+    p.add_argument("--data", type=expanded, help="folder or zip archive with one folder of images per domain")
     texts = "file with one domain per line, 'Target' or 'Target - Source'; instead of --data"
     p.add_argument("--texts", type=expanded, help=texts)
     p.add_argument("--encoder", nargs="+", help="features, or CLIP as folders or repo ids; the first is what it reads")
@@ -89,8 +91,8 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
     """Train, write the hypernetwork, and push it if asked.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: bad options, data, encoder or base, each with one sentence.
-        TrainingDiverged: a loss is not finite.
+        ValueError, OSError, ImportError: bad options, data, encoder, base or folder, each with one sentence.
+        TrainingDiverged, Interrupted: as of `Trainer.train`.
     """
     if (args.data is None) == (args.texts is None):
         raise ValueError("domains are shown by pictures or named by words; give --data or --texts")
@@ -99,20 +101,28 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
     fill_projection_options(args, config)
     if args.ema_decay:
         raise ValueError(f"ema_decay={args.ema_decay}: batch norm's statistics would not belong to averaged weights; 0")
-    pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
+    for name, least in (("width", 1), ("backbone_depth", 1), ("head_depth", 1)):
+        check_number(name, getattr(args, name), Range(least), whole=True)
     accelerator = start(args)
+    with holding(args.output_dir, accelerator):
+        return train(args, training, config, accelerator)
+
+
+def train(args: argparse.Namespace, training: TrainingConfig, config, accelerator: Accelerator) -> DomainHyperNetwork:
+    """`run` with options that are filled in, in a folder that is held."""
+    pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
     device = accelerator.device
     encoders = [load_encoder(name, device) for name in args.encoder or (CLIPS[:1] if args.texts else ["features"])]
     if args.texts:
         names, origins = read_texts(args.texts)
         domains = {"targets": names, "origins": origins}
     else:
-        if not Path(args.data).is_dir():
+        if not Path(args.data).expanduser().exists():
             raise FileNotFoundError(f"folder {args.data} does not exist; give one with a folder of images per domain")
-        folders = sorted(p for p in Path(args.data).iterdir() if p.is_dir())
-        names = [folder.name for folder in folders]
-        resolution = pipe.generator.resolution
-        shown = [to_floats(load_images(f, resolution, least=1).to(device)) for f in folders]
+        images, domain, names = load_labelled(args.data, pipe.generator.resolution)
+        if domain is None:
+            raise ValueError(f"{args.data} has images, but no folders of them; give a folder of images per domain")
+        shown = [to_floats(images[domain == n].to(device)) for n in range(len(names))]
         domains = {"references": shown}
         if config.needs_latents:
             files = [Path(args.output_dir) / "projections" / f"{name}.safetensors" for name in names]
@@ -144,20 +154,22 @@ def run(args: argparse.Namespace) -> DomainHyperNetwork:
     if not args.texts:
         trainer.report.images = to_bytes(torch.cat([images[:1] for images in shown]))
     start_trackers(args, accelerator, "hyperdomainnet")
-    result = trainer.train()
-    if accelerator.is_main_process:
-        name = Path(training.output_dir).name
-        write_hypernetwork_card(result, training.output_dir, name)
-        if args.push_to_hub:
-            result.push_to_hub(args.hub_model_id or name)
+    name = Path(training.output_dir).name
+
+    def finish(result: DomainHyperNetwork) -> DomainHyperNetwork:
+        if accelerator.is_main_process:
+            write_hypernetwork_card(result, training.output_dir, name)
+        return result
+
+    result = trainer.train(finish=finish)
+    if accelerator.is_main_process and args.push_to_hub:
+        result.push_to_hub(args.hub_model_id or name)
     accelerator.end_training()
     return result.eval()
 
 
 def main(argv=None) -> DomainHyperNetwork:
-    """Entry point of the scripts: a bad option ends with its one sentence instead of a traceback."""
+    """Entry point of the scripts, see `launch.command`."""
     args = parser().parse_args(argv)
-    try:
+    with interruptible():
         return run(args)
-    except (ValueError, FileNotFoundError, ImportError, TrainingDiverged) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
 from ..adapters import fingerprint
 from ..adapters.ticket import sparsity_of
@@ -18,10 +17,11 @@ from ..methods.lottery import Masks, MovingAverage, SparseWeights, distillation_
 from ..methods.objective import digest
 from ..models.network import evaluating
 from ..pipeline import FewShotGAN
+from ..utils.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_numbers
 from .augment import DiffAugment
 from .checkpoints import load_checkpoint, save_checkpoint
 from .data import InfiniteBatches
-from .engine import average_gradients, backward, check_run, due
+from .loop import RUN_RANGES, average_gradients, backward, take_steps
 from .report import Report, reported
 
 SAMPLES, COLUMNS = 64, 16
@@ -74,9 +74,15 @@ class LimitedConfig:
     seed: int = 0
 
     MAY_CHANGE = ("output_dir", "checkpointing_steps", "checkpoints_total_limit", "sample_steps")
+    MAY_GROW = ("max_train_steps",)  # not below what is done
+    RANGES = RUN_RANGES | {
+        **dict.fromkeys(("d_steps", "d_batch_size", "g_batch_size"), COUNT),
+        **dict.fromkeys(("ema_start", "adv_steps", "adv_gamma"), NOT_NEGATIVE),
+        "adam_epsilon": POSITIVE,
+    }
 
     def __post_init__(self):
-        check_run(self, ("max_train_steps", "d_steps", "d_batch_size", "g_batch_size"))
+        check_numbers(self, self.RANGES)
         DiffAugment(self.diffaugment)
         self.adv_aug  # noqa: B018  raises on bad values
 
@@ -99,6 +105,9 @@ class LimitedTrainer:
         masks: "generator" and perhaps "discriminator" → masks, see `methods.lottery`.
         teacher: trained dense discriminator whose logits are distilled.
         tag: in front of every name that trackers are told, e.g. "round-03/".
+
+    Attributes:
+        keeps_length: whether a resumed run must have as many steps as before: something was made of its end.
 
     Raises:
         ValueError: images or labels do not fit the networks, or masks belong to others.
@@ -153,7 +162,7 @@ class LimitedTrainer:
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         torch.manual_seed(config.seed + 104729 * rank + 2)  # noise of layers
         self.diffaugment = DiffAugment(config.diffaugment)
-        self.step, self.folder = 0, Path(config.output_dir)
+        self.step, self.folder, self.keeps_length = 0, Path(config.output_dir), False
         self.report = self._report(tag)
 
     # ------------------------------------------------------------------ one step
@@ -231,30 +240,18 @@ class LimitedTrainer:
             stop_after: stop early at this step without finishing (as a kill would, for tests).
 
         Raises:
-            TrainingDiverged: a loss is not finite.
-            ValueError: the folder holds a run with other settings.
+            TrainingDiverged, ValueError, FolderInUse, FileNotFoundError, Interrupted: as of `engine.Trainer.train`.
         """
         main, c = self.accelerator.is_main_process, self.config
         self._resume()
+        if main and c.sample_steps and self.step == c.max_train_steps and self.report.lacks_samples(self.step):
+            self._samples()
         self.report.begin(self.step)
-        end = c.max_train_steps if stop_after is None else min(stop_after, c.max_train_steps)
-        bar = tqdm(total=c.max_train_steps, initial=self.step, disable=not main, desc="training")
-        while self.step < end:
-            logs = self.train_step()
-            bar.update()
-            bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
-            self.report.add(self.step, logs)
-            kept, shown = due(c, self.step)
-            if kept:
-                self._checkpoint()
-            if main and shown:
-                self._samples()
-            if kept or shown:
-                self.report.write()
-        bar.close()
+        take_steps(self, "training", stop_after)
         usual = {"memory_format": torch.contiguous_format}  # as these networks are when they come from a file
         pipe = FewShotGAN(*(deepcopy(x).eval().to(**usual) for x in (self.result, self.discriminator)))
         if self.step == c.max_train_steps and main:
+            self.report.there()
             pipe.save_pretrained(self.folder)
             self.report.saved("generator/*.safetensors", "discriminator/*.safetensors", "ticket*/*.safetensors")
         self.report.end("finished" if self.step == c.max_train_steps else "stopped")
@@ -279,7 +276,8 @@ class LimitedTrainer:
         return {**asdict(self.config), **self.start, **data, "teacher": taught, "masks": masks}
 
     def _resume(self) -> None:
-        state = load_checkpoint(self.folder, self._settings(), self.accelerator, LimitedConfig.MAY_CHANGE)
+        may_change = self.config.MAY_CHANGE + (() if self.keeps_length else self.config.MAY_GROW)
+        state = load_checkpoint(self.folder, self._settings(), self.accelerator, may_change)
         if state is None:
             return
         for name, part in self._state().items():

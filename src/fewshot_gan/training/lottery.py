@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from ..adapters import Adapter, TicketAdapter, fingerprint
 from ..adapters.ticket import magnitude_masks, sparsity_of
@@ -14,9 +15,10 @@ from ..models.biggan import biggan_config
 from ..models.plain import PlainDiscriminator, PlainGenerator
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded
-from .adapt import add_tracking_options, start, start_trackers
+from .checkpoints import ANEW, latest_checkpoint, remove_leftovers
 from .data import choose_subset, load_labelled
-from .engine import TrainingDiverged
+from .interrupt import interruptible
+from .launch import add_tracking_options, holding, start, start_trackers
 from .limited import LimitedConfig, LimitedTrainer
 from .report import Report
 
@@ -46,7 +48,7 @@ PARTS = {"generator": "ticket", "discriminator": "ticket_discriminator"}  # netw
 def parser() -> argparse.ArgumentParser:
     """Command-line options; every field of `LimitedConfig` is one."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = "folder of images, of folders (classes), or a data set id owner/name"
+    data = "folder or zip archive of images, or of folders (classes), or a data set id owner/name"
     p.add_argument("--data", required=True, type=expanded, help=data)
     p.add_argument("--num", type=int, help="train on so many of the images, chosen by --subset_seed")
     p.add_argument("--percent", type=float, help="train on this share of the images")
@@ -158,14 +160,19 @@ def run(args: argparse.Namespace) -> list[Path]:
         Folders of the rounds.
 
     Raises:
-        ValueError, FileNotFoundError: bad options, data, base or ticket, each with one sentence.
-        TrainingDiverged: a loss is not finite.
+        ValueError, OSError: bad options, data, base, ticket or folder, each with one sentence.
+        TrainingDiverged, Interrupted: as of `engine.Trainer.train`.
     """
-    config = configure(args)
+    config, accelerator = configure(args), start(args)
+    with holding(args.output_dir, accelerator):
+        return find(args, config, accelerator)
+
+
+def find(args: argparse.Namespace, config: LimitedConfig, accelerator: Accelerator) -> list[Path]:
+    """`run` with options that are filled in, in a folder that is held."""
     images, labels, names = load_labelled(args.data, args.resolution)
     rows = choose_subset(len(images), args.num, args.percent, args.subset_seed)
     images, labels = images[rows], None if labels is None else labels[rows]
-    accelerator = start(args)
     out, classes = Path(args.output_dir), len(names) or None
     g, d = networks(args, classes)
     if g.num_classes is None:  # the network knows no classes: what the data says of them is left alone
@@ -204,6 +211,7 @@ def train_rounds(args, config: LimitedConfig, report: Report, ticket: dict, labe
         settings["distillation_weight"] = (config.distillation_weight or 1.0) if teacher is not None else 0.0
         tag = f"{folder.name}/"  # each round has curves of its own
         trainer = LimitedTrainer(g, d, images, LimitedConfig(**settings), accelerator, labels, masks, teacher, tag)
+        trainer.keeps_length = any((out / f"round-{number + 1:02d}" / part).is_dir() for part in PARTS.values())
         if args.ticket:
             write_tickets(folder, args, classes, masks, config, len(images), accelerator)
         report.rounds[folder.name], trainer.report.parent = trainer.report, report
@@ -227,19 +235,22 @@ def write_tickets(folder: Path, args, classes, masks: dict[str, dict], config, n
         ValueError: the folder has other tickets, of a run with other settings.
     """
     if accelerator.is_main_process:
-        there = {name: folder / part for name, part in PARTS.items() if (folder / part).is_dir()}
-        known = {name: Adapter.from_pretrained(path).masks() for name, path in there.items()}
-        same = known.keys() == masks.keys() and all(
-            known[name].keys() == of.keys() and all(torch.equal(known[name][k], m.cpu()) for k, m in of.items())
-            for name, of in masks.items()
+        known = {}
+        for name, part in PARTS.items():
+            remove_leftovers(folder / part)
+            if (folder / part / "adapter_config.json").is_file():  # else a kill left it half-written
+                known[name] = Adapter.from_pretrained(folder / part).masks()
+        same = all(
+            there.keys() == masks.get(name, {}).keys()
+            and all(torch.equal(there[k], m.cpu()) for k, m in masks[name].items())
+            for name, there in known.items()
         )
-        if known and not same:
-            raise ValueError(
-                f"{folder} holds tickets of a run with other settings; use them again to resume, or choose another "
-                "output_dir"
-            )
+        if not same or (known and known.keys() != masks.keys() and latest_checkpoint(folder)):
+            raise ValueError(f"{folder} holds tickets of a run with other settings; use them again to resume, {ANEW}")
         start_of = dict(zip(PARTS, networks(args, classes), strict=True))
-        for name, of in ({} if known else masks).items():
+        for name, of in masks.items():
+            if name in known:
+                continue
             record = {**asdict(config), "sparsity": sparsity_of(of), "num_images": num_images}
             record.pop("output_dir")
             ticket = TicketAdapter.for_model(start_of[name], masks=of, method="lottery", training=record)
@@ -280,9 +291,7 @@ def read_masks(source: str | Path, generator, discriminator, args: argparse.Name
 
 
 def main(argv=None) -> None:
-    """Entry point of the script: a bad option ends with its one sentence instead of a traceback."""
+    """Entry point of the script, see `launch.command`."""
     args = parser().parse_args(argv)
-    try:
+    with interruptible():
         run(args)
-    except (ValueError, FileNotFoundError, ImportError, TrainingDiverged) as error:
-        raise SystemExit(f"error: {error}") from error

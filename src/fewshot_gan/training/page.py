@@ -419,7 +419,7 @@ def duration(seconds: float) -> str:
 @lru_cache(maxsize=64)
 def picture_uri(file: Path, changed: int, top: int, bottom: int | None) -> str:
     """Rows `top` to `bottom` of a picture file as a JPEG in a URI; `changed` is its time, by which it is remembered."""
-    with Image.open(file) as image:
+    with Image.open(file, formats=("PNG",)) as image:  # as `Report.show` writes them
         image = image.convert("RGB").crop((0, top, image.width, bottom or image.height))
     if image.width > GRID_WIDTH:
         image = image.resize((GRID_WIDTH, max(1, round(image.height * GRID_WIDTH / image.width))))
@@ -429,7 +429,7 @@ def picture_uri(file: Path, changed: int, top: int, bottom: int | None) -> str:
 @lru_cache(maxsize=64)
 def unlearned(file: Path, changed: int, shared: int) -> bool:
     """Whether a sample grid shows the same, but for rounding, below its first row, `shared` pixels high."""
-    with Image.open(file) as image:
+    with Image.open(file, formats=("PNG",)) as image:
         rows = np.asarray(image.convert("RGB"), dtype=int)
     return all(np.abs(rows[top : top + shared] - rows[:shared]).mean() < 1 for top in range(0, len(rows), shared))
 

@@ -11,8 +11,8 @@ import shlex
 import sys
 import time
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, wraps
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from PIL import Image
 
 from ..images import to_bytes
 from ..utils.files import replace_file, replace_text
+from ..utils.folder_lock import locked
+from ..utils.numbered import numbered
 from ..version import __version__
 from .page import render, thumbs
 
@@ -39,6 +41,16 @@ def command() -> str:
     if rest and Path(rest[0]).name == "fewshot-gan":  # the console script, found by its interpreter
         return shlex.join(["fewshot-gan", *rest[1:]])
     return shlex.join([Path(program).name, *rest])
+
+
+def processes(accelerator: Accelerator) -> str:
+    """How many processes run, and on what, in words."""
+    count, device = accelerator.num_processes, accelerator.device
+    words = f"{count} process{'es' if count > 1 else ''} on {device.type}"
+    if device.type == "cuda":
+        return f"{words} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"{words}, {threads} thread{'s' if threads > 1 else ''} of {os.cpu_count()} cores{' each' * (count > 1)}"
 
 
 class Report:
@@ -68,6 +80,7 @@ class Report:
         parent: report that this one is a round of.
         curves: loss → (steps, values), every step that had it.
         seconds: of each step.
+        there: raises FileNotFoundError once the folder that is held was removed or replaced, see `folder_lock.locked`.
     """
 
     def __init__(
@@ -85,6 +98,7 @@ class Report:
         self.parent: Report | None = None
         self.curves: dict[str, tuple[array, array]] = {}
         self.seconds = array("d")
+        self.there: Callable[[], None] = lambda: None
         self._step, self._clock = 0, time.perf_counter()
 
     # ------------------------------------------------------------------ the run
@@ -95,16 +109,22 @@ class Report:
 
     @contextmanager
     def watched(self) -> Iterator["Report"]:
-        """However the block ends, the page says so."""
-        try:
-            yield self
-        except TrainingDiverged as error:
-            self._fail("diverged", str(error))
-            raise
-        except BaseException as error:
-            reason = {KeyboardInterrupt: "by hand", SystemExit: str(error)}
-            self._fail("stopped", reason.get(type(error), f"{type(error).__name__}: {error}"))
-            raise
+        """Hold the folder; however the block ends, the page says so.
+
+        Raises:
+            FolderInUse: another run is at work there; the page stays that run's.
+        """
+        with locked(self.folder) if self._writes else nullcontext(self.there) as self.there:
+            try:
+                yield self
+            except TrainingDiverged as error:
+                self._fail("diverged", str(error))
+                raise
+            except BaseException as error:
+                name = type(error).__name__
+                message = str(error) if isinstance(error, SystemExit) else f"{name}: {error}"
+                self._fail("stopped", "by hand" if isinstance(error, KeyboardInterrupt) else message)
+                raise
 
     def begin(self, step: int = 0) -> None:
         """Take up the curves that the run had at `step`, and write the page."""
@@ -112,6 +132,7 @@ class Report:
         if self.parent is not None and step < self.steps:  # not to look at a round that is there
             self.parent.state = "running"
         if self._writes:
+            self.there()
             lines = self._read(step) if step else []
             replace_text(self.folder / LOSSES_NAME, "".join(f"{x}\n" for x in lines))
         self.write()
@@ -127,6 +148,7 @@ class Report:
         now = time.perf_counter()
         row = {"step": step, "seconds": round(now - self._clock, 6), "losses": losses}
         self._clock = now
+        self.there()
         self.accelerator.log({f"{self.tag}{name}": value for name, value in losses.items()}, step=step)
         self._step = step
         if self._writes:
@@ -136,11 +158,16 @@ class Report:
 
     def show(self, step: int, grid: torch.Tensor) -> None:
         """Keep pictures `[3, H, W]` as `samples/step-N.png`, and show them to trackers."""
+        self.there()
         picture = to_bytes(grid.cpu()).permute(1, 2, 0).numpy()
-        replace_file(self.folder / "samples" / f"step-{step:06d}.png", Image.fromarray(picture).save)
+        replace_file(self._samples_of(step), Image.fromarray(picture).save)
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.add_image(f"{self.tag}samples", picture, step, dataformats="HWC")
+
+    def lacks_samples(self, step: int) -> bool:
+        """Whether there is no sample grid of `step`."""
+        return not self._samples_of(step).is_file()
 
     def saved(self, *patterns: str) -> None:
         """Name the files of the run's folder that hold what was learned, with their bytes."""
@@ -157,6 +184,7 @@ class Report:
     def write(self) -> None:
         """`report.html`, whole or as it was."""
         if self._writes:
+            self.there()
             text = render(self)
             replace_text(self.folder / PAGE_NAME, text)
             if self.parent is not None and self.parent.state is not None:
@@ -167,9 +195,8 @@ class Report:
 
     def grids(self) -> list[tuple[int, Path]]:
         """Steps and files of the sample grids so far."""
-        files = sorted((self.folder / "samples").glob("step-*.png"))
-        found = ((int(file.stem.partition("-")[2]), file) for file in files)
-        return [(step, file) for step, file in found if step <= self.step]
+        found = numbered(self.folder / "samples", "step-", ".png")
+        return [(step, file) for step, file in found.items() if step <= self.step]
 
     @cached_property
     def thumbs(self) -> list[str]:
@@ -177,18 +204,12 @@ class Report:
         return [] if self.images is None else thumbs(self.images)
 
     def versions(self) -> dict[str, str]:
-        a = self.accelerator
-        count = f"{a.num_processes} processes on {a.device.type}" if a.num_processes > 1 else a.device.type
-        if a.device.type == "cuda":
-            count += f" ({torch.cuda.get_device_name(a.device)})"
-        else:
-            count += f", {torch.get_num_threads()} threads of {os.cpu_count()} cores"
         return {
             "fewshot_gan": __version__,
             "torch": torch.__version__,
             "accelerate": accelerate_version,
             "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
-            "Device": count,
+            "Device": processes(self.accelerator),
         }
 
     # ------------------------------------------------------------------ inside
@@ -196,6 +217,9 @@ class Report:
     @property
     def _writes(self) -> bool:
         return self.accelerator.is_main_process
+
+    def _samples_of(self, step: int) -> Path:
+        return self.folder / "samples" / f"step-{step:06d}.png"
 
     def _fail(self, state: str, message: str) -> None:
         with suppress(OSError):  # a full disk is what the run itself fails of

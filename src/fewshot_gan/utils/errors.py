@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from .files import LEFTOVER
 from .text import plain, plain_lines
 
 BUG = NEGATIVE = 1
@@ -38,7 +39,7 @@ SYSTEM = {  # number of an OSError → what is wrong with the file or folder, an
     errno.EACCES: "no permission; choose another place, or change the permissions",
     errno.EPERM: "no permission; choose another place, or change the permissions",
     errno.ENOTDIR: "a part of this path is a file where a folder is needed; choose another path",
-    errno.EEXIST: "it exists already; choose another path",
+    errno.EEXIST: "something of this name is there already; choose another path",
     errno.EISDIR: "it is a folder; give a file",
     errno.ENOENT: "there is no such file or folder",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
@@ -47,6 +48,7 @@ SYSTEM = {  # number of an OSError → what is wrong with the file or folder, an
     errno.ENFILE: "the machine has too many open files",
     errno.EIO: "the disk or network drive failed",
 }
+_TEMPORARY = re.compile(r"(\..+-|tmp)[a-z0-9_]{8}")  # of `tempfile`
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _OS_ERROR = re.compile(r"\(os error (\d+)\)|\bcode: (\d+), kind:")  # how libraries in Rust name the number
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|alloc_cpu", re.IGNORECASE)
@@ -81,7 +83,7 @@ def boundary(debug: bool = False, through: tuple[type[BaseException], ...] = ())
     """
     tolerate_encodings()
     debug = debug or os.environ.get(DEBUG, "0") not in ("", "0")
-    with _sigterm_unwinds():
+    with _sigterm_unwinds(), _threads_in_one_line(debug):
         try:
             yield
             with suppress(BrokenPipeError):  # `head` has seen enough, and the work is done
@@ -179,12 +181,16 @@ def tolerate_encodings() -> None:
 
 
 def _end(code: int, sentence: str, error: BaseException, debug: bool) -> Ended:
+    _say(sentence, error, debug)
+    return Ended(code, sentence)
+
+
+def _say(sentence: str, error: BaseException, debug: bool) -> None:
     with suppress(OSError, ValueError, AttributeError):  # stderr is closed: the exit code remains
         if debug:
             sys.stderr.write(plain_lines("".join(traceback.format_exception(error))))
         sys.stderr.write(f"{sentence}\n")
         sys.stderr.flush()
-    return Ended(code, sentence)
 
 
 def _first_part(error: BaseException) -> str:
@@ -225,12 +231,34 @@ def _number(error: BaseException) -> int | None:
 
 
 def _path(error: BaseException) -> str | None:
+    """The file or folder that an error is about; of a temporary one the file it was to become, or its folder."""
     path = getattr(error, "filename2", None) or getattr(error, "filename", None)
-    return os.fsdecode(path) if isinstance(path, bytes | os.PathLike) else path
+    if not isinstance(path, str | bytes | os.PathLike):
+        return None
+    folder, name = os.path.split(os.fsdecode(path))
+    if target := LEFTOVER.fullmatch(name):
+        return os.path.join(folder, target[1])
+    return folder or "." if _TEMPORARY.fullmatch(name) else os.path.join(folder, name)
 
 
 def _of_system(error: BaseException, number: int) -> str:
     return plain(SYSTEM[number] if _path(error) is None else f"{_path(error)}: {SYSTEM[number]}")
+
+
+@contextmanager
+def _threads_in_one_line(debug: bool) -> Iterator[None]:
+    """What ends a thread that nobody waits for, such as TensorBoard's writer, is one line as well."""
+
+    def say(ended) -> None:
+        if ended.exc_type is not SystemExit and ended.exc_value is not None:
+            name = ended.thread.name if ended.thread else "?"
+            _say(f"warning: the thread {plain(name)} ended: {explain(ended.exc_value)}", ended.exc_value, debug)
+
+    before, threading.excepthook = threading.excepthook, say
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager

@@ -50,6 +50,10 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
         flush_to_disk(temp)
         os.replace(temp, target)
         flush_to_disk(target.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of a write to a file that is open
+            error.filename = str(target)
+        raise
     finally:
         temp.unlink(missing_ok=True)
 

@@ -1,0 +1,58 @@
+"""The files of a base: what its `model_index.json` may name, and which weights its parts have."""
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+
+from .utils.json_files import read_json
+from .utils.safetensors_files import read_header, read_tensors
+from .utils.text import plain
+
+INDEX = "model_index.json"
+
+
+def check_index(folder: Path, given: Collection[str] = ()) -> None:
+    """Refuse an index that names anything but networks of this package; nothing that it names is imported.
+
+    Args:
+        folder: of the base.
+        given: names of parts that are not loaded.
+
+    Raises:
+        ValueError: it is damaged, or names a class of another library or one that is no network.
+    """
+    index = read_json(folder / INDEX)
+    kind = index.get("_class_name")
+    kinds = kind if isinstance(kind, list) else [kind]  # of custom pipelines: file and class
+    if len(kinds) > 2 or not kinds or not all(isinstance(name, str) for name in kinds):
+        raise ValueError(f"{folder / INDEX} does not say which pipeline it is of; fetch the file again")
+    psi = index.get("truncation_psi")
+    if psi is not None and (not isinstance(psi, int | float) or isinstance(psi, bool) or not math.isfinite(psi)):
+        raise ValueError(f"{folder / INDEX}: truncation_psi is {plain(psi)[:40]}; it is a finite number")
+    for name, value in index.items():
+        if not isinstance(value, list) or name.startswith("_") or name in given or value == [None, None]:
+            continue
+        if len(value) != 2 or value[0] != "fewshot_gan" or not _is_network(value[1]):
+            raise ValueError(
+                f"{folder / INDEX}: {plain(name)[:40]} is {plain(value)[:80]}; a base has networks of fewshot_gan "
+                "alone, and nothing else was imported"
+            )
+
+
+def _is_network(name) -> bool:
+    import fewshot_gan
+
+    from .models.network import Network
+
+    found = getattr(fewshot_gan, name, None) if isinstance(name, str) and name in fewshot_gan.__all__ else None
+    return isinstance(found, type) and issubclass(found, Network)
+
+
+def stored_keys(folder: Path) -> set[str]:
+    """Names of the tensors in the safetensors files of a part of a base."""
+    return {name for path in folder.glob("*.safetensors") for name in read_header(path).tensors}
+
+
+def stored_tensors(folder: Path) -> dict:
+    """Name → tensor of the safetensors files of a part of a base."""
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in read_tensors(path).items()}

@@ -1,0 +1,329 @@
+"""What a pickle's names stand for here: inert classes and functions, looked up in one table.
+
+NVIDIA's files bring their own source code, others name classes to be imported. Nothing is imported and nothing runs: a
+name outside the table ends the reading, source text is dropped unread. Tensors become `View`s of `Storage`s, numbers
+that nobody has read yet, each checked against the storage's size; NumPy's arrays and scalars likewise.
+"""
+
+import math
+import pickle
+import struct
+from contextvars import ContextVar
+
+from . import Refused
+
+MAX_COPIES = 4_000_000  # values that a file may have copied from one container into another
+copies: ContextVar[list[int]] = ContextVar("copies")  # [how many so far], of the file that is read
+ITEM_SIZES = {  # torch's name of a dtype: bytes of a number
+    **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "bool": 1, "uint8": 1, "int8": 1},
+    **{"int16": 2, "int32": 4, "int64": 8, "uint16": 2, "uint32": 4, "uint64": 8},
+}
+_COMPLEX = {"complex32", "complex64", "complex128"}
+_NUMPY = {  # NumPy's name of a dtype: (torch's, struct's)
+    "f8": ("float64", "d"),
+    "f4": ("float32", "f"),
+    "f2": ("float16", "e"),
+    "i8": ("int64", "q"),
+    "i4": ("int32", "i"),
+    "i2": ("int16", "h"),
+    "i1": ("int8", "b"),
+    "u8": ("uint64", "Q"),
+    "u4": ("uint32", "I"),
+    "u2": ("uint16", "H"),
+    "u1": ("uint8", "B"),
+    "b1": ("bool", "?"),
+}
+_STORAGES = {
+    **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Bool": "bool"},
+    **{"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"},
+    **{"ComplexDouble": "complex128", "ComplexFloat": "complex64"},
+}
+
+
+class Function:
+    """What pickle may call, and nothing else.
+
+    Pickle's BUILD sets attributes on anything that has no `__setstate__`: so every stand-in has one.
+    """
+
+    def __init__(self, call):
+        self._call = call
+
+    def __call__(self, *args):
+        return self._call(*args)
+
+    def __setstate__(self, state):
+        raise Refused("it tries to alter its reader; nothing was executed")
+
+
+class Opaque:
+    """An object of no interest: arguments and state are kept, nothing happens."""
+
+    __slots__ = ("args", "state")
+
+    def __new__(cls, *args):  # pickle's NEWOBJ calls no __init__
+        self = super().__new__(cls)
+        self.args, self.state = args, {}
+        return self
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class Namespace(Opaque):
+    """Stands for argparse's: a command line."""
+
+    __slots__ = ()
+
+
+class Mapping(dict):
+    """Stands for OrderedDict, Counter and EasyDict."""
+
+    __slots__ = ()
+
+    def __init__(self, items=()):
+        _count(len(items))
+        super().__init__(items)
+        if any(not isinstance(key, str | int | float | None) for key in self):
+            raise Refused("a dictionary has keys that are neither text nor numbers")
+
+    def __setstate__(self, state):  # attributes besides the items: none are needed
+        pass
+
+
+class Network:
+    """NVIDIA's persistent object as stored: nothing of its source code."""
+
+    __slots__ = ("class_name", "state")
+
+    def __init__(self, class_name: str, state: dict):
+        self.class_name, self.state = class_name, state
+
+    def __setstate__(self, state):
+        raise Refused("it tries to alter a network after building it; nothing was executed")
+
+
+class Storage:
+    """Numbers in a row that nobody has read yet.
+
+    Attributes:
+        place: where they are: what `sources` made of it.
+        dtype: torch's name of theirs.
+        begin: of the first, in numbers from `place`.
+        numel: how many.
+    """
+
+    __slots__ = ("place", "dtype", "begin", "numel")
+
+    def __init__(self, place, dtype: str, begin: int, numel: int):
+        self.place, self.dtype, self.begin, self.numel = place, dtype, begin, numel
+
+    def __setstate__(self, state):
+        raise Refused("it tries to alter a storage after building it; nothing was executed")
+
+
+class View:
+    """A tensor: `storage` from `offset` on, of `size` and `stride`, in numbers."""
+
+    __slots__ = ("storage", "dtype", "offset", "size", "stride")
+
+    def __init__(self, storage: Storage, dtype: str, offset: int, size, stride):
+        size, stride = tuple(size), tuple(stride)
+        numbers = (offset, *size, *stride)
+        if len(size) != len(stride) or len(size) > 8 or not all(type(n) is int and n >= 0 for n in numbers):
+            raise Refused("a tensor has no size and stride of whole numbers")
+        if dtype in _COMPLEX:
+            raise Refused(f"a tensor of shape {size} has complex numbers ({dtype}); weights are real")
+        if dtype not in ITEM_SIZES:
+            raise Refused(f"a tensor of shape {size} has numbers of the unknown type {str(dtype)[:40]}")
+        whole = storage.numel * ITEM_SIZES.get(storage.dtype, 1) // ITEM_SIZES[dtype]
+        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
+        if math.prod(size) > whole or (math.prod(size) and last > whole):
+            raise Refused(f"a tensor of shape {size} does not fit its storage of {whole:,} numbers")
+        self.storage, self.dtype, self.offset, self.size, self.stride = storage, dtype, offset, size, stride
+
+    def __setstate__(self, state):
+        pass  # attributes of a parameter: none are needed
+
+
+class Array(Opaque):
+    """Stands for numpy.ndarray while it is being built; `view` is the tensor of its numbers, None of other things."""
+
+    __slots__ = ()
+
+    @property
+    def view(self) -> View | None:
+        if not isinstance(self.state, tuple) or len(self.state) != 5:
+            return None
+        _, shape, dtype, fortran, data = self.state
+        return _numbers(data, dtype, shape, fortran)
+
+
+class StorageType:
+    """Stands for torch.FloatStorage and its like."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, dtype: str):
+        self.dtype = dtype
+
+    def __setstate__(self, state):
+        raise Refused("it tries to alter its reader; nothing was executed")
+
+
+def _count(number: int) -> None:
+    so_far = copies.get()
+    so_far[0] += number
+    if so_far[0] > MAX_COPIES:
+        raise Refused(f"it has more than {MAX_COPIES:,} values copied")
+
+
+def _set(items=()):
+    _count(len(items))
+    if any(not isinstance(item, str | int | float) for item in items):
+        raise Refused("a set holds other things than text and numbers")
+    return set(items)
+
+
+def _size(items=()):
+    if len(items) > 64 or any(type(item) is not int for item in items):
+        raise Refused("a tensor's size in it is not made of whole numbers")
+    return tuple(items)
+
+
+def _persistent(meta):
+    if not isinstance(meta, dict) or meta.get("type") != "class" or not isinstance(meta.get("state"), dict):
+        raise Refused("a network in it is not stored as a persistent class")
+    name = meta.get("class_name")
+    return Network(name if isinstance(name, str) else "", meta["state"])
+
+
+def _tensor(storage, offset, size, stride, *more):
+    if not isinstance(storage, Storage):
+        raise Refused("a tensor has no storage")
+    return View(storage, storage.dtype, offset, size, stride)
+
+
+def _tensor_of_dtype(storage, offset, size, stride, requires_grad, hooks, dtype, *more):
+    if not isinstance(storage, Storage) or not isinstance(dtype, str):
+        raise Refused("a tensor has no storage or type")
+    return View(storage, dtype.removeprefix("torch."), offset, size, stride)
+
+
+def _with_attributes(rebuild, kind, args, state):
+    if not isinstance(rebuild, Function):
+        raise Refused("a tensor with attributes is not built as torch builds tensors")
+    return rebuild(*args)
+
+
+def _encode(text, encoding):  # how protocol 2 stores bytes
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise Refused("bytes in it are not stored as pickle stores them")
+    return text.encode("latin1")
+
+
+def _kind(dtype) -> tuple[str, str] | None:
+    """torch's and struct's name of what stands for a numpy.dtype; None of texts, objects and the like."""
+    if not isinstance(dtype, Opaque) or not dtype.args or not isinstance(dtype.args[0], str):
+        return None
+    if isinstance(dtype.state, tuple) and len(dtype.state) > 1 and dtype.state[1] == ">":
+        raise Refused("NumPy's numbers in it have the byte order of other machines")
+    return _NUMPY.get(dtype.args[0])
+
+
+def _scalar(dtype, data=b""):
+    kind = _kind(dtype)
+    return None if kind is None else struct.unpack("<" + kind[1], data)[0]
+
+
+def _numbers(data, dtype, shape, fortran) -> View | None:
+    if (kind := _kind(dtype)) is None or not isinstance(data, bytes | bytearray):
+        return None
+    name, shape = kind[0], tuple(shape)
+    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) * ITEM_SIZES[name] != len(data):
+        raise Refused(f"a NumPy array of shape {shape} does not fit its {len(data):,} bytes")
+    order = range(len(shape)) if fortran else range(len(shape) - 1, -1, -1)
+    stride, step = [0] * len(shape), 1
+    for axis in order:
+        stride[axis], step = step, step * shape[axis]
+    return View(Storage(data, name, 0, math.prod(shape)), name, 0, shape, stride)
+
+
+def _buffer(data, dtype, shape, order="C"):
+    return _numbers(data, dtype, shape, order == "F")
+
+
+TENSORS = {  # what a file of torch.save holds besides containers
+    "torch._utils._rebuild_tensor": Function(_tensor),
+    "torch._utils._rebuild_tensor_v2": Function(_tensor),
+    "torch._utils._rebuild_tensor_v3": Function(_tensor_of_dtype),
+    "torch._utils._rebuild_parameter": Function(lambda data, *more: data),
+    "torch._utils._rebuild_parameter_with_state": Function(lambda data, *more: data),
+    "torch._tensor._rebuild_from_type_v2": Function(_with_attributes),
+    "torch.Size": Function(_size),
+    "torch.device": Opaque,
+    "torch.Tensor": StorageType("tensor"),
+    "torch.nn.parameter.Parameter": StorageType("tensor"),
+    "torch.storage.UntypedStorage": StorageType("uint8"),
+    "argparse.Namespace": Namespace,  # the command line of a training
+    "collections.OrderedDict": Mapping,
+    "collections.Counter": Mapping,
+    "builtins.set": Function(_set),
+    "__builtin__.set": Function(_set),
+    "_codecs.encode": Function(_encode),
+    "builtins.bytes": Function(lambda: b""),  # how protocol 2 stores none
+    "__builtin__.bytes": Function(lambda: b""),
+    "numpy.dtype": Opaque,
+    "numpy.ndarray": Array,
+    **{f"torch.{name}": f"torch.{name}" for name in (*ITEM_SIZES, *_COMPLEX)},
+    **{f"torch.{name}Storage": StorageType(dtype) for name, dtype in _STORAGES.items()},
+}
+for _module in ("numpy.core", "numpy._core"):
+    TENSORS[f"{_module}.multiarray.scalar"] = Function(_scalar)
+    TENSORS[f"{_module}.multiarray._reconstruct"] = Function(lambda kind=None, *more: Array())
+    TENSORS[f"{_module}.numeric._frombuffer"] = Function(_buffer)
+NETWORKS = TENSORS | {  # of NVIDIA's pickles; `torch.storage._load_from_bytes` is added by `sources`
+    "torch_utils.persistence._reconstruct_persistent_obj": Function(_persistent),
+    "torch.nn.modules.module.Module": Opaque,
+    "torch.nn.modules.container.ModuleDict": Opaque,
+    "torch.nn.modules.container.ModuleList": Opaque,
+    "torch.nn.modules.container.Sequential": Opaque,
+    "dnnlib.EasyDict": Mapping,
+    "dnnlib.util.EasyDict": Mapping,
+}
+
+
+class Unpickler(pickle.Unpickler):
+    """Builds a checked pickle from the stand-ins.
+
+    Args:
+        file: binary, at the beginning of the pickle.
+        table: name → stand-in.
+        storage: what a persistent id stands for, or None: the file may have none.
+    """
+
+    def __init__(self, file, table: dict, storage=None):
+        super().__init__(file)
+        self._table, self._storage = table, storage
+
+    def find_class(self, module, name):
+        full = f"{module}.{name}"
+        if full in self._table:
+            return self._table[full]
+        full = full[:100]
+        if module.startswith("dnnlib.tflib"):
+            raise Refused(
+                f"it names {full}: a TensorFlow network; nothing was executed. "
+                "Convert it to the PyTorch format first, with legacy.py of stylegan2-ada-pytorch"
+            )
+        if self._storage is None:
+            raise Refused(f"it names {full}, which no StyleGAN2 network needs; nothing was executed")
+        raise Refused(
+            f"it names {full}, so it holds code, such as a whole pickled network, besides tensors; nothing was "
+            "executed. Only a file of the networks' state_dict() can be converted"
+        )
+
+    def persistent_load(self, pid):
+        if self._storage is None:
+            raise Refused("it refers to data outside itself; nothing was executed")
+        return self._storage(pid)

@@ -1,0 +1,116 @@
+"""What was read → one list of nodes and one of places, which JSON can carry.
+
+A node is `[kind, …]` and refers to nodes before it alone, so that whoever reads the list never recurses, shared values
+stay shared, and what contains itself is refused. In a node a scalar stands for itself and `[i]` for node i.
+"""
+
+from typing import NamedTuple
+
+from . import Refused
+from .sources import GROWTH, SPARE, Found
+from .stand_ins import ITEM_SIZES, Array, Namespace, Network, Opaque, View
+
+MAX_NODES, MAX_LEVELS = 500_000, 200
+SHORT = 64  # characters of a text that stands for itself; a longer one is written once
+
+
+class Table(NamedTuple):
+    """`nodes`, the outermost value, and the places of numbers with how many bytes each has."""
+
+    kind: str
+    nodes: list
+    root: object
+    places: list
+    sizes: list[int]
+
+
+def flatten(found: Found, file_size: int) -> Table:
+    """The table of what `sources.read` found in a file of `file_size` bytes.
+
+    Raises:
+        Refused: a value contains itself, there are too many, nested too deeply, or more numbers than the file has.
+    """
+    if found.kind in ("ir", "unknown"):
+        parts = found.value or []
+        return Table(found.kind, [], None, parts, [part.size for part in parts])
+    nodes, levels, index_of, places = [], [], {}, _Places(SPARE + GROWTH * file_size)
+    pending, ancestors = [(found.value, False)], set()
+
+    def refer(value):
+        return value if _is_scalar(value) else [index_of[id(value)]]
+
+    while pending:
+        value, children_done = pending.pop()
+        if _is_scalar(value) or id(value) in index_of:
+            continue
+        children = [child for child in _children(value) if not _is_scalar(child)]
+        if not children_done:
+            if id(value) in ancestors:
+                raise Refused("a value in it contains itself")
+            ancestors.add(id(value))
+            pending += [(value, True), *((child, False) for child in children)]
+            continue
+        ancestors.discard(id(value))
+        levels.append(1 + max((levels[index_of[id(child)]] for child in children), default=0))
+        if levels[-1] > MAX_LEVELS or len(nodes) >= MAX_NODES:
+            raise Refused(f"it has more than {MAX_NODES:,} values or {MAX_LEVELS} levels of them")
+        index_of[id(value)] = len(nodes)
+        nodes.append(_node(value, refer, places))
+    return Table(found.kind, nodes, refer(found.value), places.places, places.sizes)
+
+
+class _Places:
+    def __init__(self, allowed: int):
+        self.places, self.sizes, self.left, self.allowed, self.index_of = [], [], allowed, allowed, {}
+
+    def index(self, place) -> int:
+        if id(place) not in self.index_of:
+            size = len(place) if isinstance(place, bytes | bytearray | memoryview) else place.size
+            self.left -= size
+            if self.left < 0:
+                raise Refused(f"its tensors have more than {self.allowed:,} bytes together")
+            self.index_of[id(place)] = len(self.places)
+            self.places.append(place)
+            self.sizes.append(size)
+        return self.index_of[id(place)]
+
+
+def _is_scalar(value) -> bool:
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= SHORT)
+
+
+def _children(value):
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        return value
+    if isinstance(value, Network):
+        return [value.class_name, value.state]
+    if isinstance(value, Opaque) and not isinstance(value, Array):
+        return [value.args, value.state]
+    return ()
+
+
+def _node(value, refer, places: _Places) -> list:
+    if isinstance(value, Array):
+        value = value.view
+    if isinstance(value, View):
+        storage, item = value.storage, ITEM_SIZES[value.dtype]
+        begin = storage.begin * ITEM_SIZES.get(storage.dtype, 1) + value.offset * item
+        if begin % item:
+            raise Refused("a tensor begins in the middle of a number")
+        return ["tensor", places.index(storage.place), value.dtype, begin // item, value.size, value.stride]
+    if isinstance(value, dict):
+        return ["dict", [[refer(key), refer(item)] for key, item in value.items()]]
+    for kind in (list, tuple, set):
+        if isinstance(value, kind):
+            return [kind.__name__, [refer(item) for item in value]]
+    if isinstance(value, str):
+        return ["text", value]
+    if isinstance(value, bytes | bytearray):
+        return ["bytes", value.decode("latin1")]
+    if isinstance(value, Network):
+        return ["network", refer(value.class_name), refer(value.state)]
+    if isinstance(value, Opaque):
+        return ["namespace" if isinstance(value, Namespace) else "opaque", refer(value.args), refer(value.state)]
+    return ["nothing"]

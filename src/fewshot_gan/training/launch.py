@@ -1,0 +1,117 @@
+"""How a training begins and ends as a command: its processes, precision, threads, trackers, signals and exit code."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, ProjectConfiguration
+
+from ..memory import keep_freed_memory
+from ..utils.folder_lock import locked
+from ..utils.random import check_seed
+from ..utils.ranges import NOT_NEGATIVE, check_number
+from ..utils.threads import set_threads, usual_threads
+from .report import PAGE_NAME, processes
+
+PRECISIONS = ("no", "bf16")
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def add_tracking_options(p: argparse.ArgumentParser) -> None:
+    """Options of `start` and `start_trackers`."""
+    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
+    p.add_argument(
+        "--num_threads", type=int, default=0, help="CPU threads per process; default: OMP_NUM_THREADS, or all"
+    )
+
+
+def launched_precision() -> str:
+    """What `accelerate launch --mixed_precision` or its configuration asked for; "no" where nobody did."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
+
+
+def check_launch(precision: str | None) -> None:
+    """Refuse what Accelerate was told, and what a run does not do.
+
+    Args:
+        precision: what the run computes in, see `PRECISIONS`; None: it knows float32 alone.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    asked = launched_precision()
+    if asked not in ("no", precision):  # "no" is also what Accelerate says where nobody chose
+        if precision is None:
+            raise ValueError(
+                f"accelerate launch says mixed_precision {asked}, but this script computes in float32 alone; start it "
+                "with accelerate launch --mixed_precision no"
+            )
+        if asked not in PRECISIONS:
+            raise ValueError(
+                f"accelerate launch says mixed_precision {asked}, which is not offered here: {', '.join(PRECISIONS)}; "
+                "bf16 has the range of float32 and needs no scaling of losses"
+            )
+        raise ValueError(
+            f"accelerate launch says mixed_precision {asked}, the script's --mixed_precision {precision}; give one of "
+            "them, or the same twice"
+        )
+    if int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or 1) != 1:
+        raise ValueError("accelerate launch says to accumulate gradients, which no script here does; leave it out")
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise ValueError("accelerate launch says to compile with dynamo, which no script here does; leave it out")
+
+
+def start(args: argparse.Namespace, folder: str | None = None) -> Accelerator:
+    """Processes, threads and seed of a run, whose logs go into `folder`; None: its `output_dir`.
+
+    Raises:
+        ValueError: a number out of range, or Accelerate was told what the run does not do.
+    """
+    check_number("num_threads", args.num_threads, NOT_NEGATIVE, whole=True)
+    check_seed(args.seed)
+    check_launch(getattr(args, "mixed_precision", None))
+    keep_freed_memory()
+    folder = Path(folder or args.output_dir)
+    project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
+    count = int(os.environ.get("WORLD_SIZE") or 1)
+    options = {"project_config": project, "cpu": count > 1 and not torch.accelerator.is_available()}
+    accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, **options)
+    if count > 1 and accelerator.num_processes == 1:
+        raise ValueError(
+            f"WORLD_SIZE={count}, but this process knows of no other; start them with torchrun or accelerate launch"
+        )
+    if accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            f"accelerate launch says {accelerator.distributed_type.value}, but every process here has whole networks; "
+            "start it without"
+        )
+    # `accelerate launch` gives each CPU process one thread unless told otherwise
+    set_threads(args.num_threads or usual_threads(accelerator.num_processes))
+    torch.manual_seed(args.seed)  # the small noise of fresh factors and heads
+    return accelerator
+
+
+@contextmanager
+def holding(folder: str | os.PathLike[str], accelerator: Accelerator) -> Iterator[None]:
+    """`locked(folder)` in the main process: a second run there is refused.
+
+    Raises:
+        FolderInUse: another run is at work in the folder.
+    """
+    with locked(folder) if accelerator.is_main_process else nullcontext():
+        yield
+
+
+def start_trackers(args: argparse.Namespace, accelerator: Accelerator, name: str) -> None:
+    """Writes into the run's folder: call it when everything else is known to be good.
+
+    Says how many processes there are, and on what: a launcher may have started fewer than it was asked for.
+    """
+    accelerator.print(processes(accelerator))
+    accelerator.print(f"to watch: {Path(accelerator.project_dir) / PAGE_NAME}")
+    if args.report_to != "none":
+        accelerator.init_trackers(name, {k: v for k, v in vars(args).items() if isinstance(v, int | float | str)})
