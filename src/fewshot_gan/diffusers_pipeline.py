@@ -1,5 +1,6 @@
 """What users of diffusers expect of any pipeline, for pipelines of this package's networks."""
 
+from contextlib import nullcontext
 from functools import wraps
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from .adapters.copies import share
 from .loader import without_code
 from .models.network import evaluating, settle_dtype
-from .models.offloading import execution_device
+from .models.offloading import execution_device, has_hooks
 
 
 class NetworkPipeline(DiffusionPipeline):
@@ -101,14 +102,16 @@ def drawing(method):
     """Let a method of a pipeline draw in evaluation mode, whatever mode the generator was put in meanwhile.
 
     In training mode a picture would depend on its batch (batch normalisation), and drawing would change the network.
-    Afterwards a generator that is offloaded as a whole goes back.
+    Threads take turns while the generator is offloaded; afterwards one that is offloaded as a whole goes back.
     """
 
     @wraps(method)
     def draw(pipe, *args, **options):
-        with evaluating(pipe.generator):
+        # the device is kept while hooks are made anew, which happens after each call
+        alone = getattr(pipe, "_offload_device", None) is not None or has_hooks(pipe.generator)
+        with evaluating(pipe.generator), pipe.bank.weights_lock.exclusive() if alone else nullcontext():
             drawn = method(pipe, *args, **options)
-        pipe.maybe_free_model_hooks()
+            pipe.maybe_free_model_hooks()
         return drawn
 
     return draw

@@ -149,7 +149,8 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         """Generate `num_images` pictures; image i depends on the seed and i only, whatever batch size and device.
 
         Args:
-            num_images: how many; ignored when `latents` is given.
+            num_images: how many; ignored when `latents` is given. It is what other pipelines of diffusers call
+                `batch_size` where they have no prompts, or `num_images_per_prompt` with one prompt.
             seed: starts a fresh generator; exclusive with `generator`. Neither: torch's default generator.
             generator: source of latents and noise, on the CPU; or a list of one per image.
             latents: z `[N, z_dim]`, w `[N, w_dim]` or w+ `[N, num_ws, w_dim]` instead of drawn ones.
@@ -164,7 +165,8 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
             adapter_names: None: the active adapters; a name: that one alone; `{name: weight}`: a blend; a list: one
                 of these per image, drawn together in each batch. "__base__" is the unadapted generator.
             output_type: "pil", "np" or "pt".
-            batch_size: images per forward.
+            batch_size: images per forward, which decides memory and speed alone; not the number of images, as it is in
+                other pipelines.
             return_dict: False returns `(images, latents)`.
 
         Raises:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from copy import deepcopy
 from functools import wraps
 from types import MappingProxyType
 from typing import NamedTuple
@@ -94,11 +93,6 @@ class AdaptableLayer(Picklable):
     def __getstate__(self) -> dict:
         """Copies and pickles are of the base: the adapters that act belong to a bank, whose copy acts in the copy."""
         return {name: value for name, value in self.__dict__.items() if name != "adaptation"}
-
-    def __deepcopy__(self, memo):  # also of a layer with spectral norm, whose class has another `__getstate__`
-        replica = memo[id(self)] = self.__new__(type(self))
-        replica.__dict__ = deepcopy(AdaptableLayer.__getstate__(self), memo)
-        return replica
 
     def stored(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
         """Weight and bias; no weight means that there is nothing to adapt."""

@@ -1,12 +1,14 @@
 """What generators and discriminators of this package share: how they are built from a config, loaded, and answer."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ModelMixin
@@ -21,6 +23,8 @@ from .offloading import refuse_hooks, refuse_offloaded
 
 ALIGNMENT = 64  # bytes; where torch's own tensors begin
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that networks compute in
+_lock = threading.Lock()
+_evaluating: WeakKeyDictionary = WeakKeyDictionary()  # network: [blocks that hold it, its modules in training mode]
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")  # of a device_map, as accelerate names them
 
 
@@ -172,10 +176,21 @@ def settle_dtype(options: dict) -> torch.dtype | Mapping | None:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[nn.Module]:
-    """`network` in evaluation mode for a `with` block; afterwards each of its modules is in the mode it was in."""
-    training = [module for module in network.modules() if module.training]
+    """`network` in evaluation mode for a `with` block.
+
+    After the last such block, of whichever thread, each of its modules is in the mode it was in before the first.
+    """
+    with _lock:
+        if network not in _evaluating:
+            _evaluating[network] = [0, [module for module in network.modules() if module.training]]
+        _evaluating[network][0] += 1
+        for module in _evaluating[network][1]:
+            module.training = False
     try:
-        yield network.eval() if training else network
+        yield network
     finally:
-        for module in training:
-            module.training = True
+        with _lock:
+            _evaluating[network][0] -= 1
+            if not _evaluating[network][0]:
+                for module in _evaluating.pop(network)[1]:
+                    module.training = True

@@ -97,13 +97,18 @@ def refuse_offloaded(network: nn.Module, action: str) -> None:
         )
 
 
+def has_hooks(network: nn.Module) -> bool:
+    """Whether `network` is offloaded in any way."""
+    return any("_hf_hook" in module.__dict__ or "_diffusers_hook" in module.__dict__ for module in network.modules())
+
+
 def refuse_hooks(network: nn.Module, action: str) -> None:
     """Refuse what would share the hooks of `network` with a copy.
 
     Raises:
         ValueError: `network` is offloaded in any way.
     """
-    if any("_hf_hook" in module.__dict__ or "_diffusers_hook" in module.__dict__ for module in network.modules()):
+    if has_hooks(network):
         raise ValueError(
             f"cannot {action} {type(network).__name__} while it is offloaded; call remove_all_hooks() of the pipeline "
             "first, or copy one that is loaded anew"

@@ -1,5 +1,7 @@
 """Pickles of modules with parametrised weights (spectral norm, masks), which torch itself refuses."""
 
+from copy import deepcopy
+
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -16,6 +18,16 @@ class Picklable(nn.Module):
             return super().__reduce_ex__(protocol)
         cls = parametrize.type_before_parametrizations(self)
         return cls.__new__, (cls,), dict(cls.__getstate__(self)), None, None, _restore
+
+    def __deepcopy__(self, memo):
+        cls = parametrize.type_before_parametrizations(self)
+        memo[id(self)] = new = cls.__new__(cls)
+        state = deepcopy(dict(cls.__getstate__(self)), memo)
+        if parametrize.is_parametrized(self):
+            _restore(new, state)
+        else:
+            new.__setstate__(state)
+        return new
 
 
 def _restore(module: nn.Module, state: dict) -> None:

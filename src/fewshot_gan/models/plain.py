@@ -71,10 +71,11 @@ class Layer(AdaptableLayer):
         """
         if weight is base:
             return self.weight
-        base, norm = base.detach(), self.parametrizations.weight[-1]
-        u, v = fetched(norm, "_u"), fetched(norm, "_v")
+        norm = self.parametrizations.weight[-1]
+        base, u, v = (x.to(weight.dtype) for x in (base.detach(), fetched(norm, "_u"), fetched(norm, "_v")))
         estimate = u @ base.flatten(1) @ v
-        change = largest_singular_value(weight if of is None else of, u) / largest_singular_value(base, u)
+        of = weight if of is None else of.to(weight.dtype)
+        change = largest_singular_value(of, u) / largest_singular_value(base, u)
         return weight / (estimate * change)
 
 
