@@ -14,7 +14,15 @@ from conftest import tiny_mobile
 from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN, export
-from fewshot_gan.adapters import Adapter, DomainHyperNetwork, LeFTAdapter, TicketAdapter, fingerprint, read_adapter
+from fewshot_gan.adapters import (
+    Adapter,
+    DomainHyperNetwork,
+    LeFTAdapter,
+    TicketAdapter,
+    fingerprint,
+    loading,
+    read_adapter,
+)
 from fewshot_gan.cli import app
 from fewshot_gan.hub import adapter_folders, push_folder, resolve_folder
 from fewshot_gan.utils import files
@@ -248,6 +256,28 @@ def test_a_failed_save_leaves_nothing_and_a_folder_in_the_way_is_named(mobile, t
     with pytest.raises(IsADirectoryError, match="adapter_model.safetensors is a folder, where a file is to be written"):
         new.save_pretrained(tmp_path / "odd")
     assert [p.name for p in (tmp_path / "odd").iterdir()] == ["adapter_model.safetensors"]
+
+
+def test_a_pair_that_changes_while_it_is_read_is_read_again(mobile, tmp_path, monkeypatch):
+    """A whole save between config and weights, of the same size and time, and with the number of the old file."""
+    old, new = two_adapters(mobile)
+    old.save_pretrained(tmp_path)
+    load, saved = loading.load_file, []
+
+    def late(path):
+        if not saved:
+            saved.append(new.save_pretrained(tmp_path))
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                os.utime(tmp_path / name, ns=(5, 5))
+        return load(path)
+
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        os.utime(tmp_path / name, ns=(5, 5))
+    monkeypatch.setattr(loading, "load_file", late)
+    assert seed_and_numbers(read_adapter(tmp_path)) == (2, 2.0) and saved
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ZeroDivisionError):  # and nothing waits for what is no file
+        files.read_together(tmp_path, ["pipe", "nothing"], lambda place: 1 / 0)
 
 
 def test_readers_and_writers_at_once_never_see_a_mix(mobile, tmp_path):

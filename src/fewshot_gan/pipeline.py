@@ -491,6 +491,8 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Write the base: `model_index.json`, `generator/`, `discriminator/`. With fused adapters, the fused one.
 
+        A base that lies in the folder is replaced all at once: a killed process leaves the old one or the new one.
+
         Small Python files beside them let plain `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)` load it.
 
         Args:

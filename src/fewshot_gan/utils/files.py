@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -177,15 +177,15 @@ def read_together(folder: Path, names: Iterable[str], read: Callable[[Path], _Re
     names = list(names)
     for _ in range(TRIES):
         place = finish_replacing(folder)
-        before = [_seal(place / name) for name in names]
-        try:
-            result = read(place)
-        except (OSError, ValueError):
-            if _same(place, names, before):
-                raise
-        else:
-            if _same(place, names, before):
-                return result
+        with _held(place / name for name in names) as unchanged:
+            try:
+                result = read(place)
+            except (OSError, ValueError):
+                if unchanged() and not _pending(place):
+                    raise
+            else:
+                if unchanged() and not _pending(place):
+                    return result
     raise OSError(f"{folder} is being replaced again and again; read it once its writers have ended")
 
 
@@ -286,5 +286,28 @@ def _seal(path: Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-def _same(folder: Path, names: list[str], before: list[str]) -> bool:
-    return not _pending(folder) and [_seal(folder / name) for name in names] == before
+@contextmanager
+def _held(paths: Iterable[Path]):
+    """Yields a function that says whether the very same files are still there.
+
+    They stay open meanwhile, so that no new file gets the number of an old one. Windows lets no other process replace
+    an open file; there the times of the files tell, which are exact.
+    """
+    with ExitStack() as opened:
+        before = {}
+        for path in paths:
+            held = path
+            if os.name != "nt":
+                with suppress(OSError):  # none there: whoever reads it says so. A pipe is not waited for
+                    held = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                    opened.callback(os.close, held)
+            before[path] = _identity(held)
+        yield lambda: all(_identity(path) == identity for path, identity in before.items())
+
+
+def _identity(file: Path | int) -> tuple | None:
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
