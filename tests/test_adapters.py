@@ -547,7 +547,7 @@ def test_corrupt_weights(saved):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '"x"'])
 def test_corrupt_config(saved, text):
     (saved / "adapter_config.json").write_text(text, encoding="utf-8")
-    refuses(saved, "damaged or not an adapter config")
+    refuses(saved, "adapter_config.json is damaged")
 
 
 def test_unknown_type_newer_format_and_unknown_setting(saved):

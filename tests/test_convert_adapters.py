@@ -797,7 +797,9 @@ def test_tensors_that_nobody_writes_end_in_one_sentence(tmp_path, port, paper, v
         tensors[name] = value
     torch.save(data, tmp_path / "look.pt")
     pipe = port[1] if paper in ("HyperDomainNet", "LFS-GAN") else source_of(gp_gan(4, 2), tmp_path)
-    with pytest.raises(ConversionError, match="look.pt, an adapter of .* cannot be bound to this base: ") as caught:
+    plain = value.layout == torch.strided and not value.is_complex()
+    why = ", an adapter of .* cannot be bound to this base: " if plain else " was refused: .*(sparse|complex numbers)"
+    with pytest.raises(ConversionError, match=f"look.pt{why}") as caught:
         import_adapter(tmp_path / "look.pt", pipe)
     assert "\n" not in str(caught.value)
 

@@ -267,6 +267,14 @@ def test_complex_numbers_are_refused(tmp_path, dtype):
             roundtrip(tmp_path, {"a": torch.ones(2, dtype=dtype)}, zipped)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_of_other_kinds_are_called_so(tmp_path, zipped):
+    quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8)
+    for tensor in (torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr(), quantised):
+        with pytest.raises(ConversionError, match="sparse, quantised or nested"):
+            roundtrip(tmp_path, {"a": tensor}, zipped)
+
+
 def test_what_contains_itself_is_refused(tmp_path):
     loop = []
     loop.append(loop)

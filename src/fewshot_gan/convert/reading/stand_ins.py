@@ -318,6 +318,8 @@ class Unpickler(pickle.Unpickler):
             )
         if self._storage is None:
             raise Refused(f"it names {full}, which no StyleGAN2 network needs; nothing was executed")
+        if full.startswith(("torch._utils._rebuild_", "torch.Q")):
+            raise Refused(f"it names {full}: a tensor that is sparse, quantised or nested; weights are plain numbers")
         raise Refused(
             f"it names {full}, so it holds code, such as a whole pickled network, besides tensors; nothing was "
             "executed. Only a file of the networks' state_dict() can be converted"
