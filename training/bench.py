@@ -43,7 +43,7 @@ from benchmark import versions
 from fewshot_gan.methods.d3t import D3TConfig
 from fewshot_gan.training import adapt
 from fewshot_gan.training.engine import TrainingConfig
-from fewshot_gan.training.interrupt import interruptible
+from fewshot_gan.training.launch import command
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import user_path
 from fewshot_gan.utils.folder_lock import LOCK_NAME, locked
@@ -381,7 +381,7 @@ def main(argv: list[str] | None = None) -> None:
     failed = []
     if not args.table:
         set_threads(args.num_threads)
-        with interruptible(), locked(args.output_dir):
+        with command(), locked(args.output_dir):
             bench.refuse_left_behind()
             bench.check(cells, args.overwrite, args.judge_only)
             failed = bench.run(cells, args.judge_only)

@@ -33,10 +33,11 @@ from fewshot_gan.metrics import frechet_distance, psnr
 from fewshot_gan.models import StyleGAN2Discriminator
 from fewshot_gan.ops import haar
 from fewshot_gan.pipeline import FewShotGAN
-from fewshot_gan.training.interrupt import Interrupted, interruptible
+from fewshot_gan.training.interrupt import Interrupted
 from fewshot_gan.training.launch import (
     PRECISIONS,
     add_tracking_options,
+    command,
     launched_precision,
     start,
     start_trackers,
@@ -429,7 +430,7 @@ def report_of(args, accelerator, student, images, first: int, d_first: int) -> R
 
 def main(argv=None):
     args = parse_args(argv)
-    with interruptible():
+    with command():
         run(args)
 
 

@@ -23,7 +23,7 @@ from benchmark import contact_sheet
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import fingerprint
 from fewshot_gan.training.adapt import main as adapt
-from fewshot_gan.training.interrupt import interruptible
+from fewshot_gan.training.launch import command
 from fewshot_gan.training.report import Report
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_file, replace_text, user_path
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     names = [style.partition(":")[2] for style in args.styles]
     if len(set(names)) < len(names):
         parser.error(f"two styles have one name: {', '.join(names)}; each look is learned once")
-    with interruptible():
+    with command():
         learn(args, names, lfs_options)
 
 

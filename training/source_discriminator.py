@@ -21,8 +21,7 @@ from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.objective import Objective
 from fewshot_gan.methods.projected import ProjectedDiscriminator
 from fewshot_gan.training.augment import FewShotAugment
-from fewshot_gan.training.interrupt import interruptible
-from fewshot_gan.training.launch import add_tracking_options, start, start_trackers
+from fewshot_gan.training.launch import add_tracking_options, command, start, start_trackers
 from fewshot_gan.training.loop import backward
 from fewshot_gan.training.report import Report
 from fewshot_gan.utils.errors import script
@@ -45,7 +44,7 @@ def main(argv=None) -> dict:
     p.add_argument("--seed", type=int, default=0)
     add_tracking_options(p)
     args = p.parse_args(argv)
-    with interruptible():
+    with command():
         return run(args)
 
 

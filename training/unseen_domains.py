@@ -24,7 +24,7 @@ from fewshot_gan.adapters import DomainHyperNetwork
 from fewshot_gan.images import read_image, to_floats
 from fewshot_gan.training import adapt, hypernetwork
 from fewshot_gan.training.data import load_images
-from fewshot_gan.training.interrupt import interruptible
+from fewshot_gan.training.launch import command
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_file, replace_text, user_path
 from fewshot_gan.utils.folder_lock import locked
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     if both := sorted({*args.seen} & {*args.held_out}):
         p.error(f"{', '.join(both)} would be both seen and held out")
-    with interruptible(), locked(args.output_dir):
+    with command(), locked(args.output_dir):
         run(args)
 
 

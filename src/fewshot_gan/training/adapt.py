@@ -38,8 +38,7 @@ from ..utils.safetensors_files import read_header, read_tensors
 from .checkpoints import ANEW
 from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig
-from .interrupt import interruptible
-from .launch import PRECISIONS, add_tracking_options, holding, launched_precision, start, start_trackers
+from .launch import PRECISIONS, add_tracking_options, command, holding, launched_precision, start, start_trackers
 
 OPTIONS = {  # of which adapter
     "rank": "left",
@@ -547,5 +546,5 @@ def forget(generator, options: dict) -> FullAdapter:
 def main(method: str, argv=None) -> None:
     """Entry point of the scripts, see `launch.command`."""
     args = parser(method).parse_args(argv)
-    with interruptible():
+    with command():
         run(args)

@@ -30,8 +30,7 @@ from .adapt import (
 )
 from .data import load_labelled
 from .engine import Trainer, TrainingConfig
-from .interrupt import interruptible
-from .launch import holding, start, start_trackers
+from .launch import command, holding, start, start_trackers
 
 PRESETS = ("hypernetwork", "hypernetwork_few_images", "hypernetwork_images")
 SETTINGS = {  # of words as published; the average would leave batch norm's statistics behind
@@ -171,5 +170,5 @@ def train(args: argparse.Namespace, training: TrainingConfig, config, accelerato
 def main(argv=None) -> DomainHyperNetwork:
     """Entry point of the scripts, see `launch.command`."""
     args = parser().parse_args(argv)
-    with interruptible():
+    with command():
         return run(args)

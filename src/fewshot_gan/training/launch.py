@@ -15,10 +15,22 @@ from ..utils.folder_lock import locked
 from ..utils.random import check_seed
 from ..utils.ranges import NOT_NEGATIVE, check_number
 from ..utils.threads import set_threads, usual_threads
-from .report import PAGE_NAME, processes
+from .interrupt import interruptible
+from .report import PAGE_NAME, TrainingDiverged, processes
 
 PRECISIONS = ("no", "bf16")
+REFUSED = (ValueError, OSError, ImportError, TrainingDiverged)  # with one sentence each
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """Around a script's run: signals end it with a checkpoint, what it refuses ends it with one sentence."""
+    with interruptible():
+        try:
+            yield
+        except REFUSED as error:
+            raise SystemExit(f"error: {' '.join(str(error).split())}") from error
 
 
 def add_tracking_options(p: argparse.ArgumentParser) -> None:

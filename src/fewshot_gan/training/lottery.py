@@ -17,8 +17,7 @@ from ..pipeline import FewShotGAN
 from ..utils.files import expanded
 from .checkpoints import ANEW, latest_checkpoint, remove_leftovers
 from .data import choose_subset, load_labelled
-from .interrupt import interruptible
-from .launch import add_tracking_options, holding, start, start_trackers
+from .launch import add_tracking_options, command, holding, start, start_trackers
 from .limited import LimitedConfig, LimitedTrainer
 from .report import Report
 
@@ -293,5 +292,5 @@ def read_masks(source: str | Path, generator, discriminator, args: argparse.Name
 def main(argv=None) -> None:
     """Entry point of the script, see `launch.command`."""
     args = parser().parse_args(argv)
-    with interruptible():
+    with command():
         run(args)
