@@ -262,7 +262,7 @@ def test_a_pair_that_changes_while_it_is_read_is_read_again(mobile, tmp_path, mo
     """A whole save between config and weights, of the same size and time, and with the number of the old file."""
     old, new = two_adapters(mobile)
     old.save_pretrained(tmp_path)
-    load, saved = loading.load_file, []
+    load, saved = loading.read_tensors, []
 
     def late(path):
         if not saved:
@@ -273,7 +273,7 @@ def test_a_pair_that_changes_while_it_is_read_is_read_again(mobile, tmp_path, mo
 
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         os.utime(tmp_path / name, ns=(5, 5))
-    monkeypatch.setattr(loading, "load_file", late)
+    monkeypatch.setattr(loading, "read_tensors", late)
     assert seed_and_numbers(read_adapter(tmp_path)) == (2, 2.0) and saved
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ZeroDivisionError):  # and nothing waits for what is no file

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import test_convert
+import test_convert_adapters
 import test_convert_plain
 import torch
 from hub_server import connected
@@ -98,6 +99,11 @@ TABLE = {
     "fewshot-gan convert 550000.pt my_base/": ({"my_base": "b"}, ["b/model_index.json"], "32 px"),
     "fewshot-gan convert G_ema.pth my_base/": ({}, ["my_base/model_index.json"], "16 px"),
     "fewshot-gan generate --base my_base --class-label 207": ({}, ["faces.png"], r"\(4 pictures"),
+    "fewshot-gan convert td_anime.pt looks/anime --base my_base": (
+        {"my_base": "b"},
+        ["looks/anime/adapter_model.safetensors"],
+        "an adapter of b",
+    ),
     "python training/make_data.py --faces 3000 --resolution 32 --out data/faces": (
         {"3000": "4"},
         ["data/faces/000.png"],
@@ -198,7 +204,9 @@ def place(pictures, nvidia, tmp_path, monkeypatch):
     (here / "one_drawing.png").symlink_to(pictures / "one_drawing.png")
     (here / "training").symlink_to(ROOT / "training")
     nvidia.write(here / "network-snapshot.pkl", nvidia.networks())
-    torch.save({"g_ema": test_convert.pt_generator(1), "latent_avg": torch.zeros(test_convert.W)}, here / "550000.pt")
+    tensors = test_convert.pt_generator(1, test_convert_adapters.MAPPING)
+    torch.save({"g_ema": tensors, "latent_avg": torch.zeros(test_convert.W)}, here / "550000.pt")
+    torch.save(test_convert_adapters.domain("cin_mult"), here / "td_anime.pt")
     biggan, _ = test_convert_plain.biggan()
     classes = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
     torch.save({**biggan, "shared.weight": classes}, here / "G_ema.pth")
