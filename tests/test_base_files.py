@@ -249,5 +249,5 @@ def test_code_beside_an_index_is_not_run(folder):
     change(
         folder / "model_index.json", generator=["fewshot_gan", "MobileStyleGANGenerator"], _class_name=["pipeline", "X"]
     )
-    refused(folder)
+    FewShotGAN.from_pretrained(folder)  # as saved bases say, for plain diffusers: our own class runs no file of a base
     assert not marker.exists()

@@ -117,7 +117,88 @@ def content(x):
     return [content(value) for value in x] if isinstance(x, list | tuple) else x
 
 
-CASES = {"adapt": Case(adapt, check_a_run, result_of_a_run, prepare_a_base)}
+# ------------------------------------------------------------------------------------- generate, save_adapter, convert
+
+
+def run_cli(*arguments) -> None:
+    from fewshot_gan.cli import app
+
+    app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def generate(inputs: Path, out: Path) -> None:
+    run_cli(
+        "generate", "--base", inputs / "base", "--num-images", 60, "--batch-size", 4, "--format", "png", "--out", out
+    )
+
+
+def check_pictures(folder: Path) -> None:
+    for path in folder.glob("[!.]*.png"):
+        Image.open(path).load()
+
+
+def prepare_adapters(inputs: Path) -> None:
+    """A base and two adapters whose config and weights tell which is which."""
+    from fewshot_gan import FewShotGAN, LeFTAdapter
+
+    prepare_a_base(inputs)
+    generator = FewShotGAN.from_pretrained(inputs / "base").generator
+    for seed in (1, 2):
+        adapter = LeFTAdapter.for_model(generator, training={"seed": seed})
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter.fill_(seed)
+        adapter.save_pretrained(inputs / f"look-{seed}")
+
+
+def save_adapter(inputs: Path, out: Path) -> None:
+    """One adapter over the other, again and again."""
+    from fewshot_gan.adapters import read_adapter
+
+    looks = [read_adapter(inputs / f"look-{seed}") for seed in (1, 2)]
+    for turn in range(10):
+        looks[turn % 2].save_pretrained(out)
+
+
+def check_an_adapter(folder: Path) -> None:
+    from fewshot_gan.adapters import read_adapter
+
+    if any((folder / name).exists() for name in ("adapter_config.json", ".replacing")):
+        adapter = read_adapter(folder)
+        assert {float(p.detach().mean()) for p in adapter.parameters()} == {adapter.config.training["seed"]}
+
+
+def prepare_a_checkpoint(inputs: Path) -> None:
+    import test_convert
+
+    state = {"g_ema": test_convert.pt_generator(1), "latent_avg": torch.zeros(test_convert.W)}
+    torch.save(state, inputs / "published.pt")
+
+
+def convert(inputs: Path, out: Path) -> None:
+    if not out.exists():  # a whole base is refused, not written again
+        run_cli("convert", inputs / "published.pt", out)
+
+
+def check_a_base(folder: Path) -> None:
+    from fewshot_gan.pipeline import FewShotGAN
+
+    FewShotGAN.from_pretrained(folder)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything with a name; what a kill left under hidden ones is nobody's."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: path.read_bytes() for name, path in names.items() if not name.startswith(".")}
+
+
+CASES = {
+    "adapt": Case(adapt, check_a_run, result_of_a_run, prepare_a_base),
+    "generate": Case(generate, check_pictures, files_of, prepare_a_base),
+    "save_adapter": Case(save_adapter, check_an_adapter, files_of, prepare_adapters),
+    "convert": Case(convert, check_a_base, files_of, prepare_a_checkpoint),
+}
 
 
 # ------------------------------------------------------------------------------------------------------- the machinery

@@ -81,7 +81,7 @@ def test_home_in_python(home, base_folder, adapter_folder, pencil, features, mon
     pipe.save_adapter("~/several", ["ink", "again"])
     assert FewShotGAN.from_pretrained("~/base").load_adapters("~/several") == ["again", "ink"]
     pipe.save_pretrained("~/copy")
-    assert sorted(os.listdir(home / "copy")) == ["discriminator", "generator", "model_index.json"]
+    assert sorted(os.listdir(home / "copy")) == ["discriminator", "generator", "model_index.json", "pipeline.py"]
     pipe.bank.adapters["ink"].save_pretrained(Path("~/bare"))
 
     from fewshot_gan.evaluation import evaluate
