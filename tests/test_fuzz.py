@@ -3,6 +3,7 @@
 Formats that a process of its own reads are read here by the same code, and some of them through the process.
 """
 
+import copy
 import io
 import json
 import random
@@ -23,10 +24,12 @@ from diffusers.utils import logging
 from hostile import archive, saved
 from PIL import Image
 from test_convert import nvidia  # noqa: F401 - a fixture
+from test_convert_biggan import port_discriminator, port_generator
+from test_convert_plain import sngan
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import Adapter, LeFTAdapter
-from fewshot_gan.convert import ConversionError, convert_checkpoint, mobile_stylegan_ir, untrusted
+from fewshot_gan.convert import ConversionError, convert_checkpoint, mobile_stylegan_ir, torch_file, untrusted
 from fewshot_gan.evaluation import read_report
 from fewshot_gan.generation import MANIFEST, _check_folder
 from fewshot_gan.images import read_image
@@ -243,6 +246,45 @@ def test_checkpoints_through_the_process(tmp_path, checkpoints):
         fuzz(f"{kind} through the process", make, lambda: convert_checkpoint(path), THROUGH_THE_PROCESS)
 
 
+def changed(value, rng: random.Random):
+    """Something else in place of a tensor or number of a checkpoint."""
+    if not isinstance(value, torch.Tensor):
+        return rng.choice((None, -1, "x", [], {}, 1e308, float("nan"), torch.zeros(3)))
+    shapes = (value.flatten(), value[None], value[:0] if value.ndim else value, value.sum(), value.transpose(0, -1))
+    kinds = (value.double() * 1e300, value.long(), value.bool(), value.half() * 1e5)
+    wide = torch.zeros(rng.choice(((2**20,), (2**15, 1), (1, 2**15, 1, 1, 1), (1,) * 8)))
+    return rng.choice((*shapes, *kinds, wide, None, "x\x1b[2J\n", 2**62, {"a": value}, [value, value]))
+
+
+def test_state_dicts(tmp_path, checkpoints, in_this_process):
+    """Values and names changed instead of bytes: what reading passes on to the converters."""
+    path, port = tmp_path / "mutated", {"G": port_generator(32), "D": port_discriminator(32)}
+    path.write_bytes(checkpoints["pt"][0])
+    seeds = [torch_file.read(path), port, dict(zip("gd", sngan(), strict=True))]
+
+    def make(rng):
+        data = copy.deepcopy(rng.choice(seeds))
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            tensors = data[rng.choice([name for name in data if isinstance(data[name], dict)])]
+            name = rng.choice(list(tensors))
+            match rng.randrange(8):
+                case 0:
+                    del tensors[name]
+                case 1:
+                    tensors[rng.choice(("", "module.", "\x1b[31m", name)) + name] = tensors.pop(name)
+                case 2:
+                    tensors[rng.choice((1, None, 2.5, (1, 2), b"x"))] = tensors[name]
+                case 3:
+                    tensors |= {name.replace("0", str(i)): tensors[name] for i in range(rng.choice((3, 3000)))}
+                case _:
+                    tensors[name] = changed(tensors[name], rng)
+            if not all(isinstance(name, str) for name in tensors):
+                break
+        torch.save(data, path)
+
+    fuzz("state dicts", make, lambda: convert_checkpoint(path))
+
+
 def test_ir(tmp_path, checkpoints):
     files, folder = checkpoints["ir"], tmp_path / "mutated"
     folder.mkdir()
@@ -294,8 +336,9 @@ def test_safetensors_of_an_adapter(adapter):
     fuzz("safetensors of an adapter", make, lambda: Adapter.from_pretrained(adapter))
 
 
+EYES = {"features": "a", "pairs": None, "text": None}
 REPORT = {
-    "protocol": {"num_images": 10, "seed": 0, "truncation_psi": 0.7, "features": "a", "pairs": None, "text": None},
+    "protocol": {"num_images": 10, "seed": 0, "truncation_psi": 0.7, "neighbour": 3, **EYES},
     "network": {"base_fingerprint": "00", "adapters": {"look": {"sha256": "00", "weight": 1.0}}},
     "results": {"fid": 1.5, "kid": 0.1},
     "versions": {"torch": "2"},
@@ -316,6 +359,9 @@ def test_json(base, adapter, tmp_path):
     }
     for path, (content, read) in files.items():
         text = path.read_text(encoding="utf-8") if content is None else json.dumps(content)
+
+        path.write_text(text, encoding="utf-8")
+        read()  # as it is it can be read
 
         def make(rng, path=path, text=text):
             path.write_bytes(mutated_json(text, rng))
