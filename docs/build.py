@@ -161,16 +161,18 @@ def dead_links(out: Path, pages: dict[str, Page]) -> list[str]:
 
 def unknown_names(pages: dict[str, Page], modules: dict[str, pdoc.doc.Module]) -> list[str]:
     """Quoted `Class.member`, `module.member` and `fewshot_gan.…` that the package does not have."""
-    known, problems = {"fewshot_gan": modules["fewshot_gan"].obj}, []
+    known, problems = {"fewshot_gan": [modules["fewshot_gan"].obj]}, []  # several modules may end alike
     for name, module in modules.items():
         if name not in PAGES.values():
-            known[name.rpartition(".")[2]] = module.obj
-            known |= {key: value for key, value in vars(module.obj).items() if isinstance(value, type)}
+            known.setdefault(name.rpartition(".")[2], []).append(module.obj)
+            for key, value in vars(module.obj).items():
+                if isinstance(value, type):
+                    known.setdefault(key, []).append(value)
     for page, content in pages.items():
         for name in dict.fromkeys(content.names):
             first, *rest = name.removesuffix("()").split(".")
             if re.fullmatch(r"\w+(\.\w+)+(\(\))?", name) and first in known and rest[-1] not in FILES:
-                if _attribute(known[first], rest) is None:
+                if all(_attribute(there, rest) is None for there in known[first]):
                     problems.append(f"{page} speaks of `{name}`, which the package does not have")
     return problems
 
