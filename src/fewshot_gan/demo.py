@@ -17,7 +17,7 @@ from html import escape
 
 from PIL import Image
 
-from .demo_guard import SameSite, end_on_sigterm, private_folder
+from .demo_guard import SameSite, ended_by_sigterm, private_folder
 from .hub import embedded_datasets
 from .picture_files import FORMAT_OF
 from .studio import (
@@ -460,6 +460,7 @@ def reached_directly(host: str):
                 os.environ[name] = value
 
 
+@ended_by_sigterm()
 def serve(
     base: str = "ffhq",
     adapters: Sequence[str] = (),
@@ -483,7 +484,6 @@ def serve(
         OSError: the port is taken.
         ValueError, FileNotFoundError: what `Studio` refuses.
     """
-    end_on_sigterm()
     print(f"loading {base} …", flush=True)
     folder = private_folder()  # Gradio asks on import where its files shall be
     gr = gradio()

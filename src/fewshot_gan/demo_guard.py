@@ -12,6 +12,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -108,12 +109,22 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def end_on_sigterm() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, so that what is to be cleaned up is; exit status 143."""
-    if threading.current_thread() is not threading.main_thread():
-        return  # only there handlers may be set; whoever runs the server in a thread ends it
+@contextmanager
+def ended_by_sigterm():
+    """Let SIGTERM end the block as Ctrl-C does, so that what is to be cleaned up is; exit status 143.
+
+    Whoever handles the signal already goes on to do so. In a thread Python sets no handlers.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
 
     def end(number, frame):
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
