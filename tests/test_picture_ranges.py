@@ -7,7 +7,17 @@ from PIL import Image
 from test_picture_files import picture
 
 from fewshot_gan import FewShotGAN, encoders, features, judges, metrics
-from fewshot_gan.images import check_range, from_array, read_image, read_squares, square, to_bytes, to_floats, upright
+from fewshot_gan.images import (
+    check_range,
+    check_signed,
+    from_array,
+    read_image,
+    read_squares,
+    square,
+    to_bytes,
+    to_floats,
+    upright,
+)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +123,8 @@ def test_squares_of_all_kinds_are_the_same(tmp_path):
 
 def test_tensors_say_what_they_are_by_type_and_range():
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    check_range(images)
-    check_range(torch.zeros(1, 3, 4, 4))  # a grey picture
+    check_signed(images)
+    check_signed(torch.zeros(1, 3, 4, 4))  # a grey picture
     for wrong, message in (
         ((images + 1) / 2, r"images lie in .*…1, not in \[-1, 1\]; scale pictures of 0…1 with x \* 2 - 1"),
         (to_bytes(images), "images of torch.uint8 are not in"),
@@ -124,7 +134,7 @@ def test_tensors_say_what_they_are_by_type_and_range():
         (images / 0, "go beyond"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_range(wrong)
+            check_signed(wrong)
     for wrong in (images, to_bytes(images).int(), to_bytes(images).long(), images.bool()):
         with pytest.raises(ValueError, match="are no bytes; give uint8 of 0…255"):
             to_floats(wrong)
@@ -162,3 +172,20 @@ def test_a_pipeline_takes_what_it_gave(base_folder):
         assert torch.equal(pipe.invert(given, **options).latents, want)
     with pytest.raises(ValueError, match=r"not in \[-1, 1\]; scale pictures of 0…1 with x \* 2 - 1"):
         pipe.invert(drawn["pt"], **options)
+
+
+def test_bright_pictures_are_pictures(mobile):
+    """A white page has no pixel below 0 in [-1, 1]; only floats that somebody gives may mean 0…1."""
+    from fewshot_gan import FewShotGAN
+
+    pipe = FewShotGAN(mobile)
+    size = pipe.generator.resolution
+    check_range(torch.ones(1, 3, 4, 4))
+    options = {"steps": 1, "perceptual": "none", "progress": False}
+    white = Image.new("RGB", (size, size), "white")
+    found = pipe.invert(white, **options)
+    assert torch.equal(
+        found.latents, pipe.invert(torch.full((1, 3, size, size), 255, dtype=torch.uint8), **options).latents
+    )
+    with pytest.raises(ValueError, match="give bright ones as uint8 or PIL images"):
+        pipe.invert(torch.ones(1, 3, size, size), **options)

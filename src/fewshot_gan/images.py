@@ -52,12 +52,21 @@ def check_range(images: torch.Tensor) -> None:
     """Refuse what is no picture in [-1, 1].
 
     Raises:
-        ValueError: no floating-point numbers, a value that is not finite or beyond [-1, 1], or none below 0: these are
-            pictures in 0…1, or have no pixel that is darker than middle grey.
+        ValueError: no floating-point numbers, or a value that is not finite or beyond [-1, 1].
     """
     check_floats(images)
     if not torch.isfinite(images).all() or images.abs().max() > 1.001:
         raise ValueError("images go beyond [-1, 1]; scale 8-bit pictures with x / 127.5 - 1")
+
+
+def check_signed(images: torch.Tensor) -> None:
+    """`check_range` of floats that somebody gave, who may have meant 0…1.
+
+    Raises:
+        ValueError: as `check_range`, or no value is below 0: then they lie in 0…1, or no pixel is darker than middle
+            grey, and nothing tells which.
+    """
+    check_range(images)
     if images.min() >= 0 and images.max() > 0:
         raise ValueError(
             f"images lie in {images.min().item():.2g}…{images.max().item():.2g}, not in [-1, 1]; scale pictures of 0…1 "

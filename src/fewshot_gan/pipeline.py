@@ -18,7 +18,7 @@ from .adapters.mixin import AdapterMixin
 from .base_files import check_index, stored_keys, stored_tensors
 from .diffusers_pipeline import NetworkPipeline, drawing
 from .hub import HUB_OPTIONS, PUSH_OPTIONS, embedded_adapters, embedded_bases, resolve_folder
-from .images import check_range, read_squares, to_floats
+from .images import check_range, check_signed, read_squares, to_floats
 from .inversion import Inversion, invert
 from .latents import check_latents
 from .loader import finish_base
@@ -628,6 +628,8 @@ def _as_floats(images, resolution: int) -> torch.Tensor:
     """Pictures as `FewShotGAN.invert` takes them → `[N, 3, H, W]`; floats of a tensor are as they were."""
     if not isinstance(images, torch.Tensor):
         images = read_squares(images, resolution)
+    elif images.dtype != torch.uint8 and images.numel():
+        check_signed(images)
     return to_floats(images) if images.dtype == torch.uint8 else images
 
 

@@ -22,7 +22,7 @@ from .cards import PUBLISHED, portable_base
 from .demo_guard import private_folder
 from .generation import device
 from .hub import embedded_adapters, embedded_bases
-from .images import read_image, square, to_bytes, to_floats
+from .images import read_image, square, to_bytes
 from .pipeline import FewShotGAN
 
 logger = logging.getLogger(__name__)
@@ -301,9 +301,7 @@ class Studio:
                 job.report(done, shown)
 
             job.pictures = [("Your photo", cropped)]
-            found = self._finder.invert(
-                to_floats(photo)[None], space=space, steps=steps, progress=False, on_step=on_step
-            )
+            found = self._finder.invert(photo[None], space=space, steps=steps, progress=False, on_step=on_step)
             visitor.photo, visitor.latents = cropped, found.latents
 
         return self._start(visitor, Job("photo", steps), work)
