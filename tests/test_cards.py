@@ -264,3 +264,12 @@ def test_card_of_several_adapters(mobile, tmp_path):
     assert 'load_adapter("me/looks", subfolder="ink")' in card.text and str(tmp_path) not in str(card)
     size = (tmp_path / "oil" / "adapter_model.safetensors").stat().st_size
     assert f"| [oil](oil) | left | {size:,} | [me/cats](" in card.text and "| `dogs` |" in card.text
+
+
+def test_the_newest_picture_of_a_run_is_told_by_its_number(tmp_path):
+    from fewshot_gan.cards import _place_grid
+
+    (tmp_path / "samples").mkdir()
+    for step, side in (("999999", 4), ("1000000", 5)):
+        Image.new("RGB", (side, side)).save(tmp_path / "samples" / f"step-{step}.png")
+    assert Image.open(tmp_path / _place_grid(tmp_path / "samples", tmp_path)).width == 5

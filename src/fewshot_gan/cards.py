@@ -383,7 +383,7 @@ def _write_card(folder: Path, name: str, lines: list[str], data) -> Path:
 def _place_grid(grid, folder: Path) -> str | None:
     """Put the picture at `images/grid.png`, or under its own ending; its path in the folder, None: there was none."""
     if isinstance(grid, str | Path) and not (grid := Path(grid)).is_file():
-        pictures = sorted(grid.glob("step-*.png"))
+        pictures = sorted(grid.glob("step-*.png"), key=lambda path: (len(path.name), path.name))  # by their numbers
         grid = pictures[-1] if pictures else None
     if grid is None:
         return None
