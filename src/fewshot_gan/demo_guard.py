@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .utils.files import lives
+
 PREFIX = "fewshot-gan-demo-"  # of the private folder: then the number of its process
 
 
@@ -85,7 +87,7 @@ def private_folder() -> tempfile.TemporaryDirectory:
     """
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         pid = left.name.removeprefix(PREFIX).partition("-")[0]
-        if pid.isdigit() and not _lives(int(pid)) and _is_ours(left):
+        if pid.isdigit() and not lives(int(pid)) and _is_ours(left):
             shutil.rmtree(left, ignore_errors=True)
     folder = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", ignore_cleanup_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name) / "gradio")
@@ -94,19 +96,6 @@ def private_folder() -> tempfile.TemporaryDirectory:
 
 def _is_ours(folder: Path) -> bool:
     return not folder.is_symlink() and (not hasattr(os, "getuid") or folder.lstat().st_uid == os.getuid())
-
-
-def _lives(pid: int) -> bool:
-    """Whether there is such a process; in doubt there is."""
-    if os.name == "nt":  # to ask would end it there
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
 
 
 @contextmanager

@@ -214,11 +214,11 @@ def _sweep(folder: Path) -> None:
             old = time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED
         except OSError:  # gone
             continue
-        if old or (host == _HERE and not _lives(int(pid))):
+        if old or (host == _HERE and not lives(int(pid))):
             shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
     """Whether there is such a process on this machine; in doubt there is."""
     if os.name == "nt":  # there, to ask would end it
         return True
