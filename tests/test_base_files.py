@@ -148,7 +148,7 @@ def test_a_network_made_by_hand_may_have_any_size_within_reason():
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def test_a_baselives_on_when_its_files_are_cut_short(folder):
+def test_a_base_lives_on_when_its_files_are_cut_short(folder):
     """Mapped files would end the process with SIGBUS; here they are empty before the first picture is drawn."""
     code = f"""
 import os, sys
