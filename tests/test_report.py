@@ -94,7 +94,9 @@ def read_events(folder) -> tuple[dict[str, list[tuple[int, float]]], dict[str, l
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     scalars, pictures = {}, {}
-    for file in sorted(Path(folder).rglob("events.out.tfevents.*")):
+    # by second and by the number that ends a name: the tenth file of a process comes after the ninth
+    files = Path(folder).rglob("events.out.tfevents.*")
+    for file in sorted(files, key=lambda path: [int(n) for n in (path.name.split(".")[3], path.name.split(".")[-1])]):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0, "images": 0}).Reload()
         for tag in events.Tags()["scalars"]:
             scalars.setdefault(tag, []).extend((e.step, e.value) for e in events.Scalars(tag))
