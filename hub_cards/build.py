@@ -135,7 +135,13 @@ def build(out: Path = ROOT, org: str = ORG, hypernetwork=None, names=None) -> li
             for path in (p for p in kept.rglob("*") if p.is_file() and p.name != "README.md"):
                 made[f"{name}/{path.relative_to(kept).as_posix()}"] = path.read_bytes()
             stage(name, folder, hypernetwork=hypernetwork, card=False)
-            made[f"{name}/README.md"] = write_card(name, about, folder, org).read_bytes()
+            try:
+                made[f"{name}/README.md"] = write_card(name, about, folder, org).read_bytes()
+            except ValueError as error:
+                raise ValueError(
+                    f"the card of {name} was not written: {error}; python hub_cards/build.py --evaluate {name} makes "
+                    "its reports anew"
+                ) from error
             if found := problems(name, about, folder):
                 raise ValueError(f"the card of {name} was not written: {'; '.join(found)}")
     made["README.md"] = index(known, org).encode()
@@ -152,6 +158,7 @@ def write_card(name: str, about: Facts, folder: Path, org: str) -> Path:
     sizes = {p.relative_to(folder).as_posix(): (p.stat().st_size, sha256(p.read_bytes()).hexdigest()) for p in listed}
     grid = folder / "images" / "grid.jpg"
     grid = grid if grid.is_file() else None
+    report = folder / REPORTS[0] if about.truth and about.kind in COLUMNS else None
     looks = list(embedded_adapters(BASE))
     details = cards.Details(
         files=sizes,
@@ -166,9 +173,10 @@ def write_card(name: str, about: Facts, folder: Path, org: str) -> Path:
     )
     if about.kind == "base":
         pipe = FewShotGAN.from_pretrained(folder)
-        return cards.write_base_card(pipe, folder, name, grid=grid or False, repo_id=repo_id, details=details)
+        return cards.write_base_card(pipe, folder, name, grid or False, repo_id, details, report)
     if about.kind == "adapter":
-        return cards.write_adapter_card(read_adapter(folder), folder, name, grid, repo_id, details=details)
+        adapter = read_adapter(folder)
+        return cards.write_adapter_card(adapter, folder, name, grid, repo_id, details=details, report=report)
     if about.kind == "collection":
         return cards.write_collection_card(folder, name, repo_id, grid, details)
     if about.kind == "recipe":

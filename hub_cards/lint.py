@@ -20,8 +20,7 @@ from PIL import Image
 
 from fewshot_gan.adapters import fingerprint, read_adapter
 from fewshot_gan.adapters.base import digest
-from fewshot_gan.cards import report_lines
-from fewshot_gan.evaluation import read_report
+from fewshot_gan.card_results import eval_results, read_report, report_lines
 from fewshot_gan.hub import adapter_folders
 from fewshot_gan.models import MobileStyleGANGenerator
 
@@ -40,7 +39,7 @@ FIELDS = {  # that a kind has beside license, library_name and tags
     "kernels": (),
 }
 KNOWN = {"license", "license_name", "license_link", "library_name", "tags", "pipeline_tag", "widget", "datasets"}
-KNOWN |= {"base_model", "base_model_relation"}
+KNOWN |= {"base_model", "base_model_relation", "model-index"}
 SECTIONS = ("Use", "Licence", "Lineage", "Numbers", "Limits and misuse", "Files", "Citation")
 UNFINISHED = r"\b(todo|fixme|tbd|xxx|placeholder|lorem ipsum|more information needed|your[-_ ]?(?:org|user)name)\b"
 LOCAL = r"(?<![\w.:/])/(?:home|root|tmp|var|mnt|opt|srv|work|workspace|content|Users|private)/|\b[A-Z]:\\|file://"
@@ -71,7 +70,7 @@ def problems(name: str, about: Facts, folder: Path) -> list[str]:
         of = identity(name, about, folder)
     except (ValueError, OSError) as error:
         return [*found, f"the weights cannot be read: {error}"]
-    return found + _numbers(name, about, folder, of, card.text) + _grid(name, folder, of)
+    return found + _numbers(name, about, folder, of, card) + _grid(name, folder, of)
 
 
 def _front_matter(about: Facts, data: dict) -> list[str]:
@@ -146,7 +145,7 @@ def identity(name: str, about: Facts, folder: Path) -> dict:
     }
 
 
-def _numbers(name: str, about: Facts, folder: Path, of: dict, text: str) -> list[str]:
+def _numbers(name: str, about: Facts, folder: Path, of: dict, card: ModelCard) -> list[str]:
     """Reports against the weights, and what the card says against the reports."""
     parts = [(folder, of["adapters"])] if about.truth else []
     if about.kind == "collection":
@@ -173,7 +172,10 @@ def _numbers(name: str, about: Facts, folder: Path, of: dict, text: str) -> list
             except ValueError as error:
                 found.append(f"the reports do not belong together: {error}")
                 continue
-            found += ["the card's numbers are not those of its reports"] * ("\n".join(lines) not in text)
+            found += ["the card's numbers are not those of its reports"] * ("\n".join(lines) not in card.text)
+            shown = {result.metric_type: result.metric_value for result in card.data.eval_results or []}
+            if shown != {result.metric_type: result.metric_value for result in eval_results(reports[REPORTS[0]])}:
+                found.append(f"the numbers of the card's model-index are not those of {REPORTS[0]}")
     return found
 
 

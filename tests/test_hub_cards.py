@@ -154,6 +154,10 @@ BREAKAGES = {
         report("report.json", lambda r: r["results"].update(kid=0.0)),
         "numbers are not those of",
     ),
+    "other model-index": (
+        card("type: kid\n      value: 0.", "type: kid\n      value: 1."),
+        "model-index are not those of",
+    ),
     "other protocol": (report("report_base.json", lambda r: r["protocol"].update(seed=1)), "do not belong together"),
     "no report": (report("report.json", lambda r: r.pop("protocol")), "report.json cannot be read"),
     "stale grid": (shown, "images/grid.jpg is stale: it shows other weights"),
@@ -177,11 +181,21 @@ def test_stale_weights_give_no_cards(scripts, staged, tmp_path, monkeypatch):
     (assets / "bases").symlink_to(ASSETS / "bases")
     weights(assets / "adapters" / "ffhq" / "ink")
     monkeypatch.setattr("fewshot_gan.hub.ASSETS", assets)
-    with pytest.raises(ValueError, match="the card of ink was not written: report.json is stale"):
+    with pytest.raises(ValueError, match="the card of ink was not written: the report is of other weights"):
         build.build(tmp_path / "out", names=["lorelei", "ink"])
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="nothing was published; ink: adapter_model.safetensors is not the file"):
         publish.prepare(tmp_path / "prepared", "me", ["ink", "sketch"])
+
+
+@pytest.mark.parametrize("name", ["ffhq", "sketch"])
+def test_the_numbers_of_a_report_are_in_the_front_matter(name):
+    """`model-index` is what the Hub shows and sorts by; arXiv ids and tables it does not read."""
+    data = ModelCard.load(ROOT / name / "README.md").data
+    report = json.loads((ROOT / name / "report.json").read_text(encoding="utf-8"))
+    assert data.model_name == name
+    shown = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert shown == {key: report["results"][key] for key in shown} and {"frechet", "kid", "recall"} <= shown.keys()
 
 
 def test_grids_show_what_the_weights_draw():
