@@ -625,3 +625,16 @@ def test_copies_of_a_generator_with_spectral_norm(kind):
         assert torch.equal(twin(**options).images, want) and twin.bank.active == {"a": 1.0}
         twin.delete_adapters("a")
         assert torch.equal(twin(**options).images, base) and torch.equal(pipe(**options).images, want)
+
+
+@torch.no_grad()
+def test_shallow_copies_of_layers_with_spectral_norm():
+    """`copy.copy` of a module is another module with the same parameters; here too."""
+    generator = tiny_biggan().eval()
+    layers = [module for module in generator.modules() if hasattr(module, "parametrizations")]
+    assert layers
+    for layer in (generator, *layers):
+        twin = copy.copy(layer)
+        assert twin is not layer and type(twin) is type(layer)
+        assert all(a is b for a, b in zip(twin.parameters(), layer.parameters(), strict=True))
+    assert all(torch.equal(copy.copy(layer).weight, layer.weight) for layer in layers)

@@ -19,6 +19,13 @@ class Picklable(nn.Module):
         cls = parametrize.type_before_parametrizations(self)
         return cls.__new__, (cls,), dict(cls.__getstate__(self)), None, None, _restore
 
+    def __copy__(self):
+        """Another module with the same parameters and submodules, as `copy.copy` makes of any module."""
+        new = type(self).__new__(type(self))  # the class that torch made serves both
+        state = parametrize.type_before_parametrizations(self).__getstate__(self)
+        new.__setstate__(dict(state))
+        return new
+
     def __deepcopy__(self, memo):
         cls = parametrize.type_before_parametrizations(self)
         memo[id(self)] = new = cls.__new__(cls)
