@@ -24,10 +24,10 @@ import facts
 from facts import BASE, ORG, REPOS, Facts
 from lint import COLUMNS, REPORTS, identity, problems
 
-from fewshot_gan import FewShotGAN, cards
+from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
-from fewshot_gan.evaluation import read_report
-from fewshot_gan.hub import ASSETS, embedded_adapters, portable_name
+from fewshot_gan.apps.evaluation import read_report
+from fewshot_gan.hub import ASSETS, cards, embedded_adapters, portable_name
 from fewshot_gan.ops.dispatch import BUNDLED
 from fewshot_gan.utils.files import replace_file
 
@@ -311,7 +311,7 @@ def draw(name: str, about: Facts, teacher: Path | None) -> None:
     """Draw the sample grid of a repo, with the weights it shows in the picture's comment."""
     from PIL import Image
 
-    from fewshot_gan.images import to_bytes
+    from fewshot_gan.data.images import to_bytes
     from fewshot_gan.training.domains import apply_filter
 
     if about.kind in ("kernels", "hypernetwork"):

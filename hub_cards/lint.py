@@ -20,8 +20,8 @@ from PIL import Image
 
 from fewshot_gan.adapters import fingerprint, read_adapter
 from fewshot_gan.adapters.base import digest
-from fewshot_gan.card_results import eval_results, read_report, report_lines
 from fewshot_gan.hub import adapter_folders
+from fewshot_gan.hub.reports import eval_results, read_report, report_lines
 from fewshot_gan.models import MobileStyleGANGenerator
 
 REPORTS = ("report.json", "report_base.json")  # of the weights; of the base alone, for adapters
@@ -130,7 +130,7 @@ def _hashes(text: str, files: dict[str, Path]) -> list[str]:
 
 
 def identity(name: str, about: Facts, folder: Path) -> dict:
-    """What a report or a grid must be of: the staged weights, named as `fewshot_gan.evaluation` names them."""
+    """What a report or a grid must be of: the staged weights, named as `fewshot_gan.apps.evaluation` names them."""
     if about.kind == "recipe":
         return {"wheel_sha256": WHEEL_SHA256}
     if about.kind == "base":

@@ -9,7 +9,7 @@ from test_encoders import tiny_clip
 from test_report import check_run, read_page
 
 from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
-from fewshot_gan.encoders import CLIPEncoder, FeatureEncoder
+from fewshot_gan.features.encoders import CLIPEncoder, FeatureEncoder
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import adapt, hypernetwork
 
@@ -23,7 +23,7 @@ def tiny_features(features, monkeypatch):
     for place in ("training.adapt", "training.hypernetwork", "features", "encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     monkeypatch.setattr(type(features), "sha256", "0" * 64)
-    monkeypatch.setattr("fewshot_gan.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
+    monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
 
 
 @pytest.fixture
@@ -109,7 +109,9 @@ def test_a_killed_run_of_each_method_continues_bit_for_bit(train, method, option
 def test_a_run_that_sees_something_else_is_not_resumed(train, tmp_path, monkeypatch):
     clip = CLIPEncoder(*loaded(tiny_clip(tmp_path / "clip")), "clip")
     other = CLIPEncoder(*loaded(tiny_clip(tmp_path / "other", seed=1)), "other")
-    monkeypatch.setattr("fewshot_gan.encoders._load", lambda name, device: {"clip": clip, "other": other}[name])
+    monkeypatch.setattr(
+        "fewshot_gan.features.encoders._load", lambda name, device: {"clip": clip, "other": other}[name]
+    )
     words = ["--text=ink", "--encoder", "clip"]
     result = train("hyperdomainnet", *words, shown=False)
     record = result.config.training
@@ -225,7 +227,7 @@ def test_scratch_forgets_the_base(base_folder):
 def test_projected_judges_start_from_the_bases_own(train, base_folder, features, tmp_path, data):
     """A base with heads of its own hands them to whoever fine-tunes; from scratch they are forgotten."""
     from fewshot_gan.methods.objective import Objective
-    from fewshot_gan.methods.projected import ProjectedDiscriminator
+    from fewshot_gan.models.projected import ProjectedDiscriminator
 
     pipe = FewShotGAN.from_pretrained(base_folder)
     real = IMAGES.permute(0, 3, 1, 2).float() / 127.5 - 1

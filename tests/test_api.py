@@ -152,7 +152,7 @@ def test_what_is_written_is_the_same_everywhere():
     assert not re.search(r"0x[0-9a-f]{6,}|<function|<class|/tmp/|/home/", text)
     for name in ("FewShotGAN", "convert_checkpoint"):
         assert f"fewshot_gan.{name}  is " in text
-    assert "fewshot_gan.adapters.mixin.AdapterMixin.load_adapter  (self, " in text
+    assert "fewshot_gan.adapter_loader.AdapterMixin.load_adapter  (self, " in text
     assert "fewshot-gan generate --num-images  int = 4\n" in text
 
 

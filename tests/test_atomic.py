@@ -13,16 +13,19 @@ import torch
 from conftest import tiny_mobile
 from typer.testing import CliRunner
 
-from fewshot_gan import FewShotGAN, export
+from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import (
     Adapter,
     DomainHyperNetwork,
     LeFTAdapter,
     TicketAdapter,
     fingerprint,
-    loading,
     read_adapter,
 )
+from fewshot_gan.adapters import (
+    io as loading,
+)
+from fewshot_gan.apps import export
 from fewshot_gan.cli import app
 from fewshot_gan.hub import adapter_folders, push_folder, resolve_folder
 from fewshot_gan.utils import files

@@ -16,7 +16,7 @@ from fewshot_gan.adapters import (
     fingerprint,
 )
 from fewshot_gan.adapters.base import LayerSpec
-from fewshot_gan.cards import write_base_card
+from fewshot_gan.hub.cards import write_base_card
 from fewshot_gan.methods.adafm import split_generator
 from fewshot_gan.models import (
     BigGANDiscriminator,

@@ -16,7 +16,7 @@ from test_folder_lock import held_elsewhere
 from torch import nn
 
 from fewshot_gan.adapters import LeFTAdapter
-from fewshot_gan.encoders import FeatureEncoder
+from fewshot_gan.features.encoders import FeatureEncoder
 from fewshot_gan.training.domains import apply_filter, gaussian_blur
 
 SCRIPTS = Path(__file__).parents[1] / "training"
@@ -466,7 +466,7 @@ def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     eyes = Eyes()
     for place in ("training.adapt", "training.hypernetwork", "encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda *args, **kwargs: eyes)
-    monkeypatch.setattr("fewshot_gan.encoders._load", lambda *args: FeatureEncoder(eyes))
+    monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda *args: FeatureEncoder(eyes))
     command = [f"--base={base_folder}", f"--output_dir={tmp_path}", "--max_train_steps=1", "--vector_steps=1"]
     command += ["--num=8", "--num_true=16", "--width=8", "--show_seen=1"]
     command += ["--seen", "filter:sepia", "filter:ink", "--held_out", "filter:pencil"]

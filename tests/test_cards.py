@@ -10,15 +10,9 @@ from PIL import Image
 
 from fewshot_gan import FewShotGAN, ProjectedDiscriminator
 from fewshot_gan.adapters import Adapter, DomainVectorAdapter, LeFTAdapter, fingerprint
-from fewshot_gan.card_results import numbered_card
-from fewshot_gan.cards import (
-    EMBEDDED_LICENCES,
-    TYPES,
-    write_adapter_card,
-    write_base_card,
-    write_collection_card,
-)
-from fewshot_gan.grids import GAP, make_grid
+from fewshot_gan.data.grids import GAP, make_grid
+from fewshot_gan.hub.cards import EMBEDDED_LICENCES, TYPES, write_adapter_card, write_base_card, write_collection_card
+from fewshot_gan.hub.reports import numbered_card
 
 
 @pytest.fixture
@@ -267,7 +261,7 @@ def test_card_of_several_adapters(mobile, tmp_path):
 
 
 def test_the_newest_picture_of_a_run_is_told_by_its_number(tmp_path):
-    from fewshot_gan.cards import _place_grid
+    from fewshot_gan.hub.cards import _place_grid
 
     (tmp_path / "samples").mkdir()
     for step, side in (("999999", 4), ("1000000", 5)):

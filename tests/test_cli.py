@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.apps.export import export_generator
 from fewshot_gan.cli import app
-from fewshot_gan.export import export_generator
-from fewshot_gan.grids import GAP
+from fewshot_gan.data.grids import GAP
 from fewshot_gan.version import __version__
 
 COMMANDS = ("generate", "invert", "adapt", "demo", "convert", "push", "info", "list")

@@ -752,7 +752,7 @@ def test_half_precision_draws_classes(pipe):
 def test_an_exported_file_takes_classes(tmp_path):
     for package in ("onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)
-    from fewshot_gan.export import export_generator
+    from fewshot_gan.apps.export import export_generator
 
     torch.manual_seed(0)
     g = StyleGAN2Generator(16, 128, 12, z_dim=Z, w_dim=W, architecture="resnet", num_classes=3).eval()

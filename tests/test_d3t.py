@@ -22,7 +22,7 @@ from fewshot_gan.methods.d3t import (
 from fewshot_gan.methods.finetune import FinetuneConfig, FinetuneObjective
 from fewshot_gan.methods.objective import Batch, Views
 from fewshot_gan.methods.pair import Pair
-from fewshot_gan.methods.projected import ProjectedDiscriminator
+from fewshot_gan.models.projected import ProjectedDiscriminator
 from fewshot_gan.training import adapt
 from fewshot_gan.training.engine import Trainer, TrainingConfig
 

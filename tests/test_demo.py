@@ -25,10 +25,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fewshot_gan import FewShotGAN, demo
+from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.apps import demo
+from fewshot_gan.apps.studio import CHOSEN, PLAIN, Job, Stopped, Studio, duration, title
 from fewshot_gan.cli import app
-from fewshot_gan.studio import CHOSEN, PLAIN, Job, Stopped, Studio, duration, title
 
 SHOTS = os.environ.get("FEWSHOT_GAN_SCREENSHOTS")
 CHROMIUM = shutil.which("chromium")
@@ -198,7 +199,7 @@ def test_a_training_stops_and_leaves_nothing(studio, pictures):
 def test_what_training_refuses(studio, pictures, tmp_path, monkeypatch):
     key = studio.enter(None)
     with monkeypatch.context() as limit, pytest.raises(ValueError, match="you have 0 looks, which is the limit"):
-        limit.setattr("fewshot_gan.studio.OWN_LOOKS", 0)
+        limit.setattr("fewshot_gan.apps.studio.OWN_LOOKS", 0)
         studio.teach(key, pictures, "mine")
     for files, name, message in (
         ([], "mine", "there are no pictures yet"),
@@ -223,21 +224,21 @@ def test_work_that_nobody_watches_ends(monkeypatch):
     job.report(1, losses={"g": 2.0})
     job.report(2, losses={"g": 1.0})
     assert job.history == {"g": [2.0, 1.0]} and job.remaining() == pytest.approx(8 * job.pace())
-    monkeypatch.setattr("fewshot_gan.studio.PATIENCE", -1.0)
+    monkeypatch.setattr("fewshot_gan.apps.studio.PATIENCE", -1.0)
     with pytest.raises(Stopped):
         job.report(3)
 
     def broken(job):
         raise RuntimeError("out\nof memory")
 
-    monkeypatch.setattr("fewshot_gan.studio.PATIENCE", 60.0)
+    monkeypatch.setattr("fewshot_gan.apps.studio.PATIENCE", 60.0)
     failed = Job("look", 10)
     failed.run(broken)
     assert (failed.state, failed.error) == ("failed", "out of memory")
 
 
 def test_looks_of_the_longest_unseen_are_forgotten(studio, pictures, monkeypatch):
-    monkeypatch.setattr("fewshot_gan.studio.VISITORS", 2)
+    monkeypatch.setattr("fewshot_gan.apps.studio.VISITORS", 2)
     first, second, third = (studio.enter(None) for _ in range(3))
     finished(studio.teach(first, pictures, "mine", steps=5))
     file = studio.visitor(first).files["mine"]
@@ -292,7 +293,7 @@ def test_without_gradio(monkeypatch):
 
 def test_the_command_serves_as_it_is_told(monkeypatch):
     told = []
-    monkeypatch.setattr("fewshot_gan.demo.serve", lambda *args: told.append(args))
+    monkeypatch.setattr("fewshot_gan.apps.demo.serve", lambda *args: told.append(args))
     names = ("--allowed-host", "faces.intern", "--allowed-host", "faces.example.org")
     for line in ((), ("--host", "0.0.0.0", "--port", "8000", "--no-browser", *names)):
         assert CliRunner().invoke(app, ["demo", *line]).exit_code == 0

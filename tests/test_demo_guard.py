@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from fewshot_gan.demo_guard import PREFIX, SameSite, private_folder
-from fewshot_gan.studio import Job, Studio
+from fewshot_gan.apps.demo_guard import PREFIX, SameSite, private_folder
+from fewshot_gan.apps.studio import Job, Studio
 
 BOUNDARY = "----of-this-test"
 

@@ -28,9 +28,10 @@ from hub_server import connected
 from safetensors.torch import save_file
 from torch.profiler import ProfilerActivity, profile
 
-from fewshot_gan import FewShotGAN, NetworkOutput, ProjectedDiscriminator, cli
+from fewshot_gan import FewShotGAN, NetworkOutput, ProjectedDiscriminator
 from fewshot_gan.adapters import AdapterBank, LeFTAdapter, fingerprint
-from fewshot_gan.generation import write_pictures
+from fewshot_gan.apps.cli import app as cli
+from fewshot_gan.apps.generation import write_pictures
 from fewshot_gan.models import (
     BigGANDiscriminator,
     BigGANGenerator,
@@ -1035,7 +1036,7 @@ def test_our_own_class_runs_no_file_of_a_base(tmp_path):
     index = tmp_path / "base" / "model_index.json"
     config = json.loads(index.read_text(encoding="utf-8"))
     assert config["_class_name"] == ["pipeline", "FewShotGAN"] and config["generator"][0] == "fewshot_gan"
-    for library in ("evil", "fewshot_gan.loader", "os"):
+    for library in ("evil", "fewshot_gan.pipeline_files", "os"):
         (tmp_path / "base" / "generator" / f"{library}.py").write_text(evil, encoding="utf-8")
         index.write_text(json.dumps({**config, "generator": [library, "BigGANGenerator"]}), encoding="utf-8")
         with pytest.raises(ValueError, match="a base has networks of fewshot_gan alone"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fewshot_gan.data.datasets import load_images
 from fewshot_gan.training import domains
-from fewshot_gan.training.data import load_images
 
 SCRIPTS = Path(__file__).parents[1] / "training"
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from conftest import TinyFeatures, without_tensors
 from safetensors.torch import load_file
 
-from fewshot_gan.encoders import CLIP_MEAN, CLIP_STD, TEMPLATES, FeatureEncoder, load_encoder, templated
+from fewshot_gan.data.images import read_image, square
+from fewshot_gan.features.encoders import CLIP_MEAN, CLIP_STD, TEMPLATES, FeatureEncoder, load_encoder, templated
 from fewshot_gan.hub import embedded_datasets
-from fewshot_gan.images import read_image, square
 
 
 def tiny_clip(folder, seed=0, dim=24, preprocessor=None):
@@ -235,5 +235,5 @@ def test_pickled_weights_are_looked_through_first(folder, tmp_path):
 
 
 def test_importing_loads_no_transformers():
-    code = "import sys, fewshot_gan.encoders; sys.exit('transformers' in sys.modules)"
+    code = "import sys, fewshot_gan.features.encoders; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -14,14 +14,16 @@ from test_encoders import tiny_clip
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from fewshot_gan import card_results, evaluation, metrics
+from fewshot_gan import metrics
 from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.apps import evaluation
 from fewshot_gan.cli import app
-from fewshot_gan.encoders import load_encoder, templated
+from fewshot_gan.data.datasets import load_images
+from fewshot_gan.data.images import to_floats
 from fewshot_gan.features import load_features
-from fewshot_gan.images import to_floats
+from fewshot_gan.features.encoders import load_encoder, templated
+from fewshot_gan.hub import reports as card_results
 from fewshot_gan.pipeline import FewShotGAN
-from fewshot_gan.training.data import load_images
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 

@@ -6,8 +6,8 @@ import torch
 from conftest import tiny_mobile, tiny_stylegan2
 from typer.testing import CliRunner
 
-from fewshot_gan import export
 from fewshot_gan.adapters import AdaFMAdapter, DomainVectorAdapter, LeFTAdapter
+from fewshot_gan.apps import export
 from fewshot_gan.cli import app
 from fewshot_gan.models import BigGANGenerator, SNGANGenerator
 from fewshot_gan.pipeline import FewShotGAN

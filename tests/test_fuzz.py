@@ -29,12 +29,13 @@ from test_convert_plain import sngan
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import Adapter, LeFTAdapter
-from fewshot_gan.convert import ConversionError, convert_checkpoint, mobile_stylegan_ir, torch_file, untrusted
-from fewshot_gan.evaluation import read_report
-from fewshot_gan.generation import MANIFEST, _check_folder
-from fewshot_gan.images import read_image
+from fewshot_gan.apps.evaluation import read_report
+from fewshot_gan.apps.generation import MANIFEST, _check_folder
+from fewshot_gan.convert import ConversionError, convert_checkpoint, mobile_stylegan_ir, torch_file
+from fewshot_gan.data.datasets import provenance
+from fewshot_gan.data.images import read_image
 from fewshot_gan.models import StyleGAN2Generator
-from fewshot_gan.training.data import provenance
+from fewshot_gan.utils import untrusted
 
 CASES, THROUGH_THE_PROCESS = 500, 12
 SECONDS, MEMORY = 10, 500 * 2**20  # of a case; bytes beside those that the process of the tests has before

@@ -15,10 +15,10 @@ from conftest import tiny_mobile
 from PIL import Image
 from typer.testing import CliRunner
 
-from fewshot_gan import generation
 from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.apps import generation
+from fewshot_gan.apps.generation import MANIFEST, write_pictures
 from fewshot_gan.cli import app
-from fewshot_gan.generation import MANIFEST, write_pictures
 from fewshot_gan.models import BigGANGenerator, SNGANGenerator
 from fewshot_gan.pipeline import FewShotGAN
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cli import app
-from fewshot_gan.grids import GAP, WRITTEN, check_grid, grid_size, make_grid
+from fewshot_gan.data.grids import GAP, WRITTEN, check_grid, grid_size, make_grid
 
 
 @pytest.mark.parametrize("count, columns", [(1, 1), (5, 3), (6, 3), (7, 3), (2, 4)])

@@ -11,7 +11,7 @@ from test_encoders import tiny_clip
 
 from fewshot_gan import metrics
 from fewshot_gan.adapters import AdapterBank, DomainHyperNetwork, DomainVectorAdapter, LeFTAdapter
-from fewshot_gan.encoders import FeatureEncoder, load_encoder, templated
+from fewshot_gan.features.encoders import FeatureEncoder, load_encoder, templated
 from fewshot_gan.inversion import PerceptualDistance
 from fewshot_gan.methods import hyperdomain as hd
 from fewshot_gan.methods.hyperdomain import HyperDomainConfig, HyperDomainObjective, HyperNetworkObjective

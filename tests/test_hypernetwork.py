@@ -15,7 +15,7 @@ from test_encoders import tiny_clip
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import Adapter, AdapterBank, DomainHyperNetwork, DomainVectorAdapter, LayerSpec, LeFTAdapter
-from fewshot_gan.encoders import FeatureEncoder, load_encoder
+from fewshot_gan.features.encoders import FeatureEncoder, load_encoder
 from fewshot_gan.models import MobileStyleGANGenerator, StyleGAN2Generator
 from fewshot_gan.models.layers import adaptable_layers
 from fewshot_gan.ops import upfirdn2d

@@ -20,14 +20,15 @@ from hub_server import connected
 from PIL import Image
 from torch import nn
 
-from fewshot_gan import evaluation, features, metrics
-from fewshot_gan.encoders import load_encoder
+from fewshot_gan import features, metrics
+from fewshot_gan.apps import evaluation
+from fewshot_gan.data.datasets import load_images
+from fewshot_gan.data.images import to_bytes, to_floats
 from fewshot_gan.features import load_features
-from fewshot_gan.images import to_bytes, to_floats
+from fewshot_gan.features.encoders import load_encoder
+from fewshot_gan.features.judges import BackboneFeatures, InceptionFeatures, LPIPSFeatures, load_lpips
 from fewshot_gan.inversion import lpips_network
-from fewshot_gan.judges import BackboneFeatures, InceptionFeatures, LPIPSFeatures, load_lpips
 from fewshot_gan.pipeline import FewShotGAN
-from fewshot_gan.training.data import load_images
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 

@@ -12,9 +12,9 @@ from hub_server import HubServer
 from PIL import Image
 
 from fewshot_gan.adapters.ticket import magnitude_masks, prunable
+from fewshot_gan.data.datasets import load_labelled
 from fewshot_gan.models import SNGANDiscriminator, SNGANGenerator
 from fewshot_gan.pipeline import FewShotGAN
-from fewshot_gan.training.data import load_labelled
 
 
 def test_faces_are_samples_of_the_base(script, base_folder, tmp_path):
@@ -135,7 +135,7 @@ def test_what_a_ticket_is_worth(script, tmp_path, capsys):
 
 HUB = """
 import sys, torch
-from fewshot_gan.training.data import load_labelled
+from fewshot_gan.data.datasets import load_labelled
 images, labels, names = load_labelled("uoft-cs/tiny10", 32)
 torch.save({"images": images, "labels": labels, "names": names}, sys.argv[1])
 """

@@ -16,6 +16,7 @@ from torch import nn
 
 from fewshot_gan.adapters import TicketAdapter, fingerprint, magnitude_masks
 from fewshot_gan.adapters.ticket import prunable, sparsity_of
+from fewshot_gan.data.datasets import choose_subset, load_labelled
 from fewshot_gan.methods.adv_aug import AdvAugConfig, attack, discriminator_loss, generator_loss, undisturbed
 from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.lottery import SparseWeights, distillation_loss, prune_randomly
@@ -30,7 +31,6 @@ from fewshot_gan.models import (
 )
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import lottery
-from fewshot_gan.training.data import choose_subset, load_labelled
 from fewshot_gan.training.limited import LimitedConfig, LimitedTrainer
 
 N = 12

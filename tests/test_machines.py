@@ -84,9 +84,9 @@ def test_home_in_python(home, base_folder, adapter_folder, pencil, features, mon
     assert sorted(os.listdir(home / "copy")) == ["discriminator", "generator", "model_index.json", "pipeline.py"]
     pipe.bank.adapters["ink"].save_pretrained(Path("~/bare"))
 
-    from fewshot_gan.evaluation import evaluate
-    from fewshot_gan.export import export_generator
-    from fewshot_gan.generation import write_pictures
+    from fewshot_gan.apps.evaluation import evaluate
+    from fewshot_gan.apps.export import export_generator
+    from fewshot_gan.apps.generation import write_pictures
 
     write_pictures(pipe, "~/faces", 2)
     assert (home / "faces" / "00001.png").is_file()
@@ -95,7 +95,7 @@ def test_home_in_python(home, base_folder, adapter_folder, pencil, features, mon
     assert found.latents.shape[0] == 1
     export_generator(pipe, "~/net/generator.onnx")
     assert os.listdir(home / "net") == ["generator.onnx"]
-    monkeypatch.setattr("fewshot_gan.evaluation.load_features", lambda *args: features)
+    monkeypatch.setattr("fewshot_gan.apps.evaluation.load_features", lambda *args: features)
     features.sha256, features.resize, features.spatial_resize = "", "", ""
     report = evaluate(pipe, "~/pencil", num_images=4, neighbour=2, cache_dir="~/cache")
     assert report["protocol"]["num_true"] == 3 and len(os.listdir(home / "cache")) == 1
@@ -502,7 +502,7 @@ def test_folders_that_take_nothing(base_folder, adapter_folder, tmp_path, monkey
 
 
 def test_the_demo_asks_no_proxy_for_itself(monkeypatch):
-    from fewshot_gan.demo import reached_directly
+    from fewshot_gan.apps.demo import reached_directly
 
     class Page(BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -577,7 +577,7 @@ def test_imports_are_declared():
 def test_what_the_first_command_needs_is_always_there():
     """`import fewshot_gan.pipeline` and `fewshot-gan` import nothing of an extra at their beginning."""
     always = declared(PROJECT["dependencies"])
-    code = "import sys, fewshot_gan.pipeline, fewshot_gan.generation, fewshot_gan.cli; print(*sys.modules)"
+    code = "import sys, fewshot_gan.pipeline, fewshot_gan.apps.generation, fewshot_gan.cli; print(*sys.modules)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     loaded = {name for name in done.stdout.split() if name.startswith("fewshot_gan")}

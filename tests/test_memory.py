@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import json, resource, sys
 import torch
-from fewshot_gan.memory import keep_freed_memory
+from fewshot_gan.utils.memory import keep_freed_memory
 agreed = sys.argv[1] == "keep" and keep_freed_memory()
 torch.set_num_threads(1)
 x = torch.zeros(2**24)  # 64 MiB: above the largest block that glibc keeps by itself

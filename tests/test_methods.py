@@ -22,7 +22,6 @@ from fewshot_gan.methods.losses import (
 )
 from fewshot_gan.methods.objective import Batch, Views
 from fewshot_gan.methods.pair import Latents, Pair
-from fewshot_gan.methods.projected import ProjectedDiscriminator
 from fewshot_gan.methods.statistics import (
     CONTENT_LEVELS,
     colour_distance,
@@ -32,6 +31,7 @@ from fewshot_gan.methods.statistics import (
     sliced_wasserstein,
     structure_distance,
 )
+from fewshot_gan.models.projected import ProjectedDiscriminator
 
 
 def rand(*shape, seed=0):

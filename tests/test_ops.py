@@ -18,13 +18,15 @@ from fewshot_gan.ops import (
     downsample2d,
     haar,
     inverse_haar,
-    kept,
     modulated_conv,
     modulated_conv2d,
     setup_filter,
     upfirdn2d,
     upsample2d,
     winograd,
+)
+from fewshot_gan.ops import (
+    weight_cache as kept,
 )
 
 FIR = setup_filter([1, 3, 3, 1])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cli import app
-from fewshot_gan.training.data import load_images
+from fewshot_gan.data.datasets import load_images
 from fewshot_gan.utils.json_files import MAX_DEPTH, read_json
 from fewshot_gan.utils.regular_files import read_regular, size_of_regular
 from fewshot_gan.utils.safetensors_files import DTYPES, read_header, read_tensors

@@ -18,10 +18,11 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image, ImageOps
 
-from fewshot_gan import demo, picture_files, studio
-from fewshot_gan.images import read_image, square, upright
-from fewshot_gan.picture_files import ENDINGS, FORMAT_OF, read_picture, why_unread
-from fewshot_gan.training.data import load_images
+from fewshot_gan.apps import demo, studio
+from fewshot_gan.data import files as picture_files
+from fewshot_gan.data.datasets import load_images
+from fewshot_gan.data.files import ENDINGS, FORMAT_OF, read_picture, why_unread
+from fewshot_gan.data.images import read_image, square, upright
 
 ROOT = Path(__file__).parents[1]
 
@@ -326,8 +327,8 @@ def bombs():
 PEAK = """
 import json, sys, time
 from pathlib import Path
-from fewshot_gan.images import square
-from fewshot_gan.picture_files import read_picture
+from fewshot_gan.data.images import square
+from fewshot_gan.data.files import read_picture
 rows = {}
 for path in map(Path, sys.argv[1:]):
     start = time.perf_counter()

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from test_picture_files import picture
 
-from fewshot_gan import FewShotGAN, encoders, features, judges, metrics
-from fewshot_gan.images import (
+from fewshot_gan import FewShotGAN, features, metrics
+from fewshot_gan.data.images import (
     check_range,
     check_signed,
     from_array,
@@ -18,6 +18,7 @@ from fewshot_gan.images import (
     to_floats,
     upright,
 )
+from fewshot_gan.features import encoders, judges
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fewshot_gan import evaluation, picture_sets
-from fewshot_gan.encoders import FeatureEncoder
-from fewshot_gan.images import square
-from fewshot_gan.picture_sets import PictureSet
+from fewshot_gan.apps import evaluation
+from fewshot_gan.data import sets as picture_sets
+from fewshot_gan.data.datasets import load_images, load_labelled, provenance
+from fewshot_gan.data.images import square
+from fewshot_gan.data.sets import PictureSet
+from fewshot_gan.features.encoders import FeatureEncoder
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import hypernetwork
-from fewshot_gan.training.data import load_images, load_labelled, provenance
 
 
 def picture(seed=0, side=40):
@@ -239,7 +240,7 @@ ARCHIVES = {
 LOAD = """
 import sys
 from pathlib import Path
-from fewshot_gan.training.data import load_images
+from fewshot_gan.data.datasets import load_images
 Path("/proc/self/clear_refs").write_text("5")  # the peak from here on, not that of the process that started this one
 try:
     print(len(load_images(sys.argv[1], 32)))
@@ -387,7 +388,7 @@ def test_domains_of_a_hypernetwork_come_from_an_archive(base_folder, tmp_path, f
     for place in ("training.hypernetwork", "features", "encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     monkeypatch.setattr(type(features), "sha256", "0" * 64)
-    monkeypatch.setattr("fewshot_gan.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
+    monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
     root = tmp_path / "domains"
     for name, seeds in {"ink": (0, 1), "wood": (2, 3)}.items():
         (root / name).mkdir(parents=True)

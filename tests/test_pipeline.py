@@ -13,7 +13,7 @@ from PIL import Image
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import DomainVectorAdapter, LeFTAdapter
-from fewshot_gan.cards import write_adapter_card
+from fewshot_gan.hub.cards import write_adapter_card
 from fewshot_gan.models import SNGANGenerator
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}  # the published promise; rounding differs with the batch size

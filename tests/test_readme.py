@@ -23,8 +23,9 @@ from PIL import Image, ImageChops
 from test_encoders import tiny_clip
 from typer.testing import CliRunner
 
-from fewshot_gan import FewShotGAN, encoders
+from fewshot_gan import FewShotGAN
 from fewshot_gan.cli import app
+from fewshot_gan.features import encoders
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from test_report import check_run, read_losses, read_page
 
 from fewshot_gan.adapters import LeFTAdapter, TicketAdapter
 from fewshot_gan.cli import app
-from fewshot_gan.encoders import FeatureEncoder
+from fewshot_gan.features.encoders import FeatureEncoder
 from fewshot_gan.methods.adafm import AdaFMConfig
 from fewshot_gan.methods.cdc import CDCConfig
 from fewshot_gan.methods.d3t import D3TConfig
@@ -26,7 +26,7 @@ from fewshot_gan.methods.hyperdomain import HyperDomainConfig
 from fewshot_gan.methods.lfs_gan import LFSConfig
 from fewshot_gan.methods.losses import PathLength, r1_penalty
 from fewshot_gan.methods.objective import Objective
-from fewshot_gan.methods.projected import ProjectedDiscriminator
+from fewshot_gan.models.projected import ProjectedDiscriminator
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import adapt, hypernetwork, interrupt, launch, limited, lottery
 from fewshot_gan.training.checkpoints import checkpoints
@@ -46,7 +46,7 @@ def tiny_features(features, monkeypatch):
     for place in ("training.adapt", "training.hypernetwork", "features", "encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     monkeypatch.setattr(type(features), "sha256", "0" * 64)
-    monkeypatch.setattr("fewshot_gan.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
+    monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 
 import fewshot_gan
 from fewshot_gan import DomainVectorAdapter, FewShotGAN, FullAdapter, LeFTAdapter
-from fewshot_gan.generation import write_pictures
+from fewshot_gan.apps.generation import write_pictures
 from fewshot_gan.utils.frozen import frozen
 from fewshot_gan.utils.locks import SharedLock
 from fewshot_gan.utils.random import seeded
@@ -302,7 +302,7 @@ def test_averages_of_diffusers_are_seen(pipe, perturbed, look, where):
 @pytest.mark.parametrize("size", [(3,), (40, 7), (64, 32, 3, 3), (2, 1024)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 def test_writes_through_data_change_the_stamp(write, size, dtype):
-    from fewshot_gan.ops.kept import contents_checked, kept, stamped
+    from fewshot_gan.ops.weight_cache import contents_checked, kept, stamped
 
     weight = torch.nn.Parameter(torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     weight.data = weight.data.to(dtype)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fewshot_gan.data.datasets import InfiniteBatches, load_images
 from fewshot_gan.training.augment import DiffAugment, FewShotAugment, random_zoom
-from fewshot_gan.training.data import InfiniteBatches, load_images
 
 
 def random_image(width, height, seed=0):

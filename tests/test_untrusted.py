@@ -20,10 +20,11 @@ import pytest
 import torch
 from test_convert import pt_generator
 
-from fewshot_gan.convert import ConversionError, convert_checkpoint, torch_file, untrusted
-from fewshot_gan.convert.reading import Refused
-from fewshot_gan.convert.reading.opcodes import check
-from fewshot_gan.convert.restricted_pickle import PersistentObject
+from fewshot_gan.convert import ConversionError, convert_checkpoint, torch_file
+from fewshot_gan.utils import untrusted
+from fewshot_gan.utils.reading import Refused
+from fewshot_gan.utils.reading.opcodes import check
+from fewshot_gan.utils.stored_networks import PersistentObject
 
 BOMBS = hostile.bombs()
 READER = Path(untrusted.__file__).parent

@@ -32,8 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewshot_gan.adapters import fingerprint
+from fewshot_gan.data.images import to_floats
 from fewshot_gan.features import load_features
-from fewshot_gan.images import to_floats
 from fewshot_gan.training.domains import parse_style, render_dicebear
 from fewshot_gan.utils.files import replace_file, replace_text
 

@@ -31,11 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.convert import convert_checkpoint
-from fewshot_gan.memory import keep_freed_memory
 from fewshot_gan.metrics import psnr
 from fewshot_gan.models import StyleGAN2Generator, layers, stylegan2
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_text, user_path
+from fewshot_gan.utils.memory import keep_freed_memory
 from fewshot_gan.utils.threads import set_threads, usual_threads
 
 

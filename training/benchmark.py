@@ -27,8 +27,9 @@ from PIL import Image
 from torch import Tensor
 
 from fewshot_gan import __version__
+from fewshot_gan.data.datasets import load_images
+from fewshot_gan.data.images import to_bytes, to_floats
 from fewshot_gan.features import FeatureNetwork, load_features
-from fewshot_gan.images import to_bytes, to_floats
 from fewshot_gan.metrics import (
     balanced_intra_cluster_distance,
     frechet_distance,
@@ -40,7 +41,6 @@ from fewshot_gan.metrics import (
     plain_features,
     spatial_embedding,
 )
-from fewshot_gan.training.data import load_images
 from fewshot_gan.training.domains import apply_filter, parse_style, render_dicebear
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_file, replace_text, user_path

@@ -26,8 +26,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from fewshot_gan.convert import convert_checkpoint
+from fewshot_gan.data.images import to_bytes
 from fewshot_gan.features import load_features
-from fewshot_gan.images import to_bytes
 from fewshot_gan.methods.losses import logistic_d_loss, logistic_g_loss, r1_penalty
 from fewshot_gan.metrics import frechet_distance, psnr
 from fewshot_gan.models import StyleGAN2Discriminator

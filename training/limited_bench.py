@@ -19,10 +19,10 @@ from benchmark import UNSEEN, contact_sheet, versions
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters.ticket import prunable
+from fewshot_gan.data.datasets import choose_subset, load_labelled
+from fewshot_gan.data.images import to_floats
 from fewshot_gan.features import load_features
-from fewshot_gan.images import to_floats
 from fewshot_gan.metrics import frechet_distance, kernel_distance
-from fewshot_gan.training.data import choose_subset, load_labelled
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_file, replace_text, user_path
 from fewshot_gan.utils.threads import set_threads, usual_threads

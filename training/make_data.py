@@ -15,7 +15,7 @@ import sys
 import torch
 from make_domain import check_free, resize_uint8, write_dataset
 
-from fewshot_gan.images import to_bytes
+from fewshot_gan.data.images import to_bytes
 from fewshot_gan.training.domains import dicebear_licence, parse_style, render_dicebear
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import user_path

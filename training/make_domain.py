@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewshot_gan.images import to_bytes
+from fewshot_gan.data.images import to_bytes
 from fewshot_gan.training.domains import apply_filter, dicebear_licence, parse_style, render_dicebear
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import user_path

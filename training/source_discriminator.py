@@ -19,7 +19,7 @@ from fewshot_gan import FewShotGAN, LeFTAdapter
 from fewshot_gan.features import load_features
 from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.objective import Objective
-from fewshot_gan.methods.projected import ProjectedDiscriminator
+from fewshot_gan.models.projected import ProjectedDiscriminator
 from fewshot_gan.training.augment import FewShotAugment
 from fewshot_gan.training.launch import add_tracking_options, command, start, start_trackers
 from fewshot_gan.training.loop import backward

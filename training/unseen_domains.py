@@ -21,9 +21,9 @@ from bench_report import markdown
 from benchmark import contact_sheet
 
 from fewshot_gan.adapters import DomainHyperNetwork
-from fewshot_gan.images import read_image, to_floats
+from fewshot_gan.data.datasets import load_images
+from fewshot_gan.data.images import read_image, to_floats
 from fewshot_gan.training import adapt, hypernetwork
-from fewshot_gan.training.data import load_images
 from fewshot_gan.training.launch import command
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_file, replace_text, user_path

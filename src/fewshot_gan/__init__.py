@@ -25,7 +25,7 @@ _EXPORTS = {  # name: module that defines it
     "GPGANGenerator": ".models.gp_gan",
     "GPGANDiscriminator": ".models.gp_gan",
     "TailoredGenerator": ".models.tailored",
-    "ProjectedDiscriminator": ".methods.projected",
+    "ProjectedDiscriminator": ".models.projected",
     "NetworkOutput": ".models.network",
     "ModelMixin": "diffusers",  # diffusers' pipeline loader looks it up on the package that model_index.json names
     # adapters
@@ -39,7 +39,7 @@ _EXPORTS = {  # name: module that defines it
     "LeFTAdapter": ".adapters",
     "TicketAdapter": ".adapters",
     # what reads texts and pictures for a hypernetwork
-    "load_encoder": ".encoders",
+    "load_encoder": ".features.encoders",
     # conversion
     "convert_checkpoint": ".convert",
     "import_adapter": ".convert.adapters",

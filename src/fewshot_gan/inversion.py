@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .images import check_range
-from .judges import load_lpips
-from .latents import check_latents
+from .data.images import check_range
+from .features.judges import load_lpips
 from .metrics import psnr
 from .models.labels import refuse_classes
+from .models.latents import check_latents
 from .models.offloading import execution_device, is_offloaded, refuse_gradients
 from .utils.frozen import frozen
 from .utils.random import LIMIT, check_seed, seeded

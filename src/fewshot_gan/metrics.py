@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .data.images import check_floats
 from .features import FeatureNetwork
-from .images import check_floats
 
 _BLOCK = 256  # rows whose distances are held at a time
 _COLUMNS = 2**18  # of embeddings turned to float64 at a time

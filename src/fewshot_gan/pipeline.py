@@ -13,22 +13,22 @@ import torch
 from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
 
+from .adapter_loader import AdapterMixin
 from .adapters import BASE, AdapterBank, DomainHyperNetwork, fingerprint
-from .adapters.mixin import AdapterMixin
-from .base_files import check_index, stored_keys, stored_tensors
-from .diffusers_pipeline import NetworkPipeline, drawing
+from .data.images import check_range, check_signed, read_squares, to_floats
 from .hub import HUB_OPTIONS, PUSH_OPTIONS, embedded_adapters, embedded_bases, resolve_folder
-from .images import check_range, check_signed, read_squares, to_floats
+from .hub.base_files import check_index, stored_keys, stored_tensors
 from .inversion import Inversion, invert
-from .latents import check_latents
-from .loader import finish_base
-from .methods.projected import ProjectedDiscriminator
 from .models import AnyDiscriminator, AnyGenerator
 from .models.labels import labels_of_images, start_from_w
+from .models.latents import check_latents
 from .models.network import settle_dtype, stored_weights
 from .models.offloading import is_offloaded
 from .models.plain import PlainGenerator
+from .models.projected import ProjectedDiscriminator
 from .ops import dispatch
+from .pipeline_base import NetworkPipeline, drawing
+from .pipeline_files import finish_base
 from .utils.files import expanded, replacing, user_path
 from .utils.random import seeded
 from .utils.text import plain
@@ -256,7 +256,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
     ) -> Iterator[FewShotGANOutput]:
         """The pictures of `pipe(skip + num_images, seed=seed)` from `skip` on, in order, a batch at a time.
 
-        Only the batch is held. `fewshot_gan.generation.write_pictures` makes files of a stream.
+        Only the batch is held. `fewshot_gan.apps.generation.write_pictures` makes files of a stream.
 
         Args:
             num_images: how many.
@@ -474,7 +474,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
 
     def _hypernetwork(self, hypernetwork, encoder, **hub_options):
         """The hypernetwork and its encoder, loaded and known to fit each other."""
-        from .encoders import load_encoder
+        from .features.encoders import load_encoder
 
         self.bank.refuse_while_fused("load an adapter")
         if unknown := hub_options.keys() - (() if isinstance(hypernetwork, DomainHyperNetwork) else HUB_OPTIONS):
@@ -550,9 +550,9 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         Raises:
             ValueError: not loaded, several active and none named, no token, or the Hub refused or cannot be reached.
         """
-        from .cards import write_base_card
-        from .grids import make_grid
+        from .data.grids import make_grid
         from .hub import push_folder
+        from .hub.cards import write_base_card
 
         if adapter_name is None and not self.bank.adapters:
             adapter_name = BASE

@@ -8,8 +8,8 @@ from .domain_vector import DomainVectorAdapter
 from .full import FullAdapter
 from .gan_memory import GANMemoryAdapter
 from .hypernetwork import DomainHyperNetwork
+from .io import load_adapter, read_adapter
 from .left import LeFTAdapter
-from .loading import load_adapter, read_adapter
 from .ticket import TicketAdapter, magnitude_masks
 
 __all__ = [

@@ -17,12 +17,12 @@ from torch import nn
 from ..hub import embedded_bases, is_repo_id
 from ..models.layers import Adaptation, adaptable_layers, adapted
 from ..models.offloading import execution_device
-from ..ops.kept import stamped
+from ..ops.weight_cache import stamped
 from ..utils.locks import SharedLock
-from .acting import LayerBlend, RowBlend, RowVectors, bookkeeping
 from .base import Adapter, Factors, LayerSpec, fingerprint
 from .blend import BlendAdapter
 from .copies import bank_state, restore_bank
+from .effective import LayerBlend, RowBlend, RowVectors, bookkeeping
 from .fusing import Fusing
 
 BASE = "__base__"  # the unadapted generator, wherever an adapter may be named

@@ -265,8 +265,8 @@ class Adapter(ModelMixin, ConfigMixin):
         Raises:
             ValueError: the Hub refused, e.g. without a token, or cannot be reached.
         """
-        from ..cards import PUBLISHED, portable_base, write_adapter_card
         from ..hub import push_folder
+        from ..hub.cards import PUBLISHED, portable_base, write_adapter_card
 
         with tempfile.TemporaryDirectory() as temp:
             known = self.config.base_model_name_or_path
@@ -281,7 +281,7 @@ class Adapter(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path=None, **options) -> "Adapter":
         """Load an adapter of any registered type: see `adapters.loading.load_adapter`, which has the options."""
-        from .loading import load_adapter
+        from .io import load_adapter
 
         return load_adapter(pretrained_model_name_or_path, **options)
 

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from .acting import bookkeeping
+from .effective import bookkeeping
 
 if TYPE_CHECKING:
     from .bank import AdapterBank

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 
 from ..models.offloading import refuse_offloaded
-from ..ops.kept import stamped
+from ..ops.weight_cache import stamped
 
 
 class Fusing:

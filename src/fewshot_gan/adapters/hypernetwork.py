@@ -185,8 +185,8 @@ class DomainHyperNetwork(Network):
         Raises:
             ValueError: the Hub refused, e.g. without a token, or cannot be reached.
         """
-        from ..cards import portable_base, write_hypernetwork_card
         from ..hub import push_folder
+        from ..hub.cards import portable_base, write_hypernetwork_card
 
         known = {name: self.config[name] for name in ("base_model_name_or_path", "encoder")}
         portable = portable_base(self.config, base), portable_name(self.config.encoder)

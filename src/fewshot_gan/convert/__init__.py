@@ -70,7 +70,8 @@ def _convert_folder(folder: Path) -> dict:
 
 
 def _convert_file(path: Path) -> dict:
-    from . import mobile_stylegan_ir, stylegan2_nvidia, untrusted
+    from ..utils import untrusted
+    from . import mobile_stylegan_ir, stylegan2_nvidia
 
     if untrusted.is_pickle(path):
         return stylegan2_nvidia.convert(path)

@@ -108,7 +108,7 @@ def write_adapter(src: str | Path, base: str, folder: Path, out: Path) -> Adapte
     Raises:
         ConversionError, FileNotFoundError: see `import_adapter`.
     """
-    from ..cards import write_adapter_card
+    from ..hub.cards import write_adapter_card
     from ..pipeline import FewShotGAN
 
     found = _read(src)  # what is no adapter is said before a base is loaded

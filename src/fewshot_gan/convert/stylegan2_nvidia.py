@@ -10,7 +10,7 @@ import torch
 from ..models.stylegan2 import FIR_TAPS, StyleGAN2Discriminator, StyleGAN2Generator, block_channels
 from ..models.stylegan2_layout import ARCHITECTURES
 from ..ops import setup_filter
-from . import restricted_pickle
+from ..utils import stored_networks as restricted_pickle
 from .report import ConversionError, SourceTensors
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .untrusted import read as read_untrusted
+from ..utils.untrusted import read as read_untrusted
 
 
 def read(path: Path):

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..adapters.domain_vector import DomainVectorFactors
 from ..adapters.hypernetwork import DomainHyperNetwork
-from ..encoders import TEMPLATES, Encoder, templated
+from ..features.encoders import TEMPLATES, Encoder, templated
 from ..inversion import PerceptualDistance, lpips_network
 from ..utils.random import seeded
 from ..utils.ranges import SHARE, Range, check_numbers

@@ -14,11 +14,11 @@ from torch import nn
 
 from ..models.labels import refuse_classes
 from ..models.plain import PlainDiscriminator
+from ..models.projected import ProjectedDiscriminator
 from ..utils.ranges import COUNT, NOT_NEGATIVE, SHARE, check_numbers
 from .adv_aug import AdvAugConfig, attack, tapped, undisturbed
 from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty
 from .pair import Drawn, Latents, Pair
-from .projected import ProjectedDiscriminator
 from .statistics import (
     CONTENT_LEVELS,
     MOMENT_LEVELS,

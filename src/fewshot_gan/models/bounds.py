@@ -95,7 +95,7 @@ def _stored_numbers(folder: Path) -> int | None:
         _check_shards(index)
     found = [read_header(path).numel for path in folder.glob("*.safetensors")]
     if not found and (pickles := list(folder.glob("*.bin"))):
-        from ..convert.untrusted import check
+        from ..utils.untrusted import check
 
         for path in pickles:  # diffusers reads them
             check(path)

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops import RowWeights, bias_act, by_rows, filter_energy, inverse_haar, upsample2d
+from ..ops.channel_scale import tracked
 from ..ops.dispatch import traced
-from ..ops.kept import contents_checked, kept
-from ..ops.times import tracked
+from ..ops.weight_cache import contents_checked, kept
 from .labels import check_labels, one_hot
 from .network import answer
 from .offloading import fetched, handed_out, is_offloaded

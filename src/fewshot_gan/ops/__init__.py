@@ -5,12 +5,12 @@
 
 from .bias_act import Act, activation_gain, bias_act
 from .bits import pack_bits, unpack_bits
+from .channel_scale import times
 from .conv import conv2d
 from .dispatch import kernel_mapping, set_kernels
 from .haar import haar, inverse_haar
 from .modulated_conv import filter_energy, modulated_conv2d
-from .rows import RowWeights, by_rows, scaled
-from .times import times
+from .row_weights import RowWeights, by_rows, scaled
 from .upfirdn2d import downsample2d, setup_filter, upfirdn2d, upsample2d
 
 __all__ = [

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .channel_scale import per_channel, times, tracked
 from .dispatch import kernels_for, traced
-from .times import per_channel, times, tracked
 
 _ACTIVATIONS = {  # name: (function of x and whether to write into x, gain that keeps the variance of a unit Gaussian)
     "linear": (lambda x, inplace: x, 1.0),

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from .channel_scale import times
 from .dispatch import traced
-from .times import times
 from .winograd import suits, winograd_conv2d
 
 SMALL = 16  # pixels of a map: below it a CPU's convolution spends its time copying the weight

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 
+from .channel_scale import tracked
 from .dispatch import kernels_for, traced
-from .times import tracked
 
 
 def inverse_haar(x: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from .bias_act import Act, bias_act
+from .channel_scale import times, tracked
 from .conv import conv2d
 from .dispatch import traced
-from .kept import kept
-from .rows import RowWeights, by_rows
-from .times import times, tracked
+from .row_weights import RowWeights, by_rows
 from .upfirdn2d import upfirdn2d
+from .weight_cache import kept
 
 
 def modulated_conv2d(

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from .bias_act import Act, bias_act
+from .channel_scale import times
 from .dispatch import kernels_for
-from .times import times
 
 MAX_KERNEL_TAPS = 8
 

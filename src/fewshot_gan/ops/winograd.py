@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .channel_scale import per_channel, tracked
 from .dispatch import traced
-from .kept import kept
-from .times import per_channel, tracked
+from .weight_cache import kept
 
 LEAST_PIXELS = 256  # of a map: below it a transformed weight is larger than what a direct convolution reads
 LEAST_NUMBERS = 16384  # at each place at a time: with fewer the threads mostly wait for each other, which on a machine

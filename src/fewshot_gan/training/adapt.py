@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 
 from ..adapters import Adapter, FullAdapter, GANMemoryAdapter, fingerprint, trainable_types
 from ..adapters.domain_vector import PARAMETRIZATIONS, PLACEMENTS
-from ..cards import write_adapter_card
-from ..encoders import CLIP_DEFAULT, load_encoder
+from ..data.datasets import load_images, provenance
+from ..data.images import to_bytes, to_floats
 from ..features import load_features
+from ..features.encoders import CLIP_DEFAULT, load_encoder
 from ..hub import embedded_datasets, portable_name
-from ..images import to_bytes, to_floats
+from ..hub.cards import write_adapter_card
 from ..inversion import SPACES, VERSION, invert, latent_statistics, lpips_network
-from ..latents import check_latents
 from ..methods.adafm import AdaFMConfig, AdaFMObjective, parse_groups, split_generator, tailored_networks
 from ..methods.cdc import CDCConfig, CDCObjective
 from ..methods.d3t import D3TConfig, D3TObjective
@@ -30,13 +30,13 @@ from ..methods.hyperdomain import HyperDomainConfig, HyperDomainObjective
 from ..methods.lfs_gan import LFSConfig, LFSObjective
 from ..methods.objective import digest
 from ..models import GPGANGenerator
+from ..models.latents import check_latents
 from ..models.layers import as_ws
 from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded, replace_file
 from ..utils.safetensors_files import read_header, read_tensors
 from .checkpoints import ANEW
-from .data import load_images, provenance
 from .engine import Trainer, TrainingConfig
 from .launch import PRECISIONS, add_tracking_options, command, holding, launched_precision, start, start_trackers
 

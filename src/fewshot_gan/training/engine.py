@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from ..adapters import Adapter, AdapterBank
+from ..data.datasets import InfiniteBatches
 from ..methods.adv_aug import attack, undisturbed
 from ..methods.objective import Batch, Objective, Views, digest
 from ..methods.pair import Latents, Pair
@@ -23,7 +24,6 @@ from ..models.plain import PlainGenerator
 from ..utils.ranges import COUNT, NOT_NEGATIVE, Range, check_numbers
 from .augment import DiffAugment, FewShotAugment, random_zoom
 from .checkpoints import load_checkpoint, save_checkpoint
-from .data import InfiniteBatches
 from .launch import PRECISIONS
 from .loop import RUN_RANGES, average_gradients, backward, take_steps
 from .report import Report, reported

@@ -8,10 +8,11 @@ import torch
 from accelerate import Accelerator
 
 from ..adapters import DomainHyperNetwork
-from ..cards import write_hypernetwork_card
-from ..encoders import load_encoder
+from ..data.datasets import load_labelled
+from ..data.images import to_bytes, to_floats
 from ..features import load_features
-from ..images import to_bytes, to_floats
+from ..features.encoders import load_encoder
+from ..hub.cards import write_hypernetwork_card
 from ..methods.hyperdomain import HyperDomainConfig, HyperNetworkObjective
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded
@@ -28,7 +29,6 @@ from .adapt import (
     fill_projection_options,
     projections,
 )
-from .data import load_labelled
 from .engine import Trainer, TrainingConfig
 from .launch import command, holding, start, start_trackers
 

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration
 
-from ..memory import keep_freed_memory
 from ..utils.folder_lock import locked
+from ..utils.memory import keep_freed_memory
 from ..utils.random import check_seed
 from ..utils.ranges import NOT_NEGATIVE, check_number
 from ..utils.threads import set_threads, usual_threads

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from ..adapters import fingerprint
 from ..adapters.ticket import sparsity_of
+from ..data.datasets import InfiniteBatches
 from ..methods.adv_aug import AdvAugConfig, discriminator_loss, generator_loss, undisturbed
 from ..methods.lottery import Masks, MovingAverage, SparseWeights, distillation_loss
 from ..methods.objective import digest
@@ -20,7 +21,6 @@ from ..pipeline import FewShotGAN
 from ..utils.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_numbers
 from .augment import DiffAugment
 from .checkpoints import load_checkpoint, save_checkpoint
-from .data import InfiniteBatches
 from .loop import RUN_RANGES, average_gradients, backward, take_steps
 from .report import Report, reported
 

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from ..adapters import Adapter, TicketAdapter, fingerprint
 from ..adapters.ticket import magnitude_masks, sparsity_of
+from ..data.datasets import choose_subset, load_labelled
 from ..methods.lottery import prune_randomly
 from ..models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, SNGANGenerator
 from ..models.biggan import biggan_config
@@ -16,7 +17,6 @@ from ..models.plain import PlainDiscriminator, PlainGenerator
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded
 from .checkpoints import ANEW, latest_checkpoint, remove_leftovers
-from .data import choose_subset, load_labelled
 from .launch import add_tracking_options, command, holding, start, start_trackers
 from .limited import LimitedConfig, LimitedTrainer
 from .report import Report

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate import __version__ as accelerate_version
 from PIL import Image
 
-from ..images import to_bytes
+from ..data.images import to_bytes
 from ..utils.files import replace_file, replace_text
 from ..utils.folder_lock import locked
 from ..utils.numbered import numbered

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .picture_files import COMMON, read_picture, upright
-from .utils.files import user_path
+from ..utils.files import user_path
+from .files import COMMON, read_picture, upright
 
 MIN_SIDE = 32
 

@@ -16,22 +16,22 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from . import metrics
-from .adapters.base import digest
-from .card_results import read_report as read_report  # whoever evaluates reads reports
-from .encoders import CLIP_DEFAULT, Encoder, load_encoder, templated
-from .features import NETWORKS, FeatureNetwork, load_features
+from .. import metrics
+from ..adapters.base import digest
+from ..data.datasets import load_images
+from ..data.images import to_floats
+from ..features import NETWORKS, FeatureNetwork, load_features
+from ..features.encoders import CLIP_DEFAULT, Encoder, load_encoder, templated
+from ..features.judges import LPIPS
+from ..hub import fetch_model, is_repo_id, portable_name
+from ..hub.reports import read_report as read_report  # whoever evaluates reads reports
+from ..pipeline import FewShotGAN
+from ..utils.files import expanded, replace_file, user_path
+from ..utils.json_files import read_json
+from ..utils.random import check_seed
+from ..utils.safetensors_files import read_tensors
+from ..version import __version__
 from .generation import launched
-from .hub import fetch_model, is_repo_id, portable_name
-from .images import to_floats
-from .judges import LPIPS
-from .pipeline import FewShotGAN
-from .training.data import load_images
-from .utils.files import expanded, replace_file, user_path
-from .utils.json_files import read_json
-from .utils.random import check_seed
-from .utils.safetensors_files import read_tensors
-from .version import __version__
 
 KEPT = 10_000  # feature vectors held of each side, for what needs pairs or logits
 FEW = 100  # true pictures up to which each is taken for a cluster of its own

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from ..models.network import Network, answer
-from ..models.pickling import Picklable
+from .network import Network, answer
+from .pickling import Picklable
 
 WIDTH = 64
 

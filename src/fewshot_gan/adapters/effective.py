@@ -10,7 +10,7 @@ import torch
 from ..models.layers import AdaptableLayer, Adaptation, EffectiveWeight
 from ..ops import RowWeights, filter_energy
 from ..ops.dispatch import kernels_for
-from ..ops.kept import stamped
+from ..ops.weight_cache import stamped
 from .base import Factors, combine
 
 bookkeeping = threading.RLock()  # of what all banks keep; held for microseconds

@@ -18,15 +18,15 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from .adapters.base import digest
-from .hub import portable_name
-from .latents import check_latents
-from .pipeline import FewShotGAN
-from .utils.files import LEFTOVER, replace_file, replace_text, user_path
-from .utils.json_files import read_json
-from .utils.random import check_seed, seeded
-from .utils.threads import available_cores
-from .version import __version__
+from ..adapters.base import digest
+from ..hub import portable_name
+from ..models.latents import check_latents
+from ..pipeline import FewShotGAN
+from ..utils.files import LEFTOVER, replace_file, replace_text, user_path
+from ..utils.json_files import read_json
+from ..utils.random import check_seed, seeded
+from ..utils.threads import available_cores
+from ..version import __version__
 
 MANIFEST = ".generation.json"  # hidden: `load_dataset(folder)` would take it for data
 SUFFIX = {"png": "png", "webdataset": "tar", "parquet": "parquet"}

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .features import FeatureNetwork, load_features
-from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
-from .images import check_floats
-from .utils.files import expanded
-from .utils.json_files import read_json
+from ..data.images import check_floats
+from ..hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
+from ..utils.files import expanded
+from ..utils.json_files import read_json
+from . import FeatureNetwork, load_features
 
 CLIP_DEFAULT = "openai/clip-vit-base-patch32"
 # CLIP's own normalisation, for folders without a preprocessor config

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .card_results import eval_results, report_lines, report_of
-from .grids import make_grid
-from .hub import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name
-from .utils.files import replace_file, replace_text
-from .utils.json_files import read_json
-from .version import __version__
+from ..data.grids import make_grid
+from ..utils.files import replace_file, replace_text
+from ..utils.json_files import read_json
+from ..version import __version__
+from . import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name
+from .reports import eval_results, report_lines, report_of
 
 EMBEDDED_LICENCES = {  # base: what its weights descend from
     "ffhq": "derive from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source Code License-NC), trained on FFHQ images (CC BY-NC-SA "
@@ -253,7 +253,7 @@ def write_base_card(
     Raises:
         ValueError: the report is of something else.
     """
-    from .adapters import fingerprint
+    from ..adapters import fingerprint
 
     folder, generator, details = Path(folder), pipe.generator, details or Details()
     mark = fingerprint(generator)

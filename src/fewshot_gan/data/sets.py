@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from .picture_files import MAX_FILE, BoundedFile, read_picture, why_unread
-from .utils.text import plain
+from ..utils.text import plain
+from .files import MAX_FILE, BoundedFile, read_picture, why_unread
 
 TEXTS = (  # endings, and names without one, of what is usual beside pictures: captions, labels, licences
     *(".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".html", ".caption"),

@@ -17,22 +17,10 @@ from html import escape
 
 from PIL import Image
 
+from ..data.files import FORMAT_OF
+from ..hub import embedded_datasets
 from .demo_guard import SameSite, ended_by_sigterm, private_folder
-from .hub import embedded_datasets
-from .picture_files import FORMAT_OF
-from .studio import (
-    CHOSEN,
-    LOOK_STEPS,
-    MISSING,
-    OWN_LOOKS,
-    PHOTO_STEPS,
-    PLAIN,
-    Job,
-    Studio,
-    duration,
-    sentence,
-    title,
-)
+from .studio import CHOSEN, LOOK_STEPS, MISSING, OWN_LOOKS, PHOTO_STEPS, PLAIN, Job, Studio, duration, sentence, title
 
 FACES = 8  # of the grid
 WAITING = 1000  # events at a time: Gradio counts one of a visitor who waits as much as one that computes

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Self
 
-from ..hub import HUB_OPTIONS, adapter_folders, resolve_folder
-from ..utils.files import user_path
-from .base import Adapter
-from .loading import load_adapter, name_of, refuse_unknown, warn_of_base
+from .adapters.base import Adapter
+from .adapters.io import load_adapter, name_of, refuse_unknown, warn_of_base
+from .hub import HUB_OPTIONS, adapter_folders, resolve_folder
+from .utils.files import user_path
 
 
 class AdapterMixin:
@@ -214,7 +214,7 @@ class AdapterMixin:
         Raises:
             ValueError: not loaded, or several are active and none is named.
         """
-        from ..cards import portable_base, write_adapter_card
+        from .hub.cards import portable_base, write_adapter_card
 
         folder = user_path(save_directory)
         if adapter_name is None or isinstance(adapter_name, str):

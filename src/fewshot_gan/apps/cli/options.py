@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from .utils.errors import boundary, tolerate_encodings
-from .utils.files import user_path
-from .utils.text import plain
-from .utils.threads import MOST
+from ...utils.errors import boundary, tolerate_encodings
+from ...utils.files import user_path
+from ...utils.text import plain
+from ...utils.threads import MOST
 
 _USAGE = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"

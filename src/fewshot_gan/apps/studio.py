@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .cards import PUBLISHED, portable_base
+from ..data.images import read_image, square, to_bytes
+from ..hub import embedded_adapters, embedded_bases
+from ..hub.cards import PUBLISHED, portable_base
+from ..pipeline import FewShotGAN
 from .demo_guard import private_folder
 from .generation import device
-from .hub import embedded_adapters, embedded_bases
-from .images import read_image, square, to_bytes
-from .pipeline import FewShotGAN
 
 logger = logging.getLogger(__name__)
 
@@ -321,7 +321,7 @@ class Studio:
             ImportError: packages of training are missing.
         """
         try:
-            from .training import adapt
+            from ..training import adapt
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("fewshot_gan"):
                 raise

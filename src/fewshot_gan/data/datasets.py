@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import square, to_floats
-from ..picture_files import COMMON, read_picture
-from ..picture_sets import PictureSet, explain
 from ..utils.files import user_path
 from ..utils.json_files import parse_json
 from ..utils.text import plain
+from .files import COMMON, read_picture
+from .images import square, to_floats
+from .sets import PictureSet, explain
 
 logger = logging.getLogger(__name__)
 

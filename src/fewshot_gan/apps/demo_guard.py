@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .utils.files import lives
+from ..utils.files import lives
 
 PREFIX = "fewshot-gan-demo-"  # of the private folder: then the number of its process
 

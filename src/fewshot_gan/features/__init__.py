@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .hub import is_repo_id
-from .images import check_floats
-from .utils.files import expanded
+from ..data.images import check_floats
+from ..hub import is_repo_id
+from ..utils.files import expanded
 
 
 class FeatureNetwork(nn.Module):

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import FeatureNetwork
-from .hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
-from .images import check_floats, to_bytes
-from .utils.errors import fault_of_disk
-from .utils.json_files import read_json
+from ..data.images import check_floats, to_bytes
+from ..hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
+from ..utils.errors import fault_of_disk
+from ..utils.json_files import read_json
+from . import FeatureNetwork
 
 # What fetching and reading a checkpoint raises: no network, a wrong hash, a cut file, a page instead of it.
 FETCHING = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, HTTPException)

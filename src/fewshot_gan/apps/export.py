@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .models.plain import PlainGenerator
-from .pipeline import MOST_PSI, FewShotGAN
-from .utils.files import replace_file, staging, user_path
-from .utils.random import seeded
+from ..models.plain import PlainGenerator
+from ..pipeline import MOST_PSI, FewShotGAN
+from ..utils.files import replace_file, staging, user_path
+from ..utils.random import seeded
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from ..utils.regular_files import size_of_regular
-from ..utils.safetensors_files import read_into
+from ..convert.report import ConversionError
 from .reading import Refused, child, sources
-from .report import ConversionError
-from .restricted_pickle import Opaque, PersistentObject
+from .regular_files import size_of_regular
+from .safetensors_files import read_into
+from .stored_networks import Opaque, PersistentObject
 
 _START = "import sys; sys.path.append(sys.argv[1]); from reading.child import main; main(sys.argv[2] == 'numbers')"
 SPARE_SECONDS = 22  # of waiting, beside those of computing that the process may take

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from .utils.files import user_path
-from .utils.json_files import read_json
-from .utils.text import in_short
+from ..utils.files import user_path
+from ..utils.json_files import read_json
+from ..utils.text import in_short
 
 REPORT = "evaluation.json"  # what `fewshot-gan evaluate` calls it, beside the weights
 RESULTS = {  # of a report: what a card calls it, and how it is written
@@ -31,7 +31,7 @@ def report_lines(reports: Mapping[str, Mapping]) -> list[str]:
     """
     first, *others = reports.values()
     if others:
-        from .evaluation import compare
+        from ..apps.evaluation import compare
 
         for other in others:
             compare(first, other)
@@ -129,7 +129,7 @@ def report_of(mark: str | None, adapter, report, folder: Path) -> Mapping | None
 
 
 def _is_of(mark: str | None, adapter, report: Mapping) -> bool:
-    from .adapters.base import digest
+    from ..adapters.base import digest
 
     drawn = report["network"].get("adapters")
     if report["network"].get("base_fingerprint") != mark or not isinstance(drawn, Mapping):
@@ -172,12 +172,12 @@ def numbered_card(folder: Path) -> dict[str, bytes]:
         return {}
     card = ModelCard.load(folder / "README.md")
     if (folder / "model_index.json").is_file():
-        from .adapters import fingerprint
-        from .pipeline import FewShotGAN
+        from ..adapters import fingerprint
+        from ..pipeline import FewShotGAN
 
         report = report_of(fingerprint(FewShotGAN.from_pretrained(folder).generator), None, None, folder)
     elif (folder / "adapter_config.json").is_file():
-        from .adapters import read_adapter
+        from ..adapters import read_adapter
 
         adapter = read_adapter(folder)
         report = report_of(adapter.config.base_fingerprint, adapter, None, folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .report import ConversionError
+from ..convert.report import ConversionError
 
 MAX_DEPTH, MAX_MODULES = 32, 10_000  # of a network
 

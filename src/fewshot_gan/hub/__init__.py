@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 
-from .utils.deadline import within
-from .utils.errors import fault_of_disk
-from .utils.files import COMMITTED, expanded, finish_replacing, user_path
-from .utils.text import in_short, plain
-from .version import __version__
+from ..utils.deadline import within
+from ..utils.errors import fault_of_disk
+from ..utils.files import COMMITTED, expanded, finish_replacing, user_path
+from ..utils.text import in_short, plain
+from ..version import __version__
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 MODEL_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*.safetensors")  # of a model of transformers
 NO_CODE = {"trust_remote_code": False}  # for transformers, which else asks on the terminal whether to run a repo's
 REPO_FILES = ("*.json", "*.safetensors", "*.md")  # what loading needs; sample pictures stay on the Hub
@@ -150,7 +150,7 @@ def read_model(model_class, folder: Path, config) -> tuple:
         ValueError: its weights are a pickle that asks for too much or holds more than tensors.
     """
     if not any(folder.glob("model[.-]*safetensors")):
-        from .convert.untrusted import check
+        from ..utils.untrusted import check
 
         for path in folder.glob("pytorch_model*.bin"):
             check(path)

@@ -8,9 +8,9 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from .adapters.copies import share
-from .loader import without_code
 from .models.network import evaluating, settle_dtype
 from .models.offloading import execution_device, has_hooks
+from .pipeline_files import without_code
 
 
 class NetworkPipeline(DiffusionPipeline):

@@ -4,9 +4,9 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
-from .utils.json_files import read_json
-from .utils.safetensors_files import read_header, read_tensors
-from .utils.text import plain
+from ..utils.json_files import read_json
+from ..utils.safetensors_files import read_header, read_tensors
+from ..utils.text import plain
 
 INDEX = "model_index.json"
 
@@ -42,7 +42,7 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
 def _is_network(name) -> bool:
     import fewshot_gan
 
-    from .models.network import Network
+    from ..models.network import Network
 
     found = getattr(fewshot_gan, name, None) if isinstance(name, str) and name in fewshot_gan.__all__ else None
     return isinstance(found, type) and issubclass(found, Network)

@@ -1,0 +1,1 @@
+"""Programs over the library: the command line, sets of pictures, evaluation, export, the demo."""

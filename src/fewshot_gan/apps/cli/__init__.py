@@ -1,0 +1,1 @@
+"""`fewshot-gan`: the command line."""

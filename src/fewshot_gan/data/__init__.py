@@ -1,0 +1,1 @@
+"""Pictures: files, tensors, sets of them, and grids."""
