@@ -20,7 +20,7 @@ FAST = ["--max_train_steps=2", "--train_batch_size=3", "--report_to=none", "--sa
 @pytest.fixture(autouse=True)
 def tiny_features(features, monkeypatch):
     """The tiny network wherever the real one would be loaded."""
-    for place in ("training.adapt", "training.hypernetwork", "features", "encoders"):
+    for place in ("training.adapt", "training.hypernetwork", "features", "features.encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     monkeypatch.setattr(type(features), "sha256", "0" * 64)
     monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))

@@ -464,7 +464,7 @@ def test_the_plan_of_each_profile(scripts, tmp_path):
 def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     """Every look gets a predicted and a trained vector, judged alike; the same command again trains nothing."""
     eyes = Eyes()
-    for place in ("training.adapt", "training.hypernetwork", "encoders"):
+    for place in ("training.adapt", "training.hypernetwork", "features.encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda *args, **kwargs: eyes)
     monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda *args: FeatureEncoder(eyes))
     command = [f"--base={base_folder}", f"--output_dir={tmp_path}", "--max_train_steps=1", "--vector_steps=1"]

@@ -385,7 +385,7 @@ def test_what_the_datasets_package_passes_over_is_named(folder, caplog):
 
 
 def test_domains_of_a_hypernetwork_come_from_an_archive(base_folder, tmp_path, features, monkeypatch):
-    for place in ("training.hypernetwork", "features", "encoders"):
+    for place in ("training.hypernetwork", "features", "features.encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     monkeypatch.setattr(type(features), "sha256", "0" * 64)
     monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))

@@ -43,7 +43,7 @@ BATCH = "--train_batch_size=2"
 def tiny_features(features, monkeypatch):
     """The tiny network wherever the real one would be loaded."""
     monkeypatch.setattr(launch.os, "cpu_count", lambda: 1)  # processes that share cores wait for each other's threads
-    for place in ("training.adapt", "training.hypernetwork", "features", "encoders"):
+    for place in ("training.adapt", "training.hypernetwork", "features", "features.encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     monkeypatch.setattr(type(features), "sha256", "0" * 64)
     monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))

@@ -11,8 +11,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..ops import bias_act, by_rows, conv2d
-from ..ops import channel_scale as times
+from ..ops import bias_act, by_rows, conv2d, times
 from .checkpointing import Checkpointed
 from .layers import AdaptableLayer, BiasAct, FullyConnected, InverseHaar, MappingNetwork, Noise, StyleGenerator
 from .network import Network
