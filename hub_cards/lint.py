@@ -19,10 +19,10 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 
 from fewshot_gan.adapters import fingerprint, read_adapter
-from fewshot_gan.adapters.base import digest
 from fewshot_gan.hub import adapter_folders
 from fewshot_gan.hub.reports import eval_results, read_report, report_lines
 from fewshot_gan.models import MobileStyleGANGenerator
+from fewshot_gan.utils.hashing import hash_tensors
 
 REPORTS = ("report.json", "report_base.json")  # of the weights; of the base alone, for adapters
 COLUMNS = {  # of a card's table: heading → report
@@ -141,7 +141,7 @@ def identity(name: str, about: Facts, folder: Path) -> dict:
     return {
         "base": BASE,
         "base_fingerprint": "; ".join(sorted({adapter.config.base_fingerprint for adapter in read.values()})),
-        "adapters": {look: digest(adapter.state_dict(), adapter.config) for look, adapter in read.items()},
+        "adapters": {look: hash_tensors(adapter.state_dict(), adapter.config) for look, adapter in read.items()},
     }
 
 

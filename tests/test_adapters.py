@@ -608,7 +608,7 @@ def test_saving_leaves_no_trace_of_a_failure(saved, mobile, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("fewshot_gan.adapters.base.save_file", fail)
+    monkeypatch.setattr("fewshot_gan.adapters.io.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         LeFTAdapter.for_model(mobile, rank=2).save_pretrained(saved)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before

@@ -249,7 +249,7 @@ def test_a_failed_save_leaves_nothing_and_a_folder_in_the_way_is_named(mobile, t
     old, new = two_adapters(mobile)
     old.save_pretrained(tmp_path / "look")
     before = files_of(tmp_path / "look")
-    monkeypatch.setattr("fewshot_gan.adapters.base.save_file", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("fewshot_gan.adapters.io.save_file", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         new.save_pretrained(tmp_path / "look")
     assert files_of(tmp_path / "look") == before

@@ -11,11 +11,11 @@ from fewshot_gan.adapters import (
     DomainVectorAdapter,
     FullAdapter,
     GANMemoryAdapter,
+    LayerSpec,
     LeFTAdapter,
     TicketAdapter,
     fingerprint,
 )
-from fewshot_gan.adapters.base import LayerSpec
 from fewshot_gan.hub.cards import write_base_card
 from fewshot_gan.methods.adafm import split_generator
 from fewshot_gan.models import (

@@ -10,9 +10,9 @@ from PIL import Image
 
 from fewshot_gan import FewShotGAN, ProjectedDiscriminator
 from fewshot_gan.adapters import Adapter, DomainVectorAdapter, LeFTAdapter, fingerprint
+from fewshot_gan.apps.cli.push import numbered_card
 from fewshot_gan.data.grids import GAP, make_grid
 from fewshot_gan.hub.cards import EMBEDDED_LICENCES, TYPES, write_adapter_card, write_base_card, write_collection_card
-from fewshot_gan.hub.reports import numbered_card
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_base_model_is_a_repo_of_the_hub(card, tmp_path, monkeypatch):
 
 def report_on(pipe, folder=None, **results):
     """A report as `fewshot-gan evaluate` writes it, of what acts in the pipe."""
-    from fewshot_gan.adapters.base import digest
+    from fewshot_gan.utils.hashing import hash_tensors
 
     looks = pipe.bank.current().items()
     report = {
@@ -74,7 +74,10 @@ def report_on(pipe, folder=None, **results):
             "base": "x",
             "base_fingerprint": pipe.bank.fingerprint(),
             "adapters": {
-                n: {"weight": w, "sha256": digest(pipe.bank.adapters[n].state_dict(), pipe.bank.adapters[n].config)}
+                n: {
+                    "weight": w,
+                    "sha256": hash_tensors(pipe.bank.adapters[n].state_dict(), pipe.bank.adapters[n].config),
+                }
                 for n, w in looks
             },
         },
@@ -198,7 +201,7 @@ def test_a_failed_card_leaves_the_old_one(card, tmp_path):
 def as_ffhq(mobile, tmp_path, monkeypatch):
     """Assets in which the tiny network is the embedded base `ffhq`, with one adapter."""
     assets = tmp_path / "assets"
-    monkeypatch.setattr("fewshot_gan.hub.ASSETS", assets)
+    monkeypatch.setattr("fewshot_gan.hub.names.ASSETS", assets)
     FewShotGAN(mobile).save_pretrained(assets / "bases" / "ffhq")
     LeFTAdapter.for_model(mobile, base_model_name_or_path="ffhq").save_pretrained(assets / "adapters" / "ffhq" / "pen")
     return assets

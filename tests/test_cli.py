@@ -551,7 +551,7 @@ def test_info_refuses(refused, adapter_folder, base_folder, tmp_path):
 
 def test_list_shows_what_is_embedded(cli, base_folder, adapter_folder, pencil, tmp_path, monkeypatch):
     assets = tmp_path / "assets"
-    monkeypatch.setattr("fewshot_gan.hub.ASSETS", assets)
+    monkeypatch.setattr("fewshot_gan.hub.names.ASSETS", assets)
     assert cli("list") == (0, "bases: none\nadapters: none\ndatasets: none\n", "")
     shutil.copytree(base_folder, assets / "bases" / "tiny")
     shutil.copytree(adapter_folder, assets / "adapters" / "tiny" / "ink")

@@ -46,7 +46,7 @@ from fewshot_gan.models import (
 )
 from fewshot_gan.models.layers import adaptable_layers
 from fewshot_gan.models.network import Network, evaluating
-from fewshot_gan.models.offloading import execution_device
+from fewshot_gan.utils.offloading import execution_device
 from fewshot_gan.utils.random import seeded
 
 SHAPES = {0: 16, 2: 8, 7: 8}  # feature levels of the projected discriminator and the size of their maps

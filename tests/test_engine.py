@@ -319,7 +319,7 @@ def test_bf16_keeps_factors_and_losses_in_full_precision(trainer, tmp_path):
 
 
 def test_the_command_line_offers_every_trainable_kind():
-    from fewshot_gan.cli import AdapterKind, MethodName
+    from fewshot_gan.apps.cli.options import AdapterKind, MethodName
     from fewshot_gan.training.adapt import METHODS
 
     assert set(trainable_types()) == {kind.value for kind in AdapterKind}

@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from fewshot_gan import FewShotGAN
-from fewshot_gan.adapters import Adapter, AdapterBank, GANMemoryAdapter, LeFTAdapter, fingerprint, gan_memory
-from fewshot_gan.adapters.base import LayerSpec
+from fewshot_gan.adapters import Adapter, AdapterBank, GANMemoryAdapter, LayerSpec, LeFTAdapter, fingerprint, gan_memory
 from fewshot_gan.adapters.gan_memory import PENALTY, SHARES, components_needed
 from fewshot_gan.training import adapt
 from fewshot_gan.training.checkpoints import checkpoints

@@ -133,7 +133,7 @@ def test_push_follows_no_link_out_of_the_folder(hub, folder, tmp_path, link):
 
 
 def test_push_gives_up_after_its_time(hub, folder, monkeypatch):
-    monkeypatch.setattr("fewshot_gan.hub.PUSH_SECONDS", 0.5)
+    monkeypatch.setattr("fewshot_gan.hub.push.PUSH_SECONDS", 0.5)
     hub.hang.clear()
     message = push_refusal(folder, "me/ink", token="write-me")
     assert "could not push to 'me/ink': no answer within" in message and f"look at {hub.url}/me/ink" in message

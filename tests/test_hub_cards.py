@@ -180,7 +180,7 @@ def test_stale_weights_give_no_cards(scripts, staged, tmp_path, monkeypatch):
     assets = shutil.copytree(ASSETS / "adapters", tmp_path / "assets" / "adapters").parent
     (assets / "bases").symlink_to(ASSETS / "bases")
     weights(assets / "adapters" / "ffhq" / "ink")
-    monkeypatch.setattr("fewshot_gan.hub.ASSETS", assets)
+    monkeypatch.setattr("fewshot_gan.hub.names.ASSETS", assets)
     with pytest.raises(ValueError, match="the card of ink was not written: the report is of other weights"):
         build.build(tmp_path / "out", names=["lorelei", "ink"])
     assert not (tmp_path / "out").exists()

@@ -25,8 +25,10 @@ from fewshot_gan.apps import evaluation
 from fewshot_gan.data.datasets import load_images
 from fewshot_gan.data.images import to_bytes, to_floats
 from fewshot_gan.features import load_features
+from fewshot_gan.features.backbone import BackboneFeatures
 from fewshot_gan.features.encoders import load_encoder
-from fewshot_gan.features.judges import BackboneFeatures, InceptionFeatures, LPIPSFeatures, load_lpips
+from fewshot_gan.features.inception import InceptionFeatures
+from fewshot_gan.features.lpips import LPIPSFeatures, load_lpips
 from fewshot_gan.inversion import lpips_network
 from fewshot_gan.pipeline import FewShotGAN
 

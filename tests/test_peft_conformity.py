@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import Adapter, AdapterBank, TicketAdapter, load_adapter
-from fewshot_gan.adapters.base import REGISTRY, known_settings
+from fewshot_gan.adapters.io import known_settings
+from fewshot_gan.adapters.registry import REGISTRY
 from fewshot_gan.models import BigGANGenerator, SNGANGenerator
 from fewshot_gan.models.layers import adaptable_layers
 

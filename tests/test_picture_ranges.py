@@ -18,7 +18,7 @@ from fewshot_gan.data.images import (
     to_floats,
     upright,
 )
-from fewshot_gan.features import encoders, judges
+from fewshot_gan.features import encoders, lpips
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_judges_refuse_bytes():
         lambda: network.pooled(pictures),
         lambda: network(pictures),
         lambda: encoders.load_encoder("features").image(pictures),
-        lambda: judges.LPIPSFeatures.spatial(None, pictures),
+        lambda: lpips.LPIPSFeatures.spatial(None, pictures),
     ):
         with pytest.raises(ValueError, match="images of torch.uint8 are not in"):
             judge()

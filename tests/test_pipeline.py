@@ -291,7 +291,7 @@ def test_unknown_names(pipe):
 
 
 def test_embedded_names_are_listed(pipe, monkeypatch, tmp_path, base_folder):
-    monkeypatch.setattr("fewshot_gan.hub.ASSETS", tmp_path)
+    monkeypatch.setattr("fewshot_gan.hub.names.ASSETS", tmp_path)
     shutil.copytree(base_folder, tmp_path / "bases" / "tiny")
     look = LeFTAdapter.for_model(FewShotGAN.from_pretrained("tiny").generator, base_model_name_or_path="tiny")
     look.save_pretrained(tmp_path / "adapters" / "tiny" / "ink")

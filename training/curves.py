@@ -19,7 +19,7 @@ from bench_looks import Looks, difference, read_json, write_json
 from bench_report import markdown, short
 from matplotlib.figure import Figure  # no window system, and nothing global
 
-from fewshot_gan.adapters.base import WEIGHTS_NAME
+from fewshot_gan.adapters.io import WEIGHTS_NAME
 from fewshot_gan.training.checkpoints import checkpoints
 from fewshot_gan.training.domains import parse_style
 from fewshot_gan.utils.errors import script

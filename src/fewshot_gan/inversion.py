@@ -17,12 +17,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .data.images import check_range
-from .features.judges import load_lpips
+from .features.lpips import load_lpips
 from .metrics import psnr
 from .models.labels import refuse_classes
 from .models.latents import check_latents
-from .models.offloading import execution_device, is_offloaded, refuse_gradients
 from .utils.frozen import frozen
+from .utils.offloading import execution_device, is_offloaded, refuse_gradients
 from .utils.random import LIMIT, check_seed, seeded
 
 logger = logging.getLogger(__name__)

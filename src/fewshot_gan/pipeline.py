@@ -23,13 +23,13 @@ from .models import AnyDiscriminator, AnyGenerator
 from .models.labels import labels_of_images, start_from_w
 from .models.latents import check_latents
 from .models.network import settle_dtype, stored_weights
-from .models.offloading import is_offloaded
 from .models.plain import PlainGenerator
 from .models.projected import ProjectedDiscriminator
 from .ops import dispatch
 from .pipeline_base import NetworkPipeline, drawing
 from .pipeline_files import finish_base
 from .utils.files import expanded, replacing, user_path
+from .utils.offloading import is_offloaded
 from .utils.random import seeded
 from .utils.text import plain
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from .adapters.copies import share
 from .models.network import evaluating, settle_dtype
-from .models.offloading import execution_device, has_hooks
 from .pipeline_files import without_code
+from .utils.offloading import execution_device, has_hooks
 
 
 class NetworkPipeline(DiffusionPipeline):

@@ -1,8 +1,9 @@
 """Adapters: what changes in a generator, and how it is stored. Each is a function on weights."""
 
+from ..utils.hashing import fingerprint
 from .adafm import AdaFMAdapter
 from .bank import BASE, AdapterBank
-from .base import Adapter, LayerSpec, fingerprint, trainable_types
+from .base import Adapter
 from .blend import BlendAdapter
 from .domain_vector import DomainVectorAdapter
 from .full import FullAdapter
@@ -10,6 +11,8 @@ from .gan_memory import GANMemoryAdapter
 from .hypernetwork import DomainHyperNetwork
 from .io import load_adapter, read_adapter
 from .left import LeFTAdapter
+from .registry import trainable_types
+from .spec import LayerSpec
 from .ticket import TicketAdapter, magnitude_masks
 
 __all__ = [

@@ -7,8 +7,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..models.layers import adaptable_layers
-from .base import Adapted, Adapter, Factors, LayerSpec, select_layers
+from .base import Adapted, Adapter, Factors, select_layers
 from .full import FullAdapter, FullFactors
+from .spec import LayerSpec
 
 LAST_RESOLUTIONS = 3
 WEIGHT_RATE = 0.2  # of what is in units of weights, beside the rate of scales: at that they burst

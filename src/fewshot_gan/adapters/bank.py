@@ -16,14 +16,16 @@ from torch import nn
 
 from ..hub import embedded_bases, is_repo_id
 from ..models.layers import Adaptation, adaptable_layers, adapted
-from ..models.offloading import execution_device
 from ..ops.weight_cache import stamped
+from ..utils.hashing import fingerprint
 from ..utils.locks import SharedLock
-from .base import Adapter, Factors, LayerSpec, fingerprint
+from ..utils.offloading import execution_device
+from .base import Adapter, Factors
 from .blend import BlendAdapter
 from .copies import bank_state, restore_bank
 from .effective import LayerBlend, RowBlend, RowVectors, bookkeeping
 from .fusing import Fusing
+from .spec import LayerSpec
 
 BASE = "__base__"  # the unadapted generator, wherever an adapter may be named
 CACHE_BYTES = 512 * 2**20  # effective weights kept of looks besides the one that acts

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from .base import REGISTRY, Adapted, Adapter, Factors, combine, known_settings
+from .base import Adapted, Adapter, Factors, combine
+from .io import known_settings
+from .registry import REGISTRY
 
 
 class BlendFactors(Factors):

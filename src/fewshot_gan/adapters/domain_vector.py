@@ -7,7 +7,8 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from .base import Adapted, Adapter, Factors, LayerSpec
+from .base import Adapted, Adapter, Factors
+from .spec import LayerSpec
 
 PLACEMENTS = ("post_demod", "pre_demod")
 PARAMETRIZATIONS = ("input", "output", "separable", "full")

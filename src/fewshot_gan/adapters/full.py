@@ -5,7 +5,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..models.layers import adaptable_layers
-from .base import Adapted, Adapter, Factors, LayerSpec, select_layers
+from .base import Adapted, Adapter, Factors, select_layers
+from .spec import LayerSpec
 
 
 class FullFactors(Factors):

@@ -4,8 +4,8 @@ from contextlib import contextmanager
 
 import torch
 
-from ..models.offloading import refuse_offloaded
 from ..ops.weight_cache import stamped
+from ..utils.offloading import refuse_offloaded
 
 
 class Fusing:

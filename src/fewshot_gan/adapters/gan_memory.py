@@ -4,8 +4,10 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from .base import Adapted, Adapter, Factors, LayerSpec, fingerprint
+from ..utils.hashing import fingerprint
+from .base import Adapted, Adapter, Factors
 from .full import FullFactors
+from .spec import LayerSpec
 
 SHARES = {256: 0.95, 512: 0.9, 1024: 0.8}  # least outputs of a layer: how much of its singular values is kept
 PENALTY, PENALTY_EVERY = 0.01, 10

@@ -17,8 +17,11 @@ from torch import nn
 from ..hub import PUSH_OPTIONS, portable_name, resolve_folder
 from ..models.network import Network, stored_weights
 from ..utils.files import replace_file, replace_text, replacing, user_path
-from .base import LayerSpec, _compact, fingerprint, select_layers
+from ..utils.hashing import fingerprint
+from .base import select_layers
 from .domain_vector import DomainVectorAdapter
+from .io import compact
+from .spec import LayerSpec
 
 
 class Residual(nn.Module):
@@ -165,7 +168,7 @@ class DomainHyperNetwork(Network):
             kept = {k: v for k, v in json.loads(config.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
             replace_text(config, json.dumps(kept, indent=2) + "\n")
             for path in staged.glob("*.safetensors"):
-                tensors = {name: _compact(tensor) for name, tensor in load_file(path).items()}
+                tensors = {name: compact(tensor) for name, tensor in load_file(path).items()}
                 replace_file(path, lambda temp, tensors=tensors: save_file(tensors, temp, metadata={"format": "pt"}))
                 shutil.copymode(config, path)  # safetensors lets only the owner read
         if push_to_hub:

@@ -1,24 +1,109 @@
 """From what people have to an adapter: a name, a folder, a Hub repo, a weights file, or a state dict and its config."""
 
+import inspect
+import json
+import shutil
+import tempfile
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Union, get_args, get_origin
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from ..hub import HUB_OPTIONS, adapter_folders, resolve_folder
-from ..utils.files import read_together
+from ..utils.files import read_together, replacing, user_path
 from ..utils.json_files import read_json
 from ..utils.meta import without_memory
 from ..utils.safetensors_files import read_tensors
 from ..utils.text import in_short, plain
 from ..version import __version__
-from .base import CONFIG_NAME, FORMAT_VERSION, REGISTRY, Adapter, known_settings, weights_file
+from .registry import REGISTRY
+from .spec import LayerSpec
 
+if TYPE_CHECKING:
+    from .base import Adapter
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+FORMAT_VERSION = 1
 LOAD_OPTIONS = ("low_cpu_mem_usage", "torch_device", "is_trainable", "dtype", "torch_dtype")  # of every source
 _PREFIX = "base_model.model."  # of PEFT's names
 _ODD = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError, RecursionError)
+
+
+class AdapterFiles:
+    """What an adapter is on disk and on the Hub: the part of `Adapter` that writes and loads."""
+
+    config_name = CONFIG_NAME
+
+    def stored_config(self) -> dict:
+        """What `adapter_config.json` says: with the state dict it is the whole adapter, see `load_adapter`."""
+        versions = {"format_version": FORMAT_VERSION, "fewshot_gan_version": __version__}
+        return {"adapter_type": self.adapter_type, **versions, **self.settings()}
+
+    def save_pretrained(
+        self, save_directory, *, variant: str | None = None, push_to_hub: bool = False, repo_id=None, **push_options
+    ) -> None:
+        """Write `adapter_config.json` and `adapter_model.safetensors`, which replace those of the folder both at once.
+
+        A tensor whose numbers are all float16 ones is stored as float16; loading is exact either way.
+
+        Args:
+            save_directory: folder, made if needed.
+            variant: the weights become `adapter_model.<variant>.safetensors`.
+            push_to_hub: upload it too, see `push_to_hub`; `repo_id` defaults to the folder's name.
+        """
+        weights_name = weights_file(variant)
+        folder = user_path(save_directory)
+        with replacing(folder) as staged:
+            tensors = {k: compact(v.detach().cpu()).contiguous() for k, v in self.state_dict().items()}
+            save_file(tensors, staged / weights_name, metadata={"format": "pt"})
+            text = json.dumps(self.stored_config(), indent=1, default=list) + "\n"
+            (staged / CONFIG_NAME).write_text(text, encoding="utf-8")
+            shutil.copymode(staged / CONFIG_NAME, staged / weights_name)  # safetensors lets only the owner read
+        if push_to_hub:
+            self.push_to_hub(repo_id or folder.absolute().name, variant=variant, **push_options)
+
+    def push_to_hub(
+        self, repo_id: str, *, base: str | None = None, grid=None, variant: str | None = None, **push_options
+    ) -> str:
+        """Upload the adapter with its card.
+
+        Args:
+            repo_id: `owner/name`, made if it is not there.
+            base: what card and config call the base if it was trained on a folder of this machine; None: its name.
+            grid: sample picture for the card (PIL, or the folder of a run's samples), or None.
+            variant: see `save_pretrained`.
+            push_options: `token`, `private`, `revision`, `commit_message`, `create_pr`.
+
+        Returns:
+            Full id of the repo.
+
+        Raises:
+            ValueError: the Hub refused, e.g. without a token, or cannot be reached.
+        """
+        from ..hub import push_folder
+        from ..hub.cards import PUBLISHED, portable_base, write_adapter_card
+
+        with tempfile.TemporaryDirectory() as temp:
+            known = self.config.base_model_name_or_path
+            self.register_to_config(base_model_name_or_path=portable_base(self.config, base))
+            try:
+                self.save_pretrained(temp, variant=variant)
+                write_adapter_card(self, temp, repo_id.rsplit("/", 1)[-1], grid=grid, repo_id=repo_id)
+            finally:
+                self.register_to_config(base_model_name_or_path=known)
+            return push_folder(temp, repo_id, allow_patterns=list(PUBLISHED), **push_options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path=None, **options) -> "Adapter":
+        """Load an adapter of any registered type: see `adapters.io.load_adapter`, which has the options."""
+        return load_adapter(pretrained_model_name_or_path, **options)
 
 
 def load_adapter(
@@ -33,7 +118,7 @@ def load_adapter(
     dtype: torch.dtype | None = None,
     torch_dtype: torch.dtype | None = None,
     **hub_options,
-) -> Adapter:
+) -> "Adapter":
     """Load an adapter of any registered type.
 
     Args:
@@ -100,7 +185,7 @@ def load_adapter(
     return adapter.train(is_trainable).requires_grad_(is_trainable)
 
 
-def read_adapter(folder: Path, variant: str | None = None) -> Adapter:
+def read_adapter(folder: Path, variant: str | None = None) -> "Adapter":
     """The adapter stored in `folder`; see `load_adapter` for what is raised."""
     return _read(Path(folder), variant, _Builder()).eval().requires_grad_(False)
 
@@ -115,7 +200,7 @@ def refuse_unknown(options: Collection[str], *more: str) -> None:
         raise ValueError(f"unknown options of load_adapter: {', '.join(unknown)}")
 
 
-def warn_of_base(adapter: Adapter, name: str, base_name: str | None) -> None:
+def warn_of_base(adapter: "Adapter", name: str, base_name: str | None) -> None:
     """Say so where an adapter cannot tell whether it belongs to a base, and names another one."""
     own = adapter.config.base_model_name_or_path
     if adapter.config.base_fingerprint is None and own and base_name and Path(own).name != Path(base_name).name:
@@ -145,7 +230,7 @@ class _Builder:
 
     @torch.inference_mode(False)  # its tensors shall serve everywhere
     @torch.no_grad()
-    def __call__(self, config: Mapping, config_name: str, tensors: Mapping, weights_name: str) -> Adapter:
+    def __call__(self, config: Mapping, config_name: str, tensors: Mapping, weights_name: str) -> "Adapter":
         cls, settings = _understood(config, config_name)
         try:
             with without_memory():  # nothing is allocated for a shape that the file does not hold
@@ -170,7 +255,7 @@ class _Builder:
         return adapter
 
 
-def _understood(config: Mapping, name: str) -> tuple[type[Adapter], dict]:
+def _understood(config: Mapping, name: str) -> "tuple[type[Adapter], dict]":
     """Class and settings of a stored config."""
     config = dict(config)
     if "adapter_type" not in config:
@@ -208,10 +293,10 @@ def _fitting(tensors: Mapping, own: Mapping, weights_name: str) -> dict[str, tor
     return tensors
 
 
-def _read(folder: Path, variant: str | None, build: _Builder) -> Adapter:
+def _read(folder: Path, variant: str | None, build: _Builder) -> "Adapter":
     weights_name = weights_file(variant)
 
-    def read(place: Path) -> Adapter:
+    def read(place: Path) -> "Adapter":
         for name in (CONFIG_NAME, weights_name):
             if not (place / name).is_file():
                 raise FileNotFoundError(f"{folder} is not an adapter folder: it has no {name}")
@@ -261,3 +346,75 @@ def _dtype(dtype, torch_dtype) -> torch.dtype:
     if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point or wanted.itemsize < 2:
         raise ValueError(f"dtype={wanted!r}: give float32, float16, bfloat16 or float64 of torch")
     return wanted
+
+
+def known_settings(cls: "type[Adapter]", config: Mapping, where: str) -> dict:
+    """Those settings of a stored config that `cls` knows; a newer release may have written others, which are named.
+
+    Args:
+        cls: a registered type of adapter.
+        config: its settings.
+        where: what holds them, for messages.
+
+    Raises:
+        ValueError: a setting is of another type than it may be.
+    """
+    wanted = {n: p.annotation for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
+    known, unknown = _sorted_out(config, wanted, where)
+    layers = known.get("target_modules")
+    if isinstance(layers, Mapping):
+        fields_of_spec, known["target_modules"] = {field.name: field.type for field in fields(LayerSpec)}, {}
+        for path, spec in layers.items():
+            known["target_modules"][path], more = _sorted_out(spec, fields_of_spec, f"{where}: target_modules.{path}")
+            unknown += [name for key in more if (name := f"target_modules.*.{key}") not in unknown]
+    if unknown:
+        shown = ", ".join(repr(name)[:60] for name in unknown[:8]) + (", …" if len(unknown) > 8 else "")
+        warnings.warn(
+            f"{where} has settings that adapter type {cls.adapter_type!r} of fewshot_gan {__version__} does not know, "
+            f"and which are ignored: {shown}; a newer version may know them",
+            stacklevel=2,
+        )
+    return known
+
+
+def _sorted_out(settings: Mapping, wanted: Mapping, where: str) -> tuple[dict, list[str]]:
+    """Those settings that are wanted, each of the type it is annotated with, and the names of the others."""
+    for key in settings.keys() & wanted.keys():
+        if not _fits(settings[key], wanted[key]):
+            kind = getattr(wanted[key], "__name__", "") if isinstance(wanted[key], type) else str(wanted[key])
+            raise ValueError(f"{where}: {key} is {repr(settings[key])[:60]}, not of type {kind or wanted[key]}")
+    unknown = [str(key) for key in settings if key not in wanted and not str(key).startswith("_")]
+    return {key: value for key, value in settings.items() if key in wanted}, unknown
+
+
+def _fits(value, annotation) -> bool:
+    """Whether a value as JSON has it is of the type that a setting is annotated with."""
+    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
+    if kind in (UnionType, Union):
+        return any(_fits(value, part) for part in parts)
+    if kind is dict:
+        fits = isinstance(value, Mapping)
+        return fits and (not parts or all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items()))
+    if kind in (list, tuple):
+        return isinstance(value, list | tuple) and all(_fits(v, parts[0]) for v in value if parts)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def weights_file(variant: str | None) -> str:
+    """Name of the weights file of a variant, e.g. `adapter_model.fp16.safetensors`.
+
+    Raises:
+        ValueError: a variant that is no plain word.
+    """
+    if variant is None:
+        return WEIGHTS_NAME
+    if not variant.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"variant={variant!r} is no plain word; for example 'fp16'")
+    return WEIGHTS_NAME.replace(".", f".{variant}.")
+
+
+def compact(tensor: torch.Tensor) -> torch.Tensor:
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor

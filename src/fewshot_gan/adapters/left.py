@@ -7,7 +7,8 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from .base import Adapted, Adapter, Factors, LayerSpec
+from .base import Adapted, Adapter, Factors
+from .spec import LayerSpec
 
 # Differs from the paper: there both factors of an additive pair start at zero, so neither ever gets a gradient. Here
 # one of each pair starts as small noise; the product is still exactly zero.

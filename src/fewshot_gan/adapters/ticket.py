@@ -11,7 +11,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..ops import pack_bits, unpack_bits
-from .base import Adapted, Adapter, Factors, LayerSpec, fingerprint, select_layers
+from ..utils.hashing import fingerprint
+from .base import Adapted, Adapter, Factors, select_layers
+from .spec import LayerSpec
 
 
 class TicketFactors(Factors):

@@ -6,9 +6,8 @@ A report is a dict for a JSON file: `protocol` (what is compared with what, and 
 
 import hashlib
 import json
-import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -17,16 +16,17 @@ import torch
 from safetensors.torch import save_file
 
 from .. import metrics
-from ..adapters.base import digest
 from ..data.datasets import load_images
 from ..data.images import to_floats
-from ..features import NETWORKS, FeatureNetwork, load_features
+from ..features import FeatureNetwork, load_features
+from ..features.efficientnet import EFFICIENTNETS
 from ..features.encoders import CLIP_DEFAULT, Encoder, load_encoder, templated
-from ..features.judges import LPIPS
+from ..features.lpips import LPIPS
 from ..hub import fetch_model, is_repo_id, portable_name
 from ..hub.reports import read_report as read_report  # whoever evaluates reads reports
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded, replace_file, user_path
+from ..utils.hashing import hash_tensors
 from ..utils.json_files import read_json
 from ..utils.random import check_seed
 from ..utils.safetensors_files import read_tensors
@@ -113,7 +113,7 @@ def evaluate(
             "base": portable_name(pipe.base_name),
             "base_fingerprint": pipe.bank.fingerprint(),
             "adapters": {
-                name: {"weight": weight, "sha256": digest(adapter.state_dict(), adapter.config)}
+                name: {"weight": weight, "sha256": hash_tensors(adapter.state_dict(), adapter.config)}
                 for name, (weight, adapter) in adapters.items()
             },
         },
@@ -149,10 +149,10 @@ def _load_judge(name: str, pairs: str | None, text: str | None, device) -> _Judg
         pooled, logits = network.pooled, getattr(network, "logits", None)
         sha256, resize = network.sha256, network.resize
     known = {"features": portable_name(name), "features_sha256": sha256, "features_resize": resize}
-    usual = name if name in NETWORKS else next(iter(NETWORKS))
+    usual = name if name in EFFICIENTNETS else next(iter(EFFICIENTNETS))
     pairs = pairs or usual
-    if pairs not in (*NETWORKS, *LPIPS):
-        raise ValueError(f"pairs={pairs!r}: what compares pairs is one of {', '.join([*NETWORKS, *LPIPS])}")
+    if pairs not in (*EFFICIENTNETS, *LPIPS):
+        raise ValueError(f"pairs={pairs!r}: what compares pairs is one of {', '.join([*EFFICIENTNETS, *LPIPS])}")
     eyes = load_features(pairs, device)
     if pairs != name:
         known["pairs_sha256"] = eyes.sha256
@@ -266,51 +266,3 @@ def _results(drawn: _Statistics, real: _Statistics, true: torch.Tensor, judge, p
 
 
 # ----------------------------------------------------------------------------------------------- reports beside another
-
-
-def compare(report: Mapping, other: Mapping) -> dict[str, tuple[float, float]]:
-    """Results of two reports side by side.
-
-    Raises:
-        ValueError: their protocols differ; the message says in what.
-    """
-    mine, theirs = report["protocol"], other["protocol"]
-    apart = [
-        f"{name} {mine.get(name, 'not given')!r} and {theirs.get(name, 'not given')!r}"
-        for name in sorted(mine.keys() | theirs.keys())
-        if mine.get(name) != theirs.get(name) and name != "features"  # which has a hash; folders are called anything
-    ]
-    if apart:
-        raise ValueError(f"numbers of different protocols do not compare: {'; '.join(apart)}")
-    if missing := sorted(report["results"].keys() - other["results"].keys()):
-        raise ValueError(f"the other report lacks {', '.join(missing)}; make it again with this version")
-    return {name: (value, other["results"][name]) for name, value in report["results"].items()}
-
-
-def differences(report: Mapping, other: Mapping, tolerance: float = 1e-4) -> list[str]:
-    """What of `other` is not what `report` says, a sentence each; empty: `other` reproduces it.
-
-    Args:
-        report, other: of one protocol and one network.
-        tolerance: share of a number's size, or of 1 if it is smaller, that processors may differ by.
-
-    Raises:
-        ValueError: other protocols, or another network.
-    """
-    both = compare(report, other)
-    for part in ("base_fingerprint", "adapters"):
-        mine, theirs = (_unnamed(x["network"][part]) for x in (report, other))
-        if mine != theirs:
-            raise ValueError(f"the report is of another network: {part} {mine} there, {theirs} here")
-    return [
-        f"{name} is {theirs:.6g} instead of {mine:.6g}"
-        for name, (mine, theirs) in both.items()
-        if not math.isclose(mine, theirs, rel_tol=tolerance, abs_tol=tolerance)
-    ]
-
-
-def _unnamed(adapters):
-    """Adapters by what they are, since everybody may call them otherwise."""
-    if not isinstance(adapters, Mapping):
-        return adapters
-    return sorted((a["sha256"], json.dumps(a["weight"], sort_keys=True)) for a in adapters.values())

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from ..adapters.base import digest
 from ..hub import portable_name
 from ..models.latents import check_latents
 from ..pipeline import FewShotGAN
 from ..utils.files import LEFTOVER, replace_file, replace_text, user_path
+from ..utils.hashing import hash_tensors
 from ..utils.json_files import read_json
 from ..utils.random import check_seed, seeded
 from ..utils.threads import available_cores
@@ -228,15 +228,15 @@ def _record(pipe: FewShotGAN, looks, per_image: Mapping[str, torch.Tensor], **ru
     adapters = {name: pipe.bank.adapters[name] for look in looks.values() for name in look}
     labels, latents = per_image.get("class_labels"), per_image.get("latents")
     if labels is not None:
-        labels = int(labels[0]) if (labels == labels[0]).all() else digest({"class_labels": labels})
+        labels = int(labels[0]) if (labels == labels[0]).all() else hash_tensors({"class_labels": labels})
     record = {
         "fewshot_gan_version": __version__,
         "base": portable_name(pipe.base_name),
         "base_fingerprint": pipe.bank.fingerprint(),
         "dtype": str(pipe.generator.dtype),
         "looks": {prefix: dict(look) for prefix, look in looks.items()},
-        "adapters": {name: digest(adapter.state_dict(), adapter.config) for name, adapter in adapters.items()},
-        "latents": None if latents is None else digest({"latents": latents}),
+        "adapters": {name: hash_tensors(adapter.state_dict(), adapter.config) for name, adapter in adapters.items()},
+        "latents": None if latents is None else hash_tensors({"latents": latents}),
         "class_labels": labels,
         **run,
     }

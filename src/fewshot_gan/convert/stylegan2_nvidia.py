@@ -10,7 +10,8 @@ import torch
 from ..models.stylegan2 import FIR_TAPS, StyleGAN2Discriminator, StyleGAN2Generator, block_channels
 from ..models.stylegan2_layout import ARCHITECTURES
 from ..ops import setup_filter
-from ..utils import stored_networks as restricted_pickle
+from ..utils.stored_networks import PersistentObject
+from ..utils.untrusted import read
 from .report import ConversionError, SourceTensors
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,12 @@ def convert(path: Path) -> dict[str, torch.nn.Module]:
     Raises:
         ConversionError: not a StyleGAN2 of a supported kind, unexpected tensors, or a file that names code.
     """
-    data = restricted_pickle.load(path)
-    if isinstance(data, restricted_pickle.PersistentObject):  # one network and nothing around it
+    data = read(path, "networks")
+    if isinstance(data, PersistentObject):  # one network and nothing around it
         data = {"D" if data.class_name == "Discriminator" else "G_ema": data}
     if not isinstance(data, dict):
         raise ConversionError(f"{Path(path).name} holds a {type(data).__name__} instead of the networks G, D and G_ema")
-    found = {k: data[k] for k in ("G_ema", "G", "D") if isinstance(data.get(k), restricted_pickle.PersistentObject)}
+    found = {k: data[k] for k in ("G_ema", "G", "D") if isinstance(data.get(k), PersistentObject)}
     if found.keys() == {"D"}:
         raise ConversionError(
             f"{Path(path).name} holds a discriminator alone and no generator (G or G_ema); give the file that has both"
@@ -54,7 +55,7 @@ def convert(path: Path) -> dict[str, torch.nn.Module]:
     return networks
 
 
-def convert_generator(network: restricted_pickle.PersistentObject) -> StyleGAN2Generator:
+def convert_generator(network: PersistentObject) -> StyleGAN2Generator:
     """One stored generator → ours. One without noise layers becomes one whose noise has strength 0, its equal.
 
     Raises:
@@ -98,7 +99,7 @@ def convert_generator(network: restricted_pickle.PersistentObject) -> StyleGAN2G
     return _fill(model, source, absent)
 
 
-def convert_discriminator(network: restricted_pickle.PersistentObject) -> StyleGAN2Discriminator:
+def convert_discriminator(network: PersistentObject) -> StyleGAN2Discriminator:
     """One stored discriminator → ours.
 
     Raises:

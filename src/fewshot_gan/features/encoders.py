@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data.images import check_floats
-from ..hub import NO_CODE, fetch_model, in_short, read_model, refuse_missing
+from ..hub import NO_CODE, fetch_model, read_model, refuse_missing
 from ..utils.files import expanded
 from ..utils.json_files import read_json
-from . import FeatureNetwork, load_features
+from ..utils.text import in_short
+from .base import FeatureNetwork
+from .registry import load_features
 
 CLIP_DEFAULT = "openai/clip-vit-base-patch32"
 # CLIP's own normalisation, for folders without a preprocessor config

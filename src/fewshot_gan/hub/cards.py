@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ..data.grids import make_grid
 from ..utils.files import replace_file, replace_text
+from ..utils.hashing import fingerprint
 from ..utils.json_files import read_json
 from ..version import __version__
-from . import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name
+from .names import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name
 from .reports import eval_results, report_lines, report_of
 
 EMBEDDED_LICENCES = {  # base: what its weights descend from
@@ -253,8 +254,6 @@ def write_base_card(
     Raises:
         ValueError: the report is of something else.
     """
-    from ..adapters import fingerprint
-
     folder, generator, details = Path(folder), pipe.generator, details or Details()
     mark = fingerprint(generator)
     report = report_of(mark, None, report, folder)

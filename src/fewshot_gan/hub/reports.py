@@ -1,10 +1,12 @@
 """What a report of `fewshot-gan evaluate` becomes on a card: a table for people, and `model-index` for the Hub."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..utils.files import user_path
+from ..utils.hashing import hash_tensors
 from ..utils.json_files import read_json
 from ..utils.text import in_short
 
@@ -30,11 +32,8 @@ def report_lines(reports: Mapping[str, Mapping]) -> list[str]:
         ValueError: the protocols differ.
     """
     first, *others = reports.values()
-    if others:
-        from ..apps.evaluation import compare
-
-        for other in others:
-            compare(first, other)
+    for other in others:
+        compare(first, other)
     protocol, versions = first["protocol"], first["versions"]
     rows = [
         f"| {title} | {' | '.join(form.format(_scaled(name, r['results'][name])) for r in reports.values())} |"
@@ -129,12 +128,10 @@ def report_of(mark: str | None, adapter, report, folder: Path) -> Mapping | None
 
 
 def _is_of(mark: str | None, adapter, report: Mapping) -> bool:
-    from ..adapters.base import digest
-
     drawn = report["network"].get("adapters")
     if report["network"].get("base_fingerprint") != mark or not isinstance(drawn, Mapping):
         return False
-    wanted = [] if adapter is None else [(digest(adapter.state_dict(), adapter.config), 1.0)]
+    wanted = [] if adapter is None else [(hash_tensors(adapter.state_dict(), adapter.config), 1.0)]
     return [(a.get("sha256"), a.get("weight")) for a in drawn.values() if isinstance(a, Mapping)] == wanted
 
 
@@ -160,31 +157,49 @@ def eval_results(report: Mapping) -> list:
     ]
 
 
-def numbered_card(folder: Path) -> dict[str, bytes]:
-    """`README.md` of an adapter or base with the numbers of the report that lies beside it in its front matter.
+def compare(report: Mapping, other: Mapping) -> dict[str, tuple[float, float]]:
+    """Results of two reports side by side.
 
-    Returns:
-        Empty where there is no such report, or the card has numbers of its own.
+    Raises:
+        ValueError: their protocols differ; the message says in what.
     """
-    from huggingface_hub import ModelCard
+    mine, theirs = report["protocol"], other["protocol"]
+    apart = [
+        f"{name} {mine.get(name, 'not given')!r} and {theirs.get(name, 'not given')!r}"
+        for name in sorted(mine.keys() | theirs.keys())
+        if mine.get(name) != theirs.get(name) and name != "features"  # which has a hash; folders are called anything
+    ]
+    if apart:
+        raise ValueError(f"numbers of different protocols do not compare: {'; '.join(apart)}")
+    if missing := sorted(report["results"].keys() - other["results"].keys()):
+        raise ValueError(f"the other report lacks {', '.join(missing)}; make it again with this version")
+    return {name: (value, other["results"][name]) for name, value in report["results"].items()}
 
-    if not (folder / REPORT).is_file():
-        return {}
-    card = ModelCard.load(folder / "README.md")
-    if (folder / "model_index.json").is_file():
-        from ..adapters import fingerprint
-        from ..pipeline import FewShotGAN
 
-        report = report_of(fingerprint(FewShotGAN.from_pretrained(folder).generator), None, None, folder)
-    elif (folder / "adapter_config.json").is_file():
-        from ..adapters import read_adapter
+def differences(report: Mapping, other: Mapping, tolerance: float = 1e-4) -> list[str]:
+    """What of `other` is not what `report` says, a sentence each; empty: `other` reproduces it.
 
-        adapter = read_adapter(folder)
-        report = report_of(adapter.config.base_fingerprint, adapter, None, folder)
-    else:
-        return {}
-    if report is None or card.data.eval_results:
-        return {}
-    card.data.model_name = card.data.model_name or folder.absolute().name
-    card.data.eval_results = eval_results(report)
-    return {"README.md": str(card).encode()}
+    Args:
+        report, other: of one protocol and one network.
+        tolerance: share of a number's size, or of 1 if it is smaller, that processors may differ by.
+
+    Raises:
+        ValueError: other protocols, or another network.
+    """
+    both = compare(report, other)
+    for part in ("base_fingerprint", "adapters"):
+        mine, theirs = (_unnamed(x["network"][part]) for x in (report, other))
+        if mine != theirs:
+            raise ValueError(f"the report is of another network: {part} {mine} there, {theirs} here")
+    return [
+        f"{name} is {theirs:.6g} instead of {mine:.6g}"
+        for name, (mine, theirs) in both.items()
+        if not math.isclose(mine, theirs, rel_tol=tolerance, abs_tol=tolerance)
+    ]
+
+
+def _unnamed(adapters):
+    """Adapters by what they are, since everybody may call them otherwise."""
+    if not isinstance(adapters, Mapping):
+        return adapters
+    return sorted((a["sha256"], json.dumps(a["weight"], sort_keys=True)) for a in adapters.values())

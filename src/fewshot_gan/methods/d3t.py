@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..inversion import PerceptualDistance
+from ..utils.hashing import hash_tensor
 from ..utils.ranges import NOT_NEGATIVE, SHARE
 from .cdc import relation_loss
-from .objective import Batch, Objective, ObjectiveConfig, Views, digest
+from .objective import Batch, Objective, ObjectiveConfig, Views
 from .pair import Latents, Pair
 
 
@@ -181,7 +182,7 @@ class D3TObjective(Objective):
         return super()._apply(fn, recurse)
 
     def settings(self) -> dict:
-        return super().settings() | ({"codes": digest(self._codes)} if self.config.needs_latents else {})
+        return super().settings() | ({"codes": hash_tensor(self._codes)} if self.config.needs_latents else {})
 
     @property
     def needs_source(self) -> bool:

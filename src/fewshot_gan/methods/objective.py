@@ -5,7 +5,6 @@
 Shape legend: B images, K training images, R resolution.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 
@@ -28,11 +27,6 @@ from .statistics import (
     sliced_wasserstein,
     structure_distance,
 )
-
-
-def digest(tensor: torch.Tensor) -> str:
-    """Sixteen hex digits of the numbers of a tensor, to tell one set of images or codes from another."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

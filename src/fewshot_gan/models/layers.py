@@ -19,9 +19,9 @@ from ..ops import RowWeights, bias_act, by_rows, filter_energy, inverse_haar, up
 from ..ops.channel_scale import tracked
 from ..ops.dispatch import traced
 from ..ops.weight_cache import contents_checked, kept
+from ..utils.offloading import fetched, handed_out, is_offloaded
 from .labels import check_labels, one_hot
 from .network import answer
-from .offloading import fetched, handed_out, is_offloaded
 from .pickling import Picklable
 
 

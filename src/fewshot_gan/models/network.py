@@ -18,8 +18,8 @@ from diffusers.utils.torch_utils import get_device
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..utils.offloading import refuse_hooks, refuse_offloaded
 from .bounds import Checked
-from .offloading import refuse_hooks, refuse_offloaded
 
 ALIGNMENT = 64  # bytes; where torch's own tensors begin
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that networks compute in

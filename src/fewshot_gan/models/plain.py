@@ -13,11 +13,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..ops import RowWeights, bias_act, by_rows, conv2d
+from ..utils.offloading import fetched
 from .checkpointing import Checkpointed
 from .labels import check_labels
 from .layers import AdaptableLayer, EffectiveWeight, block_resolution
 from .network import answer
-from .offloading import fetched
 
 POWER_ITERATIONS = 20  # of an adapted weight, from the base's singular vectors
 

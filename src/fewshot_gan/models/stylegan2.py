@@ -16,6 +16,7 @@ from torch import nn
 
 from ..ops import Act, bias_act, downsample2d, modulated_conv2d, scaled, setup_filter
 from ..ops.minibatch import minibatch_stddev
+from ..utils.offloading import fetched
 from .checkpointing import Checkpointed
 from .labels import check_labels
 from .layers import (
@@ -29,7 +30,6 @@ from .layers import (
     block_resolution,
 )
 from .network import Network, answer
-from .offloading import fetched
 from .stylegan2_layout import FIR_TAPS, HALF, block_channels, block_resolutions, check_architecture
 
 # ---------------------------------------------------------------------------------------------------------- generator

@@ -12,10 +12,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..ops import bias_act
+from ..utils.offloading import handed_out
 from .gp_gan import GPGANGenerator, act, scale
 from .layers import AdaptableLayer
 from .network import Network
-from .offloading import handed_out
 from .plain import Conv2d, Linear, PlainGenerator, fan_in_uniform, up
 
 SMALL = 0.1  # standard deviation of the weights that draw styles and noise

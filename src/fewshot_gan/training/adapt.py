@@ -28,13 +28,13 @@ from ..methods.d3t import D3TConfig, D3TObjective
 from ..methods.finetune import FinetuneConfig, FinetuneObjective
 from ..methods.hyperdomain import HyperDomainConfig, HyperDomainObjective
 from ..methods.lfs_gan import LFSConfig, LFSObjective
-from ..methods.objective import digest
 from ..models import GPGANGenerator
 from ..models.latents import check_latents
 from ..models.layers import as_ws
 from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded, replace_file
+from ..utils.hashing import hash_tensor
 from ..utils.safetensors_files import read_header, read_tensors
 from .checkpoints import ANEW
 from .engine import Trainer, TrainingConfig
@@ -501,7 +501,7 @@ def projections(path: Path, pipe: FewShotGAN, real: torch.Tensor, args) -> torch
     """
     generator, path = pipe.generator.to(real.device), Path(args.projections or path)
     made_of = {
-        "images": digest(real),
+        "images": hash_tensor(real),
         "base": pipe.bank.fingerprint(),
         "inversion": VERSION,
         **{name: str(getattr(args, name)) for name in (*PROJECTION, "seed")},

@@ -1,6 +1,5 @@
 """Checkpoints of a run: written whole or not at all, checked when read, resumed with the same settings only."""
 
-import hashlib
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..utils.files import LEFTOVER, flush_to_disk
+from ..utils.hashing import hash_file
 from ..utils.numbered import numbered
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if not main:
         return
-    text = json.dumps({path.name: _sha256(path) for path in sorted(temp.iterdir()) if path.is_file()}, indent=1)
+    text = json.dumps({path.name: hash_file(path) for path in sorted(temp.iterdir()) if path.is_file()}, indent=1)
     (temp / DIGESTS_NAME).write_text(text + "\n", encoding="utf-8")
     for path in (*temp.iterdir(), temp):
         flush_to_disk(path)
@@ -115,11 +115,6 @@ def _discard(checkpoint: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_checkpoint(folder: Path) -> dict:
     """The settings in a checkpoint whose files are what was written.
 
@@ -129,7 +124,7 @@ def check_checkpoint(folder: Path) -> dict:
     try:
         digests = folder / DIGESTS_NAME
         for name, wanted in json.loads(digests.read_text(encoding="utf-8")).items() if digests.is_file() else ():
-            if _sha256(folder / Path(name).name) != wanted:
+            if hash_file(folder / Path(name).name) != wanted:
                 raise Damaged(f"{name} is not what was written")
         return dict(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
     except Damaged:

@@ -15,12 +15,13 @@ from accelerate import Accelerator
 from ..adapters import Adapter, AdapterBank
 from ..data.datasets import InfiniteBatches
 from ..methods.adv_aug import attack, undisturbed
-from ..methods.objective import Batch, Objective, Views, digest
+from ..methods.objective import Batch, Objective, Views
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
 from ..models.labels import refuse_classes
 from ..models.network import evaluating
 from ..models.plain import PlainGenerator
+from ..utils.hashing import hash_tensor
 from ..utils.ranges import COUNT, NOT_NEGATIVE, Range, check_numbers
 from .augment import DiffAugment, FewShotAugment, random_zoom
 from .checkpoints import load_checkpoint, save_checkpoint
@@ -355,12 +356,12 @@ class Trainer:
         adapter = {k: v for k, v in self.adapter.config.items() if k not in skipped and not k.startswith("_")}
         adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
         if isinstance(self.adapter, Adapter):  # a hypernetwork's are batch statistics
-            adapter |= {name: digest(fixed) for name, fixed in self.adapter.named_buffers()}
+            adapter |= {name: hash_tensor(fixed) for name, fixed in self.adapter.named_buffers()}
         settings = {**asdict(self.config), **self.objective.settings(), **adapter}
         if (self.adapter.config.get("training") or {}).get("scratch"):
             settings["scratch"] = True
         if self.batches is not None:
-            settings["images"] = digest(self.batches.images)
+            settings["images"] = hash_tensor(self.batches.images)
         return settings
 
     def _resume(self) -> None:

@@ -15,9 +15,9 @@ from ..adapters.ticket import sparsity_of
 from ..data.datasets import InfiniteBatches
 from ..methods.adv_aug import AdvAugConfig, discriminator_loss, generator_loss, undisturbed
 from ..methods.lottery import Masks, MovingAverage, SparseWeights, distillation_loss
-from ..methods.objective import digest
 from ..models.network import evaluating
 from ..pipeline import FewShotGAN
+from ..utils.hashing import hash_tensor
 from ..utils.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_numbers
 from .augment import DiffAugment
 from .checkpoints import load_checkpoint, save_checkpoint
@@ -270,8 +270,11 @@ class LimitedTrainer:
 
     def _settings(self) -> dict:
         """All that a resumed run must share with its beginning."""
-        masks = {name: [digest(m) for m in of.values()] for name, of in self.masks.items()}
-        data = {"images": digest(self.batches.images), "labels": None if self.labels is None else digest(self.labels)}
+        masks = {name: [hash_tensor(m) for m in of.values()] for name, of in self.masks.items()}
+        data = {
+            "images": hash_tensor(self.batches.images),
+            "labels": None if self.labels is None else hash_tensor(self.labels),
+        }
         taught = None if self.teacher is None else fingerprint(self.teacher)
         return {**asdict(self.config), **self.start, **data, "teacher": taught, "masks": masks}
 

@@ -4,11 +4,9 @@ Such a file is a plain pickle of `{"G": …, "D": …, "G_ema": …}` whose netw
 reads it: a network comes back as what it is made of, class name, constructor arguments, attributes, tensors.
 """
 
-from pathlib import Path
-
 import torch
 
-from ..convert.report import ConversionError
+from .conversion import ConversionError
 
 MAX_DEPTH, MAX_MODULES = 32, 10_000  # of a network
 
@@ -80,20 +78,3 @@ def _dict(value, name: str) -> dict:
     if not isinstance(value, dict):
         raise ConversionError(f"{name.strip('.')} of the network is not a dictionary; the file is damaged")
     return value
-
-
-def load(path: str | Path):
-    """Read a pickle of persistent networks.
-
-    Args:
-        path: the `.pkl` file.
-
-    Returns:
-        What the file holds, usually a dict; networks are `PersistentObject`s, tensors are on the CPU.
-
-    Raises:
-        ConversionError: the file names something outside the table, or is damaged or cut short.
-    """
-    from .untrusted import read
-
-    return read(path, "networks")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..convert.report import ConversionError
+from .conversion import ConversionError
 from .reading import Refused, child, sources
 from .regular_files import size_of_regular
 from .safetensors_files import read_into

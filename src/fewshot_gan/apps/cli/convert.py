@@ -1,0 +1,50 @@
+"""`fewshot-gan convert`."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...hub import cards
+from ...utils.files import write_folder
+from .options import path_argument
+from .root import app, refuse_existing
+
+SAVED = ("generator", "discriminator")
+
+
+@app.command()
+def convert(
+    src: Annotated[
+        Path,
+        path_argument("StyleGAN2 .pkl or .pt, SNGAN, BigGAN, GP-GAN .pth, or MobileStyleGAN's IR."),
+    ],
+    out: Annotated[Path, path_argument("Folder to write, new or empty.")],
+    base: Annotated[
+        str | None, typer.Option(help="Of an adapter of HyperDomainNet, LFS-GAN, AdaFM or GAN Memory: its base.")
+    ] = None,
+):
+    """Turn a published checkpoint into a folder that `--base` takes, or with --base an adapter into one of ours."""
+    start = time.perf_counter()
+    refuse_existing(out)
+
+    if base is not None:
+        from ...convert.adapters import write_adapter
+
+        write_folder(out, lambda folder: write_adapter(src, base, folder, out.absolute()))
+        print(f"{out}  (an adapter of {base}, {time.perf_counter() - start:.1f} s)")
+        return
+    from ...convert import convert_checkpoint
+    from ...pipeline import FewShotGAN
+
+    networks = convert_checkpoint(src)
+    if "generator" not in networks:
+        raise ValueError(f"{src} holds a discriminator alone; give the file or folder that has the generator too")
+    pipe = FewShotGAN(networks["generator"], networks.get("discriminator"))
+    write_folder(out, pipe.save_pretrained)
+    found = [
+        f"{name} of {cards.count_numbers(network):,} numbers" for name, network in networks.items() if name in SAVED
+    ]
+    resolution = networks["generator"].resolution
+    print(f"{out}  ({resolution} px, {', '.join(found)}, {time.perf_counter() - start:.1f} s)")

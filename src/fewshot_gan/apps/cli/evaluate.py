@@ -1,0 +1,104 @@
+"""`fewshot-gan evaluate`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ... import hub
+from ...utils.errors import needing
+from ...utils.files import replace_text
+from ...utils.text import plain
+from .options import Adapters, BatchSize, Psi, Threads, Weights, count, number, path_option, seed_option
+from .root import app, begin
+from .sources import load_pipeline, named_looks
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        str | None, typer.Argument(help="True pictures: folder, zip archive, embedded set, or datasets id.")
+    ] = None,
+    *,
+    base: Annotated[str | None, typer.Option(help="Embedded name, folder or Hub repo; default: ffhq.")] = None,
+    adapter: Adapters = None,
+    weight: Weights = None,
+    num_images: Annotated[int | None, count("Pictures to draw; default 1000.")] = None,
+    seed: Annotated[int | None, seed_option("Of the pictures; default 0.")] = None,
+    psi: Psi = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="What judges: efficientnet-lite0 (default) or -lite2, inception-v3, or CLIP or any vision model of "
+            "transformers: folder or repo."
+        ),
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="What measures distances of pairs: an EfficientNet, lpips-vgg or lpips-alex.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Name of the domain, for CLIP's quality.")] = None,
+    neighbour: Annotated[
+        int | None,
+        number("Which neighbour precision, recall, density and coverage look at; default 3.", 1, 10**6),
+    ] = None,
+    batch_size: BatchSize = 8,
+    protocol: Annotated[
+        Path | None,
+        path_option("A report: compute it again, and say whether it is equal. What is not given is as there."),
+    ] = None,
+    beside: Annotated[Path | None, path_option("A report to print beside, if its protocol is the same.")] = None,
+    cache_dir: Annotated[Path | None, path_option("Keep the true pictures' statistics here.")] = None,
+    out: Annotated[Path | None, path_option("The report; default: evaluation.json, with --protocol none.")] = None,
+    num_threads: Threads = None,
+):
+    """Compare what a base and its adapters draw with true pictures: Fréchet, KID, precision, recall and more."""
+    start = time.perf_counter()
+    with needing("evaluation", "train"):
+        from .. import evaluation
+    from ..generation import device, launched
+
+    published, other = (None if path is None else evaluation.read_report(path) for path in (protocol, beside))
+    source = {"data": data, "base": base, "adapter": adapter, "weight": weight}
+    asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi}
+    asked |= {"features": features, "pairs": pairs, "text": text, "neighbour": neighbour}
+    if published is not None:
+        there = published.get("source", {})
+        source = {name: there.get(name) if value is None else value for name, value in source.items()}
+        kept = published["protocol"]
+        asked = {name: kept.get(name) if value is None else value for name, value in asked.items()}
+    if source["data"] is None:
+        raise ValueError("give the true pictures: a folder, an embedded set or a datasets id")
+    out = out or (Path("evaluation.json") if published is None else None)
+    if out is not None and out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give a file name like evaluation.json")
+    names, weights = named_looks(source["adapter"], source["weight"])
+    begin(num_threads)
+    pipe, loaded = load_pipeline(source["base"] or "ffhq", names, weights)
+    pipe.set_adapters(loaded)
+    pipe.to(device())
+    asked = {name: value for name, value in asked.items() if value is not None}
+    folder = hub.embedded_datasets().get(source["data"], source["data"])
+    report = evaluation.evaluate(pipe, folder, batch_size=batch_size, cache_dir=cache_dir, **asked)
+    report["source"] = {
+        "data": hub.portable_name(source["data"]),
+        "base": hub.portable_name(source["base"] or "ffhq"),
+        "adapter": [hub.portable_name(name) for name in names],
+        "weight": source["weight"],
+    }
+    state = launched()
+    if state and not state.is_main_process:
+        return
+    beside_it = {} if other is None else evaluation.compare(report, other)
+    apart = [] if published is None else evaluation.differences(published, report)
+    if out is not None:
+        text = json.dumps(report, indent=1) + "\n"
+        replace_text(out, text)
+    for name, value in report["results"].items():
+        print(f"{name:24}{value:12.5g}" + (f"{beside_it[name][1]:12.5g}" if beside_it else ""))
+    if out is not None:
+        print(f"{out}  ({time.perf_counter() - start:.1f} s)")
+    if published is not None:
+        print(f"not equal to {protocol}: {plain('; '.join(apart))}" if apart else f"equal to {protocol}")
+        raise typer.Exit(1 if apart else 0)

@@ -1,0 +1,132 @@
+"""`fewshot-gan generate`."""
+
+import math
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...data import grids
+from ...utils.files import replace_file, write_folder
+from .options import (
+    Adapters,
+    Base,
+    BatchSize,
+    FileFormat,
+    NoiseMode,
+    Psi,
+    Threads,
+    count,
+    number,
+    path_option,
+    seed_option,
+)
+from .root import app, begin, refuse_existing
+from .sources import load_pipeline, named_looks, read_latents
+
+
+@app.command()
+def generate(
+    base: Base = "ffhq",
+    adapter: Adapters = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(help="One per adapter, in order; default 1. By depth: coarse:0,middle:0.5,fine:1 or 4:0,32:1."),
+    ] = None,
+    num_images: Annotated[int, count("How many pictures.")] = 4,
+    seed: Annotated[int, seed_option("One seed, one set of pictures.")] = 0,
+    psi: Psi = None,
+    noise_mode: Annotated[NoiseMode, typer.Option(help="Per-pixel noise.")] = NoiseMode.const,
+    class_label: Annotated[
+        list[int] | None,
+        number("Of class-conditional bases: one for all; repeat for one per picture.", 0, 2**31 - 1),
+    ] = None,
+    batch_size: BatchSize = 8,
+    latents: Annotated[Path | None, path_option("File of fewshot-gan invert, instead of random ones.")] = None,
+    out: Annotated[Path | None, path_option("The grid's file, or with --separate and --format the folder.")] = None,
+    separate: Annotated[
+        bool, typer.Option("--separate", help="One file per picture instead of a grid; all of them or none.")
+    ] = False,
+    file_format: Annotated[
+        FileFormat | None,
+        typer.Option(
+            "--format", help="A folder of any number of pictures instead of a grid; the same command again resumes."
+        ),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        count("Pictures per file of webdataset (tar) and parquet; default 1024."),
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="A row of the base, then one per adapter.")] = False,
+    interpolate: Annotated[
+        int | None,
+        number("Pictures per row, from one adapter to the next; with one, from the base.", 2, 1000),
+    ] = None,
+    num_threads: Threads = None,
+):
+    """Write pictures of a base, with or without adapters."""
+    start = time.perf_counter()
+    names, weights = named_looks(adapter, weight)
+    if interpolate is not None and (not 1 <= len(names) <= 2 or compare or separate or weight or file_format):
+        raise ValueError(
+            "--interpolate takes one --adapter or two, and neither --weight, --compare, --separate nor --format; "
+            f"got {len(names)} adapters"
+        )
+    if separate and file_format:
+        raise ValueError("--separate writes a folder of png files in one go, --format in any number; give one")
+    if shard_size is not None and not file_format:
+        raise ValueError("--shard-size is of --format webdataset and parquet; give one of these, or leave it out")
+    out = out or Path("faces" if separate or file_format else "faces.png")
+    if separate:
+        refuse_existing(out)
+    elif not file_format:
+        grids.check_grid(out, 1, 1, 1)
+
+    from ...pipeline import BASE
+    from .. import generation
+
+    begin(num_threads)
+    processes = generation.launched()
+    if processes and not file_format:
+        raise ValueError("several processes write a folder together with --format; else start a single one")
+    pipe, loaded = load_pipeline(base, names, weights)
+    options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value, "batch_size": batch_size}
+    if class_label:
+        options["class_labels"] = class_label[0] if len(class_label) == 1 else class_label
+    if latents is not None:
+        options["latents"] = read_latents(latents)
+        num_images = len(options["latents"])
+    looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
+    columns = interpolate or (num_images if compare else math.ceil(math.sqrt(num_images)))
+    if not (separate or file_format):
+        grids.check_grid(out, num_images * (interpolate or len(looks)), columns, pipe.generator.resolution)
+    if interpolate is not None:
+        first, last = [BASE, *loaded][-2:]
+        images = pipe.interpolate(first, last, interpolate, num_images=num_images, **options).images
+        replace_file(out, grids.make_grid(images, columns).save)
+        print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
+        return
+    if file_format or separate:
+        options["looks"] = {f"{next(iter(look), 'base')}-" if compare else "": look for look in looks}
+    if file_format:
+        pipe.to(generation.device())
+        options |= {"file_format": file_format.value, "shard_size": shard_size}
+        generation.write_pictures(pipe, out, num_images, **options)
+    elif separate:
+
+        def write(folder):
+            generation.write_pictures(pipe, folder, num_images, **options)
+            (folder / generation.MANIFEST).unlink()  # whole or not there: nothing to go on from
+
+        write_folder(out, write)
+    else:
+        rows = []
+        for look in looks:
+            pipe.set_adapters(look)
+            rows += pipe(num_images, **options).images
+        replace_file(out, grids.make_grid(rows, columns).save)
+    if processes:
+        processes.destroy_process_group()
+    if not processes or processes.is_main_process:
+        print(f"{out}  ({num_images * len(looks)} pictures, {time.perf_counter() - start:.1f} s)")

@@ -1,0 +1,103 @@
+"""`fewshot-gan info` and `fewshot-gan list`."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ... import hub
+from ...utils.safetensors_files import read_header
+from ...utils.text import plain
+from .root import app
+from .sources import adapters_in, read_config
+
+
+@app.command()
+def info(
+    adapter: Annotated[str, typer.Argument(help="Embedded name, folder or Hub repo.")],
+    subfolder: Annotated[str | None, typer.Option(help="Folder inside it.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
+    token: Annotated[str | None, typer.Option(help="For a private repo.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object per adapter.")] = False,
+):
+    """Show what an adapter is: its type, size, base and the layers it changes."""
+    folder = hub.resolve_folder(adapter, kind="adapter", subfolder=subfolder, revision=revision, token=token)
+    found = adapters_in(folder)
+    if not found:
+        raise FileNotFoundError(f"{adapter} is no adapter: neither it nor a subfolder has an adapter_config.json")
+    known = [_facts(f, Path(subfolder or adapter).name if f == folder else f.name) for f in found]
+    print(json.dumps(known, indent=1) if as_json else "\n".join(map(_describe, known)))
+
+
+def _facts(folder: Path, name: str) -> dict:
+    """What the config and the headers of the weights of one adapter say."""
+    config = read_config(folder)
+    files = sorted(folder.glob("adapter_model*.safetensors"), key=lambda file: len(file.name))  # no variant comes first
+    if not files:
+        raise FileNotFoundError(f"{folder} is not an adapter folder: it has no adapter_model.safetensors")
+    return {
+        "name": name,
+        "adapter_type": config.pop("adapter_type"),
+        "values": _count(files[0]),
+        "bytes": {file.name: file.stat().st_size for file in files},
+        "base_model_name_or_path": config.pop("base_model_name_or_path", None),
+        "base_fingerprint": config.pop("base_fingerprint", None),
+        "layers": dict(Counter(spec["role"] for spec in config.pop("target_modules").values())),
+        "training": config.pop("training", None) or {},
+        "config": config,
+    }
+
+
+def _describe(facts: dict) -> str:
+    def listed(settings: dict) -> str:
+        shown = {k: v for k, v in sorted(settings.items()) if isinstance(v, str | int | float)}  # nested ones: --json
+        return plain(", ".join(f"{key} {value}" for key, value in shown.items())) or "none"
+
+    sizes = list(facts["bytes"].values())
+    others = "".join(f"; {name} {size:,} bytes" for name, size in list(facts["bytes"].items())[1:])
+    base, mark = facts["base_model_name_or_path"] or "not recorded", facts["base_fingerprint"] or "not recorded"
+    roles = ", ".join(f"{number} {role}" for role, number in facts["layers"].items())
+    return "\n".join(
+        [
+            plain(f"{facts['name']}: {facts['adapter_type']}, {facts['values']:,} numbers, {sizes[0]:,} bytes{others}"),
+            f"  base: {plain(base)}, fingerprint {plain(mark)}",
+            f"  layers: {sum(facts['layers'].values())} ({plain(roles)})",
+            f"  config: {listed(facts['config'])}",
+            f"  training: {listed(facts['training'])}",
+        ]
+    )
+
+
+@app.command(name="list")
+def list_embedded():
+    """Show what ships inside the package and works offline."""
+    bases = {name: hub.names.ASSETS / "bases" / name for name in hub.embedded_bases()}
+    print("bases" if bases else "bases: none")
+    for name, folder in bases.items():
+        parts = [
+            f"{weights.parent.name} {_count(weights):,} numbers, {_size(weights)}"
+            for weights in sorted(folder.glob("*/*.safetensors"))
+        ]
+        print(f"  {name}: {'; '.join(parts)}")
+    adapters = hub.embedded_adapters()
+    print("adapters" if adapters else "adapters: none")
+    for name, folder in adapters.items():
+        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["adapter_type"]
+        weights = folder / "adapter_model.safetensors"
+        print(f"  {name} (for {folder.parent.name}): {kind}, {_count(weights):,} numbers, {_size(weights)}")
+    datasets = hub.embedded_datasets()
+    print("datasets" if datasets else "datasets: none")
+    for name, folder in datasets.items():
+        pictures = list(folder.glob("*.png"))
+        print(f"  {name}: {len(pictures)} pictures, {_size(*pictures)}")
+
+
+def _count(weights: Path) -> int:
+    return read_header(weights).numel
+
+
+def _size(*files: Path) -> str:
+    size = sum(f.stat().st_size for f in files)
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -1,0 +1,122 @@
+"""`fewshot-gan push`."""
+
+import glob
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ... import hub
+from ...hub import cards
+from ...hub.reports import REPORT, eval_results, report_of
+from ...utils.files import finish_replacing
+from ...utils.json_files import read_json
+from ...utils.safetensors_files import read_header
+from .options import path_argument
+from .root import app, begin
+from .sources import adapters_in, read_config
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, path_argument("An adapter, a folder of several, or a base.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub, made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repo.")] = False,
+    token: Annotated[str | None, typer.Option(help="With write access; default: that of `hf auth login`.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if it is not there.")] = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with fewshot_gan",
+):
+    """Share an adapter or a base on the Hub, with a model card."""
+    folder = finish_replacing(folder)
+    patterns = _check_pushable(folder)
+    if not (folder / "README.md").is_file():
+        _write_card(folder, repo_id)
+    options = {"token": token, "private": private or None, "revision": revision, "commit_message": message}
+    instead = _portable(folder) | numbered_card(folder)
+    print(hub.push_folder(folder, repo_id, allow_patterns=patterns, instead=instead, **options))
+
+
+def _check_pushable(folder: Path) -> list[str]:
+    """Patterns of the files that belong to what `folder` holds, once they are known to be whole."""
+    found = []
+    if (index := folder / "model_index.json").is_file():
+        listed = {name: value for name, value in read_json(index).items() if isinstance(value, list) and value[0]}
+        parts = [name for name in listed if not name.startswith("_")]
+        patterns = ["model_index.json", "README.md", "images/*.png", "pipeline.py"]
+        patterns += [f"{name}/{files}" for name in parts for files in ("*.json", "*.safetensors", "fewshot_gan.py")]
+        weights = {name: list((folder / name).glob("*.safetensors")) for name in parts}
+    elif found := adapters_in(folder):
+        patterns = ["README.md", *cards.PUBLISHED] if folder in found else ["README.md"]
+        patterns += [f"{glob.escape(f.name)}/{p}" for f in found if f != folder for p in cards.PUBLISHED]
+        weights = {f.name: list(f.glob("adapter_model*.safetensors")) for f in found}
+    else:
+        raise FileNotFoundError(
+            f"nothing to push in {folder}: it is no adapter (adapter_config.json), no folder of adapters, and no base "
+            "(model_index.json)"
+        )
+    for adapter in found:
+        read_config(adapter)
+    for name, files in weights.items():
+        if not files:
+            raise FileNotFoundError(f"{name} in {folder} has no weights (.safetensors); save it again")
+        for file in files:
+            if not read_header(file).tensors:
+                raise ValueError(f"{file} is damaged or cut short: it has no tensors; fetch or save the file again")
+    return patterns
+
+
+def _portable(folder: Path) -> dict[str, bytes]:
+    """Configs of adapters that call their base by a folder of this machine, as they may be read elsewhere."""
+    instead = {}
+    for path in (f / "adapter_config.json" for f in adapters_in(folder)):
+        config = read_json(path)
+        if (base := cards.portable_base(config)) != config.get("base_model_name_or_path"):
+            portable = json.dumps({**config, "base_model_name_or_path": base}, indent=1) + "\n"
+            instead[path.relative_to(folder).as_posix()] = portable.encode()
+    return instead
+
+
+def _write_card(folder: Path, repo_id: str) -> None:
+    name, repo_id = repo_id.rsplit("/", 1)[-1], repo_id if "/" in repo_id else None
+    if (folder / "model_index.json").is_file():
+        from ...pipeline import FewShotGAN
+
+        begin(None)
+        cards.write_base_card(FewShotGAN.from_pretrained(folder), folder, name, repo_id=repo_id)
+    elif (folder / "adapter_config.json").is_file():
+        from ...adapters import read_adapter
+
+        cards.write_adapter_card(read_adapter(folder), folder, name, repo_id=repo_id)
+    else:
+        cards.write_collection_card(folder, name, repo_id=repo_id)
+
+
+def numbered_card(folder: Path) -> dict[str, bytes]:
+    """`README.md` of an adapter or base with the numbers of the report that lies beside it in its front matter.
+
+    Returns:
+        Empty where there is no such report, or the card has numbers of its own.
+    """
+    from huggingface_hub import ModelCard
+
+    if not (folder / REPORT).is_file():
+        return {}
+    card = ModelCard.load(folder / "README.md")
+    if (folder / "model_index.json").is_file():
+        from ...pipeline import FewShotGAN
+        from ...utils.hashing import fingerprint
+
+        report = report_of(fingerprint(FewShotGAN.from_pretrained(folder).generator), None, None, folder)
+    elif (folder / "adapter_config.json").is_file():
+        from ...adapters import read_adapter
+
+        adapter = read_adapter(folder)
+        report = report_of(adapter.config.base_fingerprint, adapter, None, folder)
+    else:
+        return {}
+    if report is None or card.data.eval_results:
+        return {}
+    card.data.model_name = card.data.model_name or folder.absolute().name
+    card.data.eval_results = eval_results(report)
+    return {"README.md": str(card).encode()}

@@ -1,0 +1,70 @@
+"""LPIPS (arXiv 1801.03924), of the package `lpips`, whose weights are fetched once."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.images import check_floats
+from .base import FeatureNetwork
+from .weights import FETCHING, fault_of_cache, hash_of_weights
+
+
+class LPIPSFeatures(FeatureNetwork):
+    """LPIPS (arXiv 1801.03924) as vectors: the squared distance of two is the LPIPS of their pictures.
+
+    For pairs only. By VGG a picture of 256 px takes 16 MB, by AlexNet 1.3 MB.
+
+    Args:
+        net: "vgg" or "alex".
+
+    Raises:
+        ImportError: `lpips` or torchvision is not installed.
+        FileNotFoundError: the weights, which torchvision fetches, cannot be had.
+    """
+
+    spatial_side, spatial_resize = 256, "area, to 256 px at most"
+
+    def __init__(self, net: str = "vgg"):
+        super().__init__()
+        self.net = load_lpips(net)
+        self.sha256 = hash_of_weights(self.net)
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def spatial(self, images: Tensor, size: int | None = None) -> Tensor:
+        """`[B, 3, H, W]` in [-1, 1], made `size` px (None: 256) if it is larger → float16 `[B, E]`."""
+        check_floats(images)
+        size = size or self.spatial_side
+        if max(images.shape[2:]) > size:
+            images = F.interpolate(images, size=(size, size), mode="area")
+        vectors = []
+        for maps, linear in zip(self.net.net(self.net.scaling_layer(images.float())), self.net.lins, strict=True):
+            weight = linear.model[-1].weight.clamp_min(0).sqrt()  # [1, C, 1, 1]; trained to be no less than 0
+            maps = maps / (maps.square().sum(1, keepdim=True).sqrt() + 1e-10) * weight
+            vectors.append(maps.flatten(1) / (maps.shape[2] * maps.shape[3]) ** 0.5)
+        return torch.cat(vectors, 1).half()
+
+
+def load_lpips(net: str = "vgg") -> nn.Module:
+    """LPIPS of the package `lpips`, frozen: two `[B, 3, H, W]` in [-1, 1] → `[B, 1, 1, 1]`.
+
+    Raises:
+        ImportError: `lpips` or torchvision is not installed.
+        FileNotFoundError: its weights, which torchvision fetches once, cannot be had.
+    """
+    try:
+        import lpips
+    except ImportError as error:  # torchvision's absence too
+        raise ImportError("LPIPS needs lpips: pip install 'fewshot_gan[metrics]'") from error
+    try:
+        return lpips.LPIPS(net=net, verbose=False).requires_grad_(False)
+    except FETCHING as error:
+        what = fault_of_cache(error) or f"cannot fetch its weights ({error})"
+        raise FileNotFoundError(f"LPIPS {what}") from error
+
+
+LPIPS = {f"lpips-{net}": partial(LPIPSFeatures, net) for net in ("vgg", "alex")}

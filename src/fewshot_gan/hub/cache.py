@@ -1,0 +1,37 @@
+"""The Hub's cache on this machine, and what can be wrong with it."""
+
+from pathlib import Path
+
+from ..utils.errors import fault_of_disk
+from ..utils.files import user_path
+
+OTHER_CACHE = "set HF_HOME to a folder that can be written, or give cache_dir=…"
+
+
+def cache_folder(cache_dir) -> Path:
+    from huggingface_hub import constants
+
+    return user_path(cache_dir or constants.HF_HUB_CACHE)
+
+
+def check_cache(cache_dir) -> None:
+    """Refuse a cache that cannot be a folder; huggingface_hub says of one that there is no network.
+
+    Raises:
+        NotADirectoryError: it, or a folder above it, is a file.
+    """
+    cache = cache_folder(cache_dir)
+    there = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"the cache {cache} is no folder: {there} is a file; {OTHER_CACHE}")
+
+
+def refuse_fault_of_cache(error: Exception, what: str, cache_dir) -> None:
+    """Say so where not the Hub, but the disk of the cache is to blame.
+
+    Raises:
+        OSError: it is.
+    """
+    if fault := fault_of_disk(error):
+        fault, _, _ = fault.partition("; ")
+        raise OSError(f"the cache {cache_folder(cache_dir)} cannot take {what}: {fault}; {OTHER_CACHE}") from error

@@ -1,0 +1,101 @@
+"""From a folder to the Hub: one commit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..utils.deadline import within
+from ..utils.files import COMMITTED, finish_replacing
+from ..version import __version__
+from .causes import hub_errors, page_of, why_not_pushed
+
+PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
+PUSH_SECONDS, PUSH_RATE = 300, 50_000  # a push may take so long, and a second more for so many bytes
+
+
+def push_folder(
+    folder,
+    repo_id: str,
+    *,
+    token: bool | str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload with fewshot_gan",
+    create_pr: bool = False,
+    allow_patterns: list[str] | None = None,
+    instead: Mapping[str, bytes] | None = None,
+    repo_type: str = "model",
+) -> str:
+    """Upload a folder as one commit, so that nobody ever finds half of it; makes the repo and the branch if needed.
+
+    Args:
+        folder: what to upload; hidden files stay here.
+        repo_id: `owner/name`, or `name` for the token's owner.
+        token: with write access; None takes the one of `hf auth login`.
+        private: whether a new repo is private; None takes the owner's default.
+        revision: branch; None is main.
+        create_pr: propose the commit as a pull request.
+        allow_patterns: upload only files whose path matches one of these, as in `huggingface_hub.upload_folder`.
+        instead: path in the folder → content to upload in place of the file's own.
+        repo_type: "model", or "kernel" for a package of the kernels hub.
+
+    Returns:
+        Full id of the repo.
+
+    Raises:
+        FileNotFoundError: no file to upload.
+        ValueError: the Hub refused, cannot be reached or takes too long, the repo is public and should be private, or a
+            link leads out of the folder.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    folder = finish_replacing(Path(folder))
+    for waiting in list(folder.rglob(COMMITTED)):
+        finish_replacing(waiting.parent)
+    paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    names = [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
+    names = list(filter_repo_objects(names, allow_patterns=allow_patterns))
+    if not names:
+        only = f" that matches {', '.join(allow_patterns)}" if allow_patterns else ""
+        raise FileNotFoundError(f"nothing to push: there is no file{only} in {folder}")
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{name} in {folder} is a link to a file outside of it, so nothing was uploaded; put a copy of that "
+                "file in its place, or remove the link"
+            )
+    seconds = PUSH_SECONDS + sum((folder / name).stat().st_size for name in names) / PUSH_RATE
+    api = HfApi(token=token, library_name="fewshot_gan", library_version=__version__)
+
+    def push() -> tuple[str, bool]:
+        """Full id of the repo, and whether it was left alone because everybody could read it."""
+        target = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type).repo_id
+        if private and not api.repo_info(target, repo_type=repo_type).private:  # an old repo keeps its visibility
+            return target, True
+        if revision and not revision.startswith("refs/"):
+            api.create_branch(target, branch=revision, exist_ok=True, repo_type=repo_type)
+        api.create_commit(
+            target,
+            [CommitOperationAdd(name, (instead or {}).get(name, folder / name)) for name in names],
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            repo_type=repo_type,
+        )
+        return target, False
+
+    try:
+        repo_id, public = within(seconds, push)
+    except TimeoutError as error:
+        raise ValueError(
+            f"could not push to {repo_id!r}: {error}; look at {page_of(repo_id)} whether it arrived after all, and "
+            "push again if not"
+        ) from error
+    except hub_errors() as error:
+        raise ValueError(f"could not push to {repo_id!r}: {why_not_pushed(error)}") from error
+    if public:
+        raise ValueError(
+            f"{repo_id!r} is there already and public, so private=True would hide nothing; make it private at "
+            f"{page_of(f'kernels/{repo_id}' if repo_type == 'kernel' else repo_id)}/settings, or push to another name"
+        )
+    return repo_id

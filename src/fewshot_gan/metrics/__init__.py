@@ -1,0 +1,47 @@
+"""Metrics: tensors in, numbers out."""
+
+from .clip import clip_diversity, clip_quality
+from .distributions import (
+    FeatureMoments,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    kernel_distance_of_subsets,
+    precision_recall,
+)
+from .diversity import (
+    balanced_intra_cluster_distance,
+    intra_cluster_distance,
+    mean_of_pairs,
+    pairwise_distances,
+    spatial_distance,
+    spatial_embedding,
+)
+from .images import LUMINANCE, luminance, psnr, sobel
+from .pairs import paired_correlations
+from .plain import PLAIN_GAIN, SCALES, plain_features
+
+__all__ = [
+    "LUMINANCE",
+    "psnr",
+    "luminance",
+    "sobel",
+    "FeatureMoments",
+    "frechet_distance",
+    "kernel_distance",
+    "kernel_distance_of_subsets",
+    "precision_recall",
+    "inception_score",
+    "SCALES",
+    "PLAIN_GAIN",
+    "plain_features",
+    "paired_correlations",
+    "spatial_embedding",
+    "pairwise_distances",
+    "spatial_distance",
+    "mean_of_pairs",
+    "intra_cluster_distance",
+    "balanced_intra_cluster_distance",
+    "clip_quality",
+    "clip_diversity",
+]

@@ -1,0 +1,123 @@
+"""How much the pictures of a set differ from one another."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from ..features import FeatureNetwork
+
+_COLUMNS = 2**18  # of embeddings turned to float64 at a time
+
+
+@torch.no_grad()
+def spatial_embedding(
+    images: Tensor, features: FeatureNetwork, size: int | None = None, batch_size: int = 16
+) -> Tensor:
+    """Vectors whose squared Euclidean distance is `features`' distance of two pictures, see `FeatureNetwork.spatial`.
+
+    Unlike pooled features they know *where* things are, hence notice a collapse.
+
+    Args:
+        images: float `[N, 3, H, W]` in [-1, 1].
+        size: px to which `features` resizes them; None: what is usual for it.
+
+    Returns:
+        float `[N, E]`.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not len(images):
+        raise ValueError(f"there are no images to compare in shape {list(images.shape)}")
+    device = next(chain(features.parameters(), features.buffers())).device
+    found = None
+    for start in range(0, len(images), batch_size):
+        rows = features.spatial(images[start : start + batch_size].to(device), size)
+        if found is None:
+            found = rows.new_empty(len(images), rows.shape[1])  # once: of LPIPS it is large
+        found[start : start + batch_size] = rows
+    return found
+
+
+def pairwise_distances(a: Tensor, b: Tensor | None = None) -> Tensor:
+    """Squared Euclidean distances `[N, E], [M, E] -> [N, M]`, float64; of spatial embeddings: LPIPS-like distances."""
+    b = a if b is None else b
+    found = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    for x, y in zip(a.split(_COLUMNS, 1), b.split(_COLUMNS, 1), strict=True):
+        x, y = x.double(), y.double()
+        found += x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * x @ y.T
+    return found.clamp_min_(0)
+
+
+def spatial_distance(images: Tensor, features: FeatureNetwork, size: int | None = None) -> float:
+    """Mean LPIPS-like distance over all pairs of different images: near 0 when one image is drawn for every latent.
+
+    Args:
+        images: float `[N, 3, H, W]` in [-1, 1], N ≥ 2; the published protocol uses 64.
+        features, size: as in `spatial_embedding`.
+
+    Raises:
+        ValueError: fewer than two images.
+    """
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} image has no pair; pass at least 2, 64 for the published protocol")
+    return mean_of_pairs(pairwise_distances(spatial_embedding(images, features, size)))
+
+
+def mean_of_pairs(pairwise: Tensor) -> float:
+    """Mean of `[N, N]` distances between different rows."""
+    return (pairwise.sum() - pairwise.trace()).item() / (len(pairwise) * (len(pairwise) - 1))
+
+
+def intra_cluster_distance(to_references: Tensor, pairwise: Tensor, max_members: int = 50) -> float:
+    """Diversity around the training images (arXiv 2104.06820): mean distance in a cluster, over the filled ones.
+
+    Args:
+        to_references: `[N, K]` distances of N generated images to the K training images; the nearest names the cluster.
+        pairwise: `[N, N]` distances among the generated images, any metric.
+        max_members: only the first members of a cluster are compared.
+
+    Returns:
+        0 when every cluster has copies of one image. A cluster with a single member has no pair and counts 0.
+
+    Raises:
+        ValueError: shapes do not fit, or N = 0.
+    """
+    _, distances, counts = _clusters(to_references, pairwise, max_members)
+    return distances[counts > 0].mean().item()
+
+
+def balanced_intra_cluster_distance(to_references: Tensor, pairwise: Tensor, max_members: int = 50) -> float:
+    """B-LPIPS (LFS-GAN, arXiv 2308.11917): Σ_c -p_c log10(p_c) · d_c with shares p_c and mean distances d_c.
+
+    One cluster holding everything gives 0 however varied it is inside; K equal clusters give the mean distance times
+    log10 K. Differs from the paper: p_c + 1e-5 is capped at 1, so that the collapsed case is 0 and not slightly
+    negative.
+
+    Args, Raises: as `intra_cluster_distance`.
+    """
+    total, distances, counts = _clusters(to_references, pairwise, max_members)
+    share = (counts / total + 1e-5).clamp_max(1.0)
+    return (-share * share.log10() * distances).sum().item()
+
+
+def _clusters(to_references: Tensor, pairwise: Tensor, max_members: int) -> tuple[int, Tensor, Tensor]:
+    """N, mean distance inside each cluster `[K]`, members of each cluster `[K]`."""
+    n, k = to_references.shape
+    if n == 0 or pairwise.shape != (n, n):
+        raise ValueError(
+            f"pairwise is {list(pairwise.shape)} for {n} generated images, not [{n}, {n}] with at least one image; "
+            "compute both matrices from the same images"
+        )
+    nearest = to_references.argmin(1)
+    distances = torch.zeros(k, dtype=torch.float64, device="cpu")
+    for cluster in range(k):
+        members = (nearest == cluster).nonzero().flatten()[:max_members]
+        if len(members) > 1:
+            inside = pairwise[members][:, members].double()
+            upper = torch.triu_indices(len(members), len(members), offset=1)
+            distances[cluster] = inside[upper[0], upper[1]].mean()
+    return n, distances, torch.bincount(nearest, minlength=k).double().cpu()
