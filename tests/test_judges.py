@@ -37,9 +37,9 @@ MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 
 @pytest.fixture(autouse=True)
 def nothing_cached():
-    features._load.cache_clear()
+    features.registry._load.cache_clear()
     yield
-    features._load.cache_clear()
+    features.registry._load.cache_clear()
 
 
 def pictures(n=3, side=32, seed=0):
@@ -448,7 +448,7 @@ def test_a_backbone_judges(data, tmp_path):
     (tmp_path / "dino" / "preprocessor_config.json").write_text(
         json.dumps(stored | {"size": {"shortest_edge": 32}}), encoding="utf-8"
     )
-    features._load.cache_clear()
+    features.registry._load.cache_clear()
     with pytest.raises(ValueError, match="different protocols.*features_resize.*to 24 px.*to 32 px"):
         evaluation.compare(report, report_of(data, features=judge))
 
