@@ -23,7 +23,6 @@ from .models import AnyDiscriminator, AnyGenerator
 from .models.labels import labels_of_images, start_from_w
 from .models.latents import check_latents
 from .models.network import settle_dtype, stored_weights
-from .models.plain import PlainGenerator
 from .models.projected import ProjectedDiscriminator
 from .ops import dispatch
 from .pipeline_base import NetworkPipeline, drawing
@@ -76,7 +75,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
     ):
         super().__init__()
         if truncation_psi is None:
-            truncation_psi = 1.0 if isinstance(generator, PlainGenerator) else 0.7
+            truncation_psi = 0.7 if generator.has_styles else 1.0
         self.register_modules(
             generator=generator, discriminator=discriminator, projected_discriminator=projected_discriminator
         )
@@ -187,7 +186,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
             raise ValueError(
                 f"truncation_psi={psi!r}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}; 1 is no truncation"
             )
-        plain = isinstance(self.generator, PlainGenerator)
+        plain = not self.generator.has_styles
         if plain:
             of_styles = {"latent_space": latent_space not in (None, "z"), "noise_mode": noise_mode != "const"}
             of_styles["truncation_cutoff"] = truncation_cutoff is not None
@@ -303,7 +302,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
 
     def _psi_of_z(self, psi: float | None) -> float:
         """ψ of drawn z; style-based generators truncate w instead."""
-        if not isinstance(self.generator, PlainGenerator):
+        if self.generator.has_styles:
             return 1.0
         return self.config.truncation_psi if psi is None else psi
 
@@ -338,7 +337,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
             FileNotFoundError: a path without a file.
             ImportError: no perceptual network is installed and `perceptual="none"` was not given.
         """
-        if isinstance(self.generator, PlainGenerator):
+        if not self.generator.has_styles:
             raise ValueError(
                 f"a {type(self.generator).__name__} has no w to search; use a style-based base, e.g. 'ffhq'"
             )

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..models.plain import PlainGenerator
 from ..pipeline import MOST_PSI, FewShotGAN
 from ..utils.files import replace_file, staging, user_path
 from ..utils.random import seeded
@@ -51,7 +50,7 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
             import_module(package)
         except ImportError as error:
             raise ImportError(f"format {file_format} needs {package}: pip install 'fewshot_gan[export]'") from error
-    plain = isinstance(pipe.generator, PlainGenerator)
+    plain = not pipe.generator.has_styles
     if plain and truncation_psi is not None:
         raise ValueError(f"truncation_psi={truncation_psi}: this base has no styles to truncate; leave it out")
     psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 
 from ..models.layers import as_ws, mix_styles
-from ..models.plain import PlainGenerator
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Pair:
     def ws(self, latents: Latents) -> torch.Tensor:
         """`[B, L, D]` under whatever acts now."""
         network = self.generator
-        if isinstance(network, PlainGenerator):
+        if not network.has_styles:
             return latents.z.to(network.device)
         if latents.w is not None:
             return as_ws(latents.w.to(network.device), network.num_ws, network.w_dim)
@@ -101,19 +100,18 @@ class Pair:
     def drawn(self, ws: torch.Tensor, precise: bool = False) -> Drawn:
         """Draw styles `[B, L, D]` under what acts now; `precise`: as of `adapted`."""
         ws = ws.bfloat16() if self.half and not precise else ws
-        if isinstance(self.generator, PlainGenerator):
+        if not self.generator.has_styles:
             return Drawn(ws, self.generator(ws).float(), {})
         images, features = self.generator.synthesis(ws, return_features=True)
         return Drawn(ws, images.float(), features)
 
     def stem(self, drawn: Drawn) -> torch.Tensor:
         """What AdvAug moves of the generator: styles, or the first map of one without styles."""
-        return self.generator.stem(drawn.ws) if isinstance(self.generator, PlainGenerator) else drawn.ws
+        return drawn.ws if self.generator.has_styles else self.generator.stem(drawn.ws)
 
     def body(self, x: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """Images of `x`, which lies near the `stem` of `drawn`."""
-        plain = isinstance(self.generator, PlainGenerator)
-        return self.generator.body(x, drawn.ws).float() if plain else self.drawn(x).images
+        return self.drawn(x).images if self.generator.has_styles else self.generator.body(x, drawn.ws).float()
 
     @torch.no_grad()
     def source(self, latents: Latents) -> Drawn:

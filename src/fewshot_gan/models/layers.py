@@ -304,6 +304,7 @@ def mix_styles(ws_a: torch.Tensor, ws_b: torch.Tensor, crossover: int | torch.Te
 class StyleGenerator:
     """`forward` of the StyleGAN family; the generator itself makes `mapping`, `synthesis`, `num_ws` and `w_dim`."""
 
+    has_styles = True  # truncation, style mixing, w and w+ exist; False: the picture starts from z alone
     num_classes: int | None = None
     _supports_gradient_checkpointing = True
 

@@ -247,6 +247,7 @@ class PlainGenerator(Checkpointed):
     (arXiv 2103.00397) perturbs lies between them.
     """
 
+    has_styles = False
     num_classes: int | None = None
     _supports_gradient_checkpointing = True
 

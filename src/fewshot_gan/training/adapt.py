@@ -31,7 +31,6 @@ from ..methods.lfs_gan import LFSConfig, LFSObjective
 from ..models import GPGANGenerator
 from ..models.latents import check_latents
 from ..models.layers import as_ws
-from ..models.plain import PlainGenerator
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded, replace_file
 from ..utils.hashing import hash_tensor
@@ -307,7 +306,7 @@ def train(
     given, of = vars(args), METHODS[args.method]
     pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
     base = args.pretrained_model_name_or_path
-    tailored = isinstance(pipe.generator, PlainGenerator)
+    tailored = not pipe.generator.has_styles
     if tailored:
         pipe, base = tailor(args, config, pipe), str(Path(args.output_dir) / "base")
     elif given.get("matcher_gain") is not None or given.get("z_dim") is not None:

@@ -20,7 +20,6 @@ from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
 from ..models.labels import refuse_classes
 from ..models.network import evaluating
-from ..models.plain import PlainGenerator
 from ..utils.hashing import hash_tensor
 from ..utils.ranges import COUNT, NOT_NEGATIVE, Range, check_numbers
 from .augment import DiffAugment, FewShotAugment, random_zoom
@@ -124,7 +123,7 @@ class Trainer:
     """
 
     def __init__(self, generator, adapter, objective: Objective, images, config, accelerator: Accelerator):
-        if not isinstance(generator, PlainGenerator):
+        if generator.has_styles:
             refuse_classes(generator, "few-shot training")
         if config.policy and objective.compares_views:
             raise ValueError(
@@ -141,7 +140,7 @@ class Trainer:
         self.config, self.accelerator, self.device = config, accelerator, accelerator.device
         # channels-last: a seventh less time per step on a CPU, and what GPUs prefer
         self.generator = generator.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
-        self.generator.train(isinstance(generator, PlainGenerator))  # those draw the noise of a layer anew each time
+        self.generator.train(not generator.has_styles)  # those draw the noise of a layer anew each time
         self.adapter = adapter.to(self.device).train().requires_grad_(True)
         self.ema = deepcopy(adapter).requires_grad_(False) if config.ema_decay else None
         self.objective = objective.to(self.device).train()
