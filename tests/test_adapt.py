@@ -4,14 +4,17 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from test_encoders import tiny_clip
 from test_report import check_run, read_page
 
 from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
+from fewshot_gan.catalogue import METHODS
 from fewshot_gan.features.encoders import CLIPEncoder, FeatureEncoder
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import adapt, hypernetwork
+from fewshot_gan.training.command_line import parse
 
 IMAGES = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
 FAST = ["--max_train_steps=2", "--train_batch_size=3", "--report_to=none", "--sample_steps=2", "--num_threads=1"]
@@ -20,7 +23,7 @@ FAST = ["--max_train_steps=2", "--train_batch_size=3", "--report_to=none", "--sa
 @pytest.fixture(autouse=True)
 def tiny_features(features, monkeypatch):
     """The tiny network wherever the real one would be loaded."""
-    for place in ("training.adapt", "training.hypernetwork", "features", "features.encoders"):
+    for place in ("methods.method", "training.hypernetwork", "features", "features.encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     monkeypatch.setattr(type(features), "sha256", "0" * 64)
     monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
@@ -40,7 +43,7 @@ def train(base_folder, data, tmp_path):
     def run(method, *options, out="run", shown=True):
         command = [*FAST, f"--base={base_folder}", f"--output_dir={tmp_path / out}", *options]
         command += [f"--data={data}"] if shown else []
-        return adapt.run(adapt.parser(method).parse_args(command))
+        return adapt.run(parse(method, command))
 
     return run
 
@@ -77,7 +80,7 @@ def test_each_method_trains_and_records_itself(train, tmp_path, base_folder, met
         assert len(moved) > len(fresh.state_dict()) / 3
     assert (tmp_path / "run" / "README.md").is_file() and (tmp_path / "run" / "samples" / "step-000002.png").is_file()
     page = check_run(tmp_path / "run", 2)
-    assert adapt.METHODS[method].help in page.text and f"3 images of {tmp_path / 'data' / 'ink'}" in page.text
+    assert METHODS[method].described in page.text and f"3 images of {tmp_path / 'data' / 'ink'}" in page.text
     assert f"{stored.num_values():,} numbers" in page.text and stored.config.base_fingerprint in page.text
     before = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
     train(method, *options)  # a finished run stays as it is
@@ -136,7 +139,8 @@ def test_a_run_that_sees_something_else_is_not_resumed(train, tmp_path, monkeypa
 
 def test_published_settings():
     def settings(*options, method="hyperdomainnet"):
-        return adapt.resolve(adapt.parser(method).parse_args(["--output_dir=run", *options]))
+        run = parse(method, ["--output_dir=run", *options])
+        return run.training, run.objective
 
     training, config = settings("--text=ink")
     assert (training.learning_rate, training.max_train_steps, training.ema_decay) == (0.1, 300, 0.0)
@@ -169,7 +173,7 @@ def test_what_nothing_uses_is_no_option(train, capsys, monkeypatch):
         with pytest.raises(SystemExit):
             train("hyperdomainnet", option)
         assert f"unrecognized arguments: {option}" in capsys.readouterr().err
-    monkeypatch.setitem(adapt.METHODS["hyperdomainnet"].settings, "augment", "flip")
+    monkeypatch.setitem(METHODS.load("hyperdomainnet").settings, "augment", "flip")
     with pytest.raises(ValueError, match="augment='flip': this objective's pictures are not augmented"):
         train("hyperdomainnet")
 
@@ -241,14 +245,14 @@ def test_projected_judges_start_from_the_bases_own(train, base_folder, features,
     assert all(torch.equal(v, want[k]) for k, v in loaded.projected_discriminator.state_dict().items())
     command = [*FAST, f"--base={tmp_path / 'with-heads'}", f"--data={data}", f"--output_dir={tmp_path / 'run'}"]
     for extra, same in (([], True), (["--scratch"], False)):
-        args = adapt.parser("finetune").parse_args([*command, *extra])
-        _, config = adapt.resolve(args)
-        objective = adapt.build(args, config, loaded, real, adapt.start(args))
+        run = adapt.Run(parse("finetune", [*command, *extra]), Accelerator(cpu=True))
+        run.pipe, run.images = loaded, real
+        objective = run.method.build_objective(run)
         key = "heads.0.convs.0.parametrizations.weight.original"
         assert torch.equal(objective.discriminator.state_dict()[key], want[key]) == same
         spread = [head.level_std for head in objective.discriminator.heads.values()]
         assert all(float(std) != 1 for std in spread)  # calibrated on the images, also without a past
-    adapt.run(adapt.parser("d3t").parse_args([*command, "--projection_steps=2"]))  # and there is something to distil
+    adapt.run(parse("d3t", [*command, "--projection_steps=2"]))  # and there is something to distil
     assert read_adapter(tmp_path / "run").config.training["distillation_weight"] == 0.1
 
 
@@ -280,7 +284,7 @@ def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data)
     out = tmp_path / "hyper"
     command = [*FAST, f"--base={base_folder}", f"--data={data.parent}", f"--output_dir={out}", "--width=16"]
     command += ["--checkpointing_steps=1", "--learning_rate=1e-3"]
-    network = hypernetwork.run(hypernetwork.parser().parse_args(command))
+    network = hypernetwork.run(hypernetwork.parse(command))
     stored = DomainHyperNetwork.from_pretrained(out)
     assert stored.config.training["domains"] == ["ink", "noise"] and stored.config.encoder == "features"
     assert all(torch.equal(v, stored.state_dict()[k]) for k, v in network.state_dict().items())
@@ -294,10 +298,10 @@ def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data)
     original = hypernetwork.Trainer.train
     hypernetwork.Trainer.train = lambda self, finish: original(self, stop_after=1)
     try:
-        hypernetwork.run(hypernetwork.parser().parse_args(command))
+        hypernetwork.run(hypernetwork.parse(command))
     finally:
         hypernetwork.Trainer.train = original
-    resumed = hypernetwork.run(hypernetwork.parser().parse_args(command))
+    resumed = hypernetwork.run(hypernetwork.parse(command))
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in resumed.state_dict().items())
     pages = [check_run(folder, 2) for folder in (out, again)]
     assert pages[0].curves == pages[1].curves and "2 domains: ink, noise" in pages[0].text
@@ -313,14 +317,14 @@ def test_a_hypernetwork_learns_single_pictures_by_their_latents(base_folder, tmp
     out = tmp_path / "hyper"
     command = [*FAST, f"--base={base_folder}", f"--data={tmp_path / 'looks'}", f"--output_dir={out}", "--width=16"]
     command += ["--preset=hypernetwork_images", "--projection_steps=2"]
-    network = hypernetwork.run(hypernetwork.parser().parse_args(command))
+    network = hypernetwork.run(hypernetwork.parse(command))
     kept = sorted((out / "projections").iterdir())
     assert [path.name for path in kept] == [f"{i}.safetensors" for i in range(3)]
     record = network.config.training
     assert (record["clip_ref_weight"], record["ema_decay"], record["lr_final"]) == (2.0, 0.0, 1.0)
     assert (record["space"], record["projection_steps"]) == ("w", 2)
     before = [path.stat().st_mtime_ns for path in kept]
-    hypernetwork.run(hypernetwork.parser().parse_args(command))
+    hypernetwork.run(hypernetwork.parse(command))
     assert [path.stat().st_mtime_ns for path in kept] == before
     with pytest.raises(SystemExit, match="--projection_steps 2 is of projected images, but no term here uses any"):
         hypernetwork.main([*command[:-2], "--projection_steps=2"])

@@ -214,8 +214,9 @@ def test_a_cell_of_other_defaults_is_no_longer_done(bench, monkeypatch):
     """A weight or a rate that nobody typed counts as much as one that somebody did."""
     from dataclasses import replace
 
+    from fewshot_gan.catalogue import METHODS
+    from fewshot_gan.methods import projections
     from fewshot_gan.methods.d3t import D3TConfig
-    from fewshot_gan.training import adapt
 
     only, few_images = ("--only", "good-left/filter-sepia/0"), D3TConfig.few_images()
     bench(*only)
@@ -227,11 +228,11 @@ def test_a_cell_of_other_defaults_is_no_longer_done(bench, monkeypatch):
         with pytest.raises(SystemExit, match=r"other settings \(relation_weight was 3000.0, now 7.0\)"):
             bench(*only)
     with monkeypatch.context() as patch:
-        patch.setitem(adapt.METHODS["d3t"].settings, "learning_rate", 1.0)
+        patch.setitem(METHODS.load("d3t").settings, "learning_rate", 1.0)
         with pytest.raises(SystemExit, match=r"other settings \(learning_rate was 0.005, now 1.0\)"):
             bench(*only)
     with monkeypatch.context() as patch:
-        patch.setitem(adapt.PROJECTION, "space", "w+")
+        patch.setitem(projections.DEFAULTS, "space", "w+")
         with pytest.raises(SystemExit, match=r"other settings \(space was w, now w\+\)"):
             bench(*only)
     bench(*only)
@@ -464,7 +465,7 @@ def test_the_plan_of_each_profile(scripts, tmp_path):
 def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     """Every look gets a predicted and a trained vector, judged alike; the same command again trains nothing."""
     eyes = Eyes()
-    for place in ("training.adapt", "training.hypernetwork", "features.encoders"):
+    for place in ("methods.method", "training.hypernetwork", "features.encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda *args, **kwargs: eyes)
     monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda *args: FeatureEncoder(eyes))
     command = [f"--base={base_folder}", f"--output_dir={tmp_path}", "--max_train_steps=1", "--vector_steps=1"]

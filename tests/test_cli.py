@@ -281,7 +281,7 @@ def pencil(tmp_path):
 
 
 def test_adapt_trains_and_resumes(cli, base_folder, pencil, features, monkeypatch):
-    monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda **kwargs: features)
     arguments = ["adapt", pencil, "--out", "runs/ink", "--base", base_folder, "--steps", 2, "--batch-size", 2]
     code, out, err = cli(*arguments, "--rank", 2, "--seed", 3)
     assert code == 0 and "runs/ink  (" in out, err
@@ -305,7 +305,7 @@ def test_adapt_trains_and_resumes(cli, base_folder, pencil, features, monkeypatc
 
 
 def test_adapt_with_the_papers_preset(cli, base_folder, pencil, features, monkeypatch):
-    monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda **kwargs: features)
     code, _, err = cli(
         *("adapt", pencil, "--out", "run", "--base", base_folder, "--steps", 1, "--batch-size", 2),
         *("--preset", "paper", "--adapter", "domain_vector", "--learning-rate", 0.01),
@@ -316,7 +316,7 @@ def test_adapt_with_the_papers_preset(cli, base_folder, pencil, features, monkey
 
 
 def test_adapt_by_another_method(cli, base_folder, pencil, features, monkeypatch):
-    monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda **kwargs: features)
     adapt = ("adapt", pencil, "--out", "run", "--base", base_folder, "--steps", 1, "--batch-size", 2)
     code, _, err = cli(*adapt, "--method", "finetune", "--real-zoom", 1.5)
     config = json.loads(Path("run/adapter_config.json").read_text(encoding="utf-8"))

@@ -817,8 +817,9 @@ def test_training_and_inversion_want_no_classes(pipe, tmp_path, features, monkey
     from PIL import Image
 
     from fewshot_gan.training import adapt
+    from fewshot_gan.training.command_line import parse
 
-    monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda device="cpu", **kwargs: features)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda device="cpu", **kwargs: features)
     pipe.save_pretrained(tmp_path / "base")
     (tmp_path / "data").mkdir()
     for i in range(2):
@@ -826,4 +827,4 @@ def test_training_and_inversion_want_no_classes(pipe, tmp_path, features, monkey
     for method, options in (("finetune", ["--preset=paper"]), ("d3t", []), ("hyperdomainnet", ["--preset=image"])):
         command = [f"--base={tmp_path / 'base'}", f"--data={tmp_path / 'data'}", f"--output_dir={tmp_path / 'run'}"]
         with pytest.raises(ValueError, match=message):
-            adapt.run(adapt.parser(method).parse_args([*command, *options, "--report_to=none", "--num_threads=1"]))
+            adapt.run(parse(method, [*command, *options, "--report_to=none", "--num_threads=1"]))

@@ -24,6 +24,7 @@ from fewshot_gan.methods.objective import Batch, Views
 from fewshot_gan.methods.pair import Pair
 from fewshot_gan.models.projected import ProjectedDiscriminator
 from fewshot_gan.training import adapt
+from fewshot_gan.training.command_line import parse
 from fewshot_gan.training.engine import Trainer, TrainingConfig
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
@@ -239,7 +240,7 @@ def test_without_its_weights_it_is_plain_fine_tuning(build, mobile, features, di
 
 
 def test_the_script_projects_once(base_folder, features, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda **kwargs: features)
     monkeypatch.setattr("fewshot_gan.features.load_features", lambda **kwargs: features)
     data = tmp_path / "data"
     data.mkdir()
@@ -247,13 +248,13 @@ def test_the_script_projects_once(base_folder, features, tmp_path, monkeypatch, 
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(data / f"{i}.png")
     command = [f"--base={base_folder}", f"--data={data}", "--max_train_steps=2", "--train_batch_size=2"]
     command += ["--projection_steps=2", "--distillation_weight=0", "--report_to=none", "--sample_steps=0"]
-    first = adapt.run(adapt.parser("d3t").parse_args([*command, f"--output_dir={tmp_path / 'a'}"]))
+    first = adapt.run(parse("d3t", [*command, f"--output_dir={tmp_path / 'a'}"]))
     assert "projected 3 images" in capsys.readouterr().out
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["method"], config["adapter_type"]) == ("d3t", "left")
     shared = tmp_path / "a" / "projections.safetensors"
     command += [f"--projections={shared}", f"--output_dir={tmp_path / 'b'}"]
-    second = adapt.run(adapt.parser("d3t").parse_args(command))
+    second = adapt.run(parse("d3t", command))
     assert "projected" not in capsys.readouterr().out
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key])
@@ -261,7 +262,7 @@ def test_the_script_projects_once(base_folder, features, tmp_path, monkeypatch, 
     other = [*command[:-1], f"--output_dir={tmp_path / 'c'}", "--seed=1"]  # another seed is another projection
     before = shared.read_bytes()
     with pytest.raises(ValueError, match="holds projections of other images, another base or other settings"):
-        adapt.run(adapt.parser("d3t").parse_args(other))
+        adapt.run(parse("d3t", other))
     assert shared.read_bytes() == before
-    adapt.run(adapt.parser("d3t").parse_args([*other, f"--projections={tmp_path / 'other.safetensors'}"]))
+    adapt.run(parse("d3t", [*other, f"--projections={tmp_path / 'other.safetensors'}"]))
     assert "projected 3 images" in capsys.readouterr().out

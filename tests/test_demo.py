@@ -54,7 +54,7 @@ def adapter_folders(base_folder, tmp_path_factory):
 @pytest.fixture
 def studio(base_folder, adapter_folders, features, monkeypatch):
     monkeypatch.setattr(type(features), "sha256", "0" * 64, raising=False)
-    for place in ("training.adapt", "features"):
+    for place in ("methods.method", "features"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     studio = Studio(str(base_folder), [str(folder) for folder in adapter_folders])
     yield studio

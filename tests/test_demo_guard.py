@@ -58,7 +58,7 @@ def test_opening_the_page_costs_nobody_a_look(studio, monkeypatch):
 @pytest.mark.parametrize("label", ["preview", "base", "default"])
 def test_a_look_of_any_name_stays(studio, features, base_folder, monkeypatch, tmp_path, label):
     monkeypatch.setattr(type(features), "sha256", "0" * 64, raising=False)
-    for place in ("training.adapt", "features"):
+    for place in ("methods.method", "features"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     key = studio.enter(None)
     files = [tmp_path / f"{i}.png" for i in range(3)]

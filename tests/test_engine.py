@@ -9,7 +9,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from test_report import check_run, read_page
+from typer.testing import CliRunner
 
+from fewshot_gan import catalogue
 from fewshot_gan.adapters import (
     AdaFMAdapter,
     Adapter,
@@ -21,10 +23,12 @@ from fewshot_gan.adapters import (
     read_adapter,
     trainable_types,
 )
+from fewshot_gan.cli import app
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
 from fewshot_gan.methods.pair import Latents
 from fewshot_gan.training.augment import DiffAugment
 from fewshot_gan.training.checkpoints import checkpoints
+from fewshot_gan.training.config import trainable
 from fewshot_gan.training.engine import Trainer, TrainingConfig
 from fewshot_gan.training.report import TrainingDiverged
 
@@ -319,11 +323,10 @@ def test_bf16_keeps_factors_and_losses_in_full_precision(trainer, tmp_path):
 
 
 def test_the_command_line_offers_every_trainable_kind():
-    from fewshot_gan.apps.cli.options import AdapterKind, MethodName
-    from fewshot_gan.training.adapt import METHODS
-
-    assert set(trainable_types()) == {kind.value for kind in AdapterKind}
-    assert set(METHODS) == {name.value for name in MethodName}
+    shown = " ".join(CliRunner().invoke(app, ["adapt", "--help"], env={"COLUMNS": "400"}).output.split())
+    assert f"One of {', '.join(catalogue.METHODS.own())}, or of a plugin." in shown
+    assert f"One of {', '.join(trainable())}, or of a plugin." in shown
+    assert set(trainable()) == set(trainable_types())
     assert set(trainable_types()) == {"adafm", "domain_vector", "full", "gan_memory", "left"}
 
 

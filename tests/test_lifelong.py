@@ -10,7 +10,7 @@ from test_report import check_run, read_page
 @pytest.fixture
 def lifelong(script, features, monkeypatch):
     """The script, with tiny features in place of the real ones."""
-    monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda **kwargs: features)
     return script("lifelong")
 
 

@@ -366,7 +366,7 @@ SMALL += ["--channels=8", "--d_channels=8", "--num_threads=1", "--checkpointing_
 def find(faces, out, *options, own=True):
     small = [x for x in SMALL if own or "channels" not in x]
     args = [f"--data={faces}", f"--output_dir={out}", *small, *options]
-    return lottery.run(lottery.parser().parse_args(args))
+    return lottery.run(lottery.parse(args))
 
 
 @pytest.mark.parametrize("which", ["G", "GD"])

@@ -106,7 +106,7 @@ def test_home_on_the_command_line(home, base_folder, adapter_folder, pencil, fea
     shutil.copytree(adapter_folder, home / "ink")
     shutil.copytree(pencil, home / "pencil")
     monkeypatch.setattr("fewshot_gan.features.load_features", lambda **kwargs: features)
-    monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda **kwargs: features)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda **kwargs: features)
     run("generate", "--base=~/base", "--adapter=~/ink", "--num-images=1", "--out=~/new/faces.png")
     run("generate", "--base=~/base", "--num-images=1", "--separate", "--out=~/separate")
     run("invert", "~/pencil/0.png", "--base=~/base", "--steps=1", "--out=~/me.safetensors")
@@ -136,17 +136,19 @@ def test_home_of_sources(home, pencil):
 
 
 def test_home_in_scripts(home):
-    from fewshot_gan.training import adapt, hypernetwork, lottery
+    from fewshot_gan.catalogue import METHODS
+    from fewshot_gan.training import hypernetwork, lottery
+    from fewshot_gan.training.command_line import parse
 
-    for method in adapt.METHODS:
-        args = adapt.parser(method).parse_args(["--base=~/base", "--data=~/data", "--output_dir=~/out"])
-        found = (args.pretrained_model_name_or_path, args.train_data_dir, args.output_dir)
-        assert found == tuple(str(home / name) for name in ("base", "data", "out"))
-    args = hypernetwork.parser().parse_args(["--base=~/base", "--texts=~/x.txt", "--output_dir=~/out"])
-    assert (args.texts, args.output_dir) == (str(home / "x.txt"), str(home / "out"))
-    args = lottery.parser().parse_args(["--data=~/data", "--ticket=~/ticket", "--output_dir=~/out"])
-    assert (args.data, args.ticket, args.output_dir) == tuple(str(home / name) for name in ("data", "ticket", "out"))
-    assert lottery.parser().parse_args(["--data=me/data", "--ticket=random:0.67", "--output_dir=x"]).data == "me/data"
+    for method in METHODS:
+        run = parse(method, ["--base=~/base", "--data=~/data", "--output_dir=~/out"])
+        assert (run.base, run.data, run.output_dir) == tuple(str(home / name) for name in ("base", "data", "out"))
+    run = hypernetwork.parse(["--base=~/base", "--texts=~/x.txt", "--output_dir=~/out"])
+    assert (run.options.texts, run.training.output_dir) == (str(home / "x.txt"), str(home / "out"))
+    run = lottery.parse(["--data=~/data", "--ticket=~/ticket", "--output_dir=~/out"])
+    places = run.options.data, run.options.ticket, run.output_dir
+    assert places == tuple(str(home / name) for name in ("data", "ticket", "out"))
+    assert lottery.parse(["--data=me/data", "--ticket=random:0.67", "--output_dir=x"]).options.data == "me/data"
 
 
 SCRIPTS = [*sorted((ROOT / "training").glob("*.py")), ROOT / "hub_cards" / "publish.py"]

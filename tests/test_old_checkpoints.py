@@ -20,7 +20,7 @@ COMMAND += " --checkpointing_steps=4 --sample_steps=0 --report_to=none --num_thr
 def test_a_checkpoint_of_the_version_before_resumes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TinyFeatures, "sha256", "0" * 64)
-    monkeypatch.setattr("fewshot_gan.training.adapt.load_features", lambda device="cpu", **options: TinyFeatures())
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda device="cpu", **options: TinyFeatures())
     with zipfile.ZipFile(RUN) as archive:
         archive.extractall()
     FewShotGAN(tiny_mobile(), tiny_discriminator()).save_pretrained("base")

@@ -400,7 +400,7 @@ def test_domains_of_a_hypernetwork_come_from_an_archive(base_folder, tmp_path, f
         f"--data={zipped(root, tmp_path / 'domains.zip', 'domains/')}",
         f"--output_dir={tmp_path / 'a'}",
     ]
-    network = hypernetwork.run(hypernetwork.parser().parse_args(command))
+    network = hypernetwork.run(hypernetwork.parse(command))
     assert network.config.training["domains"] == ["ink", "wood"]
     with pytest.raises(SystemExit, match="has images, but no folders of them; give a folder of images per domain"):
         hypernetwork.main([*common, f"--data={root / 'ink'}", f"--output_dir={tmp_path / 'b'}"])

@@ -17,6 +17,7 @@ from test_folder_lock import held_elsewhere
 from test_report import check_run, read_losses, read_page
 
 from fewshot_gan.adapters import LeFTAdapter, TicketAdapter
+from fewshot_gan.catalogue import METHODS
 from fewshot_gan.cli import app
 from fewshot_gan.features.encoders import FeatureEncoder
 from fewshot_gan.methods.adafm import AdaFMConfig
@@ -30,6 +31,7 @@ from fewshot_gan.models.projected import ProjectedDiscriminator
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import adapt, hypernetwork, interrupt, launch, limited, lottery
 from fewshot_gan.training.checkpoints import checkpoints
+from fewshot_gan.training.command_line import parse
 from fewshot_gan.training.engine import Trainer, TrainingConfig
 from fewshot_gan.training.interrupt import ECHO, Interrupted, Stop, interruptible
 from fewshot_gan.training.report import Report
@@ -43,7 +45,7 @@ BATCH = "--train_batch_size=2"
 def tiny_features(features, monkeypatch):
     """The tiny network wherever the real one would be loaded."""
     monkeypatch.setattr(launch.os, "cpu_count", lambda: 1)  # processes that share cores wait for each other's threads
-    for place in ("training.adapt", "training.hypernetwork", "features", "features.encoders"):
+    for place in ("methods.method", "training.hypernetwork", "features", "features.encoders"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     monkeypatch.setattr(type(features), "sha256", "0" * 64)
     monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
@@ -255,11 +257,11 @@ def test_threads_and_libraries_get_no_handlers(run, tmp_path, base_folder, data)
 
     def work(out):
         with interruptible():
-            adapt.run(adapt.parser("lfs_gan").parse_args([*command, f"--output_dir={tmp_path / out}"]), on_step=look)
+            adapt.run(parse("lfs_gan", [*command, f"--output_dir={tmp_path / out}"]), on_step=look)
 
     thread = threading.Thread(target=work, args=("thread",))
     thread.start(), thread.join()
-    adapt.run(adapt.parser("lfs_gan").parse_args([*command, f"--output_dir={tmp_path / 'own'}"]), on_step=look)
+    adapt.run(parse("lfs_gan", [*command, f"--output_dir={tmp_path / 'own'}"]), on_step=look)
     assert seen == [before] * 4 and interrupt.installed() is None
 
 
@@ -554,7 +556,7 @@ def stylegan2_base(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "method, preset", [(name, x) for name, of in adapt.METHODS.items() for x in of.presets if x != "text"]
+    "method, preset", [(name, x) for name, entry in METHODS.items() for x in entry.load().presets if x != "text"]
 )
 def test_every_method_in_every_precision(stylegan2_base, tmp_path, data, method, preset):
     """All that `--mixed_precision` offers, on a base with StyleGAN2's generator."""

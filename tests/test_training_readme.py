@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fewshot_gan.training import adapt, hypernetwork, lottery
+from fewshot_gan.training import command_line, hypernetwork, lottery
 
 TRAINING = Path(__file__).parents[1] / "training"
 TEXT = (TRAINING / "README.md").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def options(script, monkeypatch):
     def known(name: str) -> set[str]:
         stem = name.removesuffix(".py")
         if stem in METHODS:
-            parsers = [adapt.parser(METHODS[stem])]
+            parsers = [command_line.parser(METHODS[stem])]
         elif stem in ("hypernetwork", "lottery"):
             parsers = [{"hypernetwork": hypernetwork, "lottery": lottery}[stem].parser()]
         elif name in WITHOUT or stem == "stepper":

@@ -41,7 +41,8 @@ from bench_looks import Looks, difference, folder_name, read_json, write_json, w
 from benchmark import versions
 
 from fewshot_gan.methods.d3t import D3TConfig
-from fewshot_gan.training import adapt
+from fewshot_gan.methods.projections import recorded
+from fewshot_gan.training.command_line import parse
 from fewshot_gan.training.engine import TrainingConfig
 from fewshot_gan.training.launch import command
 from fewshot_gan.utils.errors import script
@@ -165,11 +166,10 @@ class Bench:
     def training(self, cell: Cell) -> dict:
         """All that the trained adapter depends on: also every rate and weight that its script makes of the options."""
         method = METHODS[cell.method]
-        args = adapt.parser(method.method).parse_args(self.command(cell)[2:])
-        training, config = adapt.resolve(args)
-        settings = {**asdict(training), **asdict(config), "preset": args.preset}
-        if config.needs_latents:
-            settings |= {name: getattr(args, name) for name in adapt.PROJECTION}
+        run = parse(method.method, self.command(cell)[2:])
+        settings = {**asdict(run.training), **asdict(run.objective), "preset": run.preset}
+        if run.objective.needs_latents:
+            settings |= recorded(run.method.options)
         return {
             **{name: value for name, value in settings.items() if name not in TrainingConfig.MAY_CHANGE},
             "method": cell.method,

@@ -36,7 +36,6 @@ from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training.interrupt import Interrupted
 from fewshot_gan.training.launch import (
     PRECISIONS,
-    add_tracking_options,
     command,
     launched_precision,
     start,
@@ -87,7 +86,8 @@ def parse_args(argv=None):
     p.add_argument("--compile", action="store_true", help="torch.compile the student (a minute, then a fifth faster)")
     p.add_argument("--feature_every", type=int, default=2, help="the feature term acts every this many steps")
     p.add_argument("--seed", type=int, default=0)
-    add_tracking_options(p)
+    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
+    p.add_argument("--num_threads", type=int, default=0, help="CPU threads; default: OMP_NUM_THREADS, or all")
     p.add_argument("--evaluate", type=int, metavar="N", help="compare --output_dir with N and N other teacher images")
     return p.parse_args(argv)
 
@@ -227,7 +227,13 @@ def check(args) -> None:
 def run(args):
     check(args)
     args.mixed_precision = args.mixed_precision or launched_precision()
-    accelerator = start(args, args.work_dir)
+    accelerator = start(
+        args.work_dir,
+        seed=args.seed,
+        report_to=args.report_to,
+        num_threads=args.num_threads,
+        mixed_precision=args.mixed_precision,
+    )
     device = accelerator.device
     work = Path(args.work_dir)
     work.mkdir(parents=True, exist_ok=True)
@@ -324,7 +330,7 @@ def run(args):
         print(f"closed-form head: {validate(ema):.2f} dB on {args.num_val} held-out latents at psi 0.7", flush=True)
     levels = (0, 2, 4)
     report = report_of(args, accelerator, student, train_x, first, d_first)
-    start_trackers(args, accelerator, "distill")
+    start_trackers(accelerator, "distill", args.report_to, vars(args))
     with report.watched(), asked_to_stop(accelerator) as asked:
         report.begin(first + d_first if first == args.steps else first)
         began, progress = time.time(), tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=10)

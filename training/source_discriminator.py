@@ -21,7 +21,7 @@ from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.objective import Objective
 from fewshot_gan.models.projected import ProjectedDiscriminator
 from fewshot_gan.training.augment import FewShotAugment
-from fewshot_gan.training.launch import add_tracking_options, command, start, start_trackers
+from fewshot_gan.training.launch import command, start, start_trackers
 from fewshot_gan.training.loop import backward
 from fewshot_gan.training.report import Report
 from fewshot_gan.utils.errors import script
@@ -42,7 +42,8 @@ def main(argv=None) -> dict:
     p.add_argument("--disturbance", type=float, default=0.1, help="largest spread of LeFT's noise; log-uniform")
     p.add_argument("--held_out", type=int, default=64, help="images of either kind for the report")
     p.add_argument("--seed", type=int, default=0)
-    add_tracking_options(p)
+    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
+    p.add_argument("--num_threads", type=int, default=0, help="CPU threads; default: OMP_NUM_THREADS, or all")
     args = p.parse_args(argv)
     with command():
         return run(args)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> dict:
         check_number(name, getattr(args, name), COUNT, whole=True)
     for name, allowed in (("learning_rate", POSITIVE), ("disturbance", POSITIVE), ("psi", FINITE)):
         check_number(name, getattr(args, name), allowed)
-    accelerator = start(args)
+    accelerator = start(args.output_dir, seed=args.seed, report_to=args.report_to, num_threads=args.num_threads)
     pipe, features = FewShotGAN.from_pretrained(args.base), load_features()
     generator, bank = pipe.generator.eval(), pipe.bank
     generator.to(memory_format=torch.channels_last)
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> dict:
     random = torch.Generator().manual_seed(args.seed)
     judge = ProjectedDiscriminator.for_images(images(args.batch_size, random), features, Objective.HEADS, args.seed)
     optimizer = torch.optim.Adam(judge.parameters(), lr=args.learning_rate, betas=(0.0, 0.99))
-    start_trackers(args, accelerator, "source_discriminator")
+    start_trackers(accelerator, "source_discriminator", args.report_to, vars(args))
     report = Report(args.output_dir, accelerator, args.steps, f"heads on frozen features that know {args.base}")
     report.settings = vars(args)
     report.facts = {

@@ -40,6 +40,10 @@ _EXPORTS = {  # name: module that defines it
     "TicketAdapter": ".adapters",
     # what reads texts and pictures for a hypernetwork
     "load_encoder": ".features.encoders",
+    # plugins
+    "register_adapter": ".catalogue",
+    "register_backbone": ".catalogue",
+    "register_method": ".catalogue",
     # conversion
     "convert_checkpoint": ".convert",
     "import_adapter": ".convert.adapters",
@@ -50,6 +54,11 @@ __all__ = ["__version__", *_EXPORTS]
 
 def __getattr__(name):
     if name not in _EXPORTS:
+        if name[:1].isupper():  # a network of a plugin
+            from .catalogue import BACKBONES
+
+            if name in BACKBONES:
+                return BACKBONES.load(name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_EXPORTS[name], __name__), name)
     return value

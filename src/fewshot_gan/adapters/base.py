@@ -20,6 +20,7 @@ from ..utils.hashing import fingerprint
 from .io import AdapterFiles
 from .registry import REGISTRY
 from .spec import LayerSpec
+from .trainable import Trainable
 
 
 class Adapted(NamedTuple):
@@ -69,7 +70,7 @@ def combine(parts: Iterable[tuple[Factors, float]], weight: torch.Tensor, bias: 
     return Adapted(total_weight, total_bias, *scales)
 
 
-class Adapter(AdapterFiles, ModelMixin, ConfigMixin):
+class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):
     """Base of all adapters: a tree of `Factors` at the module paths of the base network.
 
     Subclasses set `adapter_type`, `roles` (the layer roles they adapt unless told otherwise) and `make_factors`, and
@@ -167,20 +168,11 @@ class Adapter(AdapterFiles, ModelMixin, ConfigMixin):
         """The options it was made with."""
         return {n: self.config[n] for n in inspect.signature(type(self).__init__).parameters if n != "self"}
 
-    def parameter_groups(self, learning_rate: float) -> list[dict]:
-        """For an optimiser: parameters of one rate each, with "rate", their share of `learning_rate`."""
-        rates: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            rates.setdefault(self.rate_of(name), []).append(parameter)
-        return [{"params": p, "rate": rate, "lr": rate * learning_rate} for rate, p in rates.items()]
+    def attach(self, bank, name: str) -> None:
+        bank.add(name, self)
 
-    def rate_of(self, name: str) -> float:
-        """Learning rate of a parameter beside that of the adapter."""
-        return 1.0
-
-    def penalty(self, step: int) -> torch.Tensor | None:
-        """A loss of the adapter's own numbers at a step of its training, None = none."""
-        return None
+    def fixed_tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.named_buffers())
 
     def num_values(self) -> int:
         """How many numbers the adapter holds."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from .base import Adapted, Adapter, Factors, combine
 from .io import known_settings
-from .registry import REGISTRY
+from .registry import adapter_class
 
 
 class BlendFactors(Factors):
@@ -57,9 +57,8 @@ class BlendAdapter(Adapter):
         self.members = nn.ModuleList()
         for config in map(dict, parts):
             kind = config.pop("adapter_type")
-            if kind not in REGISTRY:
-                raise ValueError(f"a part is of type {kind!r}; known types: {', '.join(sorted(REGISTRY))}")
-            self.members.append(REGISTRY[kind](**known_settings(REGISTRY[kind], config, "a part of a blend")))
+            part_class = adapter_class(kind, "a part of a blend")
+            self.members.append(part_class(**known_settings(part_class, config, "a part of a blend")))
         self.weights = [dict(of_layers) for of_layers in weights]
         for part, of_layers in zip(self.members, self.weights, strict=True):
             if of_layers.keys() != part.config.target_modules.keys():

@@ -3,6 +3,8 @@
 One number per input channel is the published one: StyleGAN2 at 1024 px takes 6,048 numbers, at 256 px 5,760.
 """
 
+from dataclasses import dataclass, field
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -58,6 +60,18 @@ class DomainVectorFactors(Factors):
         return 1 + by_input + by_output
 
 
+@dataclass(frozen=True)
+class DomainVectorOptions:
+    """Options of a new domain vector, see `DomainVectorAdapter`."""
+
+    placement: str | None = field(
+        default=None, metadata={"choices": list(PLACEMENTS), "help": "where a domain vector acts: default post_demod"}
+    )
+    parametrization: str | None = field(
+        default=None, metadata={"choices": list(PARAMETRIZATIONS), "help": "what a domain vector scales: default input"}
+    )
+
+
 class DomainVectorAdapter(Adapter):
     """Domain vector d = 1 + δ (arXiv 2210.08884); δ = 0 is the identity.
 
@@ -73,6 +87,7 @@ class DomainVectorAdapter(Adapter):
     """
 
     adapter_type = "domain_vector"
+    Options = DomainVectorOptions
     roles = ("conv",)
 
     @register_to_config

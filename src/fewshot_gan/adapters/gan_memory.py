@@ -1,5 +1,7 @@
 """GAN Memory: normalised weights with a scale and shift per filter (NeurIPS 2020, arXiv 2006.07543 §3.1, §4)."""
 
+from dataclasses import dataclass, field
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -88,6 +90,22 @@ class ModulationFactors(Factors):
         return Adapted(weight, bias if self.bias_shift is None else bias + self.bias_shift)
 
 
+@dataclass(frozen=True)
+class GANMemoryOptions:
+    """Options of a new GAN Memory adapter.
+
+    Attributes:
+        low_rank: pull γ and β towards few components, and store these.
+        previous: folder of the run of the task before, whose components this task has too.
+    """
+
+    low_rank: bool | None = field(default=None, metadata={"help": "store gan_memory's styles as few components"})
+    previous: str | None = field(
+        default=None,
+        metadata={"help": "run of the task before, whose components a gan_memory adapter has too"},
+    )
+
+
 class GANMemoryAdapter(Adapter):
     """GAN Memory's mAdaFM and mFiLM (arXiv 2006.07543), each task's γ and β whole or of few components.
 
@@ -103,6 +121,7 @@ class GANMemoryAdapter(Adapter):
     """
 
     adapter_type = "gan_memory"
+    Options = GANMemoryOptions
     roles = ("mapping", "affine", "linear", "conv", "depthwise", "bias")
 
     @register_to_config
@@ -126,6 +145,34 @@ class GANMemoryAdapter(Adapter):
         if spec.role == "bias":
             return FullFactors(spec)
         return ModulationFactors(spec, self.ranks.get(path), self.residual)
+
+    @classmethod
+    def fresh(cls, generator, options, **settings) -> "GANMemoryAdapter":
+        """See `Trainable.fresh`.
+
+        Raises:
+            ValueError: `low_rank` where no convolution is wide enough, or see `after`.
+        """
+        if options.low_rank is not None:
+            settings["low_rank"] = options.low_rank or None
+        if options.previous:
+            adapter = cls.after(Adapter.from_pretrained(options.previous), generator, **settings)
+        else:
+            adapter = cls.for_model(generator, **settings)
+        if options.low_rank and not adapter.compressible():
+            raise ValueError(
+                f"--low_rank: no convolution of {settings.get('base_model_name_or_path')} is wide enough to be stored "
+                "in components; leave it out"
+            )
+        return adapter
+
+    def finished(self) -> "GANMemoryAdapter":
+        """The components alone, if the training was of low rank."""
+        if not self.config.low_rank:
+            return self
+        adapter = self.compressed()
+        adapter.round_to_half()
+        return adapter
 
     def compressible(self) -> dict[str, float]:
         """Module path → share of the singular values to keep, of layers that `SHARES` calls wide, per filter."""

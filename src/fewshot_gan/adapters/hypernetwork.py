@@ -22,6 +22,7 @@ from .base import select_layers
 from .domain_vector import DomainVectorAdapter
 from .io import compact
 from .spec import LayerSpec
+from .trainable import Trainable
 
 
 class Residual(nn.Module):
@@ -37,7 +38,7 @@ class Residual(nn.Module):
         return F.relu(x + self.layers(x))
 
 
-class DomainHyperNetwork(Network):
+class DomainHyperNetwork(Trainable, Network):
     """Embedding of a text or a picture → domain vector of one base: a backbone, and a head per layer.
 
     For StyleGAN2 at 1024 px 13,913,504 numbers; 14,968,224 with `backbone_depth=6`, which the paper takes for pictures.

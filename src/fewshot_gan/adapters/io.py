@@ -22,7 +22,7 @@ from ..utils.meta import without_memory
 from ..utils.safetensors_files import read_tensors
 from ..utils.text import in_short, plain
 from ..version import __version__
-from .registry import REGISTRY
+from .registry import adapter_class
 from .spec import LayerSpec
 
 if TYPE_CHECKING:
@@ -269,9 +269,8 @@ def _understood(config: Mapping, name: str) -> "tuple[type[Adapter], dict]":
             f"{name} has adapter format {version}, this fewshot_gan {__version__} reads up to {FORMAT_VERSION}; "
             "upgrade with pip install -U fewshot_gan"
         )
-    if not isinstance(kind, str) or kind not in REGISTRY:
-        raise ValueError(f"{name} is of an adapter of type {kind!r}; known types: {', '.join(sorted(REGISTRY))}")
-    return REGISTRY[kind], known_settings(REGISTRY[kind], config, name)
+    cls = adapter_class(kind, f"the adapter of {name}")
+    return cls, known_settings(cls, config, name)
 
 
 def _fitting(tensors: Mapping, own: Mapping, weights_name: str) -> dict[str, torch.Tensor]:

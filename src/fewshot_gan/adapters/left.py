@@ -3,10 +3,13 @@
 Shape legend: O/I outputs and inputs, k kernel size, r rank.
 """
 
+from dataclasses import dataclass, field
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from ..utils.ranges import Range, check_number
 from .base import Adapted, Adapter, Factors
 from .spec import LayerSpec
 
@@ -84,6 +87,23 @@ class ElementwiseFactors(Factors):
         return Adapted(weight * self.gamma + self.beta, bias)
 
 
+@dataclass(frozen=True)
+class LeFTOptions:
+    """Options of a new LeFT adapter.
+
+    Attributes:
+        rank: rank of the factors of a convolution; 0: one factor per weight.
+    """
+
+    rank: int | None = field(
+        default=None, metadata={"help": "rank of left's factors: default 1; 0 = one factor per weight"}
+    )
+
+    def __post_init__(self):
+        if self.rank is not None:
+            check_number("rank", self.rank, Range(0, 10_000), whole=True)
+
+
 class LeFTAdapter(Adapter):
     """Learnable factorised tensors (arXiv 2308.11917) on mapping, affines, linear layers, convolutions and to_rgb.
 
@@ -99,6 +119,7 @@ class LeFTAdapter(Adapter):
     """
 
     adapter_type = "left"
+    Options = LeFTOptions
     roles = ("mapping", "affine", "linear", "conv", "depthwise", "skip", "to_rgb")
 
     @register_to_config
@@ -117,6 +138,11 @@ class LeFTAdapter(Adapter):
             raise ValueError(f"rank={rank}: give 1 or more, or None for one factor per weight")
         self.rank, self.use_activation = rank, use_activation
         self._build(target_modules)
+
+    @classmethod
+    def fresh(cls, generator, options, **settings) -> "LeFTAdapter":
+        chosen = {} if options.rank is None else {"rank": options.rank or None}
+        return cls.for_model(generator, **chosen, **settings)
 
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
         if self.rank is None:

@@ -322,6 +322,7 @@ class Studio:
         """
         try:
             from ..training import adapt
+            from ..training.config import make_run
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("fewshot_gan"):
                 raise
@@ -364,10 +365,7 @@ class Studio:
                 before = faces({}, "Base, face")
                 job.pictures = before
                 try:
-                    adapter = adapt.run(
-                        adapt.parser("lfs_gan").parse_args([f"--{name}={value}" for name, value in options.items()]),
-                        on_step=on_step,
-                    )
+                    adapter = adapt.run(make_run("lfs_gan", **options), on_step=on_step)
                 except (ValueError, OSError) as error:  # it need not know where the upload lies
                     raise ValueError(sentence(error).replace(str(pictures), "the upload")) from error
                 finally:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..catalogue import ADAPTERS, METHODS, TICKETS
 from ..data.grids import make_grid
 from ..utils.files import replace_file, replace_text
 from ..utils.hashing import fingerprint
@@ -22,25 +23,6 @@ EMBEDDED_LICENCES = {  # base: what its weights descend from
 }
 EMBEDDED_REPOS = {"ffhq": "fewshot-gan/ffhq"}  # where embedded bases are published
 LICENCE_LINKS = {"ffhq": "https://nvlabs.github.io/stylegan2/license.html"}  # the strictest of what it descends from
-METHODS = {
-    "lfs_gan": "LFS-GAN ([arXiv 2308.11917](https://arxiv.org/abs/2308.11917))",
-    "d3t": "D3T-GAN ([arXiv 2205.06032](https://arxiv.org/abs/2205.06032))",
-    "cdc": "cross-domain correspondence ([arXiv 2104.06820](https://arxiv.org/abs/2104.06820))",
-    "finetune": "plain fine-tuning ([arXiv 1805.01677](https://arxiv.org/abs/1805.01677))",
-    "adafm": "AdaFM transfer ([arXiv 2002.11810](https://arxiv.org/abs/2002.11810))",
-    "lottery": "GAN lottery tickets ([arXiv 2103.00397](https://arxiv.org/abs/2103.00397))",
-    "hyperdomainnet": "HyperDomainNet ([arXiv 2210.08884](https://arxiv.org/abs/2210.08884))",
-}
-TYPES = {
-    "left": "LeFT, learnable factorised tensors ([arXiv 2308.11917](https://arxiv.org/abs/2308.11917))",
-    "domain_vector": "domain vector ([arXiv 2210.08884](https://arxiv.org/abs/2210.08884))",
-    "adafm": "AdaFM, one scale and shift per filter ([arXiv 2002.11810](https://arxiv.org/abs/2002.11810))",
-    "gan_memory": "GAN Memory, styles of weights ([arXiv 2006.07543](https://arxiv.org/abs/2006.07543))",
-    "ticket": "lottery ticket, a mask of weights ([arXiv 2103.00397](https://arxiv.org/abs/2103.00397))",
-    "full": "full difference of weights",
-    "blend": "weighted combination of adapters",
-}
-OPTIONS = ("rank", "placement", "parametrization")  # shown where an adapter has them
 PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png")
 SAMPLES, SEED = 8, 0  # of the grid of a base
 
@@ -118,7 +100,8 @@ def write_adapter_card(
     base, origin = _base_of(config, base)
     published = details.base_repo or base
     roles = Counter(spec["role"] for spec in config.target_modules.values())
-    options = [f"{key} {_plain(config[key])}" for key in OPTIONS if config.get(key)]
+    kind = ADAPTERS.get(adapter.adapter_type)
+    options = [f"{key} {_plain(config[key])}" for key in (kind.shown if kind else ()) if config.get(key)]
     options += [f"{len(saved)} layers retrained"] if (saved := config.get("modules_to_save")) else []
     options += [f"of {' and '.join(part['adapter_type'] for part in config['parts'])}"] if config.get("parts") else []
     size = "".join(f", {file.stat().st_size:,} bytes" for file in sorted(folder.glob("adapter_model*.safetensors"))[:1])
@@ -133,11 +116,11 @@ def write_adapter_card(
         *_usage(published or "the base", f'pipe.load_adapter("{repo_id or name}")', needs=details.needs),
         "## What it is",
         "",
-        f"- Type: {', '.join([TYPES.get(adapter.adapter_type, adapter.adapter_type), *options])}",
+        f"- Type: {', '.join([kind.markdown if kind else adapter.adapter_type, *options])}",
         f"- Size: {adapter.num_values():,} numbers{size}",
         f"- Layers touched: {len(config.target_modules)} ({', '.join(f'{n} {r}' for r, n in roles.items())})",
         f"- Base: {_named(base)}{fingerprint}; loading it into another one is refused",
-        f"- Objective: {METHODS.get(config.method, config.method or 'not recorded')}{_preset(config.training)}",
+        f"- Objective: {_objective(config.method)}{_preset(config.training)}",
         "",
         *_licence([origin], "The base's weights, and therefore this adapter,"),
         *_licence_of_images(config.training or {}),
@@ -451,6 +434,12 @@ def _named(base: str | None) -> str:
     if base in EMBEDDED_LICENCES:
         return f"`{base}`, which ships inside the fewshot_gan package"
     return f"[{base}]({ENDPOINT}/{base})" if is_repo_id(base) else f"`{base}`"
+
+
+def _objective(method: str | None) -> str:
+    """The method that trained an adapter, with a link to its paper."""
+    entry = TICKETS if method == TICKETS.name else METHODS.get(method or "")
+    return entry.markdown if entry else method or "not recorded"
 
 
 def _preset(training: dict | None) -> str:

@@ -9,16 +9,22 @@ matcher; the discriminator's last layer is not drawn anew. Of a GP-GAN the speci
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from ..adapters import Adapter
 from ..adapters.adafm import WEIGHT_RATE, AdaFMFactors
+from ..hub import portable_name
 from ..models import GPGANDiscriminator, GPGANGenerator, TailoredGenerator
 from ..models.layers import adaptable_layers
+from ..utils.hashing import fingerprint
 from ..utils.ranges import NOT_NEGATIVE
 from .losses import r1_penalty
+from .method import Method, Run
 from .objective import Batch, Objective, ObjectiveConfig
 
 MODULATED = ("conv", "depthwise")  # filters of kept groups; the image head's and shortcuts' are kept as they are
@@ -170,3 +176,115 @@ class AdaFMObjective(Objective):
         if "r1" in losses and c.penalty == "real_fake":
             losses["r1_fake"] = c.r1_every * r1_penalty(self.discriminator, batch.fake.colour, c.r1_weight)
         return losses
+
+
+@dataclass(frozen=True)
+class AdaFMOptions:
+    """Options of the specific part that a GP-GAN gets.
+
+    Attributes:
+        z_dim: size of its latent z.
+        matcher_gain: first gain of its scale matcher.
+    """
+
+    z_dim: int | None = field(
+        default=None, metadata={"help": "size of z of a GP-GAN's specific part; default: the base's, 4 for 25 images"}
+    )
+    matcher_gain: float | None = field(
+        default=None, metadata={"help": "first gain of a GP-GAN's scale matcher; default 1000"}
+    )
+
+
+class AdaFMMethod(Method):
+    """AdaFM transfer as a method."""
+
+    name = "adafm"
+    Config, Objective, Options, adapter = AdaFMConfig, AdaFMObjective, AdaFMOptions, "adafm"
+    published = {
+        "paper": {
+            **{"max_train_steps": 60_000, "train_batch_size": 16, "learning_rate": 1e-4},
+            **{"d_learning_rate": 1e-4, "ema_decay": 0.999, "augment": "flip", "truncation_psi": 1.0},
+            **{"lr_warmup_steps": 0, "lr_final": 1.0, "checkpointing_steps": 5000, "sample_steps": 1000},
+        }
+    }
+    source: str | None = None  # name of the GP-GAN that a tailored base was made of
+
+    def check(self, run) -> None:
+        if run.adapter != self.adapter:
+            raise ValueError(f"--adapter {run.adapter}: AdaFM transfer trains an adafm adapter; leave it out")
+        if run.objective.adafm_start >= run.training.max_train_steps:
+            raise ValueError(
+                f"adafm_start={run.objective.adafm_start} of {run.training.max_train_steps} steps: scales and shifts "
+                "would never learn; start earlier or train longer"
+            )
+
+    def prepare_base(self, run: Run) -> None:
+        """Put a new specific part in front of the kept scales of a GP-GAN; other plain generators are refused."""
+        if run.pipe.generator.has_styles:
+            if self.options.z_dim is not None or self.options.matcher_gain is not None:
+                raise ValueError("--z_dim and --matcher_gain are of the part that a GP-GAN gets; leave them out")
+            return
+        if not isinstance(run.pipe.generator, GPGANGenerator):
+            super().prepare_base(run)
+        if run.pipe.discriminator is None:
+            raise ValueError(f"{run.base} has no discriminator to transfer; convert it with its discriminator")
+        for option, value, usual in (
+            ("preset", run.preset, "paper"),
+            ("discriminator", run.config.discriminator, "source"),
+            ("truncation_psi", run.training.truncation_psi, 1.0),
+            ("style_mixing", run.config.style_mixing, 0.0),
+            ("path_length_weight", run.config.path_length_weight, 0.0),
+            ("content_weight", run.config.content_weight, 0.0),
+            ("structure_weight", run.config.structure_weight, 0.0),
+        ):
+            if value != usual:
+                raise ValueError(
+                    f"--{option} {value} does not fit a GP-GAN such as {run.base}; give --{option} {usual}"
+                )
+        if run.push_to_hub:
+            raise ValueError(
+                "--push_to_hub: the adapter of a GP-GAN needs the base that is made beside it; leave it out, push "
+                f"{run.folder}/base with fewshot-gan push, then the adapter with push_to_hub(…, base=its id)"
+            )
+        if self.options.z_dim is not None and self.options.z_dim < 1:
+            raise ValueError(f"z_dim={self.options.z_dim}: give 1 or more, or leave it out")
+        if self.options.matcher_gain is not None and not 0 < self.options.matcher_gain < inf:
+            raise ValueError(f"matcher_gain={self.options.matcher_gain}: give a number above 0, e.g. 1000")
+        options = {"z_dim": self.options.z_dim, "gain": self.options.matcher_gain}
+        options = {option: value for option, value in options.items() if value is not None}
+        groups, _ = parse_groups(run.config.groups)
+        networks = tailored_networks(run.pipe.generator, run.pipe.discriminator, groups, run.training.seed, **options)
+        self.source, run.base, run.pipe = run.base, str(run.folder / "base"), type(run.pipe)(*networks)
+
+    def record(self, run: Run) -> dict:
+        if self.source is None:
+            return {}
+        generator = run.pipe.generator
+        own = {"source": portable_name(self.source), "z_dim": generator.z_dim}
+        return own | {"matcher_gain": generator.config.gain}
+
+    def prepare_adapter(self, run: Run) -> Adapter:
+        modulated, specific = split_generator(run.pipe.generator, parse_groups(run.config.groups)[0])
+        adapter = run.new_adapter(target_modules=modulated, layers_to_save=specific)
+        adapter.weight_rate = run.config.weight_rate
+        return adapter
+
+    def after_save(self, run: Run) -> None:
+        """Write the generator that a GP-GAN's adapter is made for; its discriminator is only beginning to learn.
+
+        Raises:
+            ValueError: the folder holds another one.
+        """
+        if self.source is None:
+            return
+        folder = Path(run.base)
+        if (folder / "model_index.json").is_file():
+            present = type(run.pipe).from_pretrained(folder).generator
+            if fingerprint(present) != fingerprint(run.pipe.generator):
+                raise ValueError(
+                    f"{folder} holds the base of a run with other settings; use them again to resume, or choose "
+                    "another output folder"
+                )
+            return
+        run.pipe.register_modules(discriminator=None)
+        run.pipe.save_pretrained(folder)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..utils.random import seeded
 from ..utils.ranges import NOT_NEGATIVE
+from .method import Method, Run
 from .objective import Batch, Objective, ObjectiveConfig, Views
 from .pair import Latents, Pair
 
@@ -149,3 +150,13 @@ class CDCObjective(Objective):
             relation = relation_loss([batch.source.features[name]], [batch.drawn.features[name]])
             losses["relation"] = self.config.relation_weight * relation
         return losses
+
+
+class CDCMethod(Method):
+    """Cross-domain correspondence as a method."""
+
+    name = "cdc"
+    Config, Objective, adapter = CDCConfig, CDCObjective, "full"
+
+    def judges(self, run: Run) -> dict:
+        return {**super().judges(run), "z_dim": run.pipe.generator.z_dim}

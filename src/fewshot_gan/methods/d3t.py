@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..inversion import PerceptualDistance
+from ..inversion import PerceptualDistance, latent_statistics
 from ..utils.hashing import hash_tensor
 from ..utils.ranges import NOT_NEGATIVE, SHARE
 from .cdc import relation_loss
+from .method import Method, Run
 from .objective import Batch, Objective, ObjectiveConfig, Views
 from .pair import Latents, Pair
+from .projections import ProjectionOptions, complete, project, recorded
 
 
 def feature_transfer_loss(source: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
@@ -245,3 +247,26 @@ class D3TObjective(Objective):
             return maps, logits
         logits, maps = discriminator(views.colour, return_features=True)
         return maps, [logits]
+
+
+class D3TMethod(Method):
+    """D3T-GAN as a method."""
+
+    name = "d3t"
+    Config, Objective, Options, adapter = D3TConfig, D3TObjective, ProjectionOptions, "left"
+    presets = ("few_images", "large_gap", "abstract", "paper")
+
+    def complete(self, config: D3TConfig) -> None:
+        self.options = complete(self.options, config)
+
+    def record(self, run: Run) -> dict:
+        return recorded(self.options) if run.config.needs_latents else {}
+
+    def judges(self, run: Run) -> dict:
+        judges = super().judges(run)
+        if run.config.needs_latents:
+            path, seed = run.folder / "projections.safetensors", run.training.seed
+            with run.main_process_first():
+                judges["codes"] = project(path, run.pipe, run.images, self.options, seed, run.dry)
+            judges["w_std"] = latent_statistics(run.pipe.generator)[1].cpu()
+        return judges

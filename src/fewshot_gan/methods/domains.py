@@ -187,6 +187,10 @@ class Domains(nn.Module):
         """See `Objective.settings`."""
         return {**asdict(self.config), **self._domains, "encoders": [encoder.identity for encoder in self.encoders]}
 
+    def looks(self, bank, name: str) -> list:
+        """See `Objective.looks`."""
+        return [bank.using({name: 1.0})]
+
     def prepare(self, adapter, step: int) -> None:
         """See `Objective.prepare`."""
 

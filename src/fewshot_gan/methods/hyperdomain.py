@@ -6,13 +6,15 @@ latents, mixing and noise. Shape legend: see `directional`.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 
 from ..adapters.domain_vector import DomainVectorFactors
 from ..adapters.hypernetwork import DomainHyperNetwork
-from ..features.encoders import TEMPLATES, Encoder
+from ..features.encoders import CLIP_DEFAULT, TEMPLATES, Encoder, load_encoder
+from ..hub import portable_name
 from .directional import (
     convex_hull,
     direction_loss,
@@ -26,7 +28,9 @@ from .directional import (
     within_loss,
 )
 from .domains import MANY_ONLY, OF_PICTURES, SINGLE_ONLY, Domains, HyperDomainConfig
+from .method import Method, Run
 from .pair import Latents, Pair
+from .projections import ProjectionOptions, as_layers, complete, project, recorded
 
 
 class HyperDomainObjective(Domains):
@@ -220,6 +224,9 @@ class HyperNetworkObjective(Domains):
             network.train(was_training)
         return [{path: delta[i : i + 1] for path, delta in deltas.items()} for i in range(len(self.inputs[:num]))]
 
+    def looks(self, bank, name: str) -> list:
+        return [bank.using_vectors(deltas) for deltas in self.examples()]
+
     def _check_base(self, pair: Pair) -> None:
         wanted = self.hypernetwork.config.base_fingerprint
         if wanted is not None and wanted != (have := pair.bank.fingerprint()):  # the bank computes it once
@@ -228,3 +235,77 @@ class HyperNetworkObjective(Domains):
                 f"the hypernetwork was made for {base or 'another base'!r} (fingerprint {wanted}), not for this "
                 f"generator (fingerprint {have}); make one with DomainHyperNetwork.for_model"
             )
+
+
+CLIPS = [CLIP_DEFAULT, "openai/clip-vit-base-patch16"]  # whose losses are summed for words, as published
+CONSTANT = {"lr_warmup_steps": 0, "lr_final": 1.0, "ema_decay": 0.0, "truncation_psi": 1.0}  # the published runs
+
+
+@dataclass(frozen=True)
+class HyperDomainOptions(ProjectionOptions):
+    """Options of HyperDomainNet for one domain.
+
+    Attributes:
+        text: the look in words.
+        origin: what the base draws, in words.
+        encoder: encoders whose losses are summed.
+    """
+
+    text: str | None = field(
+        default=None, metadata={"help": "the look in words, e.g. 'pencil drawing', instead of --data"}
+    )
+    origin: str | None = field(
+        default=None, metadata={"help": "what the base draws, in words; with --text, default photo"}
+    )
+    encoder: list[str] | None = field(
+        default=None,
+        metadata={"help": "features, or CLIP as folders or repo ids; default: features, or two CLIPs"},
+    )
+
+
+class HyperDomainMethod(Method):
+    """HyperDomainNet for one domain as a method; a hypernetwork of many is `training.hypernetwork`."""
+
+    name = "hyperdomainnet"
+    Config, Objective, Options = HyperDomainConfig, HyperDomainObjective, HyperDomainOptions
+    adapter, presets = "domain_vector", ("few_images", "image", "text")
+    settings = {"adam_beta1": 0.9, "adam_beta2": 0.999, "augment": "none"}
+    published = {
+        "text": {"learning_rate": 0.1, "max_train_steps": 300, **CONSTANT},
+        "image": {"learning_rate": 0.01, "max_train_steps": 100, **CONSTANT},
+    }
+    least_images, needs_images = 1, False
+
+    def default_preset(self) -> str:
+        return "few_images" if self.options.text is None else "text"
+
+    def complete(self, config: HyperDomainConfig) -> None:
+        options = complete(self.options, config)
+        encoder = options.encoder or (["features"] if options.text is None else CLIPS)
+        origin = options.origin or (None if options.text is None else "photo")
+        self.options = replace(options, encoder=encoder, origin=origin)
+
+    def check(self, run) -> None:
+        if (run.data is None) == (self.options.text is None):
+            raise ValueError("a look is shown by pictures or named by words; give --data or --text")
+        if self.options.origin and self.options.text is None:
+            raise ValueError(
+                f"--origin {self.options.origin!r} belongs to --text; with --data the base's own pictures say it"
+            )
+
+    def record(self, run: Run) -> dict:
+        words = {} if self.options.text is None else {"origin": self.options.origin}
+        latents = recorded(self.options) if run.config.needs_latents else {}
+        return {"encoder": [portable_name(name) for name in self.options.encoder], **words, **latents}
+
+    def build_objective(self, run: Run) -> HyperDomainObjective:
+        latents, options = None, self.options
+        if run.images is not None and run.config.needs_latents:
+            path, seed = run.folder / "projections.safetensors", run.training.seed
+            with run.main_process_first():
+                latents = project(path, run.pipe, run.images, options, seed, run.dry)
+            latents = as_layers(latents, run.pipe.generator)
+        shown = {"target": options.text, "origin": options.origin} if run.images is None else {"references": run.images}
+        features = self.features(run) if run.config.needs_features else None
+        encoders = [load_encoder(name, run.device) for name in options.encoder]
+        return HyperDomainObjective(run.config, encoders, reference_latents=latents, features=features, **shown)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..utils.ranges import COUNT
-from .cdc import CDCConfig, CDCObjective
+from .cdc import CDCConfig, CDCMethod, CDCObjective
 from .pair import Latents, Pair
 
 
@@ -106,3 +106,10 @@ class LFSObjective(CDCObjective):
             z, maps = z.to(drawn.images.device), list(drawn.features.values())
             loss = mode_seeking_loss(z, drawn.ws[:, 0], drawn.images, maps, clusters)
             yield {"mode_seeking": c.mode_seeking_every * c.mode_seeking_weight * loss}
+
+
+class LFSMethod(CDCMethod):
+    """LFS-GAN as a method."""
+
+    name = "lfs_gan"
+    Config, Objective, adapter = LFSConfig, LFSObjective, "left"

@@ -62,28 +62,6 @@ class SparseWeights:
                 weight.grad.mul_(mask)
 
 
-class MovingAverage:
-    """Exponential moving average of a network: parameters averaged, buffers (batch norm's, spectral norm's) copied.
-
-    Args:
-        model: what is averaged.
-        average: a copy of it; changed in place.
-        decay: per update.
-        start: before this update the average is the network itself.
-    """
-
-    def __init__(self, model: nn.Module, average: nn.Module, decay: float, start: int = 0):
-        self.model, self.average, self.decay, self.start = model, average, decay, start
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = 0.0 if step < self.start else self.decay
-        for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)  # zero and zero is zero: the mask holds for the average too
-        for mean, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            mean.copy_(value)
-
-
 def distillation_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
     """mean(t · (log t − log s)) of the probabilities [σ(D), 1 − σ(D)] of student and teacher, over both and all images.
 

@@ -236,6 +236,15 @@ class Objective(nn.Module):
         """Latents of this step."""
         return pair.draw(batch, random, self.config.style_mixing)
 
+    def looks(self, bank, name: str) -> list:
+        """Contexts in which sample pictures are drawn, a row each.
+
+        Args:
+            bank: of the generator.
+            name: of the adapter in it.
+        """
+        return [bank.using({name: 1.0})]
+
     def prepare(self, adapter, step: int) -> None:
         """Choose what of the adapter learns in this step; all of it here."""
 

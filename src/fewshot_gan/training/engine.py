@@ -4,15 +4,14 @@ Only the adapter's factors and the objective's discriminator side are trained; t
 Shape legend: B images, L `ws`, D `w_dim`, R resolution.
 """
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from ..adapters import Adapter, AdapterBank
+from ..adapters import AdapterBank
+from ..adapters.trainable import Trainable
 from ..data.datasets import InfiniteBatches
 from ..methods.adv_aug import attack, undisturbed
 from ..methods.objective import Batch, Objective, Views
@@ -21,12 +20,12 @@ from ..methods.statistics import CONTENT_LEVELS
 from ..models.labels import refuse_classes
 from ..models.network import evaluating
 from ..utils.hashing import hash_tensor
+from ..utils.moving_average import MovingAverage
 from ..utils.ranges import COUNT, NOT_NEGATIVE, Range, check_numbers
 from .augment import DiffAugment, FewShotAugment, random_zoom
-from .checkpoints import load_checkpoint, save_checkpoint
 from .launch import PRECISIONS
-from .loop import RUN_RANGES, average_gradients, backward, take_steps
-from .report import Report, reported
+from .loop import RUN_RANGES, TrainingRun, average_gradients, backward
+from .report import Report
 
 AUGMENTS = ("fewshot", "diffaugment", "flip", "none")
 
@@ -110,7 +109,7 @@ class TrainingConfig:
         return None if self.augment in AUGMENTS else self.augment
 
 
-class Trainer:
+class Trainer(TrainingRun):
     """Trains `adapter` inside `generator` for `objective` on a few images.
 
     Args:
@@ -122,7 +121,9 @@ class Trainer:
         accelerator: from Accelerate; several processes average their gradients.
     """
 
-    def __init__(self, generator, adapter, objective: Objective, images, config, accelerator: Accelerator):
+    name = "adapting"
+
+    def __init__(self, generator, adapter: Trainable, objective: Objective, images, config, accelerator: Accelerator):
         if generator.has_styles:
             refuse_classes(generator, "few-shot training")
         if config.policy and objective.compares_views:
@@ -137,24 +138,25 @@ class Trainer:
             )
         if config.augment != "none" and not objective.uses_images:
             raise ValueError(f"augment={config.augment!r}: this objective's pictures are not augmented; use 'none'")
-        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
+        super().__init__(config, accelerator)
         # channels-last: a seventh less time per step on a CPU, and what GPUs prefer
         self.generator = generator.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
         self.generator.train(not generator.has_styles)  # those draw the noise of a layer anew each time
         self.adapter = adapter.to(self.device).train().requires_grad_(True)
         self.ema = deepcopy(adapter).requires_grad_(False) if config.ema_decay else None
+        self.average = None
+        if self.ema is not None:
+            self.average = MovingAverage(self.adapter, self.ema, config.ema_decay, warmup=True)
         self.objective = objective.to(self.device).train()
         self.bank = AdapterBank(self.generator)
-        if isinstance(adapter, Adapter):
-            self.bank.add("training", self.adapter)
-            if self.ema is not None:
-                self.bank.add("ema", self.ema)
+        self.adapter.attach(self.bank, "training")
+        if self.ema is not None:
+            self.ema.attach(self.bank, "ema")
+        if "training" in self.bank.adapters:
             self.bank.activate({"training": 1.0})
         self.pair = Pair(generator, self.bank, config.truncation_psi, config.mixed_precision == "bf16")
         betas = (config.adam_beta1, config.adam_beta2)
-        groups = [{"params": list(self.adapter.parameters()), "rate": 1.0}]
-        if isinstance(adapter, Adapter):
-            groups = self.adapter.parameter_groups(config.learning_rate)
+        groups = self.adapter.parameter_groups(config.learning_rate)
         self.optimizer = torch.optim.Adam(groups, lr=config.learning_rate, betas=betas)
         judged = objective.uses_images and objective.config.adversarial_weight > 0
         self.d_parameters = [p for p in self.objective.parameters() if p.requires_grad and judged]
@@ -168,8 +170,6 @@ class Trainer:
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         if self.generator.training:
             torch.manual_seed(config.seed + 104729 * rank + 2)  # noise of layers
-        self.step = 0
-        self.folder = Path(config.output_dir)
         self.fewshot, self.diffaugment = FewShotAugment(), DiffAugment(config.policy or "")
         if config.augment == "flip":
             self.fewshot = FewShotAugment(translation=0.0)
@@ -211,14 +211,13 @@ class Trainer:
             logs |= self._backward(losses)
         for losses in objective.regularisers(self.pair, config.train_batch_size, step, self.random):
             logs |= self._backward(losses)
-        own = self.adapter.penalty(step) if isinstance(self.adapter, Adapter) else None
-        if own is not None:
-            logs |= self._backward({"adapter": own})
+        if (penalty := self.adapter.penalty(step)) is not None:
+            logs |= self._backward({"adapter": penalty})
         self._apply(self.optimizer, list(self.adapter.parameters()))
         for parameter in self.d_parameters:
             parameter.requires_grad_(True)
-        if self.ema is not None:
-            self._update_ema()
+        if self.average is not None:
+            self.average.update(step)
         self.step += 1
         return logs
 
@@ -274,69 +273,28 @@ class Trainer:
         average_gradients(self.accelerator, parameters)
         optimizer.step()
 
-    @torch.no_grad()
-    def _update_ema(self) -> None:
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        for average, value in zip(self.ema.parameters(), self.adapter.parameters(), strict=True):
-            average.lerp_(value, 1 - decay)
-
     # ------------------------------------------------------------------ the run
 
     @property
-    def result(self) -> Adapter:
-        """The adapter to keep: the average of the factors, or the factors themselves where there is none."""
+    def result(self) -> Trainable:
+        """What is kept: the average of the factors, or the factors themselves where there is none."""
         return self.adapter if self.ema is None else self.ema
 
-    @reported
-    def train(
-        self,
-        stop_after: int | None = None,
-        on_step: Callable[["Trainer", dict[str, float]], None] | None = None,
-        finish: Callable[[Adapter], Adapter] | None = None,
-    ) -> Adapter:
-        """Run from the last checkpoint, if there is one, to `max_train_steps` and write the adapter.
+    def before_write(self, result) -> None:
+        result.round_to_half()  # half the bytes, and what is returned is what is stored
 
-        Args:
-            stop_after: stop early at this step without finishing (as a kill would, for tests).
-            on_step: called after each step with this trainer and the step's losses. What it raises ends the run as a
-                kill would: the same settings go on from the last checkpoint.
-            finish: called by every process with the trained adapter; writes what else belongs to it, before the page
-                says that the run is finished, and returns what to keep.
+    def write(self, result) -> None:
+        result.save_pretrained(self.folder)
+        self.report_saved(result)
 
-        Returns:
-            The trained adapter, or what `finish` made of it.
+    def write_beside_checkpoint(self):
+        return self.result.save_pretrained
 
-        Raises:
-            TrainingDiverged: a loss is not finite.
-            ValueError: the folder holds a run with other settings or with more steps.
-            FolderInUse: another run is at work in the folder.
-            FileNotFoundError: somebody removed the folder meanwhile.
-            Interrupted: inside `interruptible`, a signal came; the steps that were done are kept.
-        """
-        main, config = self.accelerator.is_main_process, self.config
-        self._resume()
-        last = self.step == config.max_train_steps  # then what was written last may not be there
-        if main and config.sample_steps and (self.step == 0 or (last and self.report.lacks_samples(self.step))):
-            self._samples()
-        self.report.begin(self.step)
-        take_steps(self, "adapting", stop_after, on_step)
-        result = self.result
-        if self.step < config.max_train_steps:
-            self.report.end("stopped")
-        else:
-            result.round_to_half()  # half the bytes, and what is returned is what is stored
-            if main:
-                self.report.there()
-                result.save_pretrained(self.folder)
-                self.report_saved(result)
-            if finish is not None:
-                result = finish(result)
-            self.report.end("finished")
-        self.accelerator.wait_for_everyone()
-        return result
+    def _lacks_samples(self, at_end: bool) -> bool:
+        return self.step == 0 or super()._lacks_samples(at_end)
 
-    def _checkpoint(self) -> None:
-        state = {
+    def state(self) -> dict:
+        return {
             "adapter": self.adapter.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "objective": self.objective.state_dict(),
@@ -346,28 +304,8 @@ class Trainer:
             "random": self.random.get_state(),
             "noise": torch.get_rng_state() if self.generator.training else None,
         }
-        write, keep = self.result.save_pretrained, self.config.checkpoints_total_limit
-        save_checkpoint(self.folder, self.step, state, self._settings(), self.accelerator, keep, write)
 
-    def _settings(self) -> dict:
-        """All that a resumed run must share with its beginning: settings, objective, adapter and images."""
-        skipped = ("training", "base_model_name_or_path", "target_modules")
-        adapter = {k: v for k, v in self.adapter.config.items() if k not in skipped and not k.startswith("_")}
-        adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
-        if isinstance(self.adapter, Adapter):  # a hypernetwork's are batch statistics
-            adapter |= {name: hash_tensor(fixed) for name, fixed in self.adapter.named_buffers()}
-        settings = {**asdict(self.config), **self.objective.settings(), **adapter}
-        if (self.adapter.config.get("training") or {}).get("scratch"):
-            settings["scratch"] = True
-        if self.batches is not None:
-            settings["images"] = hash_tensor(self.batches.images)
-        return settings
-
-    def _resume(self) -> None:
-        c = self.config
-        state = load_checkpoint(self.folder, self._settings(), self.accelerator, c.MAY_CHANGE + c.MAY_GROW)
-        if state is None:
-            return
+    def load_state(self, state: dict) -> None:
         self.adapter.load_state_dict(state["adapter"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
@@ -379,25 +317,28 @@ class Trainer:
         self.random.set_state(state["random"])
         if self.generator.training:
             torch.set_rng_state(state["noise"])
-        self.step = state["step"]
+
+    def settings(self) -> dict:
+        """All that a resumed run must share with its beginning: settings, objective, adapter and images."""
+        skipped = ("training", "base_model_name_or_path", "target_modules")
+        adapter = {k: v for k, v in self.adapter.config.items() if k not in skipped and not k.startswith("_")}
+        adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
+        adapter |= {name: hash_tensor(tensor) for name, tensor in self.adapter.fixed_tensors().items()}
+        settings = {**asdict(self.config), **self.objective.settings(), **adapter}
+        if (self.adapter.config.get("training") or {}).get("scratch"):
+            settings["scratch"] = True
+        if self.batches is not None:
+            settings["images"] = hash_tensor(self.batches.images)
+        return settings
 
     @torch.no_grad()
-    def _samples(self, num: int = 8) -> None:
+    def show_samples(self, num: int = 8) -> None:
         """`samples/step-N.png`: source above adapted for the same latents, also to the trackers."""
-        z = torch.randn(
-            num,
-            self.generator.z_dim,
-            generator=torch.Generator().manual_seed(self.config.seed + 12345),
-            dtype=torch.float32,
-            device="cpu",
-        )
-        rows, acting = [], [self.bank.using({})]
-        if isinstance(self.adapter, Adapter):
-            acting.append(self.bank.using({"training" if self.ema is None else "ema": 1.0}))
-        else:
-            acting += [self.bank.using_vectors(deltas) for deltas in self.objective.examples()]
-        for looking in acting:
-            with looking, evaluating(self.generator):
+        random = torch.Generator().manual_seed(self.config.seed + 12345)
+        z = torch.randn(num, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu")
+        name, rows = "training" if self.ema is None else "ema", []
+        for look in [self.bank.using({}), *self.objective.looks(self.bank, name)]:
+            with look, evaluating(self.generator):
                 chunks = z.split(self.config.train_batch_size)
                 rows.append(torch.cat([self.pair.adapted(Latents(chunk)).images.cpu() for chunk in chunks]))
         grid = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
@@ -406,7 +347,7 @@ class Trainer:
     # ------------------------------------------------------------------ its report
 
     def _report(self, images) -> Report:
-        of, kind = self.adapter.config, getattr(self.adapter, "adapter_type", "hypernetwork")
+        of, kind = self.adapter.config, self.adapter.adapter_type
         base = of.base_model_name_or_path or "a base without a name"
         title = f"{of.get('method') or type(self.objective).__name__}: {kind} of {base}"
         steps = self.config.max_train_steps
@@ -428,6 +369,5 @@ class Trainer:
 
     def report_saved(self, adapter) -> None:
         """Tell the report what is in the folder now."""
-        kind = getattr(adapter, "adapter_type", "hypernetwork")
-        self.report.facts["Adapter"] = f"{kind}, {self._size(adapter)}"
+        self.report.facts["Adapter"] = f"{adapter.adapter_type}, {self._size(adapter)}"
         self.report.saved("adapter_model*.safetensors", "diffusion_pytorch_model*.safetensors")

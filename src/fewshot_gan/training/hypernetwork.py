@@ -1,8 +1,9 @@
 """Train a hypernetwork on many domains at once (HyperDomainNet, arXiv 2210.08884, §4); behind the script."""
 
-import argparse
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,24 +14,15 @@ from ..data.images import to_bytes, to_floats
 from ..features import load_features
 from ..features.encoders import load_encoder
 from ..hub.cards import write_hypernetwork_card
-from ..methods.hyperdomain import HyperDomainConfig, HyperNetworkObjective
+from ..methods.hyperdomain import CLIPS, CONSTANT, HyperDomainConfig, HyperNetworkObjective
+from ..methods.projections import ProjectionOptions, as_layers, complete, project, recorded
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded
 from ..utils.ranges import Range, check_number
-from .adapt import (
-    CLIPS,
-    CONSTANT,
-    JUDGED,
-    PROJECTION,
-    add_projection_options,
-    add_run_options,
-    as_layers,
-    configure,
-    fill_projection_options,
-    projections,
-)
+from .command_line import make_parser, optional
+from .config import JUDGED, PATHS, TrackingOptions
 from .engine import Trainer, TrainingConfig
-from .launch import command, holding, start, start_trackers
+from .launch import PRECISIONS, command, holding, launched_precision, start, start_trackers
 
 PRESETS = ("hypernetwork", "hypernetwork_few_images", "hypernetwork_images")
 SETTINGS = {  # of words as published; the average would leave batch norm's statistics behind
@@ -47,26 +39,113 @@ PUBLISHED = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """Command-line options; every field of `HyperDomainConfig` and `TrainingConfig` is one."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    name_or_path = {"type": expanded, "help": "embedded name, folder or repo id"}
-    p.add_argument("--pretrained_model_name_or_path", "--base", default="ffhq", **name_or_path)
-    p.add_argument("--data", type=expanded, help="folder or zip archive with one folder of images per domain")
-    texts = "file with one domain per line, 'Target' or 'Target - Source'; instead of --data"
-    p.add_argument("--texts", type=expanded, help=texts)
-    p.add_argument("--encoder", nargs="+", help="features, or CLIP as folders or repo ids; the first is what it reads")
-    p.add_argument("--width", type=int, default=512, help="of all hidden layers")
-    p.add_argument("--backbone_depth", type=int, default=4)
-    p.add_argument("--head_depth", type=int, default=2)
-    p.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help="default: hypernetwork for texts, ..._few_images for images; ..._images: as published, on their latents",
+@dataclass(frozen=True)
+class HypernetworkOptions(ProjectionOptions):
+    """Domains, encoders and the size of a hypernetwork.
+
+    Attributes:
+        base: embedded name, folder or repo id.
+        data: folder or zip archive with one folder of images per domain.
+        texts: file with one domain per line, in place of `data`.
+        encoder: encoders whose losses are summed; the first is what the network reads.
+        width: of all hidden layers.
+        backbone_depth, head_depth: layers before the heads, and of each head.
+        preset: weights and settings to start from.
+    """
+
+    base: str = field(
+        default="ffhq",
+        metadata={"aliases": ["--pretrained_model_name_or_path"], "help": "embedded name, folder or repo id"},
     )
-    add_projection_options(p)
-    add_run_options(p, HyperDomainConfig, SETTINGS, HyperNetworkObjective.uses_images, PUBLISHED)
-    return p
+    data: str | None = field(
+        default=None, metadata={"help": "folder or zip archive with one folder of images per domain"}
+    )
+    texts: str | None = field(
+        default=None,
+        metadata={"help": "file with one domain per line, 'Target' or 'Target - Source'; instead of --data"},
+    )
+    encoder: list[str] | None = field(
+        default=None,
+        metadata={"help": "features, or CLIP as folders or repo ids; the first is what the network reads"},
+    )
+    width: int = field(default=512, metadata={"help": "width of all hidden layers; default 512"})
+    backbone_depth: int = field(default=4, metadata={"help": "layers before the heads; default 4"})
+    head_depth: int = field(default=2, metadata={"help": "layers of each head; default 2"})
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "choices": list(PRESETS),
+            "help": "default: hypernetwork for texts, ..._few_images for images; ..._images: as published, on their "
+            "latents",
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("width", "backbone_depth", "head_depth"):
+            check_number(name, getattr(self, name), Range(1), whole=True)
+        if (self.data is None) == (self.texts is None):
+            raise ValueError("domains are shown by pictures or named by words; give --data or --texts")
+
+
+@dataclass(frozen=True)
+class HypernetworkRun:
+    """The training of a hypernetwork with every setting filled in."""
+
+    options: HypernetworkOptions
+    training: TrainingConfig
+    objective: HyperDomainConfig
+    tracking: TrackingOptions
+
+
+def make_run(**chosen: Any) -> HypernetworkRun:
+    """The training that a user chose.
+
+    Args:
+        chosen: fields of `HypernetworkOptions`, `TrainingConfig`, `HyperDomainConfig`, `TrackingOptions`; None means
+            not given.
+
+    Raises:
+        ValueError: values out of range, or that contradict each other.
+    """
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    for name in (*PATHS, "texts"):
+        if name in chosen:
+            chosen[name] = expanded(str(chosen[name]))
+
+    def taken(cls: type) -> dict[str, Any]:
+        return {option.name: chosen.pop(option.name) for option in fields(cls) if option.name in chosen}
+
+    options = HypernetworkOptions(**taken(HypernetworkOptions))
+    preset = options.preset or PRESETS[options.texts is None]
+    launched = launched_precision()
+    usual = {"mixed_precision": launched if launched in PRECISIONS else "no", **SETTINGS, **PUBLISHED.get(preset, {})}
+    training = TrainingConfig(**{**usual, **taken(TrainingConfig)})
+    objective = replace(getattr(HyperDomainConfig, preset)(), **taken(HyperDomainConfig))
+    tracking = TrackingOptions(**taken(TrackingOptions))
+    if chosen:
+        raise ValueError(f"--{next(iter(chosen))} is no option of a hypernetwork's training; leave it out")
+    if training.ema_decay:
+        raise ValueError(
+            f"ema_decay={training.ema_decay}: batch norm's statistics would not belong to averaged weights; 0"
+        )
+    return HypernetworkRun(complete(replace(options, preset=preset), objective), training, objective, tracking)
+
+
+def parser():
+    """Command-line options: the fields of the dataclasses of a run."""
+    parts = [
+        optional(HypernetworkOptions),
+        optional(TrackingOptions),
+        optional(TrainingConfig, JUDGED, ("output_dir",), usual=SETTINGS, published=PUBLISHED),
+        optional(HyperDomainConfig, usual="the preset's"),
+    ]
+    return make_parser(parts, (__doc__ or "").splitlines()[0])
+
+
+def parse(argv: Sequence[str] | None = None) -> HypernetworkRun:
+    """The run that the arguments of the script describe; see `make_run` for what is raised."""
+    return make_run(**vars(parser().parse_args(argv)))
 
 
 def read_texts(path: str | Path) -> tuple[list[str], list[str]]:
@@ -86,89 +165,93 @@ def read_texts(path: str | Path) -> tuple[list[str], list[str]]:
     return targets, [origin for _, origin in pairs]
 
 
-def run(args: argparse.Namespace) -> DomainHyperNetwork:
+def run(config: HypernetworkRun) -> DomainHyperNetwork:
     """Train, write the hypernetwork, and push it if asked.
 
     Raises:
-        ValueError, OSError, ImportError: bad options, data, encoder, base or folder, each with one sentence.
+        ValueError, OSError, ImportError: bad data, encoder, base or folder, each with one sentence.
         TrainingDiverged, Interrupted: as of `Trainer.train`.
     """
-    if (args.data is None) == (args.texts is None):
-        raise ValueError("domains are shown by pictures or named by words; give --data or --texts")
-    args.preset = args.preset or PRESETS[args.texts is None]
-    training, config = configure(args, HyperDomainConfig, SETTINGS | PUBLISHED.get(args.preset, {}))
-    fill_projection_options(args, config)
-    if args.ema_decay:
-        raise ValueError(f"ema_decay={args.ema_decay}: batch norm's statistics would not belong to averaged weights; 0")
-    for name, least in (("width", 1), ("backbone_depth", 1), ("head_depth", 1)):
-        check_number(name, getattr(args, name), Range(least), whole=True)
-    accelerator = start(args)
-    with holding(args.output_dir, accelerator):
-        return train(args, training, config, accelerator)
+    training, tracking = config.training, config.tracking
+    accelerator = start(
+        training.output_dir,
+        seed=training.seed,
+        mixed_precision=training.mixed_precision,
+        report_to=tracking.report_to,
+        num_threads=tracking.num_threads,
+    )
+    with holding(training.output_dir, accelerator):
+        return train(config, accelerator)
 
 
-def train(args: argparse.Namespace, training: TrainingConfig, config, accelerator: Accelerator) -> DomainHyperNetwork:
-    """`run` with options that are filled in, in a folder that is held."""
-    pipe = FewShotGAN.from_pretrained(args.pretrained_model_name_or_path)
+def train(config: HypernetworkRun, accelerator: Accelerator) -> DomainHyperNetwork:
+    """`run` in a folder that is held."""
+    options, training, objective, tracking = config.options, config.training, config.objective, config.tracking
+    pipe = FewShotGAN.from_pretrained(options.base)
     device = accelerator.device
-    encoders = [load_encoder(name, device) for name in args.encoder or (CLIPS[:1] if args.texts else ["features"])]
-    if args.texts:
-        names, origins = read_texts(args.texts)
-        domains = {"targets": names, "origins": origins}
+    names_of_encoders = options.encoder or (CLIPS[:1] if options.texts else ["features"])
+    encoders = [load_encoder(name, device) for name in names_of_encoders]
+    pictures: list[torch.Tensor] = []  # of each domain, in [-1, 1]
+    if options.texts:
+        names, origins = read_texts(options.texts)
+        domains: dict[str, Any] = {"targets": names, "origins": origins}
     else:
-        if not Path(args.data).expanduser().exists():
-            raise FileNotFoundError(f"folder {args.data} does not exist; give one with a folder of images per domain")
-        images, domain, names = load_labelled(args.data, pipe.generator.resolution)
+        data = str(options.data)
+        if not Path(data).exists():
+            raise FileNotFoundError(f"folder {data} does not exist; give one with a folder of images per domain")
+        images, domain, names = load_labelled(data, pipe.generator.resolution)
         if domain is None:
-            raise ValueError(f"{args.data} has images, but no folders of them; give a folder of images per domain")
-        shown = [to_floats(images[domain == n].to(device)) for n in range(len(names))]
-        domains = {"references": shown}
-        if config.needs_latents:
-            files = [Path(args.output_dir) / "projections" / f"{name}.safetensors" for name in names]
+            raise ValueError(f"{data} has images, but no folders of them; give a folder of images per domain")
+        pictures = [to_floats(images[domain == n].to(device)) for n in range(len(names))]
+        domains = {"references": pictures}
+        if objective.needs_latents:
+            files = [Path(training.output_dir) / "projections" / f"{name}.safetensors" for name in names]
             with accelerator.main_process_first():
-                found = [projections(path, pipe, x, args) for path, x in zip(files, shown, strict=True)]
-            domains["reference_latents"] = [as_layers(w, pipe.generator) for w in found]
-    record = {**asdict(config), **asdict(training), "domains": names}
-    if config.needs_latents:
-        record |= {name: getattr(args, name) for name in PROJECTION}
+                codes = [
+                    project(path, pipe, x, options, training.seed) for path, x in zip(files, pictures, strict=True)
+                ]
+            domains["reference_latents"] = [as_layers(w, pipe.generator) for w in codes]
+    record = {**asdict(objective), **asdict(training), "domains": names}
+    if objective.needs_latents:
+        record |= recorded(options)
     for name in ("output_dir", *JUDGED):
         record.pop(name)
     network = DomainHyperNetwork.for_model(
         pipe.generator,
         encoders[0],
-        width=args.width,
-        backbone_depth=args.backbone_depth,
-        head_depth=args.head_depth,
-        base_model_name_or_path=args.pretrained_model_name_or_path,
+        width=options.width,
+        backbone_depth=options.backbone_depth,
+        head_depth=options.head_depth,
+        base_model_name_or_path=options.base,
         training=record,
     ).to(device)
-    features = load_features(device=device) if config.needs_features else None
-    objective = HyperNetworkObjective(config, network, encoders, features=features, **domains)
+    features = load_features(device=device) if objective.needs_features else None
+    losses = HyperNetworkObjective(objective, network, encoders, features=features, **domains)
     accelerator.print(
         f"hypernetwork of {network.num_values():,} numbers for vectors of {network.num_deltas:,}; {len(names)} domains"
     )
-    trainer = Trainer(pipe.generator, network, objective, None, training, accelerator)
-    trainer.report.title = f"HyperDomainNet (arXiv 2210.08884): a hypernetwork of {args.pretrained_model_name_or_path}"
+    trainer = Trainer(pipe.generator, network, losses, None, training, accelerator)
+    trainer.report.title = f"HyperDomainNet (arXiv 2210.08884): a hypernetwork of {options.base}"
     trainer.report.data = f"{len(names)} domains: {', '.join(names)}"
-    if not args.texts:
-        trainer.report.images = to_bytes(torch.cat([images[:1] for images in shown]))
-    start_trackers(args, accelerator, "hyperdomainnet")
+    if pictures:
+        trainer.report.images = to_bytes(torch.cat([images[:1] for images in pictures]))
+    settings = {**asdict(options), **asdict(training), **asdict(objective), **asdict(tracking)}
+    start_trackers(accelerator, "hyperdomainnet", tracking.report_to, settings)
     name = Path(training.output_dir).name
 
-    def finish(result: DomainHyperNetwork) -> DomainHyperNetwork:
+    def finish(trained: DomainHyperNetwork) -> DomainHyperNetwork:
         if accelerator.is_main_process:
-            write_hypernetwork_card(result, training.output_dir, name)
-        return result
+            write_hypernetwork_card(trained, training.output_dir, name)
+        return trained
 
-    result = trainer.train(finish=finish)
-    if accelerator.is_main_process and args.push_to_hub:
-        result.push_to_hub(args.hub_model_id or name)
+    network = trainer.train(finish=finish)
+    if accelerator.is_main_process and tracking.push_to_hub:
+        network.push_to_hub(tracking.hub_model_id or name)
     accelerator.end_training()
-    return result.eval()
+    return network.eval()
 
 
-def main(argv=None) -> DomainHyperNetwork:
-    """Entry point of the scripts, see `launch.command`."""
-    args = parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> DomainHyperNetwork:
+    """Entry point of the script, see `launch.command`."""
     with command():
-        return run(args)
+        return run(parse(argv))

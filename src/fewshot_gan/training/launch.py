@@ -1,10 +1,10 @@
 """How a training begins and ends as a command: its processes, precision, threads, trackers, signals and exit code."""
 
-import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,14 +31,6 @@ def command() -> Iterator[None]:
             yield
         except REFUSED as error:
             raise SystemExit(f"error: {' '.join(str(error).split())}") from error
-
-
-def add_tracking_options(p: argparse.ArgumentParser) -> None:
-    """Options of `start` and `start_trackers`."""
-    p.add_argument("--report_to", default="tensorboard", help="Accelerate tracker, or none")
-    p.add_argument(
-        "--num_threads", type=int, default=0, help="CPU threads per process; default: OMP_NUM_THREADS, or all"
-    )
 
 
 def launched_precision() -> str:
@@ -77,21 +69,35 @@ def check_launch(precision: str | None) -> None:
         raise ValueError("accelerate launch says to compile with dynamo, which no script here does; leave it out")
 
 
-def start(args: argparse.Namespace, folder: str | None = None) -> Accelerator:
-    """Processes, threads and seed of a run, whose logs go into `folder`; None: its `output_dir`.
+def start(
+    folder: str | os.PathLike[str],
+    *,
+    seed: int,
+    report_to: str = "tensorboard",
+    num_threads: int = 0,
+    mixed_precision: str | None = None,
+) -> Accelerator:
+    """Set up processes, threads and seed of a run.
+
+    Args:
+        folder: of its logs.
+        seed: of everything random.
+        report_to: a tracker of Accelerate, or "none".
+        num_threads: CPU threads per process; 0: as many as usual.
+        mixed_precision: what the run computes in, one of `PRECISIONS`; None: it knows float32 alone.
 
     Raises:
         ValueError: a number out of range, or Accelerate was told what the run does not do.
     """
-    check_number("num_threads", args.num_threads, NOT_NEGATIVE, whole=True)
-    check_seed(args.seed)
-    check_launch(getattr(args, "mixed_precision", None))
+    check_number("num_threads", num_threads, NOT_NEGATIVE, whole=True)
+    check_seed(seed)
+    check_launch(mixed_precision)
     keep_freed_memory()
-    folder = Path(folder or args.output_dir)
+    folder = Path(folder)
     project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
     count = int(os.environ.get("WORLD_SIZE") or 1)
     options = {"project_config": project, "cpu": count > 1 and not torch.accelerator.is_available()}
-    accelerator = Accelerator(log_with=None if args.report_to == "none" else args.report_to, **options)
+    accelerator = Accelerator(log_with=None if report_to == "none" else report_to, **options)
     if count > 1 and accelerator.num_processes == 1:
         raise ValueError(
             f"WORLD_SIZE={count}, but this process knows of no other; start them with torchrun or accelerate launch"
@@ -102,8 +108,8 @@ def start(args: argparse.Namespace, folder: str | None = None) -> Accelerator:
             "start it without"
         )
     # `accelerate launch` gives each CPU process one thread unless told otherwise
-    set_threads(args.num_threads or usual_threads(accelerator.num_processes))
-    torch.manual_seed(args.seed)  # the small noise of fresh factors and heads
+    set_threads(num_threads or usual_threads(accelerator.num_processes))
+    torch.manual_seed(seed)  # the small noise of fresh factors and heads
     return accelerator
 
 
@@ -118,12 +124,18 @@ def holding(folder: str | os.PathLike[str], accelerator: Accelerator) -> Iterato
         yield
 
 
-def start_trackers(args: argparse.Namespace, accelerator: Accelerator, name: str) -> None:
-    """Writes into the run's folder: call it when everything else is known to be good.
+def start_trackers(accelerator: Accelerator, name: str, report_to: str, settings: Mapping[str, Any]) -> None:
+    """Start the tracker, which writes into the run's folder: call it when everything else is known to be good.
 
     Says how many processes there are, and on what: a launcher may have started fewer than it was asked for.
+
+    Args:
+        accelerator: of `start`.
+        name: what the tracker calls the project.
+        report_to: as in `start`.
+        settings: option → value; numbers and texts are recorded.
     """
     accelerator.print(processes(accelerator))
     accelerator.print(f"to watch: {Path(accelerator.project_dir) / PAGE_NAME}")
-    if args.report_to != "none":
-        accelerator.init_trackers(name, {k: v for k, v in vars(args).items() if isinstance(v, int | float | str)})
+    if report_to != "none":
+        accelerator.init_trackers(name, {k: v for k, v in settings.items() if isinstance(v, int | float | str)})

@@ -5,7 +5,6 @@ Shape legend: B images, R resolution.
 
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,15 +13,15 @@ from ..adapters import fingerprint
 from ..adapters.ticket import sparsity_of
 from ..data.datasets import InfiniteBatches
 from ..methods.adv_aug import AdvAugConfig, discriminator_loss, generator_loss, undisturbed
-from ..methods.lottery import Masks, MovingAverage, SparseWeights, distillation_loss
+from ..methods.lottery import Masks, SparseWeights, distillation_loss
 from ..models.network import evaluating
 from ..pipeline import FewShotGAN
 from ..utils.hashing import hash_tensor
+from ..utils.moving_average import MovingAverage
 from ..utils.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_numbers
 from .augment import DiffAugment
-from .checkpoints import load_checkpoint, save_checkpoint
-from .loop import RUN_RANGES, average_gradients, backward, take_steps
-from .report import Report, reported
+from .loop import RUN_RANGES, TrainingRun, average_gradients, backward
+from .report import Report
 
 SAMPLES, COLUMNS = 64, 16
 
@@ -91,7 +90,7 @@ class LimitedConfig:
         return AdvAugConfig.of(self)
 
 
-class LimitedTrainer:
+class LimitedTrainer(TrainingRun):
     """Trains a generator against a discriminator with the hinge loss.
 
     Of several processes each has batch statistics of its own, and those of the first are saved.
@@ -105,9 +104,6 @@ class LimitedTrainer:
         masks: "generator" and perhaps "discriminator" → masks, see `methods.lottery`.
         teacher: trained dense discriminator whose logits are distilled.
         tag: in front of every name that trackers are told, e.g. "round-03/".
-
-    Attributes:
-        keeps_length: whether a resumed run must have as many steps as before: something was made of its end.
 
     Raises:
         ValueError: images or labels do not fit the networks, or masks belong to others.
@@ -142,7 +138,7 @@ class LimitedTrainer:
             raise ValueError(f"labels go up to {int(labels.max())}, but the networks have {classes} classes")
         if config.distillation_weight and teacher is None:
             raise ValueError(f"distillation_weight={config.distillation_weight} needs a teacher discriminator")
-        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
+        super().__init__(config, accelerator)
         # channels-last: a step takes two thirds of the time on a CPU
         trained = (x.to(self.device, memory_format=torch.channels_last).train() for x in (generator, discriminator))
         self.generator, self.discriminator = (network.requires_grad_(True) for network in trained)
@@ -162,7 +158,6 @@ class LimitedTrainer:
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         torch.manual_seed(config.seed + 104729 * rank + 2)  # noise of layers
         self.diffaugment = DiffAugment(config.diffaugment)
-        self.step, self.folder, self.keeps_length = 0, Path(config.output_dir), False
         self.report = self._report(tag)
 
     # ------------------------------------------------------------------ one step
@@ -228,69 +223,44 @@ class LimitedTrainer:
     # ------------------------------------------------------------------ the run
 
     @property
-    def result(self):
-        """The generator to keep: the average, or the generator itself where there is none."""
+    def result(self) -> FewShotGAN:
+        """The networks as a base: the average, or the generator itself where there is none, and the discriminator."""
+        usual = {"memory_format": torch.contiguous_format}  # as these networks are when they come from a file
+        return FewShotGAN(*(deepcopy(x).eval().to(**usual) for x in (self.averaged, self.discriminator)))
+
+    @property
+    def averaged(self):
+        """The generator to keep."""
         return self.average if self.config.ema_decay else self.generator
 
-    @reported
-    def train(self, stop_after: int | None = None) -> FewShotGAN:
-        """Run from the last checkpoint, if there is one, to `max_train_steps` and write the networks as a base.
+    def write(self, result: FewShotGAN) -> None:
+        result.save_pretrained(self.folder)
+        self.report.saved("generator/*.safetensors", "discriminator/*.safetensors", "ticket*/*.safetensors")
 
-        Args:
-            stop_after: stop early at this step without finishing (as a kill would, for tests).
+    def _parts(self) -> dict:
+        names = ("generator", "discriminator", "average", "optimizer", "d_optimizer", "batches")
+        return {name: getattr(self, name) for name in names}
 
-        Raises:
-            TrainingDiverged, ValueError, FolderInUse, FileNotFoundError, Interrupted: as of `engine.Trainer.train`.
-        """
-        main, c = self.accelerator.is_main_process, self.config
-        self._resume()
-        if main and c.sample_steps and self.step == c.max_train_steps and self.report.lacks_samples(self.step):
-            self._samples()
-        self.report.begin(self.step)
-        take_steps(self, "training", stop_after)
-        usual = {"memory_format": torch.contiguous_format}  # as these networks are when they come from a file
-        pipe = FewShotGAN(*(deepcopy(x).eval().to(**usual) for x in (self.result, self.discriminator)))
-        if self.step == c.max_train_steps and main:
-            self.report.there()
-            pipe.save_pretrained(self.folder)
-            self.report.saved("generator/*.safetensors", "discriminator/*.safetensors", "ticket*/*.safetensors")
-        self.report.end("finished" if self.step == c.max_train_steps else "stopped")
-        self.accelerator.wait_for_everyone()
-        return pipe
+    def state(self) -> dict:
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        return state | {"random": self.random.get_state(), "torch": torch.get_rng_state()}  # the latter: layers' noise
 
-    def _state(self) -> dict:
-        parts = ("generator", "discriminator", "average", "optimizer", "d_optimizer", "batches")
-        return {name: getattr(self, name) for name in parts}
-
-    def _checkpoint(self) -> None:
-        state = {name: part.state_dict() for name, part in self._state().items()}
-        state |= {"random": self.random.get_state(), "torch": torch.get_rng_state()}  # the latter: noise of layers
-        keep = self.config.checkpoints_total_limit
-        save_checkpoint(self.folder, self.step, state, self._settings(), self.accelerator, keep)
-
-    def _settings(self) -> dict:
-        """All that a resumed run must share with its beginning."""
-        masks = {name: [hash_tensor(m) for m in of.values()] for name, of in self.masks.items()}
-        data = {
-            "images": hash_tensor(self.batches.images),
-            "labels": None if self.labels is None else hash_tensor(self.labels),
-        }
-        taught = None if self.teacher is None else fingerprint(self.teacher)
-        return {**asdict(self.config), **self.start, **data, "teacher": taught, "masks": masks}
-
-    def _resume(self) -> None:
-        may_change = self.config.MAY_CHANGE + (() if self.keeps_length else self.config.MAY_GROW)
-        state = load_checkpoint(self.folder, self._settings(), self.accelerator, may_change)
-        if state is None:
-            return
-        for name, part in self._state().items():
+    def load_state(self, state: dict) -> None:
+        for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.random.set_state(state["random"])
         torch.set_rng_state(state["torch"])
-        self.step = state["step"]
+
+    def settings(self) -> dict:
+        """All that a resumed run must share with its beginning."""
+        masks = {name: [hash_tensor(m) for m in of.values()] for name, of in self.masks.items()}
+        labels = None if self.labels is None else hash_tensor(self.labels)
+        data = {"images": hash_tensor(self.batches.images), "labels": labels}
+        taught = None if self.teacher is None else fingerprint(self.teacher)
+        return {**asdict(self.config), **self.start, **data, "teacher": taught, "masks": masks}
 
     @torch.no_grad()
-    def _samples(self) -> None:
+    def show_samples(self) -> None:
         """`samples/step-N.png`, also to the trackers: the same latents every time, classes in turn."""
         random = torch.Generator().manual_seed(self.config.seed + 12345)
         z = torch.randn(SAMPLES, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu").to(
@@ -301,7 +271,7 @@ class LimitedTrainer:
             if self.labels is None
             else torch.arange(SAMPLES, device="cpu").to(self.device) % self.generator.num_classes
         )
-        with evaluating(self.result) as network:
+        with evaluating(self.averaged) as network:
             images = network(z, labels)
         rows = [torch.cat(list(row), 2) for row in images.split(COLUMNS)]
         self.report.show(self.step, torch.cat(rows, 1))

@@ -5,15 +5,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..utils.ranges import COUNT, NOT_NEGATIVE, Range
-from .checkpoints import latest_checkpoint
+from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .interrupt import Interrupted, installed
-from .report import TrainingDiverged
+from .report import Report, TrainingDiverged, reported
 
 RUN_RANGES = {  # of the settings that every run has
     **dict.fromkeys(("max_train_steps", "checkpointing_steps", "checkpoints_total_limit"), COUNT),
@@ -24,47 +25,162 @@ RUN_RANGES = {  # of the settings that every run has
 }
 
 
-def take_steps(trainer, name: str, stop_after: int | None = None, on_step: Callable | None = None) -> None:
-    """Steps to `max_train_steps`, with the checkpoints, samples and pages that are due.
+class TrainingRun:
+    """One training: steps with checkpoints, sample pictures and a report, an exact resume, and an end.
+
+    Subclasses set `report` and implement `train_step`, `settings`, `state`, `load_state`, `show_samples`, `write` and
+    `result`.
 
     Args:
-        trainer: has `config`, `accelerator`, `report`, the number `step` of steps that are done, and `train_step()`,
-            `_checkpoint()`, `_samples()`.
-        name: of what it does, for the progress bar.
-        stop_after: stop early at this step, without a checkpoint.
-        on_step: called after each step with the trainer and the step's losses.
+        config: has `output_dir`, `max_train_steps`, `checkpointing_steps`, `checkpoints_total_limit`, `sample_steps`,
+            `MAY_CHANGE` and `MAY_GROW`.
+        accelerator: from Accelerate; several processes average their gradients.
 
-    Raises:
-        Interrupted: SIGINT or SIGTERM came, see `interrupt`; the step at hand is done, and kept.
+    Attributes:
+        step: steps that are done.
+        keeps_length: whether a resumed run must have as many steps as before, because something was made of its end.
     """
-    config, accelerator, report = trainer.config, trainer.accelerator, trainer.report
-    main, total, kept_at = accelerator.is_main_process, config.max_train_steps, trainer.step
-    end = total if stop_after is None else min(stop_after, total)
-    bar = tqdm(total=total, initial=trainer.step, disable=not main, desc=name)
-    with bar, asked_to_stop(accelerator) as asked:
-        while trainer.step < end and not asked():
-            logs = trainer.train_step()
-            bar.update()
-            bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
-            report.add(trainer.step, logs)
-            kept, shown = due(config, trainer.step)
-            if kept:
-                trainer._checkpoint()
-                kept_at = trainer.step
-            if main and shown:
-                trainer._samples()
-            if kept or shown:
-                report.write()
-            if on_step is not None:
-                on_step(trainer, logs)
-        if number := asked():
-            if trainer.step > kept_at:
-                trainer._checkpoint()
+
+    name = "training"  # of the progress bar
+    report: Report
+
+    def __init__(self, config, accelerator: Accelerator):
+        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
+        self.step, self.folder, self.keeps_length = 0, Path(config.output_dir), False
+
+    def train_step(self) -> dict[str, float]:
+        """Take one step; returns the losses."""
+        raise NotImplementedError
+
+    def settings(self) -> dict:
+        """All that a resumed run must share with its beginning, as JSON has it."""
+        raise NotImplementedError
+
+    def state(self) -> dict:
+        """What a checkpoint holds, this process's share of it."""
+        raise NotImplementedError
+
+    def load_state(self, state: dict) -> None:
+        """Go on from `state`."""
+        raise NotImplementedError
+
+    def show_samples(self) -> None:
+        """Draw sample pictures and hand them to the report."""
+        raise NotImplementedError
+
+    @property
+    def result(self) -> Any:
+        """What is kept of the training so far."""
+        raise NotImplementedError
+
+    def write(self, result) -> None:
+        """Write the trained `result` into the folder; in the main process alone."""
+        raise NotImplementedError
+
+    def write_beside_checkpoint(self) -> Callable[[Path], None] | None:
+        """What writes the result so far into a checkpoint's folder; None: nothing does."""
+        return None
+
+    @reported
+    def train(
+        self,
+        stop_after: int | None = None,
+        on_step: Callable[[Any, dict[str, float]], None] | None = None,
+        finish: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """Run from the last checkpoint, if there is one, to `max_train_steps` and write the result.
+
+        Args:
+            stop_after: stop early at this step without finishing (as a kill would, for tests).
+            on_step: called after each step with this trainer and the step's losses. What it raises ends the run as a
+                kill would: the same settings go on from the last checkpoint.
+            finish: called by every process with what was trained; writes what else belongs to it, before the page
+                says that the run is finished, and returns what to keep.
+
+        Returns:
+            What was trained, or what `finish` made of it.
+
+        Raises:
+            TrainingDiverged: a loss is not finite.
+            ValueError: the folder holds a run with other settings or with more steps.
+            FolderInUse: another run is at work in the folder.
+            FileNotFoundError: the folder was removed meanwhile.
+            Interrupted: inside `interruptible`, a signal came; the steps that were done are kept.
+        """
+        main, config = self.accelerator.is_main_process, self.config
+        self._resume()
+        at_end = self.step == config.max_train_steps  # then the last samples may not have been written
+        if main and config.sample_steps and self._lacks_samples(at_end):
+            self.show_samples()
+        self.report.begin(self.step)
+        self._take_steps(stop_after, on_step)
+        result = self.result
+        if self.step < config.max_train_steps:
+            self.report.end("stopped")
+        else:
             if main:
-                where = f"step {trainer.step} of {total}"
-                print(f"stopped at {where}; the same command goes on from there", file=sys.stderr)
-            accelerator.end_training()
-            raise Interrupted(number)
+                self.report.there()
+            self.before_write(result)
+            if main:
+                self.write(result)
+            if finish is not None:
+                result = finish(result)
+            self.report.end("finished")
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _lacks_samples(self, at_end: bool) -> bool:
+        return at_end and self.report.lacks_samples(self.step)
+
+    def before_write(self, result) -> None:
+        """Change the trained result before it is stored, in every process."""
+
+    def _checkpoint(self) -> None:
+        keep = self.config.checkpoints_total_limit
+        beside = self.write_beside_checkpoint()
+        save_checkpoint(self.folder, self.step, self.state(), self.settings(), self.accelerator, keep, beside)
+
+    def _resume(self) -> None:
+        may_change = self.config.MAY_CHANGE + (() if self.keeps_length else self.config.MAY_GROW)
+        state = load_checkpoint(self.folder, self.settings(), self.accelerator, may_change)
+        if state is not None:
+            self.load_state(state)
+            self.step = state["step"]
+
+    def _take_steps(self, stop_after: int | None, on_step: Callable | None) -> None:
+        """Steps to `max_train_steps`, with the checkpoints, samples and pages that are due.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came, see `interrupt`; the step at hand is done, and kept.
+        """
+        config, accelerator, report = self.config, self.accelerator, self.report
+        main, total, kept_at = accelerator.is_main_process, config.max_train_steps, self.step
+        end = total if stop_after is None else min(stop_after, total)
+        bar = tqdm(total=total, initial=self.step, disable=not main, desc=self.name)
+        with bar, asked_to_stop(accelerator) as asked:
+            while self.step < end and not asked():
+                logs = self.train_step()
+                bar.update()
+                bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
+                report.add(self.step, logs)
+                kept, shown = due(config, self.step)
+                if kept:
+                    self._checkpoint()
+                    kept_at = self.step
+                if main and shown:
+                    self.show_samples()
+                if kept or shown:
+                    report.write()
+                if on_step is not None:
+                    on_step(self, logs)
+            if number := asked():
+                if self.step > kept_at:
+                    self._checkpoint()
+                if main:
+                    where = f"step {self.step} of {total}"
+                    print(f"stopped at {where}; the same command goes on from there", file=sys.stderr)
+                accelerator.end_training()
+                raise Interrupted(number)
 
 
 @contextmanager

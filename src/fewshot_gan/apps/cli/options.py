@@ -1,12 +1,14 @@
 """What the options of `fewshot-gan` accept, and how the command line refuses: in one sentence."""
 
 import sys
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
+from ...catalogue import Catalogue
 from ...utils.errors import boundary, tolerate_encodings
 from ...utils.files import user_path
 from ...utils.text import plain
@@ -16,32 +18,6 @@ _USAGE = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )  # typer's own or click's
 MOST_WEIGHT = 1000
-
-
-class AdapterKind(StrEnum):
-    adafm = "adafm"
-    domain_vector = "domain_vector"
-    full = "full"
-    gan_memory = "gan_memory"
-    left = "left"
-
-
-class MethodName(StrEnum):
-    lfs_gan = "lfs_gan"
-    d3t = "d3t"
-    cdc = "cdc"
-    finetune = "finetune"
-    adafm = "adafm"
-    hyperdomainnet = "hyperdomainnet"
-
-
-class Preset(StrEnum):
-    few_images = "few_images"
-    paper = "paper"
-    large_gap = "large_gap"
-    abstract = "abstract"
-    image = "image"
-    text = "text"
 
 
 class Space(StrEnum):
@@ -92,6 +68,21 @@ def number(help: str, least: float, most: float, said: str | None = None):
         return value
 
     return typer.Option(help=help, callback=check)
+
+
+def entry_option(catalogue: Catalogue, help: str, names: Iterable[str] | None = None):
+    """An option that names an entry of a catalogue; plugins are imported for names of theirs alone.
+
+    Args:
+        catalogue: of methods, adapters, …
+        help: of the option.
+        names: to list in the help; None: all of this package.
+    """
+
+    def check(value: str | None) -> str | None:
+        return None if value is None else catalogue.find(value).name
+
+    return typer.Option(help=f"{help} One of {', '.join(names or catalogue.own())}, or of a plugin.", callback=check)
 
 
 def count(help: str):

@@ -1,0 +1,59 @@
+"""What a training asks of the module whose numbers it learns: an adapter, or a network that predicts adapters."""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..utils.options import NoOptions, given
+
+if TYPE_CHECKING:
+    from .bank import AdapterBank
+
+
+class Trainable(nn.Module):
+    """Hooks of a training, with what usually serves.
+
+    Attributes:
+        Options: frozen dataclass of what a user may choose for a new one; each field has a default, and
+            `metadata["help"]`.
+    """
+
+    Options: ClassVar[type] = NoOptions
+
+    @classmethod
+    def fresh(cls, generator: nn.Module, options, **settings: Any) -> "Trainable":
+        """What a training starts from.
+
+        Args:
+            generator: the base.
+            options: of `cls.Options`.
+            settings: of the constructor, e.g. the record of the training.
+        """
+        return cls.for_model(generator, **given(options), **settings)
+
+    def attach(self, bank: "AdapterBank", name: str) -> None:
+        """Make it loadable under `name` in the bank of the generator that is trained."""
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        """For an optimiser: parameters of one rate each, with "rate", their share of `learning_rate`."""
+        rates: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            rates.setdefault(self.rate_of(name), []).append(parameter)
+        return [{"params": p, "rate": rate, "lr": rate * learning_rate} for rate, p in rates.items()]
+
+    def rate_of(self, name: str) -> float:
+        """Learning rate of a parameter, as a share of the run's."""
+        return 1.0
+
+    def penalty(self, step: int) -> torch.Tensor | None:
+        """A loss of its own numbers at a step of its training; None: there is none."""
+        return None
+
+    def fixed_tensors(self) -> dict[str, torch.Tensor]:
+        """Buffers that a resumed run must have in common with its beginning."""
+        return {}
+
+    def finished(self) -> "Trainable":
+        """What is stored after the last step."""
+        return self

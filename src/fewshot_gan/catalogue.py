@@ -1,0 +1,297 @@
+"""Every method, kind of adapter and backbone by name: what command lines offer and cards print. Imports no torch.
+
+Other packages add theirs in one of two ways: with the decorators `register_method`, `register_adapter` and
+`register_backbone` in a module that is imported, or with an entry point of the group `fewshot_gan.plugins` that names
+such a module. Plugins are imported when a name is asked for that this package does not define, and for listings.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from threading import RLock
+from typing import Generic, TypeVar
+
+GROUP = "fewshot_gan.plugins"
+ARXIV = "https://arxiv.org/abs/"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a class before it is imported.
+
+    Attributes:
+        name: as command lines and configs have it.
+        path: "module:Class".
+        title: on cards and in help texts.
+        arxiv: id of the paper, if there is one.
+    """
+
+    name: str
+    path: str
+    title: str = ""
+    arxiv: str | None = None
+
+    @property
+    def described(self) -> str:
+        """The title with its source, for help texts: "LFS-GAN (arXiv 2308.11917)"."""
+        title = self.title or self.name
+        return f"{title} (arXiv {self.arxiv})" if self.arxiv else title
+
+    @property
+    def markdown(self) -> str:
+        """The title with a link to its source, for cards."""
+        title = self.title or self.name
+        return f"{title} ([arXiv {self.arxiv}]({ARXIV}{self.arxiv}))" if self.arxiv else title
+
+    def load(self) -> type:
+        """Import the class."""
+        module, _, name = self.path.partition(":")
+        return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True)
+class MethodEntry(Entry):
+    """A method: see `methods.method.Method`.
+
+    Attributes:
+        description: for help texts, if title and paper do not say enough.
+    """
+
+    description: str = ""
+
+    @property
+    def described(self) -> str:
+        return self.description or super().described
+
+
+@dataclass(frozen=True)
+class AdapterEntry(Entry):
+    """A kind of adapter: see `adapters.Adapter`.
+
+    Attributes:
+        learning_rate: usual rate of its training; None: that of `TrainingConfig`.
+        trainable: False if it is made otherwise, e.g. from masks or from other adapters.
+        shown: settings that its card names.
+    """
+
+    learning_rate: float | None = None
+    trainable: bool = True
+    shown: tuple[str, ...] = ()
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Catalogue(Mapping[str, E], Generic[E]):
+    """Entries by name, those of plugins included.
+
+    Args:
+        kind: what the entries are, for messages.
+        entries: those of this package.
+    """
+
+    def __init__(self, kind: str, entries: list[E]):
+        self.kind = kind
+        self._entries = {entry.name: entry for entry in entries}
+        self._own = frozenset(self._entries)
+
+    def add(self, entry: E) -> None:
+        """Register an entry.
+
+        Raises:
+            ValueError: another class has this name.
+        """
+        present = self._entries.get(entry.name)
+        if present is not None and present.path != entry.path:
+            raise ValueError(
+                f"{entry.path} cannot be the {self.kind} {entry.name!r}: {present.path} has this name; choose another"
+            )
+        self._entries[entry.name] = entry
+
+    def __getitem__(self, name: str) -> E:
+        if name not in self._entries:
+            load_plugins()
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        load_plugins()
+        return iter(dict(self._entries))
+
+    def __len__(self) -> int:
+        load_plugins()
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
+
+    def own(self) -> list[str]:
+        """Names that this package defines; imports no plugin."""
+        return [name for name in self._entries if name in self._own]
+
+    def find(self, name: str) -> E:
+        """The entry of a name.
+
+        Raises:
+            ValueError: there is none; the message lists the names.
+        """
+        if name not in self:
+            raise ValueError(f"there is no {self.kind} {name!r}; choose one of {', '.join(self)}")
+        return self[name]
+
+    def load(self, name: str) -> type:
+        """Import the class of a name.
+
+        Raises:
+            ValueError: there is no such name.
+        """
+        return self.find(name).load()
+
+
+METHODS: Catalogue[MethodEntry] = Catalogue(
+    "method",
+    [
+        MethodEntry("lfs_gan", "fewshot_gan.methods.lfs_gan:LFSMethod", "LFS-GAN", "2308.11917"),
+        MethodEntry("d3t", "fewshot_gan.methods.d3t:D3TMethod", "D3T-GAN", "2205.06032"),
+        MethodEntry("cdc", "fewshot_gan.methods.cdc:CDCMethod", "cross-domain correspondence", "2104.06820"),
+        MethodEntry(
+            "finetune",
+            "fewshot_gan.methods.finetune:FinetuneMethod",
+            "plain fine-tuning",
+            "1805.01677",
+            description="TransferGAN (arXiv 1805.01677), FreezeD (arXiv 2002.10964), or from scratch",
+        ),
+        MethodEntry("adafm", "fewshot_gan.methods.adafm:AdaFMMethod", "AdaFM transfer", "2002.11810"),
+        MethodEntry(
+            "hyperdomainnet", "fewshot_gan.methods.hyperdomain:HyperDomainMethod", "HyperDomainNet", "2210.08884"
+        ),
+    ],
+)
+TICKETS = MethodEntry("lottery", "fewshot_gan.training.lottery:run", "GAN lottery tickets", "2103.00397")  # for cards
+ADAPTERS: Catalogue[AdapterEntry] = Catalogue(
+    "adapter type",
+    [
+        AdapterEntry(
+            "left",
+            "fewshot_gan.adapters.left:LeFTAdapter",
+            "LeFT, learnable factorised tensors",
+            "2308.11917",
+            shown=("rank",),
+        ),
+        AdapterEntry(
+            "domain_vector",
+            "fewshot_gan.adapters.domain_vector:DomainVectorAdapter",
+            "domain vector",
+            "2210.08884",
+            learning_rate=0.02,
+            shown=("placement", "parametrization"),
+        ),
+        AdapterEntry(
+            "adafm",
+            "fewshot_gan.adapters.adafm:AdaFMAdapter",
+            "AdaFM, one scale and shift per filter",
+            "2002.11810",
+            learning_rate=1e-3,
+        ),
+        AdapterEntry(
+            "gan_memory",
+            "fewshot_gan.adapters.gan_memory:GANMemoryAdapter",
+            "GAN Memory, styles of weights",
+            "2006.07543",
+            learning_rate=2e-4,
+        ),
+        AdapterEntry("full", "fewshot_gan.adapters.full:FullAdapter", "full difference of weights", learning_rate=2e-4),
+        AdapterEntry(
+            "ticket",
+            "fewshot_gan.adapters.ticket:TicketAdapter",
+            "lottery ticket, a mask of weights",
+            "2103.00397",
+            trainable=False,
+        ),
+        AdapterEntry(
+            "blend", "fewshot_gan.adapters.blend:BlendAdapter", "weighted combination of adapters", trainable=False
+        ),
+    ],
+)
+BACKBONES: Catalogue[Entry] = Catalogue(
+    "network",
+    [
+        Entry(name, f"fewshot_gan.models.{module}:{name}")
+        for module, names in {
+            "mobile_stylegan": ("MobileStyleGANGenerator",),
+            "stylegan2": ("StyleGAN2Generator", "StyleGAN2Discriminator"),
+            "sngan": ("SNGANGenerator", "SNGANDiscriminator"),
+            "biggan": ("BigGANGenerator", "BigGANDiscriminator"),
+            "gp_gan": ("GPGANGenerator", "GPGANDiscriminator"),
+            "tailored": ("TailoredGenerator",),
+            "projected": ("ProjectedDiscriminator",),
+        }.items()
+        for name in names
+    ],
+)
+
+
+def register_method(name: str, title: str = "", arxiv: str | None = None) -> Callable[[type], type]:
+    """Decorate a `methods.Method`: `fewshot-gan adapt --method NAME`, `METHODS` and cards then know it."""
+
+    def register(cls: type) -> type:
+        cls.name = name
+        METHODS.add(MethodEntry(name, _path(cls), title, arxiv))
+        return cls
+
+    return register
+
+
+def register_adapter(
+    title: str = "", arxiv: str | None = None, learning_rate: float | None = None, shown: tuple[str, ...] = ()
+) -> Callable[[type], type]:
+    """Decorate an `adapters.Adapter` with an `adapter_type`: trainings, files, cards and PEFT's calls then know it.
+
+    Args:
+        title, arxiv: see `Entry`.
+        learning_rate, shown: see `AdapterEntry`.
+    """
+
+    def register(cls: type) -> type:
+        trainable = getattr(cls, "trainable", True)
+        ADAPTERS.add(AdapterEntry(cls.adapter_type, _path(cls), title, arxiv, learning_rate, trainable, shown))
+        return cls
+
+    return register
+
+
+def register_backbone(cls: type) -> type:
+    """Decorate a `models.network.Network`: bases with it are saved and loaded under the name of its class."""
+    BACKBONES.add(Entry(cls.__name__, _path(cls)))
+    return cls
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+_lock = RLock()
+_plugins_loaded = False
+
+
+def load_plugins() -> None:
+    """Import what entry points of `fewshot_gan.plugins` name, once per process.
+
+    A plugin that cannot be imported is left out with a warning: it does not take the package with it.
+    """
+    global _plugins_loaded
+    with _lock:
+        if _plugins_loaded:
+            return
+        _plugins_loaded = True
+        for plugin in entry_points(group=GROUP):
+            try:
+                plugin.load()
+            except Exception as error:  # whatever the module of another package raises
+                logger.warning(
+                    f"the plugin {plugin.name!r} ({plugin.value}) cannot be imported and is left out: "
+                    f"{type(error).__name__}: {error}"
+                )

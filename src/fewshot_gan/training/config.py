@@ -1,0 +1,209 @@
+"""An adaptation run with all its settings, made from what a user chose."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from ..adapters import Adapter
+from ..catalogue import ADAPTERS, METHODS
+from ..methods.method import Method
+from ..methods.objective import ObjectiveConfig
+from ..utils.files import expanded
+from ..utils.ranges import NOT_NEGATIVE, check_number
+from .engine import TrainingConfig
+from .launch import PRECISIONS, launched_precision
+
+PRESETS = {
+    "few_images": "signals that learn a set of pictures in few steps, on pretrained features",
+    "large_gap": "few_images without projected images, feature transfer and distillation, for looks far from the base",
+    "abstract": "the published terms alone, on pretrained features",
+    "paper": "the terms and weights as published, on the base's own discriminator; rates as in few_images, but adafm's",
+    "image": "terms, weights and rates as published, for a picture",
+    "text": "terms, weights and rates as published, for words",
+}
+JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a discriminator
+PATHS = ("base", "data", "output_dir", "previous", "projections")  # in which `~` stands for the home folder
+
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """Where a run reports to, what it computes with, and whether the result is shared.
+
+    Attributes:
+        report_to: a tracker of Accelerate, or "none".
+        num_threads: CPU threads per process; 0: `OMP_NUM_THREADS`, or what cores and container allow.
+        push_to_hub, hub_model_id: upload the result, to this repo.
+    """
+
+    report_to: str = field(default="tensorboard", metadata={"help": "Accelerate tracker, or none"})
+    num_threads: int = field(default=0, metadata={"help": "CPU threads per process; default: OMP_NUM_THREADS, or all"})
+    push_to_hub: bool = field(default=False, metadata={"help": "upload the result when done"})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "repo id of --push_to_hub; default: the output folder's name"}
+    )
+
+    def __post_init__(self):
+        check_number("num_threads", self.num_threads, NOT_NEGATIVE, whole=True)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every adaptation is asked for.
+
+    Attributes:
+        base: embedded name, folder or repo id.
+        data: image folder, zip archive, embedded set or `datasets` id; None: the look is named by words.
+        adapter: kind of adapter; None: the method's.
+        preset: weights and settings to start from; None: the method's default.
+    """
+
+    base: str = field(
+        default="ffhq",
+        metadata={"aliases": ["--pretrained_model_name_or_path"], "help": "embedded name, folder or repo id"},
+    )
+    data: str | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--train_data_dir"],
+            "help": "image folder, zip archive, embedded set, or datasets id",
+        },
+    )
+    adapter: str | None = None
+    preset: str | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """An adaptation run with every setting filled in.
+
+    Attributes:
+        method: with its options.
+        base, data: see `RunOptions`.
+        adapter: kind of adapter.
+        adapter_options: options of that kind.
+        preset: name of the preset that `training` and `objective` start from.
+        training: settings of the run.
+        objective: weights of the terms.
+        tracking: trackers, threads, the Hub.
+        dry_run: say what the run would do and take; train and write nothing.
+    """
+
+    method: Method
+    base: str
+    data: str | None
+    adapter: str
+    adapter_options: Any
+    preset: str
+    training: TrainingConfig
+    objective: ObjectiveConfig
+    tracking: TrackingOptions = field(default_factory=TrackingOptions)
+    dry_run: bool = False
+
+    @property
+    def output_dir(self) -> str:
+        return self.training.output_dir
+
+    @property
+    def adapter_class(self) -> type[Adapter]:
+        return ADAPTERS.load(self.adapter)
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by the names of their options, for trackers."""
+        named = {"method": self.method.name, "base": self.base, "data": self.data}
+        named |= {"adapter": self.adapter, "preset": self.preset}
+        for part in (self.method.options, self.adapter_options, self.training, self.objective, self.tracking):
+            named |= asdict(part)
+        return named
+
+
+def make_run(method: str = "lfs_gan", **options: Any) -> RunConfig:
+    """An adaptation run from what a user chose.
+
+    Args:
+        method: name of a method, see `catalogue.METHODS`.
+        options: fields of `RunOptions`, `TrainingConfig` and `TrackingOptions`, of the method's `Config` and `Options`,
+            of the adapter's `Options`; and `dry_run`. None means not given.
+
+    Raises:
+        ValueError: an unknown name, a value out of range, or options that contradict each other; in one sentence.
+    """
+    method_class = METHODS.load(method)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    for name in PATHS:
+        if name in chosen:
+            chosen[name] = expanded(str(chosen[name]))
+    dry_run = bool(chosen.pop("dry_run", False))
+    run_options = RunOptions(**_taken(chosen, RunOptions))
+    tracking = TrackingOptions(**_taken(chosen, TrackingOptions))
+    chosen_method = method_class(method_class.Options(**_taken(chosen, method_class.Options)))
+    adapter = run_options.adapter or method_class.adapter
+    adapter_class = ADAPTERS.load(adapter)
+    if not ADAPTERS[adapter].trainable:
+        raise ValueError(f"--adapter {adapter} is not trained by a method; choose one of {', '.join(trainable())}")
+    adapter_options = adapter_class.Options(**_taken(chosen, adapter_class.Options))
+    for name in chosen:
+        for other in trainable():
+            if name in _names(ADAPTERS.load(other).Options):
+                raise ValueError(f"--{name} is of --adapter {other}; {adapter} has none")
+    if method_class.needs_images and run_options.data is None:
+        raise ValueError(f"--method {method} learns from pictures; give --data")
+    preset = run_options.preset or chosen_method.default_preset()
+    if preset not in method_class.presets:
+        raise ValueError(f"--method {method} has no preset {preset!r}; known: {', '.join(method_class.presets)}")
+    training = _training(method_class, adapter, preset, chosen)
+    objective = getattr(method_class.Config, preset)()
+    objective = replace(objective, **_taken(chosen, method_class.Config))
+    if chosen:
+        raise ValueError(f"--{next(iter(chosen))} is no option of --method {method} with --adapter {adapter}")
+    run = RunConfig(
+        method=chosen_method,
+        base=run_options.base,
+        data=run_options.data,
+        adapter=adapter,
+        adapter_options=adapter_options,
+        preset=preset,
+        training=training,
+        objective=objective,
+        tracking=tracking,
+        dry_run=dry_run,
+    )
+    chosen_method.check(run)
+    chosen_method.complete(objective)
+    return run
+
+
+def trainable() -> list[str]:
+    """Names of the kinds of adapters that a method can train."""
+    return [name for name, entry in ADAPTERS.items() if entry.trainable]
+
+
+def usual_rate(adapter: str) -> float:
+    """Learning rate of a kind of adapter, unless told or published."""
+    return ADAPTERS[adapter].learning_rate or TrainingConfig.learning_rate
+
+
+def usual_settings(method: type[Method], adapter: str, preset: str) -> dict[str, Any]:
+    """Settings of `TrainingConfig` that a method, adapter and preset start from."""
+    settings = method.settings | method.published.get(preset, {})
+    if adapter != method.adapter or "learning_rate" not in settings:  # published rates are those of its own adapter
+        settings |= {"learning_rate": usual_rate(adapter)}
+    launched = launched_precision()
+    return {"mixed_precision": launched if launched in PRECISIONS else "no", **settings}
+
+
+def _training(method: type[Method], adapter: str, preset: str, chosen: dict[str, Any]) -> TrainingConfig:
+    names = [name for name in JUDGED if name in chosen]
+    if names and not method.Objective.uses_images:
+        raise ValueError(f"--method {method.name} shows no training image to a discriminator; leave out --{names[0]}")
+    settings = _taken(chosen, TrainingConfig)
+    if "output_dir" not in settings:
+        raise ValueError("there is no output folder; give --output_dir")
+    return TrainingConfig(**{**usual_settings(method, adapter, preset), **settings})
+
+
+def _names(options: type) -> list[str]:
+    return [option.name for option in fields(options)]
+
+
+def _taken(chosen: dict[str, Any], options: type) -> dict[str, Any]:
+    """Take the fields of a dataclass out of what was chosen."""
+    return {name: chosen.pop(name) for name in _names(options) if name in chosen}

@@ -1,0 +1,65 @@
+"""What a run would take: time and memory, from two steps whose result is thrown away."""
+
+import math
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .engine import Trainer
+
+MEASURED = 2  # steps after the first, which also warms up
+
+
+def estimate(trainer: "Trainer") -> str:
+    """Predict time and memory of a run; writes nothing.
+
+    Args:
+        trainer: of the run, before its first step; its adapter has taken steps afterwards.
+
+    Returns:
+        Lines of text. Time is for all steps on this machine as it is now; memory is the peak of the process.
+    """
+    config, seconds = trainer.config, []
+    for _ in range(min(MEASURED + 1, config.max_train_steps)):
+        began = time.perf_counter()
+        trainer.train_step()
+        seconds.append(time.perf_counter() - began)
+    per_step = sum(seconds[1:] or seconds) / len(seconds[1:] or seconds)
+    total = per_step * config.max_train_steps
+    numbers = trainer.adapter.num_values()
+    lines = [
+        f"base: {trainer.adapter.config.base_model_name_or_path}",
+        f"adapter: {trainer.adapter.adapter_type}, {numbers:,} numbers, a file of about {2 * numbers:,} bytes",
+        f"data: {trainer.report.data}",
+        f"steps: {config.max_train_steps:,} of {config.train_batch_size} pictures",
+        f"time: {duration(total)} ({per_step:.2f} s per step, measured on {len(seconds[1:] or seconds)} steps)",
+        f"memory: {peak_memory(trainer.device) / 2**20:,.0f} MiB at most so far",
+        "nothing was trained and nothing was written",
+    ]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Rounded as an estimate deserves: "about 40 s", "about 12 min", "about 3.5 h"."""
+    if seconds < 90:
+        return f"about {max(1, math.ceil(seconds))} s"
+    if seconds < 5400:
+        return f"about {round(seconds / 60)} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has used: of the GPU where it computes on one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
