@@ -23,7 +23,12 @@ import pdoc
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("html", "json", "jsonl", "md", "py")  # `cards.py` is a file, not a name
-PAGES = {"training/README.md": "training.README", "training/RESULTS.md": "training.RESULTS"}  # file: module it becomes
+PAGES = {  # Markdown file → name of its page
+    "CONTRIBUTING.md": "CONTRIBUTING",
+    "CHANGELOG.md": "CHANGELOG",
+    "training/README.md": "training.README",
+    "training/RESULTS.md": "training.RESULTS",
+}
 
 
 def public_modules(package: types.ModuleType) -> list[str]:
