@@ -20,7 +20,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import pdoc
+import pdoc.doc
+import pdoc.render
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("html", "json", "jsonl", "md", "py")  # `cards.py` is a file, not an attribute
@@ -62,10 +63,10 @@ def documented(package: types.ModuleType) -> dict[str, pdoc.doc.Module]:
         if module is not package:
             front.append(f"- [{name}]({name.replace('.', '/')}.html): {(module.__doc__ or '').partition(chr(10))[0]}")
     package.__doc__ = relinked("\n".join(front), "fewshot_gan")
-    package.__all__ = []  # every public name is on the page of its module
+    vars(package)["__all__"] = []  # every public name is on the page of its module
     for file, name in PAGES.items():
         modules[name] = types.ModuleType(name, relinked((ROOT / file).read_text(encoding="utf-8"), file))
-        modules[name].__all__ = []
+        vars(modules[name])["__all__"] = []
     rendered = {name: pdoc.doc.Module(module) for name, module in modules.items()}
     for kind in (member for module in rendered.values() for member in module.own_members):
         call = kind.members.get("__call__") if isinstance(kind, pdoc.doc.Class) else None
@@ -142,8 +143,8 @@ class Page(HTMLParser):
         self._open: list[tuple[str, str]] = []  # open tags with their classes
         self.feed(path.read_text(encoding="utf-8"))
 
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
         self.anchors.add(attributes.get("id"))
         self.targets += [attributes[key] for key in ("href", "src") if attributes.get(key)]
         if tag not in ("br", "hr", "img", "input", "link", "meta"):
@@ -178,7 +179,8 @@ def dead_links(out: Path, pages: dict[str, Page]) -> list[str]:
 
 def unknown_names(pages: dict[str, Page], modules: dict[str, pdoc.doc.Module]) -> list[str]:
     """Return a sentence for each quoted `Class.member`, `module.member` or `fewshot_gan.…` that does not exist."""
-    owners, problems = {"fewshot_gan": [modules["fewshot_gan"].obj]}, []  # last part of a name → its owners
+    owners: dict[str, list[object]] = {"fewshot_gan": [modules["fewshot_gan"].obj]}  # last part of a name → its owners
+    problems = []
     for name, module in modules.items():
         if name not in PAGES.values():
             owners.setdefault(name.rpartition(".")[2], []).append(module.obj)
@@ -196,7 +198,7 @@ def unknown_names(pages: dict[str, Page], modules: dict[str, pdoc.doc.Module]) -
 
 def main(argv=None) -> None:
     """Build in a temporary folder, then replace the target with it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, nargs="?", default=Path("build/docs"), help="target folder; replaced")
     out = parser.parse_args(argv).out.absolute()
     if out.exists() and not (out / "search.js").is_file() and (not out.is_dir() or any(out.iterdir())):

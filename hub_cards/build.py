@@ -17,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterable
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 import facts
 from facts import BASE, ORG, REPOS, Facts
@@ -39,7 +41,7 @@ NO_CARD = shutil.ignore_patterns("README.md")
 SIDE, QUALITY = 128, 82  # of a face in a grid: pixels, JPEG quality
 
 
-def repos(hypernetwork=None) -> dict[str, Facts]:
+def repos(hypernetwork: str | Path | None = None) -> dict[str, Facts]:
     """Return name → facts of the repos that can be published.
 
     Args:
@@ -55,7 +57,9 @@ def repos(hypernetwork=None) -> dict[str, Facts]:
     return REPOS | ({"hypernetwork": facts.HYPERNETWORK} if hypernetwork else {})
 
 
-def stage(name: str, folder: Path, kept: Path = ROOT, hypernetwork=None, card: bool = True) -> Path:
+def stage(
+    name: str, folder: Path, kept: Path = ROOT, hypernetwork: str | Path | None = None, card: bool = True
+) -> Path:
     """Copy every file of a published repo into `folder`: the weights, and the files stored in `kept`.
 
     Args:
@@ -81,7 +85,7 @@ def stage(name: str, folder: Path, kept: Path = ROOT, hypernetwork=None, card: b
             shutil.rmtree(folder / look / "images")
     elif kind == "kernels":
         _stage_kernels(folder)
-    elif kind == "hypernetwork":
+    elif kind == "hypernetwork" and hypernetwork is not None:
         _stage_hypernetwork(Path(hypernetwork), folder)
     if (kept / name).is_dir():
         shutil.copytree(kept / name, folder, ignore=None if card else NO_CARD, dirs_exist_ok=True)
@@ -90,7 +94,7 @@ def stage(name: str, folder: Path, kept: Path = ROOT, hypernetwork=None, card: b
 
 def _stage_hypernetwork(source: Path, folder: Path) -> None:
     """Copy the weights, and the config without paths of this machine."""
-    config = DomainHyperNetwork.load_config(source)
+    config = cast(dict, DomainHyperNetwork.load_config(source))  # a tuple only with return_unused_kwargs
     if (base := cards.portable_base(config)) != BASE:
         raise ValueError(f"{source} is a hypernetwork of {base}, not of {BASE}; publish it with its push_to_hub")
     if not config.get("training"):
@@ -120,7 +124,9 @@ def _stage_kernels(folder: Path) -> None:
         path.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
-def build(out: Path = ROOT, org: str = ORG, hypernetwork=None, names=None) -> list[str]:
+def build(
+    out: Path = ROOT, org: str = ORG, hypernetwork: str | Path | None = None, names: Iterable[str] | None = None
+) -> list[str]:
     """Write the cards and the index. If a stored grid or report belongs to other weights, write nothing.
 
     Args:
@@ -387,7 +393,7 @@ def _run(words: list[str], work_dir: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT, help="folder of the cards (default: hub_cards)")
     parser.add_argument("--org", default=ORG, help=f"owner of the repos (default: {ORG})")
     parser.add_argument("--hypernetwork", type=Path, help="folder of a trained hypernetwork, to write its card too")

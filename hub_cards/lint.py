@@ -11,10 +11,11 @@ import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 import yaml
 from facts import BASE, WHEEL_SHA256, Facts
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 
@@ -136,13 +137,14 @@ def identity(name: str, about: Facts, folder: Path) -> dict:
     if about.kind == "recipe":
         return {"wheel_sha256": WHEEL_SHA256}
     if about.kind == "base":
-        generator = MobileStyleGANGenerator.from_pretrained(folder / "generator", low_cpu_mem_usage=False)
+        loaded = MobileStyleGANGenerator.from_pretrained(folder / "generator", low_cpu_mem_usage=False)
+        generator = cast(MobileStyleGANGenerator, loaded)  # a tuple only with output_loading_info
         return {"base": name, "base_fingerprint": fingerprint(generator), "adapters": {}}
     looks = {name: folder} if about.kind == "adapter" else adapter_folders(folder)
     read = {look: read_adapter(path) for look, path in looks.items()}
     return {
         "base": BASE,
-        "base_fingerprint": "; ".join(sorted({adapter.config.base_fingerprint for adapter in read.values()})),
+        "base_fingerprint": "; ".join(sorted({adapter.config["base_fingerprint"] for adapter in read.values()})),
         "adapters": {look: hash_tensors(adapter.state_dict(), adapter.config) for look, adapter in read.items()},
     }
 
@@ -175,7 +177,8 @@ def _numbers(name: str, about: Facts, folder: Path, weights: dict, card: ModelCa
                 sentences.append(f"the reports do not belong together: {error}")
                 continue
             sentences += ["the card's numbers are not those of its reports"] * ("\n".join(lines) not in card.text)
-            shown = {result.metric_type: result.metric_value for result in card.data.eval_results or []}
+            on_card = cast(ModelCardData, card.data).eval_results or []  # huggingface_hub types it as CardData
+            shown = {result.metric_type: result.metric_value for result in on_card}
             if shown != {result.metric_type: result.metric_value for result in eval_results(reports[REPORTS[0]])}:
                 sentences.append(f"the numbers of the card's model-index are not those of {REPORTS[0]}")
     return sentences

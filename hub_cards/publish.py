@@ -59,7 +59,7 @@ def listing(repo_id: str, folder: Path, repo_type: str, visibility: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--org", required=True, help="user or organisation that owns the repos")
     parser.add_argument("--repos", nargs="+", metavar="REPO", help="repos to publish (default: all)")
     parser.add_argument("--hypernetwork", type=user_path, help="folder of a trained hypernetwork, to publish it too")
