@@ -1,9 +1,10 @@
-"""The documentation as a folder of HTML: README.md in front, the pages of training/, and every public module.
+"""Build the documentation as a folder of HTML: README.md, other Markdown pages, and every public module.
 
     python docs/build.py build/docs  # needs '.[docs]'
 
-Strict: a warning, a link or picture that leads nowhere, a docstring that names what the package does not have, or an
-undocumented module ends the build with a list of them, and the folder stays as it was.
+The build is strict. It fails with a list of all problems, and leaves the folder as it was, on any of these: a warning,
+a link or picture without a target, a docstring that quotes a name which the package does not have, a module without a
+docstring.
 """
 
 import argparse
@@ -19,15 +20,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import pdoc
+import pdoc.doc
+import pdoc.render
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("html", "json", "jsonl", "md", "py")  # `cards.py` is a file, not a name
-PAGES = {"training/README.md": "training.README", "training/RESULTS.md": "training.RESULTS"}  # file: module it becomes
+FILES = ("html", "json", "jsonl", "md", "py")  # `cards.py` is a file, not an attribute
+PAGES = {  # Markdown file → name of its page
+    "CONTRIBUTING.md": "CONTRIBUTING",
+    "CHANGELOG.md": "CHANGELOG",
+    "training/README.md": "training.README",
+    "training/RESULTS.md": "training.RESULTS",
+}
 
 
 def public_modules(package: types.ModuleType) -> list[str]:
-    """Names of a package and all its modules but those with a leading underscore."""
+    """Return the names of a package and its modules, except those with a leading underscore."""
     names = [package.__name__]
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if not any(part.startswith("_") for part in module.name.split(".")):
@@ -36,7 +43,12 @@ def public_modules(package: types.ModuleType) -> list[str]:
 
 
 def relinked(text: str, page: str) -> str:
-    """Markdown whose links to the files of PAGES and to the package's folder lead to their pages."""
+    """Return Markdown in which links to the files of PAGES and to README.md lead to the HTML pages.
+
+    Args:
+        text: Markdown.
+        page: path of the page in the repository, e.g. "training/README.md".
+    """
     for file, module in PAGES.items():
         text = text.replace(f"]({file})", f"]({module.replace('.', '/')}.html)")
     up = "../" * page.count("/")
@@ -44,36 +56,36 @@ def relinked(text: str, page: str) -> str:
 
 
 def documented(package: types.ModuleType) -> dict[str, pdoc.doc.Module]:
-    """What pdoc renders: name → module."""
+    """Return module name → what pdoc renders for it."""
     modules = {name: importlib.import_module(name) for name in public_modules(package)}
     front = [(ROOT / "README.md").read_text(encoding="utf-8").partition("\n")[2], "## Modules\n"]
     for name, module in modules.items():
         if module is not package:
             front.append(f"- [{name}]({name.replace('.', '/')}.html): {(module.__doc__ or '').partition(chr(10))[0]}")
     package.__doc__ = relinked("\n".join(front), "fewshot_gan")
-    package.__all__ = []  # each is on the page of its module
+    vars(package)["__all__"] = []  # every public name is on the page of its module
     for file, name in PAGES.items():
         modules[name] = types.ModuleType(name, relinked((ROOT / file).read_text(encoding="utf-8"), file))
-        modules[name].__all__ = []
-    found = {name: pdoc.doc.Module(module) for name, module in modules.items()}
-    for kind in (member for module in found.values() for member in module.own_members):
+        vars(modules[name])["__all__"] = []
+    rendered = {name: pdoc.doc.Module(module) for name, module in modules.items()}
+    for kind in (member for module in rendered.values() for member in module.own_members):
         call = kind.members.get("__call__") if isinstance(kind, pdoc.doc.Class) else None
         if call and call.taken_from[0].startswith(package.__name__):
-            call.docstring += "\n\n@public"  # pdoc shows no other name of underscores
-    return found
+            call.docstring += "\n\n@public"  # without this pdoc hides names with underscores
+    return rendered
 
 
 def build(out: Path) -> list[str]:
-    """Render everything into the empty folder `out`.
+    """Render all pages into the empty folder `out`.
 
     Returns:
-        What is wrong with it, a sentence each.
+        Problems, one sentence each.
     """
     import fewshot_gan
 
     problems = []
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")  # those of other libraries, as they are imported
+        warnings.simplefilter("ignore")  # warnings of other libraries while they are imported
         modules = documented(fewshot_gan)
         warnings.simplefilter("always")
         pdoc.render.configure(
@@ -96,7 +108,7 @@ def build(out: Path) -> list[str]:
 
 
 def unlinked(html: str, module: pdoc.doc.Module) -> str:
-    """The page without pdoc's own links to members that it does not show: private ones, and those torch defines."""
+    """Return the page without pdoc's links to members that have no anchor: private members and those of torch."""
     shown = set(re.findall(r'\bid="([^"]+)"', html))
 
     def plain(match):
@@ -105,28 +117,34 @@ def unlinked(html: str, module: pdoc.doc.Module) -> str:
         return match[2] if match[1] not in shown and unshown else match[0]
 
     html = re.sub(r'<a href="#([\w.]+)">(.*?)</a>', plain, html)
-    return re.sub(r'(?<=[)\]}])<a href="[^"]*">(?:\w+\.)*(\w+)</a>', r".\1", html)  # f().images is no module
+    return re.sub(r'(?<=[)\]}])<a href="[^"]*">(?:\w+\.)*(\w+)</a>', r".\1", html)  # f().images is not a module
 
 
-def _attribute(found, path: list[str]):
-    """What `path` leads to from `found`, or that it is there on instances; None: nothing."""
+def _attribute(owner, path: list[str]):
+    """Return the attribute at `path` of `owner`, or the name of one that only instances have; None: there is none."""
     for part in path:
-        declared = {name for kind in getattr(found, "__mro__", ()) for name in getattr(kind, "__annotations__", {})}
-        found = getattr(found, part, part if part in declared else None)
-    return found
+        declared = {name for kind in getattr(owner, "__mro__", ()) for name in getattr(kind, "__annotations__", {})}
+        owner = getattr(owner, part, part if part in declared else None)
+    return owner
 
 
 class Page(HTMLParser):
-    """One page: where it leads, its anchors, and the names its docstrings quote without leading anywhere."""
+    """One HTML page.
+
+    Attributes:
+        targets: values of href and src.
+        anchors: values of id.
+        names: names that docstrings quote without a link.
+    """
 
     def __init__(self, path: Path):
         super().__init__()
         self.targets, self.anchors, self.names = [], set(), []
-        self._open: list[tuple[str, str]] = []  # tag, class
+        self._open: list[tuple[str, str]] = []  # open tags with their classes
         self.feed(path.read_text(encoding="utf-8"))
 
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
         self.anchors.add(attributes.get("id"))
         self.targets += [attributes[key] for key in ("href", "src") if attributes.get(key)]
         if tag not in ("br", "hr", "img", "input", "link", "meta"):
@@ -143,7 +161,7 @@ class Page(HTMLParser):
 
 
 def dead_links(out: Path, pages: dict[str, Page]) -> list[str]:
-    """Links and pictures that lead nowhere; other hosts are not asked."""
+    """Return a sentence for each link or picture without a target; addresses of other hosts are not checked."""
     problems = []
     for name, page in pages.items():
         for target in dict.fromkeys(page.targets):
@@ -160,27 +178,28 @@ def dead_links(out: Path, pages: dict[str, Page]) -> list[str]:
 
 
 def unknown_names(pages: dict[str, Page], modules: dict[str, pdoc.doc.Module]) -> list[str]:
-    """Quoted `Class.member`, `module.member` and `fewshot_gan.…` that the package does not have."""
-    known, problems = {"fewshot_gan": [modules["fewshot_gan"].obj]}, []  # several modules may end alike
+    """Return a sentence for each quoted `Class.member`, `module.member` or `fewshot_gan.…` that does not exist."""
+    owners: dict[str, list[object]] = {"fewshot_gan": [modules["fewshot_gan"].obj]}  # last part of a name → its owners
+    problems = []
     for name, module in modules.items():
         if name not in PAGES.values():
-            known.setdefault(name.rpartition(".")[2], []).append(module.obj)
+            owners.setdefault(name.rpartition(".")[2], []).append(module.obj)
             for key, value in vars(module.obj).items():
                 if isinstance(value, type):
-                    known.setdefault(key, []).append(value)
+                    owners.setdefault(key, []).append(value)
     for page, content in pages.items():
         for name in dict.fromkeys(content.names):
             first, *rest = name.removesuffix("()").split(".")
-            if re.fullmatch(r"\w+(\.\w+)+(\(\))?", name) and first in known and rest[-1] not in FILES:
-                if all(_attribute(there, rest) is None for there in known[first]):
+            if re.fullmatch(r"\w+(\.\w+)+(\(\))?", name) and first in owners and rest[-1] not in FILES:
+                if all(_attribute(there, rest) is None for there in owners[first]):
                     problems.append(f"{page} speaks of `{name}`, which the package does not have")
     return problems
 
 
 def main(argv=None) -> None:
-    """Build beside the folder, then put it in its place."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, nargs="?", default=Path("build/docs"), help="folder; replaced")
+    """Build in a temporary folder, then replace the target with it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("out", type=Path, nargs="?", default=Path("build/docs"), help="target folder; replaced")
     out = parser.parse_args(argv).out.absolute()
     if out.exists() and not (out / "search.js").is_file() and (not out.is_dir() or any(out.iterdir())):
         parser.error(f"{out} is no folder of documentation; give a new one")

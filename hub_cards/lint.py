@@ -1,8 +1,8 @@
-"""Finds what is wrong with the cards: fields, sections, hashes, links, stale numbers and pictures.
+"""List the problems of the cards: fields, sections, hashes, links, outdated numbers and pictures.
 
-    python hub_cards/lint.py [FOLDER]      # hub_cards, or what build.py --out wrote
+    python hub_cards/lint.py [FOLDER]      # hub_cards, or the output of build.py --out
 
-Each repo is looked at as it would be published: the card with its weights, grid and reports beside it.
+Each repo is checked as it would be published: the card beside its weights, grid and reports.
 """
 
 import json
@@ -11,10 +11,11 @@ import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 import yaml
 from facts import BASE, WHEEL_SHA256, Facts
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 
@@ -24,13 +25,13 @@ from fewshot_gan.hub.reports import eval_results, read_report, report_lines
 from fewshot_gan.models import MobileStyleGANGenerator
 from fewshot_gan.utils.hashing import hash_tensors
 
-REPORTS = ("report.json", "report_base.json")  # of the weights; of the base alone, for adapters
-COLUMNS = {  # of a card's table: heading → report
+REPORTS = ("report.json", "report_base.json")  # on the weights; for adapters also on the base alone
+COLUMNS = {  # kind → columns of the table on its card: heading → report
     "base": {"this base": REPORTS[0]},
     "adapter": {"this adapter": REPORTS[0], "the base without it": REPORTS[1]},
 }
 TASK = "unconditional-image-generation"
-FIELDS = {  # that a kind has beside license, library_name and tags
+FIELDS = {  # kind → fields it needs in addition to license, library_name and tags
     "base": ("pipeline_tag",),
     "recipe": ("pipeline_tag",),
     "adapter": ("pipeline_tag", "base_model", "base_model_relation"),
@@ -49,7 +50,7 @@ ROW = re.compile(r"^\| (\S+) \| ([\d,]+) \| `([0-9a-f]{64})` \|$", re.M)
 
 
 def problems(name: str, about: Facts, folder: Path) -> list[str]:
-    """What is wrong with a staged repo (`build.stage`), a sentence each; empty: it can be published."""
+    """Return the problems of a staged repo (see `build.stage`), one sentence each; empty: it can be published."""
     path = folder / "README.md"
     if not path.is_file():
         return ["there is no card: run python hub_cards/build.py"]
@@ -60,97 +61,100 @@ def problems(name: str, about: Facts, folder: Path) -> list[str]:
     except (ValueError, TypeError, yaml.YAMLError) as error:
         return [f"the front matter is not valid: {error}"]
     data = card.data.to_dict()
-    found = _front_matter(about, data) + _text(about, card.text, data, files) + _hashes(card.text, files)
+    sentences = _front_matter(about, data) + _text(about, card.text, data, files) + _hashes(card.text, files)
     for file, source in ({"README.md": path} | files).items():
         if source.suffix in READABLE and (hit := re.search(LOCAL, source.read_text(encoding="utf-8"))):
-            found.append(f"{file} names a folder of somebody's machine: {hit[0]}")
+            sentences.append(f"{file} names a folder on somebody's machine: {hit[0]}")
     if about.kind in ("kernels", "hypernetwork"):
-        return found
+        return sentences
     try:
-        of = identity(name, about, folder)
+        weights = identity(name, about, folder)
     except (ValueError, OSError) as error:
-        return [*found, f"the weights cannot be read: {error}"]
-    return found + _numbers(name, about, folder, of, card) + _grid(name, folder, of)
+        return [*sentences, f"the weights cannot be read: {error}"]
+    return sentences + _numbers(name, about, folder, weights, card) + _grid(name, folder, weights)
 
 
 def _front_matter(about: Facts, data: dict) -> list[str]:
     wanted = ["license", "library_name", "tags", *FIELDS[about.kind]]
     wanted += ["license_name", "license_link"] if data.get("license") == "other" else []
-    found = [f"the front matter has no {key}" for key in wanted if not data.get(key)]
-    found += [f"the front matter has {key}, which the Hub does not know" for key in data.keys() - KNOWN]
+    sentences = [f"the front matter has no {key}" for key in wanted if not data.get(key)]
+    sentences += [f"the front matter has {key}, which the Hub does not know" for key in data.keys() - KNOWN]
     if data.get("pipeline_tag", TASK) != TASK:
-        found.append(f"pipeline_tag is {data['pipeline_tag']}, not {TASK}")
+        sentences.append(f"pipeline_tag is {data['pipeline_tag']}, not {TASK}")
     if about.kind != "kernels" and data.get("license") != "other":
-        found.append(f"license is {data.get('license')}: weights that descend from StyleGAN2-FFHQ are of license other")
+        sentences.append(
+            f"license is {data.get('license')}: weights that descend from StyleGAN2-FFHQ need license: other"
+        )
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", data.get("license_name", "none")):
-        found.append(f"license_name {data['license_name']!r} is no lower-case id")
+        sentences.append(f"license_name {data['license_name']!r} is not a lower-case id")
     if not re.match("https://", data.get("license_link", "https://")):
-        found.append(f"license_link {data['license_link']!r} is no https address")
+        sentences.append(f"license_link {data['license_link']!r} is not an https address")
     if not all(isinstance(tag, str) and tag for tag in data.get("tags") or []):
-        found.append("tags are not all words")
+        sentences.append("tags has an entry that is empty or not a text")
     if data.get("base_model_relation", "adapter") != "adapter":
-        found.append(f"base_model_relation is {data['base_model_relation']}, not adapter")
+        sentences.append(f"base_model_relation is {data['base_model_relation']}, not adapter")
     bases = data.get("base_model") or []
     for repo in [bases] if isinstance(bases, str) else bases:
         try:
             validate_repo_id(repo)
         except HFValidationError as error:
-            found.append(f"base_model is no repo id: {error}")
+            sentences.append(f"base_model is not a repo id: {error}")
         if "/" not in str(repo):
-            found.append(f"base_model {repo} names no owner")
-    return found
+            sentences.append(f"base_model {repo} names no owner")
+    return sentences
 
 
 def _text(about: Facts, text: str, data: dict, files: dict[str, Path]) -> list[str]:
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     titles = re.findall(r"^## (.+)$", prose, re.M)
-    found = [f"there is no section {title!r}" for title in SECTIONS if title not in titles]
-    found += [f"section {title!r} is there twice" for title in {t for t in titles if titles.count(t) > 1}]
-    found += [f"unfinished: {hit}" for hit in re.findall(UNFINISHED, text, re.I)]
+    sentences = [f"there is no section {title!r}" for title in SECTIONS if title not in titles]
+    sentences += [f"section {title!r} occurs twice" for title in {t for t in titles if titles.count(t) > 1}]
+    sentences += [f"unfinished: {hit}" for hit in re.findall(UNFINISHED, text, re.I)]
     if about.kind != "kernels" and "non-commercial" not in prose.lower():
-        found.append("nothing says that the weights are non-commercial")
+        sentences.append("the card does not say that the weights are non-commercial")
     places = {path[:i] for path in files for i, letter in enumerate(path) if letter == "/"} | set(files)
     links = re.findall(LINK, prose) + [shown["output"]["url"] for shown in data.get("widget") or []]
     for link in links:
         if not re.match(r"https?://|#", link) and link.split("#")[0].rstrip("/") not in places:
-            found.append(f"the link {link} leads to nothing that would be published")
-    return found
+            sentences.append(f"the link {link} leads to nothing in the published repo")
+    return sentences
 
 
 def _hashes(text: str, files: dict[str, Path]) -> list[str]:
-    """The table of files against the files."""
+    """Compare the table of files with the files."""
     listed = {name: (int(size.replace(",", "")), mark) for name, size, mark in ROW.findall(text)}
-    found = [f"{name} would be published, and the card does not list it" for name in files.keys() - listed.keys()]
+    sentences = [f"{name} would be published, and the card does not list it" for name in files.keys() - listed.keys()]
     for name, facts in listed.items():
         if name not in files:
-            found.append(f"the card lists {name}, which is not there")
+            sentences.append(f"the card lists {name}, which is not there")
         elif (files[name].stat().st_size, sha256(files[name].read_bytes()).hexdigest()) != facts:
-            found.append(f"{name} is not the file that the card lists: other bytes or another SHA-256")
-    return found
+            sentences.append(f"{name} is not the file that the card lists: other bytes or another SHA-256")
+    return sentences
 
 
 def identity(name: str, about: Facts, folder: Path) -> dict:
-    """What a report or a grid must be of: the staged weights, named as `fewshot_gan.apps.evaluation` names them."""
+    """Return the identity of the staged weights, as in `network` of a report. Reports and grids must match it."""
     if about.kind == "recipe":
         return {"wheel_sha256": WHEEL_SHA256}
     if about.kind == "base":
-        generator = MobileStyleGANGenerator.from_pretrained(folder / "generator", low_cpu_mem_usage=False)
+        loaded = MobileStyleGANGenerator.from_pretrained(folder / "generator", low_cpu_mem_usage=False)
+        generator = cast(MobileStyleGANGenerator, loaded)  # a tuple only with output_loading_info
         return {"base": name, "base_fingerprint": fingerprint(generator), "adapters": {}}
     looks = {name: folder} if about.kind == "adapter" else adapter_folders(folder)
     read = {look: read_adapter(path) for look, path in looks.items()}
     return {
         "base": BASE,
-        "base_fingerprint": "; ".join(sorted({adapter.config.base_fingerprint for adapter in read.values()})),
+        "base_fingerprint": "; ".join(sorted({adapter.config["base_fingerprint"] for adapter in read.values()})),
         "adapters": {look: hash_tensors(adapter.state_dict(), adapter.config) for look, adapter in read.items()},
     }
 
 
-def _numbers(name: str, about: Facts, folder: Path, of: dict, card: ModelCard) -> list[str]:
-    """Reports against the weights, and what the card says against the reports."""
-    parts = [(folder, of["adapters"])] if about.truth else []
+def _numbers(name: str, about: Facts, folder: Path, weights: dict, card: ModelCard) -> list[str]:
+    """Compare the reports with the weights, and the numbers on the card with the reports."""
+    parts = [(folder, weights["adapters"])] if about.truth else []
     if about.kind == "collection":
-        parts = [(folder / look, {look: mark}) for look, mark in of["adapters"].items()]
-    found = []
+        parts = [(folder / look, {look: mark}) for look, mark in weights["adapters"].items()]
+    sentences = []
     for place, adapters in parts:
         wanted = {REPORTS[0]: adapters} | ({REPORTS[1]: {}} if adapters else {})
         reports = {}
@@ -159,35 +163,36 @@ def _numbers(name: str, about: Facts, folder: Path, of: dict, card: ModelCard) -
             try:
                 reports[file] = report = read_report(place / file)
             except ValueError as error:
-                found.append(f"{where} cannot be read: {error}")
+                sentences.append(f"{where} cannot be read: {error}")
                 continue
             network = report["network"]
             drawn = sorted((entry["weight"], entry["sha256"]) for entry in network.get("adapters", {}).values())
-            same_base = network.get("base_fingerprint") == of["base_fingerprint"]
+            same_base = network.get("base_fingerprint") == weights["base_fingerprint"]
             if not same_base or drawn != [(1.0, mark) for mark in looks.values()]:
-                found.append(f"{where} is stale: it is of other weights; python hub_cards/build.py --evaluate {name}")
+                sentences.append(f"{where} is stale: it is of other weights; run hub_cards/build.py --evaluate {name}")
         if about.kind != "collection" and len(reports) == len(wanted):
             try:
                 lines = report_lines({title: reports[file] for title, file in COLUMNS[about.kind].items()})
             except ValueError as error:
-                found.append(f"the reports do not belong together: {error}")
+                sentences.append(f"the reports do not belong together: {error}")
                 continue
-            found += ["the card's numbers are not those of its reports"] * ("\n".join(lines) not in card.text)
-            shown = {result.metric_type: result.metric_value for result in card.data.eval_results or []}
+            sentences += ["the card's numbers are not those of its reports"] * ("\n".join(lines) not in card.text)
+            on_card = cast(ModelCardData, card.data).eval_results or []  # huggingface_hub types it as CardData
+            shown = {result.metric_type: result.metric_value for result in on_card}
             if shown != {result.metric_type: result.metric_value for result in eval_results(reports[REPORTS[0]])}:
-                found.append(f"the numbers of the card's model-index are not those of {REPORTS[0]}")
-    return found
+                sentences.append(f"the numbers of the card's model-index are not those of {REPORTS[0]}")
+    return sentences
 
 
-def _grid(name: str, folder: Path, of: dict) -> list[str]:
-    """The grid against the weights, which its comment names."""
+def _grid(name: str, folder: Path, weights: dict) -> list[str]:
+    """Compare the weights with the identity in the comment of the grid."""
     try:
         with Image.open(folder / "images" / "grid.jpg") as image:
             image.load()
             shown = json.loads(image.info.get("comment", b"{}"))
     except (OSError, ValueError) as error:
         return [f"images/grid.jpg cannot be read: {error}"]
-    if shown != of:
+    if shown != weights:
         return [f"images/grid.jpg is stale: it shows other weights; run python hub_cards/build.py --draw {name}"]
     return []
 

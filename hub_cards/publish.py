@@ -1,10 +1,10 @@
-"""Creates the repos and uploads cards, grids, reports and weights; without --push it only says what would go where.
+"""Create the repos and upload cards, grids, reports and weights; without --push only list them.
 
     python hub_cards/publish.py --org NAME
     python hub_cards/publish.py --org NAME --repos ffhq sketch --private --push
 
-Nothing is uploaded if the lint finds anything wrong with any of the repos, here or as written for that owner. Each repo
-is one commit; run the same command again after an interruption.
+Nothing is uploaded if the lint finds a problem in any repo, in the stored cards or in those written for the owner. Each
+repo is uploaded in one commit. After an interruption run the same command again.
 """
 
 import argparse
@@ -20,37 +20,37 @@ from fewshot_gan.hub import push_folder
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import user_path
 
-VERSION = "v1"  # branch by which kernels.get_kernel finds `version = 1` of build.toml
+VERSION = "v1"  # branch that kernels.get_kernel(version=1) reads; the version is in build.toml
 
 
 def prepare(folder: Path, org: str, names: list[str], hypernetwork=None, kept: Path = ROOT) -> dict[str, Path]:
-    """Write the cards for `org` and put each repo into a folder as it will be published.
+    """Write the cards for `org` and make a folder per repo with all files to publish.
 
     Args:
-        folder: an empty one.
+        folder: empty folder to work in.
         org: owner of the repos.
-        names: of the repos.
-        hypernetwork: folder of a trained one.
-        kept: the cards that are checked first.
+        names: names of the repos.
+        hypernetwork: folder of a trained hypernetwork; None: no repo for one.
+        kept: folder of the stored cards, which are checked first.
 
     Returns:
         Name → folder, in the order of publishing.
 
     Raises:
-        ValueError: the lint found something; a sentence each.
+        ValueError: the lint finds problems; the message has a sentence on each.
     """
-    known, found = repos(hypernetwork), []
-    for name in (name for name in names if name in repos()):  # that of a hypernetwork is not kept
+    facts_of, sentences = repos(hypernetwork), []
+    for name in (name for name in names if name in repos()):  # no card of a hypernetwork is stored
         kept_as = stage(name, folder / "kept" / name, kept)
-        found += [f"{name}: {problem}" for problem in problems(name, known[name], kept_as)]
-    if found:
-        raise ValueError("nothing was published; " + "; ".join(found))
+        sentences += [f"{name}: {problem}" for problem in problems(name, facts_of[name], kept_as)]
+    if sentences:
+        raise ValueError("nothing was published; " + "; ".join(sentences))
     build(folder / "cards", org, hypernetwork, names)  # refuses what the lint finds
     return {name: stage(name, folder / "repos" / name, folder / "cards", hypernetwork) for name in names}
 
 
 def listing(repo_id: str, folder: Path, repo_type: str, visibility: str) -> str:
-    """What would be created and uploaded: a line for the repo and one per file."""
+    """Return what would be created and uploaded: a line for the repo and one per file."""
     lines = [f"{repo_id}  ({repo_type}, {visibility})"]
     for path in (p for p in sorted(folder.rglob("*")) if p.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -59,23 +59,23 @@ def listing(repo_id: str, folder: Path, repo_type: str, visibility: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--org", required=True, help="user or organisation that owns the repos")
-    parser.add_argument("--repos", nargs="+", metavar="REPO", help="which of them (default: all)")
+    parser.add_argument("--repos", nargs="+", metavar="REPO", help="repos to publish (default: all)")
     parser.add_argument("--hypernetwork", type=user_path, help="folder of a trained hypernetwork, to publish it too")
     parser.add_argument("--push", action="store_true", help="upload; without it nothing leaves this machine")
     parser.add_argument("--private", action="store_true", help="make new repos private, and refuse public ones")
-    parser.add_argument("--token", help="with write access (default: that of `hf auth login`)")
+    parser.add_argument("--token", help="token with write access (default: the one of `hf auth login`)")
     args = parser.parse_args(argv)
     try:
-        known = repos(args.hypernetwork)
-        if unknown := set(args.repos or ()) - known.keys():
-            parser.error(f"there is no repo {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-        names = [name for name in known if not args.repos or name in args.repos]
+        facts_of = repos(args.hypernetwork)
+        if unknown := set(args.repos or ()) - facts_of.keys():
+            parser.error(f"there is no repo {', '.join(sorted(unknown))}; known: {', '.join(facts_of)}")
+        names = [name for name in facts_of if not args.repos or name in args.repos]
         visibility = "private" if args.private else "public or your default"
         with tempfile.TemporaryDirectory() as temp:
             for name, folder in prepare(Path(temp), args.org, names, args.hypernetwork).items():
-                repo_id, kernels = f"{args.org}/{name}", known[name].kind == "kernels"
+                repo_id, kernels = f"{args.org}/{name}", facts_of[name].kind == "kernels"
                 repo_type = "kernel" if kernels else "model"
                 print(listing(repo_id, folder, repo_type, visibility))
                 options = {"private": args.private or None, "token": args.token, "repo_type": repo_type}
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     if not args.push:
-        print("nothing was created or uploaded; --push does it", file=sys.stderr)
+        print("nothing was created or uploaded; add --push to do it", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ def test_the_documentation_builds(tmp_path):
     assert done.returncode == 0, done.stderr
     front = (tmp_path / "docs" / "fewshot_gan.html").read_text(encoding="utf-8")
     assert "Teach it a new look" in front and ").images" in front.replace("</span>", "")
-    names = sorted(page.stem for page in (tmp_path / "docs" / "fewshot_gan").glob("*.html"))
-    assert {"adapters", "cards", "hub", "metrics", "pipeline"} <= set(names)
+    pages = tmp_path / "docs" / "fewshot_gan"
+    names = {page.relative_to(pages).with_suffix("").as_posix() for page in pages.rglob("*.html")}
+    assert {"adapters", "hub", "hub/cards", "metrics", "pipeline"} <= names
     pipeline = (tmp_path / "docs" / "fewshot_gan" / "pipeline.html").read_text(encoding="utf-8")
     for name in ("__call__", "load_adapter", "push_to_hub"):
         assert f'id="FewShotGAN.{name}"' in pipeline
