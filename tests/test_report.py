@@ -1,8 +1,11 @@
-"""The page of a run: what it draws is what was logged, also after a kill; nothing in it runs or is fetched."""
+"""The page of a run: its curves are the logged losses, also after a kill; nothing in it runs or is fetched."""
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,15 +16,20 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from fewshot_gan.training import page
+from fewshot_gan.training import charts, page
 from fewshot_gan.training.report import LOSSES_NAME, PAGE_NAME, Report, TrainingDiverged, reported
 
-VOID = {"meta", "img", "progress", "br", "link", "line", "polyline", "circle"}
+VOID = {"meta", "img", "progress", "br", "link", "path"}
 EVIL = "</script><script>alert(1)</script>\"'><img src=http://x.example/y onerror=z>"
 
 
 class Page(HTMLParser):
-    """A report as a browser has it: texts, pictures, curves. Refuses what would run, be fetched, or not be read out."""
+    """A parsed report: texts, pictures, curves. Fails on anything that runs, is fetched, or has no text alternative.
+
+    Attributes:
+        polylines: tag and attributes of every drawn curve.
+        curves: name of a loss → label → steps and values, from the page's JSON.
+    """
 
     def __init__(self, text: str):
         super().__init__()
@@ -39,6 +47,7 @@ class Page(HTMLParser):
         for name in ("src", "srcset", "xlink:href", "data", "action"):
             assert name not in a or a[name].startswith("data:image/jpeg;base64,"), (tag, name)
         assert "href" not in a or tag == "a"
+        assert "id" not in a or tag == "script", "ids of several charts would collide"
         assert not re.search(r"url\(|@import|expression", a.get("style", ""))
         if tag == "a":
             self.links.append(a["href"])
@@ -47,7 +56,7 @@ class Page(HTMLParser):
             self.images.append(a["alt"])
         if tag == "th":
             assert a["scope"] in ("row", "col")
-        if tag in ("polyline", "circle"):
+        if tag == "path" and a["class"] != "grid":
             self.polylines.append((tag, a))
         if tag == "svg":
             assert a["role"] == "img"
@@ -72,7 +81,7 @@ class Page(HTMLParser):
 
 
 def read_page(folder) -> Page:
-    """The report in a run's folder; in a few words what every one must have is there."""
+    """Return the report in a run's folder, after a check for what every report contains."""
     text = (Path(folder) / PAGE_NAME).read_text(encoding="utf-8")
     found = Page(text)
     for wanted in ("prefers-color-scheme: dark", 'name="viewport"', "default-src 'none'", '<html lang="en">'):
@@ -83,14 +92,14 @@ def read_page(folder) -> Page:
 
 
 def read_losses(folder) -> list[tuple[int, dict[str, float]]]:
-    """Steps and losses that a run kept."""
+    """Return step and losses of each line of a run's `losses.jsonl`."""
     rows = [json.loads(line) for line in (Path(folder) / LOSSES_NAME).read_text(encoding="utf-8").splitlines()]
     assert all(row["seconds"] > 0 for row in rows)
     return [(row["step"], row["losses"]) for row in rows]
 
 
 def read_events(folder) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[int]]]:
-    """What tensorboard has below a folder: scalars by name, and at which steps pictures."""
+    """Return what TensorBoard logged below a folder: name → (step, value) of scalars, name → steps of pictures."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     scalars, pictures = {}, {}
@@ -106,7 +115,7 @@ def read_events(folder) -> tuple[dict[str, list[tuple[int, float]]], dict[str, l
 
 
 def check_run(folder, steps: int) -> Page:
-    """A finished run of `steps`: page and losses agree, step by step."""
+    """Return the page of a finished run, after a check that its curves equal the logged losses at every step."""
     found, losses = read_page(folder), read_losses(folder)
     assert found.state == "finished" and f"step {steps} of {steps}" in found.text
     assert [step for step, _ in losses] == list(range(1, steps + 1))
@@ -119,9 +128,18 @@ def check_run(folder, steps: int) -> Page:
     return found
 
 
+def points_of(path: str) -> np.ndarray:
+    """Return x and y `[2, N]` of a path "M x y L x y …"."""
+    return np.array([float(number) for number in re.findall(r"-?[\d.]+", path)]).reshape(-1, 2).T
+
+
+def numbers_at_axes(drawn: charts.Chart) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", drawn.svg)
+
+
 @pytest.fixture
 def make(tmp_path):
-    """`make(steps, name, …)`: a report in a folder of its own."""
+    """Return `make(steps, name, …)`, which makes a report in a folder of its own."""
 
     def report(steps=20, name="run", **options):
         new = Report(tmp_path / name, Accelerator(cpu=True), steps, **options)
@@ -133,7 +151,7 @@ def make(tmp_path):
 
 
 def told(step: int) -> dict[str, float]:
-    """Losses of a step: one falls over three decades, one is negative, one is there every fourth step only."""
+    """Return losses of a step: one falls by three powers of ten, one changes its sign, one comes every fourth step."""
     losses = {"d": 1000 * math.exp(-step / 3), "g": math.sin(step) - 0.5}
     return losses | ({"r1": 0.1 / step} if step % 4 == 0 else {})
 
@@ -154,15 +172,15 @@ def test_the_drawn_points_are_the_losses(make):
     found = check_run(report.folder, 20)
     assert [(step, told(step)) for step in range(1, 21)] == read_losses(report.folder)
     assert found.curves["r1"][""] == [[4, 8, 12, 16, 20], [0.1 / step for step in (4, 8, 12, 16, 20)]]
-    raws = [a["points"] for tag, a in found.polylines if a["class"] == "raw"]
+    raws = [a["d"] for tag, a in found.polylines if a["class"] == "raw"]
     assert len(raws) == 3 and len(found.polylines) == 6
-    left, right = page.LEFT, page.WIDTH - page.RIGHT
+    left, right = charts.LEFT, charts.WIDTH - charts.RIGHT
     for (name, series), points in zip(found.curves.items(), raws, strict=True):
-        x, y = np.array([list(map(float, pair.split(","))) for pair in points.split()]).T
+        x, y = points_of(points)
         steps, values = (np.array(numbers) for numbers in series[""])
         np.testing.assert_allclose(x, left + (right - left) * (steps - steps[0]) / (steps[-1] - steps[0]), atol=0.006)
-        assert (y >= page.TOP).all() and (y <= page.HEIGHT - page.BOTTOM).all()
-        # a scale is a straight line from what it shows, downwards: of the logarithm where losses span decades
+        assert (y >= charts.TOP).all() and (y <= charts.HEIGHT - charts.BOTTOM).all()
+        # the height falls linearly with the value, or with its logarithm if the losses span several powers of ten
         shown = np.log10(values) if name == "d" else values
         slope, start = np.polyfit(shown, y, 1)
         np.testing.assert_allclose(y, start + slope * shown, atol=0.02)
@@ -171,19 +189,70 @@ def test_the_drawn_points_are_the_losses(make):
 
 
 def test_smoothing_and_scales():
-    assert page.smooth(np.full(50, 3.0)) == pytest.approx(3.0)
+    assert charts.smooth(np.full(50, 3.0)) == pytest.approx(3.0)
     noisy = np.random.default_rng(0).normal(5, 1, 400)
-    assert page.smooth(noisy)[100:].std() < 0.3 and page.smooth(noisy)[0] == noisy[0]
-    steps, values = page.thinned(np.arange(1.0, 1201), np.arange(1200.0))
-    assert len(steps) == page.MOST_POINTS and steps[-1] == 1200 and values.mean() == pytest.approx(599.5, abs=1)
+    assert charts.smooth(noisy)[100:].std() < 0.3 and charts.smooth(noisy)[0] == noisy[0]
+    steps, values = charts.thin_out(np.arange(1.0, 1201), np.arange(1200.0))
+    assert len(steps) == charts.MAX_POINTS and steps[-1] == 1200 and values.mean() == pytest.approx(599.5, abs=1)
     short = np.arange(7.0)
-    assert all(a is b for a, b in zip(page.thinned(short, short), (short, short), strict=True))
-    assert page.ticks(0, 400, 5) == [0, 100, 200, 300, 400] and page.ticks(-0.03, 0.11, 4) == [0, 0.05, 0.1]
-    assert page.log_ticks(-2.1, 1.2) == [0.01, 0.1, 1, 10]
+    assert all(a is b for a, b in zip(charts.thin_out(short, short), (short, short), strict=True))
+    linear = charts.chart("g", {"": (range(401), np.linspace(-0.03, 0.11, 401))})
+    assert numbers_at_axes(linear) == ["0", "100", "200", "300", "400", "0", "0.05", "0.1"]
+    decades = charts.chart("g", {"": (range(401), np.logspace(-2.1, 1.2, 401))})
+    assert numbers_at_axes(decades)[5:] == ["0.01", "0.1", "1", "10"]
+    two_decades = charts.chart("g", {"": (range(401), np.logspace(-1.3, 0.3, 401))})
+    assert numbers_at_axes(two_decades)[5:] == ["0.05", "0.1", "0.2", "0.5", "1", "2"]
     assert [page.duration(x) for x in (2.5, 600, 7500)] == ["2.5 s", "10 min", "2 h 5 min"]
+    narrow = charts.chart("g", {"": (range(401), 1000 + np.arange(401) / 1000)})
+    assert numbers_at_axes(narrow)[5:] == ["1000", "1000.1", "1000.2", "1000.3", "1000.4"]
     for values in ([2.0], [2.0, 2.0], [0.0, 0.0], [-1.0, 5.0]):  # one step, a constant, zero, both signs
-        drawn, points, scale = page.chart("g", {"": (range(1, len(values) + 1), values)}, 0)
-        assert points == {"": [list(range(1, len(values) + 1)), values]} and not scale and "nan" not in drawn
+        drawn = charts.chart("g", {"": (range(1, len(values) + 1), values)})
+        assert drawn.points == {"": (list(range(1, len(values) + 1)), values)}
+        assert not drawn.logarithmic and "nan" not in drawn.svg
+        lines = re.findall(r'class="(?:raw|smooth)( dot)?" d="([^"]+)"', drawn.svg)
+        assert len(lines) == 2 and all(bool(dot) == (len(values) == 1) for dot, _ in lines)
+
+
+def test_charts_leave_matplotlib_and_the_terminal_alone(tmp_path):
+    """No display, no home to write to, a matplotlibrc with other settings: the same chart, and not a word."""
+    program = """
+import importlib, sys, numpy as np
+from fewshot_gan.training import charts
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+assert "matplotlib" not in sys.modules
+curve = {"": (range(1, 21), np.exp(-np.arange(20.0)))}
+svg = charts.chart("d", curve).svg
+import matplotlib
+assert "matplotlib.pyplot" not in sys.modules
+before = dict(matplotlib.rcParams)
+assert charts.chart("d", curve).svg == svg and dict(matplotlib.rcParams) == before
+assert before["lines.marker"] == sys.argv[1]
+print(svg)
+"""
+    home, settings = tmp_path / "home", tmp_path / "matplotlibrc"
+    home.write_text("a file: no folder can be made in it, not even by root", encoding="utf-8")
+    settings.write_text("lines.marker: o\nsvg.fonttype: path\ntext.usetex: True\n", encoding="utf-8")
+    clean = {k: v for k, v in os.environ.items() if k != "DISPLAY" and not k.startswith(("MPL", "XDG_", "MATPLOTLIB"))}
+    charts_drawn = []
+    for changed, arguments in (
+        ({}, ["None", "fewshot_gan.training.report"]),
+        ({"HOME": str(home), "MPLBACKEND": "tkagg"}, ["None"]),
+        ({"HOME": str(home), "MPLCONFIGDIR": str(home / "config"), "MATPLOTLIBRC": str(settings)}, ["o"]),
+    ):
+        command = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(command, env=clean | changed, capture_output=True, text=True, encoding="utf-8")
+        assert done.returncode == 0 and done.stderr == ""
+        charts_drawn.append(done.stdout)
+    assert charts_drawn[0].startswith("<svg") and len(set(charts_drawn)) == 1
+
+
+def test_every_loss_of_the_methods_has_a_meaning():
+    root, names = Path(page.__file__).parents[1], set()
+    for file in [*(root / "methods").glob("*.py"), *(root / "training").glob("*.py")]:
+        names |= set(re.findall(r'losses\["(\w+)"\] \+?=|yield {"(\w+)":', file.read_text(encoding="utf-8")))
+    names = {first or second for first, second in names}
+    assert {"colour", "path_length", "relation"} <= names <= set(page.MEANING)
 
 
 def test_a_resumed_run_goes_on_with_its_curves(make):
@@ -276,7 +345,7 @@ def test_pictures_over_time(make):
     found = read_page(report.folder)
     assert Image.open(report.folder / "samples" / "step-000400.png").size == (256, 64)
     strips = [x for x in found.images if "latent" in x]
-    assert strips[0] == "Pictures of the base, a column for each latent" and len(strips) <= 1 + page.MOST_GRIDS
+    assert strips[0] == "Pictures of the base, one column per latent" and len(strips) <= 1 + page.MAX_GRIDS
     assert strips[-1].endswith("at step 400") and not any(x.endswith("at step 0") for x in strips)  # as the base
     assert [x for x in found.images if x.startswith("training")] == [f"training image {i}" for i in range(1, 13)]
     resumed = make(400, shared=32)
@@ -298,6 +367,9 @@ def test_the_page_stays_small_and_is_written_fast(make):
     report.end("finished")
     assert (report.folder / PAGE_NAME).stat().st_size < 3_000_000
     assert each < 0.01  # seconds; a step of the smallest real run takes a hundred times that
+    began = time.process_time()
+    report.write()
+    assert time.process_time() - began < 1  # seconds for ten losses; about 0.2 on an idle core
 
 
 def test_rounds_share_a_page(make):
@@ -315,7 +387,7 @@ def test_rounds_share_a_page(make):
     assert found.state == "finished" and "step 8 of 8" in found.text and "generator 20.00%" in found.text
     assert found.links == ["round-00/report.html", "round-01/report.html"]
     assert all(set(series) == {"round-00", "round-01"} for series in found.curves.values())
-    assert found.curves["d"]["round-01"][1] == page.smooth(np.array([told(s)["d"] for s in range(1, 5)])).tolist()
+    assert found.curves["d"]["round-01"][1] == charts.smooth(np.array([told(s)["d"] for s in range(1, 5)])).tolist()
     assert not (whole.folder / LOSSES_NAME).exists()
 
 
@@ -355,4 +427,4 @@ def test_distillation_keeps_a_report(script, features, tmp_path, monkeypatch):
     assert FewShotGAN.from_pretrained(out).generator.resolution == 16
     scalars, pictures = read_events(work)
     assert [step for step, _ in scalars["pixel"]] == [1, 2, 3, 4, 3, 4] and pictures["samples"] == [2, 4]
-    assert "Pictures of the teacher, a column for each latent" in found.images
+    assert "Pictures of the teacher, one column per latent" in found.images

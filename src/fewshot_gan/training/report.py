@@ -1,7 +1,7 @@
-"""What a run tells: losses and sample grids, to trackers, files, and one page that needs nothing else, `report.html`.
+"""The report of a training run: losses and sample grids go to trackers, to files and to one page, `report.html`.
 
-The page is written anew at the start, at every sample and checkpoint, and at the end; `losses.jsonl`, a line per step,
-lets a resumed run go on with its curves. Only the main process writes.
+The page is written at the start, at every sample and checkpoint, and at the end. `losses.jsonl` has one line per step;
+a resumed run reads it to continue its curves. Only the main process writes files.
 """
 
 import json
@@ -32,19 +32,19 @@ PAGE_NAME, LOSSES_NAME = "report.html", "losses.jsonl"
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss stopped being finite; the last good checkpoint is on disk."""
+    """Raised when a loss is no longer finite. The last good checkpoint is on disk."""
 
 
 def command() -> str:
-    """What started this process, as one would type it again."""
+    """Return the command line of this process, as one would type it again."""
     program, *rest = sys.orig_argv
-    if rest and Path(rest[0]).name == "fewshot-gan":  # the console script, found by its interpreter
+    if rest and Path(rest[0]).name == "fewshot-gan":  # the console script: its interpreter comes first
         return shlex.join(["fewshot-gan", *rest[1:]])
     return shlex.join([Path(program).name, *rest])
 
 
 def processes(accelerator: Accelerator) -> str:
-    """How many processes run, and on what, in words."""
+    """Return the number of processes and their device in words, e.g. "2 processes on cpu, 1 thread of 4 cores each"."""
     count, device = accelerator.num_processes, accelerator.device
     words = f"{count} process{'es' if count > 1 else ''} on {device.type}"
     if device.type == "cuda":
@@ -54,33 +54,36 @@ def processes(accelerator: Accelerator) -> str:
 
 
 class Report:
-    """The losses, pictures and page of one run; or, with `rounds`, the page over the reports of several.
+    """The losses, sample grids and page of one run.
+
+    A report with `rounds` has no losses of its own: its page compares the runs that these reports belong to.
 
     Args:
-        folder: of the run.
-        accelerator: of the run; its trackers are told too.
-        steps: how many there will be.
-        title: what is trained, and how.
-        tag: in front of every name that trackers are told, e.g. "round-03/".
-        shared: height in pixels of what is the same in every sample grid, at its top: pictures of the source.
+        folder: output folder of the run.
+        accelerator: accelerator of the run; losses and pictures also go to its trackers.
+        steps: number of training steps in all.
+        title: what is trained, and by which method.
+        tag: prefix of every name that is sent to trackers, e.g. "round-03/".
+        shared: height in pixels of the top row of each sample grid, which shows pictures of the source and so is the
+            same in all grids; 0: there is no such row.
 
     Attributes:
-        step: of the run; of several, their sum.
+        step: number of steps done; with `rounds`, the sum over them.
         state: None before `begin`, then "running", and in the end "finished", "stopped" or "diverged".
-        message: why it was stopped or diverged.
-        facts: name → text, of base, adapter and sizes.
-        settings: name → value.
-        data: what the run learns from, in a few words.
-        command: that made it.
-        images: its first images, uint8 `[N, 3, R, R]`.
-        first_row: what is the same in every sample grid.
-        grid: what a sample grid shows, where it has no such row.
+        message: why the run stopped or diverged.
+        facts: name → text, about the base, the adapter and their sizes.
+        settings: name → value of each setting.
+        data: description of the training data, e.g. "10 images of data/ink".
+        command: command line that started the run.
+        images: training images, uint8 `[N, 3, R, R]`; the page shows the first of them.
+        first_row: what the shared row of the sample grids shows.
+        grid: what the sample grids show if they have no shared row.
         rounds: name → report of a run that is part of this one.
-        part: what such a run is called.
-        parent: report that this one is a round of.
-        curves: loss → (steps, values), every step that had it.
-        seconds: of each step.
-        there: raises FileNotFoundError once the folder that is held was removed or replaced, see `folder_lock.locked`.
+        part: what one of the rounds is called.
+        parent: report that has this one among its rounds.
+        curves: name of a loss → (steps, values); only the steps at which the loss was computed.
+        seconds: duration of each step.
+        there: raises FileNotFoundError if the locked folder was removed or replaced, see `folder_lock.locked`.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class Report:
         self.facts: dict[str, str] = {}
         self.settings: dict = {}
         self.images: torch.Tensor | None = None
-        self.first_row, self.part, self.grid = "the base", "round", "The same latents every time."
+        self.first_row, self.part, self.grid = "the base", "round", "All grids show the same latents."
         self.rounds: dict[str, Report] = {}
         self.parent: Report | None = None
         self.curves: dict[str, tuple[array, array]] = {}
@@ -109,10 +112,10 @@ class Report:
 
     @contextmanager
     def watched(self) -> Iterator["Report"]:
-        """Hold the folder; however the block ends, the page says so.
+        """Lock the folder during the block. If the block raises, write the page with the reason.
 
         Raises:
-            FolderInUse: another run is at work there; the page stays that run's.
+            FolderInUse: another run uses the folder; its page is left as it is.
         """
         with locked(self.folder) if self._writes else nullcontext(self.there) as self.there:
             try:
@@ -127,9 +130,9 @@ class Report:
                 raise
 
     def begin(self, step: int = 0) -> None:
-        """Take up the curves that the run had at `step`, and write the page."""
+        """Start the run, or resume it at `step` with the curves up to there, and write the page."""
         self.state, self.message, self._step = "running", "", step
-        if self.parent is not None and step < self.steps:  # not to look at a round that is there
+        if self.parent is not None and step < self.steps:  # a finished round is only looked up
             self.parent.state = "running"
         if self._writes:
             self.there()
@@ -138,13 +141,18 @@ class Report:
         self.write()
 
     def look_back(self) -> "Report":
-        """Show a run of `steps` that is over, on the page of several; writes nothing."""
+        """Read the losses of a finished round for the page of its parent, and return the report; writes nothing."""
         self.state, self._step = "finished", self.steps
         self._read(self.steps)
         return self
 
     def add(self, step: int, losses: dict[str, float]) -> None:
-        """Losses of a step, counted from 1, which took the time since the last call of this or `write`."""
+        """Log the losses of a step, whose duration is the time since the last call of `add` or `write`.
+
+        Args:
+            step: number of the step, from 1.
+            losses: name → value.
+        """
         now = time.perf_counter()
         row = {"step": step, "seconds": round(now - self._clock, 6), "losses": losses}
         self._clock = now
@@ -157,7 +165,7 @@ class Report:
                 file.write(json.dumps(row) + "\n")
 
     def show(self, step: int, grid: torch.Tensor) -> None:
-        """Keep pictures `[3, H, W]` as `samples/step-N.png`, and show them to trackers."""
+        """Write the sample grid `[3, H, W]` (values −1 to 1) to `samples/step-N.png` and send it to TensorBoard."""
         self.there()
         picture = to_bytes(grid.cpu()).permute(1, 2, 0).numpy()
         replace_file(self._samples_of(step), Image.fromarray(picture).save)
@@ -166,23 +174,26 @@ class Report:
                 tracker.writer.add_image(f"{self.tag}samples", picture, step, dataformats="HWC")
 
     def lacks_samples(self, step: int) -> bool:
-        """Whether there is no sample grid of `step`."""
+        """Return whether the sample grid of `step` is missing."""
         return not self._samples_of(step).is_file()
 
     def saved(self, *patterns: str) -> None:
-        """Name the files of the run's folder that hold what was learned, with their bytes."""
+        """List the files in the run's folder that match the glob patterns, with their sizes, on the page."""
         files = [file for pattern in patterns for file in sorted(self.folder.glob(pattern))]
         named = (f"{file.relative_to(self.folder).as_posix()}: {file.stat().st_size:,} bytes" for file in files)
         self.facts["Saved"] = ", ".join(named)
 
     def end(self, state: str, message: str = "") -> None:
-        """Write the page for the last time; of what never began nothing: the folder may hold another run's."""
+        """Write the page for the last time.
+
+        A run that never began writes nothing unless it finished: the page in the folder may be of another run.
+        """
         if self.state is not None or state == "finished":
             self.state, self.message = state, message
             self.write()
 
     def write(self) -> None:
-        """`report.html`, whole or as it was."""
+        """Replace `report.html` atomically, and the parent's page too once the parent has begun."""
         if self._writes:
             self.there()
             text = render(self)
@@ -194,16 +205,17 @@ class Report:
     # ------------------------------------------------------------------ what the page shows
 
     def grids(self) -> list[tuple[int, Path]]:
-        """Steps and files of the sample grids so far."""
-        found = numbered(self.folder / "samples", "step-", ".png")
-        return [(step, file) for step, file in found.items() if step <= self.step]
+        """Return step and file of each sample grid up to the current step."""
+        files = numbered(self.folder / "samples", "step-", ".png")
+        return [(step, file) for step, file in files.items() if step <= self.step]
 
     @cached_property
     def thumbs(self) -> list[str]:
-        """The first training images."""
+        """The first training images as data URIs."""
         return [] if self.images is None else thumbs(self.images)
 
     def versions(self) -> dict[str, str]:
+        """Return name → version of the packages used, and the device."""
         return {
             "fewshot_gan": __version__,
             "torch": torch.__version__,
@@ -222,16 +234,16 @@ class Report:
         return self.folder / "samples" / f"step-{step:06d}.png"
 
     def _fail(self, state: str, message: str) -> None:
-        with suppress(OSError):  # a full disk is what the run itself fails of
+        with suppress(OSError):  # on a full disk, the run's own error matters more
             self.end(state, message)
 
     def _read(self, last: int) -> list[str]:
-        """Take up the steps to `last`; their lines."""
+        """Read `losses.jsonl` up to the step `last` into the curves, and return the lines read."""
         path, lines = self.folder / LOSSES_NAME, []
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             try:
                 row = json.loads(line)
-            except ValueError:  # torn by a kill
+            except ValueError:  # the process was killed while writing this line
                 break
             if row["step"] <= last:
                 self._keep(row)
@@ -247,7 +259,7 @@ class Report:
 
 
 def reported(train):
-    """`train` of something with a `report`, which says how it ended also where an error ends it."""
+    """Decorate the `train` method of a class with a `report`: lock the folder, and write errors to the page."""
 
     @wraps(train)
     def run(self, *args, **kwargs):
