@@ -12,6 +12,7 @@ from test_report import check_run, read_page
 from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
 from fewshot_gan.catalogue import METHODS
 from fewshot_gan.features.encoders import CLIPEncoder, FeatureEncoder
+from fewshot_gan.methods.finetune import difference_to_new
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import adapt, hypernetwork
 from fewshot_gan.training.command_line import parse
@@ -217,7 +218,7 @@ def test_scratch_forgets_the_base(base_folder):
     pipe = FewShotGAN.from_pretrained(base_folder)
     known = {k: v.clone() for k, v in pipe.generator.named_parameters()}
     torch.manual_seed(7)  # not the seed of the tiny base
-    adapter = adapt.forget(pipe.generator, {})
+    adapter = difference_to_new(pipe.generator, {})
     with torch.no_grad():
         for path, factors in adapter.factors().items():
             layer = pipe.generator.get_submodule(path)
@@ -338,7 +339,7 @@ def test_what_is_missing_ends_in_one_sentence(base_folder, data, tmp_path, monke
     def without(**kwargs):
         raise ImportError("EfficientNet-Lite0 features need a package: pip install it")
 
-    monkeypatch.setattr(adapt, "load_features", without)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", without)
     with pytest.raises(SystemExit, match="^error: EfficientNet-Lite0 features need"):
         adapt.main("finetune", [*command, f"--data={data}"])
 

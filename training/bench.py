@@ -40,6 +40,7 @@ import torch
 from bench_looks import Looks, difference, folder_name, read_json, write_json, write_strip
 from benchmark import versions
 
+from fewshot_gan import catalogue
 from fewshot_gan.methods.d3t import D3TConfig
 from fewshot_gan.methods.projections import recorded
 from fewshot_gan.training.command_line import parse
@@ -84,6 +85,21 @@ METHODS = {
     "d3t-domain_vector": Method("d3t", "d3t.py", "domain_vector", PROJECTED, 3000),
     "hyperdomainnet-domain_vector": Method("hyperdomainnet", "hyperdomainnet.py", "domain_vector", (), 300),
 }
+PLUGIN_STEPS = 3000
+
+
+def with_plugins() -> dict[str, Method]:
+    """The ways to train, and one for each method of a plugin with the adapter that it usually trains."""
+    others = {name: entry.load().adapter for name, entry in catalogue.METHODS.items()}
+    own = set(catalogue.METHODS.own())
+    added = {
+        f"{name}-{adapter}": Method(name, f"adapt.py {name}", adapter, (), PLUGIN_STEPS)
+        for name, adapter in others.items()
+        if name not in own
+    }
+    return METHODS | added
+
+
 LOOKS = (
     "filter:pencil",
     "filter:ink",
@@ -148,9 +164,15 @@ class Bench:
     looks: Looks
     threads: int
 
+    @property
+    def methods(self) -> dict[str, Method]:
+        """Name → way to train."""
+        return with_plugins()
+
     def cells(self, patterns: list[str] | None = None) -> list[Cell]:
         """Those whose name fits a pattern, look by look, so that a table is complete as early as can be."""
-        every = [Cell(m, look, s) for look in LOOKS for s in self.profile.seeds for m in self.profile.methods]
+        methods = (*self.profile.methods, *(name for name in self.methods if name not in METHODS))
+        every = [Cell(m, look, s) for look in LOOKS for s in self.profile.seeds for m in methods]
         return [cell for cell in every if not patterns or any(fnmatchcase(cell.name, p) for p in patterns)]
 
     def folder(self, cell: Cell) -> Path:
@@ -165,8 +187,8 @@ class Bench:
 
     def training(self, cell: Cell) -> dict:
         """All that the trained adapter depends on: also every rate and weight that its script makes of the options."""
-        method = METHODS[cell.method]
-        run = parse(method.method, self.command(cell)[2:])
+        method = self.methods[cell.method]
+        run = parse(method.method, self.options(cell))
         settings = {**asdict(run.training), **asdict(run.objective), "preset": run.preset}
         if run.objective.needs_latents:
             settings |= recorded(run.method.options)
@@ -231,12 +253,16 @@ class Bench:
                 logger.info(f"{cell.name} failed: {error}")
                 write_json(self.folder(cell) / "failed.json", {"cell": cell.name, **error.record})
                 failed.append(cell.name)
-            bench_report.write(self.output, list(METHODS))
+            bench_report.write(self.output, list(self.methods))
         return failed
 
     def command(self, cell: Cell) -> list[str]:
         """The command line of a cell's training, as one would type it."""
-        method = METHODS[cell.method]
+        return ["python", *f"training/{self.methods[cell.method].script}".split(), *self.options(cell)]
+
+    def options(self, cell: Cell) -> list[str]:
+        """Options of a cell's training."""
+        method = self.methods[cell.method]
         steps = self.profile.steps or method.paper_steps
         options = {
             "base": self.looks.base,
@@ -254,7 +280,7 @@ class Bench:
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         shared = self.output / "shared" / folder_name(cell.look) / str(cell.seed)
         words += [word.replace("{shared}", str(shared)) for word in method.extra]
-        return ["python", f"training/{method.script}", *words]
+        return words
 
     def train(self, cell: Cell) -> None:
         """Runs the script; what it says goes to train.log.
@@ -263,7 +289,8 @@ class Bench:
             CellFailed: it ended with an error, or without an adapter.
         """
         folder, command = self.folder(cell), self.command(cell)
-        executable = [sys.executable, str(HERE / METHODS[cell.method].script), *command[2:]]
+        script, *named = self.methods[cell.method].script.split()
+        executable = [sys.executable, str(HERE / script), *named, *self.options(cell)]
         usage_path, log_path = folder / "usage.json", folder / "train.log"
         write_json(folder / "run.json", {"training": self.training(cell), "command": command})
         usage_path.unlink(missing_ok=True)
@@ -385,7 +412,7 @@ def main(argv: list[str] | None = None) -> None:
             bench.refuse_left_behind()
             bench.check(cells, args.overwrite, args.judge_only)
             failed = bench.run(cells, args.judge_only)
-    bench_report.write(args.output_dir, list(METHODS))
+    bench_report.write(args.output_dir, list(bench.methods))
     if failed:
         raise SystemExit(
             f"error: {len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; see their failed.json"
