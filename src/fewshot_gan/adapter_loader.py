@@ -1,17 +1,29 @@
-"""What a pipeline does with adapters, under the names of diffusers and PEFT: load, choose, blend, fuse, save."""
+"""Methods of a pipeline for adapters, under the names of diffusers and PEFT: load, choose, blend, fuse, save."""
 
-from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Self
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
+import torch
+
+from .adapters import DomainHyperNetwork
 from .adapters.base import Adapter
 from .adapters.io import load_adapter, name_of, refuse_unknown, warn_of_base
+from .adapters.looks import parse_look
+from .data.images import check_range
 from .hub import HUB_OPTIONS, adapter_folders, resolve_folder
+from .pipeline_inputs import as_floats
 from .utils.files import user_path
 
+if TYPE_CHECKING:
+    from .pipeline_base import NetworkPipeline as Pipeline
+else:
+    Pipeline = object  # a mixin: the pipeline comes from the other base class
 
-class AdapterMixin:
-    """The methods of `FewShotGAN` that load adapters into its `bank` and say which of them act."""
+
+class AdapterMixin(Pipeline):
+    """Methods of `FewShotGAN` that load adapters into its `bank`, make them active, and save them."""
 
     def load_adapter(
         self,
@@ -21,15 +33,15 @@ class AdapterMixin:
         hotswap: bool = False,
         **options,
     ) -> Self:
-        """Load an adapter and make it the active one.
+        """Load an adapter and make it the only active one.
 
         Args:
             pretrained_model_name_or_path_or_dict: embedded name ("sketch"), local folder, Hub repo id, weights file, a
-                state dict (with `config=`, or in a pair with it), or an `Adapter`.
-            adapter_name: its name in this pipeline; None takes the subfolder or the last part of the path, "default" of
-                an `Adapter`, and "default_0", "default_1", … of state dicts.
-            hotswap: take the place of the loaded adapter of that name, with its weight, instead of refusing.
-            options: of `adapters.loading.load_adapter`: `state_dict`, `config`, `variant`, `low_cpu_mem_usage`,
+                state dict (with `config=`, or in a pair with its config), or an `Adapter`.
+            adapter_name: its name in this pipeline. None: the subfolder or the last part of the path; "default" for an
+                `Adapter`; "default_0", "default_1", … for state dicts.
+            hotswap: replace the loaded adapter of that name and keep its weight, instead of refusing the name.
+            options: of `adapters.io.load_adapter`: `state_dict`, `config`, `variant`, `low_cpu_mem_usage`,
                 `torch_device`, `is_trainable`, `dtype` or `torch_dtype`, and of the Hub `subfolder`, `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download`. The adapter then follows the generator's
                 device, and keeps its dtype.
@@ -38,9 +50,9 @@ class AdapterMixin:
             The pipeline itself, so that calls chain.
 
         Raises:
-            FileNotFoundError: no such adapter, or no network; the message says what is embedded.
-            ValueError: damaged, made for another base, a name that is taken, or a folder of several adapters without
-                `subfolder`.
+            FileNotFoundError: there is no such adapter, or no network connection; the message lists embedded adapters.
+            ValueError: the adapter is damaged or made for another base, its name is taken, or the folder holds several
+                adapters and no `subfolder` is given.
         """
         self.bank.refuse_while_fused("load an adapter")
         refuse_unknown(options, "state_dict", "config", "variant")
@@ -61,26 +73,31 @@ class AdapterMixin:
         return self
 
     def load_adapters(self, pretrained_model_name_or_path, *, variant: str | None = None, **options) -> list[str]:
-        """Load all adapters that lie side by side in a folder or repo, under the names of their folders.
+        """Load all adapters in the subfolders of a folder or repo, under the names of these; either all or none.
 
-        Which adapters are active stays as it is. All are loaded or none. Options are those of `load_adapter`.
+        The active adapters stay the same.
+
+        Args:
+            pretrained_model_name_or_path: local folder, or Hub repo id.
+            variant: of the weights files.
+            options: as of `load_adapter`.
 
         Returns:
-            Their names.
+            Names of the loaded adapters.
 
         Raises:
-            FileNotFoundError: no such folder, or none in it.
+            FileNotFoundError: there is no such folder, or no adapter in it.
             ValueError: as `load_adapter`.
         """
         self.bank.refuse_while_fused("load an adapter")
         refuse_unknown(options)
-        of_hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        folder = resolve_folder(pretrained_model_name_or_path, kind="adapter", **of_hub)
-        if not (found := adapter_folders(folder)):
+        hub_options = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        folder = resolve_folder(pretrained_model_name_or_path, kind="adapter", **hub_options)
+        if not (folders := adapter_folders(folder)):
             raise FileNotFoundError(f"{str(pretrained_model_name_or_path)!r} holds no adapter folders")
         added = []
         try:
-            for name, path in found.items():
+            for name, path in folders.items():
                 self.bank.add(name, load_adapter(path, variant=variant, **options))
                 added.append(name)
         except BaseException:
@@ -89,34 +106,37 @@ class AdapterMixin:
         return added
 
     def set_adapters(self, adapter_names: str | Sequence[str], weights=None, *, adapter_weights=None) -> None:
-        """Let exactly these loaded adapters act, blended.
+        """Make exactly these loaded adapters active, blended; undoes `disable_adapters`.
 
         Args:
-            adapter_names: one, several, or `{name: weight}`; none: the base. Ends a `disable_adapters`.
-            weights: one for all, or one per adapter; None: 1. Any number (0 = off, negative and above 1 extrapolate),
-                or a schedule over depth: `{"coarse": 0.0, "fine": 1.0}`, `{4: 0.2, 32: 1.0}`. An entry holds from that
-                resolution up to the next; "coarse", "middle", "fine" are 4, 16 and 64. The mapping network, 0, and
-                whatever lies below the lowest entry go with it.
-            adapter_weights: another name of `weights`, that of diffusers' pipelines.
+            adapter_names: a name, a list of names, or `{name: weight}`; an empty list: the base alone.
+            weights: one for all adapters, or one per adapter; None: 1. A weight is any number (0 = off, negative and
+                above 1 extrapolate), or a schedule over depth: `{"coarse": 0.0, "fine": 1.0}`, `{4: 0.2, 32: 1.0}`. An
+                entry holds from its resolution up to the next; "coarse", "middle", "fine" are 4, 16 and 64. The lowest
+                entry also holds for all layers below it; 0 is the mapping network.
+            adapter_weights: another name of `weights`, as in pipelines of diffusers.
 
         Raises:
-            ValueError: not loaded, named twice, as many weights as names are not given, or a weight is no number.
+            ValueError: an adapter is not loaded or is named twice, there is not one weight per adapter, or a weight is
+                no number or schedule.
         """
         if None not in (weights, adapter_weights):
             raise ValueError("weights and adapter_weights are two names of one option; give one")
-        self.bank.activate(_look(adapter_names, adapter_weights if weights is None else weights))
+        self.bank.activate(parse_look(adapter_names, adapter_weights if weights is None else weights))
 
     def add_weighted_adapter(self, adapter_names: Sequence[str], weights, adapter_name: str) -> None:
-        """Make a blend of loaded adapters an adapter of its own, to be saved, shared, or blended again.
+        """Load a blend of loaded adapters as a new adapter, which can be saved, shared, or blended again.
+
+        The active adapters stay the same.
 
         Args:
             adapter_names, weights: as in `set_adapters`.
-            adapter_name: of the new one; which adapters are active stays as it is.
+            adapter_name: name of the new adapter.
 
         Raises:
             ValueError: as `set_adapters`, or the new name is taken.
         """
-        if not (look := _look(adapter_names, weights)):
+        if not (look := parse_look(adapter_names, weights)):
             raise ValueError("add_weighted_adapter blends adapters; name at least one")
         self.bank.refuse_while_fused("load an adapter")
         self.bank.add(adapter_name, self.bank.blend(look))
@@ -124,17 +144,18 @@ class AdapterMixin:
     def fuse_adapters(
         self, adapter_names: str | Sequence[str] | None = None, weights=None, *, safe_fusing: bool = False
     ) -> None:
-        """Write the active adapters into the generator's weights, for speed or to save it as a base of its own.
+        """Write the active adapters into the generator's weights, for speed or to save the result as a new base.
 
-        The original weights are kept; `unfuse_adapters` puts them back bit for bit. Until then the adapters cannot be
-        switched.
+        Copies of the original weights are kept; `unfuse_adapters` puts them back bit for bit. Until then other adapters
+        cannot be made active.
 
         Args:
-            adapter_names, weights: first `set_adapters` to these; None: as they are.
-            safe_fusing: refuse weights that would not be finite numbers; then everything is as it was.
+            adapter_names, weights: adapters to make active first, as in `set_adapters`; None: those that are active.
+            safe_fusing: refuse to write weights that would not be finite; then nothing changes.
 
         Raises:
-            ValueError: already fused, nothing active, what `set_adapters` refuses, or weights that are not finite.
+            ValueError: adapters are already fused, none is active, `set_adapters` refuses the arguments, or weights
+                would not be finite.
         """
         self.bank.refuse_while_fused("fuse again")
         before = self.bank.active, self.bank.enabled
@@ -149,7 +170,7 @@ class AdapterMixin:
             raise
 
     def unfuse_adapters(self) -> None:
-        """Undo `fuse_adapters`; the adapters act again beside the weights.
+        """Undo `fuse_adapters`: put the original weights back. The adapters stay active.
 
         Raises:
             ValueError: nothing is fused.
@@ -157,26 +178,26 @@ class AdapterMixin:
         self.bank.unfuse()
 
     def active_adapters(self) -> list[str]:
-        """Names of the adapters that act now."""
+        """Return the names of the active adapters; none while they are disabled."""
         return list(self.bank.active) if self.bank.enabled else []
 
     def get_active_adapters(self) -> list[str]:
-        """`active_adapters` under the name of diffusers' pipelines."""
+        """Return `active_adapters`, under the name that pipelines of diffusers use."""
         return self.active_adapters()
 
     def loaded_adapters(self) -> list[str]:
-        """Names of the loaded adapters, in the order in which they were loaded."""
+        """Return the names of the loaded adapters, in the order in which they were loaded."""
         return list(self.bank.adapters)
 
     def get_list_adapters(self) -> dict[str, list[str]]:
-        """Component → names of the adapters loaded into it, as of diffusers' pipelines; empty where there are none.
+        """Return component → names of its adapters, as pipelines of diffusers do: `{"generator": ["sketch", "ink"]}`.
 
-        All adapters are the generator's: `{"generator": ["sketch", "ink"]}`. `loaded_adapters` gives the names alone.
+        All adapters belong to the generator. Without adapters the result is empty.
         """
         return {"generator": self.loaded_adapters()} if self.bank.adapters else {}
 
     def disable_adapters(self) -> None:
-        """Generate with the base alone until `enable_adapters`."""
+        """Generate with the base alone, until `enable_adapters` or `set_adapters`."""
         self.bank.enable(False)
 
     def enable_adapters(self) -> None:
@@ -184,12 +205,12 @@ class AdapterMixin:
         self.bank.enable(True)
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Unload adapters. Others that act go on; if none does any more, the first that is left does, with a warning.
+        """Unload adapters. If no active one is left, the first loaded one becomes active, with a warning.
 
         Raises:
-            ValueError: one is not loaded; then none is unloaded.
+            ValueError: an adapter is not loaded; then none is unloaded.
         """
-        self.bank.remove(*_look(adapter_names))
+        self.bank.remove(*parse_look(adapter_names))
 
     def save_adapter(
         self,
@@ -204,15 +225,15 @@ class AdapterMixin:
         """Write loaded adapters to a folder: config, weights, and a card unless there is one.
 
         Args:
-            save_directory: the folder of the adapter; for a list, the folder in which each gets a folder of its name.
-            adapter_name: which; a list: several; None: the active one.
-            variant: the weights file is `adapter_model.<variant>.safetensors`.
-            push_to_hub: afterwards upload the adapter, see `push_to_hub`.
-            repo_id: where to; None: the folder's name.
+            save_directory: folder of the adapter; for a list of adapters, the parent of their folders.
+            adapter_name: a name, or a list of names; None: the active adapter.
+            variant: the weights are written to `adapter_model.<variant>.safetensors`.
+            push_to_hub: also upload the adapter, see `push_to_hub`.
+            repo_id: repo to upload to; None: the folder's name.
             push_options: of `push_to_hub`.
 
         Raises:
-            ValueError: not loaded, or several are active and none is named.
+            ValueError: an adapter is not loaded, or several are active and none is named.
         """
         from .hub.cards import portable_base, write_adapter_card
 
@@ -221,7 +242,7 @@ class AdapterMixin:
             adapter_name = self._one_adapter(adapter_name)
             folders = {adapter_name: folder}
         else:
-            folders = {name: folder / name for name in _look(adapter_name)}
+            folders = {name: folder / name for name in parse_look(adapter_name)}
             self.bank.check(dict.fromkeys(folders, 1.0))
             if push_to_hub or not folders:
                 raise ValueError(
@@ -236,9 +257,10 @@ class AdapterMixin:
                 write_adapter_card(adapter, target, name, base=portable_base(adapter.config, self.base_name))
         if push_to_hub:
             repo_id = repo_id or folder.absolute().name
-            self.push_to_hub(repo_id, adapter_name=adapter_name, variant=variant, **push_options)
+            self.push_to_hub(repo_id, adapter_name=next(iter(folders)), variant=variant, **push_options)
 
     def _one_adapter(self, adapter_name: str | None) -> str:
+        """Return the given name if it is loaded, or that of the only active adapter."""
         if adapter_name is None:
             if len(self.bank.active) != 1:
                 raise ValueError(f"{len(self.bank.active)} adapters are active; say which with adapter_name=")
@@ -246,21 +268,76 @@ class AdapterMixin:
         self.bank.check({adapter_name: 1.0})
         return adapter_name
 
+    def adapter_from_text(
+        self, text: str, hypernetwork, adapter_name: str | None = None, encoder=None, **hub_options
+    ) -> Self:
+        """Predict an adapter from a text with a hypernetwork, load it and make it the only active one.
 
-def _look(adapter_names, weights=None) -> dict:
-    """Names and weights as users give them → `{name: weight}`; see `FewShotGAN.set_adapters`."""
-    if isinstance(adapter_names, Mapping) and weights is None:
-        return dict(adapter_names)
-    names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"adapters {adapter_names!r}: give a name, a list of names, or {{name: weight}} without weights"
+        Args:
+            text: name of the domain, e.g. "pencil drawing".
+            hypernetwork: a `DomainHyperNetwork` of this base, local folder, or Hub repo id.
+            adapter_name: name of the new adapter; None: the text's letters and digits.
+            encoder: an `Encoder`; None: the one that the hypernetwork was trained with.
+            hub_options: of the hypernetwork's folder or repo, as in `load_adapter`.
+
+        Returns:
+            The pipeline itself, so that calls chain.
+
+        Raises:
+            FileNotFoundError: there is no such hypernetwork or encoder, or no network connection.
+            ValueError: the encoder reads no text or is another than in training, the hypernetwork is of another base,
+                or the name is taken.
+        """
+        network, encoder = self._hypernetwork(hypernetwork, encoder, **hub_options)
+        adapter = network.adapter(encoder.text([text])[0], text=text)
+        return self.load_adapter(adapter, adapter_name or _name_from(text))
+
+    @torch.no_grad()
+    def adapter_from_image(
+        self, images, hypernetwork, adapter_name: str | None = None, encoder=None, **hub_options
+    ) -> Self:
+        """Predict an adapter from pictures of one look with a hypernetwork, load it and make it the only active one.
+
+        Args:
+            images: as in `invert`, but tensors may have any H and W. The mean of their embeddings is taken.
+            adapter_name: name of the new adapter; None: the name of the first file, else "image".
+            hypernetwork, encoder, hub_options: as in `adapter_from_text`.
+
+        Returns:
+            The pipeline itself.
+
+        Raises:
+            FileNotFoundError: a path without a file, or as `adapter_from_text`.
+            ValueError: there is no picture, or as `adapter_from_text`.
+        """
+        network, encoder = self._hypernetwork(hypernetwork, encoder, **hub_options)
+        first = images[0] if isinstance(images, list | tuple) and images else images
+        images = as_floats(images, self.generator.resolution)
+        if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
+            raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, H, W]; give at least one picture")
+        check_range(images)
+        adapter = network.adapter(encoder.image(images.to(self._execution_device)).mean(0), images=len(images))
+        return self.load_adapter(
+            adapter, adapter_name or _name_from(Path(first).stem if isinstance(first, str | Path) else "image")
         )
-    if len(set(names)) < len(names):
-        raise ValueError(f"adapters named twice: {', '.join(names)}; name each once, with its weight")
-    weights = 1.0 if weights is None else weights
-    weights = [weights] * len(names) if isinstance(weights, Real | Mapping | str) else list(weights)
-    weights = [1.0 if weight is None else weight for weight in weights]
-    if len(weights) != len(names):
-        raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one weight per adapter")
-    return dict(zip(names, weights, strict=True))
+
+    def _hypernetwork(self, hypernetwork, encoder, **hub_options):
+        """Load a hypernetwork and its encoder, and check that they fit each other; return both."""
+        from .features.encoders import load_encoder
+
+        self.bank.refuse_while_fused("load an adapter")
+        if unknown := hub_options.keys() - (() if isinstance(hypernetwork, DomainHyperNetwork) else HUB_OPTIONS):
+            raise ValueError(f"unknown options for this hypernetwork: {', '.join(sorted(unknown))}")
+        if not isinstance(hypernetwork, DomainHyperNetwork):
+            hypernetwork = DomainHyperNetwork.from_pretrained(hypernetwork, **hub_options)
+        if encoder is None:
+            if hypernetwork.config.encoder is None:
+                raise ValueError("the hypernetwork does not say which encoder it was trained with; give encoder=")
+            encoder = load_encoder(hypernetwork.config.encoder, self._execution_device)
+        hypernetwork.check_encoder(encoder)
+        return hypernetwork, encoder
+
+
+def _name_from(text: str) -> str:
+    """Return a valid adapter name: the words of `text`, joined by dashes."""
+    return "-".join(re.findall(r"\w+", text.lower()))[:64] or "default"

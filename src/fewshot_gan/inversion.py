@@ -1,8 +1,9 @@
-"""Inversion: the latent from which the generator draws a given picture; D3T-GAN (arXiv 2205.06032) starts from it.
+"""Inversion: find the latent from which a generator draws a given picture. D3T-GAN (arXiv 2205.06032) starts from it.
 
-Optimisation in W or W+ (arXiv 1904.03189), in coordinates in which mapped latents are nearly standard normal (P_N of
-arXiv 2012.09036): perceptual distance, pixels, and a pull towards the mean. Few directions of W are ever used; steps of
-equal length along its axes leave them, and faces turn askew.
+The optimisation in W or W+ (arXiv 1904.03189) minimises perceptual distance, pixel distance and the distance from the
+mean latent. It runs in coordinates in which mapped latents are nearly standard normal (P_N of arXiv 2012.09036), since
+mapped latents vary along few directions of W: steps of equal length along the axes of W leave these directions, and
+faces are distorted.
 """
 
 import logging
@@ -21,6 +22,7 @@ from .features.lpips import load_lpips
 from .metrics import psnr
 from .models.labels import refuse_classes
 from .models.latents import check_latents
+from .models.network import Network
 from .utils.frozen import frozen
 from .utils.offloading import execution_device, is_offloaded, refuse_gradients
 from .utils.random import LIMIT, check_seed, seeded
@@ -28,19 +30,19 @@ from .utils.random import LIMIT, check_seed, seeded
 logger = logging.getLogger(__name__)
 
 BLOCKS = (0, 2, 4, 10)  # of EfficientNet-Lite0: half the size down to a sixteenth
-MEAN_SAMPLES = 4096  # latents over which mean and spread of w are taken
+MEAN_SAMPLES = 4096  # latents over which mean and standard deviation of w are computed
 SPACES = ("w", "w+")
-OFFSET_RATE = 0.2  # learning rate of w+'s offsets over that of the shared part
-SLOPE = 0.2  # of the mapping network's leaky ReLU
-VERSION = 2  # raise it when the same picture gets another latent: what was kept on disk is then made anew
-FLOOR = 1e-3  # least variance of a direction of w, over the mean variance
+OFFSET_RATE = 0.2  # learning rate of the offsets of w+ relative to that of the shared part
+SLOPE = 0.2  # of the leaky ReLU in the mapping network
+VERSION = 2  # raise it when the same picture gets another latent: latents cached on disk are then computed again
+FLOOR = 1e-3  # least variance of a direction of w, relative to the mean variance
 
 
 class Inversion(NamedTuple):
     """Result of `invert`.
 
     Attributes:
-        latents: w+ `[N, num_ws, w_dim]` (with space "w" all rows of one are equal), float32 on the CPU.
+        latents: w+ `[N, num_ws, w_dim]` (in space "w" the rows of a latent are equal), float32 on the CPU.
         images: reconstructions `[N, 3, R, R]` in [-1, 1], on the CPU.
         psnr: of each reconstruction in dB, see `metrics.psnr`.
     """
@@ -51,14 +53,14 @@ class Inversion(NamedTuple):
 
 
 class PerceptualDistance(nn.Module):
-    """Distance of pictures `[B, 3, H, W]` in [-1, 1] to fixed ones, one number per picture.
+    """Distance of pictures `[B, 3, H, W]` in [-1, 1] to fixed target pictures, one value per picture.
 
-    Squared difference of feature maps, each level divided by its mean square over the fixed picture.
+    It is the mean squared difference of feature maps; each level is divided by the mean square of the target's map.
 
     Args:
         features: a `FeatureNetwork`.
-        targets: `[B, 3, H, W]`.
-        blocks: levels.
+        targets: `[B, 3, H, W]` in [-1, 1].
+        blocks: blocks of the network whose feature maps are compared.
     """
 
     def __init__(self, features, targets: torch.Tensor, blocks=BLOCKS):
@@ -77,9 +79,10 @@ class PerceptualDistance(nn.Module):
 @cache
 @torch.inference_mode(False)
 def lpips_network(device: str = "cpu") -> nn.Module | None:
-    """LPIPS (arXiv 1801.03924, VGG, package `lpips`), frozen: two `[B, 3, H, W]` in [-1, 1] → `[B, 1, 1, 1]`.
+    """Load LPIPS (arXiv 1801.03924, VGG, package `lpips`), frozen: two `[B, 3, H, W]` in [-1, 1] → `[B, 1, 1, 1]`.
 
-    None where `lpips` or torchvision is not installed, or its weights, which torchvision fetches once, cannot be had.
+    Returns:
+        None if `lpips` or torchvision is not installed, or the weights, which torchvision downloads once, are missing.
     """
     try:
         return load_lpips().to(device)
@@ -91,7 +94,7 @@ def lpips_network(device: str = "cpu") -> nn.Module | None:
 
 
 class LPIPSDistance(nn.Module):
-    """LPIPS by `net`, see `lpips_network`, to fixed pictures, at 256 px at most."""
+    """LPIPS to fixed target pictures by `net`, see `lpips_network`; larger pictures are reduced to 256 px."""
 
     def __init__(self, net: nn.Module, targets: torch.Tensor):
         super().__init__()
@@ -105,8 +108,8 @@ class LPIPSDistance(nn.Module):
         return self.net(self._small(images), self.targets).flatten()
 
 
-def latent_statistics(generator: nn.Module, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of w, each `[w_dim]`, over 4096 mapped latents."""
+def latent_statistics(generator: Network, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of w, each `[w_dim]`, over 4096 mapped latents."""
     z = torch.randn(MEAN_SAMPLES, generator.z_dim, generator=seeded(seed), dtype=torch.float32, device="cpu")
     with torch.no_grad():
         w = generator.mapping(z.to(execution_device(generator), generator.dtype))[:, 0].float()
@@ -114,16 +117,17 @@ def latent_statistics(generator: nn.Module, seed: int = 0) -> tuple[torch.Tensor
 
 
 class WhitenedLatents:
-    """w in the coordinates v of P_N (arXiv 2012.09036, §3.2): v ~ N(0, 1) nearly, for w of random z.
+    """Coordinates v of w in the space P_N (arXiv 2012.09036, §3.2), where v of random z is nearly N(0, 1).
 
-    The mapping network's last leaky ReLU is undone, then mean, principal axes and their spread are taken out.
+    The last leaky ReLU of the mapping network is inverted; then the mean is subtracted, and the principal axes are
+    scaled to unit variance.
 
     Args:
         generator: its mapping network is sampled.
         seed: of 8192 latents.
     """
 
-    def __init__(self, generator: nn.Module, seed: int = 0):
+    def __init__(self, generator: Network, seed: int = 0):
         z = torch.randn(
             2 * MEAN_SAMPLES,
             generator.z_dim,
@@ -137,18 +141,18 @@ class WhitenedLatents:
         u = F.leaky_relu(w.float(), 1 / SLOPE)
         self.mean = u.mean(0)
         values, self.axes = torch.linalg.eigh(torch.cov((u - self.mean).T))
-        # directions that are hardly used are given a little room: without it known pictures are not found again
+        # a floor for directions with hardly any variance: without it drawn pictures are not found again
         self.spread = values.clamp_min(FLOOR * values.mean()).sqrt()
 
     def to_w(self, v: torch.Tensor) -> torch.Tensor:
-        """`[…, w_dim]` → w of the same shape."""
+        """Map v `[…, w_dim]` to w of the same shape."""
         return F.leaky_relu(self.mean + (v * self.spread) @ self.axes.T, SLOPE)
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
 def invert(
-    generator: nn.Module,
+    generator: Network,
     images: torch.Tensor,
     *,
     space: str = "w",
@@ -165,29 +169,30 @@ def invert(
 ) -> Inversion:
     """Find latents whose pictures come close to `images`.
 
-    D3T-GAN leaves the procedure open; every weight here is ours. Image i depends on the seed and i only.
+    D3T-GAN does not specify the procedure; the weights of all terms are our choice. The result for image i depends on
+    the seed and i only.
 
     Args:
-        generator: a base generator; its adapters act if they are active.
+        generator: a base generator; active adapters act.
         images: `[N, 3, R, R]` in [-1, 1], R the generator's resolution.
-        space: "w" (one w for all layers, stays a face) or "w+" (one per layer, closer to the picture).
+        space: "w" (one w for all layers; the picture stays a face) or "w+" (one w per layer; closer to the picture).
         steps: of Adam, with 5 % warm-up and cosine decay.
         seed: of the annealed noise on the latents.
-        learning_rate: at its peak.
+        learning_rate: peak learning rate.
         pixel_weight: of the mean squared pixel difference.
-        prior_weight: of mean(v²), which keeps w where the generator knows its way.
-        noise: standard deviation on v at the start; none over the last quarter.
-        perceptual: "auto": LPIPS where `lpips_network` has it, else `features.load_features()`; "none": pixels alone;
+        prior_weight: of mean(v²), which keeps w near latents that the mapping network produces.
+        noise: standard deviation of the noise on v at the start; it decays to 0 at three quarters of the steps.
+        perceptual: "auto": LPIPS if `lpips_network` returns it, else `features.load_features()`; "none": pixels alone;
             or a `FeatureNetwork`.
         batch_size: images optimised at once.
-        progress: show a bar.
-        on_step: called after each step with the number of steps done, over all batches, and the pictures
-            `[B, 3, R, R]` it started from. What it raises ends the search.
+        progress: show a progress bar.
+        on_step: called after each step with the number of steps done so far in all batches, and the pictures
+            `[B, 3, R, R]` drawn before the step. Its exceptions end the search.
 
     Raises:
         ValueError: an option or the images are out of range, the generator has classes, or a network was loaded in
             inference mode.
-        ImportError: no perceptual network is installed and "none" was not asked for.
+        ImportError: no perceptual network is installed and `perceptual` is not "none".
     """
     refuse_classes(generator, "inversion")
     size = generator.resolution
@@ -212,10 +217,10 @@ def invert(
     refuse_gradients(generator, "invert pictures")
     device = execution_device(generator)
     if not is_offloaded(generator):
-        generator.to(device)  # of a network that is offloaded as a whole: its parts are called first
+        generator.to(device)  # pyright: ignore[reportArgumentType]  parts are called before its hooks
     distance_to = _distance_to(perceptual, str(device))
     white = WhitenedLatents(generator)
-    found = []
+    results = []  # (latents, pictures, PSNR values) of each batch
 
     def draw(w):  # [B, 1 or num_ws, w_dim] -> [B, 3, R, R]
         return generator(w.expand(-1, generator.num_ws, -1).to(generator.dtype), latent_space="w+").float()
@@ -227,7 +232,7 @@ def invert(
             distance = None if distance_to is None else distance_to(targets)
             shape = (generator.num_ws if space == "w+" else 1, white.mean.numel())
             shared = white.mean.new_zeros(len(targets), 1, shape[1]).requires_grad_(True)
-            # w+ is a shared w plus an offset per layer: the shared part finds the face as fast as in W
+            # w+ is a shared w plus an offset per layer, so that the shared part converges as fast as in W
             offsets = white.mean.new_zeros(len(targets), *shape).requires_grad_(space == "w+")
             optimizer = torch.optim.Adam([{"params": [shared], "scale": 1.0}], lr=learning_rate)
             if space == "w+":
@@ -249,7 +254,7 @@ def invert(
                 if distance is not None:
                     loss = loss + distance(drawn)
                 optimizer.zero_grad(set_to_none=True)
-                loss.sum().backward()  # a sum: what one picture does leaves the others alone
+                loss.sum().backward()  # a sum, not a mean: gradients do not depend on the batch size
                 optimizer.step()
                 bar.update()
                 if on_step is not None:
@@ -257,15 +262,15 @@ def invert(
             with torch.no_grad():
                 latents = white.to_w(shared + offsets).expand(-1, generator.num_ws, -1)
                 drawn = draw(latents).clamp(-1, 1)
-            quality = [psnr(a[None], b[None]) for a, b in zip(drawn.cpu(), targets.cpu(), strict=True)]
-            found.append((latents.cpu(), drawn.cpu(), quality))
-    latents, drawn, quality = zip(*found, strict=True)
+            psnr_per_image = [psnr(a[None], b[None]) for a, b in zip(drawn.cpu(), targets.cpu(), strict=True)]
+            results.append((latents.cpu(), drawn.cpu(), psnr_per_image))
+    latents, drawn, psnr_per_batch = zip(*results, strict=True)
     latents = check_latents(torch.cat(latents), name="the search diverged (try a lower learning_rate): latents")
-    return Inversion(latents, torch.cat(drawn).contiguous(), [value for part in quality for value in part])
+    return Inversion(latents, torch.cat(drawn).contiguous(), [value for values in psnr_per_batch for value in values])
 
 
 def _distance_to(perceptual, device: str) -> Callable[[torch.Tensor], nn.Module] | None:
-    """Targets `[B, 3, R, R]` → the distance to them."""
+    """Return the function that makes the perceptual distance to targets `[B, 3, R, R]`; None: there is none."""
     from .features import load_features
 
     if perceptual == "none":

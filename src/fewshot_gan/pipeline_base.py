@@ -1,20 +1,40 @@
-"""What users of diffusers expect of any pipeline, for pipelines of this package's networks."""
+"""Loading, saving, uploading, moving and compiling of pipelines whose parts are networks of this package."""
 
+import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.import_utils import is_accelerate_available
 from torch import nn
 
+from .adapters import BASE, AdapterBank, fingerprint
 from .adapters.copies import share
-from .models.network import evaluating, settle_dtype
-from .pipeline_files import without_code
+from .hub import HUB_OPTIONS, PUSH_OPTIONS, resolve_folder
+from .hub.base_files import check_index, stored_keys, stored_tensors
+from .models.network import evaluating, settle_dtype, stored_weights
+from .pipeline_files import by_package, finish_base, without_code
+from .utils.files import expanded, replacing, user_path
 from .utils.offloading import execution_device, has_hooks
+from .utils.text import plain
+
+CARD_FACES = 6  # pictures per row on the card of an adapter
 
 
 class NetworkPipeline(DiffusionPipeline):
-    """A diffusers pipeline whose parts are in evaluation mode."""
+    """A diffusers pipeline around a generator and its adapters, whose networks are in evaluation mode."""
+
+    bank: AdapterBank
+    _base_name: str | None = None
+    _compiled: Callable | None = None  # the generator as `compile` made it
+    if TYPE_CHECKING:  # diffusers annotates a plain dict, which has no attributes
+
+        @property
+        def config(self) -> Any: ...
 
     def register_modules(self, **modules) -> None:
         for module in modules.values():
@@ -22,14 +42,16 @@ class NetworkPipeline(DiffusionPipeline):
                 module.eval()
         super().register_modules(**modules)
 
-    def __getstate__(self) -> dict:  # for copies and pickles, which cannot hold what torch.compile made
-        return {**self.__dict__, "_compiled": None}
+    def register_to_config(self, **settings) -> None:
+        """As in diffusers; networks of this package are recorded as `("fewshot_gan", class name)`, see `by_package`."""
+        super().register_to_config(**{name: by_package(value) for name, value in settings.items()})
 
-    _base_name: str | None = None
+    def __getstate__(self) -> dict:  # copies and pickles cannot hold what torch.compile made
+        return {**self.__dict__, "_compiled": None}
 
     @property
     def base_name(self) -> str | None:
-        """What the base was loaded by: embedded name, folder or Hub repo id; None of networks made here."""
+        """Embedded name, folder or Hub repo id that the base was loaded from; None for networks made here."""
         return self._base_name or self.config.get("_name_or_path")
 
     @base_name.setter
@@ -37,31 +59,31 @@ class NetworkPipeline(DiffusionPipeline):
         self._base_name = name
 
     @classmethod
-    def load_config(cls, *args, **kwargs):
-        """As in diffusers; with it `from_pretrained` runs no file of a base."""
-        loaded = super().load_config(*args, **kwargs)
-        return without_code(loaded) if isinstance(loaded, dict) else loaded
+    def load_config(cls, *args, **kwargs) -> Any:
+        """As in diffusers, but changed so that `from_pretrained` runs no file of the base, see `without_code`."""
+        config = super().load_config(*args, **kwargs)
+        return without_code(config) if isinstance(config, dict) else config
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "NetworkPipeline":
-        """A pipeline of the same networks, which take no more memory, and with the same adapters.
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> Any:
+        """Return a pipeline that shares the networks and adapters of another one, without taking more memory.
 
-        Adapters are shared as networks are; which of them act is each pipeline's own. With another `generator=` there
-        are none: adapters belong to the network they were made for.
+        Each pipeline has its own active adapters. With another `generator=` there are no adapters, since they belong
+        to the network that they were made for.
 
         Args:
-            pipeline: whose parts are taken.
-            kwargs: parts and settings that replace its own, and `dtype`, to which the shared networks are cast; None:
-                as they are (diffusers casts to float32).
+            pipeline: the other pipeline.
+            kwargs: parts and settings that replace those of `pipeline`, and `dtype`, to which the shared networks are
+                cast; None leaves them as they are (diffusers casts to float32).
 
         Raises:
-            ValueError: it has no generator, or its adapters are fused.
+            ValueError: `pipeline` has no generator, or its adapters are fused.
         """
         bank = getattr(pipeline, "bank", None)
         if bank is not None:
             bank.refuse_while_fused("share the generator")
         kwargs["dtype"] = settle_dtype(kwargs) or pipeline.dtype
-        names, _ = cls._get_signature_keys(cls)  # by name: of classes that derive from ours diffusers takes none
+        names, _ = cls._get_signature_keys(cls)  # diffusers would pass no parts to classes that derive from ours
         parts = {name: part for name, part in pipeline.components.items() if name in names}
         new = super().from_pipe(pipeline, **{**parts, **kwargs})
         if bank is not None and new.generator is pipeline.generator:
@@ -71,43 +93,205 @@ class NetworkPipeline(DiffusionPipeline):
             new.register_to_config(_name_or_path=None)
         return new
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> Self:
+        """Load a base generator.
+
+        Args:
+            pretrained_model_name_or_path: embedded name ("ffhq"), local folder, or Hub repo id.
+            kwargs: `subfolder`; for the Hub `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`;
+                and those of diffusers (`dtype`, `variant`, `discriminator=None`, …). The default dtype is float32;
+                `torch_dtype` is another name of `dtype`.
+
+        Raises:
+            FileNotFoundError: there is no such base, or no network connection; the message lists the embedded bases.
+            ValueError: the weights are damaged, `dtype` is no dtype, or it differs from `torch_dtype`.
+        """
+        folder = resolve_folder(pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in HUB_OPTIONS if k in kwargs})
+        if not (folder / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} is not a base: it has no model_index.json (fewshot-gan convert makes one)"
+            )
+        kwargs["dtype"] = settle_dtype(kwargs) or torch.float32
+        check_index(folder, kwargs)
+        kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())  # else diffusers warns at length
+        try:
+            pipe = super().from_pretrained(str(folder), **kwargs)
+        except Exception as error:  # a damaged config can raise anything inside diffusers
+            raise ValueError(f"could not load the base in {folder}: {plain(error)[:500]}") from error
+        for name, module in pipe.components.items():
+            if module is None or name in kwargs:
+                continue
+            own = module.state_dict()
+            # a .bin file was loaded if there are no safetensors; weights that it lacks are still on "meta"
+            stored = stored_keys(folder / name) or {k for k, t in own.items() if not t.is_meta}
+            if missing := sorted(own.keys() - stored):
+                raise ValueError(f"the {name} in {folder} lacks weights: {plain(', '.join(missing[:8]))}")
+            if unknown := sorted(stored - own.keys()):
+                names = plain(", ".join(unknown[:8]))
+                raise ValueError(f"the {name} in {folder} has weights that it does not know: {names}")
+        pipe.base_name = expanded(pretrained_model_name_or_path)
+        if pipe.generator.dtype != torch.float32 and "generator" not in kwargs:
+            if stored := stored_tensors(folder / "generator"):  # adapters name the fingerprint from before the cast
+                pipe.bank.remember_fingerprint(fingerprint(pipe.generator, stored))
+        return pipe
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Write the base, with fused adapters in its weights: `model_index.json`, `generator/`, `discriminator/`.
+
+        A base that is already in the folder is replaced at once: a killed process leaves the old one or the new one.
+        Small Python files let plain `DiffusionPipeline.from_pretrained(…, trust_remote_code=True)` load the base.
+
+        Args:
+            save_directory: folder, made if needed.
+            kwargs: those of diffusers, and `push_to_hub`, `repo_id` and the options of `push_to_hub`.
+
+        Raises:
+            ValueError: some layers could not be fused, see `AdapterBank.fuse`, so the weights lack part of the look.
+        """
+        if self.bank.fused:
+            raise ValueError(
+                f"{', '.join(map(repr, self.bank.active))} acts at {len(self.bank.fused)} layers that normalise their "
+                "weights as they run (demodulation, spectral norm), which no weights can hold; save the adapter with "
+                "save_adapter instead"
+            )
+        push_to_hub, repo_id = kwargs.pop("push_to_hub", False), kwargs.pop("repo_id", None)
+        push_options = {k: kwargs.pop(k) for k in PUSH_OPTIONS if k in kwargs}
+        folder, variant = user_path(save_directory), kwargs.get("variant")
+        parts = [name for name, network in self.components.items() if network is not None]
+        outdated = [f"{name}/{file}" for name in parts for file in stored_weights(folder / name, variant)]
+        with replacing(folder, outdated) as staged:
+            super().save_pretrained(staged, **kwargs)
+            finish_base(staged, self)
+        if push_to_hub:
+            self.push_to_hub(repo_id or folder.absolute().name, adapter_name=BASE, variant=variant, **push_options)
+
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]  by keyword only, as the other options
+        self,
+        repo_id: str,
+        *,
+        adapter_name: str | None = None,
+        variant: str | None = None,
+        token: bool | str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload an adapter or the base, with a card that shows pictures of it.
+
+        Args:
+            repo_id: `owner/name`; created if it does not exist.
+            adapter_name: adapter to upload; None: the active one, or the base if no adapter is loaded. "__base__": the
+                base.
+            variant: of the weights files, e.g. "fp16"; it does not cast, so call `to` first.
+            token: with write access; None: the one of `hf auth login`.
+            private: whether a new repo is private.
+            revision: branch, created if it does not exist; None: main.
+            commit_message: None: names the repo.
+            create_pr: upload as a pull request.
+
+        Returns:
+            Full id of the repo.
+
+        Raises:
+            ValueError: the adapter is not loaded, several are active and none is named, there is no token, or the Hub
+                refused or cannot be reached.
+        """
+        from .data.grids import make_grid
+        from .hub import push_folder
+        from .hub.cards import write_base_card
+
+        pipe: Any = self  # whose `__call__` the class that derives from this one has
+        if adapter_name is None and not self.bank.adapters:
+            adapter_name = BASE
+        name = repo_id.rsplit("/", 1)[-1]
+        options = {"token": token, "private": private, "revision": revision, "create_pr": create_pr}
+        options["commit_message"] = commit_message or f"Upload {name} with fewshot_gan"
+        if adapter_name != BASE:
+            adapter_name = pipe._one_adapter(adapter_name)
+            grid = None
+            if self.bank.fused is None:
+                same = {"seed": 0, "class_labels": pipe.some_labels(CARD_FACES)}
+                rows = [pipe(CARD_FACES, adapter_names=look, **same).images for look in (BASE, adapter_name)]
+                grid = make_grid([image for row in rows for image in row], CARD_FACES)
+            options |= {"base": self.base_name, "grid": grid, "variant": variant}
+            return self.bank.adapters[str(adapter_name)].push_to_hub(repo_id, **options)
+        with tempfile.TemporaryDirectory() as temp:
+            self.save_pretrained(temp, variant=variant)
+            write_base_card(self, temp, name, repo_id=repo_id)
+            pushed = push_folder(temp, repo_id, **options)
+        if self.bank.fused is None and (self.base_name is None or Path(self.base_name).exists()):
+            self.base_name = pushed  # adapters that are pushed next name it as their base
+        return pushed
+
+    def to(self, *args, **kwargs) -> Self:
+        """Move the networks to a device and/or dtype, and the loaded adapters to the device (they keep float32)."""
+        others = [value for value in (*args, *kwargs.values()) if value != self.generator.dtype]
+        cast = any(isinstance(value, torch.dtype) for value in others)
+        # adapters name the fingerprint from before the cast
+        kept = self.bank.fingerprint() if cast and self.bank.fused is None else None
+        super().to(*args, **kwargs)
+        self.bank.to(self._execution_device)
+        if kept is not None:
+            self.bank.remember_fingerprint(kept)
+        return self
+
+    def compile(self, **options) -> Self:
+        """Compile the generator with `torch.compile`; later calls of the pipeline use the compiled one.
+
+        The first picture of each batch size, and of each combination of looks in a batch, takes about a minute.
+        Switching between adapters of one type compiles nothing again. On a CPU it needs a C++ compiler and may be
+        slower than uncompiled: measure. Calls with `noise_mode="random"` run uncompiled. `generator` itself stays as it
+        is.
+
+        Args:
+            options: of `torch.compile`, e.g. `mode="max-autotune"` for one batch size on a GPU.
+
+        Returns:
+            The pipeline itself.
+        """
+        self._compiled = torch.compile(self.generator, **options)
+        return self
+
     @property
     def _execution_device(self) -> torch.device:
-        """Where the generator computes, also while it is offloaded."""
+        """Device on which the generator computes, also while it is offloaded."""
         return execution_device(self.generator)
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None):
-        """As in diffusers; "cpu" works too, with weights that come and go: to see what offloading does."""
-        known = self.bank.known_fingerprint()
+        """As in diffusers; the device "cpu" is accepted too, which shows offloading on a machine without a GPU."""
+        fingerprint_before = self.bank.known_fingerprint()
         if device is None or torch.device(device).type != "cpu":
-            super().enable_sequential_cpu_offload(gpu_id, device)
-        else:  # not by diffusers, whose cpu:0 is another device to accelerate
+            super().enable_sequential_cpu_offload(gpu_id, device)  # pyright: ignore[reportArgumentType]  None is a GPU
+        else:  # diffusers would ask for "cpu:0", which accelerate takes for a GPU-like device
             from accelerate import cpu_offload
 
             self.remove_all_hooks()
             for part in self.components.values():
                 if isinstance(part, nn.Module):
                     cpu_offload(part, torch.device("cpu"))
-        if known is not None:
-            self.bank.remember_fingerprint(known)
+        if fingerprint_before is not None:
+            self.bank.remember_fingerprint(fingerprint_before)
 
     def remove_all_hooks(self) -> None:
-        known = self.bank.known_fingerprint()
+        fingerprint_before = self.bank.known_fingerprint()
         super().remove_all_hooks()
-        if known is not None:
-            self.bank.remember_fingerprint(known)
+        if fingerprint_before is not None:
+            self.bank.remember_fingerprint(fingerprint_before)
 
 
 def drawing(method):
-    """Let a method of a pipeline draw in evaluation mode, whatever mode the generator was put in meanwhile.
+    """Decorate a method of a pipeline that draws: it runs in evaluation mode, whatever mode the generator is in.
 
     In training mode a picture would depend on its batch (batch normalisation), and drawing would change the network.
-    Threads take turns while the generator is offloaded; afterwards one that is offloaded as a whole goes back.
+    While the generator is offloaded, threads take turns, and a generator that is offloaded as a whole is moved back
+    afterwards.
     """
 
     @wraps(method)
     def draw(pipe, *args, **options):
-        # the device is kept while hooks are made anew, which happens after each call
+        # model offloading removes and makes its hooks anew after each call; this attribute stays meanwhile
         alone = getattr(pipe, "_offload_device", None) is not None or has_hooks(pipe.generator)
         with evaluating(pipe.generator), pipe.bank.weights_lock.exclusive() if alone else nullcontext():
             drawn = method(pipe, *args, **options)

@@ -1,6 +1,7 @@
 """AdaFM: scale and shift of every filter of transferred convolutions (ICML 2020, arXiv 2002.11810 §3.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -12,7 +13,7 @@ from .full import FullAdapter, FullFactors
 from .spec import LayerSpec
 
 LAST_RESOLUTIONS = 3
-WEIGHT_RATE = 0.2  # of what is in units of weights, beside the rate of scales: at that they burst
+WEIGHT_RATE = 0.2  # learning rate of β and retrained weights relative to that of γ: at the same rate they diverge
 
 
 class AdaFMFactors(Factors):
@@ -31,17 +32,18 @@ class AdaFMFactors(Factors):
 
 
 class AdaFMAdapter(Adapter):
-    """AdaFM (arXiv 2002.11810) on convolutions that are transferred and frozen, β in raw-weight units.
+    """AdaFM (arXiv 2002.11810) for transferred, frozen convolutions; β is in units of the stored weight.
 
-    Biases stay as they are. On a demodulated convolution a γ that is constant along a filter's inputs is undone by the
-    demodulation; on 1×1 convolutions γ and β act per weight.
+    Biases stay as they are. On a demodulated convolution, demodulation undoes a γ that is constant along the inputs of
+    a filter. On 1×1 convolutions γ and β act per weight.
 
     Attributes:
-        weight_rate: learning rate of retrained layers and of β beside that of γ.
+        weight_rate: learning rate of retrained layers and of β relative to that of γ.
 
     Args:
-        modules_to_save: paths of layers that are retrained without constraint and stored as a difference, the paper's
-            small specific part; `for_model` takes modules, e.g. "synthesis.b8", and fills in the layers below.
+        modules_to_save: paths of layers that are retrained without constraint and stored as a difference: the small
+            target-specific part of the paper. `for_model` takes modules, e.g. "synthesis.b8", and fills in the layers
+            below them.
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
 
     Raises:
@@ -86,15 +88,15 @@ class AdaFMAdapter(Adapter):
         layers_to_save: Sequence[str] = (),
         **options,
     ) -> "AdaFMAdapter":
-        """A fresh adapter, the identity.
+        """Return a fresh adapter, the identity.
 
         Args:
             model: the base network.
             target_modules: patterns of module paths; None: the blocks of the three highest resolutions and the image
-                head, as the paper freezes and modulates the blocks next to the picture.
-            modules_to_save: modules of which every parameter below is retrained.
-            layers_to_save: paths of single layers that are retrained, whatever lies below them.
-            options: `roles` and the fields of the class.
+                head, since the paper freezes and modulates the blocks next to the picture.
+            modules_to_save: modules whose parameters are all retrained, those of submodules included.
+            layers_to_save: paths of single layers that are retrained, without the layers below them.
+            options: `roles` and the options of the class.
 
         Raises:
             ValueError: a pattern or module that matches no layer.
@@ -103,12 +105,12 @@ class AdaFMAdapter(Adapter):
         layers = select_layers(model, roles, _last_blocks(model, roles) if target_modules is None else target_modules)
         if isinstance(modules_to_save, str):
             raise ValueError(f"modules_to_save={modules_to_save!r}: give a list, [{modules_to_save!r}]")
-        every = dict(adaptable_layers(model))
-        if unknown := [path for path in layers_to_save if path not in every]:
+        all_layers = dict(adaptable_layers(model))
+        if unknown := [path for path in layers_to_save if path not in all_layers]:
             raise ValueError(f"layers_to_save: {type(model).__name__} has no layer at {unknown[0]!r}")
-        saved = {path: every[path] for path in layers_to_save}
+        saved = {path: all_layers[path] for path in layers_to_save}
         for module in modules_to_save:
-            below = {path: layer for path, layer in every.items() if _below(path, module)}
+            below = {path: layer for path, layer in all_layers.items() if _below(path, module)}
             if not below:
                 raise ValueError(f"modules_to_save: {type(model).__name__} has no parameters at {module!r}")
             saved |= below
@@ -122,7 +124,9 @@ def _below(path: str, module: str) -> bool:
 
 
 def _last_blocks(model: nn.Module, roles: Sequence[str]) -> list[str]:
+    """Return the paths of the layers in the blocks of the highest resolutions, and of the image head."""
     layers = select_layers(model, roles)
-    sizes = {path: model.layer_resolution(path) for path in layers}
+    layer_resolution = cast(Callable[[str], int], model.layer_resolution)
+    sizes = {path: layer_resolution(path) for path in layers}
     lowest = sorted({size for path, size in sizes.items() if layers[path].role != "to_rgb"})[-LAST_RESOLUTIONS:][0]
     return [path for path, size in sizes.items() if size >= lowest]

@@ -1,14 +1,10 @@
-"""Many adapters in one generator: which are loaded and how strongly each acts. Stored weights are never written.
-
-A *look* is `{adapter name: weight}`. A weight is a number α, or a schedule `{resolution: α}` over depth.
-"""
+"""Many adapters in one generator: which are loaded and how strongly each acts. Stored weights are never written."""
 
 import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -23,30 +19,27 @@ from ..utils.offloading import execution_device
 from .base import Adapter, Factors
 from .blend import BlendAdapter
 from .copies import bank_state, restore_bank
-from .effective import LayerBlend, RowBlend, RowVectors, bookkeeping
+from .effective import BankAdaptation, LayerBlend, RowBlend, RowVectors, bank_lock
 from .fusing import Fusing
-from .spec import LayerSpec
+from .looks import BASE, Look, Weight, check_weight, row_order, weight_at
+from .spec import LayerSpec, stored
 
-BASE = "__base__"  # the unadapted generator, wherever an adapter may be named
-CACHE_BYTES = 512 * 2**20  # effective weights kept of looks besides the one that acts
+CACHE_BYTES = 512 * 2**20  # of effective weights cached for looks besides the active one
 CACHE_LAYERS = 10_000
-NAMED_RESOLUTIONS = {"coarse": 4, "middle": 16, "fine": 64}  # StyleGAN §3.1, arXiv 1812.04948
 ADAPTER_NAME = r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*"  # can name a folder
-
-Weight = float | Mapping[int | str, float]
-Look = Mapping[str, Weight]
 
 
 class AdapterBank(Fusing):
     """The adapters of one generator.
 
-    The current look (`activate`) acts on whoever calls the generator. `using` blocks act on their own thread alone, so
-    that threads can draw different looks at the same time. Of two banks of one generator the look that was chosen last
-    acts outside of such blocks.
+    The current look (`activate`) acts on every thread that calls the generator outside of a `using` block. A `using`
+    block acts on its own thread only, so that threads can draw different looks at the same time. If two banks share a
+    generator, the look that was chosen last acts outside of such blocks.
 
     Args:
         model: a generator with `AdaptableLayer`s.
-        cache_bytes: how much may be kept for looks besides the one that acts, so that switching back is immediate.
+        cache_bytes: bytes of effective weights that may be cached for looks besides the active one; switching back to
+            a cached look computes nothing.
     """
 
     def __init__(self, model: nn.Module, cache_bytes: int = CACHE_BYTES):
@@ -57,26 +50,30 @@ class AdapterBank(Fusing):
         self.enabled = True
         self._layers = dict(adaptable_layers(model))
         self._factors: dict[str, dict[str, Factors]] = {}
-        self._cache: OrderedDict[tuple, LayerBlend] = OrderedDict()  # (path, (name, α), …)
+        self._cache: OrderedDict[tuple, LayerBlend] = OrderedDict()  # keys: (path, (adapter name, α), …)
         self._ledger = [0]
-        self.weights_lock = SharedLock()  # shared by who draws, exclusive to who writes the generator's weights
-        self._compiled_draw: Mapping[str, Adaptation] | None = None  # acts while a compiled network draws
-        self._fingerprint: tuple | None = None  # stamps of the weights, and theirs
+        self.weights_lock = SharedLock()  # shared while drawing, exclusive while the generator's weights are written
+        self._compiled_draw: Mapping[str, Adaptation | None] | None = None  # acts while a compiled network draws
+        self._fingerprint: tuple | None = None  # (stamp of the weights, their fingerprint)
         self._install()
 
-    __getstate__, __setstate__ = bank_state, restore_bank
+    def __getstate__(self) -> dict:
+        return bank_state(self)
+
+    def __setstate__(self, state: dict) -> None:
+        restore_bank(self, state)
 
     def add(self, name: str, adapter: Adapter, replace: bool = False) -> None:
         """Load `adapter` under `name` without activating it.
 
         Args:
-            name: one that a folder could have.
+            name: a name that a folder could have.
             adapter: made for this generator.
-            replace: take the place of one of that name; it acts on if that one did.
+            replace: replace the adapter of that name; the new one is active if the old one was.
 
         Raises:
-            ValueError: the name is taken or none; the adapter was made for another base: layers are missing or
-                differ, or the fingerprint does; its numbers are not finite.
+            ValueError: the name is taken or invalid; the adapter was made for another base, i.e. layers are missing or
+                differ, or the fingerprint differs; a value of the adapter is not finite.
         """
         self.refuse_while_fused("load an adapter")
         if name == BASE:
@@ -89,56 +86,61 @@ class AdapterBank(Fusing):
             )
         for path, spec in adapter.config.target_modules.items():
             wanted = LayerSpec(**{**spec, "shape": tuple(spec["shape"])})
-            have = LayerSpec.of(self._layers[path]) if path in self._layers else None
-            if have != wanted:
-                found = "no such layer" if have is None else f"shape {have.shape}"
-                if have is not None and have.shape == wanted.shape:
-                    found = f"{have.role} with bias {have.bias} and demodulation {have.demodulation!r}"
+            own = LayerSpec.of(self._layers[path]) if path in self._layers else None
+            if own != wanted:
+                difference = "no such layer" if own is None else f"shape {own.shape}"
+                if own is not None and own.shape == wanted.shape:
+                    difference = f"{own.role} with bias {own.bias} and demodulation {own.demodulation!r}"
                 raise ValueError(
                     f"adapter {name!r} does not fit this {type(self.model).__name__}: it adapts {path} of shape "
-                    f"{wanted.shape}, here {found}; {self._way_out(adapter)}"
+                    f"{wanted.shape}, here {difference}; {self._way_out(adapter)}"
                 )
-        wanted = adapter.config.base_fingerprint
-        if wanted is not None and wanted != (have := self.fingerprint()):
+        base_fingerprint = adapter.config.base_fingerprint
+        if base_fingerprint is not None and base_fingerprint != (own_fingerprint := self.fingerprint()):
             raise ValueError(
-                f"adapter {name!r} was trained on {adapter.config.base_model_name_or_path!r} (fingerprint {wanted}), "
-                f"not on this generator (fingerprint {have}); {self._way_out(adapter)}"
+                f"adapter {name!r} was trained on {adapter.config.base_model_name_or_path!r} (fingerprint "
+                f"{base_fingerprint}), not on this generator (fingerprint {own_fingerprint}); {self._way_out(adapter)}"
             )
         try:
             adapter.check()
         except ValueError as error:
             raise ValueError(f"adapter {name!r}: {error}") from error
-        adapter.to(execution_device(self.model))
-        with bookkeeping:
+        adapter.to(execution_device(self.model))  # pyright: ignore[reportArgumentType]  diffusers' wrapper hides self
+        with bank_lock:
             self._forget(name)
             self.adapters[name], self._factors[name] = adapter, adapter.factors()
             self._install()
 
     def fingerprint(self) -> str:
-        """`fingerprint(model)`, computed anew only after a weight changed."""
-        if (known := self.known_fingerprint()) is None:
-            known = fingerprint(self.model)
-            self.remember_fingerprint(known)
-        return known
+        """Return `fingerprint(model)`; it is computed again only after a weight changed."""
+        if (cached := self.known_fingerprint()) is not None:
+            return cached
+        value = fingerprint(self.model)
+        self.remember_fingerprint(value)
+        return value
 
     def known_fingerprint(self) -> str | None:
-        """The fingerprint, if it need not be computed."""
+        """Return the cached fingerprint; None if there is none or a weight changed."""
         if self._fingerprint is None or (stamp := self._weights_stamp()) is None or stamp != self._fingerprint[0]:
             return None
         return self._fingerprint[1]
 
     def remember_fingerprint(self, value: str) -> None:
-        """Take `value` for the fingerprint until a weight changes: that of the weights before they were cast."""
+        """Cache `value` as the fingerprint until a weight changes; of cast weights it is that of the originals."""
         self._fingerprint = self._weights_stamp(), value
 
     def _weights_stamp(self) -> tuple | None:
-        """See `stamped`. After a cast no fingerprint of the weights as stored can be computed: then moves count not."""
-        with torch.inference_mode(False):  # the weights are the same there
+        """Return a stamp that changes with the weights, see `stamped`.
+
+        The fingerprint of weights that were cast cannot be computed, so it must survive a move to another device: their
+        stamp leaves the memory addresses out.
+        """
+        with torch.inference_mode(False):  # the stamp depends on the mode, the weights do not
             if self.model.dtype == torch.float32:
                 return stamped(list(self.model.state_dict(keep_vars=True).values()))
             parameters = list(self.model.parameters())
             if any(parameter.is_meta for parameter in parameters):
-                return ()  # offloaded: nobody writes to them
+                return ()  # offloaded weights are not written to
             stamps = stamped(parameters)
         return None if stamps is None else tuple((id(p), *s[2:]) for p, s in zip(parameters, stamps[1:], strict=True))
 
@@ -152,18 +154,19 @@ class AdapterBank(Fusing):
         return f"its base {base!r} is not on this machine; get it from whoever made the adapter"
 
     def remove(self, *names: str) -> None:
-        """Unload adapters and free what was computed with them.
+        """Unload adapters and free the weights cached for them.
 
-        Other active ones go on. If none of these is left, the first loaded one acts, with a warning, as in PEFT.
+        Other active adapters stay active. If none is left, the first loaded one becomes active, with a warning, as in
+        PEFT.
 
         Raises:
-            ValueError: there is none of such a name; then none is unloaded.
+            ValueError: a name is not loaded; then no adapter is unloaded.
         """
         self.refuse_while_fused("delete an adapter")
-        with bookkeeping:
+        with bank_lock:
             self.check(dict.fromkeys(names, 1.0))
             deleted = [name for name in names if name in self.active]
-            active = {name: weight for name, weight in self.active.items() if name not in names}
+            active: dict[str, Weight] = {name: w for name, w in self.active.items() if name not in names}
             for name in names:
                 del self.adapters[name], self._factors[name]
                 self._forget(name)
@@ -177,21 +180,25 @@ class AdapterBank(Fusing):
             self._install()
 
     def activate(self, look: Look) -> None:
-        """Let exactly these adapters act, each with its weight (any number: 0 = off, beyond 0…1 extrapolates).
+        """Make exactly these adapters active, each with its weight.
+
+        Args:
+            look: `{adapter name: weight}`; any number is allowed, 0 switches an adapter off, values outside of 0…1
+                extrapolate.
 
         Raises:
             ValueError: an adapter is not loaded, or a weight is no number or schedule.
         """
         self.refuse_while_fused("switch adapters")
-        with bookkeeping:
+        with bank_lock:
             self.check(look)
             self.active, self.enabled = dict(look), True
             self._install()
 
     def enable(self, enabled: bool = True) -> None:
-        """Switch all active adapters off without forgetting which they are, or on again."""
+        """Switch the active adapters on, or off without forgetting which they are."""
         self.refuse_while_fused("switch adapters")
-        with bookkeeping:
+        with bank_lock:
             self.enabled = enabled
             self._install()
 
@@ -203,49 +210,54 @@ class AdapterBank(Fusing):
 
     @contextmanager
     def using_rows(self, looks: Sequence[Look]):
-        """One look per row of the batch, in this thread, for the duration of a `with` block; a single one is for all.
+        """Let each row of a batch have its own look, in this thread, for the duration of a `with` block.
 
-        Rows with the same weights at a layer are convolved together if they lie side by side: see `row_order`. In
-        float32 a row equals its solo run to 1e-4; in half precision both round, and differ by that.
+        Neighbouring rows with the same weights at a layer are convolved together, see `row_order`. In float32 a row
+        equals the same image drawn alone to 1e-4; in half precision the two differ by rounding.
+
+        Args:
+            looks: one per row, or a single one for all rows.
 
         Raises:
             ValueError: an adapter is not loaded, or a weight is no number or schedule.
         """
-        with self._acting(self._of_rows(self._resolve(looks))):
+        with self._adapted(self._adaptations_of_rows(self._resolve(looks))):
             yield
 
     @contextmanager
     def drawing(self, looks: Sequence[Look] | None, compiled: bool = False):
-        """Hold the weights and the looks as they are now while a batch of batches is drawn in this thread.
+        """Keep the generator's weights and the looks as they are now while this thread draws several batches.
 
         Args:
-            looks: one per row; None: what acts now, on all rows.
-            compiled: a compiled network draws, which sees the attributes of layers alone; other draws wait meanwhile.
+            looks: one per row of all batches together; None: the current look for all rows.
+            compiled: a compiled network draws. It reads the `adaptation` attributes of the layers, which all threads
+                share, so other draws wait.
 
         Yields:
-            A function from the numbers of the rows of a batch to the context in which to draw it.
+            A function that takes the row numbers of a batch and returns the context in which to draw it.
         """
         with self.weights_lock.exclusive() if compiled else self.weights_lock.shared():
             resolved = None if looks is None else self._resolve(looks)
             current = self._current_adaptations() if looks is None else {}
 
-            def batch(rows: Sequence[int]):
-                acting = current if resolved is None else self._of_rows([resolved[i] for i in rows])
-                return self._installed(acting) if compiled else self._acting(acting)
+            def batch_context(rows: Sequence[int]):
+                adaptations = current if resolved is None else self._adaptations_of_rows([resolved[i] for i in rows])
+                return self._installed(adaptations) if compiled else self._adapted(adaptations)
 
-            yield batch
+            yield batch_context
 
-    def _current_adaptations(self) -> dict[str, Adaptation | None]:
-        with bookkeeping:
-            if any(layer.acting() is not layer.adaptation for layer in self._layers.values()):
-                return {path: layer.acting() for path, layer in self._layers.items()}  # a `using` block is around
+    def _current_adaptations(self) -> Mapping[str, Adaptation | None]:
+        """Return module path → adaptation that acts in this thread now."""
+        with bank_lock:
+            if any(layer.acting() is not layer.adaptation for layer in self._layers.values()):  # inside a `using` block
+                return {path: layer.acting() for path, layer in self._layers.items()}
             return self._unwritten if self.fused is not None else self._blends_of(self.current())
 
     def _resolve(self, looks: Sequence[Look]) -> list[dict[str, LayerBlend]]:
-        """What each look makes of the layers now, by path; later changes of the bank do not reach it."""
+        """Return the blends of each look by module path, as they are now: later changes of the bank do not matter."""
         self.refuse_while_fused("switch adapters")
         resolved = []
-        with bookkeeping:
+        with bank_lock:
             for i, look in enumerate(looks):
                 if i and look == looks[i - 1]:
                     resolved.append(resolved[-1])
@@ -254,49 +266,53 @@ class AdapterBank(Fusing):
                     resolved.append(self._blends_of(look))
         return resolved
 
-    def _of_rows(self, resolved: Sequence[dict[str, LayerBlend]]) -> dict[str, Adaptation]:
-        """Path → what acts there if the rows of a batch have these looks, or all of them the only one."""
-        runs: list[list] = []
+    def _adaptations_of_rows(self, resolved: Sequence[dict[str, LayerBlend]]) -> dict[str, Adaptation | None]:
+        """Return module path → adaptation of a batch.
+
+        Args:
+            resolved: blends of each row, see `_resolve`; a single entry is for all rows.
+        """
+        runs: list[tuple[dict[str, LayerBlend], int]] = []  # neighbouring rows of one look: (blends, number of rows)
         for blends in resolved:
             if runs and runs[-1][0] == blends:
-                runs[-1][1] += 1
+                runs[-1] = blends, runs[-1][1] + 1
             else:
-                runs.append([blends, 1])
-        acting = {}
+                runs.append((blends, 1))
+        adaptations: dict[str, Adaptation | None] = {}
         for path in self._layers:
-            here = [(blends.get(path), count) for blends, count in runs]
-            if any(blend is not None for blend, _ in here):
-                acting[path] = here[0][0] if len(here) == 1 else RowBlend(here)
-        with bookkeeping:
-            self._trim(acting)
-        return acting
+            layer_runs = [(blends.get(path), count) for blends, count in runs]
+            if any(blend is not None for blend, _ in layer_runs):
+                adaptations[path] = layer_runs[0][0] if len(layer_runs) == 1 else RowBlend(layer_runs)
+        with bank_lock:
+            self._trim(adaptations)
+        return adaptations
 
     @contextmanager
-    def _installed(self, acting: Mapping[str, Adaptation]):
-        """Put `acting` into the attributes that a compiled network sees; the current look comes back afterwards."""
-        with bookkeeping:
-            self._compiled_draw = acting
+    def _installed(self, adaptations: Mapping[str, Adaptation | None]):
+        """Set the `adaptation` attributes that a compiled network reads; afterwards restore the current look."""
+        with bank_lock:
+            self._compiled_draw = adaptations
             self._install()
         try:
             self.refresh()
             yield
         finally:
-            with bookkeeping:
+            with bank_lock:
                 self._compiled_draw = None
                 self._install()
 
     @contextmanager
     def using_vectors(self, deltas: Mapping[str, torch.Tensor]):
-        """Let domain vectors act in a `with` block, one per row of the batch, that no loaded adapter holds.
+        """Let domain vectors act instead of the loaded adapters, for the duration of a `with` block.
 
-        Gradients reach them: a hypernetwork is trained this way. No loaded adapter acts meanwhile.
+        Gradients reach the vectors: this is how a hypernetwork is trained.
 
         Args:
             deltas: module path of a convolution → δ `[B, C_in]`, or `[1, C_in]` for all rows; its inputs are scaled by
                 1 + δ after demodulation, as by a `DomainVectorAdapter`.
 
         Raises:
-            ValueError: there is no such convolution, or it has other channels.
+            ValueError: there is no such convolution, or it has another number of channels.
         """
         self.refuse_while_fused("switch adapters")
         for path, delta in deltas.items():
@@ -307,34 +323,29 @@ class AdapterBank(Fusing):
                 )
             if delta.ndim != 2 or delta.shape[1] != spec.shape[1]:
                 raise ValueError(f"the vectors of {path} are of shape {tuple(delta.shape)}, not [B, {spec.shape[1]}]")
-        with self._acting({path: RowVectors(delta) for path, delta in deltas.items()}):
+        with self._adapted({path: RowVectors(delta) for path, delta in deltas.items()}):
             yield
 
     @contextmanager
-    def _acting(self, acting: Mapping[str, Adaptation]):
+    def _adapted(self, adaptations: Mapping[str, Adaptation | None]):
+        """Let each layer compute with its adaptation by module path, else with its stored weight, in this thread."""
         try:
-            with adapted({layer: acting.get(path) for path, layer in self._layers.items()}):
+            with adapted({layer: adaptations.get(path) for path, layer in self._layers.items()}):
                 yield
         finally:
-            with bookkeeping:
+            with bank_lock:
                 self._trim({})
 
     def current(self) -> Look:
-        """The look that acts outside of `using` blocks."""
+        """Return the look that acts outside of `using` blocks."""
         return self.active if self.enabled else {}
 
     def row_order(self, looks: Sequence[Look]) -> list[int]:
-        """Order of rows in which those that can be computed together lie side by side."""
-        seen: dict[tuple, int] = {}
-        keys = []
-        for look in looks:
-            key = tuple((name, tuple(w.items()) if isinstance(w, Mapping) else w) for name, w in look.items())
-            changes_weights = not all(self.adapters[name].only_scales for name in look)
-            keys.append((changes_weights, seen.setdefault(key, len(seen))))
-        return sorted(range(len(looks)), key=keys.__getitem__)
+        """Return the order of the rows of a batch in which it is drawn fastest, see `looks.row_order`."""
+        return row_order(looks, lambda name: self.adapters[name].only_scales)
 
     def blend(self, look: Look) -> BlendAdapter:
-        """`look` as one adapter of its own.
+        """Return a new adapter that does the same as `look`.
 
         Raises:
             ValueError: an adapter is not loaded, or a weight is no number or schedule.
@@ -348,14 +359,15 @@ class AdapterBank(Fusing):
         return BlendAdapter.of(adapters, weights)
 
     def to(self, device) -> None:
+        """Move all loaded adapters to a device."""
         for adapter in self.adapters.values():
             adapter.to(device)
 
     def check(self, look: Look) -> None:
-        """Refuse a look of which an adapter is not loaded or a weight is no number.
+        """Refuse a look that names an adapter that is not loaded, or a weight that is no number or schedule.
 
         Raises:
-            ValueError: the first such name, with those that are loaded, or the first such weight.
+            ValueError: the first such name, with the names that are loaded, or the first such weight.
         """
         for name, weight in look.items():
             if name == BASE:
@@ -365,89 +377,73 @@ class AdapterBank(Fusing):
             if not isinstance(name, str) or name not in self.adapters:
                 loaded = ", ".join(map(repr, self.adapters)) or "none"
                 raise ValueError(f"adapter {name!r} is not loaded; loaded: {loaded}; load it with load_adapter")
-            schedule = weight if isinstance(weight, Mapping) else {0: weight}
-            if not schedule:
-                raise ValueError(f"the weight schedule of adapter {name!r} is empty; for example {{4: 0.0, 32: 1.0}}")
-            for alpha in schedule.values():
-                if isinstance(alpha, bool) or not isinstance(alpha, Real) or not -1e30 < alpha < 1e30:
-                    raise ValueError(f"weight {alpha!r} of adapter {name!r} is no finite number, e.g. 0.5")
-            resolutions = [_resolution(key) for key in schedule]
-            for key, resolution in zip(schedule, resolutions, strict=True):
-                if resolution is None:
-                    raise ValueError(
-                        f"{key!r} in the weights of adapter {name!r} is no resolution; give 0 (mapping), 4, 8, … or "
-                        f"{', '.join(NAMED_RESOLUTIONS)}"
-                    )
-                if resolutions.count(resolution) > 1:
-                    raise ValueError(f"the weights of adapter {name!r} name resolution {resolution} twice; drop one")
+            check_weight(weight, name)
 
     def refresh(self) -> None:
-        """Bring the acting effective weights up to date, for a compiled network, which cannot tell what changed."""
+        """Compute the active effective weights that are out of date: a compiled network cannot tell that they are."""
         for layer in self._layers.values():
             if layer.adaptation is not None:
-                layer.adaptation(*layer.stored())
+                layer.adaptation(*stored(layer))
 
     def cached_bytes(self) -> int:
-        """Bytes of effective weights kept, the acting ones included."""
+        """Return the bytes of effective weights that are cached, those of the active look included."""
         return self._ledger[0]
 
     # ------------------------------------------------------------------ inside
 
     def _layer_weight(self, weight: Weight, path: str) -> float:
-        """α at a layer: of a schedule, the entry of the highest resolution up to the layer's, or its lowest."""
+        """Return α of a weight at the layer at `path`."""
         if not isinstance(weight, Mapping):
             return float(weight)
-        if not hasattr(self.model, "layer_resolution"):
+        layer_resolution = getattr(self.model, "layer_resolution", None)
+        if layer_resolution is None:
             raise ValueError(f"{type(self.model).__name__} has no depth to schedule weights over; give one number")
-        schedule = {_resolution(key): alpha for key, alpha in weight.items()}
-        size = self.model.layer_resolution(path)
-        return float(schedule[max((key for key in schedule if key <= size), default=min(schedule))])
+        return weight_at(weight, layer_resolution(path))
 
     def _blends_of(self, look: Look) -> dict[str, LayerBlend]:
-        """Path → blend of the layers that `look` changes; looks share the layers in which they agree."""
-        keys: dict[str, list] = {}
+        """Return module path → blend of the layers that `look` changes; looks that agree at a layer share its blend."""
+        parts_by_path: dict[str, list[tuple[str, float]]] = {}
         for name, weight in look.items():
             for path in self._factors[name]:
                 if alpha := self._layer_weight(weight, path):
-                    keys.setdefault(path, [path]).append((name, alpha))
+                    parts_by_path.setdefault(path, []).append((name, alpha))
         blends = {}
-        for path, key in keys.items():
-            key = tuple(key)
+        for path, named_parts in parts_by_path.items():
+            key = (path, *named_parts)
             if key not in self._cache:
-                parts = [(self._factors[name][path], alpha) for name, alpha in key[1:]]
+                parts = [(self._factors[name][path], alpha) for name, alpha in named_parts]
                 self._cache[key] = LayerBlend(self._layers[path], parts, self._ledger)
             self._cache.move_to_end(key)
             blends[path] = self._cache[key]
         return blends
 
     def _install(self) -> None:
-        """Let the current look act on whoever is in no `using` block; a compiled draw that is under way ends first."""
+        """Set the `adaptation` of every layer: of the compiled draw that is under way, else of the current look."""
         if self._compiled_draw is not None:
-            acting = self._compiled_draw
+            adaptations = self._compiled_draw
         else:
-            acting = self._unwritten if self.fused is not None else self._blends_of(self.current())
+            adaptations = self._unwritten if self.fused is not None else self._blends_of(self.current())
         for path, layer in self._layers.items():
-            layer.adaptation = acting.get(path)
+            layer.adaptation = adaptations.get(path)
         self._trim({})
 
-    def _trim(self, acting: Mapping[str, Adaptation]) -> None:
-        """Bound what is kept of looks besides `acting` and the one that acts outside of `using` blocks."""
+    def _trim(self, adaptations: Mapping[str, Adaptation | None]) -> None:
+        """Drop the blends used longest ago until the cache is within its limits.
+
+        Args:
+            adaptations: about to be used, so kept; so is the look that acts outside of `using` blocks.
+        """
         if self._ledger[0] <= self.cache_bytes and len(self._cache) <= CACHE_LAYERS:
             return
-        adaptations = [*acting.values(), *(layer.adaptation for layer in self._layers.values())]
-        used = {id(blend) for each in adaptations if each is not None for blend in each.blends()}
+        in_use = [*adaptations.values(), *(layer.adaptation for layer in self._layers.values())]
+        kept = {id(blend) for each in in_use if isinstance(each, BankAdaptation) for blend in each.blends()}
         for key in list(self._cache):
             if self._ledger[0] <= self.cache_bytes and len(self._cache) <= CACHE_LAYERS:
                 break
-            if id(self._cache[key]) not in used:
+            if id(self._cache[key]) not in kept:
                 self._cache.pop(key).forget(for_good=True)
 
     def _forget(self, name: str) -> None:
+        """Drop the blends that an adapter takes part in."""
         for key in [key for key in self._cache if any(name == used for used, _ in key[1:])]:
             self._cache.pop(key).forget(for_good=True)
-
-
-def _resolution(key) -> int | None:
-    if isinstance(key, str):
-        return NAMED_RESOLUTIONS.get(key, int(key) if key.isascii() and key.isdigit() else None)
-    return int(key) if isinstance(key, Integral) and not isinstance(key, bool) and key >= 0 else None

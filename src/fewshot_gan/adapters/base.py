@@ -1,32 +1,37 @@
-"""What an adapter is: for each adapted layer a function from stored to effective weight, and a file that holds it.
+"""Adapters: a function from stored to effective weight for each adapted layer, with learned tensors and a file format.
 
-An adapter knows module paths and weight shapes of its base, no model class and no loss. On disk it is
-`adapter_config.json` + `adapter_model.safetensors` (keys are module path + factor name) + `README.md`.
+An adapter depends on the module paths and weight shapes of its base, on no model class and no loss. On disk it is
+`adapter_config.json` + `adapter_model.safetensors` (keys are module path + name of a factor) + `README.md`.
+
+Shape legend: O/I outputs and inputs of a layer.
 """
 
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 
 import torch
-from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ..models.layers import AdaptableLayer, adaptable_layers
 from ..utils.hashing import fingerprint
 from .io import AdapterFiles
 from .registry import REGISTRY
-from .spec import LayerSpec
+from .spec import LayerSpec, stored
 from .trainable import Trainable
 
 
 class Adapted(NamedTuple):
-    """What an adapter makes of one layer. Scales act after demodulation, None = 1; they add up when adapters blend."""
+    """Weight, bias and scales of one layer under an adapter.
 
-    weight: torch.Tensor  # as stored; the very tensor given where the adapter leaves it alone
+    Scales act after demodulation; None = 1. When adapters are blended, their weighted differences from 1 add up.
+    """
+
+    weight: torch.Tensor  # shaped as stored; the same tensor as the input where the adapter leaves it alone
     bias: torch.Tensor | None = None  # [O]
     input_scale: torch.Tensor | None = None  # [I]
     output_scale: torch.Tensor | None = None  # [O]
@@ -34,35 +39,49 @@ class Adapted(NamedTuple):
 
 
 class Factors(nn.Module):
-    """The learned tensors of one layer; `forward(weight, bias)` gives what becomes of that layer."""
+    """The learned tensors of an adapter at one layer; `forward` maps stored weight and bias to the adapted ones."""
 
     def forward(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Adapted:
         raise NotImplementedError
 
     def change(self) -> dict[str, torch.Tensor] | None:
-        """`forward` of a convolution's weight in the terms of the kernel `modulate_weight`; None: it has none."""
+        """Return the arguments with which the kernel `modulate_weight` does the same to a convolution's weight.
+
+        None if it cannot.
+        """
         return None
 
     def tensors(self) -> list[torch.Tensor]:
-        """What `forward` depends on besides its arguments."""
+        """Return the tensors that `forward` depends on besides its arguments."""
         own = [*self._parameters.values(), *self._buffers.values()]
         return [tensor for tensor in own if tensor is not None]
 
     def initialise(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Become the identity for this stored weight and bias; kinds whose identity is known without them need none."""
+        """Become the identity for this stored weight and bias.
+
+        Types whose fresh factors are the identity for any weight need not do anything.
+        """
 
 
 def combine(parts: Iterable[tuple[Factors, float]], weight: torch.Tensor, bias: torch.Tensor | None) -> Adapted:
-    """W + Σ α_k (f_k(W) − W) over `(f_k, α_k)`; likewise the bias, and 1 + Σ α_k (s_k − 1) for each kind of scale."""
+    """Return the blend of several adapters at one layer.
+
+    The weight is W + Σ α_k (f_k(W) − W), likewise the bias; each scale is 1 + Σ α_k (s_k − 1).
+
+    Args:
+        parts: `(f_k, α_k)` of each adapter.
+        weight, bias: as stored.
+    """
     parts = list(parts)
     if len(parts) == 1 and parts[0][1] == 1:
         return parts[0][0](weight, bias)  # exact: no rounding of W + (f(W) − W)
-    total_weight, total_bias, scales = weight, bias, [None, None, None]
+    total_weight, total_bias = weight, bias
+    scales: list[Any] = [None, None, None]
     for factors, alpha in parts:
         new = factors(weight, bias)
         if new.weight is not weight:
             total_weight = total_weight + alpha * (new.weight - weight)
-        if new.bias is not bias:
+        if new.bias is not bias and new.bias is not None and bias is not None and total_bias is not None:
             total_bias = total_bias + alpha * (new.bias - bias)
         for i, scale in enumerate(new[2:]):
             if scale is not None:
@@ -70,24 +89,32 @@ def combine(parts: Iterable[tuple[Factors, float]], weight: torch.Tensor, bias: 
     return Adapted(total_weight, total_bias, *scales)
 
 
-class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):
-    """Base of all adapters: a tree of `Factors` at the module paths of the base network.
+class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):  # pyright: ignore[reportIncompatibleMethodOverride]  other options
+    """Base class of all adapters: a tree of `Factors` at the module paths of the base network.
 
-    Subclasses set `adapter_type`, `roles` (the layer roles they adapt unless told otherwise) and `make_factors`, and
-    decorate an `__init__` that names its options and ends with `_build`. `only_scales` is true of adapters that leave
-    all weights alone: rows of a batch that differ in such adapters share their convolutions. All take:
+    Subclasses set `adapter_type` and `roles`, implement `make_factors`, and decorate an `__init__` with
+    `register_to_config` that names their options and ends with `_build`. All take:
 
     Args:
         target_modules: module path → `LayerSpec` as a dict (JSON); `for_model` fills it in.
         base_model_name_or_path: alias, folder or repo id of the base.
         base_fingerprint: `fingerprint(generator)` of the base.
         method: objective that trained it, e.g. "lfs_gan".
-        training: settings of the run, for the record.
+        training: settings of the training run, for the record.
+
+    Attributes:
+        adapter_type: name of the type in `adapter_config.json`.
+        roles: roles of the layers that are adapted by default, see `AdaptableLayer`.
+        trainable: False for types that are made in another way, e.g. from masks or from other adapters.
     """
 
     adapter_type: ClassVar[str]
     roles: ClassVar[tuple[str, ...]]
-    trainable: ClassVar[bool] = True  # False: made otherwise, e.g. from masks or from other adapters
+    trainable: ClassVar[bool] = True
+    if TYPE_CHECKING:  # diffusers annotates a plain dict, which has no attributes
+
+        @property
+        def config(self) -> Any: ...
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -96,24 +123,26 @@ class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):
 
     @property
     def only_scales(self) -> bool:
+        """Whether the adapter leaves all weights alone; rows of a batch that differ in such adapters share weights."""
         return False
 
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
+        """Return fresh factors for the layer at `path`."""
         raise NotImplementedError
 
-    @torch.inference_mode(False)  # an adapter that is made there serves elsewhere too
+    @torch.inference_mode(False)  # tensors made in inference mode could never be trained
     def _build(self, target_modules: dict[str, dict]) -> None:
         if not target_modules:
             raise ValueError("target_modules is empty: an adapter needs at least one layer to act on")
         for path, spec in target_modules.items():
-            parent = self
-            *folders, leaf = path.split(".")
-            for folder in folders:
-                if folder not in parent._modules:
-                    parent.add_module(folder, nn.Module())
-                parent = parent._modules[folder]
-            # A layer may itself contain adapted layers (`conv0` and `conv0.affine`): keep what is already below it.
-            below = parent._modules[leaf]._modules if leaf in parent._modules else {}
+            parent: nn.Module = self
+            *ancestors, leaf = path.split(".")
+            for name in ancestors:
+                if name not in parent._modules:
+                    parent.add_module(name, nn.Module())
+                parent = parent.get_submodule(name)
+            # a layer may itself contain adapted layers (`conv0` and `conv0.affine`): keep those already built below it
+            below = dict(parent.get_submodule(leaf)._modules) if leaf in parent._modules else {}
             factors = self.make_factors(LayerSpec(**{**spec, "shape": tuple(spec["shape"])}), path)
             parent.add_module(leaf, factors)
             for name, module in below.items():
@@ -127,31 +156,31 @@ class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):
         roles: Sequence[str] | None = None,
         target_modules: Sequence[str] | None = None,
         **options,
-    ) -> "Adapter":
-        """A fresh adapter, the identity, for layers of `model`.
+    ) -> Self:
+        """Return a fresh adapter, the identity, for layers of `model`.
 
         Args:
             model: the base network.
-            roles: roles of the layers to adapt; None: the type's own.
+            roles: roles of the layers to adapt; None: those of the type.
             target_modules: patterns of module paths, e.g. `["synthesis.b64.*"]`; None: all layers of these roles.
-            options: of the adapter type.
+            options: options of the adapter type.
 
         Raises:
-            ValueError: no layer has such a role, or a pattern matches none of them.
+            ValueError: no layer has such a role, or a pattern matches no layer.
         """
         layers = select_layers(model, cls.roles if roles is None else roles, target_modules)
         targets = {path: asdict(LayerSpec.of(layer)) for path, layer in layers.items()}
-        adapter = cls(target_modules=targets, base_fingerprint=fingerprint(model), **options)
+        adapter = cls(**{"target_modules": targets, "base_fingerprint": fingerprint(model)}, **options)
         with torch.no_grad():
             for path, factors in adapter.factors().items():
-                factors.initialise(*layers[path].stored())
+                factors.initialise(*stored(layers[path]))
         return adapter
 
     def check(self) -> None:
-        """Refuse contents that no training should have left.
+        """Refuse values that cannot have been meant.
 
         Raises:
-            ValueError: a number is not finite.
+            ValueError: a value is NaN or infinite.
         """
         for name, tensor in self.state_dict().items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -161,11 +190,11 @@ class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):
                 )
 
     def factors(self) -> dict[str, Factors]:
-        """Module path → factors."""
-        return {path: self.get_submodule(path) for path in self.config.target_modules}
+        """Return module path → factors."""
+        return {path: cast(Factors, self.get_submodule(path)) for path in self.config.target_modules}
 
     def settings(self) -> dict:
-        """The options it was made with."""
+        """Return the options with which the adapter was made."""
         return {n: self.config[n] for n in inspect.signature(type(self).__init__).parameters if n != "self"}
 
     def attach(self, bank, name: str) -> None:
@@ -175,12 +204,12 @@ class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):
         return dict(self.named_buffers())
 
     def num_values(self) -> int:
-        """How many numbers the adapter holds."""
+        """Return the number of values that the adapter holds."""
         return sum(t.numel() for t in self.state_dict().values())
 
     @torch.no_grad()
     def round_to_half(self) -> None:
-        """Round every number to the nearest float16 in place: the file then takes half the bytes, without loss."""
+        """Round every value to the nearest float16 in place, so that the file takes half the bytes without loss."""
         for tensor in self.state_dict().values():
             if tensor.is_floating_point():
                 tensor.copy_(tensor.half())
@@ -189,10 +218,15 @@ class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):
 def select_layers(
     model: nn.Module, roles: Sequence[str], patterns: Sequence[str] | None = None
 ) -> dict[str, AdaptableLayer]:
-    """Path → layer of those whose role is in `roles` and whose path matches one of `patterns` (None: any).
+    """Return module path → layer for the layers of some roles whose path matches a pattern.
+
+    Args:
+        model: the base network.
+        roles: of the layers, see `AdaptableLayer`.
+        patterns: of the paths, as of `fnmatch`; None: any path.
 
     Raises:
-        ValueError: there is none, or none for a pattern.
+        ValueError: no layer has such a role, or a pattern matches none of them.
     """
     for option, value in (("roles", roles), ("target_modules", patterns)):
         if isinstance(value, str):

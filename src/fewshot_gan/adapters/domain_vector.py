@@ -1,9 +1,10 @@
-"""Domain vector: a few numbers that rescale channels of styled convolutions (HyperDomainNet, arXiv 2210.08884, §3).
+"""Domain vector: values that rescale the channels of styled convolutions (HyperDomainNet, arXiv 2210.08884, §3).
 
-One number per input channel is the published one: StyleGAN2 at 1024 px takes 6,048 numbers, at 256 px 5,760.
+The paper has one value per input channel: 6,048 values for StyleGAN2 at 1024 px, 5,760 at 256 px.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -17,7 +18,7 @@ PARAMETRIZATIONS = ("input", "output", "separable", "full")
 
 
 class DomainVectorFactors(Factors):
-    """δ per input channel `[I]`, per output channel `[O]`, both (added), or per filter `[O, I]`; weights × (1 + δ)."""
+    """Weights × (1 + δ), δ per input channel `[I]`, per output channel `[O]`, their sum, or per filter `[O, I]`."""
 
     def __init__(self, spec: LayerSpec, parametrization: str, placement: str):
         super().__init__()
@@ -46,18 +47,21 @@ class DomainVectorFactors(Factors):
                 return Adapted(weight, bias, output_scale=1 + self.delta_out)
             return Adapted(weight, bias, filter_scale=self.gain())
         scaled = weight * self.gain().to(weight.dtype)
-        if self.folded:  # the norm is already in the stored weight: keep each filter's
+        if self.folded:  # the stored weight is already normalised: keep the norm of each filter
             before, after = (w.float().square().sum((1, 2, 3), keepdim=True) for w in (weight, scaled))
             scaled = scaled * (before / (after + 1e-12)).sqrt().to(scaled.dtype)
         return Adapted(scaled, bias)
 
     def gain(self) -> torch.Tensor:
-        """1 + δ, in a shape that broadcasts to `[O, I, 1, 1]`."""
+        """Return 1 + δ, in a shape that broadcasts to `[O, I, 1, 1]`."""
         if self.parametrization == "full":
             return 1 + self.delta_filter[:, :, None, None]
-        by_input = self.delta[:, None, None] if self.parametrization != "output" else 0
-        by_output = self.delta_out[:, None, None, None] if self.parametrization != "input" else 0
-        return 1 + by_input + by_output
+        total: Any = 1
+        if self.parametrization != "output":
+            total = total + self.delta[:, None, None]
+        if self.parametrization != "input":
+            total = total + self.delta_out[:, None, None, None]
+        return total
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,11 @@ class DomainVectorAdapter(Adapter):
     """Domain vector d = 1 + δ (arXiv 2210.08884); δ = 0 is the identity.
 
     Args:
-        placement: "post_demod" multiplies the demodulated weight, as the released code does; "pre_demod" the weight
-            before demodulation, as the paper's figure shows. They differ materially.
-        parametrization: "input" one δ per input channel (the paper's), "output" one per output channel, "separable"
-            1 + δ_in + δ_out, "full" one per filter. The first two cost no convolution of their own in a mixed batch.
+        placement: "post_demod" multiplies the demodulated weight, as the released code does; "pre_demod" multiplies the
+            weight before demodulation, as the paper's figure shows. The pictures differ clearly.
+        parametrization: "input": one δ per input channel, as in the paper; "output": one per output channel;
+            "separable": 1 + δ_in + δ_out; "full": one per filter. With the first two, rows of a batch with different
+            vectors share their convolutions.
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
 
     Raises:

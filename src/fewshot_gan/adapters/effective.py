@@ -1,9 +1,12 @@
-"""What acts at one layer: a blend of adapters, different ones per row of a batch, or vectors that no adapter holds.
+"""Adaptations of one layer: by a blend of adapters, by different blends per row of a batch, or by domain vectors.
 
-Several threads may call the same object; what is cached in it is replaced as a whole.
+Several threads may call the same object, so cached values are replaced as a whole and never changed in place.
+
+Shape legend: B batch, I/O inputs and outputs of a layer.
 """
 
 import threading
+from typing import cast
 
 import torch
 
@@ -13,26 +16,35 @@ from ..ops.dispatch import kernels_for
 from ..ops.weight_cache import stamped
 from .base import Factors, combine
 
-bookkeeping = threading.RLock()  # of what all banks keep; held for microseconds
+bank_lock = threading.RLock()  # guards the looks and caches of all banks; held for microseconds
 
 
-class LayerBlend(Adaptation):
-    """Effective weight of one layer under several adapters, kept until something it is made of changes.
+class BankAdaptation(Adaptation):
+    """An adaptation that an `AdapterBank` makes."""
+
+    def blends(self) -> list["LayerBlend"]:
+        """Return the blends that it computes with, which the bank's cache then keeps."""
+        return []
+
+
+class LayerBlend(BankAdaptation):
+    """Effective weight of one layer under a blend of adapters; cached until a tensor that it depends on changes.
 
     Args:
-        layer: whose weight it is.
-        parts: `(factors, α)` pairs.
-        ledger: `[bytes]` kept by all layers together.
+        layer: the layer.
+        parts: `(factors, α)` of each adapter in the blend.
+        ledger: one number, the cached bytes of all layers of a bank together; updated in place.
     """
 
     def __init__(self, layer: AdaptableLayer, parts: list[tuple[Factors, float]], ledger: list[int]):
         self.layer, self.parts, self.ledger = layer, parts, ledger
         self._tensors = [tensor for factors, _ in parts for tensor in factors.tensors()]
-        self._kept: tuple | None = None  # stamp and value, which other threads must see together
-        self._value, self._bytes = None, 0
+        self._cached: tuple[tuple, EffectiveWeight] | None = None  # (stamp, value): one tuple, so that threads see both
+        self._value: EffectiveWeight | None = None  # the cached value alone, which compiled networks read
+        self._bytes = 0
 
-    def __getstate__(self) -> dict:  # a copy has other tensors, for which nothing is cached
-        return {**self.__dict__, "_kept": None, "_value": None, "_bytes": 0, "ledger": [0]}
+    def __getstate__(self) -> dict:  # a copy has tensors of its own, for which nothing is cached
+        return {**self.__dict__, "_cached": None, "_value": None, "_bytes": 0, "ledger": [0]}
 
     def blends(self) -> list["LayerBlend"]:
         return [self]
@@ -41,74 +53,85 @@ class LayerBlend(Adaptation):
         return self._tensors
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
-        if torch.compiler.is_compiling():
-            return self._value  # `refresh` made it: the compiled network takes it like an input
+        if torch.compiler.is_compiling():  # the value is an input of the compiled network; `refresh` computed it
+            return cast(EffectiveWeight, self._value)
         if any(tensor.device != weight.device for tensor in self._tensors):
-            self._follow(weight.device)
-        made_of = [weight, *self._tensors] if bias is None else [weight, bias, *self._tensors]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in made_of):
-            return self._compute(weight, bias)
-        stamp, kept = stamped(made_of), self._kept
-        if stamp is not None and kept is not None and kept[0] == stamp:
-            return kept[1]
+            self._move_factors(weight.device)
+        inputs = [weight, *self._tensors] if bias is None else [weight, bias, *self._tensors]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            return self._compute(weight, bias)  # gradients need a fresh graph each time
+        stamp, cached = stamped(inputs), self._cached
+        if stamp is not None and cached is not None and cached[0] == stamp:
+            return cached[1]
         self.forget()
-        value = self._by_kernel(weight, bias) or self._compute(weight, bias)
+        value = self._compute_by_kernel(weight, bias) or self._compute(weight, bias)
         if self.layer.demodulation == "runtime" and value.energy is None:
-            norm_weight = value.weight if value.norm_weight is None else value.norm_weight
+            norm_weight = cast(torch.Tensor, value.weight if value.norm_weight is None else value.norm_weight)
             energy = self.layer.measured(weight) if norm_weight is weight else filter_energy(norm_weight)
             value = value._replace(energy=energy)
-        given = {tensor.data_ptr() for tensor in made_of}
-        own = {id(t): t for t in value if t is not None and t.data_ptr() not in given}
-        with bookkeeping:
-            self.forget()  # what another thread made meanwhile
-            self._kept, self._value = (stamp, value), value
-            self._bytes = sum(t.numel() * t.element_size() for t in own.values())
+        input_pointers = {tensor.data_ptr() for tensor in inputs}
+        fields = [field for field in value if isinstance(field, torch.Tensor)]
+        new_tensors = {id(field): field for field in fields if field.data_ptr() not in input_pointers}
+        with bank_lock:
+            self.forget()  # another thread may have cached a value in the meantime
+            if stamp is not None:
+                self._cached = stamp, value
+            self._value = value
+            self._bytes = sum(tensor.numel() * tensor.element_size() for tensor in new_tensors.values())
             self.ledger[0] += self._bytes
         return value
 
-    def _follow(self, device: torch.device) -> None:
-        """Move what the adapters hold for this layer to where its weight is: offloading moves the network alone."""
-        with bookkeeping:
+    def _move_factors(self, device: torch.device) -> None:
+        """Move the adapters' tensors of this layer to the device of its weight: offloading moves the network only."""
+        with bank_lock:
             for factors, _ in self.parts:
                 factors.to(device)
             self._tensors = [tensor for factors, _ in self.parts for tensor in factors.tensors()]
 
     def forget(self, for_good: bool = False) -> None:
-        """Free what is kept; `for_good`: and keep no account of what comes."""
-        with bookkeeping:
+        """Free the cached value.
+
+        Args:
+            for_good: stop counting later values in the bank's ledger: the bank no longer holds this blend.
+        """
+        with bank_lock:
             self.ledger[0] -= self._bytes
-            self._kept, self._value, self._bytes = None, None, 0
+            self._cached, self._value, self._bytes = None, None, 0
             self.ledger = [0] if for_good else self.ledger
 
-    def _by_kernel(self, weight, bias) -> EffectiveWeight | None:
-        """`_compute` of one whole adapter by a kernel that measures the weight too, where there is one."""
+    def _compute_by_kernel(self, weight, bias) -> EffectiveWeight | None:
+        """`_compute` by a kernel, which also measures the weight; None where no kernel does what is needed.
+
+        A kernel applies one adapter with α = 1 to the weight of a convolution.
+        """
         factors, alpha = self.parts[0]
         if len(self.parts) > 1 or alpha != 1 or weight.ndim != 4 or (kernels := kernels_for(weight)) is None:
             return None
         with torch.autocast(weight.device.type, enabled=False):
             if (change := factors.change()) is None:
                 return None
-            adapted, energy = kernels.modulate_weight(weight, **change)
-        return EffectiveWeight(adapted, bias, norm_weight=weight if "gain" in change else None, energy=energy)
+            new_weight, energy = kernels.modulate_weight(weight, **change)
+        return EffectiveWeight(new_weight, bias, norm_weight=weight if "gain" in change else None, energy=energy)
 
     def _compute(self, weight, bias) -> EffectiveWeight:
         with torch.autocast(weight.device.type, enabled=False):
             weight, bias, input_scale, output_scale, filter_scale = combine(self.parts, weight, bias)
             if filter_scale is None and (input_scale is None or output_scale is None):
                 return EffectiveWeight(weight, bias, input_scale, output_scale)
-            scale = 1 if filter_scale is None else filter_scale
+            # a scale per filter cannot be applied to the activations: it goes into the weight, but not into the norm
+            scale: torch.Tensor | int = 1 if filter_scale is None else filter_scale
             if input_scale is not None:
                 scale = scale + (input_scale - 1)[:, None, None]
             if output_scale is not None:
                 scale = scale + (output_scale - 1)[:, None, None, None]
-            return EffectiveWeight(weight * scale.to(weight.dtype), bias, norm_weight=weight)
+            return EffectiveWeight(weight * cast(torch.Tensor, scale).to(weight.dtype), bias, norm_weight=weight)
 
 
-class RowBlend(Adaptation):
+class RowBlend(BankAdaptation):
     """Effective weights of one layer for a batch whose rows have different looks.
 
     Args:
-        runs: `(LayerBlend or None for the stored weight, number of rows)`, in the order of the batch.
+        runs: `(blend, number of rows)` in the order of the batch; a blend of None stands for the stored weight.
     """
 
     def __init__(self, runs: list[tuple[LayerBlend | None, int]]):
@@ -121,51 +144,67 @@ class RowBlend(Adaptation):
         return [tensor for blend in self.blends() for tensor in blend.tensors()]
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
-        made = [(EffectiveWeight(weight, bias) if b is None else b(weight, bias), n) for b, n in self.runs]
-        if weight.ndim not in (2, 4):  # small: one for every row
-            weights, norm_weights = _per_row(made, 0, weight), None
-        else:
-            runs = []  # neighbours that share a weight share a run
-            for e, n in made:
-                if runs and runs[-1][0] is e.weight and runs[-1][1] is e.norm_weight:
-                    runs[-1][2] += n
-                else:
-                    runs.append([e.weight, e.norm_weight, n])
-            weights, norm_weights, counts = (tuple(column) for column in zip(*runs, strict=True))
-            if len(counts) == 1:
-                weights, norm_weights = weights[0], norm_weights[0]
-            else:
-                own_norm = any(n is not None for n in norm_weights)
-                weights, norm_weights = (
-                    RowWeights(weights, counts),
-                    RowWeights(norm_weights, counts) if own_norm else None,
-                )
-        scales = [None, None]
-        if weight.ndim == 4:
-            scales = [_per_row(made, i, weight.new_ones(weight.shape[dim])) for i, dim in ((2, 1), (3, 0))]
-        return EffectiveWeight(weights, None if bias is None else _per_row(made, 1, bias), *scales, norm_weights)
+        effective = [
+            (EffectiveWeight(weight, bias) if blend is None else blend(weight, bias), count)
+            for blend, count in self.runs
+        ]
+        row_bias = None if bias is None else _stack_rows(effective, "bias", bias)
+        if weight.ndim not in (2, 4):  # constants, noise strengths, norms: small, so one per row
+            return EffectiveWeight(cast(torch.Tensor, _stack_rows(effective, "weight", weight)), row_bias)
+        weights, norm_weights = _merge_runs(effective)
+        if weight.ndim == 2:
+            return EffectiveWeight(weights, row_bias, norm_weight=norm_weights)
+        return EffectiveWeight(
+            weights,
+            row_bias,
+            input_scale=_stack_rows(effective, "input_scale", weight.new_ones(weight.shape[1])),
+            output_scale=_stack_rows(effective, "output_scale", weight.new_ones(weight.shape[0])),
+            norm_weight=norm_weights,
+        )
 
 
-class RowVectors(Adaptation):
-    """Domain vectors of one layer, a row of the batch each.
+class RowVectors(BankAdaptation):
+    """Domain vectors of one layer, one per row of the batch, that no loaded adapter holds.
 
     Args:
-        delta: `[B, C_in]`; the inputs of row b are scaled by 1 + δ_b, after demodulation.
+        delta: δ `[B, I]`, or `[1, I]` for all rows; the inputs of row b are scaled by 1 + δ_b, after demodulation.
     """
 
     def __init__(self, delta: torch.Tensor):
         self.delta = delta
 
-    def blends(self) -> list[LayerBlend]:
-        return []
-
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
         return EffectiveWeight(weight, bias, input_scale=1 + self.delta)
 
 
-def _per_row(made, field: int, default: torch.Tensor) -> torch.Tensor | None:
-    """One field of the runs' effective weights with a leading B; unchanged if all rows have the same."""
-    values = [(e[field], n) for e, n in made]
+def _merge_runs(effective: list[tuple[EffectiveWeight, int]]):
+    """Return weights and norm weights of a batch; neighbouring runs that share both tensors become one run.
+
+    Returns:
+        Each a tensor if all rows share it, else `RowWeights`; the norm weights None if no run has any.
+    """
+    merged: list[list] = []  # [weight, norm weight, number of rows]
+    for values, count in effective:
+        if merged and merged[-1][0] is values.weight and merged[-1][1] is values.norm_weight:
+            merged[-1][2] += count
+        else:
+            merged.append([values.weight, values.norm_weight, count])
+    weights, norm_weights, counts = (tuple(column) for column in zip(*merged, strict=True))
+    if len(counts) == 1:
+        return weights[0], norm_weights[0]
+    has_norm = any(norm_weight is not None for norm_weight in norm_weights)
+    return RowWeights(weights, counts), RowWeights(norm_weights, counts) if has_norm else None
+
+
+def _stack_rows(effective: list[tuple[EffectiveWeight, int]], field: str, default: torch.Tensor) -> torch.Tensor | None:
+    """Return one field of the runs' effective weights with a leading B; as it is if all rows share it.
+
+    Args:
+        effective: `(values, number of rows)` of each run.
+        field: name of the field of `EffectiveWeight`.
+        default: stands for None in the field of a run.
+    """
+    values = [(getattr(values, field), count) for values, count in effective]
     first = values[0][0]
     if all(value is first for value, _ in values):
         return first

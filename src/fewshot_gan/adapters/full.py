@@ -1,4 +1,6 @@
-"""Full difference: what fine-tuning changed, as one float16 number per weight. The yardstick of all smaller kinds."""
+"""Full difference: what fine-tuning added to each weight, as float16. All smaller types are compared with it."""
+
+from typing import cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -10,7 +12,7 @@ from .spec import LayerSpec
 
 
 class FullFactors(Factors):
-    """Ŵ = W + ΔW and b̂ = b + Δb, zero at first."""
+    """Ŵ = W + ΔW and b̂ = b + Δb; both differences start at 0."""
 
     def __init__(self, spec: LayerSpec):
         super().__init__()
@@ -20,11 +22,13 @@ class FullFactors(Factors):
         )
 
     def forward(self, weight, bias):
-        return Adapted(weight + self.weight_delta, bias if self.bias_delta is None else bias + self.bias_delta)
+        if bias is not None and self.bias_delta is not None:
+            bias = bias + self.bias_delta
+        return Adapted(weight + self.weight_delta, bias)
 
 
 class FullAdapter(Adapter):
-    """Difference of chosen weights, of every parameter of the network unless told otherwise.
+    """Differences of weights and biases; by default of every parameter of the network.
 
     Args:
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
@@ -54,10 +58,15 @@ class FullAdapter(Adapter):
     @classmethod
     @torch.no_grad()
     def difference(cls, base: nn.Module, tuned: nn.Module, **options) -> "FullAdapter":
-        """What turns `base` into the fine-tuned `tuned`, rounded to float16; layers that did not change are left out.
+        """Return the adapter that turns `base` into `tuned`, rounded to float16, for the layers that changed.
+
+        Args:
+            base: the base network.
+            tuned: the same network after fine-tuning.
+            options: of the class.
 
         Raises:
-            ValueError: they are not of one architecture, a buffer (which no adapter holds) changed, or nothing did.
+            ValueError: the architectures differ, a buffer changed, which no adapter can hold, or nothing changed.
         """
         own, other = base.state_dict(), tuned.state_dict()
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in other.items()}:
@@ -67,7 +76,7 @@ class FullAdapter(Adapter):
         layers = dict(adaptable_layers(tuned))
         changed = {
             path: [
-                None if new is None else new - old
+                None if new is None or old is None else new - old
                 for new, old in zip(layers[path].stored(), layer.stored(), strict=True)
             ]
             for path, layer in select_layers(base, cls.roles).items()
@@ -77,8 +86,9 @@ class FullAdapter(Adapter):
             raise ValueError("base and tuned network are the same; there is no difference to store")
         adapter = cls.for_model(base, target_modules=list(changed), **options)
         for path, factors in adapter.factors().items():
-            for parameter, delta in zip((factors.weight_delta, factors.bias_delta), changed[path], strict=True):
-                if parameter is not None:
+            parameters = cast(FullFactors, factors).weight_delta, cast(FullFactors, factors).bias_delta
+            for parameter, delta in zip(parameters, changed[path], strict=True):
+                if parameter is not None and delta is not None:
                     parameter.copy_(delta)
         adapter.round_to_half()
         return adapter

@@ -1,31 +1,57 @@
-"""Adapters in the weights of a generator, and the weights of before put back."""
+"""Fusing: adapters written into the weights of a generator, and the original weights put back."""
 
+from collections.abc import Iterable
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import nn
 
+from ..models.layers import AdaptableLayer, Adaptation
 from ..ops.weight_cache import stamped
+from ..utils.locks import SharedLock
 from ..utils.offloading import refuse_offloaded
+from .looks import Look, Weight
+from .spec import stored
+
+if TYPE_CHECKING:
+    from .effective import LayerBlend
 
 
 class Fusing:
-    """The part of an `AdapterBank` that writes into the generator, while nobody draws with it."""
+    """The part of an `AdapterBank` that writes into the generator's weights, while no thread draws with them."""
+
+    # the rest of the bank
+    model: nn.Module
+    active: dict[str, Weight]
+    weights_lock: SharedLock
+    _layers: dict[str, AdaptableLayer]
+    if TYPE_CHECKING:
+
+        def current(self) -> Look: ...
+        def known_fingerprint(self) -> str | None: ...
+        def remember_fingerprint(self, value: str) -> None: ...
+        def _blends_of(self, look: Look) -> dict[str, LayerBlend]: ...
+        def _install(self) -> None: ...
 
     def __init__(self):
-        self.fused: list[str] | None = None  # while fused: the layers that could not be written
-        self._unwritten: dict = {}  # while fused: path: what acts there beside the weights
-        self._originals: dict[str, tuple] = {}  # path: weight and bias of before
-        self._fused_stamp: tuple | None = None  # of what `fuse` wrote; None while it writes, so that it can be undone
-        self._mark: str | None = None  # the fingerprint of before
+        self.fused: list[str] | None = None  # while fused: paths of the layers that could not be written
+        self._unwritten: dict[str, Adaptation] = {}  # while fused: path → the adaptation that still acts there
+        self._originals: dict[str, tuple] = {}  # path → original weight and bias
+        self._fused_stamp: list | tuple | None = (
+            None  # of the written weights; None during a write, which can be undone
+        )
+        self._fingerprint_before: str | None = None
 
     def fuse(self, safe: bool = False) -> None:
-        """Write what the current look makes of the weights into the network; the originals are kept beside.
+        """Write the effective weights of the current look into the network, and keep copies of the originals.
 
-        Where adapters scale the channels of a convolution that demodulates as it runs, no weight does the same; that
-        layer keeps its adapter (see `fused`), and so does every layer that normalises its weight as it runs.
+        Two kinds of layers keep their adapter beside the weights, see `fused`: those whose adapter scales the channels
+        of a convolution that demodulates at run time, which no stored weight can express, and those that normalise
+        their weight at run time.
 
         Args:
-            safe: write nothing if a weight would not be a finite number.
+            safe: write nothing if a weight would not be finite.
 
         Raises:
             ValueError: already fused, no adapter is active, or a weight would not be finite.
@@ -38,47 +64,48 @@ class Fusing:
         refuse_offloaded(self.model, "fuse adapters")
         if not self.current():
             raise ValueError("no adapter is active, so there is nothing to fuse; choose one with set_adapters")
-        unwritten, originals, fused = {}, {}, {}
+        unwritten, originals, fused_values = {}, {}, {}
         with _writing():
             for path, blend in self._blends_of(self.current()).items():
                 layer = self._layers[path]
-                stored = layer.stored()
-                e = blend(*stored)
-                scales = any(part is not None for part in (e.input_scale, e.output_scale, e.norm_weight))
+                original = stored(layer)
+                effective = blend(*original)
+                scales = (effective.input_scale, effective.output_scale, effective.norm_weight)
+                has_scales = any(part is not None for part in scales)
                 if safe:
-                    self._refuse_infinite(path, stored[0].dtype, [part for part in e[:4] if part is not None])
-                if layer.demodulation == "spectral" or (layer.demodulation == "runtime" and scales):
+                    self._refuse_infinite(path, original[0].dtype, effective[:4])
+                if layer.demodulation == "spectral" or (layer.demodulation == "runtime" and has_scales):
                     unwritten[path] = blend
                     continue
-                weight = e.weight
-                if e.input_scale is not None:
-                    weight = weight * e.input_scale.to(weight.dtype)[:, None, None]
-                if e.output_scale is not None:
-                    weight = weight * e.output_scale.to(weight.dtype)[:, None, None, None]
-                originals[path] = tuple(None if p is None else p.detach().clone() for p in stored)
-                fused[path] = weight, e.bias
+                weight = cast(torch.Tensor, effective.weight)  # a blend has one weight for all rows
+                if effective.input_scale is not None:
+                    weight = weight * effective.input_scale.to(weight.dtype)[:, None, None]
+                if effective.output_scale is not None:
+                    weight = weight * effective.output_scale.to(weight.dtype)[:, None, None, None]
+                originals[path] = tuple(None if p is None else p.detach().clone() for p in original)
+                fused_values[path] = weight, effective.bias
                 if safe:
-                    self._refuse_infinite(path, stored[0].dtype, [weight])
-            self._mark = self.known_fingerprint()
-            self._originals, self.fused = originals, list(unwritten)  # from here on unfuse undoes whatever was written
+                    self._refuse_infinite(path, original[0].dtype, [weight])
+            self._fingerprint_before = self.known_fingerprint()
+            self._originals, self.fused = originals, list(unwritten)  # from here on `unfuse` can undo a partial write
             self._unwritten = unwritten
             self._install()
-            for path, new in fused.items():
-                _write(self._layers[path].stored(), new)
+            for path, values in fused_values.items():
+                _write(self._layers[path].stored(), values)
         self._fused_stamp = self._written_stamp()
 
-    def _refuse_infinite(self, path: str, dtype: torch.dtype, parts: list[torch.Tensor]) -> None:
-        if not all(torch.isfinite(part.to(dtype)).all() for part in parts):
+    def _refuse_infinite(self, path: str, dtype: torch.dtype, tensors: Iterable) -> None:
+        if not all(torch.isfinite(tensor.to(dtype)).all() for tensor in tensors if tensor is not None):
             raise ValueError(
                 f"with {', '.join(map(repr, self.current()))} the weights of {path} would not be finite in {dtype}; "
                 "nothing was written. Lower the adapters' weights, or load the base in float32"
             )
 
     def unfuse(self) -> None:
-        """Undo `fuse`: every weight is again what it was, bit for bit.
+        """Undo `fuse`: put the original weights back, bit for bit.
 
         Raises:
-            ValueError: nothing is fused, or other weights were loaded since.
+            ValueError: nothing is fused, or the weights were written to in the meantime.
         """
         with self.weights_lock.exclusive():
             self._unfuse()
@@ -96,17 +123,18 @@ class Fusing:
             for path, originals in self._originals.items():
                 _write(self._layers[path].stored(), originals)
         self._originals, self._unwritten, self.fused, self._fused_stamp = {}, {}, None, None
-        if self._mark is not None:  # of the weights before they were cast, perhaps
-            self.remember_fingerprint(self._mark)
+        if self._fingerprint_before is not None:  # weights that were cast afterwards have no fingerprint of their own
+            self.remember_fingerprint(self._fingerprint_before)
         self._install()
 
     def _written_stamp(self) -> list[tuple]:
+        """Return a stamp that changes when the weights that `fuse` wrote are written to."""
         written = [p for path in self._originals for p in self._layers[path].stored() if p is not None]
         stamps = [stamped([p]) for p in written]
-        return [() if stamp is None else stamp[1:] for stamp in stamps]  # the mode in which it was taken aside
+        return [() if stamp is None else stamp[1:] for stamp in stamps]  # without the inference mode at index 0
 
     def refuse_while_fused(self, action: str) -> None:
-        """Refuse what would need the original weights.
+        """Refuse an action that needs the original weights.
 
         Raises:
             ValueError: adapters are fused.
@@ -118,7 +146,7 @@ class Fusing:
 
 @contextmanager
 def _writing():
-    """No gradients, and no inference mode, in which writes to a weight would leave no trace for what is kept of it."""
+    """Write without gradients and outside of inference mode, where writes would not outdate cached tensors."""
     with torch.inference_mode(False), torch.no_grad():
         yield
 
@@ -126,5 +154,5 @@ def _writing():
 def _write(parameters, values) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         if parameter is not None:
-            with torch.inference_mode(parameter.is_inference()), torch.no_grad():  # such are written to in that mode
+            with torch.inference_mode(parameter.is_inference()), torch.no_grad():  # else torch refuses the write
                 parameter.copy_(value)

@@ -11,7 +11,7 @@ from .base import Adapted, Adapter, Factors
 from .full import FullFactors
 from .spec import LayerSpec
 
-SHARES = {256: 0.95, 512: 0.9, 1024: 0.8}  # least outputs of a layer: how much of its singular values is kept
+SHARES = {256: 0.95, 512: 0.9, 1024: 0.8}  # least number of outputs of a layer: share of singular values to keep
 PENALTY, PENALTY_EVERY = 0.01, 10
 MATRICES, PARTS = ("gamma", "beta"), ("left", "right", "scale")
 
@@ -19,22 +19,26 @@ MATRICES, PARTS = ("gamma", "beta"), ("left", "right", "scale")
 class ModulationFactors(Factors):
     """Ŵ = γ ⊙ (W − μ) / σ + β and b̂ = b + b_t; γ = σ, β = μ and b_t = 0 at first.
 
-    μ and σ (unbiased) are taken per filter over its k×k taps (mAdaFM), γ, β `[O, I, 1, 1]`; where there are no taps to
-    take them over, per output row of the matrix (mFiLM), γ, β `[O, 1]` or `[O, 1, 1, 1]`.
+    μ and σ (unbiased) are statistics of each filter over its k×k taps (mAdaFM), with γ, β `[O, I, 1, 1]`. Matrices and
+    1×1 convolutions have no taps: there they are statistics of each output row (mFiLM), with γ, β `[O, 1]` or
+    `[O, 1, 1, 1]`.
 
     Args:
         spec: of the layer.
-        ranks: numbers of components of γ and β: γ = U diag(s) Vᵀ + Δγ with U `[O, r]`, V `[I, r]` of this and earlier
-            tasks, which do not learn. None: γ and β are whole.
-        residual: whether there are Δγ and Δβ.
+        ranks: numbers of components r of γ and β: γ = U diag(s) Vᵀ + Δγ with U `[O, r]`, V `[I, r]` of this and earlier
+            tasks, which are not trained. None: γ and β are whole matrices.
+        residual: whether low-rank γ and β have Δγ and Δβ.
     """
+
+    gamma: nn.Parameter | None
+    beta: nn.Parameter | None
 
     def __init__(self, spec: LayerSpec, ranks: tuple[int, int] | None = None, residual: bool = True):
         super().__init__()
         self.dims = (2, 3) if len(spec.shape) == 4 and spec.shape[2] > 1 else tuple(range(1, len(spec.shape)))
         self.low_rank, self.shape = ranks is not None, [1 if i in self.dims else n for i, n in enumerate(spec.shape)]
         if self.low_rank and self.dims != (2, 3):
-            raise ValueError(f"components are of a scale per filter; a weight of shape {spec.shape} has one per row")
+            raise ValueError(f"components need a scale per filter; a weight of shape {spec.shape} has one per row")
         for name, first, rank in zip(MATRICES, (torch.ones, torch.zeros), ranks or (0, 0), strict=True):
             whole = residual or not self.low_rank
             first = torch.zeros if self.low_rank else first
@@ -57,37 +61,40 @@ class ModulationFactors(Factors):
 
     @property
     def whole(self) -> int:
-        """How many numbers γ has without components."""
+        """Number of values of γ without components."""
         return self.shape[0] * self.shape[1]
 
     def initialise(self, weight, bias):
-        if self.gamma is None:
+        if self.gamma is None or self.beta is None:
             raise ValueError("a layer without a residual cannot become the identity; load its components")
         self.beta.copy_(weight.mean(self.dims, keepdim=True))
         self.gamma.copy_(weight.std(self.dims, keepdim=True))
 
     def matrix(self, name: str) -> torch.Tensor:
-        """γ or β."""
+        """Return γ or β, by name, in a shape that broadcasts to the weight."""
         residual = getattr(self, name)
         if not self.low_rank:
             return residual
         left, right, scale = self.components(name)
-        known = ((left * scale) @ right.T).reshape(self.shape)
-        return known if residual is None else known + residual
+        low_rank = ((left * scale) @ right.T).reshape(self.shape)
+        return low_rank if residual is None else low_rank + residual
 
     def components(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """U `[O, r]`, V `[I, r]`, s `[r]` of γ or β; r = 0 where these are whole."""
+        """Return U `[O, r]`, V `[I, r]`, s `[r]` of γ or β; r = 0 if γ and β are whole."""
         if self.low_rank:
-            return tuple(getattr(self, f"{name}_{part}") for part in PARTS)
+            left, right, scale = (getattr(self, f"{name}_{part}") for part in PARTS)
+            return left, right, scale
         whole = getattr(self, name)
         return whole.new_zeros(self.shape[0], 0), whole.new_zeros(self.shape[1], 0), whole.new_zeros(0)
 
     def forward(self, weight, bias):
         mean, std = weight.mean(self.dims, keepdim=True), weight.std(self.dims, keepdim=True)
-        # Differs from the reference: a filter whose taps are all equal has σ = 0 and gives β there, not NaN.
+        # Differs from the reference: a filter whose taps are all equal has σ = 0 and becomes β, not NaN.
         normalised = (weight - mean) / std.clamp_min(torch.finfo(std.dtype).tiny)
         weight = self.matrix("gamma") * normalised + self.matrix("beta")
-        return Adapted(weight, bias if self.bias_shift is None else bias + self.bias_shift)
+        if bias is not None and self.bias_shift is not None:
+            bias = bias + self.bias_shift
+        return Adapted(weight, bias)
 
 
 @dataclass(frozen=True)
@@ -107,16 +114,16 @@ class GANMemoryOptions:
 
 
 class GANMemoryAdapter(Adapter):
-    """GAN Memory's mAdaFM and mFiLM (arXiv 2006.07543), each task's γ and β whole or of few components.
+    """GAN Memory's mAdaFM and mFiLM (arXiv 2006.07543); γ and β of a task are whole matrices or of low rank.
 
-    The paper modulates the fully connected layer and the 3×3 convolutions of a GP-GAN; in style-based networks mapping,
-    affines and all convolutions but the image head's take their place. Tasks that share components (§4) do so by value:
-    a file holds all that it needs, so that it can be loaded without the tasks before it.
+    The paper modulates the fully connected layer and the 3×3 convolutions of a GP-GAN. In style-based networks these
+    are the mapping network, the affine layers and all convolutions except those of the image head. Tasks that share
+    components (§4) each store a copy of them, so that an adapter can be loaded without those of earlier tasks.
 
     Args:
         ranks: module path → numbers of components of γ and β, for layers whose γ and β are of low rank.
-        residual: low-rank layers have a whole Δγ and Δβ beside their components, as while they are trained.
-        low_rank: while it is trained, γ and β of wide layers are pulled towards few components.
+        residual: whether low-rank layers also have whole matrices Δγ and Δβ, as they do during training.
+        low_rank: whether training penalises the singular values of γ and β of wide layers, see `penalty`.
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
     """
 
@@ -141,10 +148,10 @@ class GANMemoryAdapter(Adapter):
         self._build(target_modules)
 
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
-        # a module that owns a bias alone: b̂ = b + b_t
-        if spec.role == "bias":
+        if spec.role == "bias":  # the module owns nothing but a bias: b̂ = b + b_t
             return FullFactors(spec)
-        return ModulationFactors(spec, self.ranks.get(path), self.residual)
+        ranks = self.ranks.get(path)
+        return ModulationFactors(spec, None if ranks is None else (ranks[0], ranks[1]), self.residual)
 
     @classmethod
     def fresh(cls, generator, options, **settings) -> "GANMemoryAdapter":
@@ -175,23 +182,23 @@ class GANMemoryAdapter(Adapter):
         return adapter
 
     def compressible(self) -> dict[str, float]:
-        """Module path → share of the singular values to keep, of layers that `SHARES` calls wide, per filter."""
-        found = {}
+        """Return module path → share of the singular values to keep, for layers with enough outputs for `SHARES`."""
+        share_by_path = {}
         for path, factors in self.factors().items():
             if isinstance(factors, ModulationFactors) and factors.dims == (2, 3) and factors.shape[1] > 1:
                 shares = [share for least, share in sorted(SHARES.items()) if least <= factors.shape[0]]
-                found |= {path: shares[-1]} if shares else {}
-        return found
+                share_by_path |= {path: shares[-1]} if shares else {}
+        return share_by_path
 
     @classmethod
     @torch.no_grad()
     def after(cls, previous: "GANMemoryAdapter", model: nn.Module, **options) -> "GANMemoryAdapter":
-        """The next task's adapter: it starts as `previous` and has its components, of which the amounts s learn anew.
+        """Return the adapter of the next task: it starts equal to `previous` and trains s, Δγ and Δβ.
 
         Args:
-            previous: of the task before, usually `compressed`.
+            previous: adapter of the task before, usually `compressed`.
             model: the base network.
-            options: of the class; what it adapts is as before.
+            options: of the class; the layers are those of `previous`.
 
         Raises:
             ValueError: `previous` is another kind of adapter or belongs to another base.
@@ -203,38 +210,37 @@ class GANMemoryAdapter(Adapter):
         options = previous.settings() | {"residual": True, "low_rank": None} | options
         new = cls(**options)
         own = new.state_dict()
-        new.load_state_dict(own | previous.state_dict())  # what only the new one has is Δγ and Δβ: 0
+        new.load_state_dict(own | previous.state_dict())  # only Δγ and Δβ are new, and 0
         return new
 
     @torch.no_grad()
     def compressed(self) -> "GANMemoryAdapter":
-        """γ and β as components: those of the tasks before, and as few of what is new as hold a share of it (§4).
+        """Return a new adapter with γ and β as components, without residuals (§4).
 
-        Narrow layers stay whole, and so does, or becomes, a layer of which the components would be more numbers.
-
-        Returns:
-            A new adapter without residuals.
+        The components are those of the tasks before and the fewest new ones that keep the share of `SHARES`. Narrow
+        layers stay whole; a layer whose components would take more values than the matrices is stored whole.
         """
-        found, ranks, shares = dict(self.state_dict()), {}, self.compressible()
+        state, ranks, shares = dict(self.state_dict()), {}, self.compressible()
         for path, factors in self.factors().items():
-            if path not in shares and not getattr(factors, "low_rank", False):
+            if not isinstance(factors, ModulationFactors) or (path not in shares and not factors.low_rank):
                 continue
             parts = {name: self._components(factors, name, shares.get(path, 1.0)) for name in MATRICES}
             for name in MATRICES:
                 for key in (name, *(f"{name}_{part}" for part in PARTS)):
-                    found.pop(f"{path}.{key}", None)
+                    state.pop(f"{path}.{key}", None)
             if sum(x.numel() for values in parts.values() for x in values) >= 2 * factors.whole:
-                found |= {f"{path}.{name}": factors.matrix(name) for name in MATRICES}
+                state |= {f"{path}.{name}": factors.matrix(name) for name in MATRICES}
                 continue
             ranks[path] = [len(scale) for *_, scale in parts.values()]
             for name, values in parts.items():
-                found |= {f"{path}.{name}_{part}": x for part, x in zip(PARTS, values, strict=True)}
+                state |= {f"{path}.{name}_{part}": x for part, x in zip(PARTS, values, strict=True)}
         new = type(self)(**self.settings() | {"ranks": ranks or None, "residual": False, "low_rank": None})
-        new.load_state_dict(found)
+        new.load_state_dict(state)
         return new.eval().requires_grad_(False)
 
     @staticmethod
     def _components(factors: ModulationFactors, name: str, share: float):
+        """Return the components of γ or β, extended by the fewest of Δγ or Δβ that keep a share of all of them."""
         left, right, scale = factors.components(name)
         if (residual := getattr(factors, name)) is None:
             return left, right, scale
@@ -244,19 +250,28 @@ class GANMemoryAdapter(Adapter):
         return tuple(torch.cat(pair, -1).contiguous() for pair in zip((left, right, scale), new, strict=True))
 
     def penalty(self, step: int) -> torch.Tensor | None:
-        """0.01 Σ_k s_k (0.1 + sigmoid(10 k / K)) of what is to be compressed, every tenth step; k counts from 0."""
+        """Return 0.01 Σ_k s_k (0.1 + sigmoid(10 k / K)) over the matrices to be compressed, on every tenth step.
+
+        s_k are the singular values of a matrix in descending order, k = 0 … K − 1.
+        """
         if not self.config.low_rank or step % PENALTY_EVERY:
             return None
-        terms, factors = [], self.factors()
+        factors = self.factors()
+        terms: list[torch.Tensor] = []
         for matrix in (getattr(factors[path], name) for path in self.compressible() for name in MATRICES):
             s = torch.linalg.svdvals(matrix.float().flatten(1))
             order = torch.arange(len(s), device=s.device) / len(s)
             terms.append((s * (0.1 + (10 * order).sigmoid())).sum())
-        return PENALTY * sum(terms) if terms else None
+        return PENALTY * sum(terms[1:], terms[0]) if terms else None
 
 
 def components_needed(singular_values: torch.Tensor, share: float, before: float = 0.0) -> int:
-    """The fewest of descending `singular_values` whose sum, with `before`, is at least `share` of all of it.
+    """Return the least number of singular values that keep a share of their sum.
+
+    Args:
+        singular_values: `[K]`, descending.
+        share: of the sum of `singular_values` and `before`, 0 < share ≤ 1.
+        before: sum that earlier components already keep.
 
     Raises:
         ValueError: a share out of range.

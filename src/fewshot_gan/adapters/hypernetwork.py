@@ -1,4 +1,4 @@
-"""Hypernetwork: from the embedding of a domain to the vector that draws it (HyperDomainNet, arXiv 2210.08884, §4).
+"""Hypernetwork: predicts the domain vector of a text or picture from its embedding (HyperDomainNet, arXiv 2210.08884).
 
 Shape legend: B domains, E size of an embedding, C input channels of a layer.
 """
@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +20,14 @@ from ..models.network import Network, stored_weights
 from ..utils.files import replace_file, replace_text, replacing, user_path
 from ..utils.hashing import fingerprint
 from .base import select_layers
-from .domain_vector import DomainVectorAdapter
+from .domain_vector import DomainVectorAdapter, DomainVectorFactors
 from .io import compact
 from .spec import LayerSpec
 from .trainable import Trainable
 
 
 class Residual(nn.Module):
-    """x + BN(Linear(ReLU(BN(Linear(x))))), then ReLU; all of one width."""
+    """ReLU(x + BN(Linear(ReLU(BN(Linear(x)))))), all of one width."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -39,9 +40,10 @@ class Residual(nn.Module):
 
 
 class DomainHyperNetwork(Trainable, Network):
-    """Embedding of a text or a picture → domain vector of one base: a backbone, and a head per layer.
+    """Predict domain vectors of one base from embeddings of texts or pictures (arXiv 2210.08884 §4).
 
-    For StyleGAN2 at 1024 px 13,913,504 numbers; 14,968,224 with `backbone_depth=6`, which the paper takes for pictures.
+    It has a backbone, and a head per layer: 13,913,504 parameters for StyleGAN2 at 1024 px, 14,968,224 with
+    `backbone_depth=6`, which the paper uses for pictures.
 
     Args:
         target_modules: module path → `LayerSpec` as a dict (JSON) of the convolutions; `for_model` fills it in.
@@ -50,16 +52,22 @@ class DomainHyperNetwork(Trainable, Network):
         backbone_depth: one linear layer and `backbone_depth − 1` residual blocks.
         head_depth: `head_depth − 1` residual blocks and one linear layer per head.
         placement: where the vectors act; "post_demod" only.
-        encoder, encoder_identity: `name` and `identity` of the encoder it was trained with.
+        encoder, encoder_identity: `name` and `identity` of the encoder that it was trained with.
         base_model_name_or_path: alias, folder or repo id of the base.
         base_fingerprint: `fingerprint(generator)` of the base.
-        training: settings of the run, for the record.
+        training: settings of the training run, for the record.
 
     Raises:
-        ValueError: a size below 1, another placement, no layer, or one that is no dense convolution.
+        ValueError: a size below 1, another placement, no layer, or a layer that is no dense convolution.
     """
 
-    adapter_type = "hypernetwork"  # in the records of runs; it makes adapters and is none
+    adapter_type = "hypernetwork"  # for records of training runs; it makes adapters and is not one
+    input_mean: torch.Tensor
+    input_std: torch.Tensor
+    if TYPE_CHECKING:  # diffusers annotates a plain dict, which has no attributes
+
+        @property
+        def config(self) -> Any: ...
 
     @register_to_config
     def __init__(
@@ -83,7 +91,7 @@ class DomainHyperNetwork(Trainable, Network):
                 raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
         if placement != "post_demod":
             raise ValueError(f"placement={placement!r}: a hypernetwork predicts vectors that act 'post_demod'")
-        DomainVectorAdapter(target_modules=target_modules)  # refuses what no domain vector acts on
+        DomainVectorAdapter(target_modules=target_modules)  # refuses layers that domain vectors cannot act on
         self.backbone = nn.Sequential(
             nn.Linear(embedding_dim, width),
             nn.ReLU(),
@@ -95,26 +103,25 @@ class DomainHyperNetwork(Trainable, Network):
                 _key(path): nn.Sequential(
                     *(Residual(width) for _ in range(head_depth - 1)), nn.Linear(width, spec["shape"][1])
                 )
-                for path, spec in sorted(target_modules.items())  # as config.json has them
+                for path, spec in sorted(target_modules.items())  # config.json is sorted too
             }
         )
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, gain=0.01)  # δ starts near 0: the base itself
                 nn.init.zeros_(module.bias)
-        self.register_buffer(
-            "input_mean", torch.zeros(embedding_dim, dtype=torch.float32, device="cpu")
-        )  # see `standardise`
+        # see `standardise`
+        self.register_buffer("input_mean", torch.zeros(embedding_dim, dtype=torch.float32, device="cpu"))
         self.register_buffer("input_std", torch.ones([], dtype=torch.float32, device="cpu"))
 
     @classmethod
     def for_model(cls, model: nn.Module, encoder=None, *, embedding_dim: int | None = None, **options):
-        """A fresh hypernetwork for the styled convolutions of `model`.
+        """Return a fresh hypernetwork for the styled convolutions of `model`.
 
         Args:
             model: the base network.
-            encoder: an `Encoder`: gives the size, name and identity of the embeddings.
-            embedding_dim: E, without an encoder.
+            encoder: an `Encoder`; size, name and identity of the embeddings are taken from it.
+            embedding_dim: E, if no encoder is given.
             options: `width`, `backbone_depth`, `head_depth`, `base_model_name_or_path`, `training`.
 
         Raises:
@@ -138,7 +145,7 @@ class DomainHyperNetwork(Trainable, Network):
             hub_options: `subfolder`, and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
         Raises:
-            FileNotFoundError: there is no such folder or repo, or no network.
+            FileNotFoundError: there is no such folder or repo, or no network connection.
             ValueError: it holds no hypernetwork, or a damaged one.
         """
         folder = resolve_folder(pretrained_model_name_or_path, kind="hypernetwork", **hub_options)
@@ -146,41 +153,47 @@ class DomainHyperNetwork(Trainable, Network):
             options = {"low_cpu_mem_usage": False, "output_loading_info": True}
             network, info = super().from_pretrained(str(folder), **options)
             if wrong := sorted([*info["missing_keys"], *info["unexpected_keys"]]):
-                raise ValueError(f"these numbers are missing or unknown: {', '.join(wrong[:8])}")
+                raise ValueError(f"these weights are missing or unknown: {', '.join(wrong[:8])}")
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{folder} holds no hypernetwork that can be loaded: {reason}") from error
-        return network.float().requires_grad_(False)  # tensors stored as float16 come as such
+        return network.float().requires_grad_(False)  # the file may hold float16
 
-    def save_pretrained(self, save_directory, *, push_to_hub: bool = False, repo_id=None, **kwargs) -> None:
-        """Write `config.json` and the weights, as float16 where that is exact; other options are diffusers' own.
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+        self, save_directory, *, push_to_hub: bool = False, repo_id=None, **kwargs
+    ) -> None:
+        """Write `config.json` and the weights; tensors that float16 holds exactly are stored as float16.
 
         Args:
             save_directory: folder, made if needed.
-            push_to_hub: upload it too, see `push_to_hub`; `repo_id` defaults to the folder's name.
+            push_to_hub: also upload it, see `push_to_hub`.
+            repo_id: repo to upload to; None: the folder's name.
+            kwargs: those of diffusers, and the options of `push_to_hub`.
         """
         push_options = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         save_directory = user_path(save_directory)
-        gone = stored_weights(save_directory, kwargs.get("variant"))
-        with replacing(save_directory, gone) as staged:
-            super().save_pretrained(staged, **kwargs)
-            config = staged / self.config_name
-            # diffusers notes where it was loaded from, a folder of this machine
-            kept = {k: v for k, v in json.loads(config.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
-            replace_text(config, json.dumps(kept, indent=2) + "\n")
+        outdated = stored_weights(save_directory, kwargs.get("variant"))
+        with replacing(save_directory, outdated) as staged:
+            super().save_pretrained(staged, **kwargs)  # pyright: ignore[reportArgumentType]  wrapped: self is hidden
+            config = staged / str(self.config_name)
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            settings.pop("_name_or_path", None)  # the local folder that it was loaded from
+            replace_text(config, json.dumps(settings, indent=2) + "\n")
             for path in staged.glob("*.safetensors"):
                 tensors = {name: compact(tensor) for name, tensor in load_file(path).items()}
                 replace_file(path, lambda temp, tensors=tensors: save_file(tensors, temp, metadata={"format": "pt"}))
-                shutil.copymode(config, path)  # safetensors lets only the owner read
+                shutil.copymode(config, path)  # safetensors writes files that only the owner can read
         if push_to_hub:
             self.push_to_hub(repo_id or save_directory.absolute().name, **push_options)
 
-    def push_to_hub(self, repo_id: str, *, base: str | None = None, **push_options) -> str:
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]  by keyword only, as the other options
+        self, repo_id: str, *, base: str | None = None, **push_options
+    ) -> str:
         """Upload the hypernetwork with its card.
 
         Args:
-            repo_id: `owner/name`, made if it is not there.
-            base: what card and config call the base if it was trained on a folder of this machine; None: its name.
+            repo_id: `owner/name`, created if it does not exist.
+            base: name of the base in card and config, for a base in a local folder; None: the folder's name.
             push_options: `token`, `private`, `revision`, `commit_message`, `create_pr`.
 
         Returns:
@@ -192,37 +205,37 @@ class DomainHyperNetwork(Trainable, Network):
         from ..hub import push_folder
         from ..hub.cards import portable_base, write_hypernetwork_card
 
-        known = {name: self.config[name] for name in ("base_model_name_or_path", "encoder")}
+        local_names = {name: self.config[name] for name in ("base_model_name_or_path", "encoder")}
         portable = portable_base(self.config, base), portable_name(self.config.encoder)
         with tempfile.TemporaryDirectory() as temp:
-            self.register_to_config(**dict(zip(known, portable, strict=True)))
+            self.register_to_config(**dict(zip(local_names, portable, strict=True)))
             try:
                 self.save_pretrained(temp)
                 write_hypernetwork_card(self, temp, repo_id.rsplit("/", 1)[-1], repo_id=repo_id)
             finally:
-                self.register_to_config(**known)
+                self.register_to_config(**local_names)
             return push_folder(temp, repo_id, **push_options)
 
     def num_values(self) -> int:
-        """Numbers that are trained."""
+        """Return the number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @torch.no_grad()
     def round_to_half(self) -> None:
-        """Round every trained number to the nearest float16 in place: the file then takes half the bytes."""
+        """Round every trained parameter to the nearest float16 in place, so that the file takes half the bytes."""
         for parameter in self.parameters():
             parameter.copy_(parameter.half())
 
     @property
     def num_deltas(self) -> int:
-        """Numbers of one domain vector."""
+        """Number of values in one domain vector."""
         return sum(spec["shape"][1] for spec in self.config.target_modules.values())
 
     def check_encoder(self, encoder) -> None:
-        """Refuse an encoder whose embeddings mean something else.
+        """Refuse an encoder whose embeddings differ from those that this hypernetwork was trained on.
 
         Raises:
-            ValueError: it is not the one this hypernetwork was trained with.
+            ValueError: it is another encoder than in training.
         """
         wanted = self.config.encoder_identity
         if encoder.dim != self.config.embedding_dim or (wanted is not None and encoder.identity != wanted):
@@ -233,20 +246,29 @@ class DomainHyperNetwork(Trainable, Network):
 
     @torch.no_grad()
     def standardise(self, embeddings: torch.Tensor) -> None:
-        """Take from every embedding, from now on, what those of `embeddings` `[N, E]` have in common; not of the paper.
+        """Standardise all later inputs with the mean and standard deviation of some embeddings. Not in the paper.
 
-        Embeddings of pictures are nearly parallel. As they are, what tells domains apart is below the ε of the first
-        batch norm, and all domains get one vector.
+        Embeddings of pictures are nearly parallel. Without this step the differences between domains are below the ε of
+        the first batch norm, and all domains get the same vector.
+
+        Args:
+            embeddings: `[N, E]`, e.g. of the training domains.
         """
         units = F.normalize(embeddings.to(self.input_mean), dim=1)
         self.input_mean.copy_(units.mean(0))
         self.input_std.copy_((units - self.input_mean).square().mean().sqrt().clamp_min(1e-6))
 
     def forward(self, embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`[B, E]`, of any length (they are scaled to 1 here) → module path: δ `[B, C]`.
+        """Predict domain vectors.
+
+        Args:
+            embeddings: `[B, E]` of any norm; they are normalised to unit length.
+
+        Returns:
+            Module path → δ `[B, C]`.
 
         Raises:
-            ValueError: another shape, or a single row in train mode, of which batch norm has no statistics.
+            ValueError: another shape, or a single row in train mode, where batch norm needs two.
         """
         size = self.config.embedding_dim
         if embeddings.ndim != 2 or embeddings.shape[1] != size:
@@ -262,11 +284,11 @@ class DomainHyperNetwork(Trainable, Network):
 
     @torch.no_grad()
     def adapter(self, embedding: torch.Tensor, **training) -> DomainVectorAdapter:
-        """The domain vector of one embedding as an adapter of its own, to be saved, blended and shared.
+        """Return the domain vector of one embedding as an adapter, which can be saved, blended and shared.
 
         Args:
             embedding: `[E]` or `[1, E]`.
-            training: for the record, e.g. `text="pencil drawing"`.
+            training: recorded in the adapter's config, e.g. `text="pencil drawing"`.
 
         Raises:
             ValueError: another shape.
@@ -288,11 +310,11 @@ class DomainHyperNetwork(Trainable, Network):
             training={"encoder": portable_name(c.encoder), **training},  # cards show it
         )
         for path, factors in adapter.factors().items():
-            factors.delta.copy_(deltas[path][0])
+            cast(DomainVectorFactors, factors).delta.copy_(deltas[path][0])
         adapter.check()
         return adapter.eval().requires_grad_(False)
 
 
 def _key(path: str) -> str:
-    """A module path as the name of one module."""
+    """Return a module path in a form that can name one module."""
     return path.replace(".", "-")

@@ -1,15 +1,15 @@
-"""From what people have to an adapter: a name, a folder, a Hub repo, a weights file, or a state dict and its config."""
+"""Load adapters from names, folders, Hub repos, weights files and state dicts; save them to folders and the Hub."""
 
 import inspect
 import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Union, get_args, get_origin
 
 import torch
 from safetensors.torch import save_file
@@ -28,35 +28,47 @@ from .spec import LayerSpec
 if TYPE_CHECKING:
     from .base import Adapter
 
+    class _Files:  # what `Adapter` has besides
+        adapter_type: ClassVar[str]
+        config: Any
+        register_to_config: Callable[..., None]
+        settings: Callable[[], dict]
+        state_dict: Callable[[], dict[str, torch.Tensor]]
+else:
+    _Files = object
+
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 FORMAT_VERSION = 1
-LOAD_OPTIONS = ("low_cpu_mem_usage", "torch_device", "is_trainable", "dtype", "torch_dtype")  # of every source
-_PREFIX = "base_model.model."  # of PEFT's names
-_ODD = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError, RecursionError)
+ONE_SOURCE = "two adapters are given, and one is loaded at a time: a name or path, or a state dict"
+LOAD_OPTIONS = ("low_cpu_mem_usage", "torch_device", "is_trainable", "dtype", "torch_dtype")  # for every source
+_PREFIX = "base_model.model."  # of tensor names in PEFT
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError, RecursionError)
 
 
-class AdapterFiles:
-    """What an adapter is on disk and on the Hub: the part of `Adapter` that writes and loads."""
+class AdapterFiles(_Files):
+    """The part of `Adapter` that saves to disk and to the Hub, and loads."""
 
     config_name = CONFIG_NAME
 
     def stored_config(self) -> dict:
-        """What `adapter_config.json` says: with the state dict it is the whole adapter, see `load_adapter`."""
+        """Return the content of `adapter_config.json`; with the state dict it makes the adapter, see `load_adapter`."""
         versions = {"format_version": FORMAT_VERSION, "fewshot_gan_version": __version__}
         return {"adapter_type": self.adapter_type, **versions, **self.settings()}
 
     def save_pretrained(
         self, save_directory, *, variant: str | None = None, push_to_hub: bool = False, repo_id=None, **push_options
     ) -> None:
-        """Write `adapter_config.json` and `adapter_model.safetensors`, which replace those of the folder both at once.
+        """Write `adapter_config.json` and `adapter_model.safetensors`; both replace older ones at the same moment.
 
-        A tensor whose numbers are all float16 ones is stored as float16; loading is exact either way.
+        Tensors that float16 holds exactly are stored as float16, so that loading is exact in any case.
 
         Args:
             save_directory: folder, made if needed.
-            variant: the weights become `adapter_model.<variant>.safetensors`.
-            push_to_hub: upload it too, see `push_to_hub`; `repo_id` defaults to the folder's name.
+            variant: the weights are written to `adapter_model.<variant>.safetensors`.
+            push_to_hub: also upload the adapter, see `push_to_hub`.
+            repo_id: repo to upload to; None: the folder's name.
+            push_options: of `push_to_hub`.
         """
         weights_name = weights_file(variant)
         folder = user_path(save_directory)
@@ -65,7 +77,9 @@ class AdapterFiles:
             save_file(tensors, staged / weights_name, metadata={"format": "pt"})
             text = json.dumps(self.stored_config(), indent=1, default=list) + "\n"
             (staged / CONFIG_NAME).write_text(text, encoding="utf-8")
-            shutil.copymode(staged / CONFIG_NAME, staged / weights_name)  # safetensors lets only the owner read
+            shutil.copymode(
+                staged / CONFIG_NAME, staged / weights_name
+            )  # safetensors writes files that only the owner can read
         if push_to_hub:
             self.push_to_hub(repo_id or folder.absolute().name, variant=variant, **push_options)
 
@@ -75,9 +89,9 @@ class AdapterFiles:
         """Upload the adapter with its card.
 
         Args:
-            repo_id: `owner/name`, made if it is not there.
-            base: what card and config call the base if it was trained on a folder of this machine; None: its name.
-            grid: sample picture for the card (PIL, or the folder of a run's samples), or None.
+            repo_id: `owner/name`, created if it does not exist.
+            base: name of the base in card and config, for a base in a local folder; None: the folder's name.
+            grid: sample picture for the card (PIL, or the folder with the samples of a training run), or None.
             variant: see `save_pretrained`.
             push_options: `token`, `private`, `revision`, `commit_message`, `create_pr`.
 
@@ -91,18 +105,18 @@ class AdapterFiles:
         from ..hub.cards import PUBLISHED, portable_base, write_adapter_card
 
         with tempfile.TemporaryDirectory() as temp:
-            known = self.config.base_model_name_or_path
+            local_name = self.config.base_model_name_or_path
             self.register_to_config(base_model_name_or_path=portable_base(self.config, base))
             try:
                 self.save_pretrained(temp, variant=variant)
                 write_adapter_card(self, temp, repo_id.rsplit("/", 1)[-1], grid=grid, repo_id=repo_id)
             finally:
-                self.register_to_config(base_model_name_or_path=known)
+                self.register_to_config(base_model_name_or_path=local_name)
             return push_folder(temp, repo_id, allow_patterns=list(PUBLISHED), **push_options)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path=None, **options) -> "Adapter":
-        """Load an adapter of any registered type: see `adapters.io.load_adapter`, which has the options."""
+        """Load an adapter of any registered type; see `adapters.io.load_adapter` for the options."""
         return load_adapter(pretrained_model_name_or_path, **options)
 
 
@@ -122,25 +136,25 @@ def load_adapter(
     """Load an adapter of any registered type.
 
     Args:
-        source: embedded name, local folder, Hub repo id, weights file (`.safetensors`, its `adapter_config.json` beside
-            it), state dict, or a pair of a state dict and its config.
-        state_dict: name → tensor, as `adapter.state_dict()` gives it, in place of `source`; it is copied.
-        config: of a state dict or a weights file: what `adapter_config.json` holds, as a dict (`stored_config` of an
-            adapter), or the path of that file.
-        variant: of a folder or repo: which weights file, see `save_pretrained`.
-        low_cpu_mem_usage: make no numbers but those that are stored; False first makes an adapter with numbers of its
-            own, as a kind of adapter may need that has some beside the stored ones.
-        torch_device: where its tensors go at once; None: the CPU. A pipeline moves them to its generator.
-        is_trainable: leave its numbers ready for an optimiser; else they are frozen.
-        dtype, torch_dtype: of its floating numbers; None: float32. Either name.
+        source: embedded name, local folder, Hub repo id, weights file (`.safetensors`, with `adapter_config.json` in
+            the same folder), state dict, or a pair of a state dict and its config.
+        state_dict: name → tensor, as `adapter.state_dict()` returns it, instead of `source`; it is copied.
+        config: of a state dict or a weights file: the content of `adapter_config.json` as a dict (`stored_config` of
+            an adapter), or the path of that file.
+        variant: of the weights file in a folder or repo, see `save_pretrained`.
+        low_cpu_mem_usage: allocate memory for the stored tensors only. False first initialises an adapter, which types
+            with values that are not stored may need.
+        torch_device: device of its tensors; None: the CPU. A pipeline moves them to the device of its generator.
+        is_trainable: whether its parameters require gradients.
+        dtype, torch_dtype: of its floating-point tensors; two names of one option. None: float32.
         hub_options: `subfolder`, and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
     Returns:
-        The adapter, in train mode if it is trainable.
+        The adapter, in train mode if it is trainable, else in evaluation mode.
 
     Raises:
         FileNotFoundError: there is no such folder, repo or file.
-        ValueError: the config or the tensors are damaged, unknown, or do not belong together; the folder holds several
+        ValueError: the config or the tensors are damaged, unknown, or do not fit each other; the folder holds several
             adapters and none is chosen; an option is unknown, out of range or of another kind of source.
     """
     refuse_unknown(hub_options)
@@ -150,25 +164,27 @@ def load_adapter(
             raise ValueError("the state dict and its config are given twice; give the pair, or state_dict= and config=")
         state_dict, config, source = *source, None
     elif isinstance(source, Mapping):
-        source, state_dict = None, source if state_dict is None else [source, state_dict]
-    of_folders = [name for name, value in {"variant": variant, **hub_options}.items() if value is not None]
+        if state_dict is not None:
+            raise ValueError(ONE_SOURCE)
+        source, state_dict = None, source
+    folder_options = [name for name, value in {"variant": variant, **hub_options}.items() if value is not None]
     if state_dict is not None:
         if source is not None or not isinstance(state_dict, Mapping):
-            raise ValueError("two adapters are given, and one is loaded at a time: a name or path, or a state dict")
-        if of_folders:
-            raise ValueError(f"{', '.join(of_folders)}: of folders and repos, not of a state dict; leave out")
-        adapter = build(*_given(config, None), state_dict, "the state dict")
+            raise ValueError(ONE_SOURCE)
+        if folder_options:
+            raise ValueError(f"{', '.join(folder_options)}: of folders and repos, not of a state dict; leave out")
+        adapter = build(*_config_and_name(config, None), state_dict, "the state dict")
     elif source is None:
         raise ValueError("there is no adapter to load: give a name, folder, repo id, weights file or state dict")
     elif (file := Path(str(source)).expanduser()).is_file():
-        if of_folders:
-            raise ValueError(f"{', '.join(of_folders)}: of folders and repos, not of the file {file}; leave out")
+        if folder_options:
+            raise ValueError(f"{', '.join(folder_options)}: of folders and repos, not of the file {file}; leave out")
         if file.suffix != ".safetensors":
             raise ValueError(f"{file} is no .safetensors file; an adapter is loaded from such a file, or its folder")
         adapter = read_together(
             file.parent,
             (CONFIG_NAME, file.name),
-            lambda place: build(*_given(config, place), *_tensors(place / file.name)),
+            lambda place: build(*_config_and_name(config, place), *_tensors_and_name(place / file.name)),
         )
     else:
         if config is not None:
@@ -180,73 +196,89 @@ def load_adapter(
                 f"subfolder={next(iter(several))!r}, or load them all with FewShotGAN.load_adapters"
             )
         adapter = _read(folder, variant, build)
-    if is_trainable and not any(True for _ in adapter.parameters()):
+    if is_trainable and not list(adapter.parameters()):
         raise ValueError(f"is_trainable: this adapter of type {adapter.adapter_type!r} has no numbers to train")
     return adapter.train(is_trainable).requires_grad_(is_trainable)
 
 
 def read_adapter(folder: Path, variant: str | None = None) -> "Adapter":
-    """The adapter stored in `folder`; see `load_adapter` for what is raised."""
+    """Load the adapter in a local folder, in evaluation mode; see `load_adapter` for the exceptions."""
     return _read(Path(folder), variant, _Builder()).eval().requires_grad_(False)
 
 
 def refuse_unknown(options: Collection[str], *more: str) -> None:
-    """Refuse what is no option of `load_adapter`.
+    """Refuse options that are not of `load_adapter`.
+
+    Args:
+        options: names of options.
+        more: further names that are allowed.
 
     Raises:
-        ValueError: with the names.
+        ValueError: names the unknown options.
     """
     if unknown := sorted(set(options) - {*LOAD_OPTIONS, *HUB_OPTIONS, *more}):
         raise ValueError(f"unknown options of load_adapter: {', '.join(unknown)}")
 
 
 def warn_of_base(adapter: "Adapter", name: str, base_name: str | None) -> None:
-    """Say so where an adapter cannot tell whether it belongs to a base, and names another one."""
-    own = adapter.config.base_model_name_or_path
-    if adapter.config.base_fingerprint is None and own and base_name and Path(own).name != Path(base_name).name:
+    """Warn about an adapter that names another base and has no fingerprint by which to compare the two."""
+    named = adapter.config.base_model_name_or_path
+    if adapter.config.base_fingerprint is None and named and base_name and Path(named).name != Path(base_name).name:
         warnings.warn(
-            f"adapter {name!r} says that it was made for {own!r}, and this base is {base_name!r}; it carries no "
+            f"adapter {name!r} says that it was made for {named!r}, and this base is {base_name!r}; it carries no "
             "fingerprint by which to tell whether they are the same",
             stacklevel=3,
         )
 
 
 def name_of(source, subfolder: str | None = None) -> str | None:
-    """What a pipeline calls an adapter without a name: the last part of its folder; None of a state dict."""
+    """Return the default name of an adapter: the last part of its path, or its subfolder; None for a state dict."""
     if not isinstance(source, str | Path):
         return None
     path = Path(subfolder or source).expanduser().absolute()
     if path.is_file():
-        own = path.name.partition(".")[0]
-        return path.parent.name if own == weights_file(None).partition(".")[0] else own
+        stem = path.name.partition(".")[0]
+        return path.parent.name if stem == weights_file(None).partition(".")[0] else stem
     return path.name
 
 
 class _Builder:
-    """`(config, what it is called, tensors, what they are called)` → adapter."""
+    """Build an adapter from its config and tensors.
+
+    Args:
+        low_cpu_mem_usage, device, dtype: see `load_adapter`.
+    """
 
     def __init__(self, low_cpu_mem_usage: bool = True, device: torch.device | None = None, dtype=torch.float32):
         self.low_cpu_mem_usage, self.device, self.dtype = low_cpu_mem_usage, device or torch.device("cpu"), dtype
 
-    @torch.inference_mode(False)  # its tensors shall serve everywhere
+    @torch.inference_mode(False)  # tensors made in inference mode could never be trained
     @torch.no_grad()
     def __call__(self, config: Mapping, config_name: str, tensors: Mapping, weights_name: str) -> "Adapter":
-        cls, settings = _understood(config, config_name)
+        """Return the adapter.
+
+        Args:
+            config: content of `adapter_config.json`.
+            config_name: of the config, for messages.
+            tensors: name → tensor.
+            weights_name: of the tensors, for messages.
+        """
+        cls, settings = _class_and_settings(config, config_name)
         try:
-            with without_memory():  # nothing is allocated for a shape that the file does not hold
+            with without_memory():  # a damaged config may ask for huge tensors that the file does not hold
                 adapter = cls(**settings)
                 adapter.factors()
-        except _ODD as error:
+        except _DAMAGE as error:
             raise ValueError(f"{config_name} is damaged: {in_short(error)}; fetch it again") from error
         own = adapter.state_dict()
-        tensors = _fitting(tensors, own, weights_name)
-        wanted = {k: self.dtype if own[k].is_floating_point() else own[k].dtype for k in own}
-        if self.low_cpu_mem_usage:  # copies: see models.network.Network
-            tensors = {k: v.detach().to(self.device, wanted[k], copy=True) for k, v in tensors.items()}
+        tensors = _matching_tensors(tensors, own, weights_name)
+        dtypes = {k: self.dtype if own[k].is_floating_point() else own[k].dtype for k in own}
+        if self.low_cpu_mem_usage:  # copies, for the reason that models.network.Network gives
+            tensors = {k: v.detach().to(self.device, dtypes[k], copy=True) for k, v in tensors.items()}
             adapter.load_state_dict(tensors, assign=True)
         else:
             adapter = cls(**settings)
-            nn.Module.to(adapter, self.device, self.dtype)  # diffusers' own warns at length
+            nn.Module.to(adapter, self.device, self.dtype)  # `to` of diffusers warns at length
             adapter.load_state_dict(tensors)
         try:
             adapter.check()
@@ -255,8 +287,8 @@ class _Builder:
         return adapter
 
 
-def _understood(config: Mapping, name: str) -> "tuple[type[Adapter], dict]":
-    """Class and settings of a stored config."""
+def _class_and_settings(config: Mapping, name: str) -> "tuple[type[Adapter], dict]":
+    """Return adapter class and settings of a stored config; `name` stands for it in messages."""
     config = dict(config)
     if "adapter_type" not in config:
         raise ValueError(f"{name} is damaged or not an adapter config ('adapter_type' is missing); fetch it again")
@@ -273,8 +305,8 @@ def _understood(config: Mapping, name: str) -> "tuple[type[Adapter], dict]":
     return cls, known_settings(cls, config, name)
 
 
-def _fitting(tensors: Mapping, own: Mapping, weights_name: str) -> dict[str, torch.Tensor]:
-    """The tensors under the adapter's names, each of the adapter's shape and kind."""
+def _matching_tensors(tensors: Mapping, own: Mapping, weights_name: str) -> dict[str, torch.Tensor]:
+    """Return stored tensors by the names of the adapter's own ones, and refuse other names, shapes and dtypes."""
     names = [str(name).removeprefix(_PREFIX) for name in tensors]
     problems = [f"{name} twice" for name in set(names) if names.count(name) > 1]
     tensors = dict(zip(names, tensors.values(), strict=True))
@@ -299,44 +331,49 @@ def _read(folder: Path, variant: str | None, build: _Builder) -> "Adapter":
         for name in (CONFIG_NAME, weights_name):
             if not (place / name).is_file():
                 raise FileNotFoundError(f"{folder} is not an adapter folder: it has no {name}")
-        return build(*_given(None, place), *_tensors(place / weights_name))
+        return build(*_config_and_name(None, place), *_tensors_and_name(place / weights_name))
 
     return read_together(folder, (CONFIG_NAME, weights_name), read)
 
 
-def _given(config, folder: Path | None) -> tuple[Mapping, str]:
-    """A config that was given, or that of `folder`, and what messages call it."""
+def _config_and_name(config, folder: Path | None) -> tuple[Mapping, str]:
+    """Return the given config, or that of `folder`, and its name for messages."""
     if isinstance(config, Mapping):
         return config, "the config"
-    if config is None and folder is None:
+    if config is not None:
+        path = Path(str(config)).expanduser()
+    elif folder is not None:
+        path = folder / CONFIG_NAME
+    else:
         raise ValueError(
             "a state dict alone does not say what kind of adapter it is: give config= too, what adapter_config.json "
             "holds (stored_config() of an adapter)"
         )
-    path = folder / CONFIG_NAME if config is None else Path(str(config)).expanduser()
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"there is no config {path}; it says what kind of adapter the weights are, see config=")
     return read_json(path), str(path)
 
 
-def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+def _tensors_and_name(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     return read_tensors(path), str(path)
 
 
 def _device(device) -> torch.device:
+    """Return `torch_device` of `load_adapter` as a device of this machine."""
     try:
-        found = torch.device("cpu" if device is None else device)
-        if found.type == "meta":
+        usable = torch.device("cpu" if device is None else device)
+        if usable.type == "meta":
             raise RuntimeError("it holds no numbers")
-        torch.empty(0, device=found)
+        torch.empty(0, device=usable)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"torch_device={device!r} is no device of this machine ({reason[:120]})") from error
-    return found
+    return usable
 
 
 def _dtype(dtype, torch_dtype) -> torch.dtype:
+    """Return the dtype that two names of one option of `load_adapter` give, float32 by default."""
     if None not in (dtype, torch_dtype) and dtype != torch_dtype:
         raise ValueError(f"dtype={dtype} and torch_dtype={torch_dtype} are two names of one option; give one")
     wanted = torch_dtype if dtype is None else dtype
@@ -348,23 +385,24 @@ def _dtype(dtype, torch_dtype) -> torch.dtype:
 
 
 def known_settings(cls: "type[Adapter]", config: Mapping, where: str) -> dict:
-    """Those settings of a stored config that `cls` knows; a newer release may have written others, which are named.
+    """Return the settings of a stored config that `cls` takes, and warn about others: a newer release may have them.
 
     Args:
         cls: a registered type of adapter.
         config: its settings.
-        where: what holds them, for messages.
+        where: name of the config, for messages.
 
     Raises:
-        ValueError: a setting is of another type than it may be.
+        ValueError: a setting has a value of another type than its annotation.
     """
-    wanted = {n: p.annotation for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
-    known, unknown = _sorted_out(config, wanted, where)
-    layers = known.get("target_modules")
+    annotations = {n: p.annotation for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
+    settings, unknown = _split_settings(config, annotations, where)
+    layers = settings.get("target_modules")
     if isinstance(layers, Mapping):
-        fields_of_spec, known["target_modules"] = {field.name: field.type for field in fields(LayerSpec)}, {}
+        spec_annotations, specs = {field.name: field.type for field in fields(LayerSpec)}, {}
+        settings["target_modules"] = specs
         for path, spec in layers.items():
-            known["target_modules"][path], more = _sorted_out(spec, fields_of_spec, f"{where}: target_modules.{path}")
+            specs[path], more = _split_settings(spec, spec_annotations, f"{where}: target_modules.{path}")
             unknown += [name for key in more if (name := f"target_modules.*.{key}") not in unknown]
     if unknown:
         shown = ", ".join(repr(name)[:60] for name in unknown[:8]) + (", …" if len(unknown) > 8 else "")
@@ -373,21 +411,21 @@ def known_settings(cls: "type[Adapter]", config: Mapping, where: str) -> dict:
             f"and which are ignored: {shown}; a newer version may know them",
             stacklevel=2,
         )
-    return known
+    return settings
 
 
-def _sorted_out(settings: Mapping, wanted: Mapping, where: str) -> tuple[dict, list[str]]:
-    """Those settings that are wanted, each of the type it is annotated with, and the names of the others."""
-    for key in settings.keys() & wanted.keys():
-        if not _fits(settings[key], wanted[key]):
-            kind = getattr(wanted[key], "__name__", "") if isinstance(wanted[key], type) else str(wanted[key])
-            raise ValueError(f"{where}: {key} is {repr(settings[key])[:60]}, not of type {kind or wanted[key]}")
-    unknown = [str(key) for key in settings if key not in wanted and not str(key).startswith("_")]
-    return {key: value for key, value in settings.items() if key in wanted}, unknown
+def _split_settings(settings: Mapping, annotations: Mapping, where: str) -> tuple[dict, list[str]]:
+    """Return the settings that have an annotation, whose types are checked, and the names of the others."""
+    for key in settings.keys() & annotations.keys():
+        if not _fits(settings[key], annotation := annotations[key]):
+            kind = getattr(annotation, "__name__", "") if isinstance(annotation, type) else str(annotation)
+            raise ValueError(f"{where}: {key} is {repr(settings[key])[:60]}, not of type {kind or annotation}")
+    unknown = [str(key) for key in settings if key not in annotations and not str(key).startswith("_")]
+    return {key: value for key, value in settings.items() if key in annotations}, unknown
 
 
 def _fits(value, annotation) -> bool:
-    """Whether a value as JSON has it is of the type that a setting is annotated with."""
+    """Return whether a value from JSON has the type of an annotation."""
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
     if kind in (UnionType, Union):
         return any(_fits(value, part) for part in parts)
@@ -402,7 +440,7 @@ def _fits(value, annotation) -> bool:
 
 
 def weights_file(variant: str | None) -> str:
-    """Name of the weights file of a variant, e.g. `adapter_model.fp16.safetensors`.
+    """Return the name of the weights file of a variant, e.g. `adapter_model.fp16.safetensors`.
 
     Raises:
         ValueError: a variant that is no plain word.
@@ -415,5 +453,6 @@ def weights_file(variant: str | None) -> str:
 
 
 def compact(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as float16 if that holds its values exactly, else as it is."""
     half = tensor.half() if tensor.is_floating_point() else tensor
     return half if torch.equal(half.to(tensor.dtype), tensor) else tensor

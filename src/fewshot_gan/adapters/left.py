@@ -13,8 +13,8 @@ from ..utils.ranges import Range, check_number
 from .base import Adapted, Adapter, Factors
 from .spec import LayerSpec
 
-# Differs from the paper: there both factors of an additive pair start at zero, so neither ever gets a gradient. Here
-# one of each pair starts as small noise; the product is still exactly zero.
+# Differs from the paper, where both factors of an additive pair start at zero, so that neither ever gets a gradient.
+# Here one factor of each pair starts as small noise; the product is still exactly zero.
 ADDITIVE_STD = 0.1
 
 
@@ -34,7 +34,8 @@ class ConvFactors(Factors):
         self.add_kernel = nn.Parameter(torch.randn(k2, rank, dtype=torch.float32, device="cpu") * ADDITIVE_STD)
         self.use_activation = use_activation
 
-    def inner(self):  # m1[s,o,κ] = Σ_t u[o,t] c[s,t,κ] + Σ_t a[o,t] p[κ,t]
+    def inner(self):
+        """Return m1[s,o,κ] = Σ_t u[o,t] c[s,t,κ] + Σ_t a[o,t] p[κ,t], through a ReLU if there is one."""
         m1 = torch.einsum("ot,stk->sok", self.mul_out, self.mul_core) + self.add_out @ self.add_core.t()
         return m1.relu() if self.use_activation else m1
 
@@ -70,7 +71,7 @@ class LinearFactors(Factors):
 
 
 class ElementwiseFactors(Factors):
-    """Full rank: Ŵ = W ⊙ γ + β with one γ and β per weight."""
+    """Full rank: Ŵ = W ⊙ γ + β with one γ and β per weight; biases of linear layers likewise."""
 
     def __init__(self, spec: LayerSpec):
         super().__init__()
@@ -82,7 +83,7 @@ class ElementwiseFactors(Factors):
             self.bias_add = nn.Parameter(torch.zeros(spec.shape[0], dtype=torch.float32, device="cpu"))
 
     def forward(self, weight, bias):
-        if self.modulates_bias:
+        if self.modulates_bias and bias is not None:
             bias = bias * self.bias_mul + self.bias_add
         return Adapted(weight * self.gamma + self.beta, bias)
 
@@ -105,13 +106,13 @@ class LeFTOptions:
 
 
 class LeFTAdapter(Adapter):
-    """Learnable factorised tensors (arXiv 2308.11917) on mapping, affines, linear layers, convolutions and to_rgb.
+    """Learnable factorised tensors (arXiv 2308.11917) for mapping, affine and linear layers, convolutions and to_rgb.
 
     They act on the raw stored weight, before equalised-lr gain, style and demodulation. Identity at initialisation.
 
     Args:
-        rank: r ≥ 1, or None for one γ and β per weight.
-        use_activation: ReLU on the inner product of the multiplicative factors, as in the paper.
+        rank: r ≥ 1; None: one γ and one β per weight.
+        use_activation: apply a ReLU to the inner product of the multiplicative factors, as in the paper.
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
 
     Raises:

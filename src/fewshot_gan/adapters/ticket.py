@@ -1,10 +1,12 @@
-"""Lottery ticket: one bit per weight says which weights stay (arXiv 2103.00397 §3), optionally with their new values.
+"""Lottery ticket: a mask with one bit per weight says which weights are kept (arXiv 2103.00397 §3).
 
-Bits are packed as `ops.pack_bits` does. The base's fingerprint is that of θ₀, the weights the ticket was drawn from.
+A ticket may also hold new values for the kept weights. Bits are packed by `ops.pack_bits`. The fingerprint of the base
+is that of θ₀, the weights that the ticket was drawn from.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -13,24 +15,31 @@ from torch import nn
 from ..ops import pack_bits, unpack_bits
 from ..utils.hashing import fingerprint
 from .base import Adapted, Adapter, Factors, select_layers
-from .spec import LayerSpec
+from .spec import LayerSpec, stored
 
 
 class TicketFactors(Factors):
-    """Ŵ = W ⊙ m, or the kept values where m = 1 and zero elsewhere."""
+    """Ŵ = W ⊙ m; or, with values, the value where m = 1 and zero elsewhere.
+
+    Args:
+        spec: of the layer.
+        kept: number of values; None: there are none.
+    """
+
+    mask: torch.Tensor
 
     def __init__(self, spec: LayerSpec, kept: int | None):
         super().__init__()
         self.shape = tuple(spec.shape)
-        numbers = torch.Size(self.shape).numel()
-        self.register_buffer("mask", pack_bits(torch.ones(numbers, dtype=torch.bool, device="cpu")))
+        num_weights = torch.Size(self.shape).numel()
+        self.register_buffer("mask", pack_bits(torch.ones(num_weights, dtype=torch.bool, device="cpu")))
         self.values = None if kept is None else nn.Parameter(torch.zeros(kept, dtype=torch.float32, device="cpu"))
 
     def initialise(self, weight, bias):
         if self.values is not None:
             self.values.copy_(weight[unpack_bits(self.mask, self.shape)])
 
-    def change(self):
+    def change(self) -> dict[str, torch.Tensor] | None:
         return {"mask": self.mask} if self.values is None else None
 
     def forward(self, weight, bias):
@@ -41,11 +50,11 @@ class TicketFactors(Factors):
 
 
 class TicketAdapter(Adapter):
-    """A sparse mask over convolution weights (arXiv 2103.00397), one bit each, with or without the kept values.
+    """A sparse mask over convolution weights (arXiv 2103.00397), one bit each, with or without values for kept weights.
 
     Args:
-        kept_values: module path → how many values are kept there, when the ticket carries its trained weights; None:
-            the mask alone, over the base's own weights.
+        kept_values: module path → number of kept values, for a ticket that holds its trained weights; None: the mask
+            alone, over the weights of the base.
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
     """
 
@@ -82,30 +91,27 @@ class TicketAdapter(Adapter):
         target_modules: Sequence[str] | None = None,
         **options,
     ) -> "TicketAdapter":
-        """A ticket of `model`; without masks everything is kept, which is the identity.
+        """Return a ticket of `model`; without masks all weights are kept, which is the identity.
 
         Args:
             model: the base network.
             masks: module path → bool of the weight's shape, True = kept.
-            keep_values: carry the kept weights, so that they can be trained.
+            keep_values: store the kept weights too, so that they can be trained.
             roles, target_modules, options: see `Adapter.for_model`; masks name their layers themselves.
 
         Raises:
-            ValueError: a mask for a layer that is not there or of another shape.
+            ValueError: a mask for a layer that does not exist or has another shape.
         """
         layers = select_layers(model, cls.roles if roles is None else roles, target_modules)
         if masks is None:
-            masks = {path: torch.ones_like(layer.stored()[0], dtype=torch.bool) for path, layer in layers.items()}
+            masks = {path: torch.ones_like(stored(layer)[0], dtype=torch.bool) for path, layer in layers.items()}
         masks = {path: torch.as_tensor(mask).bool() for path, mask in masks.items()}
         for path, mask in masks.items():
-            if path not in layers or mask.shape != layers[path].stored()[0].shape:
-                found = (
-                    f"the weight is {tuple(layers[path].stored()[0].shape)}"
-                    if path in layers
-                    else "there is no such layer"
-                )
+            shape = stored(layers[path])[0].shape if path in layers else None
+            if mask.shape != shape:
+                reason = "there is no such layer" if shape is None else f"the weight is {tuple(shape)}"
                 raise ValueError(
-                    f"the mask of {path} has shape {tuple(mask.shape)}, but {found} in this {type(model).__name__}; "
+                    f"the mask of {path} has shape {tuple(mask.shape)}, but {reason} in this {type(model).__name__}; "
                     "a ticket fits the architecture it was drawn from alone"
                 )
         if not masks:
@@ -116,22 +122,26 @@ class TicketAdapter(Adapter):
             base_fingerprint=fingerprint(model),
             **options,
         )
-        for path, factors in adapter.factors().items():
+        for path, factors in adapter.ticket_factors().items():
             factors.mask.copy_(pack_bits(masks[path]))
-            factors.initialise(*layers[path].stored())
+            factors.initialise(*stored(layers[path]))
         return adapter
 
+    def ticket_factors(self) -> dict[str, TicketFactors]:
+        """Return module path → factors."""
+        return cast(dict[str, TicketFactors], self.factors())
+
     def masks(self) -> dict[str, torch.Tensor]:
-        """Module path → bool of the weight's shape, True = kept."""
-        return {path: unpack_bits(factors.mask, factors.shape) for path, factors in self.factors().items()}
+        """Return module path → bool of the weight's shape, True = kept."""
+        return {path: unpack_bits(factors.mask, factors.shape) for path, factors in self.ticket_factors().items()}
 
     def sparsity(self) -> float:
-        """Share of pruned weights."""
+        """Return the share of pruned weights."""
         return sparsity_of(self.masks())
 
     def check(self) -> None:
         super().check()
-        for path, factors in self.factors().items():
+        for path, factors in self.ticket_factors().items():
             kept = int(unpack_bits(factors.mask, factors.shape).sum())
             if factors.values is not None and kept != factors.values.numel():
                 raise ValueError(
@@ -141,8 +151,8 @@ class TicketAdapter(Adapter):
 
 
 def prunable(model: nn.Module, roles: Sequence[str] = TicketAdapter.roles) -> dict[str, nn.Parameter]:
-    """Module path → stored weight (spectral norm comes later) of every convolution."""
-    return {path: layer.stored()[0] for path, layer in select_layers(model, roles).items()}
+    """Return module path → stored weight, before spectral norm, of the layers of some roles."""
+    return {path: stored(layer)[0] for path, layer in select_layers(model, roles).items()}
 
 
 @torch.no_grad()
@@ -152,16 +162,16 @@ def magnitude_masks(
     roles: Sequence[str] = TicketAdapter.roles,
     masks: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Keep the largest weights: one ranking over all layers of the network (§3), the smallest |w| go.
+    """Return masks that keep the largest weights, ranked by |w| over all layers of the network together (§3).
 
     Args:
         model: the network.
-        sparsity: share to prune, 0 ≤ s < 1; round(s · N) of N weights go, ties broken by position.
-        roles: of the layers ranked.
-        masks: N counts what these keep, and the result lies inside them; None = all.
+        sparsity: share to prune, 0 ≤ s < 1; round(s · N) of N weights are pruned, ties broken by position.
+        roles: of the layers that are ranked.
+        masks: earlier masks: only weights that they keep are counted in N, and can be kept; None = all.
 
     Returns:
-        module path → bool of the weight's shape, True = kept.
+        Module path → bool of the weight's shape, True = kept.
 
     Raises:
         ValueError: a sparsity out of range, or masks of another network.
@@ -173,18 +183,18 @@ def magnitude_masks(
     if masks is not None:
         check_masks(masks, weights)
         keep = torch.cat([masks[path].flatten() for path in weights]).to(magnitudes.device, torch.bool)
-        magnitudes = magnitudes.masked_fill(~keep, float("inf"))  # what is gone already goes no second time
+        magnitudes = magnitudes.masked_fill(~keep, float("inf"))  # pruned weights are not pruned again
     keep[magnitudes.argsort(stable=True)[: round(sparsity * int(keep.sum()))]] = False
     return split_mask(keep, weights)
 
 
 def sparsity_of(masks: Mapping[str, torch.Tensor]) -> float:
-    """Share of pruned weights."""
+    """Return the share of pruned weights."""
     return 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Refuse what is no share of weights to prune.
+    """Refuse a sparsity that is out of range.
 
     Raises:
         ValueError: not a number in 0 ≤ sparsity < 1.
@@ -207,6 +217,6 @@ def check_masks(masks: Mapping[str, torch.Tensor], weights: Mapping[str, torch.T
 
 
 def split_mask(mask: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A flat mask of all weights, in their order → one of each weight's shape."""
+    """Split a flat mask over all weights, in their order, into masks of the weights' shapes."""
     parts = mask.split([w.numel() for w in weights.values()])
     return {path: part.reshape(w.shape) for (path, w), part in zip(weights.items(), parts, strict=True)}

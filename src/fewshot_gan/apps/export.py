@@ -1,50 +1,53 @@
-"""A generator, with the adapters that act, as one file for ONNX Runtime or OpenVINO: drawing then needs no torch.
+"""Export a generator with its active adapters as one file for ONNX Runtime or OpenVINO, which draw without torch.
 
 The file takes `z` `[B, z_dim]` for any B (and `class_labels`, int64 `[B]`, where the base has classes) and gives
-`images` `[B, 3, R, R]`, floats roughly in [−1, 1]. Truncation, adapters and constant noise are inside.
+`images` `[B, 3, R, R]`, floats roughly in [−1, 1]. Truncation, adapters and constant noise are part of the file.
 """
 
 import logging
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
+from ..models.network import Network
 from ..pipeline import MOST_PSI, FewShotGAN
 from ..utils.files import replace_file, staging, user_path
 from ..utils.random import seeded
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
-CHECKED = (1, 3)  # batch sizes that the file draws beside torch before it is kept
-TOLERANCE = 1e-3  # of the largest value of a picture: an eighth of what a byte resolves
+CHECKED = (1, 3)  # batch sizes at which the file's pictures are compared with torch's
+TOLERANCE = 1e-3  # share of the largest value of a picture: an eighth of the step of 8-bit pictures
 
 
 def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = None) -> float:
-    """Write what `pipe` draws now as a file, and draw with that file to see that it does.
+    """Export the generator with its active adapters, and check that the file draws the same pictures as torch.
 
     Args:
-        pipe: its acting adapters, at their weights, become part of the file; it stays as it is.
-        out: `NAME.onnx`, or `NAME.xml` for OpenVINO (the weights lie beside it in `NAME.bin`). Replaced if there.
-        truncation_psi: ψ of the file; None: the base's own. Only of bases with styles.
+        pipe: its active adapters, at their weights, become part of the file. The pipeline itself stays as it is.
+        out: `NAME.onnx`, or `NAME.xml` for OpenVINO, which has its weights in `NAME.bin`. Existing files are replaced.
+        truncation_psi: ψ of the file; None: the pipeline's. Only for bases with styles.
 
     Returns:
         Largest difference to torch's pictures on random latents, as a share of their largest value.
 
     Raises:
-        ValueError: `out` ends otherwise, ψ for a base without styles, or the file draws something else; then nothing
-            is written.
-        ImportError: the format's packages are not installed.
+        ValueError: `out` has another suffix, ψ is given for a base without styles, or the file draws other pictures;
+            then nothing is written.
+        ImportError: the packages of the format are not installed.
     """
     out = user_path(out)
-    known = {suffix: name for name, suffix in SUFFIX.items()}
-    if out.suffix not in known or out.is_dir():
+    format_by_suffix = {suffix: name for name, suffix in SUFFIX.items()}
+    if out.suffix not in format_by_suffix or out.is_dir():
         names = " or ".join(f"NAME{suffix} for {name}" for name, suffix in SUFFIX.items())
         raise ValueError(f"{out} is no file of a known format; give {names}")
-    file_format = known[out.suffix]
+    file_format = format_by_suffix[out.suffix]
     for package in NEEDS[file_format]:
         try:
             import_module(package)
@@ -54,22 +57,24 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
     if plain and truncation_psi is not None:
         raise ValueError(f"truncation_psi={truncation_psi}: this base has no styles to truncate; leave it out")
     psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
-    if not plain and not abs(psi) <= MOST_PSI:  # so is not NaN
+    if not plain and not abs(psi) <= MOST_PSI:  # refuses NaN too
         raise ValueError(f"truncation_psi={psi}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}")
     drawing = _Drawing(pipe.generator, {} if plain else {"truncation_psi": psi})
     with torch.no_grad(), _fused(pipe), _quiet(), staging(out.parent) as folder:
         staged = folder / out.name
         source = staged.with_suffix(".onnx")
-        given = drawing.examples(2)
+        inputs = drawing.examples(2)
         program = torch.onnx.export(
             drawing,
-            tuple(given.values()),
-            input_names=list(given),
+            tuple(inputs.values()),
+            input_names=list(inputs),
             output_names=["images"],
-            dynamic_shapes=tuple({0: "batch"} for _ in given),
+            dynamic_shapes=tuple({0: "batch"} for _ in inputs),
             dynamo=True,
             verbose=False,
         )
+        if program is None:
+            raise ValueError("torch exported no program; another version of torch may do it")
         program.save(source)
         if file_format == "openvino":
             import openvino
@@ -86,7 +91,7 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
 
 
 def _place(staged: Path, out: Path) -> None:
-    """Move the finished file, or OpenVINO's two, which others read: while one is old there is none to read."""
+    """Put the finished file, or the two files of OpenVINO, in place; at no moment can an old and a new one be read."""
     if out.suffix == SUFFIX["openvino"]:
         out.unlink(missing_ok=True)
         replace_file(out.with_suffix(".bin"), staged.with_suffix(".bin").replace)
@@ -94,9 +99,16 @@ def _place(staged: Path, out: Path) -> None:
 
 
 class _Drawing(nn.Module):
-    """z (and classes) → pictures."""
+    """The function that is exported: z (and classes) → pictures.
 
-    def __init__(self, generator: nn.Module, options: dict):
+    Args:
+        generator: the generator.
+        options: further options of its `forward`.
+    """
+
+    generator: Network
+
+    def __init__(self, generator: Network, options: dict):
         super().__init__()
         self.generator, self.options = generator.eval(), options
 
@@ -105,57 +117,60 @@ class _Drawing(nn.Module):
         return self.generator(z.to(self.generator.dtype), **classes, **self.options).float()
 
     def examples(self, count: int) -> dict[str, torch.Tensor]:
-        """Inputs by name, the same at every call."""
+        """Return random inputs by name, the same at every call.
+
+        Args:
+            count: batch size.
+        """
         random = seeded(count)
-        found = {"z": torch.randn(count, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu")}
+        inputs = {"z": torch.randn(count, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu")}
         if num_classes := getattr(self.generator, "num_classes", 0):
-            found["class_labels"] = torch.randint(num_classes, (count,), generator=random, device="cpu")
-        return {name: tensor.to(self.generator.device) for name, tensor in found.items()}
+            inputs["class_labels"] = torch.randint(num_classes, (count,), generator=random, device="cpu")
+        return {name: tensor.to(self.generator.device) for name, tensor in inputs.items()}
 
 
-def _largest_difference(drawing: _Drawing, file: Path) -> float:
+def _runner(file: Path) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """Return the function inputs → images that an exported file computes."""
     if file.suffix == SUFFIX["onnx"]:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        return lambda inputs: np.asarray(session.run(["images"], inputs)[0])
+    import openvino
 
-        def draw(inputs):
-            return session.run(["images"], inputs)[0]
-    else:
-        import openvino
+    # without the hint OpenVINO computes in bf16 where the processor can: pictures then differ at 40 dB
+    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda inputs: compiled(inputs)["images"]
 
-        # without the hint it computes in bf16 where the processor can, at 40 dB
-        compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-        def draw(inputs):
-            return compiled(inputs)["images"]
-
-    worst = 0.0
+def _largest_difference(drawing: _Drawing, file: Path) -> float:
+    """Return the largest difference between pictures of torch and of the file, as a share of their largest value."""
+    draw, worst = _runner(file), 0.0
     for count in CHECKED:
         inputs = drawing.examples(count)
-        want = drawing(**inputs)
-        got = torch.from_numpy(draw({name: tensor.cpu().numpy() for name, tensor in inputs.items()}).copy())
-        worst = max(worst, float((got - want.cpu()).abs().max() / want.abs().max()))
+        expected = drawing(**inputs)
+        actual = torch.from_numpy(draw({name: tensor.cpu().numpy() for name, tensor in inputs.items()}).copy())
+        worst = max(worst, float((actual - expected.cpu()).abs().max() / expected.abs().max()))
     return worst
 
 
 @contextmanager
 def _fused(pipe: FewShotGAN):
-    """Adapters in the weights, where they can be, so that the file has no more to compute than the base's."""
-    ours = bool(pipe.active_adapters()) and pipe.bank.fused is None
-    if ours:
+    """Fuse the active adapters where possible, so that the file computes no more than that of the base would."""
+    fuses = bool(pipe.active_adapters()) and pipe.bank.fused is None
+    if fuses:
         pipe.fuse_adapters()
     try:
         pipe.bank.refresh()
         yield
     finally:
-        if ours:
+        if fuses:
             pipe.unfuse_adapters()
 
 
 @contextmanager
 def _quiet():
-    """The exporter warns of torchvision, which is not needed, and of shapes that it takes for fixed."""
+    """Silence the exporter: it warns that torchvision is missing, which is not needed, and that shapes are fixed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Any number of pictures into a folder of files: batch by batch, resumed after a kill, split over processes."""
+"""Write any number of pictures to a folder: batch by batch, resumed after a kill, split over processes."""
 
 import io
 import json
@@ -13,11 +13,13 @@ from itertools import groupby, islice
 from numbers import Integral, Real
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from PIL.Image import Image
 from tqdm.auto import tqdm
 
+from ..adapters.looks import without_zeros
 from ..hub import portable_name
 from ..models.latents import check_latents
 from ..pipeline import FewShotGAN
@@ -28,18 +30,18 @@ from ..utils.random import check_seed, seeded
 from ..utils.threads import available_cores
 from ..version import __version__
 
-MANIFEST = ".generation.json"  # hidden: `load_dataset(folder)` would take it for data
+MANIFEST = ".generation.json"  # hidden, since `load_dataset(folder)` would read it as data
 SUFFIX = {"png": "png", "webdataset": "tar", "parquet": "parquet"}
-SHARD_SIZE = 1024  # a multiple of usual batch sizes: then all formats cut the same batches
-ROW_GROUP = 100  # pictures that parquet holds in memory, and that a reader fetches at once
+SHARD_SIZE = 1024  # a multiple of usual batch sizes, so that batches are the same in all formats
+ROW_GROUP = 100  # pictures per row group of parquet: held in memory when writing, read at once by readers
 
 
 class Part(NamedTuple):
-    """Pictures that are written together: a shard, or of a png folder a batch."""
+    """Pictures that are written together: a shard, or a batch in a folder of PNG files."""
 
-    prefix: str
-    start: int
-    stop: int
+    prefix: str  # of the look, in file names
+    start: int  # number of the first picture
+    stop: int  # number after that of the last picture
     files: tuple[str, ...]
 
 
@@ -58,31 +60,32 @@ def write_pictures(
     noise_mode: str = "const",
     batch_size: int = 8,
 ) -> int:
-    """Write picture 0 to `num_images` - 1 of `pipe(num_images, seed=seed)` to a folder; called again it goes on.
+    """Write all pictures of `pipe(num_images, seed=seed)` to a folder; a second call resumes an interrupted run.
 
-    Files appear whole or not at all. A hidden manifest keeps what defines the pictures, and another run is refused
-    in the same folder. Processes started by torchrun or accelerate launch share the work, on one machine or on
-    several that share the folder. Two batches are held at a time. Which pictures share a batch depends on `batch_size`
-    and `shard_size` alone, so files are the same bytes in however many goes, and by however many, they were made.
+    Files appear whole or not at all. A hidden manifest records what defines the pictures; the same folder is refused
+    for other pictures. Processes started by torchrun or accelerate launch share the work, on one machine or on several
+    that share the folder. Two batches are held in memory. Which pictures share a batch depends on `batch_size` and
+    `shard_size` only, so the bytes of the files do not depend on interruptions and on the number of processes.
 
     Args:
         pipe: on the device that shall draw; see `device`.
-        folder: new, empty, or of this same run before.
-        num_images: how many, of each look.
-        file_format: "png", a file per picture, `00000.png`; "webdataset", tar files of `00000.png` and `00000.json`;
-            "parquet", an `Image` of the datasets library and the same facts as columns: `index`, `seed`, of
-            class-conditional bases `label`, and `look`, `adapter`, `caption`, see `facts_of`.
-        shard_size: pictures per tar or parquet file; None: 1024. Of these formats only.
+        folder: a new or empty folder, or that of the interrupted run.
+        num_images: pictures per look.
+        file_format: "png": a file per picture, `00000.png`. "webdataset": tar files of `00000.png` and `00000.json`.
+            "parquet": a column `image`, an `Image` of the datasets library. The latter two also hold `index`, `seed`,
+            `label` for class-conditional bases, and `look`, `adapter` and `caption`, see `facts_of`.
+        shard_size: pictures per tar or parquet file; None: 1024. Not for png.
         seed, latents, class_labels, truncation_psi, noise_mode, batch_size: as in `FewShotGAN.__call__`.
-        looks: beginning of the file names → `{adapter: weight}`, each drawn from the same latents. None: what acts.
+        looks: prefix of the file names → `{adapter: weight}`; all looks are drawn from the same latents. None: the
+            active adapters.
 
     Returns:
-        How many pictures this process drew; what was there already is not drawn again.
+        Number of pictures that this process drew; pictures that exist already are not drawn again.
 
     Raises:
         FileExistsError: the folder holds other files.
-        ValueError: the folder holds pictures of another run; the message names what differs. Or what the pipeline
-            refuses.
+        ValueError: the folder holds pictures of another run, or the pipeline refuses an option; the message names what
+            differs.
         ImportError: parquet without pyarrow, or several processes without accelerate.
     """
     if file_format not in SUFFIX:
@@ -100,9 +103,10 @@ def write_pictures(
     state = launched()
     rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
     options = {"truncation_psi": truncation_psi, "noise_mode": noise_mode, "batch_size": batch_size}
-    per_image = {"latents": latents, "class_labels": pipe._labels(class_labels, num_images, latents)}
-    per_image = {name: values for name, values in per_image.items() if values is not None}
-    for look in [None] if looks is None else looks.values():  # what the pipeline refuses comes before there is a folder
+    labels = pipe.prepare_class_labels(class_labels, num_images, latents)
+    given = {"latents": latents, "class_labels": labels}
+    per_image: dict[str, Any] = {name: values for name, values in given.items() if values is not None}
+    for look in [None] if looks is None else looks.values():  # fails before the folder is made if options are refused
         pipe(1, seed=seed, adapter_names=look, **options, **{name: values[:1] for name, values in per_image.items()})
 
     folder = user_path(folder)
@@ -114,48 +118,59 @@ def write_pictures(
         if looks is None
         else {prefix: facts_of(pipe, look) for prefix, look in looks.items()}
     )
-    numbers = ["index", "seed", *(["label"] if "class_labels" in per_image else [])]
-    record["columns"] = None if file_format == "png" else [*numbers, *next(iter(facts_of_looks.values()))]
+    integer_columns = ["index", "seed", *(["label"] if "class_labels" in per_image else [])]
+    record["columns"] = None if file_format == "png" else [*integer_columns, *next(iter(facts_of_looks.values()))]
     _check_folder(folder, record)
     if rank == 0 and not (folder / MANIFEST).is_file():
         replace_text(folder / MANIFEST, json.dumps(record, indent=1) + "\n")
     if state:
         state.wait_for_everyone()
 
-    name = f"{{}}{{:0{max(5, len(str(num_images - 1)))}d}}.png".format  # of a picture, from prefix and index
+    file_name = f"{{}}{{:0{max(5, len(str(num_images - 1)))}d}}.png".format  # (prefix, index) → name of a picture
     spans = [(prefix, i, min(i + size, num_images)) for prefix in looks or [""] for i in range(0, num_images, size)]
-    mine = []
+    own_parts = []  # those of this process
     for prefix, start, stop in spans[rank::processes]:
         shard = (f"{prefix}{start // size:05d}.{SUFFIX[file_format]}",)
-        files = tuple(name(prefix, i) for i in range(start, stop)) if file_format == "png" else shard
-        mine.append(Part(prefix, start, stop, files))
-    there = _tidy(folder, {file for part in mine for file in part.files})
-    todo = [part for part in mine if not there.issuperset(part.files)]
+        files = tuple(file_name(prefix, i) for i in range(start, stop)) if file_format == "png" else shard
+        own_parts.append(Part(prefix, start, stop, files))
+    finished = _tidy(folder, {file for part in own_parts for file in part.files})
+    todo = [part for part in own_parts if not finished.issuperset(part.files)]
 
     def drawn(pool: ThreadPoolExecutor) -> Iterator[tuple]:
-        """`(part, file, facts, future)` of each missing picture: of its PNG bytes, or of its file in a png folder."""
+        """Yield `(part, file name, facts, future)` of each missing picture.
+
+        The future gives its PNG bytes; for a folder of PNG files, it writes the file.
+        """
         for prefix, parts in groupby(todo, attrgetter("prefix")):
             look, source, position = looks and looks[prefix], seeded(seed), 0
             for part in parts:
-                given = {"adapter_names": look, **{key: v[part.start : part.stop] for key, v in per_image.items()}}
+                values = {key: v[part.start : part.stop] for key, v in per_image.items()}
                 skip, position = part.start - position, part.stop
-                batches = pipe.stream(part.stop - part.start, skip=skip, generator=source, **options, **given)
+                batches = pipe.stream(
+                    part.stop - part.start, skip=skip, generator=source, adapter_names=look, **options, **values
+                )
                 for index, image in enumerate((image for batch in batches for image in batch.images), part.start):
-                    file, facts = name(prefix, index), {"index": index, "seed": int(seed)}
+                    file = file_name(prefix, index)
+                    facts: dict[str, int | str] = {"index": index, "seed": int(seed)}
                     if "class_labels" in per_image:
                         facts["label"] = int(per_image["class_labels"][index])
                     facts |= facts_of_looks[prefix]
-                    work = (replace_file, folder / file, image.save) if file_format == "png" else (_encode, image)
-                    yield part, file, facts, pool.submit(*work)
+                    picture = cast(Image, image)  # of the output type "pil"
+                    if file_format == "png":
+                        future = pool.submit(replace_file, folder / file, picture.save)
+                    else:
+                        future = pool.submit(_encode, picture)
+                    yield part, file, facts, future
 
-    total, missing = (sum(part.stop - part.start for part in parts) for parts in (mine, todo))
-    bar = {"total": total, "initial": total - missing, "disable": rank > 0 or missing < 4 * batch_size}
+    total, missing = (sum(part.stop - part.start for part in parts) for parts in (own_parts, todo))
+    bar: dict[str, Any] = {"total": total, "initial": total - missing}
+    bar["disable"] = rank > 0 or missing < 4 * batch_size
     bar["desc"] = "drawing" if processes == 1 else f"drawing, process 1 of {processes}"
     with ThreadPoolExecutor(min(8, available_cores())) as pool:
         for part, pictures in groupby(tqdm(_ahead(drawn(pool), batch_size), **bar), itemgetter(0)):
             rows = ((file, future.result(), facts) for _, file, facts, future in pictures)
             if file_format == "png":
-                deque(rows, maxlen=0)  # the pool writes them
+                deque(rows, maxlen=0)  # wait until the pool has written them
             else:
                 replace_file(folder / part.files[0], partial(pack, rows))
     if state:
@@ -164,14 +179,14 @@ def write_pictures(
 
 
 def facts_of(pipe: FewShotGAN, look: Mapping) -> dict[str, str]:
-    """What rows say of a look.
+    """Return the columns that describe a look.
 
     Returns:
-        `look`: its `{adapter: weight}` in JSON, `{}` of the base; `adapter`: the names of those that act, joined by
-        " + ", empty of the base; `caption`: the same in words, each adapter by the text that taught it if one did, with
-        its weight if that is another number than 1, and the base by its name.
+        `look`: `{adapter: weight}` as JSON, `{}` for the base. `adapter`: names of the adapters whose weight is not 0,
+        joined by " + ", empty for the base. `caption`: the same in words: each adapter by the text that it was trained
+        with, if any, followed by its weight if that is a number other than 1; the name of the base if no adapter acts.
     """
-    weights = {name: weight for name, weight in look.items() if weight != 0}
+    weights = without_zeros(look)
     captions = []
     for name, weight in weights.items():
         text = (pipe.bank.adapters[name].config.training or {}).get("text")
@@ -182,11 +197,12 @@ def facts_of(pipe: FewShotGAN, look: Mapping) -> dict[str, str]:
 
 
 def launched():
-    """Accelerate's `PartialState` if torchrun or accelerate launch started several processes, else None.
+    """Return accelerate's `PartialState` if torchrun or accelerate launch started several processes, else None.
 
     Raises:
-        ImportError: there are several, and accelerate is not installed.
-        ValueError: they were started otherwise, and do not know of each other.
+        ImportError: there are several processes, and accelerate is not installed.
+        ValueError: `WORLD_SIZE` says that there are several, but they were started in another way and do not
+            communicate.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return None
@@ -197,7 +213,7 @@ def launched():
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: several processes need the accelerate package, which is not "
             "installed: pip install 'fewshot_gan[train]'"
         ) from error
-    # gloo without a GPU, else NCCL; the first to finish may wait long for the last
+    # a long timeout: the first process to finish may wait long for the last
     state = PartialState(cpu=_on_cpu(), timeout=timedelta(weeks=4))
     if state.num_processes == 1:
         raise ValueError(
@@ -208,20 +224,20 @@ def launched():
 
 
 def device() -> torch.device:
-    """Where this process draws: a GPU of its own if there is one; `ACCELERATE_USE_CPU=true` says no."""
+    """Return the device of this process: its own GPU if there is one, unless `ACCELERATE_USE_CPU=true` is set."""
     state = launched()
-    return state.device if state else torch.device("cpu" if _on_cpu() else "cuda")
+    return torch.device(state.device) if state and state.device else torch.device("cpu" if _on_cpu() else "cuda")
 
 
 def _on_cpu() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
 
 
-# ------------------------------------------------------------------------------------------- what the folder is of
+# --------------------------------------------------------------------------------------------- manifest and folder
 
 
 def _record(pipe: FewShotGAN, looks, per_image: Mapping[str, torch.Tensor], **run) -> dict:
-    """What defines the pictures, as the manifest keeps it."""
+    """Return the content of the manifest: everything that the pictures depend on."""
     looks = {"": pipe.bank.current()} if looks is None else looks
     if run["truncation_psi"] is None and "latents" not in per_image:
         run["truncation_psi"] = pipe.config.truncation_psi
@@ -240,11 +256,11 @@ def _record(pipe: FewShotGAN, looks, per_image: Mapping[str, torch.Tensor], **ru
         "class_labels": labels,
         **run,
     }
-    return json.loads(json.dumps(record))  # as it will be read
+    return json.loads(json.dumps(record))  # with the types that reading the manifest gives
 
 
 def _check_folder(folder: Path, record: dict) -> None:
-    """Refuse a folder of anything else than this run."""
+    """Refuse a folder that holds anything but pictures of this run."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; give a folder")
     manifest = folder / MANIFEST
@@ -257,33 +273,40 @@ def _check_folder(folder: Path, record: dict) -> None:
             )
         return
     try:
-        found = read_json(manifest)
+        earlier = read_json(manifest)
     except ValueError as error:
         raise ValueError(f"{error}, choose another folder, or remove this one") from error
-    for name in {**record, **found}:
-        if name != "base" and found.get(name) != record.get(name):  # one base may be called by several names
+    for name in {**record, **earlier}:
+        if name != "base" and earlier.get(name) != record.get(
+            name
+        ):  # a base may have several names; its fingerprint counts
             raise ValueError(
-                f"{folder} holds pictures of another run: {name} was {found.get(name)!r}, now {record.get(name)!r}; "
+                f"{folder} holds pictures of another run: {name} was {earlier.get(name)!r}, now {record.get(name)!r}; "
                 "choose another folder, remove this one, or give the old value"
             )
 
 
 def _tidy(folder: Path, wanted: set[str]) -> set[str]:
-    """Remove what a kill left of the files `wanted`; returns the names of those that are there, whole."""
-    there = set()
+    """Remove temporary files that a killed process left, and return the names of the finished files.
+
+    Args:
+        folder: of the run; need not exist.
+        wanted: names of the files of this process; others are left alone.
+    """
+    finished = set()
     for entry in os.scandir(folder):
         if (leftover := LEFTOVER.fullmatch(entry.name)) and leftover[1] in wanted:
             Path(entry).unlink(missing_ok=True)
-        elif entry.name in wanted and entry.stat().st_size:  # empty: the machine went down before it was on the disk
-            there.add(entry.name)
-    return there
+        elif entry.name in wanted and entry.stat().st_size:  # empty if the machine crashed before the write to disk
+            finished.add(entry.name)
+    return finished
 
 
 # ------------------------------------------------------------------------------------------------------------- files
 
 
 def _ahead(items: Iterable, count: int) -> Iterator:
-    """The same items, asked for `count` early: the pool encodes them while the next batch is drawn."""
+    """Yield items, each fetched `count` items ahead, so that the pool encodes them while the next batch is drawn."""
     waiting = deque()
     for item in items:
         waiting.append(item)
@@ -299,10 +322,10 @@ def _encode(image) -> bytes:
 
 
 def _write_tar(rows: Iterator[tuple], path: Path) -> None:
-    """A WebDataset shard; without times and owners, so that a run gives the same bytes each time."""
+    """Write a WebDataset shard; without times and owners, so that its bytes are always the same."""
     with tarfile.open(path, "w") as tar:
         for name, png, facts in rows:
-            key = Path(name).stem.replace(".", "_")  # WebDataset reads the extension from the first dot on
+            key = Path(name).stem.replace(".", "_")  # WebDataset takes everything after the first dot for the extension
             for suffix, data in (("png", png), ("json", json.dumps(facts).encode())):
                 entry = tarfile.TarInfo(f"{key}.{suffix}")
                 entry.size = len(data)
@@ -310,7 +333,11 @@ def _write_tar(rows: Iterator[tuple], path: Path) -> None:
 
 
 def _parquet_writer():
-    """`write(rows, path)`, once pyarrow is known to be there."""
+    """Return the function `write(rows, path)`.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
@@ -337,7 +364,7 @@ def _parquet_writer():
 
 
 def _schema(pyarrow, facts: Mapping[str, int | str]):
-    """Columns, with the note by which the datasets library knows its features."""
+    """Return the schema, with the metadata from which the datasets library reads the features."""
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     kinds = {name: "string" if isinstance(value, str) else "int64" for name, value in facts.items()}
     features = {"image": {"_type": "Image"}, **{name: {"dtype": k, "_type": "Value"} for name, k in kinds.items()}}

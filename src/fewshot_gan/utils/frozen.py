@@ -1,18 +1,36 @@
-"""Weights that need no gradient for a while, though several threads may ask for that at once."""
+"""Networks that take no gradients for a while, and networks that a module uses but does not own."""
 
 import threading
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
+T = TypeVar("T")
 _lock = threading.Lock()
-_frozen: WeakKeyDictionary = WeakKeyDictionary()  # module: [blocks that hold it, its trainable parameters]
+_frozen: WeakKeyDictionary = WeakKeyDictionary()  # module: [number of blocks that hold it, its trainable parameters]
+
+
+class Frozen(Generic[T]):
+    """Hold a network, or a collection of them, that a module uses but does not own.
+
+    An attribute of this type is no submodule: `state_dict`, `parameters`, `to` and `train` pass it over.
+
+    Attributes:
+        value: what is held.
+    """
+
+    def __init__(self, value: T):
+        self.value = value
 
 
 @contextmanager
 def frozen(module: nn.Module):
-    """No parameter of `module` takes gradients inside the block; those that did do again after the last such block."""
+    """Let no parameter of `module` take gradients inside the block.
+
+    Several threads may hold it; parameters that took gradients before do so again after the last block.
+    """
     with _lock:
         if module not in _frozen:
             _frozen[module] = [0, [p for p in module.parameters() if p.requires_grad]]

@@ -17,7 +17,6 @@ from ...utils.threads import MOST
 _USAGE = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )  # typer's own or click's
-MOST_WEIGHT = 1000
 
 
 class Space(StrEnum):
@@ -97,16 +96,9 @@ def seed_option(help: str):
 
 def parse_weight(text: str) -> float | dict:
     """`0.5`, or a schedule over depth: `coarse:0,fine:1` or `4:0,32:1`."""
-    try:
-        pairs = [entry.split(":") for entry in text.split(",")] if ":" in text else [["", text]]
-        schedule = {key.strip(): float(alpha) for key, alpha in pairs}
-        if len(schedule) < len(pairs):
-            raise ValueError("an entry comes twice")
-    except ValueError as error:
-        raise ValueError(f"--weight {text} is neither a number nor like coarse:0,fine:1") from error
-    if not all(abs(alpha) <= MOST_WEIGHT for alpha in schedule.values()):  # so is not NaN
-        raise ValueError(f"--weight {text}: give numbers from -{MOST_WEIGHT} to {MOST_WEIGHT}, e.g. 1 or 0.5")
-    return schedule if ":" in text else schedule[""]
+    from ...adapters.looks import parse_weight
+
+    return parse_weight(text, "--weight")
 
 
 class OneSentence(TyperGroup):
