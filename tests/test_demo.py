@@ -3,7 +3,6 @@
 With `FEWSHOT_GAN_SCREENSHOTS=DIR` the same browser tests run on ffhq with more steps, and leave pictures of the page.
 """
 
-import base64
 import io
 import os
 import re
@@ -234,7 +233,8 @@ def test_work_that_nobody_watches_ends(monkeypatch):
     monkeypatch.setattr("fewshot_gan.apps.studio.PATIENCE", 60.0)
     failed = Job("look", 10)
     failed.run(broken)
-    assert (failed.state, failed.error) == ("failed", "out of memory")
+    way_out = "use smaller batches or a smaller network, or end other programs"
+    assert (failed.state, failed.error) == ("failed", f"out of memory (out of memory); {way_out}")
 
 
 def test_looks_of_the_longest_unseen_are_forgotten(studio, pictures, monkeypatch):
@@ -260,20 +260,31 @@ def test_words():
     assert demo.weights(["a", "b", "c"], {"b": 1.2}) == {"a": 0.35, "b": 1.2, "c": 0.35} and demo.weights([], {}) == {}
     assert title({"ink": 0.5, "sketch": 1.0}) == "ink 0.5 + sketch" and title({}) == "no look"
     job = Job("look", 4)
-    assert "another visitor" in demo.progress(job, "Learning")
+    assert "another visitor" in demo.progress_text(job)
     job.state = "running"
-    assert "loading" in demo.progress(job, "Learning")
+    assert "Loading" in demo.progress_text(job)
     job.report(1)
     job.report(2)
-    assert re.search(
-        r'<progress max="4" value="2" aria-label="Learning">.*Step 2 of 4 · about', demo.progress(job, "Learning")
-    )
+    assert re.match(r"Step 2 of 4 · about .* left$", demo.progress_text(job))
+    job.stop()
+    assert demo.progress_text(job) == "Stopping after this step …"
+    job.state = "stopped"
+    assert demo.outcome(job) == "Stopped after 2 of 4 steps; nothing was kept."
     job.state, job.error = "failed", "<b>no</b>"
-    assert demo.progress(job, "Learning") == '<p class="job failed" role="alert">&lt;b&gt;no&lt;/b&gt;</p>'
-    drawn = demo.losses({"g": [1.0, 3.0, 2.0]})
-    assert 'points="0.0,22.0 60.0,2.0 120.0,12.0"' in drawn and "g, generator" in drawn and "<td>2</td>" in drawn
-    assert demo.losses({}) == "" and 'points="0.0,2.0"' in demo.losses({"d": [1.0]})
-    assert 'alt="&lt;i&gt;"' in demo.figure("<i>", Image.new("RGB", (4, 4)))
+    assert demo.outcome(job) == '<p class="failed" role="alert">&lt;b&gt;no&lt;/b&gt;</p>'
+    job.state = "done"
+    assert demo.outcome(job) == "Done: 4 steps."
+    picture = Image.new("RGB", (4, 4))
+    assert demo.captioned([("<i>", picture)]) == [(picture, "<i>")]
+
+
+def test_losses_of_the_curves():
+    pytest.importorskip("pandas")
+    table = demo.losses({"d": [1.0], "g": [1.0, 3.0, 2.0], "colour": [9.0]})
+    assert list(table.itertuples(index=False, name=None)) == [
+        *((1, 1.0, "discriminator"), (1, 1.0, "generator"), (2, 3.0, "generator"), (3, 2.0, "generator"))
+    ]
+    assert list(table.columns) == ["step", "loss", "network"] == list(demo.losses({}).columns)
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
@@ -364,9 +375,9 @@ def chromium():
         browser.close()
 
 
-def pixels(source):
-    """A picture of the page as an array."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))), dtype=int)
+def pixels(page, source):
+    """Return a picture of the page as an array."""
+    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())), dtype=int)
 
 
 class Visit:
@@ -389,7 +400,7 @@ class Visit:
         """Sources of the grid's pictures, once none of `cells` is as before and nothing is being drawn."""
         self.page.wait_for_function(
             """([before, cells]) => {
-              const now = [...document.querySelectorAll('.cells img')].map(i => i.src);
+              const now = [...document.querySelectorAll('.faces img')].map(i => i.src);
               const said = document.querySelector('#drawn')?.textContent ?? '';
               const other = !before || cells.every(i => now[i] !== before[i]);
               return now.length === 8 && said.includes('faces in') && other;
@@ -399,7 +410,7 @@ class Visit:
         return self.sources()
 
     def sources(self):
-        return self.page.eval_on_selector_all(".cells img", "images => images.map(i => i.src)")
+        return self.page.eval_on_selector_all(".faces img", "images => images.map(i => i.src)")
 
     def tab(self, name):
         self.page.get_by_role("tab", name=name).click()
@@ -478,7 +489,7 @@ def test_faces_in_the_browser(visit):
     v.button("Draw new faces").click()
     v.drawn(seven)
     v.number("Seed", 0)
-    v.page.wait_for_function("src => document.querySelector('.cells img').src === src", arg=first[0])
+    v.page.wait_for_function("src => document.querySelector('.faces img').src === src", arg=first[0])
     assert v.sources() == first
     second = v.page.get_by_role("checkbox").nth(1)
     second.click()  # a blend of two
@@ -494,11 +505,11 @@ def test_faces_in_the_browser(visit):
     v.choose("Look of face 2", PLAIN)
     mixed = v.drawn(weaker, [1])
     for i in (0, *range(2, 8)):  # the others stay as they are; in batches of other sizes a grey level may round
-        assert np.abs(pixels(mixed[i]) - pixels(weaker[i])).max() <= 2
+        assert np.abs(pixels(v.page, mixed[i]) - pixels(v.page, weaker[i])).max() <= 2
     assert other.sources() == first  # nobody else's page changed
-    assert v.page.locator(".cells img").nth(1).get_attribute("alt") == "Face 2: no look"
+    assert v.page.locator(".faces img").nth(1).get_attribute("alt") == "Face 2: no look"
     with v.page.expect_download() as download:
-        v.page.locator(".cells .picture a").nth(1).click()
+        v.page.locator(".faces").get_by_role("link").nth(1).click()
     assert download.value.suggested_filename == "face-0-2.png"
     assert Image.open(download.value.path()).size[0] in (32, 256)
     for i, label in enumerate(v.page.get_by_role("group").get_by_role("checkbox").all()):
@@ -546,13 +557,14 @@ def test_a_photo_in_the_browser(visit, pictures, tmp_path, width):
         v.says("#photo-status", re.compile(r"Step [23]\d of 60"))
         v.shot("photo_during")
     v.says("#photo-status", re.compile(r"Done: \d+ steps"))
-    captions = v.page.locator("#found figcaption").all_inner_texts()
+    v.page.locator("#found .caption-label").nth(2).wait_for()
+    captions = v.page.locator("#found .caption-label").all_inner_texts()
     assert captions[:2] == ["Your photo", "Found face"] and len(captions) == 3  # and the ticked look
     boxes = v.page.get_by_role("checkbox").all()
     for box in boxes[1:]:
         box.click()  # the blend and each alone
     v.page.wait_for_function(
-        "count => document.querySelectorAll('#found figcaption').length === count", arg=3 + len(boxes)
+        "count => document.querySelectorAll('#found .caption-label').length === count", arg=3 + len(boxes)
     )
     v.check()
     v.shot("photo_after")

@@ -449,7 +449,7 @@ def test_the_demo_takes_the_same_files_and_gradio_opens_none(base_folder, tmp_pa
         blocks = demo.page(opened).blocks.values()
         (files,) = [b for b in blocks if isinstance(b, gr.File) and b.file_types]
         assert files.file_types == list(FORMAT_OF)
-        (photo,) = [b for b in blocks if isinstance(b, gr.Image)]
+        (photo,) = [b for b in blocks if isinstance(b, gr.Image) and b.label == "Photo"]
         path = tmp_path / "photo.jpg"
         path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n")
         monkeypatch.setattr(Image, "open", lambda *a, **k: pytest.fail("opened before the demo's own reading"))

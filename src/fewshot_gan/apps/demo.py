@@ -1,14 +1,11 @@
-"""`fewshot-gan demo`: faces in many looks, your photo, and a look of your own, on a page in the browser.
+"""`fewshot-gan demo`: a web page that draws faces in many looks, redraws your photo, and learns a look from pictures.
 
-The page is Gradio's; what it asks for is done by `studio.Studio`.
+This module builds the Gradio page. `studio.Studio` does the work behind it.
 """
 
 import asyncio
-import base64
-import io
 import os
 import random
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -19,184 +16,115 @@ from PIL import Image
 
 from ..data.files import FORMAT_OF
 from ..hub import embedded_datasets
+from ..utils.errors import explain
+from ..utils.text import in_short
 from .demo_guard import SameSite, ended_by_sigterm, private_folder
-from .studio import CHOSEN, LOOK_STEPS, MISSING, OWN_LOOKS, PHOTO_STEPS, PLAIN, Job, Studio, duration, sentence, title
+from .studio import CHOSEN, LOOK_STEPS, MISSING, OWN_LOOKS, PHOTO_STEPS, PLAIN, Job, Studio, duration, title
 
-FACES = 8  # of the grid
-WAITING = 1000  # events at a time: Gradio counts one of a visitor who waits as much as one that computes
-LOSSES = {"d": "d, judge", "g": "g, generator"}
+FACES = 8  # pictures in the grid
+MAX_EVENTS = 2000  # events served at once; Gradio counts a waiting event like a computing one, and a job has two
+LOSSES = {"d": "discriminator", "g": "generator"}  # those that the page plots
+BLANK = "<br><br>"  # keeps the height of a status line while Gradio draws a progress bar over it
+
+CSS = """
+.gradio-container {max-width: 1240px !important; margin: 0 auto !important}
+.faces {display: grid !important; grid-template-columns: repeat(4, minmax(0, 1fr))}
+.caption-label {max-width: 100% !important; white-space: normal !important}
+#thumbs .grid-container {grid: auto-flow auto / repeat(auto-fill, minmax(72px, 1fr)) !important}
+.failed {color: var(--error-text-color)}
+@media (max-width: 640px) {
+  .faces, #found .grid-container, #learning .grid-container {grid: auto-flow auto / repeat(2, 1fr) !important}
+}
+"""
+ON_LOAD = """() => {
+  document.documentElement.lang = "en";
+  for (const id of ["drawn", "photo-status", "look-status"])
+    document.getElementById(id)?.setAttribute("aria-live", "polite");
+}"""
 
 
 def weights(chosen: Sequence[str], strengths: Mapping[str, float]) -> dict[str, float]:
-    """Looks with the strengths that were set; of the others each has its share, to a twentieth."""
+    """Return the weight of each chosen look: the visitor's setting, else an equal share rounded to a twentieth."""
     return {name: strengths.get(name, max(1, round(20 / len(chosen))) / 20) for name in chosen}
 
 
 def look_of(choice: str, chosen: Mapping[str, float]) -> dict[str, float]:
-    """The look of one picture: as chosen for all, none, or one alone."""
+    """Return the weights for one picture's choice: the looks chosen for all, no look, or one look alone."""
     if choice == CHOSEN:
         return dict(chosen)
     return {} if choice == PLAIN else {choice: 1.0}
 
 
-def figure(caption: str, image: Image.Image, file: str = "picture") -> str:
-    """A picture with its caption; clicked or entered, it is saved."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    name, caption = escape(f"{file}.png", quote=True), escape(caption, quote=True)
-    return (
-        f'<figure class="picture"><a href="#" download="{name}" title="Save {name}" '
-        f'onclick="this.href=this.querySelector(\'img\').src"><img src="{source}" alt="{caption}"></a>'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+def captioned(pictures: Sequence[tuple[str, Image.Image]]) -> list[tuple[Image.Image, str]]:
+    """Return pictures as `gr.Gallery` takes them: the picture first, then its caption."""
+    return [(image, caption) for caption, image in pictures]
 
 
-def gallery(pictures: Sequence[tuple[str, Image.Image]], kind: str = "") -> str:
-    """Pictures side by side, as many as fit."""
-    figures = "".join(figure(caption, image, re.sub(r"\W+", "-", caption).strip("-")) for caption, image in pictures)
-    return f'<div class="pictures {kind}">{figures}</div>'
-
-
-def progress(job: Job, doing: str) -> str:
-    """How far a job is, and what became of it."""
-    ended = {
-        "done": f"Done: {job.steps} steps.",
-        "stopped": f"Stopped after {job.done} of {job.steps} steps; nothing was kept.",
-        "failed": job.error,
-    }
-    if job.over:
-        role = "alert" if job.state == "failed" else "status"
-        return f'<p class="job {job.state}" role="{role}">{escape(ended[job.state])}</p>'
-    left = job.remaining()
+def progress_text(job: Job) -> str:
+    """Return what a job that is not over is doing, with an estimate of the time left."""
     if job.stopping:
-        now = "Stopping after the step at hand …"
-    elif job.state == "waiting":
-        now = "Waiting: another visitor's is on its way, yours comes next …"
-    elif job.done == 0:
-        now = "Getting ready: loading the networks …"
-    else:
-        now = f"Step {job.done} of {job.steps}"
-        now += f" · {duration(left)} left" if left is not None else ""
-        now += f" · {job.pace():.1f} s a step" if left is not None else ""
-    return (
-        f'<div class="job"><p>{escape(doing)}</p><progress max="{job.steps}" value="{job.done}" '
-        f'aria-label="{escape(doing, quote=True)}"></progress><p>{escape(now)}</p></div>'
-    )
+        return "Stopping after this step …"
+    if job.state == "waiting":
+        return "Waiting for another visitor's job to end …"
+    if job.done == 0:
+        return "Loading the networks …"
+    left = job.remaining()
+    return f"Step {job.done} of {job.steps}" + ("" if left is None else f" · {duration(left)} left")
 
 
-def losses(history: Mapping[str, Sequence[float]]) -> str:
-    """A row per loss: its name, its line, its last value."""
-    rows = []
-    for name, values in history.items():
-        low, high, steps = min(values), max(values), max(1, len(values) - 1)
-        heights = [2 + 20 * (high - value) / ((high - low) or 1) for value in values]
-        line = " ".join(f"{120 * i / steps:.1f},{height:.1f}" for i, height in enumerate(heights))
-        rows.append(
-            f'<tr><th scope="row">{escape(LOSSES.get(name, name))}</th>'
-            '<td><svg viewBox="0 0 120 24" preserveAspectRatio="none" aria-hidden="true">'
-            f'<polyline points="{line}"/></svg></td><td>{values[-1]:.3g}</td></tr>'
-        )
-    table = f'<table class="losses"><caption>From the first step to this one</caption>{"".join(rows)}</table>'
-    return table if rows else ""
+def outcome(job: Job) -> str:
+    """Return as HTML how a job ended."""
+    if job.state == "failed":
+        return failure(job.error)
+    if job.state == "stopped":
+        return f"Stopped after {job.done} of {job.steps} steps; nothing was kept."
+    return f"Done: {job.steps} steps."
 
 
-CSS = """
-.gradio-container {width: 100% !important; max-width: 1240px !important; margin: 0 auto !important}
-#top h1 {margin-bottom: .2em}
-.html-container {padding: 0 !important}
-.block:has(> .html-container > .prose:empty), [data-testid=status-tracker].hide {display: none !important}
-.cells, .pictures {display: grid !important; gap: 16px 12px; grid-template-columns: repeat(4, minmax(0, 1fr))}
-.cells > div {min-width: 0 !important; gap: 0 !important}
-.cells .block, .cells .form {border: 0 !important; background: none !important; box-shadow: none !important}
-.cells .block.padded {padding: 6px 2px !important}
-.cells figcaption, .pictures.small figcaption {display: none}
-.pictures.small {grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: 8px}
-.picture {margin: 0 !important}
-.picture a {display: block; padding: 0 !important; border-radius: 8px; overflow: hidden}
-.picture a:focus-visible {outline: 3px solid var(--color-accent); outline-offset: 2px}
-.picture img {display: block; width: 100%; aspect-ratio: 1; object-fit: cover; margin: 0 !important}
-.picture figcaption {font-size: .9rem; line-height: 1.3; padding-top: 4px; overflow-wrap: anywhere}
-.job progress {width: 100%; height: 10px; appearance: none; border: 0; border-radius: 5px; overflow: hidden}
-.job progress, .job progress::-webkit-progress-bar {background: var(--border-color-primary)}
-.job progress::-webkit-progress-value {background: var(--color-accent)}
-.job progress::-moz-progress-bar {background: var(--color-accent)}
-.job p {margin: 4px 0}
-p.failed {color: #b3261e; font-weight: 600}
-.dark p.failed {color: #ffb4ab}
-.empty {border: 1px dashed var(--body-text-color-subdued); border-radius: 8px; padding: 20px; margin: 0}
-.losses {width: 100%; border-collapse: collapse; margin: 0 !important}
-.losses caption {text-align: left; padding-bottom: 4px}
-.losses, .losses tr, .losses th, .losses td {border: 0 !important}
-.losses th, .losses td {padding: 3px 12px 3px 0 !important; text-align: left}
-.losses th, .losses td:last-child {font-weight: 400 !important; white-space: nowrap; width: 1%}
-.losses svg {display: block; width: 100%; height: 24px}
-.losses polyline {fill: none; stroke: var(--color-accent); stroke-width: 1.5; vector-effect: non-scaling-stroke}
-@media (max-width: 640px) {
-  .gradio-container {padding: 8px !important}
-  .cells, .pictures {grid-template-columns: repeat(2, minmax(0, 1fr))}
-  .pictures.small {grid-template-columns: repeat(5, minmax(0, 1fr))}
-}
-"""
-THEME = {  # plain labels, blocks that can be told apart, and grey that can be read
-    "body_background_fill": "*neutral_50",
-    "block_border_width": "1px",
-    "block_border_color": "*neutral_200",
-    "input_border_width": "1px",
-    "input_border_color": "*neutral_300",
-    "checkbox_border_color": "*neutral_400",
-    "block_title_background_fill": "none",
-    "block_title_text_color": "*body_text_color",
-    "block_title_text_weight": "600",
-    "block_title_padding": "0",
-    "block_label_background_fill": "none",
-    "block_label_background_fill_dark": "none",
-    "block_title_background_fill_dark": "none",
-    "block_label_text_color": "*body_text_color",
-    "block_label_text_weight": "600",
-    "block_info_text_color": "*neutral_600",
-    "block_info_text_color_dark": "*neutral_300",
-}
-ON_LOAD = """() => {
-  document.documentElement.lang = "en";
-  for (const id of ["drawn", "photo-status", "look-status"])
-    document.getElementById(id)?.setAttribute("aria-live", "polite");
-  const untranslated = '[aria-label^="common."]';
-  const name = () => document.querySelectorAll(untranslated).forEach(e => e.ariaLabel = e.ariaLabel.slice(7));
-  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});  // Gradio's untranslated ones
-}"""
-NO_PHOTO = (
-    '<p class="empty">Your photo, the face that the base finds for it, and that face in the looks appear here.</p>'
-)
-NO_LOOK = '<p class="empty">Four faces in your look appear here, and change as it learns.</p>'
+def failure(message: str) -> str:
+    """Return an error message as HTML that screen readers announce."""
+    return f'<p class="failed" role="alert">{escape(message)}</p>'
+
+
+def losses(history: Mapping[str, Sequence[float]]):
+    """Return the losses of both networks as a table for `gr.LinePlot`, with the columns step, loss and network."""
+    import pandas as pd
+
+    rows = [
+        (step, value, network)
+        for name, network in LOSSES.items()
+        for step, value in enumerate(history.get(name, ()), start=1)
+    ]
+    return pd.DataFrame(rows, columns=["step", "loss", "network"])
 
 
 def page(studio: Studio):
-    """The page as `gradio.Blocks`.
+    """Build the page as `gradio.Blocks`.
 
     Raises:
         ImportError: Gradio is not installed.
     """
     gr = gradio()
+    from gradio.processing_utils import save_pil_to_cache
 
     @contextmanager
-    def in_one_sentence():
+    def errors_as_toasts():
         try:
             yield
         except (ValueError, OSError, ImportError) as error:
-            raise gr.Error(escape(sentence(error)), print_exception=False) from error
+            raise gr.Error(escape(explain(error)), print_exception=False) from error
 
     def enter(key):
         key = studio.enter(key)
         looks = [CHOSEN, PLAIN, *studio.labels(key)]
-        return [key, gr.CheckboxGroup(choices=studio.labels(key)), kept(key), *[gr.Dropdown(choices=looks)] * FACES]
+        return [key, gr.CheckboxGroup(choices=studio.labels(key)), downloads_of(key), *[gr.Dropdown(looks)] * FACES]
 
-    def kept(key):
+    def downloads_of(key):
         files = [str(file) for file in studio.visitor(key).files.values()]
         return gr.File(files or None, visible=bool(files))
 
     def draw(key, seed, psi, chosen, strengths, *own):
-        with in_one_sentence():
+        with errors_as_toasts():
             if seed is None or not 0 <= seed < 2**32:
                 raise ValueError(f"seed {seed}: give a whole number from 0 to {2**32 - 1}")
             yield [f"Drawing {FACES} faces …", *[gr.skip()] * FACES]
@@ -204,71 +132,84 @@ def page(studio: Studio):
             looks = [look_of(choice, chosen) for choice in own]
             images = studio.draw(key, looks, seed=int(seed), psi=psi)
             cells = [
-                figure(f"Face {i + 1}: {title(look)}", image, f"face-{int(seed)}-{i + 1}")
+                gr.Image(
+                    save_pil_to_cache(image, faces[i].GRADIO_CACHE, name=f"face-{int(seed)}-{i + 1}", format="png"),
+                    alt_text=f"Face {i + 1}: {title(look)}",
+                )
                 for i, (look, image) in enumerate(zip(looks, images, strict=True))
             ]
-            yield [f"{FACES} faces in {time.perf_counter() - start:.1f} s. Click a picture to save it.", *cells]
+            yield [f"Drew {FACES} faces in {time.perf_counter() - start:.1f} s.", *cells]
 
     def draw_photo(key, chosen, strengths):
-        with in_one_sentence():
+        with errors_as_toasts():
             pictures = studio.photo_in(key, weights(chosen, strengths))
-        return gallery(pictures) if pictures else gr.skip()
+        return [captioned(pictures), gr.Column(visible=True)] if pictures else [gr.skip()] * 2
 
-    def running(job):
-        """Start and stop buttons."""
-        on = not job.over
-        return gr.Button(interactive=not on), gr.Button(visible=on, interactive=on and not job.stopping)
+    def follow(kind):
+        """Return an event that shows the progress of a visitor's job until it is over, then how it ended."""
 
-    async def shown_now(job, before):
-        """The gallery of a job's pictures if they are others than before, made in a thread."""
-        if job.pictures is before or not job.pictures:
-            return gr.skip()
-        return await asyncio.to_thread(gallery, job.pictures)
+        async def follow_job(key, progress=gr.Progress()):  # noqa: B008  Gradio finds it by its default value
+            ended = gr.skip()
+            async for job in studio.watch(key, kind):
+                if job.over:
+                    ended = outcome(job)
+                else:
+                    progress(job.done / job.steps, desc=progress_text(job))
+            return ended
+
+        follow_job.__name__ = f"follow_{kind}"  # Gradio names the event after it
+        return follow_job
+
+    def buttons(job):
+        """Return the states of a start and a stop button."""
+        running = not job.over
+        return gr.Button(interactive=not running), gr.Button(visible=running, interactive=not job.stopping)
+
+    def preview(job, latest):
+        """Return a job's pictures and their column, unless the page shows these pictures already."""
+        if job.pictures is latest:
+            return [gr.skip()] * 2
+        return [captioned(job.pictures), gr.Column(visible=bool(job.pictures))]
 
     async def watch_photo(key, chosen, strengths):
-        shown = None
+        latest = None
         yield [gr.skip()] * 4
         async for job in studio.watch(key, "photo"):
-            pictures, shown = await shown_now(job, shown), job.pictures
+            results, latest = preview(job, latest), job.pictures
             if job.over and job.state != "done" and not studio.visitor(key).photo:
-                pictures = NO_PHOTO
+                results = [None, gr.Column(visible=False)]
             elif job.over:
-                pictures = await asyncio.to_thread(draw_photo, key, chosen, strengths)
-            yield progress(job, "Looking for your face among those the base can draw"), pictures, *running(job)
+                results = await asyncio.to_thread(draw_photo, key, chosen, strengths)
+            yield *results, *buttons(job)
 
-    async def start_photo(key, path, closeness, steps, chosen, strengths):
-        with in_one_sentence():
+    async def start_photo(key, path, closeness, steps):
+        with errors_as_toasts():
             await asyncio.to_thread(studio.find_photo, key, path, closeness, int(steps))
-        async for update in watch_photo(key, chosen, strengths):
-            yield update
 
     async def watch_look(key):
-        shown, same = None, [gr.skip()] * (2 + FACES)
-        yield [gr.skip()] * (5 + 2 + FACES)
+        latest = None
+        yield [gr.skip()] * (7 + FACES)
         async for job in studio.watch(key, "look"):
-            pictures, shown, more = await shown_now(job, shown), job.pictures, same
-            if job.over and not job.pictures:
-                pictures = NO_LOOK
+            results, latest, choices = preview(job, latest), job.pictures, [gr.skip()] * (2 + FACES)
             if job.state == "done":
                 looks = studio.labels(key)
-                choices = gr.Dropdown(choices=[CHOSEN, PLAIN, *looks])
-                more = [gr.CheckboxGroup(choices=looks, value=looks[-1:]), kept(key), *[choices] * FACES]
-            yield progress(job, "Learning your look"), pictures, losses(job.history), *running(job), *more
+                dropdown = gr.Dropdown([CHOSEN, PLAIN, *looks])
+                choices = [gr.CheckboxGroup(looks, value=looks[-1:]), downloads_of(key), *[dropdown] * FACES]
+            plot = gr.LinePlot(losses(job.history), x_lim=[1, job.steps])
+            yield *results, plot, *buttons(job), *choices
 
     async def start_look(key, files, name, steps):
-        with in_one_sentence():
+        with errors_as_toasts():
             await asyncio.to_thread(studio.teach, key, files or [], name, int(steps))
-        async for update in watch_look(key):
-            yield update
 
-    def look_at(files):
-        if not files:
-            return ""
+    def show_crops(files):
+        note, crops = "", []
         try:
-            pictures = [(name, image.resize((128, 128))) for name, image in studio.squares(files)]
-        except ValueError as error:  # stays beside the files until they are others
-            return f'<p class="failed" role="alert">{escape(sentence(error))}</p>'
-        return f"<p>{len(pictures)} pictures, as training sees them:</p>{gallery(pictures, 'small')}"
+            crops = [image for _, image in studio.squares(files or [])]
+            note = f"{len(crops)} pictures, as training sees them:" if crops else ""
+        except ValueError as error:  # stays beside the files until the visitor changes them
+            note = failure(explain(error))
+        return note, crops, gr.Column(visible=bool(note)), gr.Column(visible=bool(crops))
 
     def show_sliders(key, chosen, strengths):
         shown, labels = weights(chosen, strengths), studio.labels(key)
@@ -277,18 +218,22 @@ def page(studio: Studio):
             for name in [*labels, *[""] * (len(sliders) - len(labels))]
         ]
 
-    def strength(key, value, strengths, number):
+    def set_strength(key, value, strengths, number):
         return {**strengths, studio.labels(key)[number]: value}
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+    hidden = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+    shown = {"api_visibility": "private", "concurrency_limit": None}
+    pictures_only = {"interactive": False, "show_label": False, "format": "png", "buttons": ["download"]}
+    several = {"height": "max-content", "fit_columns": False, **pictures_only}
+    status = {"container": True, "padding": True, "min_height": 64}
     pencil = embedded_datasets().get("pencil")
     examples = sorted(str(path) for path in pencil.glob("*.png")) if pencil else []
-    with gr.Blocks(title="fewshot_gan", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+    options = {"analytics_enabled": False, "delete_cache": (3600, 3600), "fill_width": True}
+    with gr.Blocks(title="fewshot_gan", **options) as blocks:
         key, strengths = gr.BrowserState(storage_key="fewshot-gan-demo"), gr.State({})
         gr.Markdown(
-            "# One face generator, many looks\nDraw faces in the looks below, put your own photo into them, or teach "
-            "the generator a look from about ten pictures. Nothing leaves the machine that runs this page.",
-            elem_id="top",
+            "# One face generator, many looks\nDraw faces in many looks, see your photo in them, or teach a look of "
+            "your own with about ten pictures. Nothing leaves the machine that runs this page."
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
@@ -296,134 +241,137 @@ def page(studio: Studio):
                     studio.looks,
                     value=studio.looks[:1],
                     label="Looks",
-                    info="Tick any number: they blend."
-                    if studio.looks
-                    else "Those you teach appear here; ticked ones blend.",
+                    info="Tick several to blend them." if studio.looks else "Looks that you teach appear here.",
                 )
-
                 sliders = [
                     gr.Slider(
-                        0,
-                        1.5,
-                        1.0,
-                        step=0.05,
-                        label=f"Strength of {name}",
-                        interactive=True,
+                        *(0, 1.5, 1.0), step=0.05, label=f"Strength of {name}", interactive=True,
                         visible=bool(name) and not i,
                     )
                     for i, name in enumerate([*studio.looks, *[""] * OWN_LOOKS])
-                ]
-
+                ]  # fmt: skip
             with gr.Column(scale=3, min_width=300), gr.Tabs():
                 with gr.Tab("Faces"):
                     with gr.Row(equal_height=True):
-                        seed = gr.Number(0, label="Seed", info="One seed, one set of faces.", precision=0, minimum=0)
+                        seed = gr.Number(
+                            0, label="Seed", info="The same seed draws the same faces.", precision=0, minimum=0
+                        )
                         psi = gr.Slider(
-                            0, 1.2, studio.pipe.config.truncation_psi, step=0.05, label="Variety",
-                            info="Truncation ψ: 0 is the average face.",
+                            *(0, 1.2, studio.pipe.config["truncation_psi"]), step=0.05, label="Variety",
+                            info="Truncation ψ: 0 draws the average face.",
                         )  # fmt: skip
                     fresh = gr.Button("Draw new faces", variant="primary")
-                    drawn = gr.HTML(elem_id="drawn")
-                    cells, own = [], []
-                    with gr.Row(elem_classes="cells"):
+                    drawn = gr.Markdown(elem_id="drawn")
+                    faces, own = [], []
+                    with gr.Row(elem_classes="faces"):
                         for i in range(FACES):
-                            with gr.Column(min_width=0):
-                                cells.append(gr.HTML(elem_classes="cell"))
+                            with gr.Group():
+                                faces.append(gr.Image(container=False, **pictures_only))
                                 own.append(
                                     gr.Dropdown(
                                         [CHOSEN, PLAIN, *studio.looks], value=CHOSEN, label=f"Look of face {i + 1}",
-                                        filterable=False,
+                                        show_label=False, filterable=False, min_width=0,
                                     )
                                 )  # fmt: skip
                 with gr.Tab("Your photo"):
                     gr.Markdown(
-                        "The face should fill the photo's middle as faces fill the pictures of the base. You get a "
-                        "natural face in the same pose that resembles the person; it is not a likeness."
+                        "Choose a photo whose face fills the middle. You get a natural face in the same pose that "
+                        "resembles the person, not an exact likeness."
                     )
                     photo = gr.Image(
                         type="filepath", image_mode=None, sources=["upload"], label="Photo", height=240,
                         alt_text="Your photo",
                     )  # fmt: skip
-                    # Gradio would open the upload, by whatever Pillow knows to open; here only its path is handed on
-                    photo.preprocess = lambda upload: None if upload is None else upload.path
+                    # Gradio would open the upload with every format that Pillow knows; the studio opens a few safe ones
+                    photo.preprocess = lambda payload: None if payload is None else payload.path
                     photo_steps = gr.Slider(
-                        5, 300, PHOTO_STEPS, step=5, label="Search steps", info=studio.expected("photo", PHOTO_STEPS)
-                    )
+                        *(5, 300, PHOTO_STEPS), step=5, label="Search steps",
+                        info=studio.expected("photo", PHOTO_STEPS),
+                    )  # fmt: skip
                     closeness = gr.Radio(
-                        [("A natural face", "w"), ("Closer to the photo", "w+")], value="w", label="What to look for",
-                        info="A closer face takes looks less well.",
+                        [("A natural face", "w"), ("Closer to the photo", "w+")], value="w", label="Look for",
+                        info="A natural face takes looks better.",
                     )  # fmt: skip
                     with gr.Row(equal_height=True):
                         find = gr.Button("Find my face", variant="primary")
                         stop_photo = gr.Button("Stop", variant="stop", visible=False)
-                    photo_status = gr.HTML(elem_id="photo-status")
-                    found = gr.HTML(NO_PHOTO, elem_id="found")
+                    photo_status = gr.HTML("Your face appears here in the looks.", elem_id="photo-status", **status)
+                    with gr.Column(visible=False, elem_id="found") as found_column:
+                        found = gr.Gallery(columns=4, **several)
                 with gr.Tab("New look"):
                     gr.Markdown(
-                        "About ten pictures of one look: faces in the same framing as those of the base, in your "
-                        "style. They are cropped to the centre square."
+                        "Choose about ten pictures of faces in one style. Faces should fill the middle: training "
+                        "crops each picture to its centre square."
                     )
                     files = gr.File(
-                        file_count="multiple", file_types=list(FORMAT_OF), label="Pictures of the look", height=140
+                        file_count="multiple", file_types=list(FORMAT_OF), label="Pictures of the look", height=170
                     )
-                    if examples:
-                        example = gr.Button("Use the ten example drawings", size="sm")
-                    thumbs = gr.HTML(elem_id="thumbs")
+                    example = gr.Button("Use the ten example drawings", size="sm", visible=bool(examples))
+                    with gr.Column(visible=False, elem_id="thumbs") as thumbs:
+                        crops_note = gr.HTML()
+                        with gr.Column(visible=False) as crops_column:
+                            crops = gr.Gallery(columns=5, **several)
                     with gr.Row(equal_height=True):
-                        name = gr.Textbox("my look", label="Name", info="What to call it.", max_length=40)
+                        name = gr.Textbox("my look", label="Name", info="At most 40 characters.", max_length=40)
                         look_steps = gr.Slider(
-                            5, 400, LOOK_STEPS, step=5, label="Training steps", info=studio.expected("look", LOOK_STEPS)
-                        )
+                            *(5, 400, LOOK_STEPS), step=5, label="Training steps",
+                            info=studio.expected("look", LOOK_STEPS),
+                        )  # fmt: skip
                     with gr.Row(equal_height=True):
                         teach = gr.Button("Teach this look", variant="primary")
                         stop_look = gr.Button("Stop", variant="stop", visible=False)
-                    look_status = gr.HTML(elem_id="look-status")
-                    learning = gr.HTML(NO_LOOK, elem_id="learning")
+                    look_status = gr.HTML("Faces appear here as training goes on.", elem_id="look-status", **status)
+                    with gr.Column(visible=False, elem_id="learning") as learning_column:
+                        learning = gr.Gallery(columns=4, **several)
                     with gr.Accordion("Losses", open=False):
-                        curves = gr.HTML("<p>Nothing yet.</p>", elem_id="losses")
+                        curves = gr.LinePlot(x="step", y="loss", color="network", height=240, elem_id="losses")
                     downloads = gr.File(
-                        label="Your looks, to keep: unzip one, then load_adapter(folder)", interactive=False,
+                        label="Your looks: unzip one, then load_adapter(folder)", interactive=False,
                         visible=False, file_count="multiple", elem_id="downloads",
                     )  # fmt: skip
 
         looks = [key, chosen, strengths]
-        of_photo = [photo_status, found, find, stop_photo]
-        of_look = [look_status, learning, curves, teach, stop_look, chosen, downloads, *own]
-        faces = {"inputs": [key, seed, psi, chosen, strengths, *own], "outputs": [drawn, *cells], **quiet}
+        drawing = {"inputs": [key, seed, psi, chosen, strengths, *own], "outputs": [drawn, *faces], **hidden}
+        found_outputs = [found, found_column]
+        look_outputs = [learning, learning_column, curves, teach, stop_look, chosen, downloads, *own]
         blocks.load(None, js=ON_LOAD)
-        entered = blocks.load(enter, key, [key, chosen, downloads, *own], **quiet)
-        entered.then(draw, **faces)
-        entered.then(draw_photo, looks, found, **quiet)
-        entered.then(watch_photo, looks, of_photo, **quiet)
-        entered.then(watch_look, key, of_look, **quiet)
+        entered = blocks.load(enter, key, [key, chosen, downloads, *own], **hidden)
+        entered.then(draw, **drawing)
+        entered.then(draw_photo, looks, found_outputs, **hidden)
+        found_inputs, look_inputs = [key, photo, closeness, photo_steps], [key, files, name, look_steps]
+        finding = find.click(start_photo, found_inputs, None, **hidden)
+        teaching = teach.click(start_look, look_inputs, None, **hidden)
+        for event in (entered.then, finding.success(lambda: BLANK, None, photo_status, **hidden).then):
+            event(follow("photo"), key, photo_status, **shown)
+            event(watch_photo, looks, [*found_outputs, find, stop_photo], **hidden)
+        for event in (entered.then, teaching.success(lambda: BLANK, None, look_status, **hidden).then):
+            event(follow("look"), key, look_status, **shown)
+            event(watch_look, key, look_outputs, **hidden)
         changes = [seed.change, psi.change, chosen.change, strengths.change, *(choice.change for choice in own)]
-        gr.on(changes, draw, **faces, trigger_mode="always_last")
-        gr.on([chosen.change, strengths.change], draw_photo, looks, found, trigger_mode="always_last", **quiet)
-        chosen.change(show_sliders, looks, sliders, **quiet)
+        gr.on(changes, draw, **drawing, trigger_mode="always_last")
+        gr.on([chosen.change, strengths.change], draw_photo, looks, found_outputs, trigger_mode="always_last", **hidden)
+        chosen.change(show_sliders, looks, sliders, **hidden)
         for i, slider in enumerate(sliders):
-            slider.input(partial(strength, number=i), [key, slider, strengths], strengths, **quiet)
-        fresh.click(lambda: random.randrange(1_000_000), None, seed, **quiet)
-        find.click(start_photo, [key, photo, closeness, photo_steps, chosen, strengths], of_photo, **quiet)
-        teach.click(start_look, [key, files, name, look_steps], of_look, **quiet)
-        stop_photo.click(lambda key: studio.stop(key, "photo"), key, None, **quiet)
-        stop_look.click(lambda key: studio.stop(key, "look"), key, None, **quiet)
+            slider.input(partial(set_strength, number=i), [key, slider, strengths], strengths, **hidden)
+        fresh.click(lambda: random.randrange(1_000_000), None, seed, **hidden)
+        stop_photo.click(lambda key: studio.stop(key, "photo"), key, None, **hidden)
+        stop_look.click(lambda key: studio.stop(key, "look"), key, None, **hidden)
         for slider, kind in ((photo_steps, "photo"), (look_steps, "look")):
             slider.change(
-                lambda steps, kind=kind: gr.Slider(info=studio.expected(kind, int(steps))), slider, slider, **quiet
+                lambda steps, kind=kind: gr.Slider(info=studio.expected(kind, int(steps))), slider, slider, **hidden
             )
-        files.change(look_at, files, thumbs, **quiet)
-        if examples:
-            example.click(lambda: examples, None, files, **quiet)
+        files.change(show_crops, files, [crops_note, crops, thumbs, crops_column], **hidden)
+        example.click(lambda: examples, None, files, **hidden)
     return blocks
 
 
 def gradio():
-    """The package, told to call nobody.
+    """Import Gradio with its usage reports switched off.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: Gradio is not installed.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read on import
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it on import
     try:
         import gradio as gr
     except ModuleNotFoundError as error:
@@ -433,7 +381,7 @@ def gradio():
 
 @contextmanager
 def reached_directly(host: str):
-    """Inside, this process asks no proxy for the page's own address: Gradio looks there whether it is up."""
+    """Keep this process from asking a proxy for the page's own address, at which Gradio checks that it is up."""
     local, before = ("localhost", "127.0.0.1", host), {}
     for name in ("NO_PROXY", "no_proxy"):
         before[name] = os.environ.get(name)
@@ -457,28 +405,29 @@ def serve(
     browser: bool = True,
     allowed_hosts: Sequence[str] = (),
 ) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; then everything that visitors uploaded or made is deleted.
+    """Serve the page until Ctrl-C or SIGTERM, then delete everything that visitors uploaded or made.
 
     Args:
-        base, adapters: of `Studio`.
-        host: 127.0.0.1 is this machine alone, 0.0.0.0 everybody who can reach it.
-        port: of the server.
-        browser: open the page.
-        allowed_hosts: names under which others reach the server, besides its addresses and this machine's name; pages
-            of other sites are refused, see `demo_guard.SameSite`.
+        base: base generator, see `Studio`.
+        adapters: further looks, see `Studio`.
+        host: address to listen on: 127.0.0.1 serves this machine only, 0.0.0.0 everybody who can reach it.
+        port: port to listen on.
+        browser: open the page in a browser.
+        allowed_hosts: host names of the server besides its addresses and this machine's name. Pages of other sites are
+            refused, see `demo_guard.SameSite`.
 
     Raises:
         ImportError: Gradio is not installed.
         OSError: the port is taken.
-        ValueError, FileNotFoundError: what `Studio` refuses.
+        ValueError, FileNotFoundError: `Studio` refuses the base or an adapter.
     """
     print(f"loading {base} …", flush=True)
-    folder = private_folder()  # Gradio asks on import where its files shall be
-    gr = gradio()
+    folder = private_folder()  # before Gradio is imported: it reads the folder of its files on import
+    gradio()
+    from gradio.themes import Default
     from starlette.middleware import Middleware
 
     studio = Studio(base, adapters, folder)
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
         blocks = page(studio)
         try:
@@ -487,7 +436,7 @@ def serve(
                     server_name=host,
                     server_port=port,
                     inbrowser=browser,
-                    theme=gr.themes.Soft(**fonts).set(**THEME),
+                    theme=Default(primary_hue="indigo").set(body_text_color_subdued="*neutral_600"),
                     css=CSS,
                     share=False,
                     ssr_mode=False,
@@ -496,13 +445,13 @@ def serve(
                     footer_links=[],
                     run_history=False,
                     max_file_size="50mb",
-                    max_threads=WAITING,
+                    max_threads=MAX_EVENTS,
                     app_kwargs={"middleware": [Middleware(SameSite, allowed_hosts=list(allowed_hosts))]},
                     quiet=True,
                     prevent_thread_lock=True,
                 )
         except OSError as error:
-            raise OSError(f"port {port} of {host} cannot be used ({sentence(error)}); choose another --port") from error
+            raise OSError(f"port {port} of {host} cannot be used ({in_short(error)}); choose another --port") from error
         print(f"{address}  (Ctrl-C ends it)", flush=True)
         blocks.block_thread()
     finally:

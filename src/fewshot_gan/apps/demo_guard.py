@@ -1,7 +1,7 @@
-"""Who may talk to the demo's server, and where it keeps what visitors upload.
+"""Protect the demo: refuse requests of other sites, and keep uploads in a private folder.
 
-A page of another site must not reach a server on this machine: neither through a name that its owner points here (DNS
-rebinding) nor by sending a form across sites.
+A page of another site must not reach a server on this machine, neither through a host name that its owner points here
+(DNS rebinding) nor with a form sent across sites (CSRF).
 """
 
 import ipaddress
@@ -18,17 +18,17 @@ from urllib.parse import urlsplit
 
 from ..utils.files import lives
 
-PREFIX = "fewshot-gan-demo-"  # of the private folder: then the number of its process
+PREFIX = "fewshot-gan-demo-"  # start of the private folder's name; the process id follows
 
 
 class SameSite:
-    """ASGI middleware that refuses requests for another site's name, and those that another site's page sends.
+    """ASGI middleware that refuses requests to another host name, and requests from another site's page.
 
-    Addresses in numbers are always accepted, since only a name can be pointed somewhere else.
+    IP addresses are always accepted, since only a name can be pointed to another machine.
 
     Args:
-        app: the ASGI application.
-        allowed_hosts: names under which the server is known, besides localhost and that of this machine.
+        app: ASGI application.
+        allowed_hosts: host names of the server, besides localhost and this machine's name.
     """
 
     def __init__(self, app, allowed_hosts: Iterable[str] = ()):
@@ -44,18 +44,20 @@ class SameSite:
         return await self.app(scope, receive, send)
 
     def refusal(self, host: str, origin: str | None) -> str | None:
-        """Why a request with these headers is refused; None: it is not."""
+        """Return why a request with these Host and Origin headers is refused, or None if it is accepted."""
         place, name = _place_of(f"//{host}")
         if not (name in self.names or _is_address(name)):
             return f"this server does not answer for the host {host[:100]!r}; start it with --allowed-host NAME"
-        origin_place, origin_name = (place, name) if origin is None else _place_of(origin)
+        if origin is None:
+            return None
+        origin_place, origin_name = _place_of(origin)
         if origin_place != place and origin_name not in self.names - {"localhost"}:
             return f"pages of {origin[:100]!r} may not use this server; start it with --allowed-host NAME"
         return None
 
 
 def _place_of(url: str) -> tuple[str, str]:
-    """`name:port` and name of a URL, in lower case; empty where there is none."""
+    """Return `name:port` and the name of a URL, in lower case; both empty if the URL is invalid."""
     try:
         parts = urlsplit(url)
         return parts.netloc.lower(), parts.hostname or ""
@@ -81,14 +83,15 @@ async def _refuse(scope, send, reason: str) -> None:
 
 
 def private_folder() -> tempfile.TemporaryDirectory:
-    """A folder that only this user can read, for all that visitors upload or make; those of dead servers are removed.
+    """Create a folder that only this user can read, for everything that visitors upload or make.
 
-    Gradio keeps its files there too. The folder goes with the object's `cleanup`.
+    Also remove the folders of servers that no longer run, and make Gradio keep its files in the new folder. The
+    object's `cleanup` deletes it.
     """
-    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        pid = left.name.removeprefix(PREFIX).partition("-")[0]
-        if pid.isdigit() and not lives(int(pid)) and _is_ours(left):
-            shutil.rmtree(left, ignore_errors=True)
+    for other in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        pid = other.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdigit() and not lives(int(pid)) and _is_ours(other):
+            shutil.rmtree(other, ignore_errors=True)
     folder = tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", ignore_cleanup_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name) / "gradio")
     return folder
@@ -100,9 +103,9 @@ def _is_ours(folder: Path) -> bool:
 
 @contextmanager
 def ended_by_sigterm():
-    """Let SIGTERM end the block as Ctrl-C does, so that what is to be cleaned up is; exit status 143.
+    """Let SIGTERM end the block like Ctrl-C, so that cleanup runs; the exit code is 143.
 
-    Whoever handles the signal already goes on to do so. In a thread Python sets no handlers.
+    An existing handler stays in place. Outside the main thread this does nothing, since Python sets no handlers there.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

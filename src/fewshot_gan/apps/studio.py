@@ -1,4 +1,4 @@
-"""What the demo does, without its page: pictures, photos and looks for several visitors with one pipeline."""
+"""The demo without its page: draw faces, find photos and teach looks for several visitors with one pipeline."""
 
 import asyncio
 import logging
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -22,80 +23,98 @@ from ..data.images import read_image, square, to_bytes
 from ..hub import embedded_adapters, embedded_bases
 from ..hub.cards import PUBLISHED, portable_base
 from ..pipeline import FewShotGAN
+from ..utils.errors import explain, is_bug
 from .demo_guard import private_folder
 from .generation import device
 
 logger = logging.getLogger(__name__)
 
-PREVIEW_FACES, PREVIEW_STEPS = 4, 5  # of a training: faces, and steps from one preview to the next
+Captioned = list[tuple[str, Image.Image]]  # captions and pictures
+PREVIEW_FACES, PREVIEW_STEPS = 4, 5  # training previews: number of faces, and steps between two previews
 PHOTO_PREVIEW_STEPS = 3
 PHOTO_STEPS, LOOK_STEPS = 150, 60
-PACE = {"photo": 0.35, "look": 2.8}  # seconds a step for ffhq on two cores, until one was measured here
-PATIENCE = 600.0  # seconds that work goes on while nobody looks at it
-OWN_LOOKS = 20  # of a visitor
-VISITORS = 100  # whose looks are kept; of more the longest unseen is forgotten
-DECODING = threading.Lock()  # visitors' pictures are decoded one at a time: each may take half a gigabyte
+PACE = {"photo": 0.35, "look": 2.8}  # seconds per step for ffhq on two cores, used until a job was timed here
+PATIENCE = 600.0  # seconds after which a job stops that nobody watches
+OWN_LOOKS = 20  # most looks that one visitor can teach
+VISITORS = 100  # most visitors whose looks are kept; beyond that the one unseen for longest is forgotten
+DECODING = threading.Lock()  # decode one upload at a time: each may take half a gigabyte
 LABEL = re.compile(r"\w[\w -]{0,39}")
-CHOSEN, PLAIN = "As chosen", "No look"  # of one picture
+CHOSEN, PLAIN = "As chosen", "No look"  # choices for one picture besides the names of looks
 MISSING = "the demo needs the {} package, which is not installed: pip install 'fewshot_gan[demo]'"
 
 
 class Stopped(Exception):
-    """The visitor stopped a job, or is gone."""
+    """Raised inside a job whose visitor stopped it or left."""
 
 
 class Job:
-    """Work in the background that says how far it is and ends between two steps when it is told to.
+    """Background work that reports its progress and can be stopped between two steps.
+
+    Args:
+        kind: "photo" or "look".
+        steps: number of steps.
 
     Attributes:
-        steps, done: of them.
+        done: number of steps done.
         state: "waiting", "running", "done", "stopped" or "failed".
-        pictures: captions and pictures of the moment.
-        history: name → values of the losses so far.
-        error: one sentence, of a failed one.
+        pictures: captions and pictures to show now. The list is replaced, never changed.
+        history: values of each loss so far, by its name.
+        error: why the job failed, in one sentence; empty unless `state` is "failed".
+        watched: time at which somebody last watched the job, from `time.monotonic`.
     """
 
     def __init__(self, kind: str, steps: int):
         self.kind, self.steps, self.done, self.state, self.error = kind, steps, 0, "waiting", ""
-        self.pictures: list[tuple[str, Image.Image]] = []
+        self.pictures: Captioned = []
         self.history: dict[str, list[float]] = {}
         self.watched = time.monotonic()
-        self._started: float | None = None  # when the first step was done
-        self._latest = 0.0
+        self._first_step: float | None = None  # time at which the first step was done
+        self._latest_step = 0.0
         self._stop = threading.Event()
 
     @property
     def over(self) -> bool:
+        """Whether the job has ended, for whatever reason."""
         return self.state in ("done", "stopped", "failed")
 
     @property
     def stopping(self) -> bool:
+        """Whether the job was told to stop and still finishes a step."""
         return self._stop.is_set() and not self.over
 
     def stop(self) -> None:
-        """End it after the step at hand."""
+        """Ask the job to end after the current step."""
         self._stop.set()
 
     def go_on(self) -> None:
-        """Asked by the work between two steps.
+        """Check between two steps whether to go on.
 
         Raises:
-            Stopped: there shall be no other step.
+            Stopped: the job was told to stop, or nobody has watched it for `PATIENCE` seconds.
         """
         if self._stop.is_set() or time.monotonic() - self.watched > PATIENCE:
             raise Stopped
 
-    def report(self, done: int, pictures=None, losses: Mapping[str, float] | None = None) -> None:
-        """Called by the work after each step; raises what `go_on` does."""
-        self.done, self._latest = done, time.monotonic()
-        self._started = self._started or self._latest
+    def report(self, done: int, pictures: Captioned | None = None, losses: Mapping[str, float] | None = None) -> None:
+        """Record a step.
+
+        Args:
+            done: number of steps done.
+            pictures: captions and pictures to show from now on; None keeps the current ones.
+            losses: value of each loss in this step.
+
+        Raises:
+            Stopped: see `go_on`.
+        """
+        self.done, self._latest_step = done, time.monotonic()
+        self._first_step = self._first_step or self._latest_step
         self.pictures = self.pictures if pictures is None else pictures
         for name, value in (losses or {}).items():
             self.history.setdefault(name, []).append(value)
         self.go_on()
 
     def run(self, work: Callable[["Job"], None]) -> None:
-        """Do the work; whatever it raises ends up in `state` and `error`."""
+        """Do the work. Errors are not raised but recorded in `state` and `error`."""
         try:
             self.go_on()
             self.state = "running"
@@ -103,31 +122,33 @@ class Job:
             self.state = "done"
         except Stopped:
             self.state = "stopped"
-        except Exception as error:  # a thread has nobody else to tell
+        except Exception as error:  # nothing above this in the thread could report it
             if not isinstance(error, ValueError | OSError | ImportError):
-                logger.exception("the demo's work failed")
-            self.error, self.state = sentence(error), "failed"
+                logger.exception("a job of the demo failed")
+            self.error, self.state = explain(error, is_bug(error)), "failed"
 
     def pace(self) -> float | None:
-        """Seconds a step, once two are done."""
-        return (self._latest - self._started) / (self.done - 1) if self.done > 1 else None
+        """Return the seconds per step, or None before two steps are done."""
+        if self._first_step is None or self.done < 2:
+            return None
+        return (self._latest_step - self._first_step) / (self.done - 1)
 
     def remaining(self) -> float | None:
-        """Seconds until it is done, once two steps are."""
+        """Return the estimated seconds until the job is done, or None before two steps are done."""
         pace = self.pace()
         return None if pace is None else pace * (self.steps - self.done)
 
 
 @dataclass
 class Visitor:
-    """What belongs to one browser: nobody else sees it.
+    """What one visitor has uploaded and made. Other visitors never see it.
 
     Attributes:
-        looks: name of a look as its maker calls it → its name in the pipeline.
-        files: name of a look → zip file.
-        photo: the cropped photo, None before one was found.
-        latents: w+ `[1, num_ws, w_dim]` of the photo.
-        jobs: "photo" and "look" → the latest of the kind.
+        looks: name of each taught look in the pipeline, by the visitor's name for it.
+        files: zip file of each taught look, by the visitor's name for it.
+        photo: the cropped photo, or None before its latents were found.
+        latents: w+ latents `[1, num_ws, w_dim]` of the photo, or None.
+        jobs: the latest job of each kind, "photo" and "look".
     """
 
     looks: dict[str, str] = field(default_factory=dict)
@@ -138,20 +159,20 @@ class Visitor:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing would be lost."""
+        """Whether forgetting this visitor would lose nothing."""
         return not self.looks and not self.jobs and self.photo is None
 
 
 class Studio:
-    """Draws, finds photos and teaches looks, for several visitors at once.
+    """Draw faces, find photos and teach looks for several visitors at once.
 
-    Calls of the pipeline say which looks they want, so nothing is active between them. Of each kind one job runs at a
-    time, others wait; jobs work on generators of their own, so drawing waits for no job.
+    Every pipeline call names its looks, so no look stays active between calls. One job of each kind runs at a time;
+    further ones wait. Jobs have generators of their own, so drawing never waits for a job.
 
     Args:
-        base: embedded name, folder or Hub repo.
-        adapters: sources of looks beside those embedded for the base.
-        folder: of `demo_guard.private_folder`, deleted by `close`; None: a new one.
+        base: name of an embedded base, folder or Hub repo.
+        adapters: folders or Hub repos of looks, besides those embedded for the base.
+        folder: private folder from `demo_guard.private_folder`, which `close` deletes; None creates one.
     """
 
     def __init__(
@@ -168,14 +189,14 @@ class Studio:
         self.pace = dict(PACE)
         self.measured: set[str] = set()
         self._visitors: OrderedDict[str, Visitor] = OrderedDict()
-        self._lock = threading.RLock()  # of what is known of visitors; held for microseconds
-        self._drawing = threading.Lock()  # one at a time: each takes all cores
+        self._lock = threading.RLock()  # guards the visitors; held for microseconds
+        self._drawing = threading.Lock()  # one pipeline call at a time: each takes all cores
         self._pools = {kind: ThreadPoolExecutor(1, thread_name_prefix=f"demo-{kind}") for kind in PACE}
         self._folder = private_folder() if folder is None else folder
         self._finder: FewShotGAN | None = None
 
     def close(self) -> None:
-        """Stop all work, wait for its steps at hand, and delete the files."""
+        """Stop all jobs, wait for their current steps, and delete the files."""
         for visitor in self._visitors.values():
             for job in visitor.jobs.values():
                 job.stop()
@@ -186,17 +207,17 @@ class Studio:
     # ------------------------------------------------------------------ visitors
 
     def enter(self, key: str | None) -> str:
-        """The key of a visitor: the one given, if it looks like those given out here, else a new one."""
+        """Return the visitor's key: the given one if it has the form of our keys, else a new one."""
         return key if key is not None and re.fullmatch("[0-9a-f]{32}", str(key)) else uuid.uuid4().hex
 
     def visitor(self, key: str) -> Visitor:
-        """What belongs to the visitor of that key."""
+        """Return the data of the visitor with this key; create it on the first visit."""
         with self._lock:
             visitor = self._visitors.setdefault(key, Visitor())
             self._visitors.move_to_end(key)
             empty = [old for old, other in self._visitors.items() if other.is_empty and old != key]
             owners = [old for old, other in self._visitors.items() if not other.is_empty and old != key]
-            for old in empty[: max(0, len(empty) - VISITORS)]:  # opening the page costs nobody else a look
+            for old in empty[: max(0, len(empty) - VISITORS)]:  # counted apart: opening the page costs nobody a look
                 del self._visitors[old]
             for old in owners[: max(0, len(owners) - VISITORS)]:
                 if all(job.over for job in self._visitors[old].jobs.values()):
@@ -204,13 +225,13 @@ class Studio:
         return visitor
 
     def _forget(self, visitor: Visitor) -> None:
-        self.pipe.set_adapters([])  # every picture names its look
+        self.pipe.set_adapters([])  # an active adapter cannot be deleted
         self.pipe.delete_adapters(list(visitor.looks.values()))
         for file in visitor.files.values():
             file.unlink(missing_ok=True)
 
     def labels(self, key: str) -> list[str]:
-        """Names of the looks that this visitor can choose."""
+        """Return the names of the looks that this visitor can choose."""
         return [*self.looks, *self.visitor(key).looks]
 
     # ------------------------------------------------------------------ pictures
@@ -224,37 +245,41 @@ class Studio:
         psi: float | None = None,
         latents: torch.Tensor | None = None,
     ) -> list[Image.Image]:
-        """A picture per look.
+        """Draw one picture per look.
 
         Args:
-            key: of the visitor.
-            looks: names as this visitor knows them, with weights; none: the base.
-            seed: picture i is that of `pipe(n, seed=seed)`, whatever the looks.
-            psi: truncation; None: the base's own.
-            latents: w+ `[1, num_ws, w_dim]`, drawn in every look instead of faces of the seed.
+            key: key of the visitor.
+            looks: weights of the looks of each picture, by this visitor's names; an empty one draws the base.
+            seed: seed of the faces: picture i is that of `pipe(n, seed=seed)`, whatever the looks.
+            psi: truncation ψ; None uses the base's own.
+            latents: w+ latents `[1, num_ws, w_dim]` to draw in every look instead of the seed's faces.
 
         Raises:
-            ValueError: a look that this visitor does not have, or a number out of range.
+            ValueError: this visitor does not have one of the looks, or a number is out of range.
         """
         own = self.visitor(key).looks
         for name in (name for look in looks for name in look if name not in self.looks and name not in own):
             raise ValueError(f"there is no look {name!r}; there are {', '.join(self.labels(key)) or 'none'}")
         named = [{own.get(name, name): weight for name, weight in look.items()} for look in looks]
-        options = {"truncation_psi": psi, "class_labels": self.pipe.some_labels(len(looks))}
         if latents is not None:
-            options = {"latents": latents.expand(len(looks), -1, -1)}
-        with self._drawing:
-            return self.pipe(len(looks), seed=seed, adapter_names=named, **options).images
+            return self._pictures(named, seed=seed, latents=latents.expand(len(looks), -1, -1))
+        return self._pictures(named, seed=seed, truncation_psi=psi, class_labels=self.pipe.some_labels(len(looks)))
 
-    def photo_in(self, key: str, chosen: Mapping[str, float]) -> list[tuple[str, Image.Image]]:
-        """The visitor's photo as it was given, as the base draws it, and in looks; nothing before it was found.
+    def _pictures(self, adapter_names: Sequence[Mapping[str, float]], **options: Any) -> list[Image.Image]:
+        """Return one PIL image per entry of `adapter_names`; nobody else draws at the same time."""
+        with self._drawing:
+            images = self.pipe(len(adapter_names), adapter_names=adapter_names, **options).images
+        return cast(list[Image.Image], images)  # the pipeline's default output type
+
+    def photo_in(self, key: str, chosen: Mapping[str, float]) -> Captioned:
+        """Return the visitor's photo, the face found for it, and that face in looks; empty before a face was found.
 
         Args:
-            key: of the visitor.
-            chosen: looks and weights. Several are blended, then shown one by one as they are; none: all that there are.
+            key: key of the visitor.
+            chosen: weights of looks. Several are shown blended, then each alone at full weight; none shows every look.
         """
         visitor = self.visitor(key)
-        if visitor.latents is None:
+        if visitor.photo is None or visitor.latents is None:
             return []
         looks = [dict(chosen)] if chosen else []
         if len(chosen) != 1:
@@ -263,11 +288,11 @@ class Studio:
         captions = ["Your photo", "Found face", *map(title, looks)]
         return list(zip(captions, [visitor.photo, *drawn], strict=True))
 
-    def squares(self, files: Sequence[str]) -> list[tuple[str, Image.Image]]:
-        """Uploaded pictures, by their names, as training sees them.
+    def squares(self, files: Sequence[str]) -> Captioned:
+        """Return the names of uploaded pictures and the pictures as training sees them: square, at the base's size.
 
         Raises:
-            ValueError: one cannot be read, or is too small.
+            ValueError: a picture cannot be read or is too small.
         """
         size = self.pipe.generator.resolution
         return [(Path(file).name, as_image(read_square(file, size, Path(file).name))) for file in files]
@@ -275,15 +300,21 @@ class Studio:
     # ------------------------------------------------------------------ jobs
 
     def expected(self, kind: str, steps: int) -> str:
-        """How long that many steps take, in words."""
+        """Return in words how long `steps` steps of a job of this kind take."""
         here = "on this machine" if kind in self.measured else "on two cores"
         return f"{steps} steps take {duration(steps * self.pace[kind])} {here}"
 
     def find_photo(self, key: str, path: str | None, space: str = "w", steps: int = PHOTO_STEPS) -> Job:
-        """Start to look for the latent of a photo.
+        """Start to find the latents of a photo.
+
+        Args:
+            key: key of the visitor.
+            path: uploaded photo, or None if there is none.
+            space: latent space, "w" or "w+", see `FewShotGAN.invert`.
+            steps: number of optimisation steps.
 
         Raises:
-            ValueError: no photo, one that cannot be read or is too small, or another is being looked for.
+            ValueError: there is no photo, it cannot be read or is too small, or this visitor's last search still runs.
         """
         if path is None:
             raise ValueError("there is no photo yet: choose one first")
@@ -301,24 +332,25 @@ class Studio:
                 job.report(done, shown)
 
             job.pictures = [("Your photo", cropped)]
-            found = self._finder.invert(photo[None], space=space, steps=steps, progress=False, on_step=on_step)
-            visitor.photo, visitor.latents = cropped, found.latents
+            inversion = self._finder.invert(photo[None], space=space, steps=steps, progress=False, on_step=on_step)
+            visitor.photo, visitor.latents = cropped, inversion.latents
 
         return self._start(visitor, Job("photo", steps), work)
 
     def teach(self, key: str, files: Sequence[str], label: str, steps: int = LOOK_STEPS, seed: int = 0) -> Job:
-        """Start to teach a look: LFS-GAN on the uploaded pictures. Afterwards the visitor has it, and its zip file.
+        """Start to teach a look with LFS-GAN. When the job is done, the visitor has the look and its zip file.
 
         Args:
-            key: of the visitor.
-            files: pictures.
-            label: what to call the look.
-            steps: of training.
-            seed: of everything random.
+            key: key of the visitor.
+            files: uploaded pictures.
+            label: the visitor's name for the look.
+            steps: number of training steps.
+            seed: seed of everything random.
 
         Raises:
-            ValueError: no pictures, a name that cannot be one or is taken, or another look is being taught.
-            ImportError: packages of training are missing.
+            ValueError: there are no pictures, the name is invalid or taken, the visitor has too many looks, or this
+                visitor's last training still runs.
+            ImportError: packages for training are missing.
         """
         try:
             from ..training import adapt
@@ -336,12 +368,12 @@ class Studio:
             raise ValueError(f"you have {OWN_LOOKS} looks, which is the limit; download them and start the demo anew")
         if not files:
             raise ValueError("there are no pictures yet: choose about ten of the look first")
-        squares = self.squares(files)  # refused before anything starts
+        squares = self.squares(files)  # refuse bad pictures before anything starts
 
         def work(job: Job) -> None:
             with tempfile.TemporaryDirectory(dir=self._folder.name) as temp:
                 pictures, run = Path(temp) / "pictures", Path(temp) / label
-                preview, finished = uuid.uuid4().hex, uuid.uuid4().hex  # in the pipeline, which visitors do not see
+                preview, finished = uuid.uuid4().hex, uuid.uuid4().hex  # names in the pipeline; visitors never see them
                 pictures.mkdir()
                 for i, (_, image) in enumerate(squares):
                     image.save(pictures / f"{i:03d}.png")
@@ -350,15 +382,14 @@ class Studio:
                 options["num_threads"] = torch.get_num_threads()
 
                 def faces(looks, name):
-                    with self._drawing:
-                        images = self.pipe(PREVIEW_FACES, seed=seed, adapter_names=[looks] * PREVIEW_FACES).images
+                    images = self._pictures([looks] * PREVIEW_FACES, seed=seed)
                     return [(f"{name} {i + 1}", image) for i, image in enumerate(images)]
 
                 def on_step(trainer, losses):
                     shown = None
                     if trainer.step % PREVIEW_STEPS == 0 or trainer.step == 1:
-                        there = preview in self.pipe.bank.adapters
-                        self.pipe.load_adapter(deepcopy(trainer.result), preview, hotswap=there)
+                        loaded = preview in self.pipe.bank.adapters
+                        self.pipe.load_adapter(deepcopy(trainer.result), preview, hotswap=loaded)
                         shown = faces({preview: 1.0}, f"Step {trainer.step}, face")
                     job.report(trainer.step, shown, losses)
 
@@ -366,8 +397,8 @@ class Studio:
                 job.pictures = before
                 try:
                     adapter = adapt.run(make_run("lfs_gan", **options), on_step=on_step)
-                except (ValueError, OSError) as error:  # it need not know where the upload lies
-                    raise ValueError(sentence(error).replace(str(pictures), "the upload")) from error
+                except (ValueError, OSError) as error:  # the visitor need not know where the upload lies
+                    raise ValueError(explain(error).replace(str(pictures), "the upload")) from error
                 finally:
                     if preview in self.pipe.bank.adapters:
                         self.pipe.set_adapters([])
@@ -393,22 +424,22 @@ class Studio:
 
         def run():
             job.run(work)
-            if job.pace():
-                self.pace[job.kind] = job.pace()
+            if pace := job.pace():
+                self.pace[job.kind] = pace
                 self.measured.add(job.kind)
 
         self._pools[job.kind].submit(run)
         return job
 
     def stop(self, key: str, kind: str) -> None:
-        """Stop the visitor's job of that kind, if one is on its way."""
+        """Stop the visitor's job of this kind, if there is one."""
         if kind in (jobs := self.visitor(key).jobs):
             jobs[kind].stop()
 
     async def watch(self, key: str, kind: str, every: float = 0.5) -> AsyncIterator[Job]:
-        """The visitor's latest job of that kind, whenever it went on, until it is over; nothing where there is none.
+        """Yield the visitor's latest job of this kind, if any, each time it has changed, until it is over.
 
-        Whoever waits holds no thread and is told nothing twice, so that any number of visitors may.
+        A watcher holds no thread while it waits for `every` seconds, so any number of visitors can watch.
         """
         job, before = self.visitor(key).jobs.get(kind), None
         while job is not None:
@@ -421,46 +452,38 @@ class Studio:
             await asyncio.sleep(every)
 
 
-# ------------------------------------------------------------------------------------------------------ small helpers
-
-
-def sentence(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def read_square(file: str, size: int, name: str) -> torch.Tensor:
-    """An uploaded picture as uint8 `[3, size, size]`; errors call it by its own name, without its folder.
+    """Read an uploaded picture as uint8 `[3, size, size]`. Errors call it `name` and never show its folder.
 
     Raises:
-        ValueError: it is not there, cannot be read, or is too small.
+        ValueError: the file is missing, cannot be read, or is too small.
     """
     try:
         with DECODING:
             return square(read_image(file), size, name)
     except (ValueError, OSError) as error:
-        raise ValueError(sentence(error).replace(str(file), Path(file).name)) from error
+        raise ValueError(explain(error).replace(str(file), Path(file).name)) from error
 
 
 def as_image(picture: torch.Tensor) -> Image.Image:
-    """uint8 `[3, H, W]` → PIL."""
+    """Convert a uint8 tensor `[3, H, W]` to a PIL image."""
     return Image.fromarray(picture.permute(1, 2, 0).numpy())
 
 
 def pack(folder: Path, file: Path) -> None:
-    """Zip an adapter's published files, in a folder of the adapter's name."""
+    """Zip the files of an adapter that are meant for publishing, inside a folder named like `folder`."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)}):
             archive.write(path, Path(folder.name) / path.relative_to(folder))
 
 
 def title(look: Mapping[str, float]) -> str:
-    """A look in words: `sketch`, or `sketch 0.5 + ink`."""
+    """Return a look in words, such as `sketch` or `sketch 0.5 + ink`."""
     return " + ".join(name if weight == 1 else f"{name} {weight:g}" for name, weight in look.items()) or "no look"
 
 
 def duration(seconds: float) -> str:
-    """In words, as exact as an estimate deserves."""
+    """Return a duration in words, rounded as an estimate."""
     if seconds < 90:
         return f"about {max(1, round(seconds)) if seconds < 10 else 5 * round(seconds / 5)} s"
     if seconds < 5400:
