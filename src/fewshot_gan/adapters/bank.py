@@ -16,7 +16,7 @@ from torch import nn
 
 from ..hub import embedded_bases, is_repo_id
 from ..models.layers import Adaptation, adaptable_layers, adapted
-from ..ops.weight_cache import stamped
+from ..ops.weight_cache import tensors_version
 from ..utils.hashing import fingerprint
 from ..utils.locks import SharedLock
 from ..utils.offloading import execution_device
@@ -132,14 +132,14 @@ class AdapterBank(Fusing):
         self._fingerprint = self._weights_stamp(), value
 
     def _weights_stamp(self) -> tuple | None:
-        """See `stamped`. After a cast no fingerprint of the weights as stored can be computed: then moves count not."""
+        """See `tensors_version`. After a cast the stored weights have no fingerprint any more: then moves do not count."""
         with torch.inference_mode(False):  # the weights are the same there
             if self.model.dtype == torch.float32:
-                return stamped(list(self.model.state_dict(keep_vars=True).values()))
+                return tensors_version(list(self.model.state_dict(keep_vars=True).values()))
             parameters = list(self.model.parameters())
             if any(parameter.is_meta for parameter in parameters):
                 return ()  # offloaded: nobody writes to them
-            stamps = stamped(parameters)
+            stamps = tensors_version(parameters)
         return None if stamps is None else tuple((id(p), *s[2:]) for p, s in zip(parameters, stamps[1:], strict=True))
 
     @staticmethod

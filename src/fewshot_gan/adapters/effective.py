@@ -10,7 +10,7 @@ import torch
 from ..models.layers import AdaptableLayer, Adaptation, EffectiveWeight
 from ..ops import RowWeights, filter_energy
 from ..ops.dispatch import kernels_for
-from ..ops.weight_cache import stamped
+from ..ops.weight_cache import tensors_version
 from .base import Factors, combine
 
 bookkeeping = threading.RLock()  # of what all banks keep; held for microseconds
@@ -48,7 +48,7 @@ class LayerBlend(Adaptation):
         made_of = [weight, *self._tensors] if bias is None else [weight, bias, *self._tensors]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in made_of):
             return self._compute(weight, bias)
-        stamp, kept = stamped(made_of), self._kept
+        stamp, kept = tensors_version(made_of), self._kept
         if stamp is not None and kept is not None and kept[0] == stamp:
             return kept[1]
         self.forget()

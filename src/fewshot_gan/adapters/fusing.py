@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..ops.weight_cache import stamped
+from ..ops.weight_cache import tensors_version
 from ..utils.offloading import refuse_offloaded
 
 
@@ -102,7 +102,7 @@ class Fusing:
 
     def _written_stamp(self) -> list[tuple]:
         written = [p for path in self._originals for p in self._layers[path].stored() if p is not None]
-        stamps = [stamped([p]) for p in written]
+        stamps = [tensors_version([p]) for p in written]
         return [() if stamp is None else stamp[1:] for stamp in stamps]  # the mode in which it was taken aside
 
     def refuse_while_fused(self, action: str) -> None:

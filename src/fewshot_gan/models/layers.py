@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops import RowWeights, bias_act, by_rows, filter_energy, inverse_haar, upsample2d
-from ..ops.channel_scale import tracked
-from ..ops.dispatch import traced
-from ..ops.weight_cache import contents_checked, kept
+from ..ops.channel_scale import needs_grad
+from ..ops.dispatch import is_traced
+from ..ops.weight_cache import cached, compare_once
 from ..utils.offloading import fetched, handed_out, is_offloaded
 from .labels import check_labels, one_hot
 from .network import answer
@@ -112,7 +112,7 @@ class AdaptableLayer(Picklable):
 
     def measured(self, weight: torch.Tensor) -> torch.Tensor | None:
         """`filter_energy` of a frozen weight, kept until it changes; None: whoever computes with it measures it."""
-        return None if tracked(weight) or traced() else kept(weight, filter_energy)
+        return None if needs_grad(weight) or is_traced() else cached(weight, filter_energy)
 
 
 def one_pass(forward: Callable) -> Callable:
@@ -120,14 +120,14 @@ def one_pass(forward: Callable) -> Callable:
 
     @wraps(forward)
     def checked(self, *args, **kwargs):
-        if traced() or is_offloaded(self):  # weights that come anew for each call are not known again
+        if is_traced() or is_offloaded(self):  # weights that come anew for each call are not known again
             return forward(self, *args, **kwargs)
         tensors = []
         for _, layer in adaptable_layers(self):
             tensors += [tensor for tensor in layer.stored() if tensor is not None]
             if isinstance(adaptation := layer.acting(), Adaptation):  # other callables are not cached
                 tensors += adaptation.tensors()
-        with contents_checked(tensors):
+        with compare_once(tensors):
             return forward(self, *args, **kwargs)
 
     return checked

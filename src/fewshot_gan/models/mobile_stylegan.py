@@ -11,7 +11,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..ops import bias_act, by_rows, conv2d, times
+from ..ops import bias_act, by_rows, conv2d, scale_channels
 from .checkpointing import Checkpointed
 from .layers import AdaptableLayer, BiasAct, FullyConnected, InverseHaar, MappingNetwork, Noise, StyleGenerator
 from .network import Network
@@ -54,7 +54,7 @@ class FoldedConv(AdaptableLayer):
             if single is not None and isinstance(weight, torch.Tensor) and weight.numel() < x.numel():
                 weight = weight * single.reshape(-1, 1, 1, *[1] * (self.role == "depthwise"))
             else:
-                x = times(x, scale, reuse)
+                x = scale_channels(x, scale, reuse)
         groups = x.shape[1] if self.role == "depthwise" else 1
         inside = None if bias is None or output_scale is not None else bias.to(x.dtype)
         x = by_rows(lambda x, w: conv2d(x, w.to(x.dtype), w.shape[-1] // 2, groups, inside), x, weight)

@@ -14,7 +14,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..ops import Act, bias_act, downsample2d, modulated_conv2d, scaled, setup_filter
+from ..ops import Act, bias_act, downsample2d, modulated_conv2d, scale_weight, setup_filter
 from ..ops.minibatch import minibatch_stddev
 from ..utils.offloading import fetched
 from .checkpointing import Checkpointed
@@ -275,7 +275,7 @@ class Conv(AdaptableLayer):
         e = self.effective()
         x = modulated_conv2d(
             x,
-            scaled(e.weight, self.weight_gain),
+            scale_weight(e.weight, self.weight_gain),
             input_scale=e.input_scale,
             output_scale=e.output_scale,
             demodulate=False,
