@@ -132,7 +132,7 @@ class AdapterBank(Fusing):
         self._fingerprint = self._weights_stamp(), value
 
     def _weights_stamp(self) -> tuple | None:
-        """See `tensors_version`. After a cast the stored weights have no fingerprint any more: then moves do not count."""
+        """See `tensors_version`. After a cast the weights as stored have no fingerprint: then moves do not count."""
         with torch.inference_mode(False):  # the weights are the same there
             if self.model.dtype == torch.float32:
                 return tensors_version(list(self.model.state_dict(keep_vars=True).values()))
@@ -237,8 +237,9 @@ class AdapterBank(Fusing):
 
     def _current_adaptations(self) -> dict[str, Adaptation | None]:
         with bookkeeping:
-            if any(layer.acting() is not layer.adaptation for layer in self._layers.values()):
-                return {path: layer.acting() for path, layer in self._layers.items()}  # a `using` block is around
+            if any(layer.active_adaptation() is not layer.adaptation for layer in self._layers.values()):
+                # inside a `using` block
+                return {path: layer.active_adaptation() for path, layer in self._layers.items()}
             return self._unwritten if self.fused is not None else self._blends_of(self.current())
 
     def _resolve(self, looks: Sequence[Look]) -> list[dict[str, LayerBlend]]:

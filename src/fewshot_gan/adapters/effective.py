@@ -55,7 +55,7 @@ class LayerBlend(Adaptation):
         value = self._by_kernel(weight, bias) or self._compute(weight, bias)
         if self.layer.demodulation == "runtime" and value.energy is None:
             norm_weight = value.weight if value.norm_weight is None else value.norm_weight
-            energy = self.layer.measured(weight) if norm_weight is weight else filter_energy(norm_weight)
+            energy = self.layer.cached_energy(weight) if norm_weight is weight else filter_energy(norm_weight)
             value = value._replace(energy=energy)
         given = {tensor.data_ptr() for tensor in made_of}
         own = {id(t): t for t in value if t is not None and t.data_ptr() not in given}
