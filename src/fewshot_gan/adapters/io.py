@@ -18,7 +18,7 @@ from torch import nn
 from ..hub import HUB_OPTIONS, adapter_folders, resolve_folder
 from ..utils.files import read_together, replacing, user_path
 from ..utils.json_files import read_json
-from ..utils.meta import without_memory
+from ..utils.meta import on_meta
 from ..utils.safetensors_files import read_tensors
 from ..utils.text import in_short, plain
 from ..version import __version__
@@ -233,7 +233,7 @@ class _Builder:
     def __call__(self, config: Mapping, config_name: str, tensors: Mapping, weights_name: str) -> "Adapter":
         cls, settings = _understood(config, config_name)
         try:
-            with without_memory():  # nothing is allocated for a shape that the file does not hold
+            with on_meta():  # nothing is allocated for a shape that the file does not hold
                 adapter = cls(**settings)
                 adapter.factors()
         except _ODD as error:

@@ -24,7 +24,7 @@ from PIL import Image
 from ..data.images import to_bytes
 from ..utils.files import replace_file, replace_text
 from ..utils.folder_lock import locked
-from ..utils.numbered import numbered
+from ..utils.numbered import numbered_paths
 from ..version import __version__
 from .page import render, thumbs
 
@@ -195,7 +195,7 @@ class Report:
 
     def grids(self) -> list[tuple[int, Path]]:
         """Steps and files of the sample grids so far."""
-        found = numbered(self.folder / "samples", "step-", ".png")
+        found = numbered_paths(self.folder / "samples", "step-", ".png")
         return [(step, file) for step, file in found.items() if step <= self.step]
 
     @cached_property
