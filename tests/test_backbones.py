@@ -133,7 +133,7 @@ def test_tailored_keeps_the_sources_last_groups():
     torch.manual_seed(0)
     source = GPGANGenerator((8, 8, 8, 6, 4), num_classes=3, z_dim=6, embedding_dim=4)  # 4 to 32 px
     for kept, blocks in ((2, 2), (3, 1)):
-        new = TailoredGenerator.of(source, kept, style_dim=5, mapping_layers=2)
+        new = TailoredGenerator.from_source(source, kept, style_dim=5, mapping_layers=2)
         theirs, own = source.state_dict(), new.state_dict()
         same = [n for n in own if new.is_kept(n)]
         assert same and all(torch.equal(own[n], theirs[n]) for n in same)
@@ -141,7 +141,7 @@ def test_tailored_keeps_the_sources_last_groups():
         assert new(torch.randn(2, 6)).shape == (2, 3, 32, 32)
     for kept in (1, 4):
         with pytest.raises(ValueError, match=f"G{kept} of a network with 4 scales: give G2 to G3"):
-            TailoredGenerator.of(source, kept)
+            TailoredGenerator.from_source(source, kept)
 
 
 def test_gradients_of_style_and_matcher():  # adafm.md, test h
@@ -326,7 +326,7 @@ def test_the_norm_of_a_masked_weight_is_taken_after_the_mask():
     bank.add("ticket", TicketAdapter.for_model(model, masks={path: mask}))
     bank.activate({"ticket": 1.0})
     with torch.no_grad():
-        used = layer.ready().weight
+        used = layer.normalised().weight
         masked = layer.stored()[0] * mask
     assert used[~mask].abs().max() == 0
     assert torch.linalg.matrix_norm(used.flatten(1), 2) == pytest.approx(1, abs=1e-3)

@@ -27,7 +27,7 @@ from fewshot_gan.models import (
     StyleGAN2Generator,
     TailoredGenerator,
 )
-from fewshot_gan.models.bounds import built_from
+from fewshot_gan.models.bounds import limit_size
 
 NETWORKS = {
     BigGANDiscriminator: {"block_channels": [4, 4], "down": [True, False], "attention_after": 1, "resolution": 8},
@@ -141,7 +141,7 @@ def test_a_network_made_by_hand_may_have_any_size_within_reason():
         StyleGAN2Generator(16, num_mapping_layers=10**6)
     with pytest.raises(ValueError, match="mapping_lr_multiplier is inf; give a finite number"):
         StyleGAN2Generator(16, mapping_lr_multiplier=float("inf"))
-    with built_from(10**6), pytest.raises(ValueError, match="has more than .* numbers, the weights at most 1,000,000"):
+    with limit_size(10**6), pytest.raises(ValueError, match="has more than .* numbers, the weights at most 1,000,000"):
         StyleGAN2Generator(1024)
 
 

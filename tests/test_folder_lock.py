@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fewshot_gan.utils.folder_lock import LOCK_NAME, FolderInUse, locked
-from fewshot_gan.utils.numbered import numbered
+from fewshot_gan.utils.numbered import numbered_paths
 
 HOLDER = """
 import sys, time
@@ -97,11 +97,11 @@ def test_a_folder_that_got_nothing_goes_again(tmp_path):
 def test_names_that_count_are_sorted_as_numbers(tmp_path):
     for name in ("checkpoint-1000000", "checkpoint-999999", "checkpoint-000007", "checkpoint-7", "checkpoint-best"):
         (tmp_path / name).mkdir()
-    found = numbered(tmp_path, "checkpoint-")
+    found = numbered_paths(tmp_path, "checkpoint-")
     assert [(number, path.name) for number, path in found.items()] == [
         (7, "checkpoint-000007"),
         (999999, "checkpoint-999999"),
         (1000000, "checkpoint-1000000"),
     ]
     (tmp_path / "step-12.png").touch()
-    assert list(numbered(tmp_path, "step-", ".png")) == [12] and not numbered(tmp_path / "nowhere", "step-")
+    assert list(numbered_paths(tmp_path, "step-", ".png")) == [12] and not numbered_paths(tmp_path / "nowhere", "step-")

@@ -25,7 +25,7 @@ from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cli import app
 from fewshot_gan.utils.errors import fault_of_disk
-from fewshot_gan.utils.threads import asked_threads, available_cores, set_threads, usual_threads
+from fewshot_gan.utils.threads import available_cores, requested_threads, set_threads, usual_threads
 
 ROOT = Path(__file__).parents[1]
 
@@ -331,7 +331,7 @@ def test_threads_that_somebody_asks_for(no_wish):
     assert usual_threads() == cores and usual_threads(processes=cores + 1) == 1
     for wish, threads in (("3", 3), ("5,2", 5), ("0", None), ("many", None), ("-1", None), (" 7 ", 7)):
         no_wish.setenv("OMP_NUM_THREADS", wish)
-        assert asked_threads() == threads and usual_threads() == (threads or cores)
+        assert requested_threads() == threads and usual_threads() == (threads or cores)
     for launcher in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
         no_wish.setenv(launcher, "no")
         no_wish.setenv("OMP_NUM_THREADS", "1")  # what both set where nobody asked

@@ -23,10 +23,8 @@ from fewshot_gan.ops import (
     setup_filter,
     upfirdn2d,
     upsample2d,
+    weight_cache,
     winograd,
-)
-from fewshot_gan.ops import (
-    weight_cache as kept,
 )
 
 FIR = setup_filter([1, 3, 3, 1])
@@ -355,7 +353,7 @@ WINOGRAD = [  # dtype, batch, input and output channels, size, error relative to
 
 @pytest.fixture
 def vectors(monkeypatch):
-    monkeypatch.setattr(winograd, "_has_vectors", lambda: True)
+    monkeypatch.setattr(winograd, "_has_bf16_vectors", lambda: True)
 
 
 @pytest.mark.parametrize("dtype, batch, inputs, outputs, size, error", WINOGRAD)
@@ -390,8 +388,8 @@ KEEPS = [  # what convolves with a weight [128, 128, 3, 3], and what it keeps of
 def test_what_is_made_of_a_parameter_is_kept_until_it_changes(convolve, make):
     x, parameter = rand(1, 128, 32, 32).float(), frozen(128, 128, 3, 3, seed=1)
     first = convolve(x, parameter)
-    made = kept._kept[parameter][1][make]
-    assert convolve(x, parameter).equal(first) and kept._kept[parameter][1][make] is made
+    made = weight_cache._derived[parameter][1][make]
+    assert convolve(x, parameter).equal(first) and weight_cache._derived[parameter][1][make] is made
     parameter.mul_(2)
     assert convolve(x, parameter).equal(2 * first)
     parameter.data = parameter.data / 2  # other memory, the version goes on
@@ -402,7 +400,7 @@ def test_what_is_made_of_a_parameter_is_kept_until_it_changes(convolve, make):
 def test_what_was_made_of_a_weight_goes_with_it(convolve, make):
     parameter = frozen(128, 128, 3, 3)
     convolve(rand(1, 128, 16, 16).float(), parameter)
-    made = weakref.ref(kept._kept[parameter][1][make])
+    made = weakref.ref(weight_cache._derived[parameter][1][make])
     del parameter
     assert made() is None
 
@@ -430,7 +428,7 @@ def test_an_empty_batch_and_another_default_device():
 def test_nothing_is_kept_of_a_weight_in_training(convolve, make):
     parameter = frozen(128, 128, 3, 3).requires_grad_()
     convolve(rand(1, 128, 16, 16).float(), parameter).sum().backward()
-    assert parameter not in kept._kept
+    assert parameter not in weight_cache._derived
 
 
 @pytest.mark.parametrize(
@@ -463,8 +461,8 @@ def test_winograd_is_left_out(case, monkeypatch, request):
         x, weight = rand(4, 256, 16, 16).bfloat16(), rand(256, 256, 3, 3, seed=1).bfloat16()
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: case == "matrix tiles")
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: case == "matrix tiles")
-        winograd._has_vectors.cache_clear()
-        request.addfinalizer(winograd._has_vectors.cache_clear)
+        winograd._has_bf16_vectors.cache_clear()
+        request.addfinalizer(winograd._has_bf16_vectors.cache_clear)
     elif case == "narrow":
         weight = weight[:63]
     elif case == "small":

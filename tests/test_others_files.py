@@ -15,7 +15,7 @@ from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cli import app
 from fewshot_gan.data.datasets import load_images
 from fewshot_gan.utils.json_files import MAX_DEPTH, read_json
-from fewshot_gan.utils.regular_files import read_regular, size_of_regular
+from fewshot_gan.utils.regular_files import read_regular, regular_file_size
 from fewshot_gan.utils.safetensors_files import DTYPES, read_header, read_tensors
 from fewshot_gan.utils.text import in_short, plain
 
@@ -63,7 +63,7 @@ def test_json_is_read(tmp_path):
 def test_pipes_devices_and_folders_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, kind in ((tmp_path / "pipe", "a pipe"), (tmp_path, "a folder"), ("/dev/zero", "a device")):
-        for read in (size_of_regular, lambda p: read_regular(p, 9), read_json, read_header, read_tensors):
+        for read in (regular_file_size, lambda p: read_regular(p, 9), read_json, read_header, read_tensors):
             with pytest.raises(ValueError, match=f"{kind}.*no regular file"):
                 read(path)
 

@@ -418,7 +418,7 @@ def test_what_is_decoded_apart_has_a_memory_and_a_time(tmp_path, monkeypatch):
     endless = FAKE_HEIF.replace("        data = self.fp.read()\n", "        while True:\n            pass\n")
     heic = b"\0\0\0\x10ftypheic\0\0\0\0" + encoded(picture(), "PNG")
     monkeypatch.setattr(picture_files, "_can_decode", lambda form: True)
-    monkeypatch.setattr(picture_files, "APART_SECONDS", 1)
+    monkeypatch.setattr(picture_files, "CHILD_SECONDS", 1)
     for name, source, message in (
         ("greedy", greedy, "MemoryError"),
         ("endless", endless, "takes more than 2 s|code -"),

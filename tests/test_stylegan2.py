@@ -257,13 +257,13 @@ def test_the_energy_of_a_frozen_weight_is_kept_until_the_weight_changes():
     z, layer = torch.randn(2, generator.z_dim), generator.synthesis.b8.conv1
     with torch.no_grad():
         before = generator(z)
-        first = layer.measured(layer.weight)
-        assert layer.measured(layer.weight) is first
+        first = layer.cached_energy(layer.weight)
+        assert layer.cached_energy(layer.weight) is first
         layer.weight[0].mul_(3)  # demodulated: the picture stays, if the norm is that of the new weight
-        assert layer.measured(layer.weight) is not first
+        assert layer.cached_energy(layer.weight) is not first
         torch.testing.assert_close(generator(z), before, atol=1e-5, rtol=1e-5)
     learning = layer.requires_grad_(True)
-    assert learning.measured(layer.weight) is None  # its gradient goes through the norm
+    assert learning.cached_energy(layer.weight) is None  # its gradient goes through the norm
     with torch.inference_mode():
         generator(z)
     styles = torch.randn(2, generator.w_dim, requires_grad=True)

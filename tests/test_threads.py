@@ -302,18 +302,18 @@ def test_averages_of_diffusers_are_seen(pipe, perturbed, look, where):
 @pytest.mark.parametrize("size", [(3,), (40, 7), (64, 32, 3, 3), (2, 1024)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 def test_writes_through_data_change_the_stamp(write, size, dtype):
-    from fewshot_gan.ops.weight_cache import contents_checked, kept, stamped
+    from fewshot_gan.ops.weight_cache import cached, compare_once, tensors_version
 
     weight = torch.nn.Parameter(torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     weight.data = weight.data.to(dtype)
-    before = stamped([weight])
-    kept(weight, torch.abs)
-    assert stamped([weight]) == before
-    with contents_checked([weight]):
-        assert stamped([weight]) == before
+    before = tensors_version([weight])
+    cached(weight, torch.abs)
+    assert tensors_version([weight]) == before
+    with compare_once([weight]):
+        assert tensors_version([weight]) == before
     write(weight.data)
-    assert stamped([weight]) != before
-    torch.testing.assert_close(kept(weight, torch.abs), weight.detach().abs(), rtol=0, atol=0, equal_nan=True)
+    assert tensors_version([weight]) != before
+    torch.testing.assert_close(cached(weight, torch.abs), weight.detach().abs(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_unfusing_sees_a_write_through_data(pipe):

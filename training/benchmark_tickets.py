@@ -61,8 +61,8 @@ def sparse(generator):
     copy = deepcopy(generator)
     for layer in copy.modules():
         if isinstance(layer, Conv2d):
-            matrix = layer.ready().weight.detach().flatten(1).to_sparse_csr()
-            layer.convolve = product(matrix, layer.ready().weight.shape[-1])
+            matrix = layer.normalised().weight.detach().flatten(1).to_sparse_csr()
+            layer.convolve = product(matrix, layer.normalised().weight.shape[-1])
     return copy
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fewshot_gan
 
+from .catalogue import BACKBONES
 from .utils.files import replace_text
 
 SHIM = '''"""Lets plain diffusers load this base with trust_remote_code=True; needs `pip install fewshot_gan`."""
@@ -28,7 +29,7 @@ def __getattr__(name: str):
 
 
 def by_package(entry):
-    """Record a network of this package under the package's name, not under the module that defines it.
+    """Record a network of this package, or a registered one, under the package's name, not its module's.
 
     diffusers does so for the libraries in its own table only. Modules may move; `model_index.json` stays as it is.
 
@@ -39,9 +40,17 @@ def by_package(entry):
         `("fewshot_gan", class name)` for a part whose library is a module of this package, else `entry`.
     """
     if isinstance(entry, tuple | list) and len(entry) == 2 and isinstance(entry[0], str):
-        if entry[0].partition(".")[0] == PACKAGE:
+        if entry[0].partition(".")[0] == PACKAGE or _is_registered(*entry):
             return PACKAGE, entry[1]
     return entry
+
+
+def _is_registered(library: str, name: str) -> bool:
+    """Whether a network of a plugin has this name: diffusers takes its module, or the package of that, for a library."""
+    if not isinstance(name, str) or name not in BACKBONES:
+        return False
+    module = BACKBONES[name].path.partition(":")[0]
+    return module == library or module.startswith(f"{library}.")
 
 
 def without_code(config: dict) -> dict:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..hub import embedded_bases, is_repo_id
 from ..models.layers import Adaptation, adaptable_layers, adapted
-from ..ops.weight_cache import stamped
+from ..ops.weight_cache import tensors_version
 from ..utils.hashing import fingerprint
 from ..utils.locks import SharedLock
 from ..utils.offloading import execution_device
@@ -130,18 +130,18 @@ class AdapterBank(Fusing):
         self._fingerprint = self._weights_stamp(), value
 
     def _weights_stamp(self) -> tuple | None:
-        """Return a stamp that changes with the weights, see `stamped`.
+        """Return a stamp that changes with the weights, see `tensors_version`.
 
         The fingerprint of weights that were cast cannot be computed, so it must survive a move to another device: their
         stamp leaves the memory addresses out.
         """
         with torch.inference_mode(False):  # the stamp depends on the mode, the weights do not
             if self.model.dtype == torch.float32:
-                return stamped(list(self.model.state_dict(keep_vars=True).values()))
+                return tensors_version(list(self.model.state_dict(keep_vars=True).values()))
             parameters = list(self.model.parameters())
             if any(parameter.is_meta for parameter in parameters):
                 return ()  # offloaded weights are not written to
-            stamps = stamped(parameters)
+            stamps = tensors_version(parameters)
         return None if stamps is None else tuple((id(p), *s[2:]) for p, s in zip(parameters, stamps[1:], strict=True))
 
     @staticmethod
@@ -249,8 +249,9 @@ class AdapterBank(Fusing):
     def _current_adaptations(self) -> Mapping[str, Adaptation | None]:
         """Return module path → adaptation that acts in this thread now."""
         with bank_lock:
-            if any(layer.acting() is not layer.adaptation for layer in self._layers.values()):  # inside a `using` block
-                return {path: layer.acting() for path, layer in self._layers.items()}
+            if any(layer.active_adaptation() is not layer.adaptation for layer in self._layers.values()):
+                # inside a `using` block
+                return {path: layer.active_adaptation() for path, layer in self._layers.items()}
             return self._unwritten if self.fused is not None else self._blends_of(self.current())
 
     def _resolve(self, looks: Sequence[Look]) -> list[dict[str, LayerBlend]]:

@@ -13,7 +13,7 @@ import torch
 from ..models.layers import AdaptableLayer, Adaptation, EffectiveWeight
 from ..ops import RowWeights, filter_energy
 from ..ops.dispatch import kernels_for
-from ..ops.weight_cache import stamped
+from ..ops.weight_cache import tensors_version
 from .base import Factors, combine
 
 bank_lock = threading.RLock()  # guards the looks and caches of all banks; held for microseconds
@@ -60,14 +60,14 @@ class LayerBlend(BankAdaptation):
         inputs = [weight, *self._tensors] if bias is None else [weight, bias, *self._tensors]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             return self._compute(weight, bias)  # gradients need a fresh graph each time
-        stamp, cached = stamped(inputs), self._cached
+        stamp, cached = tensors_version(inputs), self._cached
         if stamp is not None and cached is not None and cached[0] == stamp:
             return cached[1]
         self.forget()
         value = self._compute_by_kernel(weight, bias) or self._compute(weight, bias)
         if self.layer.demodulation == "runtime" and value.energy is None:
             norm_weight = cast(torch.Tensor, value.weight if value.norm_weight is None else value.norm_weight)
-            energy = self.layer.measured(weight) if norm_weight is weight else filter_energy(norm_weight)
+            energy = self.layer.cached_energy(weight) if norm_weight is weight else filter_energy(norm_weight)
             value = value._replace(energy=energy)
         input_pointers = {tensor.data_ptr() for tensor in inputs}
         fields = [field for field in value if isinstance(field, torch.Tensor)]

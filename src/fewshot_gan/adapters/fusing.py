@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..models.layers import AdaptableLayer, Adaptation
-from ..ops.weight_cache import stamped
+from ..ops.weight_cache import tensors_version
 from ..utils.locks import SharedLock
 from ..utils.offloading import refuse_offloaded
 from .looks import Look, Weight
@@ -130,7 +130,7 @@ class Fusing:
     def _written_stamp(self) -> list[tuple]:
         """Return a stamp that changes when the weights that `fuse` wrote are written to."""
         written = [p for path in self._originals for p in self._layers[path].stored() if p is not None]
-        stamps = [stamped([p]) for p in written]
+        stamps = [tensors_version([p]) for p in written]
         return [() if stamp is None else stamp[1:] for stamp in stamps]  # without the inference mode at index 0
 
     def refuse_while_fused(self, action: str) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from ..hub import HUB_OPTIONS, adapter_folders, resolve_folder
 from ..utils.files import read_together, replacing, user_path
 from ..utils.json_files import read_json
-from ..utils.meta import without_memory
+from ..utils.meta import on_meta
 from ..utils.safetensors_files import read_tensors
 from ..utils.text import in_short, plain
 from ..version import __version__
@@ -265,7 +265,7 @@ class _Builder:
         """
         cls, settings = _class_and_settings(config, config_name)
         try:
-            with without_memory():  # a damaged config may ask for huge tensors that the file does not hold
+            with on_meta():  # a damaged config may ask for huge tensors that the file does not hold
                 adapter = cls(**settings)
                 adapter.factors()
         except _DAMAGE as error:

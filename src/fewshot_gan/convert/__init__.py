@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from ..models.bounds import built_from, check_finite
+from ..models.bounds import check_finite, limit_size
 from ..utils.files import user_path
 from ..utils.text import in_short
 from .check import check
@@ -36,7 +36,7 @@ def convert_checkpoint(src: str | Path) -> dict:
     if not src.exists():
         raise FileNotFoundError(f"there is no {src} to convert")
     try:
-        with built_from(_size(src)):
+        with limit_size(_size(src)):
             networks = _convert_folder(src) if src.is_dir() else _convert_file(src)
         for role, network in networks.items():
             check_finite(network, f"the {role} in {src.name}")

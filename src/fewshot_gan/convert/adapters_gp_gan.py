@@ -80,7 +80,7 @@ def tailored(source: SourceTensors, generator: GPGANGenerator) -> TailoredGenera
             raise ConversionError(f"{name} is of {tuple(source[name].shape)}; small_style needs {width} columns")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        new = TailoredGenerator.of(generator, 1 + kept, z_dim=z, style_dim=style, mapping_layers=layers)
+        new = TailoredGenerator.from_source(generator, 1 + kept, z_dim=z, style_dim=style, mapping_layers=layers)
     return new.eval()
 
 

@@ -11,7 +11,7 @@ from ..models.stylegan2 import FIR_TAPS, StyleGAN2Discriminator, StyleGAN2Genera
 from ..models.stylegan2_layout import ARCHITECTURES
 from ..ops import setup_filter
 from ..utils.stored_networks import PersistentObject
-from ..utils.untrusted import read
+from ..utils.untrusted import read_checkpoint
 from .report import ConversionError, SourceTensors
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def convert(path: Path) -> dict[str, torch.nn.Module]:
     Raises:
         ConversionError: not a StyleGAN2 of a supported kind, unexpected tensors, or a file that names code.
     """
-    data = read(path, "networks")
+    data = read_checkpoint(path, "networks")
     if isinstance(data, PersistentObject):  # one network and nothing around it
         data = {"D" if data.class_name == "Discriminator" else "G_ema": data}
     if not isinstance(data, dict):

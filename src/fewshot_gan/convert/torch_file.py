@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..utils.untrusted import read as read_untrusted
+from ..utils.untrusted import read_checkpoint
 
 
 def read(path: Path):
@@ -11,4 +11,4 @@ def read(path: Path):
     Raises:
         ConversionError: the file is damaged, or holds more than these, such as a whole pickled network.
     """
-    return read_untrusted(path, "tensors")
+    return read_checkpoint(path, "tensors")

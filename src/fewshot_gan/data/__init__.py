@@ -1,1 +1,1 @@
-"""Pictures: files, tensors, sets of them, and grids."""
+"""Images: reading files, folders and archives, conversion to tensors, grids."""

@@ -1,4 +1,4 @@
-"""A few images in memory, and an endless, resumable stream of batches from them."""
+"""Load small image data sets into memory, and draw endless, resumable batches from them."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ logger = logging.getLogger(__name__)
 def load_images(
     source: str | os.PathLike[str], resolution: int, least: int = 2, labels: tuple[list[int], list[str]] | None = None
 ) -> Tensor:
-    """Reads every image of a folder, a zip archive or a `datasets` data set as squares of one size.
+    """Load all images of a folder, a zip archive or a `datasets` data set as squares of one size.
 
-    Squaring rule: centre crop to the short side, then Lanczos resize to `resolution`. EXIF rotation is applied,
-    transparency is laid on white, 16-bit grey is scaled down, of an animation the first frame counts. What is no
-    picture is named in a warning, see `picture_sets.PictureSet`; texts such as captions are named in the log.
+    Images are cropped to a centred square of their short side and resized with Lanczos. EXIF rotation is applied,
+    transparency becomes white, 16-bit grey is reduced to 8 bits, and animations are reduced to their first frame. A
+    warning names files that are not images (see `sets.PictureSet`); the log names text files such as captions.
 
     Args:
-        source: a folder or a zip archive of pictures in the formats of `picture_files.ENDINGS`, sorted by name, with
-            subfolders and without hidden files; `imagefolder:DIR` (read by the `datasets` package); or a Hub data set
-            id `owner/name` (its `train` split and first image column).
+        source: a folder or zip archive of images in the formats of `files.ENDINGS`, sorted by name, with subfolders and
+            without hidden files; `imagefolder:DIR` (read by the `datasets` package); or a Hub data set id `owner/name`
+            (its `train` split and first image column).
         resolution: side of the result in pixels.
-        least: 1 for a method that learns a look from a single image.
-        labels: two lists that take the classes of a data set, if it has a class column, and their names.
+        least: smallest number of images: 2, or 1 for a method that learns from a single image.
+        labels: two lists to be filled with the class of each image and the class names, if a data set has a class
+            column.
 
     Returns:
         uint8 `[N, 3, resolution, resolution]`, N ≥ `least`.
 
     Raises:
         FileNotFoundError: the folder or data set does not exist.
-        ValueError: no image, one where 2 are the least, one that cannot be read, or a short side below 32 px.
+        ValueError: there are fewer than `least` images, or an image cannot be read or has a side below 32 px.
     """
     path = user_path(source)
     if not path.exists():
@@ -55,20 +56,21 @@ def load_images(
 
 
 def load_labelled(source: str | os.PathLike[str], resolution: int) -> tuple[Tensor, Tensor | None, list[str]]:
-    """As `load_images`, with classes: folders in a folder or zip archive, or a data set with a class column.
+    """Load images as `load_images` does, with classes: subfolders, or the class column of a data set.
 
     Returns:
-        uint8 `[N, 3, resolution, resolution]`; int64 `[N]`, or None where there are no classes; names of the classes.
+        images uint8 `[N, 3, resolution, resolution]`, labels int64 `[N]` or None, and the class names.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_images`; or a folder has images and folders with images side by side.
+        FileNotFoundError, ValueError: see `load_images`; or a folder has images beside folders of images.
     """
     path = user_path(source)
     if not path.exists():
-        labels: list[int] = []
-        names: list[str] = []
-        images = load_images(source, resolution, labels=(labels, names))
-        return images, torch.tensor(labels, dtype=torch.int64, device="cpu") if labels else None, names
+        class_of_image: list[int] = []
+        class_names: list[str] = []
+        images = load_images(source, resolution, labels=(class_of_image, class_names))
+        labels = torch.tensor(class_of_image, dtype=torch.int64, device="cpu") if class_of_image else None
+        return images, labels, class_names
     with PictureSet(path) as pictures:
         classes = pictures.classes()
         counts = [len(names) for names in classes.values()]
@@ -94,26 +96,26 @@ def _load_set(pictures: PictureSet, source, resolution: int, least: int) -> Tens
         logger.warning(f"of {source} {left_out}")
     if pictures.links:
         logger.warning(f"links lead out of {source} and are followed: {', '.join(map(plain, pictures.links[:10]))}")
-    also = ""
+    note = ""
     if texts := sorted(pictures.texts):
-        also = f"; {len(texts)} texts are not read: {', '.join(map(plain, texts[:3]))}" + (", …" if texts[3:] else "")
-    return _load(((plain(name), pictures.read(name)) for name in pictures.names), source, resolution, least, also)
+        note = f"; {len(texts)} texts are not read: {', '.join(map(plain, texts[:3]))}" + (", …" if texts[3:] else "")
+    return _load(((plain(name), pictures.read(name)) for name in pictures.names), source, resolution, least, note)
 
 
-def _load(pictures: Iterator[tuple[str, Image.Image]], source, resolution: int, least: int, also: str = "") -> Tensor:
+def _load(pictures: Iterator[tuple[str, Image.Image]], source, resolution: int, least: int, note: str = "") -> Tensor:
     if resolution < 1:
         raise ValueError(f"resolution {resolution} is below 1; use the generator's, for example 256")
-    found, enlarged = [], []
-    for name, image in pictures:  # one at a time: only what is kept stays in memory
-        found.append(square(image, resolution, name))
+    squares, enlarged = [], []
+    for name, image in pictures:  # one full-size image in memory at a time
+        squares.append(square(image, resolution, name))
         if min(image.size) < resolution:
             enlarged.append(f"{name} ({image.width}x{image.height})")
-    if not found:
+    if not squares:
         raise ValueError(f"{source} has no image; choose another data set")
-    if len(found) < least:
+    if len(squares) < least:
         raise ValueError(f"{source} has only one image; this method needs at least 2, typically 10: add more")
-    images = torch.stack(found)
-    logger.info(f"{len(images)} images from {source}: centre crop to the short side, Lanczos to {resolution} px{also}")
+    images = torch.stack(squares)
+    logger.info(f"{len(images)} images from {source}: centre crop to the short side, Lanczos to {resolution} px{note}")
     if enlarged:
         more = f" and {len(enlarged) - 10} more" if len(enlarged) > 10 else ""
         logger.warning(
@@ -123,15 +125,15 @@ def _load(pictures: Iterator[tuple[str, Image.Image]], source, resolution: int, 
 
 
 def choose_subset(total: int, num: int | None, percent: float | None, seed: int) -> Tensor:
-    """Rows of an exact random subset, ascending; of one seed the smaller subset lies inside the larger.
+    """Return the sorted indices of a random subset; with one seed, a smaller subset is part of a larger one.
 
     Args:
-        total: how many images there are.
-        num, percent: how many, or what share of them (rounded); neither = all.
-        seed: of the choice.
+        total: number of images.
+        num, percent: size of the subset, as a number or in percent (rounded); neither means all images.
+        seed: seed of the choice.
 
     Raises:
-        ValueError: both are given, or more than there are, or none.
+        ValueError: both are given, or the subset would be empty or larger than `total`.
     """
     if num is not None and percent is not None:
         raise ValueError(f"num={num} and percent={percent}: give one of them")
@@ -146,10 +148,12 @@ def choose_subset(total: int, num: int | None, percent: float | None, seed: int)
 
 
 def provenance(source: str | os.PathLike[str]) -> dict[str, str]:
-    """What the `dataset.json` of a folder or archive (`training/make_domain.py`) says of its images and their licence.
+    """Return the description and licence of images from `dataset.json` of their folder or archive.
+
+    `training/make_domain.py` writes this file.
 
     Returns:
-        `images` and `images_licence`; nothing where there is no such file or it says neither.
+        `images` and `images_licence`, as far as the file has them; empty without the file.
     """
     path = user_path(source)
     if not path.exists():
@@ -158,16 +162,16 @@ def provenance(source: str | os.PathLike[str]) -> dict[str, str]:
         with PictureSet(path) as pictures:
             text = pictures.text("dataset.json")
         info = parse_json((text or "{}").encode())
-        found = {"images": info.get("style"), "images_licence": (info.get("licence") or {}).get("text")}
+        facts = {"images": info.get("style"), "images_licence": (info.get("licence") or {}).get("text")}
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path / 'dataset.json'} is not a description of a data set ({error}); mend it or remove it"
         ) from error
-    return {key: str(value) for key, value in found.items() if value}
+    return {key: str(value) for key, value in facts.items() if value}
 
 
 def _read_named(source: str | os.PathLike[str], labels) -> Iterator[tuple[str, Image.Image]]:
-    """Pairs of a name for messages and an upright RGB image, of what is no path here."""
+    """Yield a name for messages and an upright RGB image, for a source that is not an existing path."""
     text = str(source)
     if text.startswith("imagefolder:"):
         return _read_dataset("imagefolder", text.partition(":")[2], labels)
@@ -187,9 +191,7 @@ def _read_dataset(name: str, data_dir: str | None, labels=None) -> Iterator[tupl
         raise ImportError(f"data set {name} needs the datasets package: pip install 'fewshot_gan[train]'") from error
     try:
         data = datasets.load_dataset(name, data_dir=data_dir and str(Path(data_dir).expanduser()), split="train")
-    except (
-        Exception
-    ) as error:  # the package raises a dozen unrelated types for "not there", "offline" and "no such split"
+    except Exception as error:  # the package raises many unrelated types if a data set or split cannot be loaded
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
             f"{name} is neither a folder here nor a data set that could be loaded ({reason}); "
@@ -204,16 +206,16 @@ def _read_dataset(name: str, data_dir: str | None, labels=None) -> Iterator[tupl
         labels[1].extend(data.features[classes[0]].names)
     rows = data.with_format(None).cast_column(columns[0], datasets.Image(decode=False))[columns[0]]
     if data_dir is not None:
-        _name_left_out(Path(data_dir).expanduser(), [row["path"] for row in rows])
-    for number, row in enumerate(rows):  # decoded here: within the limits, and of the formats, of all other pictures
-        one = f"{name}[{number}]"
+        _warn_left_out(Path(data_dir).expanduser(), [row["path"] for row in rows])
+    for number, row in enumerate(rows):  # decoded here, with the limits and formats of all other images
+        row_name = f"{name}[{number}]"
         if row is None or row["bytes"] is None and row["path"] is None:
-            raise ValueError(f"{one} has no picture; choose another data set")
-        yield one, read_picture(Path(row["path"]) if row["bytes"] is None else row["bytes"], one)
+            raise ValueError(f"{row_name} has no picture; choose another data set")
+        yield row_name, read_picture(Path(row["path"]) if row["bytes"] is None else row["bytes"], row_name)
 
 
-def _name_left_out(folder: Path, paths) -> None:
-    """Say which files of `folder` the datasets package passed over: it knows endings and splits of its own."""
+def _warn_left_out(folder: Path, paths) -> None:
+    """Warn of files in `folder` that the datasets package ignored, because of their ending or split."""
     taken = {os.path.realpath(path) for path in paths if path}
     with PictureSet(folder) as pictures:
         left_out = dict(pictures.left_out)
@@ -231,11 +233,11 @@ class InfiniteBatches:
 
     Args:
         images: uint8 `[N, 3, R, R]`, as `load_images` returns them; not copied.
-        batch_size: b.
-        seed: seed of the order; the sampler owns its generator and touches no global one.
+        batch_size: number b of images per batch.
+        seed: seed of the order; global random state is not used.
 
     Raises:
-        ValueError: not uint8 `[N ≥ 1, 3, R, R]`, or a batch size below 1.
+        ValueError: images are not uint8 `[N ≥ 1, 3, R, R]`, or the batch size is below 1.
     """
 
     def __init__(self, images: Tensor, batch_size: int, seed: int = 0):
@@ -245,13 +247,13 @@ class InfiniteBatches:
             raise ValueError(f"batch size {batch_size} is below 1; use 1 or more, typically 4")
         self.images, self.batch_size = images, batch_size
         self._generator = torch.Generator().manual_seed(seed)
-        self._order = torch.empty(0, dtype=torch.long, device="cpu")  # what is left of the current epoch
+        self._order = torch.empty(0, dtype=torch.long, device="cpu")  # remaining indices of the current epoch
 
     def __iter__(self) -> InfiniteBatches:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        """Images float `[b, 3, R, R]` in [-1, 1] and their indices int64 `[b]`, on the CPU."""
+        """Return images float `[b, 3, R, R]` in [-1, 1] and their indices int64 `[b]`, on the CPU."""
         while len(self._order) < self.batch_size:
             epoch = torch.randperm(len(self.images), generator=self._generator, device="cpu")
             self._order = torch.cat([self._order, epoch])
@@ -259,12 +261,12 @@ class InfiniteBatches:
         return to_floats(self.images[indices]), indices.clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next batches depend on, but the images and the batch size."""
+        """Return the state that the next batches depend on, besides images and batch size."""
         state = {"generator": self._generator.get_state(), "order": self._order.clone(), "num_images": len(self.images)}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues exactly where `state` was taken, also in the middle of an epoch.
+        """Continue exactly where `state` was taken, also in the middle of an epoch.
 
         Raises:
             ValueError: the state belongs to another number of images.

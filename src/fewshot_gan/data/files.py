@@ -1,8 +1,8 @@
-"""Picture files of others: the formats that are read, and what one file may take of memory and time.
+"""Read untrusted image files: allowed formats, and limits on memory and time per file.
 
-An allow-list: Pillow would also start Ghostscript for an EPS. Sizes are checked before anything is decoded. AVIF and
-HEIF say their sizes twice, and decoders believe the inner one: they are decoded by this file in a process of its own,
-which therefore imports nothing of the package.
+Formats are an allow-list, since Pillow would e.g. start Ghostscript for an EPS. Sizes are checked before decoding. AVIF
+and HEIF contain their size twice, and decoders use the inner one, which is unknown before. They are decoded in a child
+process with limits, which runs this file and therefore imports nothing else of the package.
 """
 
 import importlib.util
@@ -13,12 +13,12 @@ import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
-from PIL import Image, ImageCms, UnidentifiedImageError, features
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
-ENDINGS = {  # Pillow's name of a format → endings of files that are meant as one; the content decides what they are
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),  # MPO, several JPEGs of a phone, is opened as JPEG
+ENDINGS = {  # Pillow's name of a format → file endings; the content decides the format of a file
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),  # MPO, several JPEGs in one file, is opened as JPEG
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
     "AVIF": (".avif", ".avifs"),
@@ -32,78 +32,86 @@ ENDINGS = {  # Pillow's name of a format → endings of files that are meant as 
 FORMAT_OF = {ending: name for name, endings in ENDINGS.items() for ending in endings}
 COMMON = "png, jpg, webp, avif, tif or gif"  # for messages
 
-MAX_PIXELS = 61_000_000  # as many as cameras with a full-frame sensor have
-MEMORY = 8 * MAX_PIXELS  # bytes that one picture may take: RGB, which Pillow holds in 4 bytes, and a cropped copy
+MAX_PIXELS = 61_000_000  # of cameras with a full-frame sensor
+MEMORY = 8 * MAX_PIXELS  # bytes per image: RGB, for which Pillow uses 4 bytes per pixel, and a cropped copy
 MAX_FILE = 400_000_000  # bytes
-MAX_PARTS = 300_000  # in which a file is read: segments, chunks, comments
-MAX_DIGITS = 2_000_000  # bytes of a PPM whose numbers are digits, which Pillow reads slowly
-MAX_SCANS = 100  # of a progressive JPEG, each of which goes over all its pixels; encoders write about ten
-MAX_METADATA = 1_000_000  # bytes of EXIF, of which cameras write up to 65,536, and of a GIF's comments
-MAX_TAGS, MAX_NUMBERS = 65_535, 500_000  # of TIFF directories: entries of one, and numbers in all
-APART_MEMORY, APART_SECONDS = 2**30, 60  # of the process that decodes AVIF and HEIF
+MAX_PARTS = 300_000  # read operations per file: segments, chunks, comments
+MAX_DIGITS = 2_000_000  # bytes of a PPM in decimal digits, which Pillow reads slowly
+MAX_SCANS = 100  # of a progressive JPEG, each over all pixels; encoders write about ten
+MAX_METADATA = 1_000_000  # bytes of EXIF (cameras write up to 65,536) and of a GIF's comments
+MAX_TAGS, MAX_NUMBERS = 65_535, 500_000  # entries of a TIFF directory, and values in all directories
+CHILD_MEMORY, CHILD_SECONDS = 2**30, 60  # limits of the process that decodes AVIF and HEIF
 
-_DECODER = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # Pillow's feature
-_APART = {  # brands of containers → format
+_PILLOW_FEATURE = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
+_BRANDS = {  # brand of an ISO container → format, decoded in a child process
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF"),
 }
-_STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # mode → bytes a pixel, else 4
-# Format → bytes that its decoder holds beside the picture: per pixel, per pixel and band, and copies of the file.
-# Measured with Pillow 12.3 on pictures of 16 megapixels.
-_BESIDE = {"WEBP": (13, 0, 2), "AVIF": (2, 2, 2), "HEIF": (2, 1, 2), "JPEG2000": (0, 6, 0)}
+_STORED = {
+    "1": 1,
+    "L": 1,
+    "P": 1,
+    "I;16": 2,
+    "I;16L": 2,
+    "I;16B": 2,
+    "I;16N": 2,
+}  # mode → bytes per pixel, else 4
+# Format → memory of its decoder besides the image: bytes per pixel, bytes per pixel and band, copies of the file.
+# Measured with Pillow 12.3 on images of 16 megapixels.
+_DECODER_MEMORY = {"WEBP": (13, 0, 2), "AVIF": (2, 2, 2), "HEIF": (2, 1, 2), "JPEG2000": (0, 6, 0)}
 _TIFF_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TIFF_BYTES = {1, 2, 7}  # kinds of values that stay bytes; of the others each number becomes an object
-_TIFF_DIRECTORIES = {34665, 34853, 40965}  # tags that point to a further directory: EXIF, GPS, interoperability
-_STRIP = 2**20  # pixels that are converted at a time
+_TIFF_BYTES = {1, 2, 7}  # types that Pillow keeps as bytes; for other types it creates an object per value
+_TIFF_DIRECTORIES = {34665, 34853, 40965}  # tags that point to another directory: EXIF, GPS, interoperability
+_STRIP = 2**20  # pixels to convert at a time
 
 
 def read_picture(source: Path | bytes, name: str) -> Image.Image:
-    """The first picture of a file, upright and RGB.
+    """Read the first image of a file, upright and in RGB.
 
     Args:
-        source: path, or what the file holds.
-        name: for messages.
+        source: path, or contents of the file.
+        name: name of the file in the error message.
 
     Raises:
-        ValueError: it cannot be read, is of no format in `ENDINGS`, or goes beyond `MAX_FILE`, `MAX_PIXELS` or
-            `MEMORY`; one sentence.
+        ValueError: the file cannot be decoded, has a format that is not in `ENDINGS`, or exceeds `MAX_FILE`,
+            `MAX_PIXELS` or `MEMORY`.
     """
     try:
         if isinstance(source, bytes):
             return _read(io.BytesIO(source), len(source))
         with source.open("rb") as file:
             return _read(file, 0)
-    except Exception as error:  # decoders of a dozen formats share no class of error
+    except Exception as error:  # decoders of a dozen formats share no error class
         raise ValueError(f"{name} cannot be read as an image ({_reason(error)}); repair or remove it") from error
 
 
 def why_unread(name: str) -> str | None:
-    """Why a file of that name is not read as a picture, None: it is meant as one, and its format can be read."""
-    form = FORMAT_OF.get(Path(name).suffix.lower())
-    if form is None:
+    """Return why a file of this name is not read as an image, or None if its format can be read."""
+    format_name = FORMAT_OF.get(Path(name).suffix.lower())
+    if format_name is None:
         return "no picture of a format that is read"
-    return None if _can_decode(form) else _missing(form)
+    return None if _can_decode(format_name) else _missing_decoder(format_name)
 
 
 # ---------------------------------------------------------------------------------------------------- one picture
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """RGB, EXIF rotation applied, transparency on white; of an animation the first frame.
+    """Convert to RGB, with EXIF rotation applied and transparency on white; of an animation, the first frame.
 
-    More than 8 bits: 16-bit grey is scaled down. Floats and 32-bit integers say nothing of their range, so it is taken
-    from what they hold: floats of 0…1 or 0…255, integers of 0…255 or 0…65535.
+    16-bit grey is scaled to 8 bits. The range of floats and 32-bit integers is unknown, so it is inferred from their
+    values: floats of 0…1 or 0…255, integers of 0…255 or 0…65535.
 
     Raises:
-        ValueError: floats or integers beyond these ranges, or not finite; damaged EXIF.
+        ValueError: floats or integers are outside of these ranges or not finite, or EXIF is damaged.
     """
     image.load()
     block = image.info.get("exif", image.info.get("Raw profile type exif"))
-    if isinstance(block, str):  # ImageMagick's, in hexadecimal digits below a heading of three lines
+    if isinstance(block, str):  # of ImageMagick: hexadecimal digits after three header lines
         block = bytes.fromhex("".join(block.split("\n")[3:]))
     if isinstance(block, bytes):
         _check_exif(block)
-    turn = {
+    transpose = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -113,20 +121,23 @@ def upright(image: Image.Image) -> Image.Image:
         8: Image.Transpose.ROTATE_90,
     }.get(image.getexif().get(0x0112, 1))
     image = _to_rgb(image)
-    if turn is not None:
-        image = image.transpose(turn)
-        image.info.clear()  # or it would be turned again by whoever looks at its EXIF
+    if transpose is not None:
+        image = image.transpose(transpose)
+        image.info.clear()  # so that no one applies the EXIF rotation again
     return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A strip at a time: conversions by way of other modes then take no copies of the whole picture."""
+    """Convert strip by strip, so that intermediate modes need no copies of the whole image."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "LAB":
-        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), 0, "RGB")
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, ImageCms.Intent.PERCEPTUAL, "RGB")
+        assert converted is not None  # None only with inPlace
+        return converted
     scale = _scale(image)
-    found = Image.new("RGB", image.size)
+    rgb = Image.new("RGB", image.size)
     height = max(1, _STRIP // image.width)
     for top in range(0, image.height, height):
         strip = image.crop((0, top, image.width, min(top + height, image.height)))
@@ -137,30 +148,30 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if strip.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in strip.info:
             strip = strip.convert("RGBA")
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
-        found.paste(strip.convert("RGB"), (0, top))
-    return found
+        rgb.paste(strip.convert("RGB"), (0, top))
+    return rgb
 
 
 def _scale(image: Image.Image) -> float | None:
-    """What a picture of more than 8 bits is multiplied by, None: it has 8."""
+    """Return the factor from an image's values to 8 bits, or None if it has 8 bits."""
     if image.mode.startswith("I;16"):
         return 1 / 257
     if image.mode not in ("I", "F"):
         return None
-    if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, which older Pillow opens so
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits in older versions of Pillow
         return 1 / 257
-    low, high = image.getextrema()
+    low, high = cast(tuple[float, float], image.getextrema())  # one band
     narrow, wide = (1, 255) if image.mode == "F" else (255, 65535)
     if 0 <= low and high <= narrow:
         return 255 / narrow
-    if 0 <= low and wide / 8 <= high <= wide:  # below it might be of either range, and would be as good as black
+    if 0 <= low and wide / 8 <= high <= wide:  # a lower maximum fits both ranges, and would give a nearly black image
         return 255 / wide
     kind = "floats" if image.mode == "F" else "32-bit integers"
     raise ValueError(f"it holds {kind} from {low:g} to {high:g}; scale them to 0…{narrow} or 0…{wide}")
 
 
 def _to_8_bits(image: Image.Image, scale: float) -> Image.Image:
-    import numpy as np  # here: the process that decodes AVIF and HEIF needs none
+    import numpy as np  # not at the top: the process that decodes AVIF and HEIF does not need it
 
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -176,18 +187,18 @@ def _to_8_bits(image: Image.Image, scale: float) -> Image.Image:
 def _read(file: BinaryIO, in_memory: int) -> Image.Image:
     head = file.read(64)
     brands = [head[i : i + 4] for i in range(8, len(head), 4)] if head[4:8] == b"ftyp" else []
-    forms = {_APART[brand] for brand in brands if brand in _APART}
-    form = "AVIF" if "AVIF" in forms else "HEIF" if forms else None  # AVIF is a kind of HEIF
+    formats = {_BRANDS[brand] for brand in brands if brand in _BRANDS}
+    format_name = "AVIF" if "AVIF" in formats else "HEIF" if formats else None  # AVIF files may list HEIF brands too
     size = file.seek(0, io.SEEK_END)
     if size > MAX_FILE:
         raise ValueError(f"it has {size:,} bytes, the limit is {MAX_FILE:,}: make it smaller")
-    if form is not None:
-        if not _can_decode(form):
-            raise ValueError(_missing(form))
+    if format_name is not None:
+        if not _can_decode(format_name):
+            raise ValueError(_missing_decoder(format_name))
         file.seek(0)
-        return _decode_apart(file.read(), form)
-    here = tuple(name for name in ENDINGS if name not in _APART.values() and _can_decode(name))
-    return _decode(file, size, in_memory, here)
+        return _decode_in_child(file.read(), format_name)
+    pillow_formats = tuple(name for name in ENDINGS if name not in _BRANDS.values() and _can_decode(name))
+    return _decode(file, size, in_memory, pillow_formats)
 
 
 def _decode(file: BinaryIO, size: int, in_memory: int, formats: tuple[str, ...]) -> Image.Image:
@@ -198,7 +209,7 @@ def _decode(file: BinaryIO, size: int, in_memory: int, formats: tuple[str, ...])
         )
     if bounded.head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*"):
         _check_directories(bounded, size, strict=True)
-    with Image.open(bounded, formats=formats) as image:
+    with Image.open(cast(IO[bytes], bounded), formats=formats) as image:  # Pillow needs read, seek and tell
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(
                 f"it has {image.width:,}x{image.height:,} px, the limit is {MAX_PIXELS:,}: make it smaller"
@@ -214,20 +225,22 @@ def _decode(file: BinaryIO, size: int, in_memory: int, formats: tuple[str, ...])
 
 
 def _bytes_needed(image: Image.Image, size: int) -> int:
-    """Bytes that it takes to decode an opened picture of a file of `size` bytes, and then to make it upright RGB."""
+    """Return the bytes needed to decode an opened image from a file of `size` bytes and convert it to RGB."""
     pixels, bands = image.width * image.height, len(image.getbands())
-    per_pixel, per_band, copies = _BESIDE.get(image.format, (0, 0, 0))
-    if image.info.get("progressive"):  # a JPEG whose coefficients are all held until the last scan
+    per_pixel, per_band, copies = _DECODER_MEMORY.get(image.format or "", (0, 0, 0))
+    if image.info.get("progressive"):  # a JPEG decoder keeps all coefficients until the last scan
         per_band = 2
-    beside = pixels * (per_pixel + bands * per_band) + copies * size
-    if image.tile and image.tile[0][0] == "libtiff":  # a compressed TIFF is read whole
-        beside += size + _largest_part(image)
+    decoder = pixels * (per_pixel + bands * per_band) + copies * size
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    if tiles and tiles[0][0] == "libtiff":  # a compressed TIFF is read whole
+        decoder += size + _largest_part(image)
     rgb = 0 if image.mode == "RGB" else pixels * 4
-    return pixels * _STORED.get(image.mode, 4) + max(beside, rgb)
+    return pixels * _STORED.get(image.mode, 4) + max(decoder, rgb)
 
 
 def _largest_part(image: Image.Image) -> int:
-    """Bytes of the largest strip or tile of a TIFF, which is decoded at once."""
+    """Return the bytes of the largest strip or tile of a TIFF, which is decoded at once."""
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)  # no other has tiles of libtiff
     width, height, rows, bits, samples = (image.tag_v2.get(tag) for tag in (322, 323, 278, 258, 277))
     width, height = width or image.width, height or min(rows or image.height, image.height)
     bits, samples = max(bits) if isinstance(bits, tuple) else bits or 1, samples or 1
@@ -235,10 +248,11 @@ def _largest_part(image: Image.Image) -> int:
 
 
 class BoundedFile:
-    """A binary file that gives no more than so many bytes, in no more than `MAX_PARTS` reads, whatever it says.
+    """A binary file with a limit on the bytes and on the number of reads.
 
     Attributes:
-        left, parts: bytes, and reads, that are still allowed.
+        left: bytes that may still be read.
+        parts: number of reads that are still allowed, at first `MAX_PARTS`.
     """
 
     def __init__(self, file: BinaryIO, left: int):
@@ -247,8 +261,8 @@ class BoundedFile:
 
     def read(self, count: int | None = -1) -> bytes:
         self.parts -= 1
-        most = self.left + 1
-        data = self._file.read(most if count is None or count < 0 else min(count, most))
+        limit = self.left + 1
+        data = self._file.read(limit if count is None or count < 0 else min(count, limit))
         self.left -= len(data)
         if min(self.left, self.parts) < 0:
             raise ValueError("its parts point to one another, or are too many")
@@ -259,13 +273,13 @@ class BoundedFile:
 
 
 class _PictureFile(BoundedFile):
-    """Watches for what makes a picture take far more than its pixels.
+    """Refuse images that take much more time or memory than their pixels.
 
-    That is EXIF of a JPEG whose values overlap, thousands of scans of a JPEG, and thousands of comments of a GIF.
+    These are JPEGs with overlapping EXIF values or thousands of scans, and GIFs with thousands of comments.
 
     Attributes:
         head: the first four bytes.
-        decoding: what is read now are pixels.
+        decoding: whether pixels are being read.
     """
 
     def __init__(self, file: BinaryIO, left: int):
@@ -279,16 +293,16 @@ class _PictureFile(BoundedFile):
         data = super().read(count)
         self._taken += len(data)
         if self.head[:2] == b"\xff\xd8" and self.decoding:
-            self._scans += (self._last + data).count(b"\xff\xda")  # compressed data have no other FF before a DA
+            self._scans += (self._last + data).count(b"\xff\xda")  # FF DA always starts a scan
             self._last = data[-1:]
             if self._scans > MAX_SCANS:
                 raise ValueError(f"it comes in more than {MAX_SCANS} scans")
-        elif self.head[:2] == b"\xff\xd8" and data.startswith(b"Exif\0\0"):  # Pillow joins them, and opens the whole
+        elif self.head[:2] == b"\xff\xd8" and data.startswith(b"Exif\0\0"):  # Pillow joins all blocks
             self._exif += data[6:]
             _check_exif(self._exif)
         elif self.head[:2] == b"\xff\xd8" and data.startswith(b"MPF\0"):
             _check_exif(data[4:])
-        elif self.head[:3] == b"GIF" and not self.decoding and self._taken > MAX_METADATA:  # Pillow joins them slowly
+        elif self.head[:3] == b"GIF" and not self.decoding and self._taken > MAX_METADATA:  # joined slowly
             raise ValueError(f"it has more than {MAX_METADATA:,} bytes of comments")
         return data
 
@@ -302,21 +316,22 @@ def _check_exif(block: bytes) -> None:
 
 
 def _check_directories(file, size: int, strict: bool = False) -> None:
-    """Refuse a TIFF file or EXIF whose values overlap, so that copies of them outgrow it, or have too many numbers.
+    """Refuse a TIFF file or EXIF block with too many values, or with values that overlap, so that copies outgrow it.
 
     Args:
-        file: of `size` bytes.
-        strict: refuse tags that come twice: of these libtiff takes the first, and Pillow the last.
+        file: a file of `size` bytes.
+        size: see above.
+        strict: refuse duplicate tags, of which libtiff uses the first and Pillow the last.
     """
     file.seek(0)
     head = file.read(16)
     order, big = "<" if head[:2] == b"II" else ">", 43 in head[2:4]
     if head[:2] not in (b"II", b"MM") or len(head) < 16:
-        return  # whoever reads it says what is wrong
-    amount, entry, place = (
+        return  # the decoder will raise an error
+    amount, entry, pointer = (
         struct.Struct(order + code) for code in (("Q", "HHQ8s", "Q") if big else ("H", "HHL4s", "L"))
     )
-    starts, total, numbers = [place.unpack_from(head, 8 if big else 4)[0]], 0, 0
+    starts, total, numbers = [pointer.unpack_from(head, 8 if big else 4)[0]], 0, 0
     for start in starts:
         file.seek(min(start, size))
         count = file.read(amount.size)
@@ -327,8 +342,8 @@ def _check_directories(file, size: int, strict: bool = False) -> None:
         seen = set()
         for tag, kind, values, where in entry.iter_unpack(table[: len(table) // entry.size * entry.size]):
             length = values * _TIFF_UNITS.get(kind, 0)
-            if length > place.size and place.unpack(where)[0] + length > size:
-                continue  # not all of it is there, and so nothing is read
+            if length > pointer.size and pointer.unpack(where)[0] + length > size:
+                continue  # decoders skip values beyond the end of the file
             total += length
             numbers += values if kind not in _TIFF_BYTES else 0
             if tag in _TIFF_DIRECTORIES and values == 1 and kind in (4, 13, 16, 18):
@@ -347,18 +362,19 @@ def _check_directories(file, size: int, strict: bool = False) -> None:
 
 
 @cache
-def _can_decode(form: str) -> bool:
-    """Whether this Pillow, with what is installed beside it, decodes a format."""
-    if form == "HEIF":
+def _can_decode(format_name: str) -> bool:
+    """Return whether the installed Pillow and its plugins can decode a format."""
+    if format_name == "HEIF":
         return importlib.util.find_spec("pillow_heif") is not None
     Image.init()
-    return form in Image.OPEN and (form not in _DECODER or bool(features.check(_DECODER[form])))
+    feature = _PILLOW_FEATURE.get(format_name)
+    return format_name in Image.OPEN and (feature is None or bool(features.check(feature)))
 
 
-def _missing(form: str) -> str:
-    if form == "HEIF":
+def _missing_decoder(format_name: str) -> str:
+    if format_name == "HEIF":
         return "HEIC needs the pillow-heif package: pip install pillow-heif, or convert it to JPEG"
-    return f"this Pillow cannot decode {form}: pip install --upgrade pillow, or convert it to JPEG"
+    return f"this Pillow cannot decode {format_name}: pip install --upgrade pillow, or convert it to JPEG"
 
 
 def _reason(error: Exception) -> str:
@@ -366,47 +382,46 @@ def _reason(error: Exception) -> str:
         return f"it is none of {', '.join(name for name in ENDINGS if _can_decode(name))}"
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more px than {MAX_PIXELS:,}, the limit: make it smaller"
-    said = "".join(c if c.isprintable() else " " for c in " ".join(str(error).split()))[:300]
+    message = "".join(c if c.isprintable() else " " for c in " ".join(str(error).split()))[:300]
     kind = type(error).__name__
-    return (said or kind) if isinstance(error, OSError | ValueError) else f"{kind}: {said}" if said else kind
+    return (message or kind) if isinstance(error, OSError | ValueError) else f"{kind}: {message}" if message else kind
 
 
-# ---------------------------------------------------------------------------------------- a process for one picture
+# -------------------------------------------------------------------------------------- child process for one image
 
 
-def _decode_apart(data: bytes, form: str) -> Image.Image:
-    """AVIF or HEIF, decoded by a process that has `APART_MEMORY` and `APART_SECONDS`, where the system can say so."""
+def _decode_in_child(data: bytes, format_name: str) -> Image.Image:
+    """Decode AVIF or HEIF in a child process with limits on memory and time, where the system supports them."""
+    command = [sys.executable, "-P", __file__, format_name]
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", __file__, form], input=data, capture_output=True, timeout=2 * APART_SECONDS
-        )
+        done = subprocess.run(command, input=data, capture_output=True, timeout=2 * CHILD_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise ValueError(f"to decode it takes more than {2 * APART_SECONDS} s") from error
+        raise ValueError(f"to decode it takes more than {2 * CHILD_SECONDS} s") from error
     if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise ValueError(said[-1] if said else f"its decoder ended with code {done.returncode}")
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise ValueError(lines[-1] if lines else f"its decoder ended with code {done.returncode}")
     size = struct.unpack_from("<II", done.stdout)
     return Image.frombytes("RGB", size, memoryview(done.stdout)[8:])
 
 
-def _serve(form: str) -> None:
-    """Decode what stdin holds; on stdout width and height, and the bytes of the picture."""
-    for name, limit in (("RLIMIT_AS", APART_MEMORY), ("RLIMIT_CPU", APART_SECONDS)):
-        with suppress(ImportError, AttributeError, ValueError, OSError):  # Windows has none; a lower one may hold
+def _run_child(format_name: str) -> None:
+    """Decode an image from stdin; write its width, height and pixels to stdout."""
+    for name, limit in (("RLIMIT_AS", CHILD_MEMORY), ("RLIMIT_CPU", CHILD_SECONDS)):
+        with suppress(ImportError, AttributeError, ValueError, OSError):  # Windows, or a lower limit is set
             import resource
 
             resource.setrlimit(getattr(resource, name), (limit, limit))
     try:
-        if form == "HEIF":
-            import pillow_heif
+        if format_name == "HEIF":
+            import pillow_heif  # pyright: ignore[reportMissingImports]  # an optional extra
 
             pillow_heif.register_heif_opener()
         else:
             from PIL import AvifImagePlugin
 
-            AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each thread reserves memory of its own
+            AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each thread would reserve memory
         data = sys.stdin.buffer.read()
-        image = _decode(io.BytesIO(data), len(data), 0, (form,))
+        image = _decode(io.BytesIO(data), len(data), 0, (format_name,))
     except Exception as error:
         sys.exit(_reason(error))
     sys.stdout.buffer.write(struct.pack("<II", *image.size))
@@ -414,4 +429,4 @@ def _serve(form: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _run_child(sys.argv[1])

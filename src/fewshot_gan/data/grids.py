@@ -1,13 +1,13 @@
-"""Pictures side by side in one file."""
+"""Arrange images in a grid."""
 
 from pathlib import Path
 
-GAP = 4  # white pixels between them
-WRITTEN = {".png": 2**31 - 1, ".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # ending of a file → longest side, px
+GAP = 4  # white pixels between images
+WRITTEN = {".png": 2**31 - 1, ".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # file ending → longest side in px
 
 
 def make_grid(images: list, columns: int):
-    """PIL images of one size, row by row, on white."""
+    """Return a grid of PIL images of one size, row by row, on white."""
     from PIL import Image
 
     width, height = images[0].size
@@ -18,16 +18,22 @@ def make_grid(images: list, columns: int):
 
 
 def grid_size(count: int, columns: int, width: int, height: int) -> tuple[int, int]:
-    """Width and height of a grid of `count` pictures."""
+    """Return width and height of a grid of `count` images in pixels."""
     rows = -(-count // columns)
     return columns * (width + GAP) - GAP, rows * (height + GAP) - GAP
 
 
 def check_grid(file: Path, count: int, columns: int, side: int) -> None:
-    """Refuse a grid that cannot be written, before its `count` pictures of `side` px are drawn.
+    """Check that a grid can be written, before its images are generated.
+
+    Args:
+        file: the file to write.
+        count: number of images.
+        columns: images per row.
+        side: size of an image in pixels.
 
     Raises:
-        ValueError: the ending of `file` is none of `WRITTEN`, or its format holds no picture of that size.
+        ValueError: the ending of `file` is not in `WRITTEN`, or its format does not allow this size.
     """
     if file.is_dir() or file.suffix.lower() not in WRITTEN:
         raise ValueError(

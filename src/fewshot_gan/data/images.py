@@ -1,7 +1,7 @@
-"""Pictures to squares of one size, the one rule of cropping, and between bytes and [-1, 1].
+"""Convert images: to squares of one size, and between bytes and floats in [-1, 1].
 
-What comes in as numbers says what they mean by its type: bytes are 0…255, floating tensors lie in [-1, 1], floating
-NumPy arrays in 0…1. Other ranges would turn pictures black or grey without an error, and are refused.
+The type determines the range of values: bytes are 0…255, floating-point tensors [-1, 1], floating-point NumPy arrays
+0…1. Other ranges are refused, since they would silently give black or grey images.
 """
 
 import os
@@ -17,20 +17,20 @@ MIN_SIDE = 32
 
 
 def to_bytes(images: torch.Tensor) -> torch.Tensor:
-    """Float in [-1, 1], clipped there, to uint8, rounded.
+    """Clip floats to [-1, 1] and convert them to uint8, rounded.
 
     Raises:
-        ValueError: numbers of another type.
+        ValueError: `images` is not floating point.
     """
     check_floats(images)
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def to_floats(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 to float32 in [-1, 1].
+    """Convert uint8 to float32 in [-1, 1].
 
     Raises:
-        ValueError: numbers of another type, which would turn black.
+        ValueError: `pictures` is not uint8.
     """
     if pictures.dtype != torch.uint8:
         raise ValueError(f"pictures of {pictures.dtype} are no bytes; give uint8 of 0…255")
@@ -38,10 +38,10 @@ def to_floats(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def check_floats(*images: torch.Tensor) -> None:
-    """Refuse pictures whose type cannot hold [-1, 1]. Their values are not looked at, for which a GPU would wait.
+    """Check that images are floating point. Does not read their values, so that no GPU has to be waited for.
 
     Raises:
-        ValueError: no floating-point numbers.
+        ValueError: images are not floating point.
     """
     for x in images:
         if not x.is_floating_point():
@@ -49,10 +49,10 @@ def check_floats(*images: torch.Tensor) -> None:
 
 
 def check_range(images: torch.Tensor) -> None:
-    """Refuse what is no picture in [-1, 1].
+    """Check that images are floats in [-1, 1].
 
     Raises:
-        ValueError: no floating-point numbers, or a value that is not finite or beyond [-1, 1].
+        ValueError: images are not floating point, or a value is not finite or outside of [-1, 1].
     """
     check_floats(images)
     if not torch.isfinite(images).all() or images.abs().max() > 1.001:
@@ -60,11 +60,10 @@ def check_range(images: torch.Tensor) -> None:
 
 
 def check_signed(images: torch.Tensor) -> None:
-    """`check_range` of floats that somebody gave, who may have meant 0…1.
+    """Check a user's floats as `check_range` does, and refuse values that may mean 0…1.
 
     Raises:
-        ValueError: as `check_range`, or no value is below 0: then they lie in 0…1, or no pixel is darker than middle
-            grey, and nothing tells which.
+        ValueError: see `check_range`; or no value is negative, so that the range may be 0…1 as well as [-1, 1].
     """
     check_range(images)
     if images.min() >= 0 and images.max() > 0:
@@ -75,11 +74,11 @@ def check_signed(images: torch.Tensor) -> None:
 
 
 def read_image(path) -> Image.Image:
-    """The first picture in a file, upright and RGB.
+    """Read the first image of a file, upright and in RGB.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as an image, or takes too much to decode; see `picture_files.read_picture`.
+        FileNotFoundError: the file does not exist.
+        ValueError: it cannot be decoded within the limits; see `files.read_picture`.
     """
     path = user_path(path)
     if not path.is_file():
@@ -88,31 +87,31 @@ def read_image(path) -> Image.Image:
 
 
 def read_squares(images, resolution: int) -> torch.Tensor:
-    """Pictures of any kind as squares of one size.
+    """Read images of any kind as squares of one size; see `square`.
 
     Args:
-        images: a PIL image, a path, or a NumPy array, see `from_array`; or several of them.
-        resolution: side of the result.
+        images: a PIL image, a path or a NumPy array (see `from_array`), or a list of them.
+        resolution: side of the result in pixels.
 
     Returns:
         uint8 `[N, 3, resolution, resolution]`.
 
     Raises:
-        FileNotFoundError, ValueError: none, no such file, no picture, or one that is too small.
+        FileNotFoundError, ValueError: there is no image, a file does not exist, or an image is unreadable or too small.
     """
     if isinstance(images, np.ndarray):
         images = list(images) if images.ndim == 4 else [images]
-    several = images if isinstance(images, list | tuple) else [images]
-    if not several:
+    image_list = images if isinstance(images, list | tuple) else [images]
+    if not image_list:
         raise ValueError("there is no picture; give at least one picture")
-    return torch.stack([square(_to_rgb(image), resolution) for image in several])
+    return torch.stack([square(_to_rgb(image), resolution) for image in image_list])
 
 
 def _to_rgb(image) -> Image.Image:
     if isinstance(image, Image.Image):
         try:
             return upright(image)
-        except (OSError, SyntaxError) as error:  # opened by the caller, decoded here
+        except (OSError, SyntaxError) as error:  # the caller opened it, but decoding happens here
             raise ValueError(f"the picture cannot be read ({error}); repair it") from error
     if isinstance(image, np.ndarray):
         return from_array(image)
@@ -125,14 +124,14 @@ def _to_rgb(image) -> Image.Image:
 
 
 def from_array(array: np.ndarray) -> Image.Image:
-    """The picture in an array, as Pillow, scikit-image and `output_type="np"` have them.
+    """Convert an array of Pillow, scikit-image or `output_type="np"` to an RGB image.
 
     Args:
-        array: `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]`, which is laid on white: uint8, uint16 of 0…65535,
-            wider integers of 0…255, or floats of 0…1.
+        array: `[H, W]`, `[H, W, 1]`, `[H, W, 3]` or `[H, W, 4]` with alpha, which becomes white. uint8, uint16 of
+            0…65535, wider integers of 0…255, or floats of 0…1.
 
     Raises:
-        ValueError: another shape, or numbers of another range.
+        ValueError: the array has another shape or range.
     """
     if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise ValueError(f"an array of shape {list(array.shape)} is no picture; give [H, W] or [H, W, 3]")
@@ -150,18 +149,18 @@ def from_array(array: np.ndarray) -> Image.Image:
 
 
 def square(image: Image.Image, resolution: int, name: str = "the picture") -> torch.Tensor:
-    """Centre crop to the short side, then Lanczos resize.
+    """Crop a centred square of the short side, then resize it with Lanczos.
 
     Args:
-        image: RGB.
-        resolution: side of the result.
-        name: for messages.
+        image: an RGB image.
+        resolution: side of the result in pixels.
+        name: name of the image in the error message.
 
     Returns:
         uint8 `[3, resolution, resolution]`.
 
     Raises:
-        ValueError: a short side below 32 px.
+        ValueError: the short side is below 32 px.
     """
     width, height = image.size
     side = min(width, height)

@@ -1,4 +1,4 @@
-"""Where pictures lie together, folders with folders in them and zip archives, and what of them is left out, and why."""
+"""Find the images in folders and zip archives, and explain which files are left out."""
 
 import os
 import sys
@@ -10,33 +10,33 @@ from PIL import Image
 from ..utils.text import plain
 from .files import MAX_FILE, BoundedFile, read_picture, why_unread
 
-TEXTS = (  # endings, and names without one, of what is usual beside pictures: captions, labels, licences
+TEXTS = (  # endings, and names without ending, of text files that often accompany images: captions, labels, licences
     *(".txt", ".md", ".rst", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".html", ".caption"),
     *("license", "licence", "readme", "copying", "notice"),
 )
-MAX_DEPTH = 16  # folders in folders
+MAX_DEPTH = 16  # nested folders
 MAX_NAMES = 2_000_000  # files of a folder
-MAX_DIRECTORY = 24_000_000  # bytes of the list of files of an archive: some 300,000
-MAX_RATIO = 200  # to which an archive may unfold, and a file of it beyond `SMALL`
+MAX_DIRECTORY = 24_000_000  # bytes of the directory of an archive, for about 300,000 files
+MAX_RATIO = 200  # unpacked to packed size, of an archive and of its files beyond `SMALL`
 SMALL = 16_000_000
 MAX_TEXT = 1_000_000
-SHOWN = 3  # names of what is left out, for each reason
+SHOWN = 3  # file names per reason in a message
 
 
 class PictureSet:
-    """The pictures of a folder or a zip archive, by their names in it.
+    """The images of a folder or zip archive.
 
-    Hidden files, and what systems add to archives, count as not there. Links out of the folder are followed, once.
-    Nothing of an archive is written to disk.
+    Ignores hidden files and files that operating systems add to archives. Follows links out of the folder, each target
+    once. Writes nothing of an archive to disk.
 
     Attributes:
-        names: of the pictures, in order, "/" between folders. Folders that hold all of an archive are left out.
-        left_out: name → why it is no picture.
-        texts: names of what is usual beside pictures.
-        links: names of links to folders elsewhere.
+        names: paths of the images, sorted, with "/" between folders, without the common parent folder of an archive.
+        left_out: path → reason why the file is not read.
+        texts: paths of text files that often accompany images.
+        links: paths of links to folders outside.
 
     Raises:
-        ValueError: it is neither a folder nor a zip archive, or too large, or would unfold beyond reason.
+        ValueError: the source is neither a folder nor a zip archive, has too many files, or unpacks to too many bytes.
     """
 
     def __init__(self, source: Path):
@@ -44,9 +44,9 @@ class PictureSet:
         self._archive, self._members = None, {}
         self._real_folders = [os.path.realpath(source)]
         if source.is_dir():
-            names = self._of_folder(str(source), "", 0)
+            names = self._scan_folder(str(source), "", 0)
         elif source.is_file() and _begins_as_zip(source):
-            names = self._of_archive()
+            names = self._scan_archive()
         else:
             raise ValueError(
                 f"{source} is a file, not a folder or a zip archive; pass the folder that holds the images, or zip it"
@@ -54,7 +54,7 @@ class PictureSet:
         self.names = sorted(names, key=lambda name: name.split("/"))
 
     def read(self, name: str) -> Image.Image:
-        """A picture, upright and RGB.
+        """Read an image, upright and in RGB.
 
         Raises:
             ValueError: it cannot be read; the message names it.
@@ -64,7 +64,7 @@ class PictureSet:
         return read_picture(self._bytes(name, MAX_FILE), f"{self.source}: {plain(name)}")
 
     def text(self, name: str) -> str | None:
-        """What the text of that name says, None: there is none."""
+        """Return the contents of a text file, or None if it does not exist."""
         if name not in self.texts:
             return None
         if self._archive is None:
@@ -77,15 +77,15 @@ class PictureSet:
         return data.decode("utf-8")
 
     def classes(self) -> dict[str, list[str]]:
-        """Folder → names of the pictures in it and below, for those that lie in folders."""
-        found = {}
+        """Return folder → paths of all images below it, for the top-level folders."""
+        classes: dict[str, list[str]] = {}
         for name in self.names:
             if "/" in name:
-                found.setdefault(name.partition("/")[0], []).append(name)
-        return found
+                classes.setdefault(name.partition("/")[0], []).append(name)
+        return classes
 
     def explain(self) -> str:
-        """What is left out, as a sentence; "": nothing."""
+        """Return which files are left out and why as a sentence, or an empty text."""
         return explain(self.left_out)
 
     def close(self) -> None:
@@ -100,19 +100,19 @@ class PictureSet:
     def __exit__(self, *error) -> None:
         self.close()
 
-    def _take(self, name: str) -> bool:
-        """Whether a file is a picture; what is not is kept where it belongs."""
+    def _is_picture(self, name: str) -> bool:
+        """Return whether a file is an image; otherwise note it in `texts` or `left_out`."""
         why = why_unread(name)
         if why is None:
             return True
-        own = name.rpartition("/")[2].lower()
-        if (os.path.splitext(own)[1] or own) in TEXTS:
+        file_name = name.rpartition("/")[2].lower()
+        if (os.path.splitext(file_name)[1] or file_name) in TEXTS:
             self.texts.append(name)
         else:
             self.left_out[name] = why
         return False
 
-    def _of_folder(self, folder: str, prefix: str, depth: int) -> list[str]:
+    def _scan_folder(self, folder: str, prefix: str, depth: int) -> list[str]:
         names = []
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -123,31 +123,31 @@ class PictureSet:
                     if depth == MAX_DEPTH:
                         self.left_out[name] = f"more than {MAX_DEPTH} folders deep"
                     else:
-                        names += self._of_folder(entry.path, f"{name}/", depth + 1)
+                        names += self._scan_folder(entry.path, f"{name}/", depth + 1)
                 elif os.path.isfile(entry.path):
-                    names += [name] * self._take(name)
+                    names += [name] * self._is_picture(name)
                 elif os.path.isdir(entry.path):
-                    names += self._of_linked_folder(entry.path, name, depth)
+                    names += self._scan_linked_folder(entry.path, name, depth)
                 else:
                     self.left_out[name] = "the link leads nowhere" if entry.is_symlink() else "no regular file"
                 if len(names) + len(self.left_out) > MAX_NAMES:
                     raise ValueError(f"{self.source} holds more than {MAX_NAMES:,} files; choose a folder of pictures")
         return names
 
-    def _of_linked_folder(self, folder: str, name: str, depth: int) -> list[str]:
+    def _scan_linked_folder(self, folder: str, name: str, depth: int) -> list[str]:
         real = os.path.realpath(folder)
         if any(_is_inside(real, other) or _is_inside(other, real) for other in self._real_folders):
             self.left_out[name] = "the link leads to a folder that is read anyway"
             return []
         self._real_folders.append(real)
         self.links.append(name)
-        return self._of_folder(folder, f"{name}/", depth + 1)
+        return self._scan_folder(folder, f"{name}/", depth + 1)
 
-    def _of_archive(self) -> list[str]:
+    def _scan_archive(self) -> list[str]:
         self._file = self.source.open("rb")
         try:
-            members = self._members_of_archive()
-            names = [name for name in members if self._take(name)]
+            members = self._open_archive()
+            names = [name for name in members if self._is_picture(name)]
             total, size = sum(members[name].file_size for name in names), self._file.seek(0, os.SEEK_END)
             if total > max(SMALL, MAX_RATIO * size):
                 raise ValueError(
@@ -162,16 +162,16 @@ class PictureSet:
         self.texts = [name.removeprefix(common) for name in self.texts]
         return [name.removeprefix(common) for name in names]
 
-    def _members_of_archive(self) -> dict[str, zipfile.ZipInfo]:
+    def _open_archive(self) -> dict[str, zipfile.ZipInfo]:
         bounded = BoundedFile(self._file, MAX_DIRECTORY)
         try:
             self._archive = zipfile.ZipFile(bounded)
         except Exception as error:  # struct.error, UnicodeDecodeError, OverflowError, …
             raise ValueError(f"{self.source} is no zip archive that can be read ({error}); make it anew") from error
-        bounded.left = bounded.parts = sys.maxsize  # from here on each member has a limit of its own
+        bounded.left = bounded.parts = sys.maxsize  # each member has its own limit
         members = {}
         for member in self._archive.infolist():
-            name = member.filename.replace("\\", "/")  # as some programs of Windows write them
+            name = member.filename.replace("\\", "/")  # written by some Windows programs
             if name.endswith("/") or any(map(_is_hidden, name.split("/"))):
                 continue
             if why := _why_not_unpacked(member):
@@ -185,6 +185,7 @@ class PictureSet:
     def _bytes(self, name: str, limit: int) -> bytes:
         try:
             archive = self._archive
+            assert archive is not None
             with archive.open(self._members[name]) as file:
                 return file.read(limit + 1)
         except Exception as error:  # zlib.error, EOFError, NotImplementedError, …
@@ -192,7 +193,7 @@ class PictureSet:
 
 
 def explain(left_out: dict[str, str]) -> str:
-    """What is left out and why, as a sentence with the first few names; "": nothing."""
+    """Return which files are left out and why as a sentence with the first few names, or an empty text."""
     by_reason: dict[str, list[str]] = {}
     for name in sorted(left_out):
         by_reason.setdefault(left_out[name], []).append(plain(name, 80))
@@ -222,7 +223,7 @@ def _why_not_unpacked(member: zipfile.ZipInfo) -> str | None:
         return "encrypted"
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "compressed otherwise than by deflate"
-    if member.external_attr >> 28 == 0xA:  # a file type of Unix
+    if member.external_attr >> 28 == 0xA:  # Unix file type of a symbolic link
         return "a link"
     if member.file_size > MAX_FILE:
         return f"more than {MAX_FILE:,} bytes"
@@ -232,7 +233,7 @@ def _why_not_unpacked(member: zipfile.ZipInfo) -> str | None:
 
 
 def _common_folders(names) -> str:
-    """The folders that hold all of `names`, with a "/" at the end; "": there are none."""
+    """Return the common parent folder of `names` with a final "/", or an empty text."""
     folders = [name.split("/")[:-1] for name in names]
     common = os.path.commonprefix(folders) if folders else []
     return "".join(f"{part}/" for part in common)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
+from ..catalogue import BACKBONES
 from ..utils.json_files import read_json
 from ..utils.safetensors_files import read_header, read_tensors
 from ..utils.text import plain
@@ -32,20 +33,11 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
     for name, value in index.items():
         if not isinstance(value, list) or name.startswith("_") or name in given or value == [None, None]:
             continue
-        if len(value) != 2 or value[0] != "fewshot_gan" or not _is_network(value[1]):
+        if len(value) != 2 or value[0] != "fewshot_gan" or value[1] not in BACKBONES:
             raise ValueError(
                 f"{folder / INDEX}: {plain(name)[:40]} is {plain(value)[:80]}; a base has networks of fewshot_gan "
                 "alone, and nothing else was imported"
             )
-
-
-def _is_network(name) -> bool:
-    import fewshot_gan
-
-    from ..models.network import Network
-
-    found = getattr(fewshot_gan, name, None) if isinstance(name, str) and name in fewshot_gan.__all__ else None
-    return isinstance(found, type) and issubclass(found, Network)
 
 
 def stored_keys(folder: Path) -> set[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..utils.deadline import within
+from ..utils.deadline import call_with_timeout
 from ..utils.files import COMMITTED, finish_replacing
 from ..version import __version__
 from .causes import hub_errors, page_of, why_not_pushed
@@ -85,7 +85,7 @@ def push_folder(
         return target, False
 
     try:
-        repo_id, public = within(seconds, push)
+        repo_id, public = call_with_timeout(seconds, push)
     except TimeoutError as error:
         raise ValueError(
             f"could not push to {repo_id!r}: {error}; look at {page_of(repo_id)} whether it arrived after all, and "

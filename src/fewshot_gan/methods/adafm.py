@@ -129,7 +129,7 @@ def tailored_networks(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        new = TailoredGenerator.of(generator, kept, **options)
+        new = TailoredGenerator.from_source(generator, kept, **options)
         judge = type(discriminator).from_config({**discriminator.config, "num_classes": 1})
     known = {name: tensor for name, tensor in discriminator.state_dict().items() if not name.startswith("out.")}
     judge.load_state_dict(judge.state_dict() | known)

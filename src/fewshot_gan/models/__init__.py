@@ -1,4 +1,4 @@
-"""Networks that generate, one file per architecture, generator and discriminator together."""
+"""Generators and discriminators, one file per architecture."""
 
 from .biggan import BigGANDiscriminator, BigGANGenerator
 from .gp_gan import GPGANDiscriminator, GPGANGenerator

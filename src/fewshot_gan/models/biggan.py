@@ -1,6 +1,6 @@
 """BigGAN (arXiv 1809.11096): class-conditional batch norm fed with chunks of z, projection discriminator.
 
-Every weight is spectrally normalised and orthogonal at first. Layouts: `biggan_config`.
+Every weight is spectrally normalised and initialised orthogonally. `biggan_config` returns published layouts.
 
 Shape legend: B batch, C width, H/W size of the features, E size of a block's condition.
 """
@@ -20,13 +20,13 @@ from .plain import (
     PlainDiscriminator,
     PlainGenerator,
     SelfAttention,
-    layout_of,
-    up,
+    published_layout,
+    upsample_nearest,
 )
 from .sngan import DiscriminatorBlock
 
-EPS = 1e-6  # of spectral normalisation
-LAYOUTS = {  # picture size: widths and attention of generator and discriminator
+EPS = 1e-6  # epsilon of spectral normalisation
+LAYOUTS = {  # resolution: arguments of generator and discriminator
     32: {
         "generator": {"block_channels": [384] * 4, "attention_after": 2, "chunk_dim": 20, "num_classes": 10},
         "discriminator": {
@@ -69,22 +69,22 @@ LAYOUTS = {  # picture size: widths and attention of generator and discriminator
 
 
 def biggan_config(resolution: int, network: str, **changes) -> dict:
-    """Arguments of a published layout: CIFAR (32), Tiny-ImageNet (64), ImageNet (128).
+    """Return the arguments of a published layout: CIFAR (32 px), Tiny-ImageNet (64 px) or ImageNet (128 px).
 
     Args:
-        resolution: of the picture.
+        resolution: image size in pixels.
         network: "generator" or "discriminator".
-        changes: replace arguments, e.g. `num_classes`.
+        changes: arguments to replace, e.g. `num_classes`.
 
     Raises:
-        ValueError: another resolution.
+        ValueError: no layout has this resolution.
     """
-    own = {"resolution": resolution} if network == "discriminator" else {}
-    return {**layout_of("BigGAN", LAYOUTS, resolution)[network], **own, **changes}
+    size = {"resolution": resolution} if network == "discriminator" else {}
+    return {**published_layout("BigGAN", LAYOUTS, resolution)[network], **size, **changes}
 
 
 class GeneratorBlock(nn.Module):
-    """Conditional norm, ReLU, enlarge, convolve, conditional norm, ReLU, convolve, beside an enlarged 1×1 skip."""
+    """Residual block: norm, ReLU, upsample, convolve, norm, ReLU, convolve; plus an upsampled 1×1 skip."""
 
     def __init__(self, in_channels: int, out_channels: int, size: int, norm_eps: float):
         super().__init__()
@@ -94,23 +94,23 @@ class GeneratorBlock(nn.Module):
         self.skip = Conv2d(in_channels, out_channels, 1, role="skip", eps=EPS)
 
     def forward(self, x, condition):  # [B, C, H, W], [B, E] -> [B, C', 2H, 2W]
-        y = self.conv0(up(F.relu(self.norm0(x, condition))))
-        return self.conv1(F.relu(self.norm1(y, condition))) + self.skip(up(x))
+        y = self.conv0(upsample_nearest(F.relu(self.norm0(x, condition))))
+        return self.conv1(F.relu(self.norm1(y, condition))) + self.skip(upsample_nearest(x))
 
 
 class BigGANGenerator(PlainGenerator, Network):
-    """BigGAN generator (arXiv 1809.11096); z is split in chunks, the first starts the picture, one enters each block.
+    """BigGAN generator (arXiv 1809.11096); z is split in chunks: one for the 4×4 start and one per block.
 
     Args:
-        block_channels: width of the 4×4 start, then of each block; the picture has `4·2^blocks` pixels.
-        attention_after: self-attention follows this many blocks; 0 = none.
+        block_channels: width of the 4×4 start, then of each block; images have `4·2^blocks` pixels a side.
+        attention_after: number of blocks before self-attention; 0 means no attention.
         chunk_dim: size of a chunk of z; `z_dim = chunk_dim · (blocks + 1)`.
         shared_dim: size of the class embedding that all blocks share.
-        num_classes: how many.
-        norm_eps: of batch normalisation.
+        num_classes: number of classes.
+        norm_eps: epsilon of batch normalisation.
 
     Raises:
-        ValueError: no block, or attention after more blocks than there are.
+        ValueError: there is no block, or `attention_after` exceeds the number of blocks.
     """
 
     @register_to_config
@@ -139,7 +139,9 @@ class BigGANGenerator(PlainGenerator, Network):
         self.to_rgb = Conv2d(block_channels[-1], 3, role="to_rgb", eps=EPS)
 
     def layer_resolution(self, path: str) -> int:
-        return self.attention_at if path.startswith("attention") else super().layer_resolution(path)
+        if self.attention_at is not None and path.startswith("attention"):
+            return self.attention_at
+        return super().layer_resolution(path)
 
     def stem(self, z, labels):  # [B, z_dim] -> [B, C, 4, 4]
         return self.linear(z[:, : self.chunk_dim]).view(len(z), self.width, 4, 4)
@@ -148,7 +150,7 @@ class BigGANGenerator(PlainGenerator, Network):
         shared = self.shared(labels).to(x.dtype)
         for res, chunk in zip(self.resolutions, z.split(self.chunk_dim, 1)[1:], strict=True):
             x = self.run(getattr(self, f"b{res}"), x, torch.cat([shared, chunk], 1))
-            if res == self.attention_at:
+            if self.attention is not None and res == self.attention_at:
                 x = self.run(self.attention, x)
         return torch.tanh(self.to_rgb(F.relu(self.norm(x))))
 
@@ -158,15 +160,15 @@ class BigGANDiscriminator(PlainDiscriminator, Network):
 
     Args:
         block_channels: width of each block.
-        down: whether each block halves the size; the first does.
-        attention_after: self-attention follows this many blocks; 0 = none.
-        num_classes: how many.
-        resolution: of the picture.
-        shortcut_after_relu: the skip of every block but the first takes ReLU(x) instead of x, as in networks that were
-            trained with an in-place ReLU (StudioGAN and its forks, so the checkpoints of arXiv 2103.00397).
+        down: whether each block halves the size; the first must.
+        attention_after: number of blocks before self-attention; 0 means no attention.
+        num_classes: number of classes.
+        resolution: image size in pixels.
+        shortcut_after_relu: the skips of all blocks but the first take ReLU(x) instead of x. Networks that were trained
+            with an in-place ReLU need it: StudioGAN and its forks, such as the checkpoints of arXiv 2103.00397.
 
     Raises:
-        ValueError: lists of different lengths, or attention after more blocks than there are.
+        ValueError: the lists differ in length, or `attention_after` exceeds the number of blocks.
     """
 
     @register_to_config
@@ -196,7 +198,7 @@ class BigGANDiscriminator(PlainDiscriminator, Network):
         x = images
         for i in range(self.num_blocks):
             x = getattr(self, f"block{i}")(x)
-            if i + 1 == self.attention_after:
+            if self.attention is not None and i + 1 == self.attention_after:
                 x = self.attention(x)
         return F.relu(x).sum((2, 3))
 
@@ -205,10 +207,10 @@ class BigGANDiscriminator(PlainDiscriminator, Network):
 
 
 def check_blocks(blocks: int, attention_after: int) -> int:
-    """The number of blocks.
+    """Return `blocks` after checking both numbers.
 
     Raises:
-        ValueError: there is none, or fewer than `attention_after`.
+        ValueError: `blocks` is below 1, or `attention_after` is not from 0 to `blocks`.
     """
     if blocks < 1 or not 0 <= attention_after <= blocks:
         raise ValueError(f"attention_after={attention_after} of {blocks} blocks: give one block or more, and 0 to that")

@@ -1,4 +1,4 @@
-"""How large a network of others may be: its settings are looked at before it is built, its weights before they act."""
+"""Limits for networks from untrusted sources: check the config before building, the weights before using them."""
 
 import inspect
 import math
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,12 +18,13 @@ from ..utils.json_files import read_json
 from ..utils.safetensors_files import read_header
 from ..utils.text import in_short, plain
 
-LARGEST = 2**24  # of any whole number in a network's settings but a seed
-MOST = 64  # of what is built in a loop: layers, blocks, entries of a list
-MOST_PIXELS = 4096  # a side: narrow blocks take little in a file, and their pictures gigabytes
+MAX_INTEGER = 2**24  # for every integer in a network's config except seeds
+MAX_REPEATS = 64  # for numbers of layers and blocks and lengths of lists
+MAX_RESOLUTION = 4096  # a small file of narrow blocks could otherwise make images of gigabytes
 REPEATED = {"num_mapping_layers", "mapping_layers", "blocks_per_scale", "style_blocks", "num_convs"}
-SPARE, GROWTH = 4_000_000, 2  # noise and means may be missing in a file, and are drawn
-_stored: ContextVar[int | None] = ContextVar("stored", default=None)
+# A network may have GROWTH times the values of its file plus SPARE, since files may lack noise and means.
+SPARE, GROWTH = 4_000_000, 2
+_stored_values: ContextVar[int | None] = ContextVar("stored_values", default=None)
 _FACTORIES = {
     *(torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.randperm),
     *(torch.arange, torch.linspace, torch.eye, torch.empty_strided),
@@ -30,34 +32,38 @@ _FACTORIES = {
 
 
 @contextmanager
-def built_from(numbers: int | None) -> Iterator[None]:
-    """Within it a network much larger than what `numbers` can fill is refused before it takes memory; None: none is."""
-    token = _stored.set(numbers)
+def limit_size(num_values: int | None) -> Iterator[None]:
+    """Refuse, before it takes memory, to build a network much larger than a file of `num_values` values.
+
+    Args:
+        num_values: number of values in the file, or None for no limit.
+    """
+    token = _stored_values.set(num_values)
     try:
         yield
     finally:
-        _stored.reset(token)
+        _stored_values.reset(token)
 
 
 def _bounded(init: Callable) -> Callable:
-    """`__init__` of a network, which refuses settings that are too large or not finite, and see `built_from`."""
+    """Wrap the `__init__` of a network so that it checks its arguments and enforces `limit_size`."""
 
     @wraps(init)
     def bounded_init(self, *args, **kwargs):
         _check_settings(type(self).__name__, init, args, kwargs)
-        if (stored := _stored.get()) is None:
+        if (stored := _stored_values.get()) is None:
             init(self, *args, **kwargs)
         else:
-            with built_from(None), _Counted(type(self).__name__, stored):
+            with limit_size(None), _CountValues(type(self).__name__, stored):
                 init(self, *args, **kwargs)
-        if (side := getattr(self, "resolution", 0)) > MOST_PIXELS:
-            raise ValueError(f"{type(self).__name__}: pictures of {side:,} px a side; at most {MOST_PIXELS:,}")
+        if (side := getattr(self, "resolution", 0)) > MAX_RESOLUTION:
+            raise ValueError(f"{type(self).__name__}: pictures of {side:,} px a side; at most {MAX_RESOLUTION:,}")
 
     return bounded_init
 
 
 class Checked:
-    """Of networks that diffusers loads: nothing is built or mapped into memory that the folder's files do not hold."""
+    """Mixin before `ModelMixin`: check configs and weights, and build nothing larger than the folder's files allow."""
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -66,45 +72,46 @@ class Checked:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers, but that files are read and never mapped: one that is cut short later ends no process.
+        """Load as diffusers does, but read the files without mapping them: a truncated mapped file kills the process.
 
         Raises:
-            ValueError: config or weights are damaged, do not belong together, or hold numbers that are not finite.
+            ValueError: config or weights are damaged, do not fit each other, or contain NaN or infinity.
         """
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        numbers = _stored_numbers(folder) if folder.is_dir() else None
+        num_values = _count_stored_values(folder) if folder.is_dir() else None
         kwargs["disable_mmap"] = True
+        diffusers_class: Any = super()  # ModelMixin
         try:
-            with built_from(numbers):
-                loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            with limit_size(num_values):
+                loaded = diffusers_class.from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (TypeError, KeyError, AttributeError, IndexError, SafetensorError) as error:
             raise ValueError(f"{folder} holds no {cls.__name__} that can be loaded ({in_short(error)})") from error
         check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, f"the {cls.__name__} in {folder}")
         return loaded
 
 
-def _stored_numbers(folder: Path) -> int | None:
-    """How many numbers the weights of a folder hold at most; None where there are none.
+def _count_stored_values(folder: Path) -> int | None:
+    """Return an upper bound of the number of values in a folder's weights, or None if it has no weights.
 
     Raises:
-        ValueError: a file is damaged, or an index of shards names files elsewhere.
+        ValueError: a file is damaged, or an index of shards names files outside of the folder.
     """
     if (config := folder / "config.json").is_file():
         read_json(config)
     for index in folder.glob("*.index.json"):
         _check_shards(index)
-    found = [read_header(path).numel for path in folder.glob("*.safetensors")]
-    if not found and (pickles := list(folder.glob("*.bin"))):
+    sizes = [read_header(path).numel for path in folder.glob("*.safetensors")]
+    if not sizes and (pickles := list(folder.glob("*.bin"))):
         from ..utils.untrusted import check
 
-        for path in pickles:  # diffusers reads them
+        for path in pickles:
             check(path)
-            found.append(path.stat().st_size)
-    return sum(found) if found else None
+            sizes.append(path.stat().st_size)
+    return sum(sizes) if sizes else None
 
 
 def _check_shards(index: Path) -> None:
-    """Refuse an index of shards that is damaged or names files elsewhere on this machine."""
+    """Raise ValueError if an index of shards is damaged or names files outside of its folder."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict):
         raise ValueError(f"{index} is damaged: it has no weight_map; fetch the file again")
@@ -113,8 +120,8 @@ def _check_shards(index: Path) -> None:
             raise ValueError(f"{index} names the file {plain(shard)!r}, which is not beside it; do not trust this base")
 
 
-class _Counted(TorchFunctionMode):
-    """Counts the numbers of new tensors before they are made."""
+class _CountValues(TorchFunctionMode):
+    """Count the values of new tensors, and refuse too many before they are allocated."""
 
     def __init__(self, name: str, stored: int):
         super().__init__()
@@ -135,42 +142,42 @@ class _Counted(TorchFunctionMode):
 
 def _check_settings(name: str, init: Callable, args: tuple, kwargs: dict) -> None:
     try:
-        given = inspect.signature(init).bind_partial(None, *args, **kwargs).arguments
+        arguments = inspect.signature(init).bind_partial(None, *args, **kwargs).arguments
     except TypeError:
-        return  # the call itself says what is wrong
-    for setting, value in list(given.items())[1:]:
+        return  # calling `init` raises the same error
+    for setting, value in list(arguments.items())[1:]:
         _check(name, setting, setting, value)
 
 
 def _check(name: str, setting: str, part: str, value) -> None:
     if isinstance(value, list | tuple | dict):
-        if len(value) > MOST:
-            raise ValueError(f"{name}: {part} has {len(value)} entries; at most {MOST}")
+        if len(value) > MAX_REPEATS:
+            raise ValueError(f"{name}: {part} has {len(value)} entries; at most {MAX_REPEATS}")
         for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
             _check(name, setting, f"{part}[{key!r}]", entry)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}: {part} is {value}; give a finite number")
     elif isinstance(value, int) and setting != "seed":
-        most = MOST if setting in REPEATED else LARGEST
-        if not 0 <= value <= most:
+        limit = MAX_REPEATS if setting in REPEATED else MAX_INTEGER
+        if not 0 <= value <= limit:
             shown = f"{value:,}" if abs(value) < 10**15 else "of more than 15 digits"
-            raise ValueError(f"{name}: {part} is {shown}; at least 0 and at most {most:,}")
+            raise ValueError(f"{name}: {part} is {shown}; at least 0 and at most {limit:,}")
 
 
 def check_finite(network: nn.Module, name: str) -> None:
-    """Refuse weights that are no finite numbers: every picture would be black.
+    """Refuse weights with NaN or infinity, with which every image would be black.
 
     Raises:
-        ValueError: names up to four of them.
+        ValueError: a weight is complex or not finite; the message names up to four.
     """
-    wrong = []
+    bad_keys = []
     for key, tensor in network.state_dict().items():
         if tensor.is_complex():
-            wrong.append(key)
+            bad_keys.append(key)
         elif tensor.is_floating_point() and not tensor.is_meta:
-            tensor = tensor.float() if tensor.element_size() == 1 else tensor  # float8 knows no isfinite
+            tensor = tensor.float() if tensor.element_size() == 1 else tensor  # isfinite lacks float8
             if not torch.isfinite(tensor).all():
-                wrong.append(key)
-    if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise ValueError(f"{name} has weights that are no finite real numbers: {', '.join(wrong[:4])}{more}")
+                bad_keys.append(key)
+    if bad_keys:
+        more = f" and {len(bad_keys) - 4} more" if len(bad_keys) > 4 else ""
+        raise ValueError(f"{name} has weights that are no finite real numbers: {', '.join(bad_keys[:4])}{more}")

@@ -1,6 +1,6 @@
 """GP-GAN's residual networks (arXiv 1801.04406, "GAN_stability"), the base of AdaFM transfer (arXiv 2002.11810).
 
-No normalisation layers; residual branches count a tenth. Layouts: `gp_gan_config`.
+No normalisation layers; residual branches are scaled by 0.1. `gp_gan_config` returns published layouts.
 
 Shape legend: B batch, C width, H/W size of the features, S scales.
 """
@@ -11,11 +11,20 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from .network import Network
-from .plain import Conv2d, Embedding, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, layout_of, up
+from .plain import (
+    Conv2d,
+    Embedding,
+    Linear,
+    PlainDiscriminator,
+    PlainGenerator,
+    fan_in_uniform,
+    published_layout,
+    upsample_nearest,
+)
 
-SLOPE = 0.2
-BRANCH = 0.1
-LAYOUTS = {  # picture size: what both networks share
+SLOPE = 0.2  # of leaky ReLU
+BRANCH = 0.1  # factor of a residual branch
+LAYOUTS = {  # resolution: arguments of both networks
     128: {"channels": [1024, 1024, 1024, 512, 256, 128, 64], "num_classes": 1000},
     256: {
         "channels": [1024, 1024, 1024, 512, 256, 128, 64, 64],
@@ -29,17 +38,17 @@ GENERATORS = {128: {}, 256: {"embedding_dim": 1, "normalise_embedding": False}}
 
 
 def gp_gan_config(resolution: int, network: str, **changes) -> dict:
-    """Arguments of a published layout: ImageNet (128 px) or CelebA (256 px).
+    """Return the arguments of a published layout: ImageNet (128 px) or CelebA (256 px).
 
     Args:
-        resolution: of the picture.
+        resolution: image size in pixels.
         network: "generator" or "discriminator".
-        changes: replace arguments, e.g. `num_classes`.
+        changes: arguments to replace, e.g. `num_classes`.
 
     Raises:
-        ValueError: another resolution.
+        ValueError: no layout has this resolution.
     """
-    shared = layout_of("GP-GAN", LAYOUTS, resolution)
+    shared = published_layout("GP-GAN", LAYOUTS, resolution)
     return {**shared, **(GENERATORS[resolution] if network == "generator" else {}), **changes}
 
 
@@ -48,7 +57,7 @@ def act(x: torch.Tensor) -> torch.Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """skip(x) + 0.1·conv1(a(conv0(a(x)))), a = leaky ReLU; as wide inside as its narrower end.
+    """skip(x) + 0.1·conv1(a(conv0(a(x)))) with a = leaky ReLU; the inner width is the smaller of the two.
 
     Args:
         in_channels, out_channels: widths; the skip is a 1×1 convolution without bias where they differ.
@@ -59,9 +68,8 @@ class ResidualBlock(nn.Module):
         inner = min(in_channels, out_channels)
         self.conv0 = Conv2d(in_channels, inner, init=fan_in_uniform)
         self.conv1 = Conv2d(inner, out_channels, init=fan_in_uniform)
-        differs = in_channels != out_channels
         options = {"bias": False, "role": "skip", "init": fan_in_uniform}
-        self.skip = Conv2d(in_channels, out_channels, 1, **options) if differs else None
+        self.skip = Conv2d(in_channels, out_channels, 1, **options) if in_channels != out_channels else None
 
     def forward(self, x):  # [B, C, H, W] -> [B, C', H, W]
         y = self.conv1(act(self.conv0(act(x))))
@@ -72,15 +80,15 @@ class GPGANGenerator(PlainGenerator, Network):
     """Residual generator: linear, scales `b4` … `bR`, image convolution (100,535,747 parameters at 128 px).
 
     Args:
-        channels: width of the 4×4 start, then of each of S scales; the picture has `4·2^(S−1)` pixels.
-        blocks_per_scale: residual blocks; the first changes the width.
-        num_classes: how many; 1 = a single look, whose label need not be given.
+        channels: width of the 4×4 start, then of each of S scales; images have `4·2^(S−1)` pixels a side.
+        blocks_per_scale: residual blocks per scale; the first one changes the width.
+        num_classes: number of classes; with 1, labels may be left out.
         z_dim, embedding_dim: sizes of z and of the class embedding.
         normalise_embedding: divide the embedding by its length.
-        image_kernel: of the last convolution, odd.
+        image_kernel: kernel size of the last convolution, odd.
 
     Raises:
-        ValueError: no scale.
+        ValueError: `channels` has fewer than two entries.
     """
 
     @register_to_config
@@ -95,13 +103,13 @@ class GPGANGenerator(PlainGenerator, Network):
         image_kernel: int = 3,
     ):
         super().__init__()
-        self.resolutions, self.resolution = scales(channels)
+        self.resolutions, self.resolution = scale_resolutions(channels)
         self.z_dim, self.num_classes, self.width = z_dim, num_classes, channels[0]
         self.normalise_embedding = normalise_embedding
         self.embedding = Embedding(num_classes, embedding_dim, init=nn.init.normal_)
         self.linear = Linear(z_dim + embedding_dim, self.width * 16, init=fan_in_uniform)
         for i, res in enumerate(self.resolutions):
-            setattr(self, f"b{res}", scale(channels[i], channels[i + 1], blocks_per_scale, widen=False))
+            setattr(self, f"b{res}", make_scale(channels[i], channels[i + 1], blocks_per_scale, widen=False))
         self.to_rgb = Conv2d(channels[-1], 3, image_kernel, role="to_rgb", init=fan_in_uniform)
 
     def stem(self, z, labels):  # [B, z_dim], [B] -> [B, C, 4, 4]
@@ -112,21 +120,21 @@ class GPGANGenerator(PlainGenerator, Network):
 
     def body(self, x, z=None, labels=None):  # [B, C, 4, 4] -> [B, 3, R, R]
         for res in self.resolutions:
-            x = self.run(getattr(self, f"b{res}"), x if res == 4 else up(x))
+            x = self.run(getattr(self, f"b{res}"), x if res == 4 else upsample_nearest(x))
         return torch.tanh(self.to_rgb(act(x)))
 
 
 class GPGANDiscriminator(PlainDiscriminator, Network):
-    """Residual discriminator: image convolution, scales `bR` … `b4`, one logit per class, of which the label's counts.
+    """Residual discriminator: image convolution, scales `bR` … `b4`, one logit per class; returns the label's.
 
     Args:
-        channels: as of the generator: width at 4×4 first, at the picture last.
-        blocks_per_scale: residual blocks; the last changes the width.
-        num_classes: how many; 1 = a single look.
-        image_kernel: of the first convolution, odd.
+        channels: widths from 4×4 to the image's size, as in the generator.
+        blocks_per_scale: residual blocks per scale; the last one changes the width.
+        num_classes: number of classes; with 1, labels may be left out.
+        image_kernel: kernel size of the first convolution, odd.
 
     Raises:
-        ValueError: no scale.
+        ValueError: `channels` has fewer than two entries.
     """
 
     @register_to_config
@@ -138,22 +146,22 @@ class GPGANDiscriminator(PlainDiscriminator, Network):
         image_kernel: int = 3,
     ):
         super().__init__()
-        resolutions, self.resolution = scales(channels)
+        resolutions, self.resolution = scale_resolutions(channels)
         self.num_classes = num_classes
         self.from_rgb = Conv2d(3, channels[-1], image_kernel, role="from_rgb", init=fan_in_uniform)
         self.resolutions = resolutions[::-1]  # R, …, 4
         for i, res in enumerate(resolutions):
-            setattr(self, f"b{res}", scale(channels[i + 1], channels[i], blocks_per_scale, widen=True))
+            setattr(self, f"b{res}", make_scale(channels[i + 1], channels[i], blocks_per_scale, widen=True))
         self.out = Linear(channels[0] * 16, num_classes, init=fan_in_uniform)
 
     @property
     def last_layers(self) -> list[nn.Module]:
-        """What turns feature vectors into logits."""
+        """Return the layers that turn feature vectors into logits."""
         return [self.out]
 
     @property
     def groups(self) -> list[nn.Module]:
-        """Parts from the picture on, as GmDn counts them (arXiv 2002.11810): the image convolution, a scale each."""
+        """Return the parts that GmDn counts (arXiv 2002.11810), from the image on: convolution, then the scales."""
         return [self.from_rgb, *(getattr(self, f"b{res}") for res in self.resolutions)]
 
     def trunk(self, images):  # [B, 3, R, R] -> [B, C·16]
@@ -163,14 +171,15 @@ class GPGANDiscriminator(PlainDiscriminator, Network):
         return act(x.flatten(1))
 
     def head(self, vectors, labels):  # [B, C·16], [B] -> [B, 1]
+        assert labels is not None
         return self.out(vectors).gather(1, labels[:, None])
 
 
-def scales(channels) -> tuple[list[int], int]:
-    """Sizes of the scales from 4 up, and the picture's.
+def scale_resolutions(channels) -> tuple[list[int], int]:
+    """Return the resolutions of the scales, from 4 up, and that of the image.
 
     Raises:
-        ValueError: no scale.
+        ValueError: `channels` has fewer than two entries.
     """
     if len(channels) < 2:
         raise ValueError(f"channels={list(channels)}: give the width of the start and of one scale or more")
@@ -178,8 +187,8 @@ def scales(channels) -> tuple[list[int], int]:
     return resolutions, resolutions[-1]
 
 
-def scale(in_channels: int, out_channels: int, blocks: int, widen: bool) -> nn.Sequential:
-    """Residual blocks of one size; the last of them changes the width with `widen`, else the first."""
-    changes = blocks - 1 if widen else 0
-    widths = [in_channels if i <= changes else out_channels for i in range(blocks)] + [out_channels]
+def make_scale(in_channels: int, out_channels: int, blocks: int, widen: bool) -> nn.Sequential:
+    """Return the residual blocks of one resolution; `widen`: the last one changes the width instead of the first."""
+    changing = blocks - 1 if widen else 0
+    widths = [in_channels if i <= changing else out_channels for i in range(blocks)] + [out_channels]
     return nn.Sequential(*(ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))

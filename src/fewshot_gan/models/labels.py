@@ -1,13 +1,15 @@
-"""Class labels: which ones a network takes, and what it refuses."""
+"""Check class labels against the classes of a network."""
 
 import torch
 
 
 def check_labels(labels: torch.Tensor | None, batch: int, num_classes: int | None) -> torch.Tensor | None:
-    """Labels of a batch, or None of a network without classes.
+    """Return checked int64 labels `[batch]`, or None for a network without classes.
+
+    Labels may be None for a network of one class.
 
     Raises:
-        ValueError: they are missing, not wanted, of another length, or out of range.
+        ValueError: the labels are missing, not integers `[batch]`, out of range, or the network has no classes.
     """
     if num_classes is None:
         if labels is not None:
@@ -19,7 +21,7 @@ def check_labels(labels: torch.Tensor | None, batch: int, num_classes: int | Non
         raise ValueError(f"this network is class-conditional; give class_labels, one from 0 to {num_classes - 1} each")
     if labels.shape != (batch,) or labels.is_floating_point() or labels.dtype is torch.bool:
         raise ValueError(f"class_labels are whole numbers [{batch}], not {labels.dtype} {tuple(labels.shape)}")
-    if torch.compiler.is_compiling():  # a compiled network cannot look at values; the pipeline has
+    if torch.compiler.is_compiling():  # a compiled network cannot read values; the pipeline has checked them
         return labels.long()
     if batch and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
@@ -30,29 +32,29 @@ def check_labels(labels: torch.Tensor | None, batch: int, num_classes: int | Non
 
 
 def start_from_w(latents: torch.Tensor | None, latent_space: str | None) -> bool:
-    """Whether given latents are w or w+; a `latent_space` of None takes two dimensions for z and three for w+."""
+    """Return whether `latents` are w or w+; if `latent_space` is None, 2 dimensions mean z and 3 mean w+."""
     return latents is not None and (latent_space or ("z" if latents.ndim == 2 else "w+")) != "z"
 
 
 def labels_of_images(
     generator, labels, num_images: int, latents: torch.Tensor | None = None, latent_space: str | None = None
 ) -> torch.Tensor | None:
-    """Class labels of pictures to draw.
+    """Return the class labels of images to generate.
 
     Args:
-        generator: with or without `num_classes`.
-        labels: one for all pictures, one per picture, or None.
+        generator: a generator, with or without `num_classes`.
+        labels: one label for all images, one per image, or None.
         num_images: N.
-        latents, latent_space: of the pictures, see `FewShotGAN.__call__`; None: z is drawn.
+        latents, latent_space: see `FewShotGAN.__call__`; None means a random z.
 
     Returns:
-        int64 `[N]` on the CPU; None of a generator without classes, and of w and w+, which have their class in them.
+        int64 `[N]` on the CPU, or None for a generator without classes and for w and w+, which include the class.
 
     Raises:
-        ValueError: as `check_labels`, or labels for w.
+        ValueError: labels are given for w or w+, or see `check_labels`.
     """
-    classes, given = getattr(generator, "num_classes", None), start_from_w(latents, latent_space)
-    if given and classes is not None:
+    classes = getattr(generator, "num_classes", None)
+    if start_from_w(latents, latent_space) and classes is not None:
         if labels is not None:
             raise ValueError("class_labels belong to z; given w and w+ have their class in them, so leave them out")
         return None
@@ -63,12 +65,16 @@ def labels_of_images(
 
 
 def one_hot(labels: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Labels int64 `[B]` → `[B, num_classes]`; in terms that every exporter knows."""
+    """Return `[B, num_classes]` for labels int64 `[B]`, with operations that every exporter supports."""
     return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(dtype)
 
 
 def refuse_classes(network, task: str) -> None:
-    """Refuse what works on StyleGAN2 without classes alone.
+    """Refuse a class-conditional network for a task that supports only unconditional StyleGAN2.
+
+    Args:
+        network: a generator or discriminator.
+        task: subject of the error message.
 
     Raises:
         ValueError: `network` has classes.

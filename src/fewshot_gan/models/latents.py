@@ -1,21 +1,21 @@
-"""What may be drawn from: the one check of latents that users, files and searches hand over."""
+"""Check latents from users, files and searches."""
 
 import torch
 
 
 def check_latents(latents: torch.Tensor, dtype: torch.dtype = torch.float32, name: str = "latents") -> torch.Tensor:
-    """Refuse what is no z `[N, z_dim]`, w `[N, w_dim]` or w+ `[N, num_ws, w_dim]`, or would draw noise.
+    """Return `latents` if they are finite and have the shape of z, w or w+.
 
     Args:
-        latents: of any real dtype.
-        dtype: that they are cast to before they are drawn.
-        name: for messages.
+        latents: z `[N, z_dim]`, w `[N, w_dim]` or w+ `[N, num_ws, w_dim]`, of any real dtype.
+        dtype: dtype that the generator casts them to.
+        name: name of the latents in error messages.
 
     Returns:
         `latents`.
 
     Raises:
-        ValueError: no tensor of real numbers, another number of dimensions, or a number that is NaN, infinite or too
+        ValueError: not a tensor of real numbers, wrong number of dimensions, or a value that is NaN, infinite or too
             large for `dtype`.
     """
     if not isinstance(latents, torch.Tensor) or latents.ndim not in (2, 3):

@@ -1,8 +1,8 @@
-"""MobileStyleGAN generator (arXiv 2104.04767): StyleGAN2's mapping, wavelet up-sampling, separable convolutions.
+"""MobileStyleGAN generator (arXiv 2104.04767): StyleGAN2's mapping, wavelet upsampling, separable convolutions.
 
-Demodulation and style gains are folded into the stored weights, noise is a constant image, and each network predicts
-the four Haar bands of its picture. Cut after any block and given a head of its own it is a generator of that
-resolution.
+Demodulation and style gains are folded into the stored weights, noise is a constant image, and the image head predicts
+the four Haar bands of the image. `MobileStyleGANGenerator.truncated` cuts the network after any block, for a generator
+of a lower resolution.
 
 Shape legend: B batch, C channels of a block, H/W size of its features, L number of `ws`, D `w_dim`.
 """
@@ -11,14 +11,14 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..ops import bias_act, by_rows, conv2d, times
+from ..ops import bias_act, by_rows, conv2d, scale_channels
 from .checkpointing import Checkpointed
 from .layers import AdaptableLayer, BiasAct, FullyConnected, InverseHaar, MappingNetwork, Noise, StyleGenerator
 from .network import Network
 
 
 class FoldedConv(AdaptableLayer):
-    """Convolution whose stored weight already carries equalised-lr gain and demodulation.
+    """Convolution whose stored weight already includes equalised-lr gain and demodulation.
 
     Args:
         in_channels, out_channels: I and O; for a depthwise convolution I is 1.
@@ -39,10 +39,10 @@ class FoldedConv(AdaptableLayer):
         """Convolve `x · styles`.
 
         Args:
-            x: `[B, I, H, W]` (of a depthwise convolution I is O).
+            x: `[B, I, H, W]` (for a depthwise convolution I is O).
             styles: `[B, I]`, or None for ones.
-            reuse: nobody else needs `x`, so it may be overwritten.
-            bias: `[O]` to add, or None.
+            reuse: `x` may be overwritten, since no one else reads it.
+            bias: `[O]`, added to the result, or None.
 
         Returns:
             `[B, O, H, W]`.
@@ -50,23 +50,23 @@ class FoldedConv(AdaptableLayer):
         weight, _, input_scale, output_scale, *_ = self.effective()
         scale = styles if input_scale is None else input_scale if styles is None else styles * input_scale
         if scale is not None:
-            single = scale if scale.ndim == 1 else scale[0] if scale.shape[0] == 1 else None
-            if single is not None and isinstance(weight, torch.Tensor) and weight.numel() < x.numel():
-                weight = weight * single.reshape(-1, 1, 1, *[1] * (self.role == "depthwise"))
+            shared_scale = scale if scale.ndim == 1 else scale[0] if scale.shape[0] == 1 else None
+            if shared_scale is not None and isinstance(weight, torch.Tensor) and weight.numel() < x.numel():
+                weight = weight * shared_scale.reshape(-1, 1, 1, *[1] * (self.role == "depthwise"))
             else:
-                x = times(x, scale, reuse)
+                x = scale_channels(x, scale, reuse)
         groups = x.shape[1] if self.role == "depthwise" else 1
-        inside = None if bias is None or output_scale is not None else bias.to(x.dtype)
-        x = by_rows(lambda x, w: conv2d(x, w.to(x.dtype), w.shape[-1] // 2, groups, inside), x, weight)
+        conv_bias = None if bias is None or output_scale is not None else bias.to(x.dtype)
+        x = by_rows(lambda x, w: conv2d(x, w.to(x.dtype), w.shape[-1] // 2, groups, conv_bias), x, weight)
         return x if output_scale is None else bias_act(x, bias, scale=output_scale, reuse=True)
 
 
 class StyledConv(AdaptableLayer):
-    """style scale → convolution (dense, or depthwise then pointwise) → noise → bias → leaky ReLU.
+    """Style scale → convolution (dense, or depthwise then pointwise) → noise → bias → leaky ReLU.
 
     Args:
         in_channels, out_channels: widths.
-        resolution: H = W, of the noise image.
+        resolution: H = W of the noise image.
         w_dim: D.
         separable: depthwise 3×3 + pointwise 1×1 instead of a dense 3×3.
     """
@@ -86,18 +86,19 @@ class StyledConv(AdaptableLayer):
         return self.bias, None
 
     def forward(self, x, w, noise_mode="const", generator=None):
-        """`[B, C_in, H, W]`, which may be overwritten, and w `[B, D]` → `[B, C_out, H, W]`."""
+        """Return `[B, C_out, H, W]` for `x` `[B, C_in, H, W]`, which may be overwritten, and w `[B, D]`."""
         styles = self.affine(w)
         if self.depthwise is not None:
             x, styles = self.depthwise(x, styles, reuse=True), None
-        bias = self.effective().weight
-        inside = x.shape[0] == 1 and not x.is_cuda  # free in a convolution; a batch adds it with the noise
-        x = self.conv(x, styles, reuse=True, bias=bias.flatten() if inside else None)
-        return self.act(x, None if inside else bias, *self.noise(x, noise_mode, generator))
+        bias = self.effective().tensor
+        # in a convolution of one sample the bias costs nothing; a batch adds it together with the noise
+        bias_in_conv = x.shape[0] == 1 and not x.is_cuda
+        x = self.conv(x, styles, reuse=True, bias=bias.flatten() if bias_in_conv else None)
+        return self.act(x, None if bias_in_conv else bias, *self.noise(x, noise_mode, generator))
 
 
 class MobileBlock(nn.Module):
-    """style scale → inverse Haar (size ×2, channels ÷4) → two styled separable convolutions."""
+    """Style scale → inverse Haar (size ×2, channels ÷4) → two styled separable convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int, resolution: int, w_dim: int):
         super().__init__()
@@ -129,7 +130,7 @@ class ImageHead(AdaptableLayer):
 
     def forward(self, x, w):  # [B, C, H, W], [B, D] -> [B, 3, 2H, 2W]
         x = self.conv(x, self.affine(w))
-        return self.up(self.act(x, self.effective().weight))
+        return self.up(self.act(x, self.effective().tensor))
 
 
 class MobileStyleGANSynthesis(Checkpointed, AdaptableLayer):
@@ -150,8 +151,8 @@ class MobileStyleGANSynthesis(Checkpointed, AdaptableLayer):
         return self.const, None
 
     def forward(self, ws, noise_mode="const", generator=None, return_features=False):
-        x = self.effective().weight.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
-        x = x.clone(memory_format=torch.channels_last)  # the rest follows: half the time on a CPU
+        x = self.effective().tensor.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
+        x = x.clone(memory_format=torch.channels_last)  # all later features follow: half the time on a CPU
         x = self.conv1(x, ws[:, 0], noise_mode, generator)
         features = {"b4": x}
         for i, res in enumerate(self.resolutions):
@@ -164,17 +165,17 @@ class MobileStyleGANSynthesis(Checkpointed, AdaptableLayer):
 class MobileStyleGANGenerator(StyleGenerator, Network):
     """MobileStyleGAN (arXiv 2104.04767).
 
-    The published network feeds one w to all layers; here every modulation has its own entry of `ws`, so w+ works.
+    The published network feeds one w to all layers. Here every modulation has its own entry of `ws`, so that w+ works.
 
     Args:
         block_channels: width of the constant, then of each block; `[512]*5 + [256, 128, 64]` is the 1024 px network.
         z_dim, w_dim: sizes of z and w.
         num_mapping_layers: depth of the mapping network.
 
-    The picture has `2 · 4 · 2^(len(block_channels) − 1)` pixels a side and `num_ws = 3·blocks + 2`.
+    Images have `2 · 4 · 2^(len(block_channels) − 1)` pixels a side, and `num_ws = 3·blocks + 2`.
 
     Raises:
-        ValueError: no block, or a width that is not a multiple of 4 (the Haar transform splits channels in four).
+        ValueError: there is no block, or a width is not a multiple of 4 (the Haar transform splits channels in four).
     """
 
     @register_to_config
@@ -197,19 +198,19 @@ class MobileStyleGANGenerator(StyleGenerator, Network):
         self.synthesis = MobileStyleGANSynthesis(list(block_channels), w_dim)
 
     def truncated(self, num_blocks: int) -> "MobileStyleGANGenerator":
-        """A copy cut after `num_blocks` blocks, i.e. for `8 · 2^num_blocks` pixels, with a new, untrained image head.
+        """Return a copy cut after `num_blocks` blocks (`8 · 2^num_blocks` pixels a side), with an untrained image head.
 
         Raises:
-            ValueError: `num_blocks` is below 1 or above this network's.
+            ValueError: `num_blocks` is not from 1 to the number of blocks of this network.
         """
-        have = len(self.config.block_channels) - 1
-        if not 1 <= num_blocks <= have:
-            raise ValueError(f"cannot cut after {num_blocks} blocks: this network has {have}; give 1 to {have}")
-        config = dict(self.config, block_channels=list(self.config.block_channels[: num_blocks + 1]))
-        small = type(self).from_config(config)
-        own = small.state_dict()
-        kept = {k: v for k, v in self.state_dict().items() if k in own and not k.startswith("synthesis.to_rgb.")}
-        if num_blocks == have:
-            kept = self.state_dict()
-        small.load_state_dict({**own, **kept})
-        return small
+        total = len(self.config["block_channels"]) - 1
+        if not 1 <= num_blocks <= total:
+            raise ValueError(f"cannot cut after {num_blocks} blocks: this network has {total}; give 1 to {total}")
+        config = dict(self.config, block_channels=list(self.config["block_channels"][: num_blocks + 1]))
+        cut = type(self).from_config(config)
+        assert isinstance(cut, MobileStyleGANGenerator)  # from_config returns a pair only on request
+        initial, trained = cut.state_dict(), self.state_dict()
+        if num_blocks < total:
+            trained = {k: v for k, v in trained.items() if k in initial and not k.startswith("synthesis.to_rgb.")}
+        cut.load_state_dict({**initial, **trained})
+        return cut

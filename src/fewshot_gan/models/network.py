@@ -1,4 +1,4 @@
-"""What generators and discriminators of this package share: how they are built from a config, loaded, and answer."""
+"""The base class of generators and discriminators: config, loading, saving and output."""
 
 import re
 import threading
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
-from diffusers.utils import BaseOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import get_device
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -21,34 +21,34 @@ from torch.utils.checkpoint import checkpoint
 from ..utils.offloading import refuse_hooks, refuse_offloaded
 from .bounds import Checked
 
-ALIGNMENT = 64  # bytes; where torch's own tensors begin
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that networks compute in
+ALIGNMENT = 64  # bytes, of tensors that torch allocates
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # supported by the networks
 _lock = threading.Lock()
-_evaluating: WeakKeyDictionary = WeakKeyDictionary()  # network: [blocks that hold it, its modules in training mode]
-STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")  # of a device_map, as accelerate names them
+_evaluating: WeakKeyDictionary = WeakKeyDictionary()  # network: [open blocks, its modules in training mode]
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's names of device map strategies
 
 
 @dataclass
 class NetworkOutput(BaseOutput):
-    """What `forward` of a network returns with `return_dict=True`.
+    """The result of a network's `forward` with `return_dict=True`.
 
     Attributes:
-        sample: pictures `[B, 3, R, R]` of a generator, logits of a discriminator.
-        features: feature maps by name, where they were asked for.
+        sample: images `[B, 3, R, R]` of a generator, or logits of a discriminator.
+        features: feature maps by name, if requested.
     """
 
     sample: Any
     features: dict[str, torch.Tensor] | None = None
 
 
-def answer(sample, features: dict | None, return_dict: bool | None):
-    """What a network's `forward` returns.
+def network_output(sample, features: dict | None, return_dict: bool | None):
+    """Return the result of a network's `forward` in the form that the caller asked for.
 
     Args:
-        sample: pictures or logits.
-        features: None where they were not asked for.
-        return_dict: None: `sample` itself, as a torch module, and with features a pair. False: always a tuple, True: a
-            `NetworkOutput`, both as in diffusers.
+        sample: images or logits.
+        features: feature maps by name, or None if not requested.
+        return_dict: None returns `sample`, or a pair with the features, as plain torch modules do. False returns a
+            tuple and True a `NetworkOutput`, as diffusers does.
     """
     values = (sample,) if features is None else (sample, features)
     if return_dict:
@@ -57,51 +57,53 @@ def answer(sample, features: dict | None, return_dict: bool | None):
 
 
 class Network(Checked, ModelMixin, ConfigMixin):
-    """A diffusers model that computes the same bits whether it was loaded or is still the one that was saved.
+    """A diffusers model that computes the same bits after saving and loading.
 
-    Tensors of a safetensors file begin wherever the file has them. Some processors' products of matrices round
-    differently there than in memory that torch laid out, so loaded tensors are moved to such memory.
+    Tensors of a safetensors file may start at any address. On some processors matrix products round differently for
+    unaligned memory, so loaded tensors are moved to memory that torch aligns.
 
     Attributes:
-        LATER_OPTIONS: options of the constructor that came after bases were published, and the values at which they
-            change nothing. `fingerprint` leaves them out at these values, so that adapters of older bases still fit.
+        LATER_OPTIONS: constructor options that were added after bases were published → the values that keep the old
+            behaviour. `fingerprint` leaves out options with these values, so that adapters of older bases still fit.
     """
 
     LATER_OPTIONS: ClassVar[dict] = {}
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers; `dtype` and `torch_dtype` are two names of one option, None: as stored.
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> Self:
+        """Load as diffusers does; `dtype` and `torch_dtype` are two names of one option, None keeps the stored dtype.
 
-        A `device_map` by a strategy, e.g. "auto", places the whole network on one device: it is small.
+        A `device_map` strategy, e.g. "auto", places the whole network on one device, since it is small.
 
         Raises:
-            ValueError: the two differ, networks do not compute in it, or a device map has "disk".
+            ValueError: `dtype` and `torch_dtype` differ or are not supported, or a device map has "disk".
         """
         dtype = settle_dtype(kwargs)
-        places = kwargs.get("device_map")
-        if places in STRATEGIES:
+        device_map = kwargs.get("device_map")
+        if device_map in STRATEGIES:
             kwargs["device_map"] = {"": get_device()}
-        if isinstance(places, Mapping) and "disk" in places.values():  # diffusers would lose the noise images
+        if isinstance(device_map, Mapping) and "disk" in device_map.values():  # diffusers would lose the noise images
             raise ValueError(
                 "device_map has 'disk', where buffers would be lost; give 'cpu', or use disk_offload later"
             )
-        usual = torch.get_default_dtype()
+        default_dtype = torch.get_default_dtype()
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, dtype=dtype, **kwargs)
-        finally:  # diffusers loads under another default, and leaves it behind where loading fails
-            torch.set_default_dtype(usual)
-        network = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with output_loading_info
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, dtype=dtype, **kwargs)
+        finally:  # diffusers changes the default dtype, and does not restore it if loading fails
+            torch.set_default_dtype(default_dtype)
+        network: Network = loaded[0] if isinstance(loaded, tuple) else loaded
         for tensor in (*network.parameters(), *network.buffers()):
-            if dtype is not None and "quantization_config" not in kwargs and tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)  # of filters too, which no file holds
+            if isinstance(dtype, torch.dtype) and "quantization_config" not in kwargs and tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)  # also non-persistent buffers, which diffusers does not cast
             if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
                 tensor.data = tensor.data.clone()
-        return loaded
+        return cast(Self, loaded)  # a pair only with output_loading_info
 
-    @wraps(ModelMixin.save_pretrained)  # of which pipelines ask the signature
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As in diffusers.
+    @wraps(ModelMixin.save_pretrained)  # pipelines inspect the signature
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # same signature through `wraps`
+        self, save_directory, *args, **kwargs
+    ) -> None:
+        """Save as diffusers does.
 
         Raises:
             ValueError: the weights are offloaded layer by layer.
@@ -114,21 +116,22 @@ class Network(Checked, ModelMixin, ConfigMixin):
         return super().__getstate__()
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
-        """Compute the features inside each block of a generator again in the backward pass, to hold less meanwhile.
+        """Save memory: recompute the features inside each block of a generator in the backward pass.
 
         Args:
-            gradient_checkpointing_func: of a block and its inputs; None: torch's, not the reentrant kind.
+            gradient_checkpointing_func: a function of a block and its inputs; None means torch's non-reentrant
+                checkpoint.
 
         Raises:
-            ValueError: a discriminator, which has no such blocks.
+            ValueError: this is a discriminator, which does not support it.
         """
         super().enable_gradient_checkpointing(gradient_checkpointing_func or _recompute)
 
     def enable_layerwise_casting(self, *args, **kwargs) -> None:
-        """Not here: adapters are functions of the weights as stored, and would be of rounded ones.
+        """Raise an error: adapters need the stored weights, which layerwise casting would round.
 
         Raises:
-            ValueError: always; the message says what to do instead.
+            ValueError: always; the message names the alternative.
         """
         raise ValueError(
             f"{type(self).__name__} does not cast layer by layer: adapters act on the stored weights, which 8 bits "
@@ -137,32 +140,32 @@ class Network(Checked, ModelMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
-        # diffusers notes arguments given by position as left out, and would build the default network from the config
-        given = {name: value for name, value in config_dict.items() if name != "_use_default_values"}
-        return super().extract_init_dict(given, **kwargs)
+        # diffusers lists positional arguments as defaults, and would replace them by the defaults of the class
+        arguments = {name: value for name, value in config_dict.items() if name != "_use_default_values"}
+        return super().extract_init_dict(arguments, **kwargs)
 
 
 def stored_weights(folder: Path, variant: str | None = None) -> list[str]:
-    """Names of the files in `folder` that hold a network's weights of that variant: one, or shards and their index."""
-    of_variant = "" if variant is None else re.escape(f".{variant}")
-    weights = rf"diffusion_pytorch_model{of_variant}(-\d+-of-\d+)?\.(safetensors|bin)"
-    index = rf"diffusion_pytorch_model\.(safetensors|bin)\.index{of_variant}\.json"
+    """Return the names of the weight files of a variant in `folder`: one file, or shards and their index."""
+    suffix = "" if variant is None else re.escape(f".{variant}")
+    weights = rf"diffusion_pytorch_model{suffix}(-\d+-of-\d+)?\.(safetensors|bin)"
+    index = rf"diffusion_pytorch_model\.(safetensors|bin)\.index{suffix}\.json"
     return [path.name for path in Path(folder).glob("*") if re.fullmatch(f"{weights}|{index}", path.name)]
 
 
 def _recompute(block: Callable, *args):
-    """torch's checkpoint of the kind that works with frozen parameters and second derivatives; pickles know it."""
+    """torch's non-reentrant checkpoint, for frozen parameters and second derivatives; pickles contain this name."""
     return checkpoint(block, *args, use_reentrant=False)
 
 
 def settle_dtype(options: dict) -> torch.dtype | Mapping | None:
-    """Take `dtype` and `torch_dtype`, two names of one option, out of the options of `from_pretrained`.
+    """Remove `dtype` and `torch_dtype`, two names of one option, from the options of `from_pretrained`.
 
     Returns:
-        A dtype, of pipelines also one per component by name, or None.
+        A dtype, None, or for pipelines a mapping of component names to dtypes.
 
     Raises:
-        ValueError: the two differ, or networks do not compute in one of them.
+        ValueError: the two differ, or the networks do not support a dtype.
     """
     dtype, torch_dtype = options.pop("dtype", None), options.pop("torch_dtype", None)
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
@@ -176,9 +179,9 @@ def settle_dtype(options: dict) -> torch.dtype | Mapping | None:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[nn.Module]:
-    """`network` in evaluation mode for a `with` block.
+    """Put `network` in evaluation mode for a `with` block; safe for several threads.
 
-    After the last such block, of whichever thread, each of its modules is in the mode it was in before the first.
+    The last open block, in any thread, restores the mode that each module had before the first one.
     """
     with _lock:
         if network not in _evaluating:

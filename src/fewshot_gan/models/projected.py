@@ -1,7 +1,7 @@
 """Projected discriminator: small trainable heads on frozen features (Projected GANs, arXiv 2111.01007, §3).
 
-A discriminator that already sees needs only the look, not vision itself, from ten images. Differs from the paper: no
-cross-scale mixing, only the per-level random 1×1 projection, because the heads here are few and the budget a CPU.
+With pretrained features, ten images are enough to train a discriminator. Differs from the paper: each level has its
+random 1×1 projection, but there is no cross-scale mixing, since the heads are few and must run on a CPU.
 """
 
 import torch
@@ -11,23 +11,26 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from .network import Network, answer
+from .network import Network, network_output
 from .pickling import Picklable
 
 WIDTH = 64
 
 
 class HeadConv(Picklable, nn.Conv2d):
-    """A convolution whose spectral norm may be pickled."""
+    """A convolution that can be pickled with its spectral norm."""
 
 
 class LevelHead(nn.Module):
     """Fixed random 1×1 projection → spectral-norm 4×4 stride-2 convolutions → map of logits.
 
     Args:
-        channels: of the feature level.
-        num_convs: stride-2 convolutions.
+        channels: number of channels of the feature level.
+        num_convs: number of stride-2 convolutions.
     """
+
+    projection: torch.Tensor
+    level_std: torch.Tensor
 
     def __init__(self, channels: int, num_convs: int):
         super().__init__()
@@ -50,9 +53,9 @@ class ProjectedDiscriminator(Network):
     """One head per level of a frozen feature network.
 
     Args:
-        channels: level → width of its features.
-        num_convs: level → stride-2 convolutions of its head; more convolutions see more of the layout.
-        seed: of every starting weight.
+        channels: level → number of channels of its features.
+        num_convs: level → number of stride-2 convolutions of its head; more of them see larger parts of the image.
+        seed: seed of the initial weights.
     """
 
     @register_to_config
@@ -66,11 +69,13 @@ class ProjectedDiscriminator(Network):
 
     @classmethod
     def for_images(cls, images, features, num_convs: dict[int, int], seed: int = 0) -> "ProjectedDiscriminator":
-        """Heads for `images` `[N, 3, R, R]`, calibrated on them; no head has more convolutions than its map halvings.
+        """Return a discriminator for images of this size, calibrated on `images`.
 
         Args:
+            images: `[N, 3, R, R]`.
             features: frozen `FeatureNetwork`.
-            num_convs: level → at most this many convolutions.
+            num_convs: level → largest number of convolutions; a head has no more than its feature map can be halved.
+            seed: seed of the initial weights.
         """
         levels = sorted(num_convs)
         with torch.no_grad():
@@ -82,42 +87,50 @@ class ProjectedDiscriminator(Network):
 
     @torch.no_grad()
     def calibrate(self, features: dict[int, torch.Tensor]) -> None:
-        """Divide each level by its standard deviation over `features` (level → `[B, C, H, W]`) from now on."""
+        """Normalise each level by its standard deviation over `features` (level → `[B, C, H, W]`)."""
         for level in self.levels:
-            self.heads[str(level)].level_std.copy_(features[level].std())
+            self._head(level).level_std.copy_(features[level].std())
 
     def freeze_lower(self, num: int) -> None:
-        """Keep the first `num` convolutions of each head as they are now (FreezeD, arXiv 2002.10964).
+        """Freeze the first `num` convolutions of each head (FreezeD, arXiv 2002.10964).
 
-        Its last convolution still learns, so a head of one keeps none; below them all lie the frozen features.
+        The last convolution of a head is always trained, so a head of one convolution freezes none.
 
         Raises:
-            ValueError: no head has more than `num`.
+            ValueError: no head has more than `num` convolutions.
         """
-        most = max(len(head.convs) for head in self.heads.values()) - 1
-        if not 0 <= num <= most:
-            raise ValueError(f"freeze_d={num}: the heads have {most} convolutions below their last; give 0 to {most}")
-        for head in self.heads.values():
+        heads = [self._head(level) for level in self.levels]
+        limit = max(len(head.convs) for head in heads) - 1
+        if not 0 <= num <= limit:
+            raise ValueError(f"freeze_d={num}: the heads have {limit} convolutions below their last; give 0 to {limit}")
+        for head in heads:
             for conv in head.convs[: min(num, len(head.convs) - 1)]:
-                remove_parametrizations(conv, "weight")  # the normalised weight itself: no estimate of a norm goes on
+                remove_parametrizations(conv, "weight")  # keep the normalised weight, and stop estimating its norm
                 conv.requires_grad_(False)
+
+    def _head(self, level: int) -> LevelHead:
+        head = self.heads[str(level)]
+        assert isinstance(head, LevelHead)
+        return head
 
     @property
     def last_layers(self) -> list[nn.Module]:
-        """What turns features into logits, a layer per head."""
-        return [self.heads[str(level)].to_logit for level in self.levels]
+        """Return the layers that turn features into logits, one per head."""
+        return [self._head(level).to_logit for level in self.levels]
 
     def forward(
         self, features: dict[int, torch.Tensor], return_features: bool = False, return_dict: bool | None = None
     ):
-        """Level → `[B, C, H, W]` features in, one logit map `[B, h, w]` per level out.
+        """Return one logit map `[B, h, w]` per level.
 
-        With `return_features` a pair of that list and `{"0_1": [B, 64, h, w], …}`, each convolution's output;
-        `return_dict` as of `StyleGAN2Discriminator`.
+        Args:
+            features: level → `[B, C, H, W]`.
+            return_features: also return the output of each convolution, `{"0_1": [B, 64, h, w], …}`.
+            return_dict: see `StyleGAN2Discriminator.forward`.
         """
         logits, maps = [], {}
         for level in self.levels:
-            *between, last = self.heads[str(level)](features[level])
-            maps |= {f"{level}_{i}": x for i, x in enumerate(between)}
-            logits.append(last)
-        return answer(logits, maps if return_features else None, return_dict)
+            *conv_outputs, logit_map = self._head(level)(features[level])
+            maps |= {f"{level}_{i}": x for i, x in enumerate(conv_outputs)}
+            logits.append(logit_map)
+        return network_output(logits, maps if return_features else None, return_dict)

@@ -1,4 +1,4 @@
-"""SNGAN for 32 px (arXiv 1802.05957, ResNet of appendix B.4): unconditional, spectral norm in the discriminator alone.
+"""SNGAN for 32 px (arXiv 1802.05957, ResNet of appendix B.4): unconditional, spectral norm in the discriminator only.
 
 Shape legend: B batch, C width, H/W size of the features.
 """
@@ -9,15 +9,24 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from .network import Network
-from .plain import BatchNorm, Conv2d, Linear, PlainDiscriminator, PlainGenerator, fan_in_uniform, up, xavier
+from .plain import (
+    BatchNorm,
+    Conv2d,
+    Linear,
+    PlainDiscriminator,
+    PlainGenerator,
+    fan_in_uniform,
+    upsample_nearest,
+    xavier,
+)
 
-EPS = 1e-12  # of spectral normalisation
+EPS = 1e-12  # epsilon of spectral normalisation
 
 
 class UpBlock(nn.Module):
-    """`[B, C, H, W]` → `[B, C, 2H, 2W]`: norm, ReLU, enlarge, convolve, norm, ReLU, convolve, beside a 1×1 skip.
+    """Residual block to twice the size: norm, ReLU, upsample, convolve, norm, ReLU, convolve; plus a 1×1 skip.
 
-    Convolutions start as Xavier's, batch norm gains at N(1, 0.02²).
+    Initialises convolutions with Xavier's distribution and batch norm gains with N(1, 0.02²).
     """
 
     def __init__(self, channels: int):
@@ -28,9 +37,9 @@ class UpBlock(nn.Module):
         for norm in (self.norm0, self.norm1):
             nn.init.normal_(norm.weight, 1.0, 0.02)
 
-    def forward(self, x):
-        y = self.conv0(up(F.relu(self.norm0(x))))
-        return self.conv1(F.relu(self.norm1(y))) + self.skip(up(x))
+    def forward(self, x):  # [B, C, H, W] -> [B, C, 2H, 2W]
+        y = self.conv0(upsample_nearest(F.relu(self.norm0(x))))
+        return self.conv1(F.relu(self.norm1(y))) + self.skip(upsample_nearest(x))
 
 
 class SNGANGenerator(PlainGenerator, Network):
@@ -39,10 +48,10 @@ class SNGANGenerator(PlainGenerator, Network):
     Args:
         channels: width C.
         z_dim: size of z.
-        resolution: of the picture, 4 times a power of two.
+        resolution: image size in pixels, a power of two from 8.
 
     Raises:
-        ValueError: another resolution.
+        ValueError: the resolution is not such a power.
     """
 
     @register_to_config
@@ -69,13 +78,13 @@ class SNGANGenerator(PlainGenerator, Network):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two convolutions beside a skip, which is a 1×1 convolution where the size is halved.
+    """Two convolutions plus a skip, which is a 1×1 convolution where size or width changes.
 
     Args:
         in_channels, out_channels: widths.
         down: halve the size.
-        first: takes the picture: no activation before, and the skip is shrunk before its convolution.
-        shortcut_after_relu: the skip takes ReLU(x) as well, not x; see `BigGANDiscriminator`.
+        first: the block takes the image: no activation before, and the skip is downsampled before its convolution.
+        shortcut_after_relu: the skip takes ReLU(x) instead of x; see `BigGANDiscriminator`.
         options: `eps` and `init`, see `plain.Layer`.
     """
 
@@ -87,13 +96,14 @@ class DiscriminatorBlock(nn.Module):
         role = "from_rgb" if first else "conv"
         self.conv0 = Conv2d(in_channels, out_channels, role=role, **options)
         self.conv1 = Conv2d(out_channels, out_channels, **options)
-        learned = down or in_channels != out_channels
-        self.skip = Conv2d(in_channels, out_channels, 1, role="skip", **options) if learned else None
+        has_skip_conv = down or in_channels != out_channels
+        self.skip = Conv2d(in_channels, out_channels, 1, role="skip", **options) if has_skip_conv else None
 
     def forward(self, x):  # [B, C, H, W] -> [B, C', H, W], or half the size
         activated = x if self.first else F.relu(x)
         y = self.conv1(F.relu(self.conv0(activated)))
         if self.first:
+            assert self.skip is not None  # it changes the width
             return F.avg_pool2d(y, 2) + self.skip(F.avg_pool2d(x, 2))
         x = activated if self.shortcut_after_relu else x
         x = x if self.skip is None else self.skip(x)
@@ -101,11 +111,11 @@ class DiscriminatorBlock(nn.Module):
 
 
 class SNGANDiscriminator(PlainDiscriminator, Network):
-    """SNGAN discriminator (arXiv 1802.05957): two blocks that halve, two more, sum, linear (1,053,824 parameters).
+    """SNGAN discriminator (arXiv 1802.05957): two downsampling blocks, two more, sum, linear; 1,053,824 parameters.
 
     Args:
-        channels: width.
-        resolution: of the picture, a multiple of 4.
+        channels: width C.
+        resolution: image size in pixels, a multiple of 4.
         spectral_norm: whether every weight is divided by its largest singular value.
     """
 

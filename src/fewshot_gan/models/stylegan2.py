@@ -1,11 +1,11 @@
-"""StyleGAN2 (arXiv 1912.04958): by default configuration F, a generator with output skips and a residual discriminator.
+"""StyleGAN2 (arXiv 1912.04958), by default configuration F: a generator with output skips, a residual discriminator.
 
-The other architectures of its figure 7 are here too, and classes as in StyleGAN2-ADA (arXiv 2006.06676).
+The other architectures of figure 7 are supported too, and classes as in StyleGAN2-ADA (arXiv 2006.06676).
 
-Modules are named by resolution (`synthesis.b64.conv0`, `b64.conv0`). Weights are stored raw, as unit-variance noise;
-equalised-lr gains (arXiv 1710.10196 §4.1), modulation and demodulation are applied in `forward`.
+Modules are named by resolution (`synthesis.b64.conv0`, `b64.conv0`). Weights are stored raw, with unit variance at the
+start; `forward` applies equalised-lr gains (arXiv 1710.10196 §4.1), modulation and demodulation.
 
-Shape legend: B batch, C channels, H/W size of the features, R picture resolution, L number of `ws`, D `w_dim`.
+Shape legend: B batch, C channels, H/W size of the features, R image resolution, L number of `ws`, D `w_dim`.
 """
 
 import math
@@ -14,9 +14,9 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..ops import Act, bias_act, downsample2d, modulated_conv2d, scaled, setup_filter
+from ..ops import Act, bias_act, downsample2d, modulated_conv2d, scale_weight, setup_filter
 from ..ops.minibatch import minibatch_stddev
-from ..utils.offloading import fetched
+from ..utils.offloading import fetch_tensor
 from .checkpointing import Checkpointed
 from .labels import check_labels
 from .layers import (
@@ -29,7 +29,7 @@ from .layers import (
     Upsample2d,
     block_resolution,
 )
-from .network import Network, answer
+from .network import Network, network_output
 from .stylegan2_layout import FIR_TAPS, HALF, block_channels, block_resolutions, check_architecture
 
 # ---------------------------------------------------------------------------------------------------------- generator
@@ -42,10 +42,11 @@ class StyledConv(AdaptableLayer):
         in_channels, out_channels: I and O.
         resolution: H = W of the output.
         w_dim: D.
-        up: 2 to enlarge the features, else 1.
-        conv_clamp: limit of the absolute output value, or None.
+        up: 2 to upsample the features, else 1.
+        conv_clamp: largest absolute output value, or None for no limit.
     """
 
+    resample_filter: torch.Tensor
     role, demodulation = "conv", "runtime"
 
     def __init__(self, in_channels, out_channels, resolution, w_dim, up=1, conv_clamp=None):
@@ -58,9 +59,10 @@ class StyledConv(AdaptableLayer):
         self.register_buffer("resample_filter", setup_filter(FIR_TAPS), persistent=False)
 
     def forward(self, x, w, noise_mode="const", generator=None, reuse=False, gain=1.0):
-        """`[B, I, H, W]` and w `[B, D]` → `[B, O, up·H, up·W]` times gain; `reuse`: nobody else needs `x`."""
+        """Return `[B, O, up·H, up·W]`, times gain, for x `[B, I, H, W]` and w `[B, D]`; `reuse` may overwrite x."""
         e = self.effective()
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
+        noise, strength = self.noise(x, noise_mode, generator)
         return modulated_conv2d(
             x,
             e.weight,
@@ -71,7 +73,7 @@ class StyledConv(AdaptableLayer):
             energy=e.energy,
             up=self.up,
             resample_filter=self.resample_filter,
-            then=Act(e.bias, *self.noise(x, noise_mode, generator), "lrelu", gain * math.sqrt(2), clamp),
+            then=Act(e.bias, noise, strength, "lrelu", gain * math.sqrt(2), clamp),
             reuse=reuse,
         )
 
@@ -82,7 +84,7 @@ class ToRGB(AdaptableLayer):
     Args:
         in_channels: I.
         w_dim: D.
-        conv_clamp: limit of the absolute output value, or None.
+        conv_clamp: largest absolute output value, or None for no limit.
     """
 
     role, demodulation = "to_rgb", "none"
@@ -98,23 +100,24 @@ class ToRGB(AdaptableLayer):
     def forward(self, x, w):  # [B, I, H, W], [B, D] -> [B, 3, H, W]
         e = self.effective()
         styles = self.affine(w) * self.style_gain
-        scales = {"input_scale": e.input_scale, "output_scale": e.output_scale}
-        x = modulated_conv2d(x, e.weight, styles, demodulate=False, **scales)
+        x = modulated_conv2d(
+            x, e.weight, styles, input_scale=e.input_scale, output_scale=e.output_scale, demodulate=False
+        )
         return self.act(x, e.bias)
 
 
 class SynthesisBlock(AdaptableLayer):
-    """One resolution: the features are convolved, and their RGB is added to the enlarged picture (figure 7).
+    """One resolution: convolve the features, and add their RGB to the upsampled image (figure 7).
 
     Args:
-        in_channels: width of the features coming in; 0 for the first block, which starts from a constant.
+        in_channels: width of the input; 0 for the first block, which starts from a constant.
         out_channels: C.
         resolution: H = W of the output.
         w_dim: D.
-        conv_clamp: limit of the absolute output value of all convolutions but the skip, or None.
-        architecture: "skip": every block draws; "orig": the last one alone; "resnet": likewise, and a 1×1 convolution
-            leads past the two others, both times √½.
-        is_last: whether it is the block of the picture's resolution.
+        conv_clamp: largest absolute output value of all convolutions but the skip, or None for no limit.
+        architecture: "skip": every block outputs RGB; "orig": only the last one; "resnet": only the last one, and each
+            block adds a 1×1 skip convolution to the two others, both paths times √½.
+        is_last: whether this is the block of the image's resolution.
     """
 
     role = "const"
@@ -140,26 +143,27 @@ class SynthesisBlock(AdaptableLayer):
         return (self.const if self.num_convs == 1 else None), None
 
     def forward(self, x, image, ws, noise_mode="const", generator=None):
-        """Convolve and draw.
+        """Return features and image at twice the size.
 
         Args:
-            x: `[B, C', H/2, W/2]`, None in the first block.
-            image: `[B, 3, H/2, W/2]`, None where nothing is drawn yet.
+            x: `[B, C', H/2, W/2]`, or None in the first block.
+            image: `[B, 3, H/2, W/2]`, or None before the first RGB output.
             ws: `[B, num_convs + 1, D]`.
+            noise_mode, generator: see `Noise.forward`.
 
         Returns:
-            features `[B, C, H, W]` and image `[B, 3, H, W]`, or None if nothing is drawn yet.
+            features `[B, C, H, W]`, and image `[B, 3, H, W]` or None.
         """
-        past, gain = None, 1.0
+        skipped, gain = None, 1.0
         if x is None:
-            x = self.effective().weight.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
-            x = x.contiguous(memory_format=torch.channels_last)  # the rest follows: faster on CPUs and GPUs
+            x = self.effective().tensor.to(ws.dtype).expand(ws.shape[0], -1, -1, -1)
+            x = x.contiguous(memory_format=torch.channels_last)  # all later features follow: faster on CPUs and GPUs
         else:
-            if self.skip is not None:  # 1×1, so it may come before the filter, where there are fewer pixels
-                past, gain = self.upsample(self.skip(x, HALF)), HALF
+            if self.skip is not None:  # a 1×1 convolution commutes with upsampling; before it there are fewer pixels
+                skipped, gain = self.upsample(self.skip(x, HALF)), HALF
             x = self.conv0(x, ws[:, 0], noise_mode, generator)
         x = self.conv1(x, ws[:, self.num_convs - 1], noise_mode, generator, reuse=self.num_convs == 2, gain=gain)
-        x = x if past is None else past + x
+        x = x if skipped is None else skipped + x
         if self.to_rgb is None:
             return x, image
         rgb = self.to_rgb(x, ws[:, self.num_convs])
@@ -167,15 +171,15 @@ class SynthesisBlock(AdaptableLayer):
 
 
 class SynthesisNetwork(Checkpointed, nn.Module):
-    """ws → image: blocks `b4`, `b8`, … `b{resolution}`."""
+    """Synthesis network from ws to image: blocks `b4`, `b8`, … `b{resolution}`."""
 
     def __init__(self, resolution, channel_base, channel_max, w_dim, conv_clamp=None, architecture="skip"):
         super().__init__()
         self.resolutions = block_resolutions(resolution)
-        width, options = 0, {"conv_clamp": conv_clamp, "architecture": check_architecture(architecture)}
+        width, architecture = 0, check_architecture(architecture)
         for res in self.resolutions:
             previous, width = width, block_channels(res, channel_base, channel_max)
-            block = SynthesisBlock(previous, width, res, w_dim, **options, is_last=res == resolution)
+            block = SynthesisBlock(previous, width, res, w_dim, conv_clamp, architecture, is_last=res == resolution)
             setattr(self, f"b{res}", block)
 
     def forward(self, ws, noise_mode="const", generator=None, return_features=False):
@@ -199,12 +203,12 @@ class StyleGAN2Generator(StyleGenerator, Network):
         z_dim, w_dim: sizes of z and w.
         num_mapping_layers: depth of the mapping network.
         mapping_lr_multiplier: learning-rate multiplier of the mapping network (it scales the stored weights).
-        conv_clamp: limit of the absolute output value of all convolutions but skips, or None; networks trained with
-            mixed precision have 256.
+        conv_clamp: largest absolute output value of all convolutions but skips, or None for no limit; networks trained
+            with mixed precision use 256.
         architecture: see `SynthesisBlock`.
-        num_classes: how many, None = none.
-        embed_dim: size of the embedding of a class; None: `w_dim`.
-        mapping_dim: width between the layers of the mapping network; None: `w_dim`.
+        num_classes: number of classes, or None.
+        embed_dim: size of the class embedding; None means `w_dim`.
+        mapping_dim: width between the layers of the mapping network; None means `w_dim`.
 
     Raises:
         ValueError: `resolution` or `architecture` is not supported, or `num_classes` is 0.
@@ -232,8 +236,9 @@ class StyleGAN2Generator(StyleGenerator, Network):
         self.synthesis = SynthesisNetwork(resolution, channel_base, channel_max, w_dim, conv_clamp, architecture)
         self.resolution, self.z_dim, self.w_dim, self.num_classes = resolution, z_dim, w_dim, num_classes
         self.num_ws = 2 * len(self.synthesis.resolutions)
-        mapping = num_mapping_layers, mapping_lr_multiplier, num_classes, embed_dim, mapping_dim
-        self.mapping = MappingNetwork(z_dim, w_dim, self.num_ws, *mapping)
+        self.mapping = MappingNetwork(
+            z_dim, w_dim, self.num_ws, num_mapping_layers, mapping_lr_multiplier, num_classes, embed_dim, mapping_dim
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ discriminator
@@ -245,12 +250,14 @@ class Conv(AdaptableLayer):
     Args:
         in_channels, out_channels: I and O.
         kernel_size: k, odd.
-        down: 2 to halve the features, else 1.
+        down: 2 to halve the size, else 1.
         activation: see `ops.bias_act`.
-        bias: whether there is one.
-        conv_clamp: limit of the absolute output value, or None.
+        bias: whether the layer has a bias.
+        conv_clamp: largest absolute output value, or None for no limit.
         role: see `AdaptableLayer`.
     """
+
+    resample_filter: torch.Tensor
 
     def __init__(
         self,
@@ -275,7 +282,7 @@ class Conv(AdaptableLayer):
         e = self.effective()
         x = modulated_conv2d(
             x,
-            scaled(e.weight, self.weight_gain),
+            scale_weight(e.weight, self.weight_gain),
             input_scale=e.input_scale,
             output_scale=e.output_scale,
             demodulate=False,
@@ -288,13 +295,13 @@ class Conv(AdaptableLayer):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two convolutions that halve the features (figure 7).
+    """Two convolutions that halve the size (figure 7).
 
     Args:
         in_channels, out_channels: widths.
-        conv_clamp: limit of the absolute output value of all convolutions but the skip, or None.
-        from_rgb: whether the block sees the picture, instead of features or beside them.
-        architecture: "resnet": a 1×1 convolution leads past the two others, both times √½; "skip" and "orig": none.
+        conv_clamp: largest absolute output value of all convolutions but the skip, or None for no limit.
+        from_rgb: whether the block takes the image, instead of or in addition to features.
+        architecture: "resnet" adds a 1×1 skip convolution, both paths times √½; "skip" and "orig" do not.
     """
 
     def __init__(self, in_channels, out_channels, conv_clamp=None, from_rgb=False, architecture="resnet"):
@@ -303,20 +310,21 @@ class DiscriminatorBlock(nn.Module):
         self.conv0 = Conv(in_channels, in_channels, 3, conv_clamp=conv_clamp)
         self.conv1 = Conv(in_channels, out_channels, 3, down=2, conv_clamp=conv_clamp)
         self.skip = None
-        if architecture == "resnet":  # published networks limit every convolution but this one
+        if architecture == "resnet":  # published networks clamp every convolution but this one
             self.skip = Conv(in_channels, out_channels, 1, down=2, activation="linear", bias=False)
 
     def forward(self, x, image=None):
-        """Features `[B, C, H, W]` or an image `[B, 3, H, W]` for `from_rgb`, or both → `[B, C', H/2, W/2]`."""
-        x = with_image(x, image, self.from_rgb)
+        """Return `[B, C', H/2, W/2]` for features `[B, C, H, W]`, an image `[B, 3, H, W]` for `from_rgb`, or both."""
+        x = add_image(x, image, self.from_rgb)
         if self.skip is None:
             return self.conv1(self.conv0(x))
         return self.skip(x, HALF) + self.conv1(self.conv0(x), HALF)
 
 
-def with_image(x: torch.Tensor | None, image: torch.Tensor | None, from_rgb: Conv | None) -> torch.Tensor:
-    """Features, the image's, or their sum: what of them there is."""
+def add_image(x: torch.Tensor | None, image: torch.Tensor | None, from_rgb: Conv | None) -> torch.Tensor:
+    """Return the features `x`, those of the image, or their sum if both exist."""
     if from_rgb is None:
+        assert x is not None
         return x
     return from_rgb(image) if x is None else x + from_rgb(image)
 
@@ -327,8 +335,8 @@ class DiscriminatorHead(nn.Module):
     Args:
         channels: C.
         mbstd_group_size, mbstd_num_channels, conv_clamp: see `StyleGAN2Discriminator`.
-        cmap_dim: size of a mapped class, 0 = there are none.
-        from_rgb: whether the head sees the picture too; published networks do not limit this layer.
+        cmap_dim: size of a mapped class; 0 means no classes.
+        from_rgb: whether the head takes the image too; published networks do not clamp this layer.
     """
 
     def __init__(self, channels, mbstd_group_size, mbstd_num_channels, conv_clamp=None, cmap_dim=0, from_rgb=False):
@@ -340,8 +348,14 @@ class DiscriminatorHead(nn.Module):
         self.out = FullyConnected(channels, cmap_dim or 1)
 
     def forward(self, x, image=None, cmap=None):
-        """Features and image `[B, ·, 4, 4]`, mapped classes `[B, cmap_dim]` → logits `[B, 1]` and `[B, C, 4, 4]`."""
-        x = with_image(x, image, self.from_rgb)
+        """Return logits `[B, 1]` and features `[B, C, 4, 4]`.
+
+        Args:
+            x: `[B, C, 4, 4]`.
+            image: `[B, 3, 4, 4]` for `from_rgb`, or None.
+            cmap: mapped classes `[B, cmap_dim]`, or None.
+        """
+        x = add_image(x, image, self.from_rgb)
         if self.mbstd_num_channels:
             x = minibatch_stddev(x, self.mbstd_group_size, self.mbstd_num_channels)
         x = self.conv(x)
@@ -357,15 +371,15 @@ class StyleGAN2Discriminator(Network):
     Args:
         resolution: R, a power of two from 16 to 1024.
         channel_base, channel_max: the width at `res` is `min(channel_base // res, channel_max)`.
-        mbstd_group_size: samples over which the minibatch standard deviation is taken.
-        mbstd_num_channels: its number of channels, 0 = none; must divide the width at 4×4.
-        conv_clamp: limit of the absolute output value of all convolutions but skips and the head's `from_rgb`, or None.
-        architecture: "resnet"; "skip": every block sees the picture at its size; "orig": neither. See
+        mbstd_group_size: number of samples per group of the minibatch standard deviation.
+        mbstd_num_channels: its number of channels, 0 for none; must divide the width at 4×4.
+        conv_clamp: largest absolute output value of all convolutions but skips and the head's `from_rgb`, or None.
+        architecture: "resnet"; "skip": every block also takes the image at its size; "orig": neither. See
             `DiscriminatorBlock`.
-        num_classes: how many, None = none.
-        cmap_dim: size of a mapped class; None: the width at 4×4.
-        num_mapping_layers, mapping_lr_multiplier, embed_dim, mapping_dim: of the classes' mapping network, as in
-            `StyleGAN2Generator` with `cmap_dim` for `w_dim`.
+        num_classes: number of classes, or None.
+        cmap_dim: size of a mapped class; None means the width at 4×4.
+        num_mapping_layers, mapping_lr_multiplier, embed_dim, mapping_dim: arguments of the mapping network of the
+            classes, as in `StyleGAN2Generator` with `cmap_dim` for `w_dim`.
 
     Raises:
         ValueError: `resolution` or `architecture` is not supported, or `mbstd_num_channels` or `num_classes` does not
@@ -397,41 +411,45 @@ class StyleGAN2Discriminator(Network):
             raise ValueError(
                 f"mbstd_num_channels={mbstd_num_channels} does not divide the {head_width} channels at 4×4"
             )
-        pyramid = check_architecture(architecture) == "skip"
+        image_pyramid = check_architecture(architecture) == "skip"
         for res in self.block_resolutions:
-            widths = [block_channels(r, channel_base, channel_max) for r in (res, res // 2)]
-            block = DiscriminatorBlock(*widths, conv_clamp, pyramid or res == resolution, architecture)
+            width, next_width = (block_channels(r, channel_base, channel_max) for r in (res, res // 2))
+            from_rgb = image_pyramid or res == resolution
+            block = DiscriminatorBlock(width, next_width, conv_clamp, from_rgb, architecture)
             setattr(self, f"b{res}", block)
         cmap_dim = 0 if num_classes is None else head_width if cmap_dim is None else cmap_dim
         if num_classes is not None:
-            mapping = num_mapping_layers, mapping_lr_multiplier, num_classes, embed_dim, mapping_dim
-            self.mapping = MappingNetwork(0, cmap_dim, None, *mapping)
-        self.b4 = DiscriminatorHead(head_width, mbstd_group_size, mbstd_num_channels, conv_clamp, cmap_dim, pyramid)
+            self.mapping = MappingNetwork(
+                0, cmap_dim, None, num_mapping_layers, mapping_lr_multiplier, num_classes, embed_dim, mapping_dim
+            )
+        self.b4 = DiscriminatorHead(
+            head_width, mbstd_group_size, mbstd_num_channels, conv_clamp, cmap_dim, image_pyramid
+        )
 
     def layer_resolution(self, path: str) -> int:
-        """Size of the features that the adaptable layer at `path` takes; 0 for the mapping network."""
+        """Return the size of the features that the adaptable layer at `path` takes; 0 for the mapping network."""
         return block_resolution(path) or 0
 
     @property
     def last_layers(self) -> list[nn.Module]:
-        """What turns a feature vector into the logit."""
+        """Return the layers that turn a feature vector into the logit."""
         return [self.b4.out]
 
     @property
     def groups(self) -> list[nn.Module]:
-        """Parts from the picture on, as GmDn counts them: fromRGB, the rest of its block, then a block each."""
-        first, *others = (getattr(self, f"b{res}") for res in self.block_resolutions)
-        return [first.from_rgb, first, *others]
+        """Return the parts that GmDn counts, from the image on: fromRGB, its block, then the other blocks."""
+        first, *later = (getattr(self, f"b{res}") for res in self.block_resolutions)
+        return [first.from_rgb, first, *later]
 
     def freeze_lower(self, num: int) -> None:
-        """Keep the first `num` blocks, counted from the image, as they are now (FreezeD, arXiv 2002.10964).
+        """Freeze the first `num` blocks, counted from the image (FreezeD, arXiv 2002.10964).
 
         Raises:
-            ValueError: there are not as many.
+            ValueError: there are fewer blocks.
         """
-        most = len(self.block_resolutions)
-        if not 0 <= num <= most:
-            raise ValueError(f"freeze_d={num}: this discriminator has {most} blocks; give 0 to {most}")
+        total = len(self.block_resolutions)
+        if not 0 <= num <= total:
+            raise ValueError(f"freeze_d={num}: this discriminator has {total} blocks; give 0 to {total}")
         for res in self.block_resolutions[:num]:
             getattr(self, f"b{res}").requires_grad_(False)
 
@@ -442,33 +460,35 @@ class StyleGAN2Discriminator(Network):
         class_labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
     ):
-        """Judge images.
+        """Return logits of images.
 
         Args:
             images: `[B, 3, R, R]` in [−1, 1].
             return_features: also return `{"b256": [B, C, R/2, R/2], …, "b4": [B, C, 4, 4]}`: each block's output, and
-                for `b4` the map that the fully connected layers see.
-            class_labels: int64 `[B]`, of class-conditional networks.
-            return_dict: None: the logits alone; False: a tuple and True: a `NetworkOutput`, as in diffusers.
+                for `b4` the input of the fully connected layers.
+            class_labels: int64 `[B]`, for class-conditional networks.
+            return_dict: None returns the logits; False a tuple and True a `NetworkOutput`, as in diffusers.
 
         Returns:
-            logits `[B, 1]`; with `return_features` a pair.
+            logits `[B, 1]`; with `return_features` a pair of logits and features.
 
         Raises:
-            ValueError: images of another shape, or bad labels.
+            ValueError: the images have the wrong shape, or see `check_labels`.
         """
         if images.ndim != 4 or images.shape[1:] != (3, self.resolution, self.resolution):
             size = self.resolution
             raise ValueError(f"this discriminator takes images [B, 3, {size}, {size}], got {list(images.shape)}")
         labels = check_labels(class_labels, len(images), self.num_classes)
-        x, image, features = None, images, {}
+        x, features = None, {}
+        image: torch.Tensor | None = images
         for res in self.block_resolutions:
             block = getattr(self, f"b{res}")
             x = features[f"b{res}"] = block(x, image)
-            if self.b4.from_rgb is None:
+            if self.b4.from_rgb is None or image is None:
                 image = None
             else:
-                image = downsample2d(image, fetched(block.conv1, "resample_filter"))
+                image = downsample2d(image, fetch_tensor(block.conv1, "resample_filter"))
+        assert x is not None  # there are two blocks or more
         cmap = None if labels is None else self.mapping(x.new_empty(len(x), 0), class_labels=labels)
         logits, features["b4"] = self.b4(x, image, cmap)
-        return answer(logits, features if return_features else None, return_dict)
+        return network_output(logits, features if return_features else None, return_dict)

@@ -3,15 +3,15 @@
 import math
 
 ARCHITECTURES = ("orig", "skip", "resnet")
-HALF = math.sqrt(0.5)  # of the two paths that a residual block adds
-FIR_TAPS = (1, 3, 3, 1)  # over 64 as a 2-D kernel: exact in float16 and bfloat16, so casting a model keeps it
+HALF = math.sqrt(0.5)  # factor of both paths of a residual block
+FIR_TAPS = (1, 3, 3, 1)  # the 2-D kernel has multiples of 1/64: exact in float16 and bfloat16
 
 
 def block_resolutions(resolution: int) -> list[int]:
-    """`[4, 8, …, resolution]`.
+    """Return `[4, 8, …, resolution]`.
 
     Raises:
-        ValueError: not a power of two from 16 to 1024.
+        ValueError: `resolution` is not a power of two from 16 to 1024.
     """
     if resolution not in (16, 32, 64, 128, 256, 512, 1024):
         raise ValueError(f"resolution={resolution} is not a power of two from 16 to 1024")
@@ -19,10 +19,10 @@ def block_resolutions(resolution: int) -> list[int]:
 
 
 def check_architecture(name: str) -> str:
-    """`name`, if it is one.
+    """Return `name` if it is an architecture.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is unknown.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
@@ -30,5 +30,5 @@ def check_architecture(name: str) -> str:
 
 
 def block_channels(resolution: int, channel_base: int, channel_max: int) -> int:
-    """Width of the features at `resolution`: `min(channel_base // resolution, channel_max)`."""
+    """Return the width of the features at `resolution`: `min(channel_base // resolution, channel_max)`."""
     return min(channel_base // resolution, channel_max)

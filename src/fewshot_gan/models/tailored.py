@@ -1,7 +1,7 @@
-"""AdaFM's tailored generator: a small style-based network in front of kept GP-GAN scales (ICML 2020, arXiv 2002.11810).
+"""AdaFM's tailored generator: a small style-based network before pretrained GP-GAN scales (ICML 2020, 2002.11810).
 
-Style MLP → 4×4 map → style blocks → scale matcher → the scales next to the picture, taken from a `GPGANGenerator`.
-Differs from the reference: the noise is fixed in evaluation.
+Style MLP → 4×4 map → style blocks → scale matcher → the last scales of a `GPGANGenerator`. The small network is the
+"specific" part, the pretrained scales are the "kept" part. Differs from the reference: noise is fixed in evaluation.
 
 Shape legend: B batch, C width, H/W size of the features, D style width.
 """
@@ -12,24 +12,24 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..ops import bias_act
-from ..utils.offloading import handed_out
-from .gp_gan import GPGANGenerator, act, scale
+from ..utils.offloading import offload_safe
+from .gp_gan import GPGANGenerator, act, make_scale
 from .layers import AdaptableLayer
 from .network import Network
-from .plain import Conv2d, Linear, PlainGenerator, fan_in_uniform, up
+from .plain import Conv2d, Linear, PlainGenerator, fan_in_uniform, upsample_nearest
 
-SMALL = 0.1  # standard deviation of the weights that draw styles and noise
-PASSED = 0.01  # share of the gradient that the scale matcher lets through
-GAIN = 1000.0  # of the scale matcher at first; that of ImageNet's GP-GAN at 16×16
+SMALL = 0.1  # initial standard deviation of weights of styles and noise
+PASSED = 0.01  # fraction of the gradient that passes through the scale matcher
+GAIN = 1000.0  # initial gain of the scale matcher, that of ImageNet's GP-GAN at 16×16
 
 
 def small_normal(weight: torch.Tensor) -> None:
-    """N(0, 0.1²)."""
+    """Initialise with N(0, 0.1²)."""
     nn.init.normal_(weight, 0.0, SMALL)
 
 
 class StyleMLP(nn.Module):
-    """z over its length, then `depth` linear layers with leaky ReLU, without equalised learning rate."""
+    """Normalise z, then apply `depth` linear layers with leaky ReLU, without equalised learning rate."""
 
     def __init__(self, z_dim: int, width: int, depth: int):
         super().__init__()
@@ -45,7 +45,7 @@ class StyleMLP(nn.Module):
 
 
 class UpConv(Conv2d):
-    """Transposed 4×4 convolution: `[B, I, H, W]` → `[B, O, 2H, 2W]`; the weight is stored `[O, I, 4, 4]`."""
+    """Transposed 4×4 convolution from `[B, I, H, W]` to `[B, O, 2H, 2W]`; the weight is stored as `[O, I, 4, 4]`."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
         role = "conv" if bias else "skip"
@@ -56,13 +56,14 @@ class UpConv(Conv2d):
 
 
 class ChannelNoise(AdaptableLayer):
-    """x + s·n with one strength s per channel: n is drawn anew in training and a constant image afterwards.
+    """x + s·n with one strength s per channel; n is random in training and a constant image in evaluation.
 
     Args:
         channels: C.
         resolution: H = W.
     """
 
+    const: torch.Tensor
     role = "noise"
 
     def __init__(self, channels: int, resolution: int):
@@ -79,11 +80,11 @@ class ChannelNoise(AdaptableLayer):
             if self.training
             else self.const.to(x.dtype)
         )
-        return x + noise * self.effective().weight.to(x.dtype)[..., None, None]
+        return x + noise * self.effective().tensor.to(x.dtype)[..., None, None]
 
 
 class AdaIN(nn.Module):
-    """γ·n(x) + β of a style; no more than its own size of the gradient goes on: γ counts as at most 1 there.
+    """γ·n(x) + β with γ and β from a style; in the gradient with respect to x, |γ| is limited to 1.
 
     Args:
         channels: C.
@@ -93,22 +94,23 @@ class AdaIN(nn.Module):
     def __init__(self, channels: int, width: int):
         super().__init__()
         self.affine = Linear(width, 2 * channels, init=small_normal, role="affine")
+        assert self.affine.bias is not None
         with torch.no_grad():
             self.affine.bias[:channels] = 1
 
     def forward(self, x, style):  # [B, C, H, W], [B, D] -> [B, C, H, W]
         gamma, beta = self.affine(style)[:, :, None, None].chunk(2, 1)
         n = F.instance_norm(x)
-        passed = gamma.clamp(-1, 1)
-        return passed * n + (gamma - passed) * n.detach() + beta
+        limited = gamma.clamp(-1, 1)
+        return limited * n + (gamma - limited) * n.detach() + beta
 
 
 class StyleBlock(nn.Module):
-    """`[B, C, H, W]` → `[B, C, 2H, 2W]`: a tenth of two convolutions with noise and style, beside an enlarging skip.
+    """Residual block from `[B, C, H, W]` to `[B, C, 2H, 2W]`: an upsampling skip plus 0.1 × two styled convolutions.
 
     Args:
         channels: C.
-        resolution: 2H.
+        resolution: 2H, the output size.
         width: D.
     """
 
@@ -127,12 +129,12 @@ class StyleBlock(nn.Module):
 
 
 class ScaleMatcher(AdaptableLayer):
-    """0.01·L + w·stop(L) + b, L the layer norm over H×W: features as strong as the kept scales know them.
+    """0.01·L + w·stop_gradient(L) + b, L the layer norm over H×W: matches the scale of the kept part's features.
 
     Args:
         channels: C.
         resolution: H = W.
-        gain: mean of w at first.
+        gain: initial mean of w.
     """
 
     role = "norm"
@@ -144,13 +146,13 @@ class ScaleMatcher(AdaptableLayer):
         self.bias = nn.Parameter(torch.randn(channels))
 
     def forward(self, x):
-        weight, bias, *_ = self.effective()
+        e = self.effective()
         n = self.norm(x)
-        return bias_act(PASSED * n + n.detach() * weight.to(x.dtype)[..., None, None], bias)
+        return bias_act(PASSED * n + n.detach() * e.tensor.to(x.dtype)[..., None, None], e.bias)
 
 
 class Norm2d(AdaptableLayer):
-    """Layer norm over H×W of each channel; gain and shift per place, shared by all channels."""
+    """Layer norm over H×W of each channel, with gain and shift per pixel, shared by all channels."""
 
     role = "const"
 
@@ -165,11 +167,11 @@ class Norm2d(AdaptableLayer):
 
     def forward(self, x):
         n = F.layer_norm(x, (self.resolution,) * 2)
-        return n * self.effective().weight.to(x.dtype) + self.shift().to(x.dtype)
+        return n * self.effective().tensor.to(x.dtype) + self.shift().to(x.dtype)
 
 
 class Shift(AdaptableLayer):
-    """A number per place `[1, H, W]`."""
+    """A trainable value per pixel, `[1, H, W]`."""
 
     role = "const"
 
@@ -181,20 +183,20 @@ class Shift(AdaptableLayer):
         return self.weight, None
 
     def forward(self):
-        return handed_out(self, self.effective().weight)
+        return offload_safe(self, self.effective().tensor)
 
 
 class TailoredGenerator(PlainGenerator, Network):
-    """Tailored specific part and kept scales of a GP-GAN generator (arXiv 2002.11810, figure 1h).
+    """A small specific part and the kept scales of a GP-GAN generator (arXiv 2002.11810, figure 1h).
 
     Args:
         channels: widths of the kept scales from the coarsest on, `(512, 256, 128, 64)` for G4 of the ImageNet network;
-            the first is the specific part's too.
+            the first is also the width of the specific part.
         blocks_per_scale, image_kernel: see `GPGANGenerator`.
-        style_blocks: that double 4×4; kept scales begin at twice what they reach.
-        z_dim, style_dim: sizes of z and of a style; 4 was used for twenty-five images.
+        style_blocks: number of blocks that each double the size from 4×4; kept scales start at twice their output size.
+        z_dim, style_dim: sizes of z and of a style; the paper uses a style of 4 for twenty-five images.
         mapping_layers: depth of the style MLP.
-        gain: of the scale matcher at first; it belongs to the source.
+        gain: initial gain of the scale matcher; it depends on the source network.
     """
 
     @register_to_config
@@ -219,36 +221,36 @@ class TailoredGenerator(PlainGenerator, Network):
         self.matcher = ScaleMatcher(self.width, 4 * 2**style_blocks, gain)
         self.kept_resolutions = [8 * 2 ** (style_blocks + i) for i in range(len(channels) - 1)]
         for i, res in enumerate(self.kept_resolutions):
-            setattr(self, f"b{res}", scale(channels[i], channels[i + 1], blocks_per_scale, widen=False))
+            setattr(self, f"b{res}", make_scale(channels[i], channels[i + 1], blocks_per_scale, widen=False))
         self.to_rgb = Conv2d(channels[-1], 3, image_kernel, role="to_rgb", init=fan_in_uniform)
         self.resolution = self.kept_resolutions[-1]
 
     @classmethod
-    def of(cls, source: GPGANGenerator, kept: int, **options) -> "TailoredGenerator":
-        """A fresh specific part in front of the last groups of `source`.
+    def from_source(cls, source: GPGANGenerator, kept: int, **options) -> "TailoredGenerator":
+        """Return a generator with an untrained specific part before the last groups of `source`.
 
         Args:
-            source: pretrained.
-            kept: m of GmDn: the image convolution and m − 1 scales.
-            options: of the class.
+            source: a pretrained generator.
+            kept: number of groups to keep, m of GmDn: the image convolution and m − 1 scales.
+            options: further arguments of the class.
 
         Raises:
-            ValueError: there are not as many groups, or nothing would be left to replace.
+            ValueError: `kept` is below 2, or `source` has too few scales.
         """
-        most = len(source.resolutions) - 1
-        if not 2 <= kept <= most:
-            raise ValueError(f"G{kept} of a network with {most + 1} scales: give G2 to G{most}")
-        widths = list(source.config.channels)[-kept:]
+        limit = len(source.resolutions) - 1
+        if not 2 <= kept <= limit:
+            raise ValueError(f"G{kept} of a network with {limit + 1} scales: give G2 to G{limit}")
+        widths = list(source.config["channels"])[-kept:]
         blocks = (source.resolution >> (kept - 1)).bit_length() - 3
         config = {"channels": widths, "style_blocks": blocks, "z_dim": source.z_dim, **options}
         config |= {name: source.config[name] for name in ("blocks_per_scale", "image_kernel")}
         new = cls(**config)
-        own, theirs = new.state_dict(), source.state_dict()
-        new.load_state_dict({**own, **{name: theirs[name] for name in own if new.is_kept(name)}})
+        initial, trained = new.state_dict(), source.state_dict()
+        new.load_state_dict({**initial, **{name: trained[name] for name in initial if new.is_kept(name)}})
         return new
 
     def is_kept(self, path: str) -> bool:
-        """Whether a module or tensor belongs to what was taken from the source."""
+        """Return whether the module or tensor at `path` belongs to the kept part."""
         return path.partition(".")[0] in {"to_rgb", *(f"b{res}" for res in self.kept_resolutions)}
 
     def stem(self, z, labels=None):  # [B, z_dim] -> [B, C, 4, 4]
@@ -260,7 +262,7 @@ class TailoredGenerator(PlainGenerator, Network):
             x = self.run(getattr(self, f"b{res}"), x, style)
         x = self.matcher(x)
         for res in self.kept_resolutions:
-            x = self.run(getattr(self, f"b{res}"), up(x))
+            x = self.run(getattr(self, f"b{res}"), upsample_nearest(x))
         return torch.tanh(self.to_rgb(act(x)))
 
     def layer_resolution(self, path: str) -> int:

@@ -1,16 +1,16 @@
-"""The operations StyleGAN-family networks are made of, in plain torch: what every faster version must equal.
+"""The operations of StyleGAN-family networks in plain torch, the reference for every faster version.
 
-`dispatch` chooses where a faster version runs instead.
+`dispatch` chooses the kernel package that replaces them on a GPU.
 """
 
 from .bias_act import Act, activation_gain, bias_act
 from .bits import pack_bits, unpack_bits
-from .channel_scale import times
+from .channel_scale import scale_channels
 from .conv import conv2d
 from .dispatch import kernel_mapping, set_kernels
 from .haar import haar, inverse_haar
 from .modulated_conv import filter_energy, modulated_conv2d
-from .row_weights import RowWeights, by_rows, scaled
+from .row_weights import RowWeights, by_rows, scale_weight
 from .upfirdn2d import downsample2d, setup_filter, upfirdn2d, upsample2d
 
 __all__ = [
@@ -27,10 +27,10 @@ __all__ = [
     "kernel_mapping",
     "modulated_conv2d",
     "pack_bits",
-    "scaled",
+    "scale_channels",
+    "scale_weight",
     "set_kernels",
     "setup_filter",
-    "times",
     "unpack_bits",
     "upfirdn2d",
     "upsample2d",

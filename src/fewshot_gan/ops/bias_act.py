@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .channel_scale import per_channel, times, tracked
-from .dispatch import kernels_for, traced
+from .channel_scale import broadcast_channels, needs_grad, scale_channels
+from .dispatch import is_traced, kernels_for
 
-_ACTIVATIONS = {  # name: (function of x and whether to write into x, gain that keeps the variance of a unit Gaussian)
+_ACTIVATIONS = {  # name: (function of (x, in place?), gain that keeps the variance of a unit Gaussian)
     "linear": (lambda x, inplace: x, 1.0),
     "lrelu": (lambda x, inplace: F.leaky_relu(x, 0.2, inplace), math.sqrt(2)),
     "relu": (F.relu, math.sqrt(2)),
@@ -17,7 +17,7 @@ _ACTIVATIONS = {  # name: (function of x and whether to write into x, gain that 
 
 
 def activation_gain(activation: str) -> float:
-    """The gain that `bias_act` applies for `activation` when none is given.
+    """Return the gain that `bias_act` applies for `activation` by default.
 
     Raises:
         ValueError: the activation is unknown.
@@ -28,7 +28,7 @@ def activation_gain(activation: str) -> float:
 
 
 class Act(NamedTuple):
-    """The arguments of `bias_act` besides its input, for an operation that ends with one."""
+    """The arguments of a `bias_act` that another operation applies to its result; see there."""
 
     bias: torch.Tensor | None = None
     noise: torch.Tensor | None = None
@@ -51,18 +51,18 @@ def bias_act(
     scale: torch.Tensor | None = None,
     reuse: bool = False,
 ) -> torch.Tensor:
-    """`clamp(gain · act(x · scale + noise · noise_strength + bias))`.
+    """Return `clamp(gain · act(x · scale + noise · noise_strength + bias))`.
 
     Args:
         x: `[B, C, ...]`.
         bias: `[C]`, one per sample `[B, C]`, or None.
         noise: added to every channel of an `x` `[B, C, H, W]`: `[H, W]`, `[1 or B, 1, H, W]`, or None.
-        noise_strength: one number `[]`, or one per sample `[B]`; belongs to `noise`.
+        noise_strength: a scalar tensor `[]`, or one value per sample `[B]`; required with `noise`.
         activation: "linear", "lrelu" (slope 0.2) or "relu".
-        gain: positive factor after the activation; None takes the activation's own (√2 for lrelu and relu).
-        clamp: limit of the absolute value after the gain, or None.
+        gain: factor above 0 after the activation; None means `activation_gain(activation)`, √2 for lrelu and relu.
+        clamp: largest absolute value after the gain, or None for no limit.
         scale: `[C]`, one per sample `[B, C]`, or None for ones.
-        reuse: nobody else needs `x`, so its memory may become the result's; gradients are the same.
+        reuse: `x` may be overwritten, since no one else reads it; gradients are the same.
 
     Returns:
         Same shape and dtype as `x`.
@@ -82,29 +82,32 @@ def bias_act(
         )
     if x.ndim > 2 and (kernels := kernels_for(x)) is not None:  # a matrix is too small to be worth a launch
         if scale is not None:
-            x = times(x, scale, reuse)
+            x = scale_channels(x, scale, reuse)
         if bias is None and noise is None and (activation, gain, clamp) == ("linear", 1, None):
             return x
         options = {"activation": activation, "gain": gain, "clamp": clamp}
         return kernels.bias_act(x, bias, noise=noise, noise_strength=noise_strength, **options)
-    terms = [] if bias is None else [per_channel(bias, x)]
-    if noise is not None:
+    terms = [] if bias is None else [broadcast_channels(bias, x)]
+    if noise is not None and noise_strength is not None:
         terms = [(noise * noise_strength.reshape(-1, 1, 1, 1)).to(x.dtype), *terms]
-    one_pass = scale is not None and terms and reuse and not (traced() or tracked(x, scale, *terms))
-    if one_pass:  # with the gain in what is small
-        terms, scale, gain = [term * gain for term in terms], scale * gain, 1
-    if len(terms) == 2 and all(term.shape[0] == 1 < x.shape[0] for term in terms):  # one pass for all samples
+    fused_scale = None  # [B or 1, C, 1, …], multiplied in the pass that adds the first term
+    if scale is not None and terms and reuse and not (is_traced() or needs_grad(x, scale, *terms)):
+        # the gain goes into the small tensors instead of the feature map
+        terms, fused_scale, gain = [term * gain for term in terms], broadcast_channels(scale * gain, x), 1
+    if len(terms) == 2 and all(
+        term.shape[0] == 1 < x.shape[0] for term in terms
+    ):  # the same for all samples: add the two once
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         terms = [terms[0].expand(-1, x.shape[1], -1, -1).contiguous(memory_format=layout).add_(terms[1])]
-    if one_pass:
+    if fused_scale is not None:
         first, *terms = terms
-        x = torch.addcmul(first, x, per_channel(scale, x), out=x)
+        x = torch.addcmul(first, x, fused_scale, out=x)
     elif scale is not None:
-        x, reuse = times(x, scale, reuse), True
+        x, reuse = scale_channels(x, scale, reuse), True
     for term in terms:
         x = x.add_(term) if reuse else x + term
-        reuse = True  # what was just made is ours
-    if gain != 1:  # before the activation, which is homogeneous: its gradient then needs nothing but its result
+        reuse = True  # a new tensor, which no one else reads
+    if gain != 1:  # before the activation, which is homogeneous: its gradient then needs only its result
         x = x.mul_(gain) if reuse else x * gain
         reuse = True
     x = _ACTIVATIONS[activation][0](x, reuse)

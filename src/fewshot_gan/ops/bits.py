@@ -1,4 +1,4 @@
-"""Masks of one bit per number: eight to a byte, the first (row-major) in the lowest bit, 1 = kept."""
+"""Pack boolean masks into bits: eight entries per byte in row-major order, the first in the lowest bit."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ BITS = tuple(1 << i for i in range(8))
 
 
 def pack_bits(mask: torch.Tensor) -> torch.Tensor:
-    """Bool of any shape with N entries → uint8 `[ceil(N / 8)]`."""
+    """Pack a bool tensor of any shape with N entries into uint8 `[ceil(N / 8)]`."""
     flat = mask.flatten().to(torch.uint8)
     flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)]).reshape(-1, 8)
     return (flat * torch.tensor(BITS, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack_bits(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """uint8 `[ceil(N / 8)]` → bool of `shape` with N entries."""
+    """Unpack uint8 `[ceil(N / 8)]` into a bool tensor of `shape` with N entries."""
     count = torch.Size(shape).numel()
     if (kernels := kernels_for(packed)) is not None:
         return kernels.expand_bits(packed, count).reshape(tuple(shape))

@@ -1,13 +1,13 @@
-"""Plain convolution, the way that a CPU does it fastest: small maps as a matrix product, large 3×3 ones by Winograd."""
+"""Convolution of stride 1 that is fast on a CPU: a matrix product for small maps, Winograd for large 3×3 ones."""
 
 import torch
 import torch.nn.functional as F
 
-from .channel_scale import times
-from .dispatch import traced
-from .winograd import suits, winograd_conv2d
+from .channel_scale import scale_channels
+from .dispatch import is_exported, is_traced
+from .winograd import winograd_conv2d, winograd_is_faster
 
-SMALL = 16  # pixels of a map: below it a CPU's convolution spends its time copying the weight
+SMALL = 16  # pixels; up to this size F.conv2d on a CPU spends its time copying the weight
 
 
 def conv2d(
@@ -19,33 +19,33 @@ def conv2d(
     scale: torch.Tensor | None = None,
     reuse: bool = False,
 ) -> torch.Tensor:
-    """`F.conv2d(x · scale, …)` of stride 1.
+    """Return `F.conv2d(x · scale, weight, bias, padding=padding, groups=groups)`.
 
     Args:
         x: `[B, I, H, W]`.
         weight: `[O, I / groups, k, k]`, dtype of `x`.
-        padding: pixels.
+        padding: pixels on every side.
         groups: as in `F.conv2d`.
         bias: `[O]`, dtype of `x`, or None.
         scale: `[I]` or `[B, I]`, or None for ones.
-        reuse: nobody else needs `x`, so it may be overwritten.
+        reuse: `x` may be overwritten, since no one else reads it.
 
     Returns:
         `[B, O, H + 2·padding − k + 1, W + 2·padding − k + 1]`.
     """
-    if groups == padding == 1 and bias is None and suits(x, weight, scale):
+    if groups == padding == 1 and bias is None and winograd_is_faster(x, weight, scale):
         return winograd_conv2d(x, weight, scale)
-    x = x if scale is None else times(x, scale, reuse)
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # whoever reads the trace has convolutions of its own
+    x = x if scale is None else scale_channels(x, scale, reuse)
+    if is_exported():  # the runtime that reads the graph has fast convolutions of its own
         return F.conv2d(x, weight, bias, padding=padding, groups=groups)
-    out, inn, k, _ = weight.shape
+    out, in_per_group, k, _ = weight.shape
     height, width = x.shape[2] + 2 * padding - k + 1, x.shape[3] + 2 * padding - k + 1
-    if groups > 1 or k == 1 or x.is_cuda or not 0 < height * width <= SMALL or inn != x.shape[1]:
+    if groups > 1 or k == 1 or x.is_cuda or not 0 < height * width <= SMALL or in_per_group != x.shape[1]:
         return F.conv2d(x, weight, bias, padding=padding, groups=groups)
     weight, columns = weight.flatten(1), F.unfold(x, k, padding=padding)  # [O, I·k²], [B, I·k², H·W]
-    if x.dtype.itemsize > 2 or traced() or not len(x):
+    if x.dtype.itemsize > 2 or is_traced() or not len(x):
         y = weight @ columns
-    else:  # in half precision a batched product first repeats the weight for each of the batch
-        y = torch.stack([weight @ each for each in columns])
+    else:  # in half precision a batched product first copies the weight for every sample
+        y = torch.stack([weight @ sample for sample in columns])
     y = y if bias is None else y + bias[:, None]
     return y.reshape(x.shape[0], out, height, width).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Haar transform, and its inverse with the style scale before it: MobileStyleGAN's upsampling (arXiv 2104.04767 §3.2).
+"""Haar wavelet transform and its inverse, the upsampling of MobileStyleGAN (arXiv 2104.04767 §3.2).
 
 Shape legend: B batch, C channels of the picture, H/W size of the bands.
 """
@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 
-from .channel_scale import tracked
-from .dispatch import kernels_for, traced
+from .channel_scale import needs_grad
+from .dispatch import is_traced, kernels_for
 
 
 def inverse_haar(x: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
-    """One level of the inverse orthonormal Haar transform of `x · style`.
+    """Apply one level of the inverse orthonormal Haar transform to `x · style`.
 
     Args:
         x: `[B, 4C, H, W]`: C low-pass channels, then (lh, hl, hh) of each channel.
@@ -22,35 +22,35 @@ def inverse_haar(x: torch.Tensor, style: torch.Tensor | None = None) -> torch.Te
         `[B, C, 2H, 2W]`, dtype of `x`; on a CPU channels last in memory.
 
     Raises:
-        ValueError: channels that are no multiple of four, or a style of another shape.
+        ValueError: the number of channels is not a multiple of four, or `style` has another shape.
     """
     if x.shape[1] % 4 or (style is not None and style.shape != x.shape[:2]):
         given = "" if style is None else f" and a style {tuple(style.shape)}"
         raise ValueError(f"bands are [B, 4C, H, W] and a style [B, 4C], got {tuple(x.shape)}{given}")
     if (kernels := kernels_for(x)) is not None:
         return kernels.inverse_haar(x, style)
-    needs_grad = tracked(x, style)
-    if style is not None and (traced() or needs_grad):
+    for_autograd = needs_grad(x, style)
+    if style is not None and (is_traced() or for_autograd):
         x, style = x * style.to(x.dtype)[:, :, None, None], None
-    if traced():
+    if is_traced():
         ll, lh, hl, hh = _bands(x / 2, 1)
         top, bottom, top_step, bottom_step = ll + lh, ll - lh, hl + hh, hl - hh
         corners = top + top_step, top - top_step, bottom + bottom_step, bottom - bottom_step
         return F.pixel_shuffle(torch.stack(corners, 2).flatten(1, 2), 2)
-    return _InverseHaar.apply(x) if needs_grad else _to_pixels(x, style)
+    return _InverseHaar.apply(x) if for_autograd else _to_pixels(x, style)
 
 
 def haar(x: torch.Tensor) -> torch.Tensor:
-    """One level of the orthonormal Haar transform, which `inverse_haar` undoes.
+    """Apply one level of the orthonormal Haar transform, the inverse of `inverse_haar`.
 
     Args:
         x: `[B, C, 2H, 2W]`.
 
     Returns:
-        `[B, 4C, H, W]`, in the order that `inverse_haar` takes.
+        `[B, 4C, H, W]`, in the channel order of `inverse_haar`.
 
     Raises:
-        ValueError: an odd height or width.
+        ValueError: height or width is odd.
     """
     if x.shape[2] % 2 or x.shape[3] % 2:
         raise ValueError(f"haar halves height and width, got {list(x.shape)}; pad to even sizes")
@@ -58,14 +58,14 @@ def haar(x: torch.Tensor) -> torch.Tensor:
     return _Haar.apply(x) if kernels is None else kernels.haar(x)
 
 
-class _InverseHaar(Function):  # linear and orthonormal: the derivative of either is the other
+class _InverseHaar(Function):  # linear and orthonormal, so each transform is the gradient of the other
     @staticmethod
     def forward(ctx, x):
         return _to_pixels(x)
 
     @staticmethod
-    def backward(ctx, gradient):
-        return _Haar.apply(gradient)
+    def backward(ctx, *gradients):
+        return _Haar.apply(*gradients)
 
 
 class _Haar(Function):
@@ -74,12 +74,12 @@ class _Haar(Function):
         return _to_bands(x)
 
     @staticmethod
-    def backward(ctx, gradient):
-        return _InverseHaar.apply(gradient)
+    def backward(ctx, *gradients):
+        return _InverseHaar.apply(*gradients)
 
 
 def _bands(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
-    """ll, lh, hl, hh along the channels."""
+    """Split the channel dimension `dim` into views of the bands ll, lh, hl and hh."""
     c = x.shape[dim] // 4
     return x.narrow(dim, 0, c), *x.narrow(dim, c, 3 * c).unflatten(dim, (c, 3)).unbind(dim + 1 if dim >= 0 else dim)
 

@@ -1,4 +1,4 @@
-"""What the samples of a batch tell of each other."""
+"""Minibatch standard deviation: show the discriminator how much the samples of a batch vary."""
 
 import torch
 
@@ -6,13 +6,14 @@ import torch
 def minibatch_stddev(x: torch.Tensor, group_size: int, num_channels: int) -> torch.Tensor:
     """Append the standard deviation over a group of samples as extra channels (arXiv 1710.10196 §3).
 
-    Samples `i, i + B/G, i + 2B/G, …` form a group. Differs from the published networks: G is the largest divisor of B
-    up to `group_size`, so that any batch is accepted; whenever the published rule works it gives the same groups.
+    Samples `i, i + B/G, i + 2B/G, …` form a group. Differs from the published networks: the group size G is the
+    largest divisor of B up to `group_size`, so that any batch is accepted. The groups are the same wherever the
+    published rule works.
 
     Args:
         x: `[B, C, H, W]`.
-        group_size: most samples per group.
-        num_channels: F, extra channels; must divide C.
+        group_size: largest number of samples per group.
+        num_channels: number F of extra channels; must divide C.
 
     Returns:
         `[B, C + F, H, W]`.

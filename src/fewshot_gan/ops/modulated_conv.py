@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from .bias_act import Act, bias_act
-from .channel_scale import times, tracked
+from .channel_scale import needs_grad, scale_channels
 from .conv import conv2d
-from .dispatch import traced
+from .dispatch import is_traced
 from .row_weights import RowWeights, by_rows
 from .upfirdn2d import upfirdn2d
-from .weight_cache import kept
+from .weight_cache import cached
 
 
 def modulated_conv2d(
@@ -36,32 +36,31 @@ def modulated_conv2d(
 ) -> torch.Tensor:
     """Convolve with `weight · styles`, each output filter rescaled to unit norm.
 
-    The modulation multiplies the activations before, and the demodulation after, one ordinary convolution: equal to
-    modulating the weights, but a whole batch shares them. A domain vector's `input_scale` (HyperDomainNet §3,
-    arXiv 2210.08884) multiplies the activations too but takes no part in the norm, i.e. it acts *after* demodulation;
-    so does `output_scale`.
+    Scales the activations before and after one ordinary convolution, which equals scaling the weights, so that the
+    samples of a batch share one weight. `input_scale`, the domain vector of HyperDomainNet (§3, arXiv 2210.08884), and
+    `output_scale` do not enter the norm: they act *after* demodulation.
 
     Args:
         x: `[B, I, H, W]`.
-        weight: `[O, I, k, k]`, or several of these for a batch with several.
+        weight: `[O, I, k, k]`, or `RowWeights` of such tensors if the samples use different ones.
         styles: `[B, I]`, or None for ones.
         input_scale: `[I]` or `[B, I]`, or None for ones.
         output_scale: `[O]` or `[B, O]`, or None for ones.
-        norm_weight: what the norm is taken of instead of `weight`, like it in form.
-        energy: `[O, I]`, `filter_energy` of it where somebody has it; None: it is computed. Of a single weight only.
+        norm_weight: compute the norm from this weight instead of `weight`; same shape or `RowWeights`.
+        energy: `[O, I]`, the `filter_energy` of that weight if it is at hand; None computes it. Not with `RowWeights`.
         demodulate: divide by the L2 norm of each modulated filter.
-        up: 1 or 2; enlarges with a transposed convolution followed by `resample_filter`.
-        down: 1 or 2; `resample_filter` followed by a strided convolution.
+        up: 1 or 2; 2 enlarges with a transposed convolution, then `resample_filter`.
+        down: 1 or 2; 2 applies `resample_filter`, then a strided convolution.
         padding: pixels at the lower resolution; None keeps the size (`k // 2`).
         resample_filter: `[T, T]`, needed when `up` or `down` is not 1 (`setup_filter([1, 3, 3, 1])`).
-        then: `bias_act` of the result, or None.
-        reuse: nobody else needs `x`, so it may be overwritten.
+        then: arguments of a `bias_act` that follows, or None.
+        reuse: `x` may be overwritten, since no one else reads it.
 
     Returns:
         `[B, O, H·up / down, W·up / down]` for the default padding.
 
     Raises:
-        ValueError: shapes that do not fit, or resampling without a filter.
+        ValueError: the shapes do not fit each other, or `resample_filter` is missing.
     """
     batch, channels = x.shape[:2]
     if styles is not None and styles.shape != (batch, channels):
@@ -77,10 +76,10 @@ def modulated_conv2d(
     padding = k // 2 if padding is None else padding
     taps = 0 if resample_filter is None else resample_filter.shape[-1]
     if scale is not None and (up, down) != (1, 1):
-        x, scale = times(x, scale, reuse), None
+        x, scale = scale_channels(x, scale, reuse), None
     if down > 1:
         before, after = padding + (taps - down + 1) // 2, padding + (taps - down) // 2
-        # a 1×1 convolution filters and strides first: it then sees a quarter of the pixels
+        # a 1×1 convolution strides before it convolves: a quarter of the pixels
         stride = down if k == 1 else 1
         x = upfirdn2d(x, resample_filter, down=stride, padding=(before, after, before, after))
 
@@ -89,20 +88,20 @@ def modulated_conv2d(
             raise ValueError(f"weight {tuple(weight.shape)} does not fit an input of shape {tuple(x.shape)}")
         if up > 1:  # published weights of up-convolutions are stored for a plain transposed convolution (no flip)
             weight = weight.to(x.dtype)
-            weight = weight.transpose(0, 1) if traced() or tracked(weight) else kept(weight, _swapped)
+            weight = weight.transpose(0, 1) if is_traced() or needs_grad(weight) else cached(weight, _swapped)
             return F.conv_transpose2d(x, weight, stride=up)
         if down > 1:
             return F.conv2d(x, weight.to(x.dtype), stride=1 if k == 1 else down)
-        if k == 1 and padding == 0 and scale is not None and not traced():
+        if k == 1 and padding == 0 and scale is not None and not is_traced():
             return _pointwise(x, weight.to(x.dtype), scale.to(x.dtype))
         return conv2d(x, weight.to(x.dtype), padding, scale=scale, reuse=reuse)
 
     x = by_rows(convolve, x, weight, scale)
     if demodulate:
-        given = x.new_ones(1, 1).expand(batch, channels) if styles is None else styles
-        norm = by_rows(partial(_inverse_norm, energy=energy), given, weight, norm_weight)
+        factors = x.new_ones(1, 1).expand(batch, channels) if styles is None else styles
+        norm = by_rows(partial(_inverse_norm, energy=energy), factors, weight, norm_weight)
         output_scale = norm if output_scale is None else norm * output_scale
-    # per channel, so the filter may come before it: one pass then scales, adds and activates
+    # the scale is per channel, so it may follow the filter: one pass then scales, adds and activates
     then = Act(gain=1.0) if then is None else then
     then = then._replace(scale=output_scale)
     if up > 1:
@@ -112,7 +111,7 @@ def modulated_conv2d(
 
 
 def _pointwise(x, weight, scale) -> torch.Tensor:
-    """1×1 convolution of `x · scale`, the scale `[B, I]` on the few weights: `[B, O, H, W]` in the layout of `x`."""
+    """Convolve `x · scale` 1×1, with the scale `[B, I]` on the small weights: `[B, O, H, W]` in the layout of `x`."""
     (batch, channels, height, width), out = x.shape, weight.shape[0]
     weights = weight.view(1, out, channels) * scale[:, None]  # [B, O, I]
     if not x.is_contiguous(memory_format=torch.channels_last):
@@ -122,17 +121,17 @@ def _pointwise(x, weight, scale) -> torch.Tensor:
 
 
 def _swapped(weight: torch.Tensor) -> torch.Tensor:
-    """`[O, I, k, k]` → `[I, O, k, k]`, which a transposed convolution would otherwise copy each time."""
+    """Return `[O, I, k, k]` as contiguous `[I, O, k, k]`; a transposed convolution would copy it in each call."""
     return weight.transpose(0, 1).contiguous()
 
 
 def filter_energy(weight: torch.Tensor) -> torch.Tensor:
-    """Σ over k×k of the squares of `[O, I, k, k]`: `[O, I]`, in float32 since in half precision it overflows."""
+    """Sum the squares of `[O, I, k, k]` over k×k: `[O, I]`, in float32 since half precision overflows."""
     weight = weight.float() if weight.dtype != torch.float64 else weight
     return weight.square().sum((-2, -1))
 
 
 def _inverse_norm(styles, weight, norm_weight, energy: torch.Tensor | None) -> torch.Tensor:
-    """1 / ‖W[o] · s‖: `[B, O]`."""
+    """Return the demodulation factors 1 / ‖W[o] · s‖: `[B, O]`."""
     energy = filter_energy(weight if norm_weight is None else norm_weight) if energy is None else energy
     return (styles.to(energy.dtype).square() @ energy.t() + 1e-8).rsqrt()

@@ -1,4 +1,4 @@
-"""Batches whose rows use different weights: rows that share a weight lie side by side and are computed together."""
+"""Batches whose samples (rows) use different weights; neighbouring rows with the same weight are computed together."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,21 +7,21 @@ import torch
 
 
 class RowWeights(NamedTuple):
-    """Weights of a batch: its first `counts[0]` rows use `weights[0]`, the next `counts[1]` rows `weights[1]`, …"""
+    """The weights of a batch: the first `counts[0]` rows use `weights[0]`, the next `counts[1]` rows `weights[1]`, …"""
 
     weights: tuple[torch.Tensor, ...]
     counts: tuple[int, ...]
 
 
-def scaled(weight: torch.Tensor | RowWeights, gain: float) -> torch.Tensor | RowWeights:
-    """`gain` times a weight, or times each of several."""
+def scale_weight(weight: torch.Tensor | RowWeights, gain: float) -> torch.Tensor | RowWeights:
+    """Multiply a weight, or each of several, by `gain`."""
     if isinstance(weight, RowWeights):
         return RowWeights(tuple(w * gain for w in weight.weights), weight.counts)
     return weight * gain
 
 
 def by_rows(function: Callable[..., torch.Tensor], x: torch.Tensor, weight, *others) -> torch.Tensor:
-    """`function(x, weight, *others)`, called once per run of rows if `weight` is a `RowWeights`.
+    """Call `function(x, weight, *others)`, once per weight if `weight` is a `RowWeights`, and join the results.
 
     Args:
         x: `[B, …]`.
@@ -29,16 +29,16 @@ def by_rows(function: Callable[..., torch.Tensor], x: torch.Tensor, weight, *oth
         others: each None, `[B, …]`, or `RowWeights` with the counts of `weight`.
 
     Raises:
-        ValueError: counts that do not add up to B.
+        ValueError: the counts do not add up to B.
     """
     if not isinstance(weight, RowWeights):
         return function(x, weight, *others)
     if sum(weight.counts) != len(x):
         raise ValueError(f"weights for {sum(weight.counts)} rows do not fit a batch of {len(x)}")
 
-    def runs(value):
+    def split(value):
         if value is None:
             return [None] * len(weight.counts)
         return value.weights if isinstance(value, RowWeights) else value.split(weight.counts)
 
-    return torch.cat([function(*run) for run in zip(*map(runs, (x, weight, *others)), strict=True)])
+    return torch.cat([function(*part) for part in zip(*map(split, (x, weight, *others)), strict=True)])

@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 
 from .bias_act import Act, bias_act
-from .channel_scale import times
+from .channel_scale import scale_channels
 from .dispatch import kernels_for
 
 MAX_KERNEL_TAPS = 8
 
 
 def setup_filter(taps, *, gain: float = 1.0, device=None) -> torch.Tensor:
-    """Build a float32 FIR filter normalised to sum `gain`.
+    """Build a float32 FIR filter whose taps sum to `gain`.
 
     Args:
         taps: 1-D taps of a separable filter (e.g. `[1, 3, 3, 1]`, giving the outer product) or a 2-D kernel.
         gain: sum of the returned filter.
-        device: where to put it.
+        device: where to put it; None means the device of `taps`, or torch's default device.
 
     Returns:
         `[T, T]` (or the 2-D shape given) float32 tensor.
@@ -55,18 +55,18 @@ def upfirdn2d(
     Args:
         x: `[B, C, H, W]`.
         f: `[T, T]` filter (see `setup_filter`), or None for the identity.
-        up: zeros inserted per pixel are `up - 1`, after the pixel.
+        up: insert `up - 1` zeros after every pixel.
         down: stride of the result.
-        padding: one number, or `(left, right, top, bottom)` in upsampled pixels; negative values crop.
+        padding: one value for all sides, or `(left, right, top, bottom)` in upsampled pixels; negative values crop.
         flip_filter: False = convolution, True = correlation.
-        gain: factor on the result.
-        then: `bias_act` of the result, in the same pass where a kernel does it; None: none.
+        gain: factor on the filtered image.
+        then: arguments of a `bias_act` that follows, fused with the filter by a kernel; None for none.
 
     Returns:
         `[B, C, (H·up + top + bottom − T) // down + 1, (W·up + left + right − T) // down + 1]`, dtype of `x`.
 
     Raises:
-        ValueError: `up` or `down` below 1, or padding crops the image away.
+        ValueError: `up` or `down` is below 1, or the padded image is smaller than the filter.
     """
     if up < 1 or down < 1:
         raise ValueError(f"up and down are at least 1, got up={up}, down={down}")
@@ -78,21 +78,21 @@ def upfirdn2d(
             f"an image of {h * up}×{w * up} with padding {(left, right, top, bottom)} is smaller than "
             f"the {taps_h}×{taps_w} filter; use a larger image or more padding"
         )
-    fits = f is not None and max(f.shape) <= MAX_KERNEL_TAPS and not f.requires_grad
-    if fits and (kernels := kernels_for(x)) is not None:
-        rest = {} if then is None else {**then._asdict(), "act_gain": then.gain}
-        if (scale := rest.pop("scale", None)) is not None:
-            x = times(x, scale, reuse=False)
+    kernel_takes = f is not None and max(f.shape) <= MAX_KERNEL_TAPS and not f.requires_grad
+    if kernel_takes and (kernels := kernels_for(x)) is not None:
+        act_options = {} if then is None else {**then._asdict(), "act_gain": then.gain}
+        if (scale := act_options.pop("scale", None)) is not None:
+            x = scale_channels(x, scale, reuse=False)
         options = {"up": up, "down": down, "padding": (left, right, top, bottom), "flip_filter": flip_filter}
-        return kernels.upfirdn2d(x, f, **rest | options | {"gain": gain})
+        return kernels.upfirdn2d(x, f, **act_options | options | {"gain": gain})
     if then is not None:
         x = upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
         return bias_act(x, **then._asdict(), reuse=f is not None)
     if up > 1:
         kernel = x.new_ones(1, 1, dtype=torch.float32) if f is None else f.flip(0, 1) if flip_filter else f
         return _transposed(x, kernel * gain, up, (left, right, top, bottom))[..., ::down, ::down]
-    own = f is not None and left == right >= 0 and top == bottom >= 0  # the convolution pads without a copy
-    if not own and (left or right or top or bottom):
+    conv_pads = f is not None and left == right >= 0 and top == bottom >= 0  # the convolution pads without a copy
+    if not conv_pads and (left or right or top or bottom):
         x = F.pad(x, (left, right, top, bottom))
     if f is None:
         x = x[..., ::down, ::down]
@@ -102,33 +102,33 @@ def upfirdn2d(
         kernel = kernel.flip(0, 1)
     # a depthwise convolution with the same kernel on every channel: [T, T] -> [C, 1, T, T]
     kernel = kernel.expand(c, 1, taps_h, taps_w)
-    return F.conv2d(x, kernel, stride=down, padding=(top, left) if own else 0, groups=c)
+    return F.conv2d(x, kernel, stride=down, padding=(top, left) if conv_pads else 0, groups=c)
 
 
 def _transposed(x, kernel, up: int, padding: tuple[int, int, int, int]) -> torch.Tensor:
-    """`upfirdn2d` without the inserted zeros: `kernel` `[T, T]` is laid down at every `up`-th pixel."""
+    """Upsample as `upfirdn2d` does, by a transposed convolution with `kernel` `[T, T]`: no zeros are multiplied."""
     (left, right, top, bottom), (taps_h, taps_w), c = padding, kernel.shape, x.shape[1]
-    excess = taps_w - 1 - left, taps_w - up - right, taps_h - 1 - top, taps_h - up - bottom  # negative: too little
-    own = excess[0] == excess[1] >= 0 and excess[2] == excess[3] >= 0  # the convolution crops
-    given = x
+    excess = taps_w - 1 - left, taps_w - up - right, taps_h - 1 - top, taps_h - up - bottom  # to crop; negative: to pad
+    conv_crops = excess[0] == excess[1] >= 0 and excess[2] == excess[3] >= 0
+    dtype = x.dtype
     if x.device.type == "cpu" and x.dtype != torch.float64:
-        x = x.float()  # a CPU has no fast version in half precision
+        x = x.float()  # torch has no fast half-precision version for a CPU
     kernel = kernel.to(x.dtype).expand(c, 1, taps_h, taps_w)
-    x = F.conv_transpose2d(x, kernel, stride=up, padding=(excess[2], excess[0]) if own else 0, groups=c)
-    if not own:
+    x = F.conv_transpose2d(x, kernel, stride=up, padding=(excess[2], excess[0]) if conv_crops else 0, groups=c)
+    if not conv_crops:
         x = F.pad(F.pad(x, [max(-side, 0) for side in excess]), [min(-side, 0) for side in excess])
-    return x.to(given.dtype)
+    return x.to(dtype)
 
 
 def upsample2d(x: torch.Tensor, f: torch.Tensor, *, up: int = 2) -> torch.Tensor:
-    """Enlarge `x` `[B, C, H, W]` `up` times with filter `f` `[T, T]`, brightness kept, pixel centres aligned."""
+    """Upsample `x` `[B, C, H, W]` by `up` with filter `f` `[T, T]`; keeps brightness and aligns pixel centres."""
     taps = f.shape[-1]
     before, after = (taps + up - 1) // 2, (taps - up) // 2
     return upfirdn2d(x, f, up=up, padding=(before, after, before, after), gain=up * up)
 
 
 def downsample2d(x: torch.Tensor, f: torch.Tensor, *, down: int = 2) -> torch.Tensor:
-    """Shrink `x` `[B, C, H, W]` `down` times after filtering with `f` `[T, T]`, pixel centres aligned."""
+    """Downsample `x` `[B, C, H, W]` by `down` after filtering with `f` `[T, T]`; aligns pixel centres."""
     taps = f.shape[-1]
     before, after = (taps - down + 1) // 2, (taps - down) // 2
     return upfirdn2d(x, f, down=down, padding=(before, after, before, after))

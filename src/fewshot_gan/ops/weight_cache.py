@@ -1,8 +1,8 @@
-"""Cache tensors derived from a weight until the weight changes: another layout, a transform, a norm.
+"""Cache tensors derived from a weight until the weight changes: another memory layout, a transform, a norm.
 
-A write in place raises a tensor's version, but one through `tensor.data` leaves no trace on it; diffusers' `EMAModel`
-writes so. Cached weights are therefore compared with a checksum of what they were: once per forward pass, which costs
-1 to 4 % of it for four pictures of a look, 11 % for one, and nothing for the base.
+An in-place write raises a tensor's version counter. A write through `tensor.data`, as in diffusers' `EMAModel`, leaves
+it unchanged. Cached weights are therefore also compared with a checksum of their earlier values, once per forward pass.
+That costs 1 to 4 % of a forward pass for four pictures of an adapter, 11 % for one, and nothing for the base model.
 """
 
 import threading
@@ -18,67 +18,77 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..utils.random import seeded
+from .dispatch import is_traced
 
-ROW = 1024  # numbers that one number of a checksum stands for
+ROW = 1024  # values of a tensor that are summed up to one value of its checksum
 
 
 @dataclass
 class _Content:
-    """What a cached tensor held when it was last looked at."""
+    """The values that a tensor held when they were last compared."""
 
     checksum: torch.Tensor
-    place: tuple  # of the tensor's memory then
-    writes: int = 0  # seen so far
+    place: tuple  # `_place` of the tensor at that time
+    writes: int = 0  # changes that only the checksum showed
 
 
 _lock = threading.RLock()
-_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # parameter: (its stamp, {function: what it made})
+_derived: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # parameter: (its version, {function: its result})
 _contents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor: _Content
-_checked: ContextVar[Mapping[int, torch.Tensor]] = ContextVar("checked", default=MappingProxyType({}))
-# id: tensor of those compared in this forward pass
+# id: tensor, for the tensors that this forward pass has already compared
+_compared: ContextVar[Mapping[int, torch.Tensor]] = ContextVar("compared", default=MappingProxyType({}))
 
 
 @torch.no_grad()
-def kept(weight: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """`make(weight)`, without gradient; of a parameter it is kept until that changes, see `stamped`, or is gone."""
-    stamp = stamped([weight]) if isinstance(weight, nn.Parameter) else None
-    if stamp is None:
-        return make(weight)
+def cached(weight: torch.Tensor, derive: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Return `derive(weight)` without gradient, from the cache if `weight` is a parameter that has not changed.
+
+    Args:
+        weight: the tensor to derive from. Results for plain tensors are not cached.
+        derive: a function of one tensor. It is part of the cache key, so pass the same object each time.
+    """
+    version = tensors_version([weight]) if isinstance(weight, nn.Parameter) else None
+    if version is None:
+        return derive(weight)
     with _lock:
-        if weight not in _kept or _kept[weight][0] != stamp:
-            _kept[weight] = stamp, {}
-        derived = _kept[weight][1]
-    if make not in derived:
-        derived[make] = make(weight)
-    return derived[make]
+        if weight not in _derived or _derived[weight][0] != version:
+            _derived[weight] = version, {}
+        results = _derived[weight][1]
+    if derive not in results:
+        results[derive] = derive(weight)
+    return results[derive]
 
 
-def stamped(tensors: Sequence[torch.Tensor]) -> tuple | None:
-    """Changes when one of `tensors` is replaced, moved, cast or written to; None where that cannot be told.
+def tensors_version(tensors: Sequence[torch.Tensor]) -> tuple | None:
+    """Return a value that changes when one of `tensors` is replaced, moved, cast or written to.
 
-    What is made under inference mode has another stamp, since autograd cannot use it.
+    Inference mode has versions of its own, since autograd cannot use tensors that were made there.
+
+    Returns:
+        A tuple to compare with `==`, or None for inference and meta tensors, whose changes cannot be detected.
     """
     if any(tensor.is_inference() or tensor.is_meta for tensor in tensors):
         return None
-    _compare([tensor for tensor in tensors if id(tensor) not in _checked.get()])
+    _compare([tensor for tensor in tensors if id(tensor) not in _compared.get()])
     writes = [_content(tensor).writes for tensor in tensors]
     return torch.is_inference_mode_enabled(), *(_place(t) + (n,) for t, n in zip(tensors, writes, strict=True))
 
 
 @contextmanager
-def contents_checked(tensors: Iterable[torch.Tensor]):
-    """Compare `tensors` with their checksums once, instead of whenever `stamped` is asked inside the block."""
-    checked = _checked.get()
-    new = {id(tensor): tensor for tensor in tensors if id(tensor) not in checked}
+def compare_once(tensors: Iterable[torch.Tensor]):
+    """Compare `tensors` with their checksums now, and not again in calls of `tensors_version` inside the block."""
+    compared = _compared.get()
+    new = {id(tensor): tensor for tensor in tensors if id(tensor) not in compared}
     _compare(new.values())
-    token = _checked.set({**checked, **new})
+    token = _compared.set({**compared, **new})
     try:
         yield
     finally:
-        _checked.reset(token)
+        _compared.reset(token)
 
 
 def _place(tensor: torch.Tensor) -> tuple:
+    """Address, dtype and version counter; torch has no public name for the counter of in-place writes."""
     return tensor.data_ptr(), tensor.dtype, tensor._version
 
 
@@ -90,36 +100,37 @@ def _content(tensor: torch.Tensor) -> _Content:
 
 
 def _compare(tensors: Iterable[torch.Tensor]) -> None:
-    """Note which of those tensors that were looked at before hold something else now."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    """Count a write for each tensor whose values differ from those at its last comparison."""
+    if is_traced():
         return
     with _lock:
-        looked_at = [(tensor, _contents.get(tensor)) for tensor in tensors if not tensor.is_meta]
-        known = [pair for pair in looked_at if pair[1] is not None]
-        moved = [(tensor, content) for tensor, content in known if content.place != _place(tensor)]
-        for tensor, content in moved:  # the stamp tells already; the checksum is of what was there before
-            content.checksum, content.place = _copied_checksum(tensor), _place(tensor)
-        rest = [pair for pair in known if all(pair[0] is not tensor for tensor, _ in moved)] if moved else known
-        if not rest:
-            return
-        for device in {tensor.device for tensor, _ in rest}:  # one comparison each: a GPU is waited for once
-            here = [pair for pair in rest if pair[0].device == device]
-            with torch.autocast(device.type, enabled=False):
-                now = [_checksum(tensor) for tensor, _ in here]
-            before = [content.checksum for _, content in here]
-            if torch.equal(_bits(torch.cat(now)), _bits(torch.cat(before))):
+        pairs = [(tensor, _contents.get(tensor)) for tensor in tensors if not tensor.is_meta]
+        unmoved: list[tuple[torch.Tensor, _Content]] = []
+        for tensor, content in pairs:
+            if content is None:
                 continue
-            for (_, content), checksum in zip(here, now, strict=True):
+            if content.place == _place(tensor):
+                unmoved.append((tensor, content))
+            else:  # `_place` already gives it a new version; the checksum is of the old memory
+                content.checksum, content.place = _copied_checksum(tensor), _place(tensor)
+        for device in {tensor.device for tensor, _ in unmoved}:  # one comparison per device, so one wait for a GPU
+            on_device = [pair for pair in unmoved if pair[0].device == device]
+            with torch.autocast(device.type, enabled=False):
+                checksums = [_checksum(tensor) for tensor, _ in on_device]
+            earlier = [content.checksum for _, content in on_device]
+            if torch.equal(_bits(torch.cat(checksums)), _bits(torch.cat(earlier))):
+                continue
+            for (_, content), checksum in zip(on_device, checksums, strict=True):
                 if not torch.equal(_bits(checksum), _bits(content.checksum)):
                     content.checksum = checksum.clone()
                     content.writes += 1
 
 
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """A number per `ROW` numbers of a tensor, then what is left of it; the same numbers in another order differ."""
+    """Return a weighted sum of every `ROW` values, then the remaining values; it depends on the order of the values."""
     flat = tensor.detach()
     if not flat.is_contiguous() and flat.ndim == 4 and flat.is_contiguous(memory_format=torch.channels_last):
-        flat = flat.permute(0, 2, 3, 1)  # as it lies in memory: nothing is copied
+        flat = flat.permute(0, 2, 3, 1)  # the order in memory, so that nothing is copied
     flat = flat.reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
@@ -134,18 +145,18 @@ def _checksum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _copied_checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """`_checksum` in memory of its own."""
+    """`_checksum` that shares no memory with the tensor."""
     with torch.autocast(tensor.device.type, enabled=False):
         return _checksum(tensor).clone()
 
 
 def _bits(checksum: torch.Tensor) -> torch.Tensor:
-    """As integers, in which NaN equals NaN."""
+    """View the checksum as integers, for which NaN equals NaN."""
     return checksum.view(torch.int64 if checksum.dtype == torch.float64 else torch.int32)
 
 
 @cache
 def _factors(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Different numbers `[ROW]`, so that a checksum knows the places of what it adds."""
+    """Return `[ROW]` different weights for the sums, so that swapped values change the checksum."""
     random = seeded(0)
     return torch.randn(ROW, generator=random, dtype=dtype, device="cpu").to(device)

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..utils.files import LEFTOVER, flush_to_disk
 from ..utils.hashing import hash_file
-from ..utils.numbered import numbered
+from ..utils.numbered import numbered_paths
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Damaged(ValueError):
 
 def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints of a run, oldest first."""
-    return [path for path in numbered(Path(folder), "checkpoint-").values() if (path / CONFIG_NAME).is_file()]
+    return [path for path in numbered_paths(Path(folder), "checkpoint-").values() if (path / CONFIG_NAME).is_file()]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -100,7 +100,7 @@ def save_checkpoint(
     _discard(target)
     os.rename(temp, target)
     flush_to_disk(folder)
-    there = numbered(folder, "checkpoint-")
+    there = numbered_paths(folder, "checkpoint-")
     later = [path for number, path in there.items() if number > step]
     for path in (*later, *[path for path in checkpoints(folder) if path not in later][:-keep]):
         _discard(path)

@@ -24,7 +24,7 @@ from PIL import Image
 from ..data.images import to_bytes
 from ..utils.files import replace_file, replace_text
 from ..utils.folder_lock import locked
-from ..utils.numbered import numbered
+from ..utils.numbered import numbered_paths
 from ..version import __version__
 from .page import render, thumbs
 
@@ -206,7 +206,7 @@ class Report:
 
     def grids(self) -> list[tuple[int, Path]]:
         """Return step and file of each sample grid up to the current step."""
-        files = numbered(self.folder / "samples", "step-", ".png")
+        files = numbered_paths(self.folder / "samples", "step-", ".png")
         return [(step, file) for step, file in files.items() if step <= self.step]
 
     @cached_property

@@ -1,1 +1,1 @@
-"""What every room uses and none owns: files, errors. Imports nothing else of the package."""
+"""Helpers for all packages: files, errors, checks, hashes. Imports no other part of fewshot_gan."""

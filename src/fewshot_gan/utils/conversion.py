@@ -1,12 +1,12 @@
-"""The error of files of others that are not what they should be."""
+"""The error for checkpoints of other projects that cannot be converted."""
 
 from .text import plain
 
-MAX_MESSAGE = 2000  # characters; names of others can be of any length
+MAX_MESSAGE = 2000  # characters; names in a checkpoint can have any length
 
 
 class ConversionError(ValueError):
-    """A checkpoint that cannot be converted: one line names what is unknown, missing or of the wrong shape."""
+    """Raised when a checkpoint cannot be converted; one line names what is unknown, missing or of the wrong shape."""
 
     def __init__(self, message: str):
         message = plain(message)

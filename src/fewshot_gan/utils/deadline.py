@@ -1,4 +1,4 @@
-"""Give up waiting for calls that have no time limit of their own."""
+"""Time limits for calls that have none of their own."""
 
 import threading
 from collections.abc import Callable
@@ -7,17 +7,21 @@ from typing import TypeVar
 _Result = TypeVar("_Result")
 
 
-def within(seconds: float, call: Callable[[], _Result]) -> _Result:
-    """`call()`, or a TimeoutError after `seconds`; the call itself cannot be stopped and may still end later."""
+def call_with_timeout(seconds: float, call: Callable[[], _Result]) -> _Result:
+    """Return `call()`, run in another thread, which cannot be stopped and may end after the timeout.
+
+    Raises:
+        TimeoutError: `call` takes longer than `seconds`.
+    """
     outcome: list = []
 
     def run():
         try:
             outcome.append((call(), None))
-        except BaseException as error:  # whoever waits for it gets it
+        except BaseException as error:  # raised again in the waiting thread
             outcome.append((None, error))
 
-    thread = threading.Thread(target=run, daemon=True, name="within")  # daemon: a program that ends does not wait
+    thread = threading.Thread(target=run, daemon=True, name="within")  # daemon: the program can end without it
     thread.start()
     thread.join(seconds)
     if not outcome:

@@ -1,9 +1,10 @@
-"""The boundary between what fails and who started it: one sentence on stderr and an exit code, never a traceback.
+"""Turn every error of a command or script into one sentence on stderr and an exit code, without a traceback.
 
-Every command and every script ends here. `--debug`, or `FEWSHOT_GAN_DEBUG=1`, shows the traceback above the sentence.
+`--debug`, or `FEWSHOT_GAN_DEBUG=1`, prints the traceback before the sentence.
 """
 
 import errno
+import io
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import cast
 
 from .files import LEFTOVER
 from .text import plain, plain_lines
@@ -21,17 +23,17 @@ BUG = NEGATIVE = 1
 REFUSED, INTERRUPTED, TERMINATED = 2, 130, 143  # exit codes; the last two are 128 + the signal's number
 BROKEN_PIPE = 141
 DEBUG = "FEWSHOT_GAN_DEBUG"
-LENGTH = 600  # characters of a message; of a longer one the beginning, and the end with the way out
-_OWN = __package__.partition(".")[0]
+LENGTH = 600  # characters; a longer message keeps its beginning and its end, which names the way out
+_OWN = (__package__ or "").partition(".")[0]
 
-# Builtin errors with which Python and its libraries refuse what they are given. Torch says nearly all with
-# RuntimeError: out of memory, a device that is not there, shapes. Those of `LookupError`, TypeError and so on are bugs.
+# Builtin errors that Python and its libraries raise for bad input. torch uses RuntimeError for nearly all problems:
+# out of memory, missing devices, shapes. Other builtin errors, such as LookupError and TypeError, are bugs.
 REFUSALS = (
     *(ValueError, OSError, ImportError, MemoryError, OverflowError, RecursionError, EOFError, RuntimeError),
-    SyntaxError,  # Pillow's and ElementTree's word for a damaged file
+    SyntaxError,  # raised by Pillow and ElementTree for a damaged file
 )
-MISUSES = (AttributeError, TypeError, NameError, AssertionError)  # bugs, also where a library derives a class of them
-SYSTEM = {  # number of an OSError → what is wrong with the file or folder, and the way out
+MISUSES = (AttributeError, TypeError, NameError, AssertionError)  # bugs, also as base classes of a library's errors
+SYSTEM = {  # errno of an OSError → the problem and the way out
     errno.ENOSPC: "the disk is full; free some space, or choose a place on another disk",
     errno.EDQUOT: "your share of the disk is used up; free some space, or choose another place",
     errno.EFBIG: "the file would grow beyond what this disk or `ulimit -f` allows; choose another place",
@@ -48,21 +50,21 @@ SYSTEM = {  # number of an OSError → what is wrong with the file or folder, an
     errno.ENFILE: "the machine has too many open files",
     errno.EIO: "the disk or network drive failed",
 }
-_TEMPORARY = re.compile(r"(\..+-|tmp)[a-z0-9_]{8}")  # of `tempfile`
+_TEMPORARY = re.compile(r"(\..+-|tmp)[a-z0-9_]{8}")  # names of `tempfile`
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-_OS_ERROR = re.compile(r"\(os error (\d+)\)|\bcode: (\d+), kind:")  # how libraries in Rust name the number
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|\bcode: (\d+), kind:")  # errno in messages of Rust libraries
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|alloc_cpu", re.IGNORECASE)
 
 
 class Ended(SystemExit):
-    """The end of a command.
+    """Raised to end a command after its message was printed.
 
     Attributes:
         code: exit code.
     """
 
     def __init__(self, code: int, sentence: str = ""):
-        super().__init__(sentence)  # `str()` of it is what was printed
+        super().__init__(sentence)  # the printed message
         self.code = code
 
 
@@ -70,53 +72,57 @@ class Ended(SystemExit):
 def boundary(debug: bool = False, through: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Turn every error inside into one sentence on stderr and an exit code.
 
-    Inside, output that the console's encoding lacks is written as escapes, and SIGTERM unwinds as Ctrl-C does, so that
-    nothing half-written stays.
+    Inside, characters that the console's encoding lacks are written as escapes. SIGTERM raises an exception as Ctrl-C
+    does, so that temporary files are removed.
 
     Args:
         debug: show tracebacks; `FEWSHOT_GAN_DEBUG=1` does the same.
-        through: errors that somebody outside understands.
+        through: errors to pass on, which the caller handles.
 
     Raises:
-        Ended: with `REFUSED` for what a library or we refuse, `BUG` for all others, `INTERRUPTED` or `TERMINATED` for
-            signals.
+        Ended: the exit code is `REFUSED` for bad input or a failing system, `BUG` for other errors, `INTERRUPTED` or
+            `TERMINATED` for signals.
     """
     tolerate_encodings()
     debug = debug or os.environ.get(DEBUG, "0") not in ("", "0")
     with _sigterm_unwinds(), _threads_in_one_line(debug):
         try:
             yield
-            with suppress(BrokenPipeError):  # `head` has seen enough, and the work is done
+            with suppress(BrokenPipeError):  # e.g. `head` has closed the pipe; the work is done
                 _write_out()
         except through:
             raise
         except SystemExit as end:
             if not isinstance(end.code, str):
                 raise
-            code = REFUSED if end.code.startswith("error: ") else NEGATIVE  # what was found is not as it should be
+            code = REFUSED if end.code.startswith("error: ") else NEGATIVE  # a check of the command failed
             raise _end(code, plain(end.code, LENGTH), end, debug=False) from end
         except KeyboardInterrupt as error:
             raise _end(INTERRUPTED, "stopped by Ctrl-C", error, debug) from error
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _discard_output(stat.S_ISFIFO):
-                raise Ended(BROKEN_PIPE) from error  # as `head` ends whoever writes to it: there is nothing to say
+                raise Ended(BROKEN_PIPE) from error  # the reader has closed the pipe: print nothing
             bug = is_bug(error)
             raise _end(BUG if bug else REFUSED, f"error: {explain(error, bug)}", error, debug) from error
 
 
 @contextmanager
 def script() -> Iterator[None]:
-    """`boundary` around what a script does when it is started; its option `--debug` may stand anywhere."""
+    """Use `boundary` for a script, with the option `--debug` anywhere among its arguments."""
     if "--debug" in sys.argv[1:]:
-        sys.argv.remove("--debug")  # argparse need not know it
-        os.environ[DEBUG] = "1"  # for the processes that a script starts, too
+        sys.argv.remove("--debug")  # the script's parser does not have it
+        os.environ[DEBUG] = "1"  # also for child processes
     with boundary():
         yield
 
 
 @contextmanager
 def needing(what: str, extra: str) -> Iterator[None]:
-    """Name the extra of this package that brings what an import inside lacks.
+    """Turn a failed import inside a `with` block into a message that names the extra to install.
+
+    Args:
+        what: subject of the message, e.g. a command.
+        extra: extra of this package that installs the missing one.
 
     Raises:
         ImportError: a package is not installed.
@@ -132,25 +138,30 @@ def needing(what: str, extra: str) -> Iterator[None]:
 
 
 def is_bug(error: BaseException) -> bool:
-    """Whether `error` is a mistake of this package rather than something that a library or we refuse.
+    """Return whether `error` is a bug of this package rather than bad input or a failing system.
 
-    Classes that a library or this package defines are meant to be raised: safetensors', Pillow's, gradio's, httpx's,
-    huggingface_hub's, zipfile's, struct's, pickle's … Of Python's own, `REFUSALS` are.
+    Error classes of libraries and of this package are raised on purpose: those of safetensors, Pillow, gradio, httpx,
+    huggingface_hub, zipfile, struct, pickle and so on. Of Python's builtin errors, `REFUSALS` are.
     """
     kind = type(error)
     if kind is NotImplementedError:
-        return not str(error)  # torch says why; a method that is missing does not
+        return not str(error)  # torch gives a reason; a missing method does not
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == _OWN:
         return True
     if kind.__module__ != "builtins":
         return isinstance(error, MISUSES)
     if kind is AssertionError:
-        return not str(error) or _package(error) is None  # torch: "not compiled with CUDA enabled"
-    return kind is not Exception and not isinstance(error, REFUSALS)  # a bare Exception: tokenizers, for example
+        return not str(error) or _package(error) is None  # of torch: "not compiled with CUDA enabled"
+    return kind is not Exception and not isinstance(error, REFUSALS)  # e.g. tokenizers raises a bare Exception
 
 
 def explain(error: BaseException, bug: bool = False) -> str:
-    """What an error says, as one sentence without control characters."""
+    """Return the message of an error as one sentence without control characters.
+
+    Args:
+        error: the error.
+        bug: ask the user to report it.
+    """
     name, message = type(error).__name__, plain(error, LENGTH)
     if bug:
         return (
@@ -158,12 +169,12 @@ def explain(error: BaseException, bug: bool = False) -> str:
             "where it is, and report that"
         )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(message)):
-        said = f" ({plain(_first_part(error), 160)})" if message else ""
-        return f"out of memory{said}; use smaller batches or a smaller network, or end other programs"
+        details = f" ({plain(_first_part(error), 160)})" if message else ""
+        return f"out of memory{details}; use smaller batches or a smaller network, or end other programs"
     if isinstance(error, RecursionError):
         return f"something that was given is nested too deeply to be read ({message})"
-    if number := _number(error):
-        return _of_system(error, number)
+    if number := _errno(error):
+        return _explain_errno(error, number)
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"the {error.name} package is not installed; install it, or the extra of fewshot_gan that has it"
     message = plain(_first_part(error), LENGTH) or name
@@ -174,10 +185,10 @@ def explain(error: BaseException, bug: bool = False) -> str:
 
 
 def tolerate_encodings() -> None:
-    """Let output that the console's encoding lacks, such as ψ under CP1252, appear as an escape instead of failing."""
+    """Write characters that the console's encoding lacks, such as ψ in CP1252, as escapes instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # None without a console, or not a file, or closed
-            stream.reconfigure(errors="backslashreplace")
+            cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
 
 
 def _end(code: int, sentence: str, error: BaseException, debug: bool) -> Ended:
@@ -186,7 +197,7 @@ def _end(code: int, sentence: str, error: BaseException, debug: bool) -> Ended:
 
 
 def _say(sentence: str, error: BaseException, debug: bool) -> None:
-    with suppress(OSError, ValueError, AttributeError):  # stderr is closed: the exit code remains
+    with suppress(OSError, ValueError, AttributeError):  # stderr is closed: only the exit code remains
         if debug:
             sys.stderr.write(plain_lines("".join(traceback.format_exception(error))))
         sys.stderr.write(f"{sentence}\n")
@@ -194,44 +205,46 @@ def _say(sentence: str, error: BaseException, debug: bool) -> None:
 
 
 def _first_part(error: BaseException) -> str:
-    """The message without the C++ stack that torch appends."""
+    """Return the message without the C++ stack trace that torch appends."""
     return re.split(r"\n\s*Exception raised from |\n\s*C\+\+ CapturedTraceback|\n\s*frame #", str(error))[0]
 
 
 def _package(error: BaseException) -> str | None:
-    """The library that raised `error`, None if it is this package, a script or Python."""
+    """Return the library that raised `error`, or None for this package, a script or Python itself."""
     root = type(error).__module__.partition(".")[0].removesuffix("_rust").lstrip("_")
-    if root == "builtins":  # then where it was raised
+    if root == "builtins":  # look at where it was raised
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         root = frames[-1].f_globals.get("__name__", "").partition(".")[0] if frames else ""
     own = root in ("", _OWN) or root in sys.stdlib_module_names or not hasattr(sys.modules.get(root), "__path__")
     if own and type(error) is RuntimeError and "torch" in sys.modules:
-        return "torch"  # whose C++ has no frames; nobody here raises it
+        return "torch"  # its C++ code has no Python frames; this package never raises RuntimeError itself
     return None if own else root
 
 
 def fault_of_disk(error: BaseException) -> str | None:
-    """What is wrong with a file, folder or disk, if that is the cause of `error` or of what it was raised from."""
-    while error is not None:
-        number = _number(error)
-        if number in _OF_DISKS or (number is not None and number != errno.ENOENT and _path(error)):
-            return _of_system(error, number)  # of connections that nobody permits there is no path
-        error = error.__cause__
+    """Return the problem with a file, folder or disk that caused `error` or one of its causes, or None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        number = _errno(cause)
+        # a refused connection has an errno too, but no path
+        if number is not None and (number in _OF_DISKS or (number != errno.ENOENT and _path(cause))):
+            return _explain_errno(cause, number)
+        cause = cause.__cause__
     return None
 
 
-def _number(error: BaseException) -> int | None:
-    """The system's error number, if it is one of `SYSTEM`: of the error, or of what a library tells of one."""
+def _errno(error: BaseException) -> int | None:
+    """Return the errno of an error, or the one in a library's message, if `SYSTEM` has it."""
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := _OS_ERROR.search(str(error))):
-        number = int(found[1] or found[2])
+    if number is None and (match := _OS_ERROR.search(str(error))):
+        number = int(match[1] or match[2])
     if number is None and isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        number = error.__context__.errno  # torch.save, whose writer fails again while it is closed
+        number = error.__context__.errno  # torch.save fails again while it closes its file
     return number if number in SYSTEM else None
 
 
 def _path(error: BaseException) -> str | None:
-    """The file or folder that an error is about; of a temporary one the file it was to become, or its folder."""
+    """Return the path of an error's file; for a temporary file that of its target, or its folder."""
     path = getattr(error, "filename2", None) or getattr(error, "filename", None)
     if not isinstance(path, str | bytes | os.PathLike):
         return None
@@ -241,33 +254,33 @@ def _path(error: BaseException) -> str | None:
     return folder or "." if _TEMPORARY.fullmatch(name) else os.path.join(folder, name)
 
 
-def _of_system(error: BaseException, number: int) -> str:
+def _explain_errno(error: BaseException, number: int) -> str:
     return plain(SYSTEM[number] if _path(error) is None else f"{_path(error)}: {SYSTEM[number]}")
 
 
 @contextmanager
 def _threads_in_one_line(debug: bool) -> Iterator[None]:
-    """What ends a thread that nobody waits for, such as TensorBoard's writer, is one line as well."""
+    """Print one line for an error in a background thread, such as TensorBoard's writer, too."""
 
-    def say(ended) -> None:
-        if ended.exc_type is not SystemExit and ended.exc_value is not None:
-            name = ended.thread.name if ended.thread else "?"
-            _say(f"warning: the thread {plain(name)} ended: {explain(ended.exc_value)}", ended.exc_value, debug)
+    def report(failure) -> None:
+        if failure.exc_type is not SystemExit and failure.exc_value is not None:
+            name = failure.thread.name if failure.thread else "?"
+            _say(f"warning: the thread {plain(name)} ended: {explain(failure.exc_value)}", failure.exc_value, debug)
 
-    before, threading.excepthook = threading.excepthook, say
+    previous, threading.excepthook = threading.excepthook, report
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook = previous
 
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """SIGTERM raises where the main thread is, unless somebody else handles it already."""
+    """Make SIGTERM raise `Ended` in the main thread, unless another handler is installed."""
 
     def unwind(number, frame):
         with suppress(OSError):
-            os.write(2, b"stopped by SIGTERM\n")  # safe in the middle of any other write
+            os.write(2, b"stopped by SIGTERM\n")  # unlike sys.stderr, safe in a signal handler
         raise Ended(TERMINATED, "stopped by SIGTERM")
 
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -281,10 +294,10 @@ def _sigterm_unwinds() -> Iterator[None]:
 
 
 def _write_out() -> None:
-    """Write what is still to be written to stdout: a full disk behind `> file` shows only then.
+    """Flush stdout, which may show that the disk of `> file` is full.
 
     Raises:
-        OSError: it cannot be written, and goes nowhere; else Python would fail once more at its end.
+        OSError: the rest cannot be written. It is discarded, since Python would fail again at exit.
     """
     try:
         if sys.stdout is not None:
@@ -295,8 +308,8 @@ def _write_out() -> None:
 
 
 def _discard_output(kind: Callable[[int], bool] = lambda mode: True) -> bool:
-    """Let stdout lead nowhere, if it is of this kind of file; returns whether it does."""
-    with suppress(OSError, ValueError, AttributeError):  # closed, or no file
+    """Redirect stdout to the null device if its file mode satisfies `kind`; return whether it was redirected."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, or not a file
         if kind(os.fstat(sys.stdout.fileno()).st_mode):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, sys.stdout.fileno())

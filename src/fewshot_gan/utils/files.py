@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and files that belong together all at once."""
+"""Write files atomically: a file completely or not at all, and a group of files all at once."""
 
 import atexit
 import errno
@@ -14,34 +14,34 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-LEFTOVER = re.compile(r"\.\d+(?:\.\d+)?-(.+)")  # what a killed `replace_file` leaves behind: .<pid>.<number>-<name>
-COMMITTED = ".replacing"  # folder of files that belong into the folder around it: they are written, and decided on
-STAGED = re.compile(r"\.(\d+)\.\d+-(.*)\.staged")  # folder of files that are still being written: of pid and machine
-GONE = ".gone-"  # beginning of the name of a note that a file is to be removed
-ABANDONED = 24 * 3600  # seconds after which what another machine staged is nobody's
+LEFTOVER = re.compile(r"\.\d+(?:\.\d+)?-(.+)")  # of a killed `replace_file`: .<pid>.<number>-<name>
+COMMITTED = ".replacing"  # folder of committed files, which must be moved to its parent
+STAGED = re.compile(r"\.(\d+)\.\d+-(.*)\.staged")  # folder of files being written, with pid and machine
+GONE = ".gone-"  # prefix of a note that the file of this name is to be removed
+ABANDONED = 24 * 3600  # seconds after which staged files of another machine are removed
 TRIES = 100
-_SPACE = Path("/proc/self/ns/pid")  # containers may share the name of a machine, but not its numbers of processes
+_SPACE = Path("/proc/self/ns/pid")  # containers may share a host name, but not a pid namespace
 _HERE = re.sub(r"[^\w-]", "", platform.node())[:40] + (f"-{_SPACE.stat().st_ino}" if _SPACE.exists() else "")
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
-_numbers = itertools.count()  # two threads may write one target
+_numbers = itertools.count()  # distinguish threads that write the same target
 _Read = TypeVar("_Read")
 
 
 def expanded(name: str | os.PathLike) -> str:
-    """A path, or a name that may be one, with `~` and `~user` replaced by that home; others stay as they are."""
+    """Return `name` with a leading `~` or `~user` replaced by that home folder."""
     return os.path.expanduser(os.fspath(name))
 
 
 def user_path(name: str | os.PathLike) -> Path:
-    """A path as users give it: see `expanded`."""
+    """Return a path given by a user, with `~` expanded."""
     return Path(expanded(name))
 
 
 def replace_file(target: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a path beside `target` of the same suffix, flush it to disk and rename it.
+    """Let `write` write a temporary file beside `target`, with the same suffix; flush it to disk and rename it.
 
-    A killed process leaves the old target or the new one, never a part of one.
+    If the process is killed, `target` is either the old file or the complete new one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temp = target.with_name(f".{os.getpid()}.{next(_numbers)}-{target.name}")
@@ -51,7 +51,7 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
         os.replace(temp, target)
         flush_to_disk(target.parent)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # of a write to a file that is open
+        if error.errno is not None and error.filename is None:  # a write to an open file does not name it
             error.filename = str(target)
         raise
     finally:
@@ -59,14 +59,18 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_text(target: Path, text: str) -> None:
-    """`replace_file` with `text` in UTF-8."""
+    """Replace `target` by `text` in UTF-8; see `replace_file`."""
     replace_file(target, lambda temp: temp.write_text(text, encoding="utf-8"))
 
 
 def write_folder(out: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a hidden folder beside `out`, which is new or empty; flush it to disk and rename it to `out`.
+    """Let `write` fill a hidden folder beside `out`; flush it to disk and rename it to `out`.
 
-    A killed process leaves no `out`, or a whole one.
+    If the process is killed, `out` is either missing (or empty, as before) or complete.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        write: function of the folder to fill.
     """
     out = Path(out).absolute()
     with staging(out.parent) as staged:
@@ -81,9 +85,9 @@ def write_folder(out: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """An empty hidden folder in `folder`, which is made if needed, for the duration of a `with` block.
+    """Provide an empty hidden folder inside `folder` for a `with` block; `folder` is created if needed.
 
-    What killed processes left there of theirs is removed.
+    Also removes such folders of killed processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -97,15 +101,15 @@ def staging(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(folder: Path, gone: Iterable[str] = ()) -> Iterator[Path]:
-    """An empty folder: the files that a `with` block writes into it replace those of `folder`, all at once.
+    """Provide an empty folder; the files that a `with` block writes there replace those of `folder`, all at once.
 
-    They are written and flushed to disk first. Then one rename decides, and the files move into place one by one. A
-    process that is killed before leaves the old files. One that is killed after leaves the new ones, of which
-    `finish_replacing` moves the rest: whoever reads `folder` calls it first. Other files stay as they are.
+    The files are written and flushed to disk first. Then one rename commits them, and they move into place one by one.
+    A process that is killed before the rename leaves the old files. If it is killed afterwards, the next
+    `finish_replacing` completes the move, so readers of `folder` must call it first. Other files stay.
 
     Args:
-        folder: made if needed.
-        gone: paths in `folder` of files that are removed at the same moment, unless the block writes new ones.
+        folder: created if needed.
+        gone: paths in `folder` of files to remove at the same moment, unless the block writes new ones.
     """
     folder = Path(folder)
     finish_replacing(folder)
@@ -115,7 +119,7 @@ def replacing(folder: Path, gone: Iterable[str] = ()) -> Iterator[Path]:
             if (old := folder / name).is_file() and not (staged / name).exists():
                 note = (staged / name).with_name(GONE + old.name)
                 note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(_seal(old), encoding="utf-8")
+                note.write_text(_file_version(old), encoding="utf-8")
         for parent, _, names in os.walk(staged):
             home = folder / Path(parent).relative_to(staged)
             for path in (home / name for name in names):
@@ -131,7 +135,7 @@ def replacing(folder: Path, gone: Iterable[str] = ()) -> Iterator[Path]:
             except OSError as error:
                 if error.errno not in _TAKEN:
                     raise
-                finish_replacing(folder)  # another writer decided a moment ago
+                finish_replacing(folder)  # another writer has just committed
         else:
             raise OSError(f"{folder} is being replaced by others again and again; write to another folder")
         flush_to_disk(folder)
@@ -139,17 +143,17 @@ def replacing(folder: Path, gone: Iterable[str] = ()) -> Iterator[Path]:
 
 
 def finish_replacing(folder: Path) -> Path:
-    """Move into place what a killed `replacing` had decided on, and remove what others had not.
+    """Move committed files of a killed `replacing` into place, and remove files that it had not committed.
 
-    Several processes may do so at once, and none harms a writer at work.
+    Safe to call from several processes at once, and beside an active writer.
 
     Returns:
-        `folder`; or, where it is read only and something is left to move, a copy in which it is moved, for as long as
-        this process lives.
+        `folder`. If files must be moved but the folder is read-only, a temporary copy with the files in place, which is
+        removed at the end of this process.
     """
     folder = Path(folder)
     _sweep(folder)
-    if not _pending(folder):
+    if not _has_pending(folder):
         return folder
     try:
         _move(folder / COMMITTED, folder)
@@ -159,38 +163,41 @@ def finish_replacing(folder: Path) -> Path:
         copy = Path(tempfile.mkdtemp(prefix="fewshot-gan-")) / folder.absolute().name
         atexit.register(shutil.rmtree, copy.parent, ignore_errors=True)
         shutil.copytree(folder, copy, ignore=lambda _, names: [name for name in names if STAGED.fullmatch(name)])
-        for place, *_ in os.walk(copy):
-            os.chmod(place, 0o700)
+        for path, *_ in os.walk(copy):
+            os.chmod(path, 0o700)
         _move(copy / COMMITTED, copy)
         return copy
     return folder
 
 
 def read_together(folder: Path, names: Iterable[str], read: Callable[[Path], _Read]) -> _Read:
-    """`read(folder)` of files that belong together; again where another process replaced them meanwhile.
+    """Return `read(folder)` for files that belong together; repeat it if another process replaced them meanwhile.
 
     Args:
-        folder: where they lie; `read` may be given another one, see `finish_replacing`.
-        names: of the files.
-        read: what it raises is raised, unless the files changed.
+        folder: folder of the files; `read` may get a copy of it, see `finish_replacing`.
+        names: names of the files.
+        read: function of the folder. Its errors are ignored if the files changed.
+
+    Raises:
+        OSError: the files are replaced again and again.
     """
     names = list(names)
     for _ in range(TRIES):
-        place = finish_replacing(folder)
-        with _held(place / name for name in names) as unchanged:
+        source = finish_replacing(folder)
+        with _watched(source / name for name in names) as unchanged:
             try:
-                result = read(place)
+                result = read(source)
             except (OSError, ValueError):
-                if unchanged() and not _pending(place):
+                if unchanged() and not _has_pending(source):
                     raise
             else:
-                if unchanged() and not _pending(place):
+                if unchanged() and not _has_pending(source):
                     return result
     raise OSError(f"{folder} is being replaced again and again; read it once its writers have ended")
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk; systems that cannot open folders skip those."""
+    """Wait until a file, or the entries of a folder, are on disk; Windows cannot open folders, so it skips them."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -200,27 +207,27 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-# -------------------------------------------------------------------------------------------------------------- inside
+# ------------------------------------------------------------------------------------------------------------- private
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed writers staged in `folder`: those of this machine, and others' after a day."""
+    """Remove staged files of killed writers from `folder`: of this machine at once, of others after a day."""
     try:
-        found = [(entry, match) for entry in os.scandir(folder) if (match := STAGED.fullmatch(entry.name))]
-    except OSError:  # no such folder, or none that may be listed: whoever reads it says so
+        staged = [(entry, match) for entry in os.scandir(folder) if (match := STAGED.fullmatch(entry.name))]
+    except OSError:  # missing or unreadable folder: reading it will raise the error
         return
-    for entry, (pid, host) in ((entry, match.groups()) for entry, match in found):
+    for entry, (pid, host) in ((entry, match.groups()) for entry, match in staged):
         try:
-            old = time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED
+            is_old = time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED
         except OSError:  # gone
             continue
-        if old or (host == _HERE and not lives(int(pid))):
+        if is_old or (host == _HERE and not lives(int(pid))):
             shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def lives(pid: int) -> bool:
-    """Whether there is such a process on this machine; in doubt there is."""
-    if os.name == "nt":  # there, to ask would end it
+    """Return whether a process exists on this machine; True if that cannot be told."""
+    if os.name == "nt":  # os.kill would end the process
         return True
     try:
         os.kill(pid, 0)
@@ -238,8 +245,8 @@ def _flush_tree(folder: Path) -> None:
         flush_to_disk(Path(parent))
 
 
-def _pending(folder: Path) -> bool:
-    """Whether files wait in `folder` to be moved: those with links among them are not ours, and might lead anywhere."""
+def _has_pending(folder: Path) -> bool:
+    """Return whether committed files wait to be moved; files with symbolic links are ignored, since we write none."""
     committed = folder / COMMITTED
     if not committed.is_dir() or committed.is_symlink():
         return False
@@ -260,25 +267,25 @@ def _move(committed: Path, folder: Path) -> None:
             try:
                 if name.startswith(GONE):
                     old = home / name.removeprefix(GONE)
-                    if _seal(old) == Path(parent, name).read_text(encoding="utf-8"):
+                    if _file_version(old) == Path(parent, name).read_text(encoding="utf-8"):
                         old.unlink()
                     Path(parent, name).unlink()
                 else:
                     os.replace(Path(parent, name), home / name)
-            except FileNotFoundError:  # another process moved it
+            except FileNotFoundError:  # another process has moved it
                 pass
         flush_to_disk(home)
         try:
             os.rmdir(parent)
         except FileNotFoundError:
             pass
-        except OSError as error:  # the next writer's files are there already
+        except OSError as error:  # it has files of the next writer
             if error.errno not in _TAKEN:
                 raise
 
 
-def _seal(path: Path) -> str:
-    """Changes when the file does; empty where there is none."""
+def _file_version(path: Path) -> str:
+    """Return size and time of a file, or an empty text if it does not exist."""
     try:
         stat = path.stat()
     except OSError:
@@ -287,22 +294,22 @@ def _seal(path: Path) -> str:
 
 
 @contextmanager
-def _held(paths: Iterable[Path]):
-    """Yields a function that says whether the very same files are still there.
+def _watched(paths: Iterable[Path]):
+    """Yield a function that returns whether none of the files was replaced or changed.
 
-    They stay open meanwhile, so that no new file gets the number of an old one. Windows lets no other process replace
-    an open file; there the times of the files tell, which are exact.
+    The files stay open inside the block, so that no new file can get the inode number of an old one. On Windows an open
+    file could not be replaced, so there they stay closed; its file times are exact enough.
     """
     with ExitStack() as opened:
-        before = {}
+        identities = {}
         for path in paths:
-            held = path
+            handle: Path | int = path
             if os.name != "nt":
-                with suppress(OSError):  # none there: whoever reads it says so. A pipe is not waited for
-                    held = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-                    opened.callback(os.close, held)
-            before[path] = _identity(held)
-        yield lambda: all(_identity(path) == identity for path, identity in before.items())
+                with suppress(OSError):  # reading a missing file will raise the error; NONBLOCK: do not wait for a pipe
+                    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                    opened.callback(os.close, handle)
+            identities[path] = _identity(handle)
+        yield lambda: all(_identity(path) == identity for path, identity in identities.items())
 
 
 def _identity(file: Path | int) -> tuple | None:

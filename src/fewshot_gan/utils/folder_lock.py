@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that the operating system releases when its process ends, however it ends."""
+"""Lock an output folder for one run; the operating system releases the lock when the process ends or is killed."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,35 +11,35 @@ LOCK_NAME = ".lock"
 
 
 class FolderInUse(OSError):
-    """Another process, or another thread of this one, is at work in the folder."""
+    """Raised when another process or thread works in the folder."""
 
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[Callable[[], None]]:
-    """Hold a folder; who holds it already may do so again in the same thread.
+    """Hold a folder for a `with` block; blocks of one thread may be nested.
 
-    The file `.lock` in it stays: to remove it while somebody waits would let two in. A folder that was made here and
-    that got nothing else is removed again.
+    The file `.lock` stays in the folder: removing it while another process waits would let two of them in. A folder
+    that this function created is removed again if it stays empty.
 
     Args:
-        folder: made if needed.
+        folder: created if needed.
 
     Yields:
-        A check that raises FileNotFoundError once the folder is not the one that is held: somebody removed it, moved
-        it, or put another in its place.
+        A function that raises FileNotFoundError if the folder was removed, moved or replaced since.
 
     Raises:
-        FolderInUse: somebody else holds it.
-        OSError: the folder cannot be made or written to.
+        FolderInUse: another process or thread holds the folder.
+        OSError: the folder cannot be created or written to.
     """
-    folder, known = Path(folder), None
-    path, made = folder / LOCK_NAME, not folder.exists()
+    folder, lock_status = Path(folder), None
+    path, is_new = folder / LOCK_NAME, not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0, is_singleton=True)  # one object for a path: nested calls in one thread are counted
+    lock = FileLock(path, timeout=0, is_singleton=True)  # singleton: counts nested blocks of a thread
 
     def check() -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
-            if os.path.samestat(path.stat(), known):  # held open, so that its number is nobody else's
+            # the lock keeps the file open, so that no other file can get its inode number
+            if lock_status is not None and os.path.samestat(path.stat(), lock_status):
                 return
         raise FileNotFoundError(
             f"the output folder {folder} was removed, moved or replaced while a run was at work in it; nothing more is "
@@ -53,11 +53,11 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[Callable[[], None]]:
             f"another run is at work in {folder}; wait for its end, stop it, or choose another output folder"
         ) from error
     try:
-        known = path.stat()
+        lock_status = path.stat()
         yield check
     finally:
         lock.release()
-        if made and not lock.is_locked:
+        if is_new and not lock.is_locked:
             with suppress(OSError):
                 if [entry.name for entry in os.scandir(folder)] == [LOCK_NAME]:
                     path.unlink()

@@ -1,4 +1,4 @@
-"""Networks that take no gradients for a while, and networks that a module uses but does not own."""
+"""Modules whose parameters are not trained: for a while (`frozen`), or as tools of another module (`Frozen`)."""
 
 import threading
 from contextlib import contextmanager
@@ -27,9 +27,9 @@ class Frozen(Generic[T]):
 
 @contextmanager
 def frozen(module: nn.Module):
-    """Let no parameter of `module` take gradients inside the block.
+    """Turn off gradients of all parameters of `module` for a `with` block; safe for several threads.
 
-    Several threads may hold it; parameters that took gradients before do so again after the last block.
+    The last open block, in any thread, turns them on again for the parameters that were trainable before the first.
     """
     with _lock:
         if module not in _frozen:

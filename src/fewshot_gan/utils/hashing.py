@@ -1,40 +1,40 @@
-"""SHA-256 of files, tensors, adapters and networks: to tell one from another, and to find damage."""
+"""SHA-256 hashes that identify files, tensors, adapters and networks, and detect damage."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-SHORT = 16  # hex digits that are kept where a hash is a name
+SHORT = 16  # hex digits of a hash that serves as a name
 
 
 def hash_file(path: Path) -> str:
-    """All 64 hex digits of a file's SHA-256, read piece by piece."""
+    """Return all 64 hex digits of a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_text(text: str) -> str:
-    """Sixteen hex digits of a text in UTF-8."""
+    """Return sixteen hex digits of a text's SHA-256, in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()[:SHORT]
 
 
 def hash_tensor(tensor: "torch.Tensor") -> str:
-    """Sixteen hex digits of a tensor's numbers, bit for bit; its shape does not count."""
+    """Return sixteen hex digits for the bits of a tensor's values; the shape does not count."""
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:SHORT]
 
 
 def hash_tensors(tensors: "Mapping[str, torch.Tensor]", config: Mapping | None = None) -> str:
-    """Sixteen hex digits of named tensors, bit for bit, and of a config.
+    """Return sixteen hex digits for the bits of named tensors and for a config.
 
     Args:
         tensors: name → tensor, e.g. a state dict.
-        config: JSON values; keys that begin with `_`, such as the folder it was loaded from, do not count.
+        config: JSON values. Keys that begin with `_`, such as the folder of a loaded config, do not count.
     """
     import torch
 
@@ -47,23 +47,24 @@ def hash_tensors(tensors: "Mapping[str, torch.Tensor]", config: Mapping | None =
 
 
 def fingerprint(model: "nn.Module", tensors: "Mapping[str, torch.Tensor] | None" = None) -> str:
-    """Sixteen hex digits of a network's configuration and weights.
+    """Return sixteen hex digits that identify a network's config and weights.
 
-    An option that a later version added counts only if it differs from its default (`Network.LATER_OPTIONS`). Weights
-    enter as float16 rounded to bfloat16, so that a base has one fingerprint in float32 and in float16. A base that was
-    cast to bfloat16 has another one unless its weights are stored in float16; `FewShotGAN` keeps the fingerprint of the
-    stored weights.
+    An option of a later version counts only if it differs from its default (`Network.LATER_OPTIONS`). Weights are
+    rounded to float16, then to bfloat16, so that a base has one fingerprint in float32 and float16. A base that was
+    cast to bfloat16 has another fingerprint unless its weights are stored in float16; `FewShotGAN` therefore remembers
+    the fingerprint of the stored weights.
 
     Args:
         model: a network with a diffusers `config`.
-        tensors: name → tensor to use in place of the network's weights, e.g. the stored ones.
+        tensors: name → tensor to hash instead of the network's weights, e.g. the stored ones.
     """
     import torch
 
     from .offloading import stored_state
 
-    later = getattr(model, "LATER_OPTIONS", {})
-    config = {k: v for k, v in dict(model.config).items() if not k.startswith("_") and (k, v) not in later.items()}
+    later: Mapping = getattr(model, "LATER_OPTIONS", {})
+    model_config: Any = model.config
+    config = {k: v for k, v in dict(model_config).items() if not k.startswith("_") and (k, v) not in later.items()}
     sha256 = hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode())
     for name, tensor in sorted((stored_state(model) if tensors is None else tensors).items()):
         sha256.update(name.encode())

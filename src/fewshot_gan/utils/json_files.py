@@ -1,4 +1,4 @@
-"""JSON files of others, bounded before and after they are parsed."""
+"""Read untrusted JSON files with limits on size and nesting."""
 
 import json
 from pathlib import Path
@@ -10,16 +10,16 @@ MAX_BYTES, MAX_DEPTH = 8 * 2**20, 64
 
 
 def read_json(path: str | Path, kind: type = dict, max_bytes: int = MAX_BYTES):
-    """What a JSON file holds.
+    """Return the value in a JSON file.
 
     Args:
-        path: of the file, in UTF-8.
-        kind: what it must be: `dict` for an object, `list` for an array.
-        max_bytes: a larger file is refused unread.
+        path: a file in UTF-8.
+        kind: required type: `dict` for an object, `list` for an array.
+        max_bytes: largest size of the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no regular file, too large, nested too deeply, no JSON, or of another kind; one sentence.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a regular file, too large, nested too deeply, not JSON, or of another type.
     """
     data = read_regular(path, max_bytes)
     try:
@@ -29,10 +29,10 @@ def read_json(path: str | Path, kind: type = dict, max_bytes: int = MAX_BYTES):
 
 
 def parse_json(data: bytes, kind: type = dict):
-    """`read_json` of bytes that are bounded already.
+    """Return the value in JSON bytes, whose size the caller has limited; see `read_json`.
 
     Raises:
-        ValueError: no JSON, nested too deeply, or of another kind.
+        ValueError: not JSON, nested too deeply, or of another type.
     """
     try:
         value = json.loads(data.decode("utf-8"))

@@ -1,4 +1,4 @@
-"""Many readers or one writer: drawing reads a network's weights, fusing writes them."""
+"""A readers-writer lock: generating images reads a network's weights, fusing an adapter writes them."""
 
 import threading
 from collections import Counter
@@ -6,24 +6,24 @@ from contextlib import contextmanager
 
 
 class SharedLock:
-    """Held by any number of threads `shared()`, or by one `exclusive()`; both may be nested.
+    """A lock that many threads can hold as `shared()`, or one thread as `exclusive()`; both may be nested.
 
-    Copies and pickles of it are new locks, so that what owns one can be copied.
+    Copying or unpickling it makes a new lock, so that its owner can be copied.
     """
 
     def __init__(self):
         self._changed = threading.Condition()
-        self._readers: Counter[int] = Counter()  # thread id: how often it holds the lock
+        self._readers: Counter[int] = Counter()  # thread id: number of nested blocks
         self._writer: int | None = None
-        self._depth = 0  # how often the writer holds it
-        self._waiting = 0  # writers: new readers let them go first
+        self._depth = 0  # number of the writer's nested blocks
+        self._waiting = 0  # number of waiting writers, which go before new readers
 
     def __reduce__(self):
         return SharedLock, ()
 
     @contextmanager
     def shared(self):
-        """Wait until nobody holds the lock exclusively."""
+        """Wait until no thread holds the lock exclusively, then hold it for a `with` block."""
         me = threading.get_ident()
         with self._changed:
             if me not in self._readers and self._writer != me:
@@ -40,10 +40,10 @@ class SharedLock:
 
     @contextmanager
     def exclusive(self):
-        """Wait until no other thread holds the lock.
+        """Wait until no other thread holds the lock, then hold it for a `with` block.
 
         Raises:
-            RuntimeError: this thread holds it shared, and would wait for itself.
+            RuntimeError: this thread holds the lock as shared, and would wait for itself.
         """
         me = threading.get_ident()
         with self._changed:

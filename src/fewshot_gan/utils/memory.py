@@ -1,4 +1,4 @@
-"""Lets a process that is ours keep the memory it frees, instead of asking the kernel anew for each large tensor."""
+"""Let the process reuse the memory of freed tensors instead of requesting it from the kernel again."""
 
 import ctypes
 import sys
@@ -7,14 +7,14 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to reuse large freed blocks; for command lines, not for libraries: it holds for the whole process.
+    """Make glibc keep large freed blocks; for command lines, not for libraries, since it affects the whole process.
 
-    A feature map beyond 32 MiB is otherwise mapped and its pages zeroed anew each time it is made, which takes longer
-    than most operations on it. The process's memory then shrinks no more, but its peak stays the same. Equal to
-    starting it with `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` set.
+    By default glibc maps every feature map above 32 MiB anew and the kernel zeroes its pages, which takes longer than
+    most operations on it. With this setting the process's memory no longer shrinks, but its peak stays the same. The
+    environment variables `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` do the same.
 
     Returns:
-        Whether the C library agreed; others than glibc have no such setting.
+        Whether the setting took effect; C libraries other than glibc do not have it.
     """
     if not sys.platform.startswith("linux"):
         return False

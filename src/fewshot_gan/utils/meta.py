@@ -1,4 +1,4 @@
-"""Modules without memory: only the shapes and dtypes of their tensors."""
+"""Build modules on the meta device: shapes and dtypes without memory."""
 
 from contextlib import contextmanager
 
@@ -6,8 +6,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-class _Redirect(TorchFunctionMode):
-    """Also what names its device is made on "meta"."""
+class _ForceMeta(TorchFunctionMode):
+    """Replace explicit `device=` arguments by "meta"."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -15,7 +15,7 @@ class _Redirect(TorchFunctionMode):
 
 
 @contextmanager
-def without_memory():
-    """What is built inside the `with` block, by a config of strangers for example, allocates nothing."""
-    with torch.device("meta"), _Redirect():
+def on_meta():
+    """Create all tensors of a `with` block on "meta", e.g. to check an untrusted config before allocating memory."""
+    with torch.device("meta"), _ForceMeta():
         yield

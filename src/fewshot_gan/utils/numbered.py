@@ -1,16 +1,16 @@
-"""Files and folders whose names count: `checkpoint-000100`, `step-000100.png`."""
+"""Files and folders with numbered names: `checkpoint-000100`, `step-000100.png`."""
 
 import re
 from pathlib import Path
 
 
-def numbered(folder: Path, beginning: str, ending: str = "") -> dict[int, Path]:
-    """Number → path of what `folder` has by the name `beginning`, digits, `ending`; ascending as numbers, not as text.
+def numbered_paths(folder: Path, beginning: str, ending: str = "") -> dict[int, Path]:
+    """Return number → path for all names made of `beginning`, digits and `ending`, in ascending order of the numbers.
 
-    What is called otherwise is somebody else's, and no folder has nothing. Of two names of one number the padded one
-    counts.
+    Other names are ignored; a folder that does not exist has none. If two names have the same number, the one with
+    leading zeros is returned.
     """
-    called = re.compile(f"{re.escape(beginning)}([0-9]{{1,18}}){re.escape(ending)}")
+    pattern = re.compile(f"{re.escape(beginning)}([0-9]{{1,18}}){re.escape(ending)}")
     names = sorted(path.name for path in Path(folder).glob(f"{beginning}*")) if Path(folder).is_dir() else []
-    found = {int(match[1]): folder / match[0] for name in reversed(names) if (match := called.fullmatch(name))}
-    return dict(sorted(found.items()))
+    paths = {int(match[1]): folder / match[0] for name in reversed(names) if (match := pattern.fullmatch(name))}
+    return dict(sorted(paths.items()))

@@ -1,8 +1,9 @@
-"""Networks whose tensors come only while a module's `forward` runs: hooks of accelerate and diffusers.
+"""Work with offloaded networks, whose tensors are available only while a module's `forward` runs.
 
-Three ways: the whole model moves before its `forward` (`enable_model_cpu_offload`); each module's own tensors are on
-"meta" and come from a map (`enable_sequential_cpu_offload`, `accelerate.cpu_offload`); groups of tensors are moved in
-place, from memory or from files (`enable_group_offload`).
+accelerate and diffusers attach hooks (`_hf_hook`, `_diffusers_hook`) in three ways. `enable_model_cpu_offload` moves
+the whole model before its `forward`. `enable_sequential_cpu_offload` and `accelerate.cpu_offload` put each module's
+tensors on "meta" and load them from a map. `enable_group_offload` moves groups of tensors in place, from memory or
+files. Neither library has a public way to ask a module for its hooks.
 """
 
 from collections.abc import Iterator
@@ -13,10 +14,10 @@ from torch import nn
 
 
 def _hooks(module: nn.Module) -> list:
-    """What moves tensors of `module`, and perhaps of what is below it, around its `forward`."""
+    """Return the hooks that move tensors of `module`, and perhaps of its submodules, around its `forward`."""
     if torch.compiler.is_compiling():
         return []
-    hook = module.__dict__.get("_hf_hook")  # of accelerate; several are in `hooks`
+    hook = module.__dict__.get("_hf_hook")  # accelerate's; a sequential hook holds others in `hooks`
     hooks = [h for h in getattr(hook, "hooks", [hook]) if getattr(h, "offload", None) is True]
     registry = module.__dict__.get("_diffusers_hook")
     grouped = None if registry is None else registry.get_hook("group_offloading")
@@ -24,13 +25,13 @@ def _hooks(module: nn.Module) -> list:
 
 
 def is_offloaded(network: nn.Module) -> bool:
-    """Whether tensors of `network` come only while a module computes; not so of a network that moves as a whole."""
+    """Return whether modules of `network` load their tensors one by one; False if the network moves as a whole."""
     return any(_hooks(module) for module in network.modules())
 
 
 @contextmanager
 def onloaded(module: nn.Module) -> Iterator[None]:
-    """Have the tensors of `module` here for a `with` block outside of its `forward`."""
+    """Load the tensors of `module` for a `with` block outside of its `forward`."""
     hooks = _hooks(module)
     try:
         for hook in hooks:
@@ -41,40 +42,39 @@ def onloaded(module: nn.Module) -> Iterator[None]:
             hook.post_forward(module, None)
 
 
-def handed_out(module: nn.Module, tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """`tensor` of `module` for use after its `forward`: another name of its numbers, which stay when hooks move it."""
-    return tensor.view_as(tensor) if tensor is not None and _hooks(module) else tensor
+def offload_safe(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    """Return `tensor` of `module` for use after its `forward`: a view, whose values stay when hooks move the module."""
+    return tensor.view_as(tensor) if _hooks(module) else tensor
 
 
-def fetched(module: nn.Module, name: str) -> torch.Tensor:
-    """The tensor `name` of `module`, for use outside of its `forward`."""
+def fetch_tensor(module: nn.Module, name: str) -> torch.Tensor:
+    """Return the parameter or buffer `name` of `module`, for use outside of its `forward`."""
     if not _hooks(module):
         return getattr(module, name)
     with onloaded(module):
-        return handed_out(module, getattr(module, name))
+        return offload_safe(module, getattr(module, name))
 
 
 def execution_device(network: nn.Module) -> torch.device:
-    """Where `network` computes, which is not where its tensors lie while it is offloaded."""
+    """Return the device on which `network` computes; the tensors of an offloaded network are on another one."""
     for module in network.modules():
         for hook in _hooks(module):
             device = hook.config.onload_device if hasattr(hook, "config") else hook.execution_device
             return torch.device(device)
-    hook = network.__dict__.get("_hf_hook")  # of a network that moves as a whole
+    hook = network.__dict__.get("_hf_hook")  # the network moves as a whole
     devices = [getattr(h, "execution_device", None) for h in getattr(hook, "hooks", [hook])]
     return next((torch.device(d) for d in devices if d is not None), next(network.parameters()).device)
 
 
 def stored_state(network: nn.Module) -> dict[str, torch.Tensor]:
-    """`state_dict`, also of an offloaded network, whose tensors are then copies on the CPU."""
+    """Return the `state_dict`; for an offloaded network its tensors are copies on the CPU."""
     if not is_offloaded(network):
         return network.state_dict()
     state = {}
 
     def visit(module: nn.Module, prefix: str) -> None:
         with onloaded(module):
-            own = {**module._parameters, **module._buffers}
-            names = [n for n, t in own.items() if t is not None and n not in module._non_persistent_buffers_set]
+            names = [name for name in module.state_dict() if "." not in name]  # the module's own tensors
             state.update({prefix + name: getattr(module, name).detach().to("cpu", copy=True) for name in names})
             for name, child in module.named_children():
                 visit(child, f"{prefix}{name}.")
@@ -84,10 +84,14 @@ def stored_state(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def refuse_offloaded(network: nn.Module, action: str) -> None:
-    """Refuse what writes to tensors that are elsewhere, or saves them.
+    """Refuse to write or save tensors that are offloaded layer by layer.
+
+    Args:
+        network: the network.
+        action: verb of the error message, e.g. "save".
 
     Raises:
-        ValueError: tensors of `network` lie on "meta" or in files until they are needed.
+        ValueError: tensors of `network` are on "meta" or in files.
     """
     hooks = [hook for module in network.modules() for hook in _hooks(module)]
     if any(not hasattr(hook, "config") or hook.config.offload_to_disk_path for hook in hooks):
@@ -98,12 +102,12 @@ def refuse_offloaded(network: nn.Module, action: str) -> None:
 
 
 def has_hooks(network: nn.Module) -> bool:
-    """Whether `network` is offloaded in any way."""
+    """Return whether `network` is offloaded in any way."""
     return any("_hf_hook" in module.__dict__ or "_diffusers_hook" in module.__dict__ for module in network.modules())
 
 
 def refuse_hooks(network: nn.Module, action: str) -> None:
-    """Refuse what would share the hooks of `network` with a copy.
+    """Refuse to copy or pickle a network, since the copy would share its hooks.
 
     Raises:
         ValueError: `network` is offloaded in any way.
@@ -116,7 +120,7 @@ def refuse_hooks(network: nn.Module, action: str) -> None:
 
 
 def refuse_gradients(network: nn.Module, action: str) -> None:
-    """Refuse what needs gradients through a network whose tensors are moved in place, which autograd cannot follow.
+    """Refuse to compute gradients through tensors that are moved in place, which autograd does not see.
 
     Raises:
         ValueError: `network` is offloaded in groups.

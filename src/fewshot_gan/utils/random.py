@@ -1,21 +1,21 @@
-"""Seeds and the generators that they start."""
+"""Check seeds, and create random generators from them."""
 
 import operator
 
 import torch
 
-LIMIT = 2**63  # what torch's generators and the files that record a seed can hold
+LIMIT = 2**63  # of torch's generators and of files that record a seed
 
 
 def check_seed(seed, name: str = "seed") -> int:
-    """`seed` as an int.
+    """Return `seed` as an int.
 
     Args:
-        seed: of any integer type, those of NumPy and a tensor of one integer among them.
-        name: of the option, for messages.
+        seed: any integer type, including those of NumPy and a tensor of one integer.
+        name: name of the option, for the error message.
 
     Raises:
-        ValueError: no integer, negative, or 2^63 or more.
+        ValueError: not an integer, negative, or 2^63 or more.
     """
     try:
         number = operator.index(seed)
@@ -27,9 +27,9 @@ def check_seed(seed, name: str = "seed") -> int:
 
 
 def seeded(seed) -> torch.Generator:
-    """A generator on the CPU, whatever torch's default device is.
+    """Return a random generator on the CPU, regardless of torch's default device.
 
     Raises:
-        ValueError: as `check_seed`.
+        ValueError: see `check_seed`.
     """
     return torch.Generator(device="cpu").manual_seed(check_seed(seed))

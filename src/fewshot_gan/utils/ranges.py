@@ -1,21 +1,21 @@
-"""Numbers of settings: finite, and in their range, or refused in one sentence."""
+"""Check that numbers in settings are finite and in their range."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from .random import check_seed
 
 
 class Range(NamedTuple):
-    """Numbers from `least` to `most`.
+    """The finite numbers from `least` to `most`.
 
     Attributes:
-        least, most: ±inf where there is no limit; no number is infinite.
-        above, below: `least` itself, `most` itself is not one of them.
-        example: one to give instead, as text.
+        least, most: limits; ±inf means none.
+        above, below: exclude `least` itself, exclude `most` itself.
+        example: a suggested value for the error message.
     """
 
     least: float = -math.inf
@@ -25,7 +25,7 @@ class Range(NamedTuple):
     example: str = ""
 
     def has(self, value: float) -> bool:
-        """Whether `value` is finite and in the range."""
+        """Return whether `value` is finite and in the range."""
         low = value > self.least if self.above else value >= self.least
         high = value < self.most if self.below else value <= self.most
         return math.isfinite(value) and low and high
@@ -46,36 +46,37 @@ COUNT, SHARE = Range(1), Range(0, 1)
 
 
 def check_number(name: str, value, allowed: Range, whole: bool = False) -> None:
-    """Refuse what is no number of `allowed`.
+    """Check that `value` is a number of a range.
 
     Args:
-        name: of the setting, as the message has it.
-        value: of any type.
-        allowed: its range.
-        whole: whether it is to be an integer.
+        name: name of the setting, for the error message.
+        value: any object.
+        allowed: range of the number.
+        whole: whether it must be an integer.
 
     Raises:
-        ValueError: in one sentence.
+        ValueError: it is not such a number; the message names the range.
     """
     kind = Integral if whole else Real
-    if isinstance(value, bool) or not isinstance(value, kind) or not allowed.has(value):
-        part = whole and isinstance(value, Real) and not isinstance(value, kind)
-        raise ValueError(f"{name}={value}: give {'a whole number, ' if part else ''}{allowed}")
+    if isinstance(value, bool) or not isinstance(value, kind) or not allowed.has(cast(float, value)):
+        fraction = whole and isinstance(value, Real) and not isinstance(value, kind)
+        raise ValueError(f"{name}={value}: give {'a whole number, ' if fraction else ''}{allowed}")
 
 
 def check_numbers(config, ranges: Mapping[str, Range]) -> None:
-    """Refuse settings, a dataclass, with a number that is not finite or outside of its range.
+    """Check all int and float fields of a dataclass of settings.
 
     Args:
-        config: fields of type int or float are looked at; bool and text are not.
-        ranges: name → range; of others a weight (`…_weight`) is 0 or more, `seed` is one, and the rest is finite.
+        config: the settings.
+        ranges: field name → range. By default a weight (`…_weight`) must be 0 or more, `seed` a seed, and all other
+            numbers finite.
 
     Raises:
-        ValueError: about the first of them, in one sentence.
+        ValueError: a number is not finite or out of range; the message names the first one.
     """
     for field in fields(config):
         if field.name == "seed":
             check_seed(config.seed)
         elif field.type in (int, float):
-            usual = NOT_NEGATIVE if field.name.endswith("_weight") else FINITE
-            check_number(field.name, getattr(config, field.name), ranges.get(field.name, usual), field.type is int)
+            default = NOT_NEGATIVE if field.name.endswith("_weight") else FINITE
+            check_number(field.name, getattr(config, field.name), ranges.get(field.name, default), field.type is int)

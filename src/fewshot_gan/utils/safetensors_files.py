@@ -1,7 +1,7 @@
-"""safetensors files of others: the header is read once and compared with the file, and tensors are copied out of it.
+"""Read untrusted safetensors files: check the header against the file size, and copy the tensors into memory.
 
-The safetensors library maps a file into memory: where it is cut short or rewritten afterwards, reading a weight ends
-the process. What is read here is ours. The format: 8 bytes n, n bytes of JSON, numbers.
+The safetensors library maps a file into memory. If the file is truncated or rewritten afterwards, reading a weight
+kills the process; copied tensors are safe. The format: 8 bytes n, n bytes of JSON, then the values.
 """
 
 import math
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .json_files import parse_json
-from .regular_files import size_of_regular
+from .regular_files import regular_file_size
 from .text import in_short, plain
 
-MAX_HEADER = 16 * 2**20  # bytes; the networks of this package have below 0.1 MB
-DTYPES = {  # name in the file: (name in torch, bytes of a number)
+MAX_HEADER = 16 * 2**20  # bytes; networks of this package need less than 0.1 MB
+DTYPES = {  # name in the file: (name in torch, bytes per value)
     "F64": ("float64", 8),
     "F32": ("float32", 4),
     "F16": ("float16", 2),
@@ -31,12 +31,12 @@ DTYPES = {  # name in the file: (name in torch, bytes of a number)
 
 
 class Entry(NamedTuple):
-    """A tensor as the header has it."""
+    """The header's entry for a tensor."""
 
     dtype: str  # a key of `DTYPES`
     shape: tuple[int, ...]
-    begin: int  # of its bytes, from the beginning of the file
-    end: int
+    begin: int  # offset of its first byte in the file
+    end: int  # offset after its last byte
 
     @property
     def numel(self) -> int:
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """Name → tensor, by their place in the file, and what the writer noted."""
+    """The entries by name, in the order of the file, and the metadata."""
 
     tensors: dict[str, Entry]
     metadata: dict[str, str]
@@ -55,28 +55,28 @@ class Header(NamedTuple):
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a file, which fits the file's size to the byte.
+    """Return the header of a file after checking that it matches the file size exactly.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no regular file, damaged or cut short, or has numbers of a kind that no network has.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a regular file, damaged or truncated, or has an unsupported dtype.
     """
     with _open(path) as file:
         return _header(file, path)
 
 
 def read_tensors(path: str | Path) -> dict:
-    """Name → tensor on the CPU, in memory of its own.
+    """Return name → tensor on the CPU, copied from the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: as of `read_header`, or the file is cut short while it is read.
+        FileNotFoundError: the file does not exist.
+        ValueError: see `read_header`, or the file is truncated while it is read.
     """
     import torch
 
     with _open(path) as file:
-        found, tensors = _header(file, path), {}
-        for name, entry in found.tensors.items():
+        tensors = {}
+        for name, entry in _header(file, path).tensors.items():
             dtype = getattr(torch, DTYPES[entry.dtype][0])
             tensors[name] = torch.empty(entry.shape, dtype=dtype, device="cpu")
             read_into(file, tensors[name], entry.end - entry.begin, path)
@@ -84,10 +84,10 @@ def read_tensors(path: str | Path) -> dict:
 
 
 def read_into(file, tensor, size: int, name) -> None:
-    """The next `size` bytes of `file` as the numbers of a fresh tensor, which has as many.
+    """Read the next `size` bytes of `file` into a contiguous tensor of that size.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: the file has fewer bytes.
     """
     import torch
 
@@ -97,7 +97,7 @@ def read_into(file, tensor, size: int, name) -> None:
 
 def _open(path):
     try:
-        size_of_regular(path)
+        regular_file_size(path)
         return open(path, "rb")
     except IsADirectoryError as error:
         raise ValueError(f"{path} is a folder; give a file") from error

@@ -1,18 +1,18 @@
 """NVIDIA's network pickles, read without importing or running anything they name.
 
-Such a file is a plain pickle of `{"G": …, "D": …, "G_ema": …}` whose networks carry their own source code. `untrusted`
-reads it: a network comes back as what it is made of, class name, constructor arguments, attributes, tensors.
+Such a file is a plain pickle of `{"G": …, "D": …, "G_ema": …}` whose networks include their own source code.
+`untrusted` returns each network as inert data: class name, constructor arguments, attributes and tensors.
 """
 
 import torch
 
 from .conversion import ConversionError
 
-MAX_DEPTH, MAX_MODULES = 32, 10_000  # of a network
+MAX_DEPTH, MAX_MODULES = 32, 10_000  # per network
 
 
 class Opaque:
-    """An object of no interest: arguments and state are kept, nothing happens."""
+    """Any other pickled object, as inert data: its constructor arguments and state."""
 
     __slots__ = ("args", "state")
 
@@ -21,11 +21,11 @@ class Opaque:
 
 
 class PersistentObject:
-    """A network or layer as stored: nothing of its source code.
+    """A pickled network or layer without its source code.
 
     Attributes:
-        class_name: as the file gives it.
-        state: attributes, among them `_parameters`, `_buffers` and `_modules`.
+        class_name: class name in the file.
+        state: attributes, including `_parameters`, `_buffers` and `_modules`.
     """
 
     __slots__ = ("class_name", "state")
@@ -39,37 +39,37 @@ class PersistentObject:
         return kwargs if isinstance(kwargs, dict) else {}
 
     def modules(self) -> dict[str, dict]:
-        """Attributes of this object (`""`) and of every module below it, by path.
+        """Return the attributes of this object (path `""`) and of every submodule, by path.
 
         Raises:
-            ConversionError: there are too many, or one is damaged.
+            ConversionError: there are too many modules, or one is damaged.
         """
-        found, visits, pending = {}, 0, [("", self, 0)]
+        states, visits, pending = {}, 0, [("", self, 0)]
         while pending:
             path, module, depth = pending.pop()
-            visits += 1  # not paths: two children may have one
+            visits += 1  # count visits, not paths: two children may share a path
             if depth > MAX_DEPTH or visits > MAX_MODULES:
                 raise ConversionError(
                     f"more than {MAX_MODULES} modules or {MAX_DEPTH} levels of them; the file is damaged"
                 )
-            found[path] = state = _dict(module.state, path or "state")
+            states[path] = state = _dict(module.state, path or "state")
             children = _dict(state.get("_modules"), f"{path}._modules")
             pending += [
                 (f"{path}.{name}".removeprefix("."), child, depth + 1)
                 for name, child in reversed(children.items())
                 if isinstance(child, (PersistentObject, Opaque))
             ]
-        return found
+        return states
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers by path, e.g. `synthesis.b8.conv0.weight`."""
-        named = {}
+        """Return parameters and buffers by path, e.g. `synthesis.b8.conv0.weight`."""
+        tensors = {}
         for path, state in self.modules().items():
             for group in ("_parameters", "_buffers"):
                 for name, value in _dict(state.get(group), f"{path}.{group}").items():
                     if isinstance(value, torch.Tensor):
-                        named[f"{path}.{name}".removeprefix(".")] = value
-        return named
+                        tensors[f"{path}.{name}".removeprefix(".")] = value
+        return tensors
 
 
 def _dict(value, name: str) -> dict:

@@ -1,4 +1,4 @@
-"""Read a checkpoint of others: in a process with limits where there can be one, with the same checks where not."""
+"""Read untrusted checkpoints in a child process with limits; where none can start, in this one with the same checks."""
 
 import argparse
 import io
@@ -9,54 +9,54 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 
 from .conversion import ConversionError
 from .reading import Refused, child, sources
-from .regular_files import size_of_regular
+from .regular_files import regular_file_size
 from .safetensors_files import read_into
 from .stored_networks import Opaque, PersistentObject
 
 _START = "import sys; sys.path.append(sys.argv[1]); from reading.child import main; main(sys.argv[2] == 'numbers')"
-SPARE_SECONDS = 22  # of waiting, beside those of computing that the process may take
+SPARE_SECONDS = 22  # time to wait for the process, in addition to its CPU time
 MAX_HEAD = 256 * 2**20  # bytes of the table
 
 
 class Contents(NamedTuple):
-    """What a file holds.
+    """The contents of a checkpoint.
 
     Attributes:
-        kind: "networks" (a pickle of NVIDIA's), "tensors" (of torch.save), "ir" (an archive of it) or "unknown".
-        value: of "networks" and "tensors" what was stored, tensors on the CPU; of "ir" name → bytes.
+        kind: "networks" (NVIDIA's pickle), "tensors" (torch.save), "ir" (an archive of OpenVINO IR) or "unknown".
+        value: for "networks" and "tensors" the stored object, with tensors on the CPU; for "ir" name → bytes.
     """
 
     kind: str
-    value: object
+    value: Any
 
 
-def read(path: str | Path, kind: str):
-    """`open_checkpoint` of a file that must be of `kind`; its value.
+def read_checkpoint(path: str | Path, kind: str) -> Any:
+    """Return the value of a checkpoint that must be of `kind`; see `Contents`.
 
     Raises:
         FileNotFoundError, ConversionError: see `open_checkpoint`, or it is of another kind.
     """
-    found = open_checkpoint(path)
-    if found.kind != kind:
-        wanted = {"networks": "a pickle", "tensors": "a file of torch.save"}[kind]
-        raise ConversionError(f"{Path(path).name} is not {wanted}, or is damaged or cut short; download it again")
-    return found.value
+    contents = open_checkpoint(path)
+    if contents.kind != kind:
+        expected = {"networks": "a pickle", "tensors": "a file of torch.save"}[kind]
+        raise ConversionError(f"{Path(path).name} is not {expected}, or is damaged or cut short; download it again")
+    return contents.value
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file begins as a plain pickle does, as NVIDIA's checkpoints are.
+    """Return whether a file begins like a plain pickle, the format of NVIDIA's checkpoints.
 
     Raises:
-        ConversionError: it is no regular file.
+        ConversionError: it is not a regular file.
     """
     try:
-        size_of_regular(path)
+        regular_file_size(path)
         with path.open("rb") as file:
             return sources.kind_by_head(file) == "networks"
     except ValueError as error:
@@ -64,60 +64,62 @@ def is_pickle(path: Path) -> bool:
 
 
 def check(path: str | Path) -> None:
-    """Look a file of torch.save through before another library reads it; its numbers stay where they are.
+    """Check a file of torch.save before another library reads it, without reading its tensor data.
 
     Raises:
-        FileNotFoundError, ConversionError: see `open_checkpoint`, or it is no such file.
+        FileNotFoundError, ConversionError: see `open_checkpoint`, or it is not such a file.
     """
-    if (kind := _read(Path(path), numbers=False).kind) != "tensors":
+    if (kind := _read(Path(path), with_data=False).kind) != "tensors":
         raise ConversionError(f"{Path(path).name} is no file of torch.save, but {kind}, or is damaged or cut short")
 
 
 def open_checkpoint(path: str | Path) -> Contents:
-    """Read a file without running anything in it, in memory and time that its size allows.
+    """Read a checkpoint without running its code, with limits on memory and time that depend on its size.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ConversionError: it is no regular file, unsafe, damaged or cut short; one sentence.
+        FileNotFoundError: the file does not exist.
+        ConversionError: it is not a regular file, unsafe, damaged or truncated.
     """
-    return _read(Path(path), numbers=True)
+    return _read(Path(path), with_data=True)
 
 
-def _read(path: Path, numbers: bool) -> Contents:
+def _read(path: Path, with_data: bool) -> Contents:
     try:
-        size = size_of_regular(path)
+        size = regular_file_size(path)
         with path.open("rb") as file:
-            process = _start(file, numbers)
+            process = _start(file, with_data)
             if process is not None:
-                return _of_process(process, size, numbers)
+                return _read_from_process(process, size, with_data)
             table = child.read_table(file)
-            if not numbers:
+            if not with_data:
                 return Contents(table.kind, None)
-            places = (_Pieces(child.chunks(place)) for place in table.places)
-            return _contents(table.kind, table.nodes, table.root, table.sizes, places)
+            blocks = (_PiecesReader(child.chunks(block)) for block in table.blocks)
+            return _contents(table.kind, table.nodes, table.root, table.sizes, blocks)
     except Refused as error:
         raise ConversionError(f"{path.name} was refused: {error}") from error
     except ValueError as error:
         raise ConversionError(str(error)) from error
 
 
-def _start(file, numbers: bool = True) -> subprocess.Popen | None:
-    """A process that reads `file`, or None where none can be started: in a frozen or embedded Python."""
+def _start(file, with_data: bool = True) -> subprocess.Popen | None:
+    """Start the process that reads `file`; return None if that is impossible, in a frozen or embedded Python."""
     folder = Path(__file__).parent
     is_python = re.match(r"(python|pypy)", Path(sys.executable or "").name.lower())
     if getattr(sys, "frozen", False) or not is_python or not (folder / "reading" / "child.py").is_file():
         return None
-    # -I -S: nothing but the standard library, whatever the environment says; starts in 0.05 s
-    command = [sys.executable, "-I", "-S", "-c", _START, str(folder), "numbers" if numbers else "check"]
+    # -I -S: only the standard library, regardless of the environment; starts in 0.05 s
+    command = [sys.executable, "-I", "-S", "-c", _START, str(folder), "numbers" if with_data else "check"]
     try:
         return subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError:
         return None
 
 
-def _of_process(process: subprocess.Popen, size: int, numbers: bool) -> Contents:
+def _read_from_process(process: subprocess.Popen, size: int, with_data: bool) -> Contents:
     seconds = SPARE_SECONDS + child.limits(size)[1]
     alarm, too_late = None, threading.Event()
+    output: IO[bytes] | None = process.stdout
+    assert output is not None  # `_start` asks for a pipe
 
     def stop():
         too_late.set()
@@ -127,25 +129,25 @@ def _of_process(process: subprocess.Popen, size: int, numbers: bool) -> Contents
         alarm = threading.Timer(seconds, stop)
         alarm.daemon = True
         alarm.start()
-        length = int.from_bytes(process.stdout.read(8), "little")
-        head = process.stdout.read(min(length, MAX_HEAD))
+        length = int.from_bytes(output.read(8), "little")
+        head = output.read(min(length, MAX_HEAD))
         if not length or len(head) < length:
             raise Refused(_why_it_ended(process, too_late))
         head = json.loads(head)
         if "refused" in head:
             raise Refused(head["refused"])
-        if not numbers:
+        if not with_data:
             return Contents(head["kind"], None)
-        places = (process.stdout for _ in head["sizes"])
+        blocks = (output for _ in head["sizes"])
         try:
-            return _contents(head["kind"], head["nodes"], head["root"], head["sizes"], places)
+            return _contents(head["kind"], head["nodes"], head["root"], head["sizes"], blocks)
         except ValueError as error:
             raise Refused(_why_it_ended(process, too_late)) from error
     finally:
         if alarm is not None:
             alarm.cancel()
         process.kill()
-        process.stdout.close()
+        output.close()
         process.wait()
 
 
@@ -156,48 +158,48 @@ def _why_it_ended(process: subprocess.Popen, too_late: threading.Event) -> str:
     return "it is damaged or cut short; download it again"
 
 
-class _Pieces(io.RawIOBase):
-    """Pieces of bytes as a file."""
+class _PiecesReader(io.RawIOBase):
+    """Read an iterable of bytes as a file."""
 
     def __init__(self, pieces):
-        self.pieces, self.rest = iter(pieces), memoryview(b"")
+        self.pieces, self.unread = iter(pieces), memoryview(b"")
 
     def readinto(self, buffer) -> int:
         done, buffer = 0, memoryview(buffer)
         while done < len(buffer):
-            self.rest = self.rest or memoryview(next(self.pieces, b""))
-            if not self.rest:
+            self.unread = self.unread or memoryview(next(self.pieces, b""))
+            if not self.unread:
                 break
-            count = min(len(self.rest), len(buffer) - done)
-            buffer[done : done + count], self.rest = self.rest[:count], self.rest[count:]
+            count = min(len(self.unread), len(buffer) - done)
+            buffer[done : done + count], self.unread = self.unread[:count], self.unread[count:]
             done += count
         return done
 
 
-def _contents(kind: str, nodes: list, root, sizes: list[int], places) -> Contents:
-    """Numbers read one place after the other, then every node made of those before it."""
-    numbers = []
-    for size, place in zip(sizes, places, strict=True):
-        numbers.append(torch.empty(size, dtype=torch.uint8, device="cpu"))
-        read_into(place, numbers[-1], size, "the file")
+def _contents(kind: str, nodes: list, root, sizes: list[int], blocks) -> Contents:
+    """Read one block after the other, then build every node from earlier ones."""
+    data = []
+    for size, block in zip(sizes, blocks, strict=True):
+        data.append(torch.empty(size, dtype=torch.uint8, device="cpu"))
+        read_into(block, data[-1], size, "the file")
     if kind == "ir":
-        files = zip(sources.IR_FILES, numbers, strict=True)
-        return Contents(kind, {name: data.numpy().tobytes() for name, data in files})
-    made = []
+        files = zip(sources.IR_FILES, data, strict=True)
+        return Contents(kind, {name: content.numpy().tobytes() for name, content in files})
+    values = []
 
     def resolve(value):
-        return made[value[0]] if isinstance(value, list) else value
+        return values[value[0]] if isinstance(value, list) else value
 
     for node_kind, *node in nodes:
-        made.append(_MAKE[node_kind](resolve, numbers, *node))
+        values.append(_MAKE[node_kind](resolve, data, *node))
     return Contents(kind, resolve(root))
 
 
-def _tensor(resolve, numbers, place: int, dtype: str, offset: int, size: list, stride: list) -> torch.Tensor:
-    dtype = getattr(torch, dtype)
-    data = numbers[place]
-    data = data[: len(data) // dtype.itemsize * dtype.itemsize].view(dtype)
-    return data.as_strided(size, stride, offset)
+def _tensor(resolve, data, index: int, dtype_name: str, offset: int, size: list, stride: list) -> torch.Tensor:
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    block = data[index]
+    block = block[: len(block) // dtype.itemsize * dtype.itemsize].view(dtype)
+    return block.as_strided(size, stride, offset)
 
 
 _MAKE = {

@@ -12,7 +12,7 @@ from ...catalogue import Catalogue
 from ...utils.errors import boundary, tolerate_encodings
 from ...utils.files import user_path
 from ...utils.text import plain
-from ...utils.threads import MOST
+from ...utils.threads import MAX_THREADS
 
 _USAGE = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -137,5 +137,5 @@ Psi = Annotated[
 BatchSize = Annotated[int, count("Pictures per forward pass.")]
 Threads = Annotated[
     int | None,
-    number("CPU threads; default: OMP_NUM_THREADS, else what cores, affinity and container allow.", 1, MOST),
+    number("CPU threads; default: OMP_NUM_THREADS, else what cores, affinity and container allow.", 1, MAX_THREADS),
 ]

@@ -1,9 +1,11 @@
-"""Untrusted checkpoints → a table of plain values, in a process of its own; the standard library alone, no torch.
+"""A child process that reads untrusted pickles without running their code.
 
-`opcodes` looks a pickle through before anything of it is built, `stand_ins` builds it without a name that it brings,
-`sources` finds pickles and numbers in a file, `table` flattens what came out, `child` is the process.
+The process has limits on memory and time, and uses only the standard library, not torch. It turns a checkpoint into a
+table of plain values. `child` is the process, `sources` finds pickles and tensor data in a file, `opcodes` checks a
+pickle before it is loaded, `stand_ins` replaces the classes and functions that it names by inert ones, and `table`
+flattens the result for JSON.
 """
 
 
 class Refused(ValueError):
-    """The file is not read; the message says why, as a part of a sentence."""
+    """Raised when a file is refused; the message is the part of a sentence after "the file was refused:"."""

@@ -1,6 +1,6 @@
-"""The process that reads: the file is its input, the table and the numbers are its output.
+"""The child process: reads a checkpoint from standard input, writes a table and tensor data to standard output.
 
-Output: 8 bytes n, n bytes of JSON (a `Table` without its places, or {"refused": why}), then the bytes of each place.
+Output: 8 bytes n, n bytes of JSON (a `Table` without its blocks, or {"refused": reason}), then the bytes of each block.
 """
 
 import json
@@ -8,43 +8,42 @@ import os
 import sys
 
 from . import Refused
-from .sources import Found, Part, read
+from .sources import Block, read
 from .table import Table, flatten
 
 BASE_MEMORY, MEMORY_GROWTH = 512 * 2**20, 4  # bytes, and bytes per byte of the file
-BASE_SECONDS, SECONDS_PER_BYTE = 8, 1e-7  # of computing
+BASE_SECONDS, SECONDS_PER_BYTE = 8, 1e-7  # CPU time
 
 
 def limits(file_size: int) -> tuple[int, int]:
-    """Bytes of memory and seconds of computing that the reading of a file of this size may take."""
+    """Return the limits for reading a file of this size: bytes of memory and seconds of CPU time."""
     return BASE_MEMORY + MEMORY_GROWTH * file_size, BASE_SECONDS + int(SECONDS_PER_BYTE * file_size)
 
 
 def read_table(file) -> Table:
-    """The table of an open binary file; its places stay readable as long as the file is open.
+    """Return the table of an open binary file; its blocks can be read while the file is open.
 
     Raises:
-        Refused: with the reason, whatever the file made of the libraries that read it.
+        Refused: with the reason, for every error that a damaged file causes.
     """
     try:
-        found: Found = read(file)
-        return flatten(found, os.fstat(file.fileno()).st_size)
+        return flatten(read(file), os.fstat(file.fileno()).st_size)
     except (Refused, OSError):
         raise
     except MemoryError as error:
         raise Refused("to read it takes more memory than a file of its size may take") from error
-    except Exception as error:  # whatever a damaged file makes of pickle, zipfile and our stand-ins
+    except Exception as error:  # a damaged file can cause any error in pickle, zipfile and our stand-ins
         reason = f"{type(error).__name__}: {error}"[:200]
         raise Refused(f"it is damaged or cut short ({reason}); download it again") from error
 
 
-def chunks(place):
-    """The bytes of a place of a table, piece by piece."""
-    return place.chunks() if isinstance(place, Part) else (place,)
+def chunks(block):
+    """Yield the bytes of a table's block in pieces."""
+    return block.chunks() if isinstance(block, Block) else (block,)
 
 
-def main(with_numbers: bool = True) -> None:
-    """Read standard input, write standard output; without numbers only what they are."""
+def main(with_data: bool = True) -> None:
+    """Read standard input and write standard output; `with_data=False` leaves out the blocks."""
     file, out = open(0, "rb", closefd=False), open(1, "wb", closefd=False)
     _limit_this_process(*limits(os.fstat(0).st_size))
     try:
@@ -56,8 +55,8 @@ def main(with_numbers: bool = True) -> None:
         table, head = None, json.dumps({"refused": "to read it takes more memory than a file of its size may take"})
     out.write(len(head).to_bytes(8, "little"))
     out.write(head.encode("ascii"))
-    for place in table.places if table and with_numbers else ():
-        for piece in chunks(place):
+    for block in table.blocks if table and with_data else ():
+        for piece in chunks(block):
             out.write(piece)
     out.flush()
     sys.exit(0)
@@ -74,5 +73,5 @@ def _limit_this_process(memory: int, seconds: int) -> None:
             hard = resource.getrlimit(kind)[1]
             amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
             resource.setrlimit(kind, (amount, hard))
-        except (AttributeError, ValueError, OSError):  # macOS has not all of them
+        except (AttributeError, ValueError, OSError):  # macOS lacks some of them
             pass

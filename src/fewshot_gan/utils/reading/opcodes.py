@@ -1,36 +1,37 @@
-"""A pickle's opcodes, looked through before anything of it is built.
+"""Check the opcodes of a pickle before it is loaded.
 
-The unpickler trusts what it reads: nine bytes make it reserve gigabytes for its memo, nested tuples overflow the stack
-of C or are hashed for ever, a length makes it reserve as much. Each is seen here from the opcodes alone.
+The unpickler trusts its input: nine bytes can make it allocate gigabytes for its memo, nested tuples can overflow the C
+stack or take forever to hash, and a length makes it allocate that much. All of this shows in the opcodes.
 """
 
 import pickletools
+from collections.abc import Callable
 from typing import NamedTuple
 
 from . import Refused
 
 MAX_OPCODES = 2_000_000  # a StyleGAN2 pickle has about 50,000, a checkpoint with its optimiser 200,000
 MAX_LINE = 4096  # bytes of a name
-MAX_KEY = 64  # values in a tuple that is a key: hashing goes through all of them, shared ones once for each use
+MAX_KEY = 64  # values in a tuple that is a key; hashing visits all of them, shared ones once per use
 MAX_INTEGER = 128  # bits; the longest in a checkpoint is torch's magic number, of 77
-SPARE_MEMO = 1024  # how far a memo's number may run ahead of how many there are
+SPARE_MEMO = 1024  # memo indices beyond twice the number of entries
 _REFUSED = {"PERSID", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
-_MARK = -1  # on the stack; all else there is a value's count: 1, of a tuple the sum over its values and one
+_MARK = -1  # on the stack; other entries count values: 1, or for a tuple 1 plus the sum over its items
 
 
 class _Plan(NamedTuple):
-    """What an opcode does to the stack.
+    """The effect of an opcode on the stack.
 
     Attributes:
-        name: as pickletools has it.
-        read: reads its argument; None: it has none.
-        below: how many values it takes, of those below a mark where it takes a mark.
-        marked: whether it takes all values to the last mark.
-        pushed: how many values it puts there.
+        name: its name in pickletools.
+        read: function that reads its argument, or None.
+        below: number of values that it pops, below the mark if it pops one.
+        marked: whether it pops all values down to the last mark.
+        pushed: number of values that it pushes.
     """
 
     name: str
-    read: object
+    read: Callable | None
     below: int
     marked: bool
     pushed: int
@@ -50,7 +51,7 @@ _SIMPLE -= {"BINGET", "BINPUT"}
 
 
 class _Bounded:
-    """A file that never reads beyond its end, so that no length in it reserves more than is there."""
+    """A file that refuses to read beyond its end, so that a wrong length allocates no memory."""
 
     def __init__(self, file, end: int):
         self.file, self.end = file, end
@@ -69,14 +70,14 @@ class _Bounded:
 
 
 def check(file, size: int) -> None:
-    """Look through one pickle and leave the file at its beginning.
+    """Check one pickle, and leave the file at its beginning.
 
     Args:
-        file: binary, at the beginning of the pickle.
-        size: bytes from there to the end of the file.
+        file: a binary file at the beginning of the pickle.
+        size: number of bytes from there to the end of the file.
 
     Raises:
-        Refused: an opcode, a number or a nesting that no checkpoint has, or the pickle is cut short.
+        Refused: the pickle is truncated, or has an opcode, an integer or a nesting that no checkpoint needs.
     """
     start = file.tell()
     bounded, stack, memo = _Bounded(file, start + size), [], {}

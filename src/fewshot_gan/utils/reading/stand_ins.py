@@ -1,8 +1,8 @@
-"""What a pickle's names stand for here: inert classes and functions, looked up in one table.
+"""Inert stand-ins for the classes and functions that a pickle names, looked up in one table.
 
-NVIDIA's files bring their own source code, others name classes to be imported. Nothing is imported and nothing runs: a
-name outside the table ends the reading, source text is dropped unread. Tensors become `View`s of `Storage`s, numbers
-that nobody has read yet, each checked against the storage's size; NumPy's arrays and scalars likewise.
+NVIDIA's files contain source code, others name classes to import. Here nothing is imported and nothing runs: a name
+outside the table is refused, and source text is ignored. Tensors and NumPy arrays become a `View` of a `Storage`, whose
+data is not read yet; each view is checked against the size of its storage.
 """
 
 import math
@@ -12,9 +12,9 @@ from contextvars import ContextVar
 
 from . import Refused
 
-MAX_COPIES = 4_000_000  # values that a file may have copied from one container into another
-copies: ContextVar[list[int]] = ContextVar("copies")  # [how many so far], of the file that is read
-ITEM_SIZES = {  # torch's name of a dtype: bytes of a number
+MAX_COPIES = 4_000_000  # values that unpickling a file may copy between containers
+copies: ContextVar[list[int]] = ContextVar("copies")  # [number so far] for the current file
+ITEM_SIZES = {  # torch's name of a dtype: bytes per value
     **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "bool": 1, "uint8": 1, "int8": 1},
     **{"int16": 2, "int32": 4, "int64": 8, "uint16": 2, "uint32": 4, "uint64": 8},
 }
@@ -41,9 +41,9 @@ _STORAGES = {
 
 
 class Function:
-    """What pickle may call, and nothing else.
+    """A function that a pickle may call.
 
-    Pickle's BUILD sets attributes on anything that has no `__setstate__`: so every stand-in has one.
+    Pickle's BUILD opcode sets attributes on any object without `__setstate__`, so every stand-in defines one.
     """
 
     def __init__(self, call):
@@ -57,7 +57,7 @@ class Function:
 
 
 class Opaque:
-    """An object of no interest: arguments and state are kept, nothing happens."""
+    """Any object that conversion does not need: keeps arguments and state, and does nothing."""
 
     __slots__ = ("args", "state")
 
@@ -71,13 +71,13 @@ class Opaque:
 
 
 class Namespace(Opaque):
-    """Stands for argparse's: a command line."""
+    """Stand-in for argparse.Namespace, a command line."""
 
     __slots__ = ()
 
 
 class Mapping(dict):
-    """Stands for OrderedDict, Counter and EasyDict."""
+    """Stand-in for OrderedDict, Counter and EasyDict."""
 
     __slots__ = ()
 
@@ -92,7 +92,7 @@ class Mapping(dict):
 
 
 class Network:
-    """NVIDIA's persistent object as stored: nothing of its source code."""
+    """Stand-in for NVIDIA's persistent object, without its source code."""
 
     __slots__ = ("class_name", "state")
 
@@ -104,33 +104,33 @@ class Network:
 
 
 class Storage:
-    """Numbers in a row that nobody has read yet.
+    """A range of values in a file that was not read yet.
 
     Attributes:
-        place: where they are: what `sources` made of it.
-        dtype: torch's name of theirs.
-        begin: of the first, in numbers from `place`.
-        numel: how many.
+        block: where the data is: a `sources.Block`, bytes or a memoryview.
+        dtype: torch's name of the dtype.
+        begin: index of the first value in `block`.
+        numel: number of values.
     """
 
-    __slots__ = ("place", "dtype", "begin", "numel")
+    __slots__ = ("block", "dtype", "begin", "numel")
 
-    def __init__(self, place, dtype: str, begin: int, numel: int):
-        self.place, self.dtype, self.begin, self.numel = place, dtype, begin, numel
+    def __init__(self, block, dtype: str, begin: int, numel: int):
+        self.block, self.dtype, self.begin, self.numel = block, dtype, begin, numel
 
     def __setstate__(self, state):
         raise Refused("it tries to alter a storage after building it; nothing was executed")
 
 
 class View:
-    """A tensor: `storage` from `offset` on, of `size` and `stride`, in numbers."""
+    """A tensor: a view of `storage`; `offset`, `size` and `stride` count values."""
 
     __slots__ = ("storage", "dtype", "offset", "size", "stride")
 
     def __init__(self, storage: Storage, dtype: str, offset: int, size, stride):
         size, stride = tuple(size), tuple(stride)
-        numbers = (offset, *size, *stride)
-        if len(size) != len(stride) or len(size) > 8 or not all(type(n) is int and n >= 0 for n in numbers):
+        integers = (offset, *size, *stride)
+        if len(size) != len(stride) or len(size) > 8 or not all(type(n) is int and n >= 0 for n in integers):
             raise Refused("a tensor has no size and stride of whole numbers")
         if dtype in _COMPLEX:
             raise Refused(f"a tensor of shape {size} has complex numbers ({dtype}); weights are real")
@@ -147,7 +147,7 @@ class View:
 
 
 class Array(Opaque):
-    """Stands for numpy.ndarray while it is being built; `view` is the tensor of its numbers, None of other things."""
+    """Stand-in for numpy.ndarray; `view` is its tensor, or None for an array of objects or text."""
 
     __slots__ = ()
 
@@ -160,7 +160,7 @@ class Array(Opaque):
 
 
 class StorageType:
-    """Stands for torch.FloatStorage and its like."""
+    """Stand-in for torch.FloatStorage and similar classes."""
 
     __slots__ = ("dtype",)
 
@@ -223,7 +223,7 @@ def _encode(text, encoding):  # how protocol 2 stores bytes
 
 
 def _kind(dtype) -> tuple[str, str] | None:
-    """torch's and struct's name of what stands for a numpy.dtype; None of texts, objects and the like."""
+    """Return torch's and struct's names of a numpy.dtype, or None for text, objects and similar dtypes."""
     if not isinstance(dtype, Opaque) or not dtype.args or not isinstance(dtype.args[0], str):
         return None
     if isinstance(dtype.state, tuple) and len(dtype.state) > 1 and dtype.state[1] == ">":
@@ -253,7 +253,7 @@ def _buffer(data, dtype, shape, order="C"):
     return _numbers(data, dtype, shape, order == "F")
 
 
-TENSORS = {  # what a file of torch.save holds besides containers
+TENSORS = {  # names in a file of torch.save
     "torch._utils._rebuild_tensor": Function(_tensor),
     "torch._utils._rebuild_tensor_v2": Function(_tensor),
     "torch._utils._rebuild_tensor_v3": Function(_tensor_of_dtype),
@@ -265,7 +265,7 @@ TENSORS = {  # what a file of torch.save holds besides containers
     "torch.Tensor": StorageType("tensor"),
     "torch.nn.parameter.Parameter": StorageType("tensor"),
     "torch.storage.UntypedStorage": StorageType("uint8"),
-    "argparse.Namespace": Namespace,  # the command line of a training
+    "argparse.Namespace": Namespace,  # the command line of a training script
     "collections.OrderedDict": Mapping,
     "collections.Counter": Mapping,
     "builtins.set": Function(_set),
@@ -282,7 +282,7 @@ for _module in ("numpy.core", "numpy._core"):
     TENSORS[f"{_module}.multiarray.scalar"] = Function(_scalar)
     TENSORS[f"{_module}.multiarray._reconstruct"] = Function(lambda kind=None, *more: Array())
     TENSORS[f"{_module}.numeric._frombuffer"] = Function(_buffer)
-NETWORKS = TENSORS | {  # of NVIDIA's pickles; `torch.storage._load_from_bytes` is added by `sources`
+NETWORKS = TENSORS | {  # further names in NVIDIA's pickles; `sources` adds `torch.storage._load_from_bytes`
     "torch_utils.persistence._reconstruct_persistent_obj": Function(_persistent),
     "torch.nn.modules.module.Module": Opaque,
     "torch.nn.modules.container.ModuleDict": Opaque,
@@ -294,12 +294,12 @@ NETWORKS = TENSORS | {  # of NVIDIA's pickles; `torch.storage._load_from_bytes` 
 
 
 class Unpickler(pickle.Unpickler):
-    """Builds a checked pickle from the stand-ins.
+    """Load a checked pickle with stand-ins.
 
     Args:
-        file: binary, at the beginning of the pickle.
+        file: a binary file at the beginning of the pickle.
         table: name → stand-in.
-        storage: what a persistent id stands for, or None: the file may have none.
+        storage: function that turns a persistent id into a `Storage`, or None to refuse persistent ids.
     """
 
     def __init__(self, file, table: dict, storage=None):

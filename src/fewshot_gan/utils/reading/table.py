@@ -1,40 +1,48 @@
-"""What was read → one list of nodes and one of places, which JSON can carry.
+"""Flatten the contents of a file to a list of nodes and a list of data blocks, for JSON.
 
-A node is `[kind, …]` and refers to nodes before it alone, so that whoever reads the list never recurses, shared values
-stay shared, and what contains itself is refused. In a node a scalar stands for itself and `[i]` for node i.
+A node is `[kind, …]` and refers only to earlier nodes. The list can therefore be read without recursion, shared values
+stay shared, and values that contain themselves are refused. In a node, a scalar stands for itself and `[i]` for node i.
 """
 
 from typing import NamedTuple
 
 from . import Refused
-from .sources import GROWTH, SPARE, Found
+from .sources import GROWTH, SPARE, FileContents
 from .stand_ins import ITEM_SIZES, Array, Namespace, Network, Opaque, View
 
 MAX_NODES, MAX_LEVELS = 500_000, 200
-SHORT = 64  # characters of a text that stands for itself; a longer one is written once
+SHORT = 64  # characters of a text that counts as a scalar; a longer one becomes a node
 
 
 class Table(NamedTuple):
-    """`nodes`, the outermost value, and the places of numbers with how many bytes each has."""
+    """The flattened contents of a file.
+
+    Attributes:
+        kind: see `FileContents`.
+        nodes: the values.
+        root: the outermost value: a scalar or `[i]`.
+        blocks: tensor data: `sources.Block`, bytes or memoryview.
+        sizes: bytes per block.
+    """
 
     kind: str
     nodes: list
     root: object
-    places: list
+    blocks: list
     sizes: list[int]
 
 
-def flatten(found: Found, file_size: int) -> Table:
-    """The table of what `sources.read` found in a file of `file_size` bytes.
+def flatten(contents: FileContents, file_size: int) -> Table:
+    """Return the table of the contents of a file of `file_size` bytes.
 
     Raises:
-        Refused: a value contains itself, there are too many, nested too deeply, or more numbers than the file has.
+        Refused: a value contains itself, there are too many values or levels, or more data than the file can hold.
     """
-    if found.kind in ("ir", "unknown"):
-        parts = found.value or []
-        return Table(found.kind, [], None, parts, [part.size for part in parts])
-    nodes, levels, index_of, places = [], [], {}, _Places(SPARE + GROWTH * file_size)
-    pending, ancestors = [(found.value, False)], set()
+    if contents.kind in ("ir", "unknown"):
+        blocks = contents.value or []
+        return Table(contents.kind, [], None, blocks, [block.size for block in blocks])
+    nodes, levels, index_of, blocks = [], [], {}, _Blocks(SPARE + GROWTH * file_size)
+    pending, ancestors = [(contents.value, False)], set()
 
     def refer(value):
         return value if _is_scalar(value) else [index_of[id(value)]]
@@ -55,24 +63,26 @@ def flatten(found: Found, file_size: int) -> Table:
         if levels[-1] > MAX_LEVELS or len(nodes) >= MAX_NODES:
             raise Refused(f"it has more than {MAX_NODES:,} values or {MAX_LEVELS} levels of them")
         index_of[id(value)] = len(nodes)
-        nodes.append(_node(value, refer, places))
-    return Table(found.kind, nodes, refer(found.value), places.places, places.sizes)
+        nodes.append(_node(value, refer, blocks))
+    return Table(contents.kind, nodes, refer(contents.value), blocks.blocks, blocks.sizes)
 
 
-class _Places:
+class _Blocks:
+    """Number the data blocks, each once, and limit their total size."""
+
     def __init__(self, allowed: int):
-        self.places, self.sizes, self.left, self.allowed, self.index_of = [], [], allowed, allowed, {}
+        self.blocks, self.sizes, self.left, self.allowed, self.index_of = [], [], allowed, allowed, {}
 
-    def index(self, place) -> int:
-        if id(place) not in self.index_of:
-            size = len(place) if isinstance(place, bytes | bytearray | memoryview) else place.size
+    def index(self, block) -> int:
+        if id(block) not in self.index_of:
+            size = len(block) if isinstance(block, bytes | bytearray | memoryview) else block.size
             self.left -= size
             if self.left < 0:
                 raise Refused(f"its tensors have more than {self.allowed:,} bytes together")
-            self.index_of[id(place)] = len(self.places)
-            self.places.append(place)
+            self.index_of[id(block)] = len(self.blocks)
+            self.blocks.append(block)
             self.sizes.append(size)
-        return self.index_of[id(place)]
+        return self.index_of[id(block)]
 
 
 def _is_scalar(value) -> bool:
@@ -91,7 +101,7 @@ def _children(value):
     return ()
 
 
-def _node(value, refer, places: _Places) -> list:
+def _node(value, refer, blocks: _Blocks) -> list:
     if isinstance(value, Array):
         value = value.view
     if isinstance(value, View):
@@ -99,7 +109,7 @@ def _node(value, refer, places: _Places) -> list:
         begin = storage.begin * ITEM_SIZES.get(storage.dtype, 1) + value.offset * item
         if begin % item:
             raise Refused("a tensor begins in the middle of a number")
-        return ["tensor", places.index(storage.place), value.dtype, begin // item, value.size, value.stride]
+        return ["tensor", blocks.index(storage.block), value.dtype, begin // item, value.size, value.stride]
     if isinstance(value, dict):
         return ["dict", [[refer(key), refer(item)] for key, item in value.items()]]
     for kind in (list, tuple, set):

@@ -1,7 +1,8 @@
-"""Operations of StyleGAN-family networks as Triton kernels, each beside the plain torch that it equals.
+"""Operations of StyleGAN-family networks as Triton kernels, each with a reference in plain torch.
 
-`op` has the functions and their derivatives, `reference` what they compute, `launch` the kernels (it alone imports
-Triton, at the first tensor on a GPU), `layers` the same for `kernels.kernelize`. On a CPU everything is plain torch.
+`op` holds the functions and their derivatives, `reference` the same computations in plain torch, `launch` the Triton
+kernels and `layers` modules for `kernels.kernelize`. Only `launch` imports Triton; it is imported for the first tensor
+on a GPU. On a CPU everything runs in plain torch.
 """
 
 from . import layers

@@ -1,7 +1,9 @@
-"""The Triton kernels and their launches; see `reference` for what each computes.
+# Triton's stubs take a kernel launch for a call of the Python function, and compile-time options for its arguments.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+"""The Triton kernels and the functions that launch them; `reference` has the same functions in plain torch.
 
-Every kernel walks over the elements of its result in memory order and finds its operands by their strides, so that any
-layout is read as it is; arithmetic is float32. Offsets are 64 bits wide where one of the tensors needs it.
+Every kernel walks over the elements of its result in memory order and reads its operands by their strides, so any
+memory layout works without a copy. Arithmetic is float32. Offsets have 64 bits where a tensor needs them.
 
 Shape legend: B batch, C channels, H/W height and width, O/I outputs and inputs of a weight, k kernel size, r rank.
 """
@@ -13,7 +15,7 @@ import triton.language as tl
 from .options import Act, Fir, WeightChange
 
 BLOCK = 512
-FIXED = {"BLOCK": BLOCK, "enable_fp_fusion": True}  # what every launch over elements is compiled with
+FIXED = {"BLOCK": BLOCK, "enable_fp_fusion": True}  # compile-time options of every launch over elements
 
 
 @triton.jit
@@ -26,7 +28,7 @@ def _elements(WIDE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _place(i, size, LAST: tl.constexpr):
-    """The i-th element in memory → its (b, c, h, w); LAST: channels lie innermost."""
+    """Return (b, c, h, w) of the i-th element in memory; LAST: channels last."""
     if LAST:
         c = i % size[1]
         i = i // size[1]
@@ -35,14 +37,14 @@ def _place(i, size, LAST: tl.constexpr):
     h = i % size[2]
     i = i // size[2]
     if LAST:
-        return i, c, h, w
+        return i, c, h, w  # pyright: ignore[reportPossiblyUnboundVariable]  # LAST is a constant
     else:
         return i // size[1], i % size[1], h, w
 
 
 @triton.jit
 def _load(x, at, stride, live):
-    """The float32 elements of `x` at (b, c, h, w); zero where not `live`."""
+    """Load the elements of `x` at (b, c, h, w) as float32; zero where not `live`."""
     return tl.load(x + at[0] * stride[0] + at[1] * stride[1] + at[2] * stride[2] + at[3] * stride[3], live, 0).to(
         tl.float32
     )
@@ -56,7 +58,7 @@ def _activate(
         v += _load(noise, at, noise_stride, live) * _load(strength, at, strength_stride, live)
     if bias is not None:
         v += _load(bias, at, bias_stride, live)
-    if KIND == "lrelu":  # the comparisons leave NaN what it is
+    if KIND == "lrelu":  # comparisons, which keep NaN
         v = tl.where(v < 0, v * 0.2, v)
     if KIND == "relu":
         v = tl.where(v < 0, 0.0, v)
@@ -97,7 +99,7 @@ def _act_grad_kernel(
             v = tl.where(result * gain > 0, v, v * 0.2)
         if KIND == "relu":
             v = tl.where(result * gain > 0, v, 0.0)
-        if clamp is not None:  # rounded as the results that it cut off were
+        if clamp is not None:  # rounded like the clamped results
             limit = (tl.zeros([BLOCK], tl.float32) + clamp).to(y.dtype.element_ty).to(tl.float32)
             v = tl.where(tl.abs(result) < limit, v, 0.0)
     tl.store(dx + i, v.to(dx.dtype.element_ty), live)
@@ -113,8 +115,8 @@ def _upfirdn_kernel(
     i = _elements(WIDE, BLOCK)
     live = i < count
     at = _place(i, size, LAST)
-    # Of the zero-stuffed rows every UP-th is a row of x: start at the first tap that meets one, and go on by UP taps.
-    # `top_phase` is −top modulo UP, so that no remainder of a negative number is taken.
+    # Every UP-th row of the zero-stuffed image is a row of x: start at the first tap on such a row, then step by UP
+    # taps. `top_phase` is −top modulo UP, since in Triton the remainder of a negative number is negative.
     tap_y = (UP - (at[2] * DOWN + top_phase) % UP) % UP
     tap_x = (UP - (at[3] * DOWN + left_phase) % UP) % UP
     row, column = (at[2] * DOWN - top + tap_y) // UP, (at[3] * DOWN - left + tap_x) // UP
@@ -221,14 +223,14 @@ def _modulate_kernel(
 
 
 def _result(x: torch.Tensor, shape) -> tuple[torch.Tensor, bool]:
-    """Memory for a result of `x`, and whether its channels lie innermost, as those of `x` then do."""
+    """Allocate a result in the memory layout of `x`; also return whether that is channels last."""
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if last else torch.contiguous_format
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format), last
 
 
 def _wide(*tensors: torch.Tensor | None) -> bool:
-    """Whether 32 bits are too few for an offset, or for the index past the end in a last block."""
+    """Return whether an offset, or an index past the end in the last block, needs more than 32 bits."""
     return any(
         sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + BLOCK >= 2**31
         for t in tensors
@@ -245,7 +247,7 @@ def _flat(y: torch.Tensor) -> tuple[int]:
 
 
 def _operands(shape, *tensors):
-    """Each tensor followed by its strides."""
+    """List each tensor, followed by its strides."""
     return [part for t in tensors for part in (t, _strides(t, shape))]
 
 

@@ -1,12 +1,16 @@
-"""Stateless layers for `kernels.kernelize`: each takes the place of the `forward` of a module with these attributes."""
+"""Stateless layers for `kernels.kernelize`: their `forward` replaces that of a module with the annotated attributes."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import op
 
 
 class BiasAct(nn.Module):
-    """Noise, bias, activation; the module has `activation`, `gain` and `clamp`."""
+    """Add noise and bias, then activate."""
+
+    activation: str
+    gain: float | None
+    clamp: float | None
 
     has_backward, can_torch_compile = True, False
 
@@ -23,7 +27,7 @@ class BiasAct(nn.Module):
 
 
 class InverseHaar(nn.Module):
-    """`[B, 4C, H, W]` and a style `[B, 4C]` or None → `[B, C, 2H, 2W]`."""
+    """Turn Haar bands `[B, 4C, H, W]`, times a style `[B, 4C]` or None, into `[B, C, 2H, 2W]`."""
 
     has_backward, can_torch_compile = True, False
 
@@ -32,7 +36,9 @@ class InverseHaar(nn.Module):
 
 
 class Upsample2d(nn.Module):
-    """`[B, C, H, W]` → `[B, C, 2H, 2W]`; the module has `resample_filter` `[T, T]`."""
+    """Upsample `[B, C, H, W]` to `[B, C, 2H, 2W]` with a filter `[T, T]`."""
+
+    resample_filter: Tensor
 
     has_backward, can_torch_compile = True, False
 

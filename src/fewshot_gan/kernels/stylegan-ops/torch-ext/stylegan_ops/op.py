@@ -1,8 +1,8 @@
-"""The operations with their derivatives. First and second ones are exact: each backward is again one of them.
+"""The operations with exact first and second derivatives: each backward pass is one of the operations again.
 
-A tensor on a GPU goes to a Triton kernel, any other (float64 too) to the plain torch of `reference`; so does, after
-one warning, everything that a kernel fails at. `TRITON_INTERPRET=1`, set before the first use, runs the kernels on a
-CPU, slowly.
+Tensors on a GPU go to a Triton kernel, others and float64 to the plain torch of `reference`. If a kernel fails, one
+warning is logged and `reference` replaces it from then on. `TRITON_INTERPRET=1`, set before the first use, runs the
+kernels on a CPU, slowly.
 
 Shape legend: B batch, C channels, H/W height and width, T filter taps, O/I outputs and inputs of a weight.
 """
@@ -19,11 +19,11 @@ from .options import ACTIVATIONS, Act, Fir, WeightChange
 logger = logging.getLogger(__name__)
 
 MAX_TAPS = 8
-failures: dict[str, Exception] = {}  # kernels that failed and are not tried again
+failures: dict[str, Exception] = {}  # errors of kernels that failed and are not tried again
 
 
 def _run(name: str, x: torch.Tensor, *args):
-    """`launch.<name>`, or `reference.<name>` where that cannot run."""
+    """Call `launch.<name>`, or `reference.<name>` where that cannot run."""
     on_triton = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
     if on_triton and name not in failures and x.dtype != torch.float64 and x.numel():
         try:
@@ -40,14 +40,14 @@ def _run(name: str, x: torch.Tensor, *args):
 
 
 def _sum_to(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Sum over what was broadcast from `like`, in at least float32, in the dtype of `like`."""
+    """Sum `t` over the dimensions broadcast from `like`, in float32 or wider; returns the dtype of `like`."""
     dims = [d for d in range(t.ndim) if like.shape[d] == 1 and t.shape[d] != 1]
     wide = torch.promote_types(t.dtype, torch.float32)
     return (t.sum(dims, keepdim=True, dtype=wide) if dims else t).to(like.dtype)
 
 
 class _FirAct(Function):
-    """FIR filter (none if `fir` is None), noise, bias, activation; everything is four-dimensional and broadcasts."""
+    """FIR filter (unless `fir` is None), noise, bias, activation; all tensors have 4 dimensions and broadcast."""
 
     @staticmethod
     def forward(ctx, x, f, bias, noise, strength, fir: Fir | None, how: Act):
@@ -61,7 +61,8 @@ class _FirAct(Function):
         return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx, *gradients):
+        (g,) = gradients
         y, f, bias, noise, strength = ctx.saved_tensors
         needs = dict(zip(("x", "f", "bias", "noise", "strength"), ctx.needs_input_grad, strict=False))
         g = _ActGrad.apply(g, y, ctx.how)
@@ -78,7 +79,7 @@ class _FirAct(Function):
 
 
 class _ActGrad(Function):
-    """Linear in the gradient, and piecewise constant in y."""
+    """`reference.act_grad`: linear in the gradient and piecewise constant in y."""
 
     @staticmethod
     def forward(ctx, g, y, how: Act):
@@ -87,9 +88,9 @@ class _ActGrad(Function):
         return _run("act_grad", g, y, how)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx, *gradients):
         (y,) = ctx.saved_tensors
-        return _ActGrad.apply(g, y, ctx.how), None, None
+        return _ActGrad.apply(*gradients, y, ctx.how), None, None
 
 
 class _InverseHaar(Function):
@@ -99,11 +100,11 @@ class _InverseHaar(Function):
         return _run("inverse_haar", x, style)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx, *gradients):
         x, style = ctx.saved_tensors
-        bands = _Haar.apply(g)
+        bands: torch.Tensor = _Haar.apply(*gradients)
         dx = bands if style is None else bands * style.to(bands.dtype)[:, :, None, None]
-        return dx, None if x is None else _sum_to(bands * x, style[:, :, None, None]).flatten(1)
+        return dx, None if x is None or style is None else _sum_to(bands * x, style[:, :, None, None]).flatten(1)
 
 
 class _Haar(Function):
@@ -112,17 +113,17 @@ class _Haar(Function):
         return _run("haar", x)
 
     @staticmethod
-    def backward(ctx, g):
-        return _InverseHaar.apply(g, None)
+    def backward(ctx, *gradients):
+        return _InverseHaar.apply(*gradients, None)
 
 
 def _four(x: torch.Tensor) -> torch.Tensor:
-    """`[B, C, …]` as `[B, C, H, W]`."""
+    """Reshape `[B, C, …]` to `[B, C, H, W]`."""
     return x.flatten(3) if x.ndim > 4 else x[(...,) + (None,) * (4 - x.ndim)]
 
 
 def _broadcast(shape, bias, noise, strength) -> list[torch.Tensor | None]:
-    """Bias `[C]` or `[B, C]`, noise `[H, W]` or `[B, 1, H, W]` and strength `[]` or `[B]` in four dimensions."""
+    """Reshape bias `[C]` or `[B, C]`, noise `[H, W]` or `[B, 1, H, W]`, strength `[]` or `[B]` to 4 dimensions."""
     if bias is not None:
         bias = bias.reshape(-1, bias.shape[-1], 1, 1)
     if noise is not None:
@@ -137,27 +138,27 @@ def _broadcast(shape, bias, noise, strength) -> list[torch.Tensor | None]:
 def _act_of(activation: str, gain: float | None, clamp: float | None) -> Act:
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    natural = 1.0 if activation == "linear" else 2**0.5
-    return Act(activation, float(natural if gain is None else gain), None if clamp is None else float(clamp))
+    default_gain = 1.0 if activation == "linear" else 2**0.5
+    return Act(activation, float(default_gain if gain is None else gain), None if clamp is None else float(clamp))
 
 
 def bias_act(x, bias=None, *, noise=None, noise_strength=None, activation="linear", gain=None, clamp=None):
-    """`clamp(gain · activation(x + noise · noise_strength + bias))` in one pass.
+    """Return `clamp(gain · activation(x + noise · noise_strength + bias))`, computed in one pass.
 
     Args:
         x: `[B, C, …]`.
         bias: `[C]`, `[B, C]` or None.
         noise: `[H, W]`, `[1 or B, 1, H, W]`, or None; only for a four-dimensional `x`.
-        noise_strength: a number in a tensor, or `[B]`; given with `noise`.
+        noise_strength: a scalar tensor `[]`, or `[B]`; required with `noise`.
         activation: "linear", "lrelu" (slope 0.2) or "relu".
-        gain: None takes the activation's own (√2 for lrelu and relu).
-        clamp: limit of the absolute value, or None.
+        gain: factor after the activation; None means √2 for lrelu and relu, 1 for linear.
+        clamp: largest absolute value, or None for no limit.
 
     Returns:
-        Like `x`. Derivatives of any order with respect to x, bias, noise and its strength.
+        Same shape and dtype as `x`. Differentiable to any order in x, bias, noise and its strength.
 
     Raises:
-        ValueError: unknown activation, or shapes that do not fit.
+        ValueError: the activation is unknown, or the shapes do not fit.
     """
     how, four = _act_of(activation, gain, clamp), _four(x)
     operands = _broadcast(four.shape, bias, noise, noise_strength)
@@ -170,7 +171,7 @@ def upfirdn2d(
     *,
     up=1,
     down=1,
-    padding=0,
+    padding: int | tuple[int, int, int, int] = 0,
     flip_filter=False,
     gain=1.0,
     bias=None,
@@ -180,46 +181,49 @@ def upfirdn2d(
     act_gain=None,
     clamp=None,
 ):
-    """Insert zeros, pad or crop, filter, keep every `down`-th pixel; then `bias_act` in the same pass.
+    """Insert zeros, pad or crop, filter, keep every `down`-th pixel, then apply `bias_act`, in one pass.
 
     Args:
         x: `[B, C, H, W]`.
-        f: `[T, T]` filter, any size up to 8×8; no gradient reaches it.
+        f: `[T, T]` filter, up to 8×8; it gets no gradient.
         up, down: whole numbers from 1.
-        padding: one number or `(left, right, top, bottom)` in upsampled pixels; negative values crop.
+        padding: one value for all sides, or `(left, right, top, bottom)` in upsampled pixels; negative values crop.
         flip_filter: False = convolution, True = correlation.
-        gain: factor on the filtered picture.
+        gain: factor on the filtered image.
         bias, noise, noise_strength, activation, clamp: see `bias_act`; `act_gain` is its `gain`.
 
     Returns:
-        `[B, C, (H·up + top + bottom − T) // down + 1, (W·up + left + right − T) // down + 1]`. Derivatives of any order
-        with respect to x, bias, noise and its strength.
+        `[B, C, (H·up + top + bottom − T) // down + 1, (W·up + left + right − T) // down + 1]`. Differentiable to any
+        order in x, bias, noise and its strength.
 
     Raises:
-        ValueError: padding crops the image away, a filter that is too large, or shapes that do not fit.
+        ValueError: the padded image is smaller than the filter, the filter is too large, or the shapes do not fit.
     """
-    padding = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
-    fir, how = Fir(up, down, padding, flip_filter, float(gain)), _act_of(activation, act_gain, clamp)
+    left, right, top, bottom = (padding,) * 4 if isinstance(padding, int) else padding
+    fir = Fir(up, down, (left, right, top, bottom), flip_filter, float(gain))
+    how = _act_of(activation, act_gain, clamp)
     if max(f.shape) > MAX_TAPS:
         raise ValueError(f"a filter of {tuple(f.shape)} is larger than {MAX_TAPS}×{MAX_TAPS}")
     shape = (*x.shape[:2], *fir.size(x, f))
     if min(shape[2:]) < 1:
-        raise ValueError(f"padding {padding} of an image {tuple(x.shape)} leaves nothing for the filter")
+        raise ValueError(
+            f"padding {(left, right, top, bottom)} of an image {tuple(x.shape)} leaves nothing for the filter"
+        )
     return _FirAct.apply(x, f, *_broadcast(shape, bias, noise, noise_strength), fir, how)
 
 
 def inverse_haar(x, style=None):
-    """One level of the inverse orthonormal Haar transform of `x · style`.
+    """Apply one level of the inverse orthonormal Haar transform to `x · style`.
 
     Args:
         x: `[B, 4C, H, W]`: C low-pass channels, then (lh, hl, hh) of each channel.
         style: `[B, 4C]`, or None for ones.
 
     Returns:
-        `[B, C, 2H, 2W]`. Derivatives of any order with respect to both.
+        `[B, C, 2H, 2W]`. Differentiable to any order in both.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not fit.
     """
     if x.ndim != 4 or x.shape[1] % 4 or (style is not None and style.shape != x.shape[:2]):
         given = "" if style is None else f" and a style {tuple(style.shape)}"
@@ -228,10 +232,10 @@ def inverse_haar(x, style=None):
 
 
 def haar(x):
-    """`[B, C, 2H, 2W]` → `[B, 4C, H, W]`: what `inverse_haar` undoes.
+    """Turn `[B, C, 2H, 2W]` into bands `[B, 4C, H, W]`, the inverse of `inverse_haar`.
 
     Raises:
-        ValueError: an odd height or width.
+        ValueError: height or width is odd.
     """
     if x.ndim != 4 or x.shape[2] % 2 or x.shape[3] % 2:
         raise ValueError(f"a picture [B, C, H, W] of even height and width, not {tuple(x.shape)}")
@@ -239,22 +243,22 @@ def haar(x):
 
 
 def expand_bits(packed, count: int):
-    """uint8 `[ceil(count / 8)]`, the first of each eight in the lowest bit → bool `[count]`."""
+    """Unpack uint8 `[ceil(count / 8)]`, the first of each eight in the lowest bit, into bool `[count]`."""
     return _run("expand_bits", packed, count)
 
 
 def modulate_weight(weight, *, dtype=None, **change):
-    """Apply an adapter to a weight and measure it for demodulation, in one pass.
+    """Apply an adapter to a weight and compute its energy for demodulation, in one pass.
 
     Args:
         weight: `[O, I, k, k]`.
-        dtype: of the result, None: that of `weight`.
+        dtype: dtype of the result; None means that of `weight`.
         change: fields of `WeightChange`: `scale`, `shift` and `gain` `[O, I]` (either may be 1), `mask` packed as for
             `expand_bits`, and of LeFT `mul_in`, `add_in` `[I, r]`, `mul_core` `[r, O, k²]`, `add_kernel` `[k², r]`.
 
     Returns:
-        the effective weight `[O, I, k, k]`, and Σ_κ Ŵ² `[O, I]` in float32. Demodulation of styles s is then
-        `(s² @ energyᵀ + 1e-8).rsqrt()`. Where a gradient is to be carried both come from plain torch.
+        the effective weight Ŵ `[O, I, k, k]` and its energy Σ_κ Ŵ² `[O, I]` in float32. The demodulation factors of
+        styles s are then `(s² @ energyᵀ + 1e-8).rsqrt()`. Where a gradient is needed, plain torch computes both.
     """
     change, dtype = WeightChange(**change), weight.dtype if dtype is None else dtype
     tensors = [t for t in (weight, *change) if t is not None]

@@ -1,4 +1,4 @@
-"""What each kernel of `launch` computes, in plain torch and without derivatives, under the same name and arguments.
+"""The computations of `launch` in plain torch, without derivatives: functions of the same names and arguments.
 
 Shape legend: B batch, C channels, H/W height and width, O/I outputs and inputs of a weight, k kernel size, r rank.
 """
@@ -10,7 +10,7 @@ from .options import Act, Fir, WeightChange
 
 
 def act(x, bias, noise, strength, how: Act):
-    """`[B, C, H, W]` → the same; the others broadcast to it or are None."""
+    """Add noise and bias to `x` `[B, C, H, W]` and activate; the other tensors broadcast to `x` or are None."""
     if noise is not None:
         x = x + (noise * strength).to(x.dtype)
     if bias is not None:
@@ -22,7 +22,7 @@ def act(x, bias, noise, strength, how: Act):
 
 
 def act_grad(g, y, how: Act):
-    """Gradient `g` of the result y → gradient of what went into the activation; y is None where it is not needed."""
+    """Turn the gradient `g` of the result `y` into that of the activation's input; `y` may be None where unneeded."""
     g = g * how.gain
     if how.activation != "linear":
         slope = 0.2 if how.activation == "lrelu" else 0.0
@@ -31,7 +31,7 @@ def act_grad(g, y, how: Act):
 
 
 def upfirdn(x, f, how: Fir, bias, noise, strength, then: Act):
-    """`[B, C, H, W]` → `[B, C, *how.size(x, f)]`, and on through `act`."""
+    """Filter `[B, C, H, W]` to `[B, C, *how.size(x, f)]`, then apply `act`."""
     b, c, h, w = x.shape
     left, right, top, bottom = how.padding
     if how.up > 1:
@@ -45,7 +45,7 @@ def upfirdn(x, f, how: Fir, bias, noise, strength, then: Act):
 
 
 def inverse_haar(x, style):
-    """`[B, 4C, H, W]`, `[B, 4C]` or None → `[B, C, 2H, 2W]`."""
+    """Turn bands `[B, 4C, H, W]`, times a style `[B, 4C]` or None, into `[B, C, 2H, 2W]`."""
     x = x if style is None else x * style.to(x.dtype)[:, :, None, None]
     b, c4, h, w = x.shape
     bands = x[:, c4 // 4 :].reshape(b, c4 // 4, 3, h, w)
@@ -56,22 +56,23 @@ def inverse_haar(x, style):
 
 
 def haar(x):
-    """`[B, C, 2H, 2W]` → `[B, 4C, H, W]`: the inverse and the transpose of `inverse_haar`."""
+    """Turn `[B, C, 2H, 2W]` into bands `[B, 4C, H, W]`: the inverse and the transpose of `inverse_haar`."""
     a, b, c, d = x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
     bands = torch.stack([a + b - c - d, a - b + c - d, a - b - c + d], 2).flatten(1, 2)
     return torch.cat([a + b + c + d, bands], 1) / 2
 
 
 def expand_bits(packed, count: int):
-    """uint8 `[ceil(count / 8)]`, lowest bit first → bool `[count]`."""
+    """Unpack uint8 `[ceil(count / 8)]`, lowest bit first, into bool `[count]`."""
     places = torch.arange(8, dtype=torch.uint8, device=packed.device)
     return ((packed[:, None] >> places) & 1).bool().flatten()[:count]
 
 
 def modulate(weight, change: WeightChange, dtype):
-    """`[O, I, k, k]` → the effective weight in `dtype` and the energy `[O, I]` float32 that demodulation needs."""
+    """Return the effective weight `[O, I, k, k]` in `dtype`, and its energy `[O, I]` float32 for demodulation."""
     w = weight.float()
     if change.mul_in is not None:
+        assert change.mul_core is not None and change.add_in is not None and change.add_kernel is not None
         gamma = torch.einsum("is,sok->oik", change.mul_in.float(), change.mul_core.float())
         beta = change.add_in.float() @ change.add_kernel.float().t()
         w = w * gamma.reshape(w.shape) + beta.reshape(w.shape[1:])
