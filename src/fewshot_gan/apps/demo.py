@@ -160,43 +160,49 @@ def page(studio: Studio):
         follow_job.__name__ = f"follow_{kind}"  # Gradio names the event after it
         return follow_job
 
-    def buttons(job):
-        """Return the states of a start and a stop button."""
+    def state(job):
+        return job.pictures, job.over, job.stopping
+
+    def buttons(job, before):
+        """Return the states of a start and a stop button, unless they are as before: an update can swallow a click."""
+        if before is not None and before[1:] == (job.over, job.stopping):
+            return [gr.skip()] * 2
         running = not job.over
         return gr.Button(interactive=not running), gr.Button(visible=running, interactive=not job.stopping)
 
-    def preview(job, latest):
+    def preview(job, before):
         """Return a job's pictures and their column, unless the page shows these pictures already."""
-        if job.pictures is latest:
+        if before is not None and before[0] is job.pictures:
             return [gr.skip()] * 2
         return [captioned(job.pictures), gr.Column(visible=bool(job.pictures))]
 
     async def watch_photo(key, chosen, strengths):
-        latest = None
+        before = None
         yield [gr.skip()] * 4
         async for job in studio.watch(key, "photo"):
-            results, latest = preview(job, latest), job.pictures
+            results, controls, before = preview(job, before), buttons(job, before), state(job)
             if job.over and job.state != "done" and not studio.visitor(key).photo:
                 results = [None, gr.Column(visible=False)]
             elif job.over:
                 results = await asyncio.to_thread(draw_photo, key, chosen, strengths)
-            yield *results, *buttons(job)
+            yield *results, *controls
 
     async def start_photo(key, path, closeness, steps):
         with errors_as_toasts():
             await asyncio.to_thread(studio.find_photo, key, path, closeness, int(steps))
 
     async def watch_look(key):
-        latest = None
+        before = None
         yield [gr.skip()] * (7 + FACES)
         async for job in studio.watch(key, "look"):
-            results, latest, choices = preview(job, latest), job.pictures, [gr.skip()] * (2 + FACES)
+            results, controls, before = preview(job, before), buttons(job, before), state(job)
+            choices = [gr.skip()] * (2 + FACES)
             if job.state == "done":
                 looks = studio.labels(key)
                 dropdown = gr.Dropdown([CHOSEN, PLAIN, *looks])
                 choices = [gr.CheckboxGroup(looks, value=looks[-1:]), downloads_of(key), *[dropdown] * FACES]
             plot = gr.LinePlot(losses(job.history), x_lim=[1, job.steps])
-            yield *results, plot, *buttons(job), *choices
+            yield *results, plot, *controls, *choices
 
     async def start_look(key, files, name, steps):
         with errors_as_toasts():
