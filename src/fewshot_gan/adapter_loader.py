@@ -1,9 +1,9 @@
 """Methods of a pipeline for adapters, under the names of diffusers and PEFT: load, choose, blend, fuse, save."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -105,7 +105,9 @@ class AdapterMixin(Pipeline):
             raise
         return added
 
-    def set_adapters(self, adapter_names: str | Sequence[str], weights=None, *, adapter_weights=None) -> None:
+    def set_adapters(
+        self, adapter_names: str | Sequence[str] | Mapping[str, Any], weights=None, *, adapter_weights=None
+    ) -> None:
         """Make exactly these loaded adapters active, blended; undoes `disable_adapters`.
 
         Args:

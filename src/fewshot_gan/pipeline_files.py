@@ -46,7 +46,7 @@ def by_package(entry):
 
 
 def _is_registered(library: str, name: str) -> bool:
-    """Whether a plugin registered a network of this name; diffusers calls its module or that one's package a library."""
+    """Whether a plugin registered a network of this name in `library`: its module, or the package of its module."""
     if not isinstance(name, str) or name not in BACKBONES:
         return False
     module = BACKBONES[name].path.partition(":")[0]

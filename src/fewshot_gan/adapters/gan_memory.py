@@ -192,7 +192,7 @@ class GANMemoryAdapter(Adapter):
 
     @classmethod
     @torch.no_grad()
-    def after(cls, previous: "GANMemoryAdapter", model: nn.Module, **options) -> "GANMemoryAdapter":
+    def after(cls, previous: Adapter, model: nn.Module, **options) -> "GANMemoryAdapter":
         """Return the adapter of the next task: it starts equal to `previous` and trains s, Δγ and Δβ.
 
         Args:

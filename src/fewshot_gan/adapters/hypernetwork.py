@@ -151,7 +151,8 @@ class DomainHyperNetwork(Trainable, Network):
         folder = resolve_folder(pretrained_model_name_or_path, kind="hypernetwork", **hub_options)
         try:
             options = {"low_cpu_mem_usage": False, "output_loading_info": True}
-            network, info = super().from_pretrained(str(folder), **options)
+            loaded: Any = super().from_pretrained(str(folder), **options)
+            network, info = loaded
             if wrong := sorted([*info["missing_keys"], *info["unexpected_keys"]]):
                 raise ValueError(f"these weights are missing or unknown: {', '.join(wrong[:8])}")
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ..models.layers import AdaptableLayer
@@ -28,7 +29,7 @@ class LayerSpec:
         return cls(tuple(weight.shape), bias is not None, layer.role, layer.demodulation)
 
 
-def stored(layer: AdaptableLayer) -> tuple[nn.Parameter, nn.Parameter | None]:
+def stored(layer: AdaptableLayer) -> tuple[torch.Tensor, nn.Parameter | None]:
     """Return stored weight and bias of a layer that has a weight, as all of `adaptable_layers` do.
 
     Raises:

@@ -21,6 +21,18 @@ class Trainable(nn.Module):
 
     Options: ClassVar[type] = NoOptions
 
+    if TYPE_CHECKING:  # what the classes that derive from this one inherit from diffusers or define
+        adapter_type: ClassVar[str]
+
+        @property
+        def config(self) -> Any: ...
+
+        @classmethod
+        def for_model(cls, model: nn.Module, **options: Any) -> "Any": ...
+        def num_values(self) -> int: ...
+        def round_to_half(self) -> None: ...
+        def save_pretrained(self, save_directory: Any, **options: Any) -> None: ...
+
     @classmethod
     def fresh(cls, generator: nn.Module, options, **settings: Any) -> "Trainable":
         """What a training starts from.

@@ -396,7 +396,7 @@ class Studio:
                 before = faces({}, "Base, face")
                 job.pictures = before
                 try:
-                    adapter = adapt.run(make_run("lfs_gan", **options), on_step=on_step)
+                    adapter: Any = adapt.run(make_run("lfs_gan", **options), on_step=on_step)
                 except (ValueError, OSError) as error:  # the visitor need not know where the upload lies
                     raise ValueError(explain(error).replace(str(pictures), "the upload")) from error
                 finally:

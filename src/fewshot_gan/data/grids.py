@@ -6,7 +6,7 @@ GAP = 4  # white pixels between images
 WRITTEN = {".png": 2**31 - 1, ".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # file ending → longest side in px
 
 
-def make_grid(images: list, columns: int):
+def make_grid(images, columns: int):
     """Return a grid of PIL images of one size, row by row, on white."""
     from PIL import Image
 

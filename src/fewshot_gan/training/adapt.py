@@ -4,11 +4,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from ..adapters import Adapter
+from ..adapters.trainable import Trainable
 from ..catalogue import METHODS
 from ..data.datasets import load_images, provenance
 from ..data.images import to_floats
@@ -34,7 +35,8 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, accelerator: Accelerator):
-        self.settings, self.accelerator, self.device = config, accelerator, accelerator.device
+        self.settings, self.accelerator = config, accelerator
+        self.device: torch.device = accelerator.device
         self.method, self.config, self.training = config.method, config.objective, config.training
         self.adapter_kind, self.preset, self.dry = config.adapter, config.preset, config.dry_run
         self.push_to_hub, self.folder = config.tracking.push_to_hub, Path(config.output_dir)
@@ -42,8 +44,8 @@ class Run:
         self.method.prepare_base(self)
         self.pictures: torch.Tensor | None = None  # uint8 [K, 3, R, R]
         self.images: torch.Tensor | None = None  # the same in [-1, 1]
-        self.data = None if config.data is None else embedded_datasets().get(config.data, config.data)
-        if self.data is not None:
+        self.data = "" if config.data is None else str(embedded_datasets().get(config.data, config.data))
+        if self.data:
             self.pictures = load_images(self.data, self.pipe.generator.resolution, self.method.least_images)
             self.images = to_floats(self.pictures).to(self.device)
         self.record = self._record()
@@ -62,7 +64,7 @@ class Run:
             record["previous"] = portable_name(previous)
         return record
 
-    def new_adapter(self, **options) -> Adapter:
+    def new_adapter(self, **options) -> Any:
         settings = {"method": self.method.name, "training": self.record, "base_model_name_or_path": self.base}
         options = {**settings, **options}
         return self.settings.adapter_class.fresh(self.pipe.generator, self.settings.adapter_options, **options)
@@ -95,7 +97,7 @@ class Run:
         return trainer
 
 
-def run(config: RunConfig, on_step: Callable[[Trainer, dict[str, float]], None] | None = None) -> Adapter:
+def run(config: RunConfig, on_step: Callable[[Trainer, dict[str, float]], None] | None = None) -> Trainable:
     """Train, write the adapter with its card, and push it if asked.
 
     Args:
@@ -125,7 +127,7 @@ def run(config: RunConfig, on_step: Callable[[Trainer, dict[str, float]], None] 
         return train(Run(config, accelerator), on_step)
 
 
-def train(prepared: Run, on_step: Callable[[Trainer, dict[str, float]], None] | None = None) -> Adapter:
+def train(prepared: Run, on_step: Callable[[Trainer, dict[str, float]], None] | None = None) -> Trainable:
     """`run` in a folder that is held."""
     accelerator, config, tracking = prepared.accelerator, prepared.settings, prepared.settings.tracking
     trainer = prepared.trainer()
@@ -134,7 +136,7 @@ def train(prepared: Run, on_step: Callable[[Trainer, dict[str, float]], None] | 
         prepared.method.after_save(prepared)
     name, grid = prepared.folder.name, trainer.folder / "samples"
 
-    def finish(trained: Adapter) -> Adapter:
+    def finish(trained: Trainable) -> Trainable:
         nonlocal grid
         stored = trained.finished()
         if stored is not trained:
@@ -147,7 +149,7 @@ def train(prepared: Run, on_step: Callable[[Trainer, dict[str, float]], None] | 
             write_adapter_card(stored, config.output_dir, name, grid=grid)
         return stored
 
-    adapter = trainer.train(on_step=on_step, finish=finish)
+    adapter: Any = trainer.train(on_step=on_step, finish=finish)
     if accelerator.device.type == "cuda":
         accelerator.print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
     if accelerator.is_main_process and tracking.push_to_hub:

@@ -5,7 +5,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 from transformers import HfArgumentParser
 
@@ -126,7 +126,7 @@ def attribute_docs(cls: type) -> dict[str, str]:
 def make_parser(parts: Sequence[type], description: str) -> HfArgumentParser:
     """A parser of the fields of dataclasses; a truth value is `--NAME` and `--no-NAME`, or not given."""
     others = [_without_flags(part) for part in parts]
-    p = HfArgumentParser(others, description=description, formatter_class=argparse.HelpFormatter)
+    p = HfArgumentParser(cast(Any, others), description=description, formatter_class=argparse.HelpFormatter)
     for part in parts:
         for option in fields(part):
             if _is_flag(option):

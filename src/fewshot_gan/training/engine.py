@@ -6,6 +6,7 @@ Shape legend: B images, L `ws`, D `w_dim`, R resolution.
 
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from ..adapters import AdapterBank
 from ..adapters.trainable import Trainable
 from ..data.datasets import InfiniteBatches
 from ..methods.adv_aug import attack, undisturbed
-from ..methods.objective import Batch, Objective, Views
+from ..methods.objective import Batch, Views
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
 from ..models.labels import refuse_classes
@@ -123,7 +124,7 @@ class Trainer(TrainingRun):
 
     name = "adapting"
 
-    def __init__(self, generator, adapter: Trainable, objective: Objective, images, config, accelerator: Accelerator):
+    def __init__(self, generator, adapter: Trainable, objective: Any, images, config, accelerator: Accelerator):
         if generator.has_styles:
             refuse_classes(generator, "few-shot training")
         if config.policy and objective.compares_views:
@@ -195,7 +196,7 @@ class Trainer(TrainingRun):
         objective.prepare(self.adapter, step)
         if objective.uses_images:
             batch = self._batch()
-            if self.d_parameters:
+            if self.d_optimizer is not None:
                 losses = objective.discriminator_losses(batch.detach())
                 self.d_optimizer.zero_grad(set_to_none=True)
                 logs |= self._backward(losses)
@@ -226,6 +227,8 @@ class Trainer(TrainingRun):
         latents = objective.draw(self.pair, config.train_batch_size, step, self.random)
         drawn = self.pair.adapted(latents)
         fake, draw = self.augment(drawn.images)
+        if self.batches is None:
+            raise ValueError("this objective compares generated with real images; give the trainer images")
         real = next(self.batches)[0]
         if config.real_zoom > 1:
             real = random_zoom(real, config.real_zoom, self.random)
@@ -234,9 +237,9 @@ class Trainer(TrainingRun):
         batch.fake_features = objective.observe(fake.colour, objective.levels)
         with torch.no_grad():
             batch.real_features = objective.observe(real.colour, objective.levels)
-            if objective.needs_source:
+            if objective.needs_source:  # as every objective that compares views does
                 batch.source = self.pair.source(latents)
-            if objective.compares_views:
+            if objective.compares_views and batch.source is not None:
                 source = batch.source.images
                 batch.source_view = source if draw is None else self.fewshot.apply(source, draw, colour=False)
                 if objective.config.content_weight:

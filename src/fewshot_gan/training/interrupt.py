@@ -58,7 +58,7 @@ class Stop:
 
         Code that is interrupted amid an import or a callback may take the exception for an error of its own.
         """
-        if self._raised:
+        if self._raised and self.number is not None:
             raise Interrupted(self.number) from None
 
 

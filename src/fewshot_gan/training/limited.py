@@ -177,7 +177,7 @@ class LimitedTrainer(TrainingRun):
 
     def train_step(self) -> dict[str, float]:
         """`d_steps` of the discriminator, one of the generator; returns the losses of the last of each."""
-        c = self.config
+        c, logs = self.config, {}
         for _ in range(c.d_steps):
             real, rows = next(self.batches)
             real_labels = None if self.labels is None else self.labels[rows].to(self.device)
@@ -204,6 +204,8 @@ class LimitedTrainer(TrainingRun):
     def _distil(self, real, fake, real_labels, fake_labels) -> torch.Tensor:
         labels = None if real_labels is None else torch.cat([real_labels, fake_labels])
         images = torch.cat([real, fake])
+        if self.teacher is None:
+            raise ValueError("distillation needs a teacher discriminator")
         with torch.no_grad():
             taught = self.teacher(images, labels)
         with undisturbed(self.discriminator):  # the same batch as the loss before

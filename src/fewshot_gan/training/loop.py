@@ -194,7 +194,8 @@ def asked_to_stop(accelerator: Accelerator) -> Iterator[Callable[[], int | None]
     def asked() -> int | None:
         number = stop.number or 0
         if accelerator.num_processes > 1:  # a launcher may have told them one after the other
-            number = int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
+            numbers: Any = accelerator.gather(torch.tensor([number], device=accelerator.device))
+            number = int(numbers.max())
         return number or None
 
     stop.deferred = True
@@ -226,7 +227,8 @@ def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_
                 f"loss {name!r} became {value} at step {step}; {kept}; try a lower --learning_rate than "
                 f"{learning_rate:g}"
             )
-    sum(losses.values()).backward()
+    total: Any = sum(losses.values())
+    total.backward()
     return values
 
 

@@ -1,7 +1,7 @@
 """Find and train lottery tickets of GANs on limited data (arXiv 2103.00397); behind training/lottery.py."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ def parse(argv: Sequence[str] | None = None) -> LotteryRun:
     return make_run(**vars(parser().parse_args(argv)))
 
 
-def networks(search: LotteryRun, classes: int | None):
+def networks(search: LotteryRun, classes: int | None) -> tuple[Any, Any]:
     """θ₀ of generator and discriminator: a base's, or drawn from `init_seed` alone.
 
     Raises:
@@ -267,7 +267,7 @@ def find(search: LotteryRun, accelerator: Accelerator) -> list[Path]:
             f"{search.options.data} has {classes or 'no'} classes, the networks have {g.num_classes}; use data "
             "of as many, or new networks"
         )
-    ticket = read_masks(search.options.ticket, g, d, search) if search.options.ticket else {}
+    ticket: dict[str, Any] = read_masks(search.options.ticket, g, d, search) if search.options.ticket else {}
     accelerator.print(f"{type(g).__name__}, {len(images)} images, {classes or 'no'} classes; θ₀ {fingerprint(g)}")
     start_trackers(accelerator, "lottery", search.report_to, search.flat())
     steps = (search.options.rounds + 1) * search.training.max_train_steps
@@ -276,26 +276,28 @@ def find(search: LotteryRun, accelerator: Accelerator) -> list[Path]:
     report.settings = {k: v for k, v in search.flat().items() if v is not None}
     report.facts = {"First weights": f"fingerprint {fingerprint(g)}", "Generator": f"{g.num_parameters():,} numbers"}
     with report.watched():
-        folders = train_rounds(search, report, ticket, labels, classes)
+        folders = train_rounds(search, report, ticket, images, labels, classes)
         report.end("finished")
     accelerator.end_training()
     return folders
 
 
-def train_rounds(search: LotteryRun, report: Report, ticket: dict, labels, classes: int | None) -> list[Path]:
+def train_rounds(
+    search: LotteryRun, report: Report, ticket: dict, images: torch.Tensor, labels, classes: int | None
+) -> list[Path]:
     """Each round from θ₀, on what the prunings before it left; their folders."""
-    accelerator, images, out = report.accelerator, report.images, report.folder
+    accelerator, out = report.accelerator, report.folder
     folders, teacher = [], None
     for number in range(search.options.rounds + 1):
         folder = out / f"round-{number:02d}"
         g, d = networks(search, classes)  # rewind: nothing of the round before is left
-        masks = read_masks(folder, g, d, search) if number else ticket
+        masks: dict[str, Any] = read_masks(folder, g, d, search) if number else ticket
         shares = ", ".join(f"{name} {sparsity_of(of):.2%} pruned" for name, of in masks.items()) or "dense"
         accelerator.print(f"round {number}: {shares}")
-        settings = asdict(search.training) | {"output_dir": str(folder)}
-        settings["distillation_weight"] = (search.training.distillation_weight or 1.0) if teacher is not None else 0.0
+        weight = (search.training.distillation_weight or 1.0) if teacher is not None else 0.0
+        training = replace(search.training, output_dir=str(folder), distillation_weight=weight)
         tag = f"{folder.name}/"  # each round has curves of its own
-        trainer = LimitedTrainer(g, d, images, LimitedConfig(**settings), accelerator, labels, masks, teacher, tag)
+        trainer = LimitedTrainer(g, d, images, training, accelerator, labels, masks, teacher, tag)
         trainer.keeps_length = any((out / f"round-{number + 1:02d}" / part).is_dir() for part in PARTS.values())
         if search.options.ticket:
             write_tickets(folder, search, classes, masks, len(images), accelerator)

@@ -22,7 +22,7 @@ def invert(
     out: Annotated[
         Path,
         path_option("File of the latents; a picture of the result, NAME-sheet.png, beside it."),
-    ] = "latents.safetensors",
+    ] = Path("latents.safetensors"),
     num_threads: Threads = None,
 ):
     """Find latents of your own photos, for generate --latents."""

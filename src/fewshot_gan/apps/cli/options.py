@@ -14,7 +14,7 @@ from ...utils.files import user_path
 from ...utils.text import plain
 from ...utils.threads import MAX_THREADS
 
-_USAGE = next(
+_USAGE: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )  # typer's own or click's
 
@@ -113,7 +113,8 @@ class OneSentence(TyperGroup):
             return super().main(args, *others, standalone_mode=False, **options)
         try:
             code = super().main(args, *others, standalone_mode=False, **options)
-        except _USAGE as refused:
+        except _USAGE as error:
+            refused: Any = error
             message = plain(refused.format_message()).replace("Value error, ", "").rstrip(".")
             if type(refused).__name__ == "NoArgsIsHelpError":
                 print(refused.format_message(), end="", file=sys.stderr)  # the help, where it was not shown already

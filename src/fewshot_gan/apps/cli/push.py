@@ -3,7 +3,7 @@
 import glob
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -78,18 +78,18 @@ def _portable(folder: Path) -> dict[str, bytes]:
 
 
 def _write_card(folder: Path, repo_id: str) -> None:
-    name, repo_id = repo_id.rsplit("/", 1)[-1], repo_id if "/" in repo_id else None
+    name, full_id = repo_id.rsplit("/", 1)[-1], repo_id if "/" in repo_id else None
     if (folder / "model_index.json").is_file():
         from ...pipeline import FewShotGAN
 
         begin(None)
-        cards.write_base_card(FewShotGAN.from_pretrained(folder), folder, name, repo_id=repo_id)
+        cards.write_base_card(FewShotGAN.from_pretrained(folder), folder, name, repo_id=full_id)
     elif (folder / "adapter_config.json").is_file():
         from ...adapters import read_adapter
 
-        cards.write_adapter_card(read_adapter(folder), folder, name, repo_id=repo_id)
+        cards.write_adapter_card(read_adapter(folder), folder, name, repo_id=full_id)
     else:
-        cards.write_collection_card(folder, name, repo_id=repo_id)
+        cards.write_collection_card(folder, name, repo_id=full_id)
 
 
 def numbered_card(folder: Path) -> dict[str, bytes]:
@@ -115,8 +115,9 @@ def numbered_card(folder: Path) -> dict[str, bytes]:
         report = report_of(adapter.config.base_fingerprint, adapter, None, folder)
     else:
         return {}
-    if report is None or card.data.eval_results:
+    data: Any = card.data  # huggingface_hub types it by a class of another kind of card
+    if report is None or data.eval_results:
         return {}
-    card.data.model_name = card.data.model_name or folder.absolute().name
-    card.data.eval_results = eval_results(report)
+    data.model_name = data.model_name or folder.absolute().name
+    data.eval_results = eval_results(report)
     return {"README.md": str(card).encode()}
