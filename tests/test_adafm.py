@@ -167,7 +167,7 @@ def test_whole_weights_have_a_rate_of_their_own(stylegan2):
 
 
 def test_the_script(base_folder, data, tmp_path, features, monkeypatch):
-    monkeypatch.setattr(adapt, "load_features", lambda device="cpu": features)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda device="cpu": features)
     common = [f"--base={base_folder}", f"--data={data}", "--report_to=none", "--num_threads=1", "--max_train_steps=2"]
     common += ["--train_batch_size=2", "--sample_steps=0"]
     adapt.main("adafm", [*common, f"--output_dir={tmp_path / 'run'}", "--groups=G3"])
@@ -203,7 +203,7 @@ def data(tmp_path):
 @pytest.fixture
 def transfer(tmp_path, data, features, monkeypatch):
     """`transfer(folder, *options)` runs the script on a tiny GP-GAN, and returns the trainer it used."""
-    monkeypatch.setattr(adapt, "load_features", lambda device="cpu": features)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda device="cpu": features)
     gp_gan().save_pretrained(tmp_path / "source")
     made = []
     monkeypatch.setattr(adapt, "Trainer", lambda *args: made.append(Trainer(*args)) or made[-1])

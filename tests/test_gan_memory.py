@@ -115,7 +115,7 @@ def test_penalty(shares):
 @pytest.fixture
 def learn(base_folder, tmp_path, features, shares, monkeypatch):
     """`learn(task, *options)` trains three steps with the script; pictures differ from task to task."""
-    monkeypatch.setattr(adapt, "load_features", lambda device="cpu": features)
+    monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda device="cpu": features)
     shares(EVERY_WIDTH)  # the base is narrow
 
     def run(task, *options):

@@ -448,7 +448,7 @@ def test_the_command_line_refuses(base_folder, adapter_folder, tmp_path, monkeyp
         return result.stderr
 
     assert "give one" in refused("--separate", "--format", "png")
-    assert "--shard-size is of --format" in refused("--shard-size", 4)
+    assert "--shard-size belongs to --format" in refused("--shard-size", 4)
     assert "has a file per picture" in refused("--shard-size", 4, "--format", "png")
     assert "nor --format" in refused("--adapter", adapter_folder, "--interpolate", 3, "--format", "png")
     with monkeypatch.context() as alone:

@@ -169,7 +169,7 @@ def equal(a, b) -> bool:
 
 def test_a_signal_before_the_first_step_or_after_the_last_ends_at_once(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(adapt, "build", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
+        patch.setattr(adapt.Run, "trainer", lambda *args: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
         with pytest.raises(Interrupted):
             run("adapt")
     assert not (tmp_path / "run").exists()

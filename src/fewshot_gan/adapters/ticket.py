@@ -150,7 +150,7 @@ class TicketAdapter(Adapter):
                 )
 
 
-def prunable(model: nn.Module, roles: Sequence[str] = TicketAdapter.roles) -> dict[str, nn.Parameter]:
+def prunable(model: nn.Module, roles: Sequence[str] = TicketAdapter.roles) -> dict[str, torch.Tensor]:
     """Return module path → stored weight, before spectral norm, of the layers of some roles."""
     return {path: stored(layer)[0] for path, layer in select_layers(model, roles).items()}
 

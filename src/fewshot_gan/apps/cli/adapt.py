@@ -19,18 +19,18 @@ TRAINABLE = [name for name in ADAPTERS.own() if ADAPTERS[name].trainable]
 @interruptible()  # Ctrl-C and SIGTERM end it with a checkpoint, exit code 130 or 143
 def adapt(
     data: Annotated[
-        str | None, typer.Argument(help="Folder or zip archive of about ten pictures, embedded set, or datasets id.")
+        str | None, typer.Argument(help="About ten pictures: folder, zip archive, embedded set, or datasets id.")
     ] = None,
     *,
-    out: Annotated[Path, path_option("Folder of the adapter; the same command again resumes.")],
+    out: Annotated[Path, path_option("Folder of the adapter; the same command resumes a run.")],
     text: Annotated[
-        str | None, typer.Option(help="The look in words instead, e.g. 'anime painting'; needs CLIP.")
+        str | None, typer.Option(help="Describe the look in words instead, e.g. 'anime painting'; needs CLIP.")
     ] = None,
     base: Base = "ffhq",
     adapter: Annotated[
         str | None, entry_option(ADAPTERS, "Kind of adapter that is trained; default: the method's.", TRAINABLE)
     ] = None,
-    rank: Annotated[int | None, number("Of left; 0: one factor per weight.", 0, 10_000)] = None,
+    rank: Annotated[int | None, number("Rank of a left adapter; 0: one factor per weight.", 0, 10_000)] = None,
     method: Annotated[
         str | None,
         entry_option(METHODS, "Paper whose losses teach it; default lfs_gan, for words hyperdomainnet."),
@@ -39,20 +39,26 @@ def adapt(
         str | None, typer.Option(help="Weights and settings: few_images, for a CPU; paper, as published; or another.")
     ] = None,
     steps: Annotated[int | None, count("Training steps.")] = None,
-    learning_rate: Annotated[float | None, number("Of the factors.", 1e-12, 1000, "1e-12 to 1000, e.g. 0.005")] = None,
+    learning_rate: Annotated[
+        float | None, number("Learning rate of the adapter.", 1e-12, 1000, "1e-12 to 1000, e.g. 0.005")
+    ] = None,
     batch_size: Annotated[int | None, count("Pictures per step.")] = None,
     real_zoom: Annotated[
         float | None,
         number(
-            "Enlarge pictures up to this at random, if framed more widely than the base's.", 1, 16, "1 to 16, e.g. 1.5"
+            "Enlarge pictures by a random factor up to this, if faces in them are smaller than the base's.",
+            1,
+            16,
+            "1 to 16, e.g. 1.5",
         ),
     ] = None,
-    seed: Annotated[int | None, seed_option("Of everything random.")] = None,
+    seed: Annotated[int | None, seed_option("Seed of the run.")] = None,
     push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Upload the adapter when done.")] = False,
     hub_model_id: Annotated[str | None, typer.Option(help="Repo id; default: the folder's name.")] = None,
     num_threads: Threads = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the run would do and take; train and write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print size, data, steps, time and memory of the run; train and write nothing."),
     ] = False,
 ):
     """Teach a base a new look from about ten pictures, or from words."""

@@ -18,14 +18,14 @@ SAVED = ("generator", "discriminator")
 def convert(
     src: Annotated[
         Path,
-        path_argument("StyleGAN2 .pkl or .pt, SNGAN, BigGAN, GP-GAN .pth, or MobileStyleGAN's IR."),
+        path_argument("Checkpoint: StyleGAN2 .pkl or .pt, SNGAN, BigGAN or GP-GAN .pth, or the IR of MobileStyleGAN."),
     ],
     out: Annotated[Path, path_argument("Folder to write, new or empty.")],
     base: Annotated[
-        str | None, typer.Option(help="Of an adapter of HyperDomainNet, LFS-GAN, AdaFM or GAN Memory: its base.")
+        str | None, typer.Option(help="Base of an adapter file of HyperDomainNet, LFS-GAN, AdaFM or GAN Memory.")
     ] = None,
 ):
-    """Turn a published checkpoint into a folder that `--base` takes, or with --base an adapter into one of ours."""
+    """Convert a published checkpoint into a folder that `--base` takes; with --base, convert a published adapter."""
     start = time.perf_counter()
     refuse_existing(out)
 
@@ -43,8 +43,8 @@ def convert(
         raise ValueError(f"{src} holds a discriminator alone; give the file or folder that has the generator too")
     pipe = FewShotGAN(networks["generator"], networks.get("discriminator"))
     write_folder(out, pipe.save_pretrained)
-    found = [
+    converted = [
         f"{name} of {cards.count_numbers(network):,} numbers" for name, network in networks.items() if name in SAVED
     ]
     resolution = networks["generator"].resolution
-    print(f"{out}  ({resolution} px, {', '.join(found)}, {time.perf_counter() - start:.1f} s)")
+    print(f"{out}  ({resolution} px, {', '.join(converted)}, {time.perf_counter() - start:.1f} s)")

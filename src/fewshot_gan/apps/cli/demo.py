@@ -12,20 +12,23 @@ from .root import app, begin
 def demo(
     base: Base = "ffhq",
     adapter: Annotated[
-        list[str] | None, typer.Option(help="A look beside the embedded ones: folder or Hub repo; repeat for more.")
+        list[str] | None, typer.Option(help="Offer this look too: folder or Hub repo; repeat for more.")
     ] = None,
-    port: Annotated[int, number("Of the page.", 1, 65535)] = 7860,
+    port: Annotated[int, number("Port of the page.", 1, 65535)] = 7860,
     host: Annotated[
-        str, typer.Option(help="127.0.0.1: this machine alone; 0.0.0.0: whoever can reach it.")
+        str,
+        typer.Option(
+            help="Address to serve on: 127.0.0.1 for this machine alone, 0.0.0.0 for everybody who can reach it."
+        ),
     ] = "127.0.0.1",
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(help="A name by which others reach the page, besides this machine's own; repeat for more."),
+        typer.Option(help="Accept requests for this host name too; repeat for more."),
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Serve the page without opening it.")] = False,
     num_threads: Threads = None,
 ):
-    """Open a page in the browser: faces in many looks, your photo, a look of your own."""
+    """Open a page in the browser: draw faces in many looks, your photo too, and teach a look of your own."""
     from ..demo import serve
 
     begin(num_threads)

@@ -22,38 +22,45 @@ def evaluate(
         str | None, typer.Argument(help="True pictures: folder, zip archive, embedded set, or datasets id.")
     ] = None,
     *,
-    base: Annotated[str | None, typer.Option(help="Embedded name, folder or Hub repo; default: ffhq.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base: embedded name, folder or Hub repo; default ffhq.")] = None,
     adapter: Adapters = None,
     weight: Weights = None,
     num_images: Annotated[int | None, count("Pictures to draw; default 1000.")] = None,
-    seed: Annotated[int | None, seed_option("Of the pictures; default 0.")] = None,
+    seed: Annotated[int | None, seed_option("Seed of the pictures; default 0.")] = None,
     psi: Psi = None,
     features: Annotated[
         str | None,
         typer.Option(
-            help="What judges: efficientnet-lite0 (default) or -lite2, inception-v3, or CLIP or any vision model of "
-            "transformers: folder or repo."
+            help="Feature network: efficientnet-lite0 (default), efficientnet-lite2, inception-v3, or a folder or "
+            "repo of CLIP or of any vision model of transformers."
         ),
     ] = None,
     pairs: Annotated[
-        str | None, typer.Option(help="What measures distances of pairs: an EfficientNet, lpips-vgg or lpips-alex.")
+        str | None,
+        typer.Option(help="Network that measures distances of pairs: an EfficientNet, lpips-vgg or lpips-alex."),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="Name of the domain, for CLIP's quality.")] = None,
+    text: Annotated[str | None, typer.Option(help="Name of the look, for CLIP's quality score.")] = None,
     neighbour: Annotated[
         int | None,
-        number("Which neighbour precision, recall, density and coverage look at; default 3.", 1, 10**6),
+        number("Number of the neighbour that precision, recall, density and coverage use; default 3.", 1, 10**6),
     ] = None,
     batch_size: BatchSize = 8,
     protocol: Annotated[
         Path | None,
-        path_option("A report: compute it again, and say whether it is equal. What is not given is as there."),
+        path_option(
+            "Compute this report again and say whether it is equal; options that are not given are taken from it."
+        ),
     ] = None,
-    beside: Annotated[Path | None, path_option("A report to print beside, if its protocol is the same.")] = None,
-    cache_dir: Annotated[Path | None, path_option("Keep the true pictures' statistics here.")] = None,
-    out: Annotated[Path | None, path_option("The report; default: evaluation.json, with --protocol none.")] = None,
+    beside: Annotated[
+        Path | None, path_option("Print this report's numbers beside; its protocol must be the same.")
+    ] = None,
+    cache_dir: Annotated[Path | None, path_option("Keep the statistics of the true pictures in this folder.")] = None,
+    out: Annotated[
+        Path | None, path_option("File of the report; default evaluation.json, and none with --protocol.")
+    ] = None,
     num_threads: Threads = None,
 ):
-    """Compare what a base and its adapters draw with true pictures: Fréchet, KID, precision, recall and more."""
+    """Compare drawn pictures with true ones: Fréchet distance, KID, precision, recall and more."""
     start = time.perf_counter()
     with needing("evaluation", "train"):
         from .. import evaluation

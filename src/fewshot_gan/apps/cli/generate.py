@@ -32,36 +32,46 @@ def generate(
     adapter: Adapters = None,
     weight: Annotated[
         list[str] | None,
-        typer.Option(help="One per adapter, in order; default 1. By depth: coarse:0,middle:0.5,fine:1 or 4:0,32:1."),
+        typer.Option(
+            help="Weight of each adapter, in order; default 1. By depth: coarse:0,middle:0.5,fine:1 or 4:0,32:1."
+        ),
     ] = None,
-    num_images: Annotated[int, count("How many pictures.")] = 4,
-    seed: Annotated[int, seed_option("One seed, one set of pictures.")] = 0,
+    num_images: Annotated[int, count("Number of pictures.")] = 4,
+    seed: Annotated[int, seed_option("Seed of the latents: the same seed draws the same pictures.")] = 0,
     psi: Psi = None,
-    noise_mode: Annotated[NoiseMode, typer.Option(help="Per-pixel noise.")] = NoiseMode.const,
+    noise_mode: Annotated[NoiseMode, typer.Option(help="Per-pixel noise: const, random, or none.")] = NoiseMode.const,
     class_label: Annotated[
         list[int] | None,
-        number("Of class-conditional bases: one for all; repeat for one per picture.", 0, 2**31 - 1),
+        number("Class of a class-conditional base: one for all pictures, or repeat for one per picture.", 0, 2**31 - 1),
     ] = None,
     batch_size: BatchSize = 8,
-    latents: Annotated[Path | None, path_option("File of fewshot-gan invert, instead of random ones.")] = None,
-    out: Annotated[Path | None, path_option("The grid's file, or with --separate and --format the folder.")] = None,
+    latents: Annotated[
+        Path | None, path_option("Draw these latents, a file of fewshot-gan invert, instead of random ones.")
+    ] = None,
+    out: Annotated[Path | None, path_option("File of the grid; with --separate or --format the folder.")] = None,
     separate: Annotated[
-        bool, typer.Option("--separate", help="One file per picture instead of a grid; all of them or none.")
+        bool, typer.Option("--separate", help="Write one file per picture instead of a grid; all of them or none.")
     ] = False,
     file_format: Annotated[
         FileFormat | None,
         typer.Option(
-            "--format", help="A folder of any number of pictures instead of a grid; the same command again resumes."
+            "--format", help="Write a folder of any number of pictures instead of a grid; the same command resumes it."
         ),
     ] = None,
     shard_size: Annotated[
         int | None,
         count("Pictures per file of webdataset (tar) and parquet; default 1024."),
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="A row of the base, then one per adapter.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Draw a row without adapters, then a row per adapter.")
+    ] = False,
     interpolate: Annotated[
         int | None,
-        number("Pictures per row, from one adapter to the next; with one, from the base.", 2, 1000),
+        number(
+            "Blend from one adapter to the next in this many pictures per row; with one adapter, from the base.",
+            2,
+            1000,
+        ),
     ] = None,
     num_threads: Threads = None,
 ):
@@ -74,9 +84,11 @@ def generate(
             f"got {len(names)} adapters"
         )
     if separate and file_format:
-        raise ValueError("--separate writes a folder of png files in one go, --format in any number; give one")
+        raise ValueError(
+            "--separate writes a folder of png files all at once, --format one that can be resumed; give one of them"
+        )
     if shard_size is not None and not file_format:
-        raise ValueError("--shard-size is of --format webdataset and parquet; give one of these, or leave it out")
+        raise ValueError("--shard-size belongs to --format webdataset and parquet; give one of these, or leave it out")
     out = out or Path("faces" if separate or file_format else "faces.png")
     if separate:
         refuse_existing(out)
@@ -89,7 +101,9 @@ def generate(
     begin(num_threads)
     processes = generation.launched()
     if processes and not file_format:
-        raise ValueError("several processes write a folder together with --format; else start a single one")
+        raise ValueError(
+            "several processes can only write a folder together, with --format; start a single process otherwise"
+        )
     pipe, loaded = load_pipeline(base, names, weights)
     options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value, "batch_size": batch_size}
     if class_label:
@@ -117,7 +131,9 @@ def generate(
 
         def write(folder):
             generation.write_pictures(pipe, folder, num_images, **options)
-            (folder / generation.MANIFEST).unlink()  # whole or not there: nothing to go on from
+            (
+                folder / generation.MANIFEST
+            ).unlink()  # the folder appears when it is complete, so there is nothing to resume
 
         write_folder(out, write)
     else:

@@ -17,22 +17,22 @@ from .sources import adapters_in, read_config
 @app.command()
 def info(
     adapter: Annotated[str, typer.Argument(help="Embedded name, folder or Hub repo.")],
-    subfolder: Annotated[str | None, typer.Option(help="Folder inside it.")] = None,
+    subfolder: Annotated[str | None, typer.Option(help="Subfolder of the adapter.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repo.")] = None,
-    token: Annotated[str | None, typer.Option(help="For a private repo.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, one object per adapter.")] = False,
+    token: Annotated[str | None, typer.Option(help="Token that may read a private repo.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with one object per adapter.")] = False,
 ):
-    """Show what an adapter is: its type, size, base and the layers it changes."""
+    """Show type, size, base and changed layers of an adapter."""
     folder = hub.resolve_folder(adapter, kind="adapter", subfolder=subfolder, revision=revision, token=token)
-    found = adapters_in(folder)
-    if not found:
+    folders = adapters_in(folder)
+    if not folders:
         raise FileNotFoundError(f"{adapter} is no adapter: neither it nor a subfolder has an adapter_config.json")
-    known = [_facts(f, Path(subfolder or adapter).name if f == folder else f.name) for f in found]
-    print(json.dumps(known, indent=1) if as_json else "\n".join(map(_describe, known)))
+    facts = [_facts(path, Path(subfolder or adapter).name if path == folder else path.name) for path in folders]
+    print(json.dumps(facts, indent=1) if as_json else "\n".join(map(_describe, facts)))
 
 
 def _facts(folder: Path, name: str) -> dict:
-    """What the config and the headers of the weights of one adapter say."""
+    """Collect what config and weight headers of one adapter say."""
     config = read_config(folder)
     files = sorted(folder.glob("adapter_model*.safetensors"), key=lambda file: len(file.name))  # no variant comes first
     if not files:
@@ -72,7 +72,7 @@ def _describe(facts: dict) -> str:
 
 @app.command(name="list")
 def list_embedded():
-    """Show what ships inside the package and works offline."""
+    """List the bases, adapters and data sets that ship inside the package and work offline."""
     bases = {name: hub.names.ASSETS / "bases" / name for name in hub.embedded_bases()}
     print("bases" if bases else "bases: none")
     for name, folder in bases.items():

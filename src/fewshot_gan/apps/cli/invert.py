@@ -14,24 +14,28 @@ from .root import app, begin
 
 @app.command()
 def invert(
-    photos: Annotated[list[Path], path_argument("Pictures; cropped to the centre square.")],
+    photos: Annotated[list[Path], path_argument("Photos; the centre square of each is used.")],
     base: Base = "ffhq",
-    space: Annotated[Space, typer.Option(help="w keeps to what the base knows, w+ comes closer.")] = Space.w,
-    steps: Annotated[int, count("Of the optimisation.")] = 150,
-    seed: Annotated[int, seed_option("Of its noise.")] = 0,
+    space: Annotated[
+        Space, typer.Option(help="Latent space: w looks more like the base's pictures, w+ is closer to the photo.")
+    ] = Space.w,
+    steps: Annotated[int, count("Optimisation steps.")] = 150,
+    seed: Annotated[int, seed_option("Seed of the noise in the optimisation.")] = 0,
     out: Annotated[
         Path,
-        path_option("File of the latents; a picture of the result, NAME-sheet.png, beside it."),
+        path_option("File of the latents; NAME-sheet.png beside it shows photos and results."),
     ] = Path("latents.safetensors"),
     num_threads: Threads = None,
 ):
     """Find latents of your own photos, for generate --latents."""
     start = time.perf_counter()
     if out.is_dir() or out.suffix != ".safetensors":
-        raise ValueError(f"--out {out} is no file of latents; give a name ending in .safetensors")
+        raise ValueError(f"--out {out} cannot be a file of latents; give a name ending in .safetensors")
     sheet = out.with_name(f"{out.stem}-sheet.png")
     if sheet.resolve() in [photo.resolve() for photo in photos]:
-        raise ValueError(f"{sheet}, where the result is shown, is one of the photos; give another --out")
+        raise ValueError(
+            f"{sheet} would be overwritten by the picture of the result, but is one of the photos; give another --out"
+        )
 
     from safetensors.torch import save_file
 
@@ -39,17 +43,19 @@ def invert(
 
     begin(num_threads)
     pipe = FewShotGAN.from_pretrained(base)
-    given = [_squared(path, pipe.generator.resolution) for path in photos]
-    found = pipe.invert(given, space=space.value, steps=steps, seed=seed)
-    replace_file(out, lambda path: save_file({"latents": found.latents.contiguous()}, path))
-    drawn = pipe(latents=found.latents).images
-    replace_file(sheet, grids.make_grid([*given, *drawn], len(drawn)).save)
-    quality = ", ".join(f"{path.name} {value:.1f} dB" for path, value in zip(photos, found.psnr, strict=True))
-    print(f"{out}  ({quality}; {time.perf_counter() - start:.0f} s)")
+    squares = [_squared(path, pipe.generator.resolution) for path in photos]
+    inversion = pipe.invert(squares, space=space.value, steps=steps, seed=seed)
+    replace_file(out, lambda path: save_file({"latents": inversion.latents.contiguous()}, path))
+    drawn = pipe(latents=inversion.latents).images
+    replace_file(sheet, grids.make_grid([*squares, *drawn], len(drawn)).save)
+    psnr_per_photo = ", ".join(
+        f"{path.name} {value:.1f} dB" for path, value in zip(photos, inversion.psnr, strict=True)
+    )
+    print(f"{out}  ({psnr_per_photo}; {time.perf_counter() - start:.0f} s)")
 
 
 def _squared(path: Path, size: int):
-    """The photo as it is inverted."""
+    """Return the centre square of a photo, `size` px wide."""
     from PIL import Image
 
     from ...data.images import read_image, square

@@ -1,4 +1,4 @@
-"""What the options of `fewshot-gan` accept, and how the command line refuses: in one sentence."""
+"""Option types of `fewshot-gan` with their limits, and error messages of one sentence."""
 
 import sys
 from collections.abc import Iterable
@@ -14,9 +14,8 @@ from ...utils.files import user_path
 from ...utils.text import plain
 from ...utils.threads import MAX_THREADS
 
-_USAGE: type[Exception] = next(
-    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
-)  # typer's own or click's
+# The class of usage errors; newer versions of typer define it themselves, older ones take click's.
+_USAGE: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 class Space(StrEnum):
@@ -42,22 +41,22 @@ class NoiseMode(StrEnum):
 
 
 def path_option(help: str):
-    """An option of a path, in which `~` is expanded: no shell does that in `--out=~/faces.png`."""
+    """Declare a path option and expand `~`, which shells leave as it is in `--out=~/faces.png`."""
     return typer.Option(help=help, parser=user_path)
 
 
 def path_argument(help: str):
-    """As `path_option`, of an argument."""
+    """Declare a path argument, see `path_option`."""
     return typer.Argument(help=help, parser=user_path)
 
 
 def number(help: str, least: float, most: float, said: str | None = None):
-    """An option of a number, or of several, that refuses NaN and what is beyond `least` … `most`.
+    """Declare an option for one or several numbers; refuse NaN and numbers outside `least` to `most`.
 
     Args:
-        help: of the option.
-        least, most: limits, both allowed.
-        said: the limits in words.
+        help: help text.
+        least, most: limits, inclusive.
+        said: the limits in words, for the error message.
     """
 
     def check(parameter: typer.CallbackParam, value):
@@ -70,12 +69,12 @@ def number(help: str, least: float, most: float, said: str | None = None):
 
 
 def entry_option(catalogue: Catalogue, help: str, names: Iterable[str] | None = None):
-    """An option that names an entry of a catalogue; plugins are imported for names of theirs alone.
+    """Declare an option for a name of a catalogue; plugins are imported only for a name that this package lacks.
 
     Args:
-        catalogue: of methods, adapters, …
-        help: of the option.
-        names: to list in the help; None: all of this package.
+        catalogue: the methods or the kinds of adapters.
+        help: help text.
+        names: names that the help text lists; None: all that this package defines.
     """
 
     def check(value: str | None) -> str | None:
@@ -85,29 +84,29 @@ def entry_option(catalogue: Catalogue, help: str, names: Iterable[str] | None = 
 
 
 def count(help: str):
-    """An option of a number of things."""
+    """Declare an option for a count: 1 to a billion."""
     return number(help, 1, 10**9, "1 or more, up to a billion")
 
 
 def seed_option(help: str):
-    """An option of a seed."""
+    """Declare an option for a seed: 0 to 2^63 − 1."""
     return number(help, 0, 2**63 - 1, "0 or more, below 2^63")
 
 
 def parse_weight(text: str) -> float | dict:
-    """`0.5`, or a schedule over depth: `coarse:0,fine:1` or `4:0,32:1`."""
+    """Parse a weight, `0.5`, or a schedule over depth, `coarse:0,fine:1` or `4:0,32:1`."""
     from ...adapters.looks import parse_weight
 
     return parse_weight(text, "--weight")
 
 
 class OneSentence(TyperGroup):
-    """Commands that end as `utils.errors.boundary` says; what the parser refuses is one line as well."""
+    """A command group whose errors are one sentence, usage errors included; see `utils.errors.boundary`."""
 
     def main(self, args=None, *others, standalone_mode: bool = True, **options):
         tolerate_encodings()
         given = sys.argv[1:] if args is None else list(args)
-        if "--debug" in given:  # known wherever it stands
+        if "--debug" in given:  # accepted before and after the command
             args = ["--debug", *(word for word in given if word != "--debug")]
         if not standalone_mode:
             return super().main(args, *others, standalone_mode=False, **options)
@@ -117,7 +116,7 @@ class OneSentence(TyperGroup):
             refused: Any = error
             message = plain(refused.format_message()).replace("Value error, ", "").rstrip(".")
             if type(refused).__name__ == "NoArgsIsHelpError":
-                print(refused.format_message(), end="", file=sys.stderr)  # the help, where it was not shown already
+                print(refused.format_message(), end="", file=sys.stderr)  # the help text
             else:
                 place = refused.ctx.command_path if getattr(refused, "ctx", None) else "fewshot-gan"
                 print(f"error: {message[:1].lower()}{message[1:]}; see {place} --help", file=sys.stderr)
@@ -130,7 +129,7 @@ class OneSentence(TyperGroup):
 
 
 Adapters = Annotated[list[str] | None, typer.Option(help="Embedded name, folder or Hub repo; repeat to blend.")]
-Weights = Annotated[list[str] | None, typer.Option(help="One per adapter, as of generate; default 1.")]
+Weights = Annotated[list[str] | None, typer.Option(help="Weight of each adapter, see generate; default 1.")]
 Base = Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")]
 Psi = Annotated[
     float | None, number("Truncation; default: the base's own.", -1000, 1000, "a number such as 0.7, -1000 to 1000")

@@ -20,12 +20,14 @@ from .sources import adapters_in, read_config
 
 @app.command()
 def push(
-    folder: Annotated[Path, path_argument("An adapter, a folder of several, or a base.")],
-    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub, made if it is not there.")],
+    folder: Annotated[Path, path_argument("Folder of an adapter, of several adapters, or of a base.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub; the repo is made if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Make a private repo.")] = False,
-    token: Annotated[str | None, typer.Option(help="With write access; default: that of `hf auth login`.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, made if it is not there.")] = None,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with fewshot_gan",
+    token: Annotated[
+        str | None, typer.Option(help="Token with write access; default: the one of `hf auth login`.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch; it is made if it does not exist.")] = None,
+    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload with fewshot_gan",
 ):
     """Share an adapter or a base on the Hub, with a model card."""
     folder = finish_replacing(folder)
@@ -38,7 +40,11 @@ def push(
 
 
 def _check_pushable(folder: Path) -> list[str]:
-    """Patterns of the files that belong to what `folder` holds, once they are known to be whole."""
+    """Check that adapter or base in `folder` are complete; return the patterns of the files to upload.
+
+    Raises:
+        FileNotFoundError, ValueError: there is neither, or a file is missing or damaged.
+    """
     found = []
     if (index := folder / "model_index.json").is_file():
         listed = {name: value for name, value in read_json(index).items() if isinstance(value, list) and value[0]}
@@ -67,7 +73,7 @@ def _check_pushable(folder: Path) -> list[str]:
 
 
 def _portable(folder: Path) -> dict[str, bytes]:
-    """Configs of adapters that call their base by a folder of this machine, as they may be read elsewhere."""
+    """Return `{path: content}` of adapter configs whose base is a local folder, with a name that works elsewhere."""
     instead = {}
     for path in (f / "adapter_config.json" for f in adapters_in(folder)):
         config = read_json(path)
@@ -93,10 +99,10 @@ def _write_card(folder: Path, repo_id: str) -> None:
 
 
 def numbered_card(folder: Path) -> dict[str, bytes]:
-    """`README.md` of an adapter or base with the numbers of the report that lies beside it in its front matter.
+    """Add the numbers of the report that lies in `folder` to the front matter of its `README.md`.
 
     Returns:
-        Empty where there is no such report, or the card has numbers of its own.
+        `{"README.md": content}`; empty if there is no such report, or the card has numbers already.
     """
     from huggingface_hub import ModelCard
 

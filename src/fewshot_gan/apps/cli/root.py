@@ -1,4 +1,4 @@
-"""The application and what all its commands share."""
+"""The Typer application, and what its commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from .options import OneSentence
 
 app = typer.Typer(
     cls=OneSentence,
-    help="Few-shot GAN adaptation: pictures from a base, and from what a few images taught it.",
+    help="Few-shot GAN adaptation: draw pictures with a base generator and with looks learned from a few images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,7 +26,7 @@ def _show_version(wanted: bool):
 
 
 def begin(num_threads: int | None):
-    """Threads to compute with, and no progress bar for loading two files; those of long runs stay."""
+    """Set the number of threads, and hide diffusers' progress bar, which would show the loading of two files."""
     from diffusers.utils import logging
 
     from ...utils.threads import set_threads
@@ -48,5 +48,10 @@ def root(
 
 
 def refuse_existing(out: Path) -> None:
+    """Refuse an output folder that has files in it, before anything is computed.
+
+    Raises:
+        FileExistsError: it is a file, or a folder with files.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder; choose another, or remove it first")

@@ -1,4 +1,4 @@
-"""What commands read: adapters with their weights, folders of adapters, latents."""
+"""Inputs of commands: adapters with their weights, folders of adapters, latents."""
 
 from pathlib import Path
 
@@ -10,7 +10,11 @@ from .options import parse_weight
 
 
 def named_looks(adapter: list[str] | None, weight: list[str] | None) -> tuple[list[str], list]:
-    """What --adapter and --weight name: sources, and a weight for each."""
+    """Return the adapters that --adapter names, and a weight for each.
+
+    Raises:
+        ValueError: there are weights, but not one per adapter.
+    """
     names, weights = list(adapter or []), [parse_weight(text) for text in weight or []]
     if weights and len(weights) != len(names):
         raise ValueError(f"{len(names)} adapters but {len(weights)} weights; give one --weight per --adapter")
@@ -18,7 +22,7 @@ def named_looks(adapter: list[str] | None, weight: list[str] | None) -> tuple[li
 
 
 def load_pipeline(base: str, names: list[str], weights: list):
-    """The base with its adapters loaded, and their weights by the names they have there."""
+    """Load a base and adapters; return the pipeline and `{adapter name: weight}`."""
     from ...adapters.io import name_of
     from ...pipeline import BASE, FewShotGAN
 
@@ -32,14 +36,18 @@ def load_pipeline(base: str, names: list[str], weights: list):
 
 
 def adapters_in(folder: Path) -> list[Path]:
-    """The folder itself if it is an adapter, else its subfolders that are."""
+    """Return the folder itself if it holds an adapter, else its subfolders that do."""
     if (folder / "adapter_config.json").is_file():
         return [folder]
     return list(hub.adapter_folders(folder).values())
 
 
 def read_config(folder: Path) -> dict:
-    """The config of an adapter, of which the parts that are shown are known to be there."""
+    """Read an adapter's config.
+
+    Raises:
+        ValueError: a part that commands show is missing or of another type.
+    """
     path = folder / "adapter_config.json"
     config = read_json(path)
     layers = config.get("target_modules")
@@ -54,6 +62,11 @@ def read_config(folder: Path) -> dict:
 
 
 def read_latents(path: Path):
+    """Read latents that `fewshot-gan invert` wrote.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     from ...models.latents import check_latents
 
     try:
