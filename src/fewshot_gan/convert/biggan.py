@@ -136,12 +136,12 @@ def _port_generator(tensors: dict) -> BigGANGenerator:
     top = {"shared": "shared", "linear": "linear", "norm": "output_layer.0", "to_rgb": "output_layer.2"}
 
     def rename(path: str) -> str:
-        first, _, rest = path.partition(".")
+        first, _, below = path.partition(".")
         if first == "attention":
-            return f"blocks.{attention - 1}.1" + (f".{rest}" if rest else "")
+            return f"blocks.{attention - 1}.1" + (f".{below}" if below else "")
         if not first.startswith("b"):
             return top[first]
-        layer, _, inner = rest.partition(".")
+        layer, _, inner = below.partition(".")
         inner = {"gain": ".gain", "shift": ".bias"}.get(inner, "")
         return f"blocks.{int(first[1:]).bit_length() - 4}.0.{PORT_PARTS[layer]}{inner}"
 
@@ -159,12 +159,12 @@ def _port_discriminator(tensors: dict) -> BigGANDiscriminator:
     model = BigGANDiscriminator(widths, down, attention, source["embed.weight"].shape[0], resolution)
 
     def rename(path: str) -> str:
-        first, _, rest = path.partition(".")
+        first, _, below = path.partition(".")
         if first == "attention":
-            return f"blocks.{attention - 1}.1" + (f".{rest}" if rest else "")
+            return f"blocks.{attention - 1}.1" + (f".{below}" if below else "")
         if first in ("out", "embedding"):
             return {"out": "linear", "embedding": "embed"}[first]
-        return f"blocks.{int(first[5:])}.0.{PORT_PARTS[rest]}"
+        return f"blocks.{int(first[5:])}.0.{PORT_PARTS[below]}"
 
     return fill(model, tensors, rename, _port_sigma)
 
@@ -208,10 +208,10 @@ def _studiogan_blocks(tensors: dict) -> tuple[list[int], int, int]:
 
 def _studiogan_name(path: str, top: dict[str, str], blocks: dict[str, int]) -> str:
     """Return StudioGAN's name of one of our modules; `blocks`: our name → its block number."""
-    first, _, rest = path.partition(".")
+    first, _, below = path.partition(".")
     if first not in blocks:
         return top[first]
-    return f"blocks.{blocks[first]}.0" + (f".{STUDIOGAN_PARTS[rest]}" if rest else "")
+    return f"blocks.{blocks[first]}.0" + (f".{STUDIOGAN_PARTS[below]}" if below else "")
 
 
 def _studiogan_generator(tensors: dict) -> BigGANGenerator:

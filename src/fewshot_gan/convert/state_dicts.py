@@ -52,26 +52,26 @@ def find(data, marks: dict[str, tuple[str, ...]], others: dict[str, tuple[str, .
     networks, left_out = [], []
     every = dict(sorted((others | marks).items(), key=lambda item: -len(item[1])))
     for path, entries, beside in named_dicts(data):
-        found, almost = {}, None
+        kind_by_prefix, almost = {}, None
         for prefix, counts in _counts(entries, every).items():
             full = [kind for kind in every if counts[kind] == len(every[kind])]
             near = [kind for kind in marks if counts[kind] == len(marks[kind]) - 1 > 1]
             if full:
-                found[prefix] = full[0]
+                kind_by_prefix[prefix] = full[0]
             elif near:
                 almost = prefix, near[0]
-        if almost and not found:
+        if almost and not kind_by_prefix:
             prefix, kind = almost
             lacking = next(mark for mark in marks[kind] if prefix + mark not in plain_names(entries))
             where = _where(path, prefix) or "the file"
             raise ConversionError(
                 f"{where} looks like the {kind} but has no tensor {prefix + lacking!r}; it is damaged"
             )
-        for prefix, kind in found.items():
+        for prefix, kind in kind_by_prefix.items():
             tensors = {name.removeprefix(prefix): v for name, v in entries.items() if name.startswith(prefix)}
             outside = {_bare(name): value for name, value in entries.items() if not name.startswith(prefix)}
             networks.append(StateDict(_where(path, prefix), kind, tensors, beside | outside))
-        unknown = {_bare(name): value for name, value in entries.items() if not name.startswith(tuple(found))}
+        unknown = {_bare(name): value for name, value in entries.items() if not name.startswith(tuple(kind_by_prefix))}
         left_out += _unknown(path, unknown)
     if networks and left_out:
         logger.warning("left out, because it is of no known network: %s", ", ".join(left_out))

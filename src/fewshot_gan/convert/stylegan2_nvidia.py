@@ -211,8 +211,8 @@ def _refuse_other_kinds(network, modules, class_name):
             f"the {class_name.lower()} makes or takes {channels} image channels; only 3 can be converted"
         )
     for path, attributes in modules.items():
-        if (found := attributes.get("activation", "lrelu")) not in ("lrelu", "linear"):
-            raise ConversionError(f"{path} has activation {found!r}; StyleGAN2 has 'lrelu' and 'linear'")
+        if (activation := attributes.get("activation", "lrelu")) not in ("lrelu", "linear"):
+            raise ConversionError(f"{path} has activation {activation!r}; StyleGAN2 has 'lrelu' and 'linear'")
 
 
 def _check_architectures(network, modules, block_prefix, architecture: str) -> None:
