@@ -20,6 +20,7 @@ from fewshot_gan.data.datasets import load_images, load_labelled, provenance
 from fewshot_gan.data.images import square
 from fewshot_gan.data.sets import PictureSet
 from fewshot_gan.features.encoders import FeatureEncoder
+from fewshot_gan.hub import reports
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import hypernetwork
 
@@ -339,7 +340,7 @@ def test_evaluation_reads_folders_and_archives_alike(folder, tmp_path, mobile):
         report = evaluation.evaluate(pipe, str(source), num_images=4, neighbour=2)
         assert report["protocol"]["num_true"] == 5
         found.append(report)
-    assert evaluation.compare(*found) and evaluation.differences(*found) == []
+    assert reports.compare(*found) and reports.differences(*found) == []
 
 
 def test_data_sets_are_decoded_within_the_limits(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Published checkpoints → our networks: recognised by content, every tensor accounted for, no code of theirs run."""
+"""Convert published checkpoints: recognise them by content, account for every tensor, and never run their code."""
 
 import tempfile
 from pathlib import Path
@@ -23,14 +23,14 @@ def convert_checkpoint(src: str | Path) -> dict:
     """Convert a published checkpoint; `FewShotGAN(generator, discriminator).save_pretrained` makes a base of it.
 
     Args:
-        src: file or folder; its content decides what it is, not its name.
+        src: file or folder; recognised by its content, not its name.
 
     Returns:
-        "generator", and where the checkpoint has them "generator_raw" (not averaged) and "discriminator", in eval mode.
+        "generator", and if the checkpoint has them "generator_raw" (not averaged) and "discriminator", in eval mode.
 
     Raises:
-        ConversionError: unknown, unsupported, damaged or unsafe file, or weights that are no finite numbers.
-        FileNotFoundError: there is no `src`.
+        ConversionError: the file is unknown, unsupported, damaged or unsafe, or has weights that are not finite.
+        FileNotFoundError: `src` does not exist.
     """
     src = user_path(src)
     if not src.exists():
@@ -43,7 +43,7 @@ def convert_checkpoint(src: str | Path) -> dict:
         check(networks)
     except (ConversionError, OSError, ImportError):
         raise
-    except Exception as error:  # whatever sizes and values that no network has make of the converters
+    except Exception as error:  # sizes and values that no network has can cause any error in the converters
         if isinstance(error, ValueError):
             raise ConversionError(f"{src.name} cannot be converted: {in_short(error)}") from error
         raise ConversionError(
@@ -54,7 +54,7 @@ def convert_checkpoint(src: str | Path) -> dict:
 
 
 def _size(src: Path) -> int:
-    """Bytes that the numbers of a checkpoint can take."""
+    """Return an upper bound of the bytes of a checkpoint's tensors."""
     paths = [*src.glob("*.pth"), *src.rglob("*.bin")] if src.is_dir() else [src]
     return sum(path.stat().st_size for path in paths if path.is_file())
 
@@ -62,8 +62,8 @@ def _size(src: Path) -> int:
 def _convert_folder(folder: Path) -> dict:
     from . import mobile_stylegan_ir
 
-    if found := mobile_stylegan_ir.find(folder):
-        return {"generator": mobile_stylegan_ir.convert(found)}
+    if ir_folder := mobile_stylegan_ir.find(folder):
+        return {"generator": mobile_stylegan_ir.convert(ir_folder)}
     if networks := _convert_torch_folder(folder):
         return networks
     raise ConversionError(f"the folder {folder.name} holds no known checkpoint; recognised are {RECOGNISED}")
@@ -75,12 +75,12 @@ def _convert_file(path: Path) -> dict:
 
     if untrusted.is_pickle(path):
         return stylegan2_nvidia.convert(path)
-    found = untrusted.open_checkpoint(path)
-    if found.kind == "tensors":
-        return _convert_tensors(found.value, path.name)
-    if found.kind == "ir":
+    contents = untrusted.open_checkpoint(path)
+    if contents.kind == "tensors":
+        return _convert_tensors(contents.value, path.name)
+    if contents.kind == "ir":
         with tempfile.TemporaryDirectory() as folder:
-            for name, data in found.value.items():
+            for name, data in contents.value.items():
                 (Path(folder) / name).write_bytes(data)
             return {"generator": mobile_stylegan_ir.convert(Path(folder))}
     raise ConversionError(f"{path.name} is no known checkpoint; recognised are {RECOGNISED}")
@@ -89,7 +89,7 @@ def _convert_file(path: Path) -> dict:
 def _convert_tensors(data, name: str) -> dict:
     from . import adapters, networks
 
-    if paper := adapters.paper_of(data):
+    if paper := adapters.find_paper(data):
         raise ConversionError(
             f"{name} is an adapter of {paper}; give --base (in Python import_adapter), the converted base that it was "
             "trained on"
@@ -98,17 +98,17 @@ def _convert_tensors(data, name: str) -> dict:
 
 
 def _convert_torch_folder(folder: Path) -> dict:
-    """Files of one network each, as BigGAN's `G.pth`, `G_ema.pth`, `D.pth`; others in the folder are left alone."""
+    """Convert a folder with one network per file, as BigGAN's `G.pth`, `G_ema.pth`, `D.pth`; ignore other files."""
     from . import networks, torch_file
 
-    found, reason = [], None
+    state_dicts, first_error = [], None
     for path in sorted(folder.glob("*.pth")):
         try:
             data = torch_file.read(path)
-        except ConversionError as error:  # a training's settings, for example, which hold code
-            reason = reason or error
+        except ConversionError as error:  # e.g. settings of a training, which contain code
+            first_error = first_error or error
             continue
-        found += networks.find({path.stem: data})
-    if reason and not found:
-        raise reason
-    return networks.convert(found, folder.name) if found else {}
+        state_dicts += networks.find({path.stem: data})
+    if first_error and not state_dicts:
+        raise first_error
+    return networks.convert(state_dicts, folder.name) if state_dicts else {}

@@ -1,32 +1,32 @@
-"""The papers' own adapter files → our adapters, bound to a converted base.
+"""Import adapter files of papers' authors as adapters of a converted base.
 
-Known are domain vectors of HyperDomainNet, modulations of LFS-GAN, and those of AdaFM transfer and GAN Memory.
+Supported: HyperDomainNet (domain vectors), LFS-GAN, AdaFM transfer and GAN Memory (modulations).
 """
 
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
 
 from ..adapters import Adapter
-from ..models import GPGANGenerator, TailoredGenerator
+from ..models import AnyGenerator, GPGANGenerator, TailoredGenerator
 from ..utils.files import user_path
 from . import adapters_gp_gan, adapters_stylegan2, networks, state_dicts, torch_file
 from .report import ConversionError, SourceTensors
 
-BASE_FOLDER = "base"  # beside an adapter whose generator is made of the converted base
+BASE_FOLDER = "base"  # beside an adapter that needs a generator of its own
 
 
 class Paper(NamedTuple):
-    """How adapters of a paper look, and what reads them.
+    """The format of a paper's adapter files.
 
     Attributes:
-        pattern: of a tensor's name, after any prefix, that only such files have.
-        read: (tensors, settings beside them, generator) → adapter.
+        pattern: regular expression of a tensor name, after any prefix, that only such files have.
+        read: function of (tensors, settings beside them, generator) that returns the adapter.
     """
 
     pattern: str
@@ -46,8 +46,16 @@ PAPERS = {
 }
 
 
-class Found(NamedTuple):
-    """An adapter's tensors, without the prefix of their names, and what stands beside them."""
+class AdapterFile(NamedTuple):
+    """An adapter in a file.
+
+    Attributes:
+        file: name of the file.
+        paper: a key of `PAPERS`.
+        where: dotted path of the adapter in the file.
+        tensors: name without prefix → tensor.
+        settings: other values in the file.
+    """
 
     file: str
     paper: str
@@ -60,31 +68,31 @@ def import_adapter(src: str | Path, generator) -> Adapter:
     """Turn the adapter file of a paper's authors into an adapter of a converted base.
 
     Args:
-        src: file of `torch.save`; its content decides of which paper it is.
+        src: a file of `torch.save`; the paper is recognised by its content.
         generator: the base that it was trained on, or a pipeline with it; see `adapter_base` for AdaFM transfer.
 
     Returns:
-        The adapter, which draws with `generator` what the authors' code draws with theirs.
+        The adapter, which gives the same images with `generator` as the authors' code gives with their network.
 
     Raises:
-        ConversionError: the file is no adapter of these papers, is damaged or unsafe, has numbers that are not finite,
-            belongs to another base, or does what no adapter can; every tensor that is missing, left over or of another
-            shape is named.
-        FileNotFoundError: there is no `src`.
+        ConversionError: the file is not an adapter of these papers, is damaged or unsafe, has values that are not
+            finite, belongs to another base, or does something that adapters do not support. The message names every
+            tensor that is missing, left over or of another shape.
+        FileNotFoundError: `src` does not exist.
     """
-    found = _read(src)
-    adapter = _bind(found, getattr(generator, "generator", generator))
-    if (bank := getattr(generator, "bank", None)) is not None:  # a pipeline knows its weights as they were stored
+    adapter_file = _read(src)
+    adapter = _bind(adapter_file, getattr(generator, "generator", generator))
+    if (bank := getattr(generator, "bank", None)) is not None:  # a pipeline has the fingerprint of the stored weights
         adapter.register_to_config(base_fingerprint=bank.fingerprint(), base_model_name_or_path=generator.base_name)
     return adapter
 
 
 def adapter_base(src: str | Path, generator) -> nn.Module:
-    """The network that the adapter in `src` belongs to, to be given to `import_adapter`.
+    """Return the network that the adapter in `src` belongs to, as argument of `import_adapter`.
 
-    AdaFM transfer puts a small network of its own in front of the last scales of a GP-GAN. Of a `GPGANGenerator` the
-    answer is such a `TailoredGenerator`, drawn from a fixed seed, so that all adapters of one base share it. All others
-    belong to the generator itself.
+    AdaFM transfer puts a small network before the last scales of a GP-GAN. For a `GPGANGenerator` this returns such a
+    `TailoredGenerator`, initialised from a fixed seed, so that all adapters of one base share it. Other adapters belong
+    to the generator itself.
 
     Args:
         src: see `import_adapter`.
@@ -97,13 +105,13 @@ def adapter_base(src: str | Path, generator) -> nn.Module:
 
 
 def write_adapter(src: str | Path, base: str, folder: Path, out: Path) -> Adapter:
-    """Write an imported adapter with its card, and in `base/` the generator that it needs if `base` is not it.
+    """Write an imported adapter with its card, and in `base/` the generator that it needs if that is not `base`.
 
     Args:
         src: see `import_adapter`.
         base: embedded name, folder or repo id of the converted base.
-        folder: where to write.
-        out: where the folder will be in the end.
+        folder: folder to write.
+        out: final path of the folder.
 
     Raises:
         ConversionError, FileNotFoundError: see `import_adapter`.
@@ -111,53 +119,53 @@ def write_adapter(src: str | Path, base: str, folder: Path, out: Path) -> Adapte
     from ..hub.cards import write_adapter_card
     from ..pipeline import FewShotGAN
 
-    found = _read(src)  # what is no adapter is said before a base is loaded
+    adapter_file = _read(src)  # before the base is loaded, to report a wrong file at once
     pipe = FewShotGAN.from_pretrained(base)
-    generator = _base_of(found, pipe.generator)
-    adapter = _bind(found, generator)
-    own = isinstance(generator, TailoredGenerator) and generator is not pipe.generator
+    generator = _base_of(adapter_file, pipe.generator)
+    adapter = _bind(adapter_file, generator)
+    needs_base = isinstance(generator, TailoredGenerator) and generator is not pipe.generator
     adapter.register_to_config(
-        base_model_name_or_path=str(out / BASE_FOLDER) if own else base,
-        training=adapter.config.training | ({"source": base} if own else {}),
+        base_model_name_or_path=str(out / BASE_FOLDER) if needs_base else base,
+        training=adapter.config["training"] | ({"source": base} if needs_base else {}),
     )
-    if own:
-        FewShotGAN(generator).save_pretrained(folder / BASE_FOLDER)
+    if needs_base:
+        FewShotGAN(cast(AnyGenerator, generator)).save_pretrained(folder / BASE_FOLDER)
     adapter.save_pretrained(folder)
     write_adapter_card(adapter, folder, out.name)
     return adapter
 
 
-def paper_of(data) -> str | None:
-    """The paper whose adapter a file holds, None if there is none."""
-    found = _find(data)
-    return found[0].paper if found else None
+def find_paper(data) -> str | None:
+    """Return the paper of the first adapter in a file's contents, or None."""
+    adapter_files = _find(data)
+    return adapter_files[0].paper if adapter_files else None
 
 
-def _read(src: str | Path) -> Found:
+def _read(src: str | Path) -> AdapterFile:
     path = user_path(src)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path} to import")
     if path.is_dir():
         raise ConversionError(f"{path.name} is a folder; give the adapter's file")
-    found = _find(torch_file.read(path), path.name)
-    if not found:
+    candidates = _find(torch_file.read(path), path.name)
+    if not candidates:
         raise ConversionError(
             f"{path.name} is no adapter of {', '.join(PAPERS)}; a whole generator converts without a base"
         )
-    if len(found) > 1:
-        averaged = [one for one in found if networks.AVERAGED.search(one.where)]
+    if len(candidates) > 1:
+        averaged = [candidate for candidate in candidates if networks.AVERAGED.search(candidate.where)]
         if len(averaged) != 1:
-            places = " and ".join(one.where or "the file" for one in found[:2])
+            places = " and ".join(candidate.where or "the file" for candidate in candidates[:2])
             raise ConversionError(f"{path.name} holds several adapters: {places}; save one of them alone")
-        found = averaged
-    return found[0]
+        candidates = averaged
+    return candidates[0]
 
 
-def _find(data, file: str = "") -> list[Found]:
-    """Adapters in what a file holds, under any wrapper and prefix."""
+def _find(data, file: str = "") -> list[AdapterFile]:
+    """Find the adapters in a file's contents, under any wrapper and prefix."""
     root = data if isinstance(data, dict) else {}
     nested = {name: value for name, value in root.items() if isinstance(value, dict)}
-    found = []
+    adapter_files = []
     for path, entries, beside in state_dicts.named_dicts(data):
         for paper, (pattern, _) in PAPERS.items():
             core = re.compile(rf"(?<![^.]){pattern}\Z")
@@ -168,40 +176,41 @@ def _find(data, file: str = "") -> list[Found]:
             tensors = {k.removeprefix(prefix): v for k, v in entries.items() if isinstance(v, torch.Tensor)}
             settings = {k: v for k, v in entries.items() if not isinstance(v, torch.Tensor)}
             where = ".".join(part for part in path if part not in state_dicts.WRAPPERS)
-            found.append(Found(file, paper, where, tensors, {**nested, **beside, **settings}))
+            adapter_files.append(AdapterFile(file, paper, where, tensors, {**nested, **beside, **settings}))
             break
-    return found
+    return adapter_files
 
 
 @contextmanager
-def _said_of(found: Found):
-    """Errors inside the block become a sentence about the file.
+def _binding_errors(adapter_file: AdapterFile):
+    """Turn errors of a `with` block into a sentence about the file.
 
     Raises:
-        ConversionError: there was one.
+        ConversionError: the block raised an error.
     """
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConversionError(
-            f"{found.file}, an adapter of {found.paper}, cannot be bound to this base: {reason}"
+            f"{adapter_file.file}, an adapter of {adapter_file.paper}, cannot be bound to this base: {reason}"
         ) from error
 
 
-def _base_of(found: Found, generator: nn.Module) -> nn.Module:
-    if isinstance(generator, GPGANGenerator) and adapters_gp_gan.SPECIFIC in found.tensors:
-        with _said_of(found):
-            return adapters_gp_gan.tailored(SourceTensors(found.tensors), generator)
+def _base_of(adapter_file: AdapterFile, generator: nn.Module) -> nn.Module:
+    if isinstance(generator, GPGANGenerator) and adapters_gp_gan.SPECIFIC in adapter_file.tensors:
+        with _binding_errors(adapter_file):
+            return adapters_gp_gan.tailored(SourceTensors(adapter_file.tensors), generator)
     return generator
 
 
-def _bind(found: Found, generator: nn.Module) -> Adapter:
-    with _said_of(found):
-        _check_numbers(found.tensors)
-        adapter = PAPERS[found.paper].read(SourceTensors(found.tensors), found.settings, generator)
+def _bind(adapter_file: AdapterFile, generator: nn.Module) -> Adapter:
+    with _binding_errors(adapter_file):
+        _check_numbers(adapter_file.tensors)
+        source = SourceTensors(adapter_file.tensors)
+        adapter = PAPERS[adapter_file.paper].read(source, adapter_file.settings, generator)
         adapter.check()
-    training = {**(adapter.config.training or {}), "imported_from": found.file, "paper": found.paper}
+    training = {**(adapter.config["training"] or {}), "imported_from": adapter_file.file, "paper": adapter_file.paper}
     adapter.register_to_config(training=training)
     return adapter.eval().requires_grad_(False)
 

@@ -12,21 +12,21 @@ from .fill import levels
 from .plain import gp_gan_name
 from .report import ConversionError, SourceTensors, check_frozen
 
-ADAFM = r"small_(?:adafm|style_adain)_"  # of all images and of twenty-five
-SPECIFIC = "small_fc.weight"  # a tensor of the part that AdaFM transfer puts in front
-FIRST_BLOCK = 2  # of the specific part, as its authors count
+ADAFM = r"small_(?:adafm|style_adain)_"  # names for training on all images, and on twenty-five
+SPECIFIC = "small_fc.weight"  # a tensor of the specific part of AdaFM transfer
+FIRST_BLOCK = 2  # the authors' number of the first block of the specific part
 SEED = 0
 
 
 def adafm(source: SourceTensors, settings: dict, generator: nn.Module) -> AdaFMAdapter:
-    """`style_gama`, `style_beta` of the kept scales, and the specific part as a difference to that of `generator`.
+    """Read `style_gama` and `style_beta` of the kept scales, and the specific part as a difference to `generator`'s.
 
-    Weights of the base that are in the file must be those of `generator`.
+    Base weights in the file must equal those of `generator`.
 
     Args:
         source: the file's tensors.
-        settings: what stands beside them; nothing is needed.
-        generator: a `TailoredGenerator`, see `adapter_base`; or without a specific part a `GPGANGenerator`.
+        settings: other values in the file; not used.
+        generator: a `TailoredGenerator` (see `adapter_base`), or a `GPGANGenerator` without a specific part.
 
     Raises:
         ValueError: see `import_adapter`.
@@ -39,7 +39,9 @@ def adafm(source: SourceTensors, settings: dict, generator: nn.Module) -> AdaFMA
             "it has a network of its own in front of the kept scales, which a GPGANGenerator has no place for; give "
             "adapter_base(file, generator) instead"
         )
-    own = [path for path, _ in adaptable_layers(generator) if specific and not generator.is_kept(path)]
+    own = []
+    if specific and isinstance(generator, TailoredGenerator):
+        own = [path for path, _ in adaptable_layers(generator) if not generator.is_kept(path)]
     modulated = _modulated(source, generator)
     adapter = AdaFMAdapter.for_model(generator, target_modules=list(modulated), layers_to_save=own, method="adafm")
     layers, state = dict(adaptable_layers(generator)), {}
@@ -50,8 +52,8 @@ def adafm(source: SourceTensors, settings: dict, generator: nn.Module) -> AdaFMA
     for path in own:
         leaves = zip(("weight", "bias"), layers[path].stored(), strict=True)
         for leaf, stored in ((leaf, stored) for leaf, stored in leaves if stored is not None):
-            theirs = _specific_tensor(source, path, leaf, stored.shape)
-            state[f"{path}.{leaf}_delta"] = theirs - stored.detach().float().cpu()
+            trained = _specific_tensor(source, path, leaf, stored.shape)
+            state[f"{path}.{leaf}_delta"] = trained - stored.detach().float().cpu()
     _check_kept(source, generator)
     source.discard("small_embedding.weight")  # nothing reads it
     source.finish()
@@ -60,15 +62,15 @@ def adafm(source: SourceTensors, settings: dict, generator: nn.Module) -> AdaFMA
 
 
 def tailored(source: SourceTensors, generator: GPGANGenerator) -> TailoredGenerator:
-    """A specific part of the file's sizes, drawn from a fixed seed, in front of the scales of `generator` it keeps.
+    """Return a generator with a specific part of the file's sizes, initialised from a fixed seed, and the kept scales.
 
     Raises:
-        ConversionError: there are not as many scales, or the sizes fit none.
+        ConversionError: `generator` has too few scales, or the sizes do not fit each other.
     """
-    kept, there = levels(source.tensors, r"resnet_(\d+)_0\."), len(generator.resolutions)
-    if kept > there - 2:
+    kept, total = levels(source.tensors, r"resnet_(\d+)_0\."), len(generator.resolutions)
+    if kept > total - 2:
         raise ConversionError(
-            f"it keeps {kept} scales behind a network of its own; of the {there} of this base it could keep {there - 2}"
+            f"it keeps {kept} scales behind a network of its own; of the {total} of this base it could keep {total - 2}"
         )
     layers = levels(source.tensors, r"small_style\.(\d+)\.linear\.")
     first = source["small_style.1.linear.weight"]
@@ -76,7 +78,7 @@ def tailored(source: SourceTensors, generator: GPGANGenerator) -> TailoredGenera
         raise ConversionError(f"small_style.1.linear.weight is of {tuple(first.shape)}, which is no matrix")
     style, z = first.shape
     for name, width in ((SPECIFIC, z), (f"small_net_{FIRST_BLOCK}.adain_0.style.linear.weight", style)):
-        if source[name].ndim != 2 or source[name].shape[1] != width:  # before anything of these sizes is made
+        if source[name].ndim != 2 or source[name].shape[1] != width:  # before tensors of these sizes are allocated
             raise ConversionError(f"{name} is of {tuple(source[name].shape)}; small_style needs {width} columns")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -85,11 +87,11 @@ def tailored(source: SourceTensors, generator: GPGANGenerator) -> TailoredGenera
 
 
 def gan_memory(source: SourceTensors, settings: dict, generator: nn.Module) -> GANMemoryAdapter:
-    """A task's γ, β and bias shifts of the fully connected layer and all convolutions of the blocks.
+    """Read a task's γ, β and bias shifts of the fully connected layer and all convolutions of the blocks.
 
     Args:
         source: the file's tensors.
-        settings: what stands beside them; nothing is needed.
+        settings: other values in the file; not used.
         generator: the base, a `GPGANGenerator`.
 
     Raises:
@@ -98,7 +100,8 @@ def gan_memory(source: SourceTensors, settings: dict, generator: nn.Module) -> G
     if not isinstance(generator, GPGANGenerator):
         raise ConversionError(f"it belongs to a GP-GAN, not to a {type(generator).__name__}")
     adapter, state = GANMemoryAdapter.for_model(generator), {}
-    for path, spec in adapter.config.target_modules.items():
+    assert isinstance(adapter, GANMemoryAdapter)
+    for path, spec in adapter.config["target_modules"].items():
         out, inn, *_ = spec["shape"]
         if path == "linear":
             state |= {f"{path}.{x}": source.take(f"AdaFM_fc.{x}", (1, out)).T for x in ("gamma", "beta")}
@@ -119,15 +122,15 @@ _kept_name = gp_gan_name(
 
 
 def _modulated(source: SourceTensors, generator: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Our path → (their module of γ and β, shape of the weight), of all convolutions of the scales the file modulates.
+    """Return our path → (the file's module of γ and β, shape of the weight) for the convolutions of modulated scales.
 
     Raises:
         ConversionError: the base has no such scale.
     """
     pattern = re.compile(rf"(resnet_(\d+)_\d+)\.({ADAFM})\d\.")
-    found = [match for match in map(pattern.match, source.tensors) if match]
-    named, scales = found[0][3], {int(match[2]) for match in found}
-    resolutions = getattr(generator, "kept_resolutions", None) or generator.resolutions
+    matches = [match for match in map(pattern.match, source.tensors) if match]
+    module_name, scales = matches[0][3], {int(match[2]) for match in matches}
+    resolutions: list[int] = getattr(generator, "kept_resolutions", None) or getattr(generator, "resolutions")  # noqa: B009
     if missing := [i for i in sorted(scales) if 4 << min(i, 16) not in resolutions]:
         raise ConversionError(
             f"it modulates resnet_{missing[0]}_0, of {4 << min(missing[0], 16)} px; this base keeps those of "
@@ -138,12 +141,12 @@ def _modulated(source: SourceTensors, generator: nn.Module) -> dict[str, tuple[s
         if path.count(".") == 2 and layer.role == "conv" and (match := re.match(r"b(\d+)\.\d+\.", path)):
             if int(match[1]).bit_length() - 3 in scales:
                 block, _, number = _kept_name(path).rpartition(".conv_")
-                paths[path] = f"{block}.{named}{number}", tuple(layer.stored()[0].shape)
+                paths[path] = f"{block}.{module_name}{number}", tuple(layer.weight.shape)
     return paths
 
 
 def _specific_tensor(source: SourceTensors, path: str, leaf: str, shape) -> torch.Tensor:
-    """A tensor of the specific part in the shape that we store."""
+    """Return a tensor of the specific part in the shape of our layer."""
     shape = tuple(shape)
     if match := re.fullmatch(r"mapping\.fc(\d+)", path):
         return source.take(f"small_style.{2 * int(match[1]) + 1}.linear.{leaf}", shape)
@@ -155,7 +158,9 @@ def _specific_tensor(source: SourceTensors, path: str, leaf: str, shape) -> torc
     if path.startswith("matcher.norm"):
         name = "bias" if path.endswith("shift") else "weight"
         return source.take(f"small_H.norm.{name}", shape[1:])[None]
-    res, layer = re.fullmatch(r"b(\d+)\.(.+)", path).groups()
+    match = re.fullmatch(r"b(\d+)\.(.+)", path)
+    assert match is not None  # all other layers are in blocks
+    res, layer = match.groups()
     block = f"small_net_{int(res).bit_length() - 4 + FIRST_BLOCK}"
     if layer.startswith("noise"):
         return source.take(f"{block}.noise_{layer[-1]}.weight", (1, *shape, 1, 1)).reshape(shape)
@@ -170,10 +175,10 @@ def _specific_tensor(source: SourceTensors, path: str, leaf: str, shape) -> torc
 
 
 def _check_kept(source: SourceTensors, generator: nn.Module) -> None:
-    """Compare the weights of the base that are in the file with it."""
+    """Check that base weights in the file equal those of `generator`."""
     frozen = {}
     for ours, value in generator.state_dict().items():
         path, _, leaf = ours.rpartition(".")
-        if isinstance(generator, GPGANGenerator) or generator.is_kept(path):
+        if not isinstance(generator, TailoredGenerator) or generator.is_kept(path):
             frozen[f"{_kept_name(path)}.{leaf}"] = value
     check_frozen(source, frozen)

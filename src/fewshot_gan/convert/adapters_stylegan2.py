@@ -1,9 +1,10 @@
-"""Adapters of StyleGAN2's PyTorch port: domain vectors of HyperDomainNet, and LFS-GAN's modulations.
+"""Import adapters of StyleGAN2's PyTorch port: domain vectors of HyperDomainNet and modulations of LFS-GAN.
 
-Both name layers as that port does; see `import_adapter`.
+Both use the port's layer names; see `import_adapter`.
 """
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 INPUT, OUTPUT = ("delta", "params_in"), ("delta_out", "params_out")
 GAMMA = ("delta_out", "gamma")  # 1 + δ itself
 KERNEL = {"params_kernel": "a domain vector has one scale for all taps of a filter"}
-PATCHES = {  # patch_key: our parametrisation, (ours, theirs) of its tensors, and what must be zero, and why
+PATCHES = {  # patch_key: our parametrisation, (our, their) tensor names, tensors that must be zero → reason
     "cin_mult": ("input", (INPUT,), {}),
     "cout_mult": ("output", (OUTPUT,), {}),
     "csep_mult": ("separable", (INPUT, OUTPUT), {}),
@@ -37,22 +38,25 @@ OTHER_PATCHES = {
     "cin_delta": "has no formula in the authors' code",
     "cin_offset": "has no formula in the authors' code",
 }
-TOLD_BY_NAMES = {frozenset({"params_in"}): "cin_mult", frozenset({"params_out"}): "cout_mult"}
-MIXED_FROM = 7  # the first row of w+ that image-to-image files replace
+KEY_BY_TENSORS = {  # tensor names: patch_key of a file without one
+    frozenset({"params_in"}): "cin_mult",
+    frozenset({"params_out"}): "cout_mult",
+}
+MIXED_FROM = 7  # first row of w+ that image-to-image files replace
 
 
 def hyperdomainnet(source: SourceTensors, settings: dict, generator: nn.Module) -> DomainVectorAdapter:
-    """`heads.conv_k.*`, `patch_key`, `da_type`, `sg2_params` → a domain vector, which acts after demodulation.
+    """Read `heads.conv_k.*`, `patch_key`, `da_type` and `sg2_params` as a domain vector, which acts after demodulation.
 
     Args:
         source: the file's tensors.
-        settings: what stands beside them.
+        settings: other values in the file.
         generator: the base.
 
     Raises:
         ValueError: see `import_adapter`.
     """
-    _check_base(generator)
+    generator = _check_base(generator)
     _check_sizes(settings.get("sg2_params", settings.get("sg_2_params")), generator)
     key = _patch_key(source, settings)
     parametrization, parts, zeros = PATCHES[key]
@@ -60,8 +64,9 @@ def hyperdomainnet(source: SourceTensors, settings: dict, generator: nn.Module) 
     if isinstance(settings.get("da_type"), str):
         options["training"]["da_type"] = settings["da_type"]
     adapter = DomainVectorAdapter.for_model(generator, **options)
+    assert isinstance(adapter, DomainVectorAdapter)
     state = {}
-    for k, (path, spec) in enumerate(adapter.config.target_modules.items()):
+    for k, (path, spec) in enumerate(adapter.config["target_modules"].items()):
         out, inn, *kernel = spec["shape"]
         shapes = {"params_in": (1, inn, 1, 1), "shift": (out, inn, 1, 1), "params_kernel": (1, 1, *kernel)}
         for ours, theirs in parts:
@@ -93,11 +98,11 @@ def _patch_key(source: SourceTensors, settings: dict) -> str:
     key = settings.get("patch_key")
     if key is None:
         leaves = frozenset(name.rpartition(".")[2] for name in source.tensors)
-        if leaves not in TOLD_BY_NAMES:
+        if leaves not in KEY_BY_TENSORS:
             raise ConversionError(
                 f"the file has no patch_key, and {', '.join(sorted(leaves)[:4])} may be factors or addends; add the key"
             )
-        return TOLD_BY_NAMES[leaves]
+        return KEY_BY_TENSORS[leaves]
     if not isinstance(key, str) or key not in OTHER_PATCHES | PATCHES:
         raise ConversionError(
             f"unknown patch_key {str(key)[:40]!r}; those that are domain vectors: {', '.join(PATCHES)}"
@@ -107,12 +112,16 @@ def _patch_key(source: SourceTensors, settings: dict) -> str:
     return key
 
 
-def _check_sizes(said, generator: StyleGAN2Generator) -> None:
-    """Refuse a base of another size than the file says."""
-    own = {"img_size": generator.resolution, "latent_size": generator.w_dim, "map_layers": generator.mapping.num_layers}
-    for name, value in own.items():
-        if isinstance(said, dict) and isinstance(said.get(name), int) and said[name] != value:
-            raise ConversionError(f"it was trained on a base of {name} {said[name]}, and this one has {value}")
+def _check_sizes(stated, generator: StyleGAN2Generator) -> None:
+    """Check the sizes of the base that the file states."""
+    sizes = {
+        "img_size": generator.resolution,
+        "latent_size": generator.w_dim,
+        "map_layers": generator.mapping.num_layers,
+    }
+    for name, value in sizes.items():
+        if isinstance(stated, dict) and isinstance(stated.get(name), int) and stated[name] != value:
+            raise ConversionError(f"it was trained on a base of {name} {stated[name]}, and this one has {value}")
 
 
 # -------------------------------------------------------------------------------------------------------------- LFS-GAN
@@ -134,27 +143,31 @@ MAX_RANK = 512
 
 
 def lfs_gan(source: SourceTensors, settings: dict, generator: nn.Module) -> LeFTAdapter:
-    """`*.weight_modulation.*` of mapping, affines, convolutions and to_rgb → LeFT.
+    """Read `*.weight_modulation.*` of mapping, affines, convolutions and to_rgb as a LeFT adapter.
 
-    A file without additive tensors adds nothing. Weights of the base that are in the file must be those of `generator`.
+    Without additive tensors in the file, those of the adapter are zero. Base weights in the file must equal those of
+    `generator`.
 
     Args:
         source: the file's tensors.
-        settings: what stands beside them; `left_use_act` of its `args` says whether there is a ReLU.
+        settings: other values in the file; `left_use_act` in `args` states whether there is a ReLU.
         generator: the base.
 
     Raises:
         ValueError: see `import_adapter`.
     """
-    _check_base(generator)
+    generator = _check_base(generator)
     rank = _rank(source)
     adapter = LeFTAdapter.for_model(generator, rank=rank, method="lfs_gan")
+    assert isinstance(adapter, LeFTAdapter)
     adds = any(name.rpartition(".")[2].startswith(("w_add", "b_add")) for name in source.tensors)
     state = {}
     for ours, value in adapter.state_dict().items():
         path, _, leaf = ours.rpartition(".")
         layer = generator_name(f"{path}.weight", ())[0].removesuffix(".weight")
-        factors = WHOLE if rank is None else LINEAR if len(adapter.config.target_modules[path]["shape"]) == 2 else CONV
+        factors = (
+            WHOLE if rank is None else LINEAR if len(adapter.config["target_modules"][path]["shape"]) == 2 else CONV
+        )
         if not adds and ("add" in leaf or leaf == "beta"):
             state[ours] = torch.zeros_like(value)
         else:
@@ -164,22 +177,24 @@ def lfs_gan(source: SourceTensors, settings: dict, generator: nn.Module) -> LeFT
     adapter.load_state_dict(state)
     if rank is None:
         return adapter
-    without = LeFTAdapter(**adapter.settings() | {"use_activation": False})
+    options: dict[str, Any] = adapter.settings() | {"use_activation": False}
+    without = LeFTAdapter(**options)
     without.load_state_dict(state)
     arguments = settings.get("args")
-    said = arguments.get("left_use_act") if isinstance(arguments, dict) else getattr(arguments, "left_use_act", None)
-    if said is False:
+    stated = arguments.get("left_use_act") if isinstance(arguments, dict) else getattr(arguments, "left_use_act", None)
+    if stated is False:
         return without
-    if said is None and any((one.inner() < 0).any() for one in without.factors().values() if hasattr(one, "inner")):
+    convolutions: list[Any] = [factors for factors in without.factors().values() if hasattr(factors, "inner")]
+    if stated is None and any((factors.inner() < 0).any() for factors in convolutions):
         logger.warning("the file does not say whether there was a ReLU (--left_use_act): taken for yes, as published")
     return adapter
 
 
 def _rank(source: SourceTensors) -> int | None:
-    """Columns of the first factor, None where there are no factors.
+    """Return the rank of the factors, or None if there are none.
 
     Raises:
-        ConversionError: more than any weight has.
+        ConversionError: the rank is too large.
     """
     for name, tensor in source.tensors.items():
         if name.rpartition(".")[2] in (LINEAR["mul_in"], CONV["mul_in"]) and tensor.ndim == 2:
@@ -190,7 +205,7 @@ def _rank(source: SourceTensors) -> int | None:
 
 
 def _check_own_weights(source: SourceTensors, generator: StyleGAN2Generator) -> None:
-    """Compare the weights of the base that are in the file with it; pass over what draws nothing of the look."""
+    """Check that base weights in the file equal those of `generator`; ignore noise, filters and the mean w."""
     frozen = {}
     for ours, value in generator.state_dict().items():
         if ours != "mapping.w_avg" and not ours.endswith("noise.const"):
@@ -205,12 +220,13 @@ def _check_own_weights(source: SourceTensors, generator: StyleGAN2Generator) -> 
 # ----------------------------------------------------------------------------------------------------------------- both
 
 
-def _check_base(generator: nn.Module) -> None:
+def _check_base(generator: nn.Module) -> StyleGAN2Generator:
     if not isinstance(generator, StyleGAN2Generator):
         raise ConversionError(f"it belongs to a StyleGAN2, not to a {type(generator).__name__}")
-    config = generator.config
-    if config.architecture != "skip" or config.num_classes is not None:
+    architecture, num_classes = generator.config["architecture"], generator.config["num_classes"]
+    if architecture != "skip" or num_classes is not None:
         raise ConversionError(
             f"it belongs to a StyleGAN2 with output skips and without classes; this one has architecture="
-            f"{config.architecture!r} and num_classes={config.num_classes}"
+            f"{architecture!r} and num_classes={num_classes}"
         )
+    return generator

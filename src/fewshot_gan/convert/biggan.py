@@ -1,8 +1,8 @@
-"""BigGAN from the checkpoints of BigGAN-PyTorch and of PyTorch-StudioGAN, whose fork wrote arXiv 2103.00397's.
+"""Convert BigGAN checkpoints of BigGAN-PyTorch and PyTorch-StudioGAN (a fork of which arXiv 2103.00397 used).
 
-BigGAN-PyTorch: a file per network, `G_ema.pth`, `D.pth`; spectral norm by `u0`, attention as `blocks.i.1`.
-StudioGAN: `model=G_ema-best-weights-step=N.pth` with `state_dict`; torch's spectral norm, attention as a block of its
-own, and an in-place ReLU before the discriminator's skips (see `shortcut_after_relu`).
+BigGAN-PyTorch: one file per network, `G_ema.pth`, `D.pth`; spectral norm with `u0`, attention as `blocks.i.1`.
+StudioGAN: `model=G_ema-best-weights-step=N.pth` with `state_dict`; torch's spectral norm, attention as a separate
+block, and an in-place ReLU before the discriminator's skips (see `shortcut_after_relu`).
 """
 
 import re
@@ -34,17 +34,17 @@ PORT_NORM_EPS = 1e-5
 
 
 def discriminator_layout(widths: list[int], has_skip: list[bool]) -> tuple[list[bool], int]:
-    """Which blocks halve, and the picture's size.
+    """Return which blocks halve the size, and the image size.
 
-    In every published layout all blocks but the last halve (arXiv 1809.11096, table 4 and its ports' 64 to 512 px), or
-    all but the last two (32 px); 4 px or 8 px are left. So a last block that widens keeps the size, as at 64 px.
+    In every published layout all blocks but the last halve the size (arXiv 1809.11096, table 4, and its ports for 64 to
+    512 px), or all but the last two (32 px). 4 or 8 px remain. A last block that changes the width keeps the size.
 
     Args:
-        widths: of each block.
-        has_skip: whether each block has a skip convolution: it has where it halves or changes the width.
+        widths: width of each block.
+        has_skip: whether each block has a skip convolution, which it needs to change size or width.
 
     Raises:
-        ConversionError: another layout.
+        ConversionError: the layout is another one.
     """
     widens = [width != before for width, before in zip(widths, [3, *widths], strict=False)]
     down = [*has_skip[:-1], has_skip[-1] and not widens[-1]]
@@ -59,13 +59,13 @@ def discriminator_layout(widths: list[int], has_skip: list[bool]) -> tuple[list[
 
 
 def one_attention(blocks: list[int]) -> int:
-    """How many blocks come before the self-attention; 0 = there is none.
+    """Return the number of blocks before the self-attention; 0 means no attention.
 
     Args:
-        blocks: how many blocks come before each.
+        blocks: number of blocks before each self-attention.
 
     Raises:
-        ConversionError: several.
+        ConversionError: there are several.
     """
     if len(blocks) > 1:
         raise ConversionError(f"self-attention follows each of the blocks {blocks}; only networks with one convert")
@@ -76,7 +76,7 @@ def one_attention(blocks: list[int]) -> int:
 
 
 def _port_sigma(source: SourceTensors, layer: str, shape):
-    """u0 `[1, O]` alone is kept there, and one power iteration taken at each use: so its result is what we keep."""
+    """Return weight name, u and v. The port stores only u0 `[1, O]` and runs one power iteration per use, as here."""
     name = f"{layer}.weight"
     u = source.take(f"{layer}.u0", (1, shape[0]))[0]
     source.discard(f"{layer}.sv0")  # σ itself
@@ -91,10 +91,10 @@ PORT_PARTS = {"conv0": "conv1", "conv1": "conv2", "skip": "conv_sc", "norm0": "b
 
 
 def _port_tensors(tensors: dict) -> dict:
-    """Without the further singular values, which are kept for the record and normalise nothing.
+    """Remove the second and further singular values, which do not normalise anything.
 
     Raises:
-        ConversionError: there is no spectral norm.
+        ConversionError: the network has no spectral norm.
     """
     if not any(name.endswith(".u0") for name in tensors):
         raise ConversionError("this BigGAN was trained without spectral norm (no u0 beside its weights), ours has it")
@@ -102,10 +102,10 @@ def _port_tensors(tensors: dict) -> dict:
 
 
 def _port_statistics(tensors: dict) -> tuple[dict, dict]:
-    """Tensors, and what the running mean and variance are called, of the three kinds of batch norm there.
+    """Return the tensors, and the names of running mean and variance in the port's three kinds of batch norm.
 
     Raises:
-        ConversionError: sums of standing statistics, which only a training's own state tells how to read.
+        ConversionError: the file has sums of standing statistics, which cannot be read without the training's state.
     """
     if "output_layer.0.stored_mean" in tensors:
         return tensors, {"running_mean": "stored_mean", "running_var": "stored_var"}
@@ -114,8 +114,8 @@ def _port_statistics(tensors: dict) -> tuple[dict, dict]:
     counters = {name for name in tensors if name.endswith(".accumulation_counter")}
     if any(float(tensors[name].sum()) for name in counters):
         raise ConversionError("the batch norms hold sums of standing statistics; save the network without them")
-    kept = {name: value for name, value in tensors.items() if name not in counters}
-    return kept, {"running_mean": "bn.stored_mean", "running_var": "bn.stored_var"}
+    without_counters = {name: value for name, value in tensors.items() if name not in counters}
+    return without_counters, {"running_mean": "bn.stored_mean", "running_var": "bn.stored_var"}
 
 
 def _port_generator(tensors: dict) -> BigGANGenerator:
@@ -136,12 +136,12 @@ def _port_generator(tensors: dict) -> BigGANGenerator:
     top = {"shared": "shared", "linear": "linear", "norm": "output_layer.0", "to_rgb": "output_layer.2"}
 
     def rename(path: str) -> str:
-        first, _, rest = path.partition(".")
+        first, _, below = path.partition(".")
         if first == "attention":
-            return f"blocks.{attention - 1}.1" + (f".{rest}" if rest else "")
+            return f"blocks.{attention - 1}.1" + (f".{below}" if below else "")
         if not first.startswith("b"):
             return top[first]
-        layer, _, inner = rest.partition(".")
+        layer, _, inner = below.partition(".")
         inner = {"gain": ".gain", "shift": ".bias"}.get(inner, "")
         return f"blocks.{int(first[1:]).bit_length() - 4}.0.{PORT_PARTS[layer]}{inner}"
 
@@ -159,12 +159,12 @@ def _port_discriminator(tensors: dict) -> BigGANDiscriminator:
     model = BigGANDiscriminator(widths, down, attention, source["embed.weight"].shape[0], resolution)
 
     def rename(path: str) -> str:
-        first, _, rest = path.partition(".")
+        first, _, below = path.partition(".")
         if first == "attention":
-            return f"blocks.{attention - 1}.1" + (f".{rest}" if rest else "")
+            return f"blocks.{attention - 1}.1" + (f".{below}" if below else "")
         if first in ("out", "embedding"):
             return {"out": "linear", "embedding": "embed"}[first]
-        return f"blocks.{int(first[5:])}.0.{PORT_PARTS[rest]}"
+        return f"blocks.{int(first[5:])}.0.{PORT_PARTS[below]}"
 
     return fill(model, tensors, rename, _port_sigma)
 
@@ -189,10 +189,10 @@ STUDIOGAN_PARTS = {
 
 
 def _studiogan_blocks(tensors: dict) -> tuple[list[int], int, int]:
-    """Numbers of the residual blocks there, how many come before the attention (0 = none), and the attention's number.
+    """Return the numbers of residual blocks, the number of them before the attention (0: none), and its block number.
 
     Raises:
-        ConversionError: a block is neither, or there are several attentions.
+        ConversionError: a block is neither residual nor attention, or there are several attentions.
     """
     residual, attentions, numbers = [], [], []
     for i in range(levels(tensors, r"blocks\.(\d+)\.")):
@@ -207,11 +207,11 @@ def _studiogan_blocks(tensors: dict) -> tuple[list[int], int, int]:
 
 
 def _studiogan_name(path: str, top: dict[str, str], blocks: dict[str, int]) -> str:
-    """Their name of one of our modules; `blocks`: ours → the number there."""
-    first, _, rest = path.partition(".")
+    """Return StudioGAN's name of one of our modules; `blocks`: our name → its block number."""
+    first, _, below = path.partition(".")
     if first not in blocks:
         return top[first]
-    return f"blocks.{blocks[first]}.0" + (f".{STUDIOGAN_PARTS[rest]}" if rest else "")
+    return f"blocks.{blocks[first]}.0" + (f".{STUDIOGAN_PARTS[below]}" if below else "")
 
 
 def _studiogan_generator(tensors: dict) -> BigGANGenerator:

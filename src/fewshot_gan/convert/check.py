@@ -1,4 +1,6 @@
-"""Every converted network runs once before anybody gets it."""
+"""Run every converted network once."""
+
+from typing import Any
 
 import torch
 
@@ -9,15 +11,15 @@ SEED = 0
 
 
 @torch.no_grad()
-def check(networks: dict[str, torch.nn.Module]) -> None:
-    """Draw one picture with every generator, and judge it with the discriminator.
+def check(networks: dict[str, Any]) -> None:
+    """Generate one image with every generator, and pass it to the discriminator.
 
     Args:
-        networks: "generator", "generator_raw", "discriminator", in eval mode; any of them.
+        networks: any of "generator", "generator_raw" and "discriminator", in eval mode.
 
     Raises:
-        ConversionError: a network fails, its result has another shape or numbers that are not finite, or the
-            discriminator does not take the generator's pictures.
+        ConversionError: a network fails, its result has the wrong shape or is not finite, or generator and
+            discriminator have different image sizes.
     """
     picture = None
     for role in ("generator_raw", "generator"):
@@ -38,7 +40,7 @@ def check(networks: dict[str, torch.nn.Module]) -> None:
         _run("discriminator", network, picture, (1, 1))
 
 
-def _run(role: str, network: torch.nn.Module, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def _run(role: str, network: Any, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     classes = getattr(network, "num_classes", None)
     options = {"class_labels": torch.zeros(1, dtype=torch.long, device="cpu")} if classes else {}
     try:

@@ -1,6 +1,6 @@
-"""The graph of an OpenVINO IR: layers with their types, constants and neighbours, read with the standard library.
+"""Read the graph of an OpenVINO IR with the standard library: layers with types, constants and neighbours.
 
-OpenVINO itself would try its readers of other formats on a damaged file, in C++ and in this process.
+OpenVINO itself would try its readers of other formats on a damaged file, in C++ in this process.
 """
 
 import math
@@ -15,7 +15,7 @@ from .report import ConversionError
 
 MAX_XML, MAX_BIN, MAX_LAYERS = 8 * 2**20, 2**30, 5_000  # the published networks have 0.4 MB, 32 MB, 1,000
 MAX_RESHAPES, SPARE = 8, 2**20
-_RESHAPES = {"Reshape", "Unsqueeze", "Squeeze", "Convert"}  # of a constant: the same numbers
+_RESHAPES = {"Reshape", "Unsqueeze", "Squeeze", "Convert"}  # of a constant: the values stay the same
 _DTYPES = {
     **{"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16},
     **{"i64": torch.int64, "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8},
@@ -23,14 +23,14 @@ _DTYPES = {
 
 
 class Node:
-    """A layer.
+    """A layer of the graph.
 
     Attributes:
-        name, kind: as the file has them; a constant's kind is "Const".
-        attributes: of its data.
-        shape: of its first output.
-        inputs: what its ports are connected with, in their order.
-        consumers: of its outputs.
+        name, kind: name and type in the file; the type of a constant is "Const".
+        attributes: attributes of its `data` element.
+        shape: shape of its first output.
+        inputs: nodes connected to its input ports, in order.
+        consumers: nodes that use its outputs.
     """
 
     def __init__(self, name: str, kind: str, attributes: dict[str, str], shape: list[int], numbers: bytearray):
@@ -40,10 +40,10 @@ class Node:
         self._value: torch.Tensor | None = None
 
     def constant(self) -> torch.Tensor | None:
-        """The numbers of a constant, or of one in another shape, float32; None of layers that compute.
+        """Return the float32 values of a constant or a reshaped constant; None for layers that compute.
 
         Raises:
-            ConversionError: they do not fit the file.
+            ConversionError: the values do not fit the file.
         """
         node = self
         for _ in range(MAX_RESHAPES):
@@ -58,17 +58,17 @@ class Node:
         return value
 
     def stored(self) -> torch.Tensor | None:
-        """The numbers of a constant itself, float32, read once; None of all else.
+        """Return the float32 values of a constant, cached; None for other layers.
 
         Raises:
-            ConversionError: they do not fit the file.
+            ConversionError: the values do not fit the file.
         """
         if self._value is None:
             self._value = self._read()
         return self._value
 
     def _read(self) -> torch.Tensor | None:
-        if self.kind != "Const" or (dtype := _DTYPES.get(self.attributes.get("element_type"))) is None:
+        if self.kind != "Const" or (dtype := _DTYPES.get(self.attributes.get("element_type", ""))) is None:
             return None
         try:
             shape = [int(size) for size in self.attributes.get("shape", "").split(",") if size.strip()]
@@ -86,11 +86,11 @@ class Node:
 
 
 def read_graph(xml: Path) -> list[Node]:
-    """The layers of `NAME.xml`, whose numbers are in `NAME.bin`, in the file's order.
+    """Return the layers of `NAME.xml`, whose values are in `NAME.bin`, in the order of the file.
 
     Raises:
-        ConversionError: a file is too large, damaged, or describes something else.
-        FileNotFoundError: one of the two is missing.
+        ConversionError: a file is too large, damaged, or not an IR.
+        FileNotFoundError: one of the two files is missing.
     """
     try:
         text, numbers = read_regular(xml, MAX_XML), bytearray(read_regular(xml.with_suffix(".bin"), MAX_BIN))

@@ -1,4 +1,4 @@
-"""MobileStyleGAN from the OpenVINO IR that the `random-face` wheel carries (mapping and synthesis, 1024 px)."""
+"""Convert MobileStyleGAN from the OpenVINO IR in the `random-face` wheel (mapping and synthesis, 1024 px)."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ W_AVG_SAMPLES, W_AVG_SEED = 100_000, 123
 
 
 def find(folder: Path) -> Path | None:
-    """The folder at or below `folder` that holds both networks, or None."""
+    """Return the folder at or below `folder` that holds both networks, or None."""
     for xml in sorted(folder.rglob(SYNTHESIS_FILE)):
         if (xml.parent / MAPPING_FILE).is_file():
             return xml.parent
@@ -62,7 +62,7 @@ def convert(folder: Path) -> MobileStyleGANGenerator:
 
 
 def _next(node: Node, kind: str) -> Node:
-    """The consumer of `node` of type `kind`."""
+    """Return the consumer of `node` of type `kind`."""
     return _of_kind(node.consumers, kind, node)
 
 
@@ -74,15 +74,15 @@ def _of_kind(nodes: list[Node], kind: str, beside: Node) -> Node:
 
 
 def _operand(node: Node) -> torch.Tensor:
-    """The constant input of an Add, Multiply, MatMul or Convolution."""
+    """Return the constant input of an Add, Multiply, MatMul or Convolution."""
     for value in (source.constant() for source in node.inputs):
         if value is not None:
             return value
     raise ConversionError(f"expected a constant operand at {node.name}; is this a MobileStyleGAN IR?")
 
 
-class _Made(dict):
-    """Name → tensor, of not many more numbers than the file has: thousands of layers may lead to one constant."""
+class _LimitedTensors(dict):
+    """Name → tensor, with a limit on all values: thousands of layers of a bad file could share one constant."""
 
     def __init__(self, nodes: list[Node]):
         super().__init__()
@@ -96,8 +96,8 @@ class _Made(dict):
 
 
 def _mapping_tensors(nodes: list[Node]) -> dict[str, torch.Tensor]:
-    """Weights and biases of the fully connected layers, divided by their equalised-lr gain."""
-    tensors, layers = _Made(nodes), [node for node in nodes if node.kind == "MatMul"]
+    """Return weights and biases of the fully connected layers, divided by their equalised-lr gain."""
+    tensors, layers = _LimitedTensors(nodes), [node for node in nodes if node.kind == "MatMul"]
     for i, op in enumerate(layers):
         weight = _operand(op)  # [I, O], or [O, I] when the MatMul transposes it
         if op.attributes.get("transpose_b") != "true":
@@ -108,8 +108,8 @@ def _mapping_tensors(nodes: list[Node]) -> dict[str, torch.Tensor]:
 
 
 def _synthesis_tensors(nodes: list[Node]) -> dict[str, torch.Tensor]:
-    """All tensors of the synthesis network under our names; fixed gains are folded into the affines."""
-    tensors = _Made(nodes)
+    """Return all tensors of the synthesis network under our names; fixed gains are folded into the affines."""
+    tensors = _LimitedTensors(nodes)
     for op in nodes:
         if (ours := _our_name(op.name)) and (value := op.constant()) is not None:
             if ours.endswith("affine.weight"):
@@ -137,7 +137,7 @@ def _synthesis_tensors(nodes: list[Node]) -> dict[str, torch.Tensor]:
 
 
 def _style_gain(weight) -> float:
-    """The scalar that follows an affine (MatMul → Add → Reshape → Multiply by a constant), 1 when there is none."""
+    """Return the scalar after an affine (MatMul → Add → Reshape → Multiply by a constant), or 1."""
     node = _next(_next(weight, "MatMul"), "Add")
     multiply = _next(_next(node, "Reshape"), "Multiply")
     constants = [value for source in multiply.inputs if (value := source.constant()) is not None]
@@ -145,7 +145,7 @@ def _style_gain(weight) -> float:
 
 
 def _our_name(name: str) -> str | None:
-    """`m.layers.3.conv2.conv.modulation.weight` → `synthesis.b64.conv1.affine.weight`; None for anonymous constants."""
+    """Return our name `synthesis.b64.conv1.affine.weight` for `m.layers.3.conv2.conv.modulation.weight`, or None."""
     if not name.startswith("m."):
         return None
     name = name.removeprefix("m.")

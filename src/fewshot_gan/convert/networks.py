@@ -1,4 +1,4 @@
-"""From what files of torch hold to networks: state dicts are found, recognised and converted, of every family alike."""
+"""Convert the contents of torch files: find state dicts, recognise their family, and convert them to networks."""
 
 import logging
 import re
@@ -16,26 +16,26 @@ logger = logging.getLogger(__name__)
 FAMILIES = (stylegan2_rosinality, plain, biggan)
 MARKS = {kind: marks for family in FAMILIES for kind, marks in family.MARKS.items()}
 CONVERTERS = {kind: convert for family in (*FAMILIES, unsupported) for kind, convert in family.CONVERTERS.items()}
-AVERAGED = re.compile(r"(^|[^a-z])(ema|avg|averaged?|generator_test)([^a-z]|$)", re.I)  # in a moving average's name
-SHOWN, LENGTH = 8, 60  # names of a message, and characters of each
+AVERAGED = re.compile(r"(^|[^a-z])(ema|avg|averaged?|generator_test)([^a-z]|$)", re.I)  # names of moving averages
+SHOWN, LENGTH = 8, 60  # names in a message, and characters per name
 
 
 def find(data) -> list[StateDict]:
-    """Networks of a known kind in what a file holds, see `state_dicts.find`."""
+    """Find the networks of known kinds in a file's contents; see `state_dicts.find`."""
     return state_dicts.find(data, MARKS, unsupported.MARKS)
 
 
 def convert(found: list[StateDict], name: str, data=None) -> dict[str, torch.nn.Module]:
-    """What `find` found as networks, see `convert_checkpoint`.
+    """Convert state dicts to networks by role; see `convert_checkpoint`.
 
     Args:
-        found: of one file or folder.
-        name: of it, for messages.
-        data: what it holds, for the message if there is nothing in it.
+        found: result of `find` for one file or folder.
+        name: name of the file or folder, for messages.
+        data: contents of the file, for the message if `found` is empty.
 
     Raises:
-        ConversionError: there is no network, none that draws, two for one role, or a tensor is missing, left over or
-            of another shape.
+        ConversionError: there is no generator, two networks have one role, or a tensor is missing, left over or of
+            another shape.
     """
     if not found:
         raise ConversionError(f"{name} holds no generator of a known layout, but {_contents(data)}")
@@ -51,10 +51,10 @@ def convert(found: list[StateDict], name: str, data=None) -> dict[str, torch.nn.
 
 
 def _roles(found: list[StateDict], name: str) -> dict[str, StateDict]:
-    """Role → its state dict. A training that keeps its current networks beside its best ones gives the best.
+    """Return role → state dict; if there are current and best networks, the best.
 
     Raises:
-        ConversionError: several for one role.
+        ConversionError: there are several state dicts for one role.
     """
     roles = defaultdict(list)
     for state_dict in found:
@@ -76,7 +76,7 @@ def _roles(found: list[StateDict], name: str) -> dict[str, StateDict]:
 
 
 def _fit_resolution(generator=None, discriminator=None, **others) -> None:
-    """SNGAN's discriminator sums over whatever size is left: it judges what its generator draws."""
+    """Set the resolution of SNGAN's discriminator, whose weights fit any, to that of the generator."""
     if generator is not None and isinstance(discriminator, SNGANDiscriminator):
         discriminator.resolution = generator.resolution
         discriminator.register_to_config(resolution=generator.resolution)
@@ -91,7 +91,7 @@ def _convert_one(state_dict: StateDict) -> torch.nn.Module:
 
 
 def _unpruned(tensors: dict) -> dict:
-    """Pruned weights as they are used: `weight_orig` times `weight_mask`.
+    """Apply pruning masks: return `weight_orig` times `weight_mask` as the weight.
 
     Raises:
         ConversionError: one of the two is missing.

@@ -1,4 +1,4 @@
-"""SNGAN and GP-GAN from the checkpoints that their PyTorch implementations write.
+"""Convert checkpoints of the PyTorch implementations of SNGAN and GP-GAN.
 
 SNGAN: `gen_state_dict`, `dis_state_dict`, `avg_gen_state_dict`, with or without spectral norm in D, pruned ones too.
 GP-GAN: `generator`, `discriminator`, `generator_test`.
@@ -57,7 +57,12 @@ def _sngan_discriminator(tensors: dict) -> SNGANDiscriminator:
 
 
 def gp_gan_name(scale_of: Callable[[int], int], top: dict[str, str]) -> Callable[[str], str]:
-    """Module path of ours → theirs; `scale_of` numbers resolutions, `top` names what is outside of the scales."""
+    """Return a function from our module path to that of the checkpoint.
+
+    Args:
+        scale_of: resolution → number of the scale in the checkpoint.
+        top: names of modules outside of the scales.
+    """
 
     def rename(path: str) -> str:
         if path in top:
@@ -70,7 +75,7 @@ def gp_gan_name(scale_of: Callable[[int], int], top: dict[str, str]) -> Callable
 
 
 def _gp_gan_sizes(source: SourceTensors, downwards: bool) -> tuple[list[int], dict]:
-    """Widths from 4×4 on, and what else both networks share."""
+    """Return the widths from 4×4 on, and further arguments of both networks."""
     count = levels(source.tensors, r"resnet_(\d+)_0\.")
     blocks = levels(source.tensors, r"resnet_0_(\d+)\.")
     ends = [source[f"resnet_{i}_{blocks - 1}.conv_1.weight"].shape[0] for i in range(count)]
@@ -86,9 +91,10 @@ def _gp_gan_generator(tensors: dict) -> GPGANGenerator:
     widths, shared = _gp_gan_sizes(source, downwards=False)
     classes, size = source["embedding.weight"].shape
     z_dim = source["fc.weight"].shape[1] - size
-    one = shared["blocks_per_scale"] == 1  # CelebA's and the like: the embedding goes in as it is
+    # networks with one block per scale, such as CelebA's, do not normalise the embedding
+    normalise = shared["blocks_per_scale"] != 1
     model = GPGANGenerator(
-        widths, num_classes=classes, z_dim=z_dim, embedding_dim=size, normalise_embedding=not one, **shared
+        widths, num_classes=classes, z_dim=z_dim, embedding_dim=size, normalise_embedding=normalise, **shared
     )
     top = {"embedding": "embedding", "linear": "fc", "to_rgb": "conv_img"}
     return fill(model, tensors, gp_gan_name(lambda res: res.bit_length() - 3, top))

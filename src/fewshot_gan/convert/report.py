@@ -1,4 +1,6 @@
-"""Bookkeeping of a conversion: every source tensor is used exactly once, or the conversion is refused with a list."""
+"""Account for every tensor of a checkpoint: unused, missing and misshapen ones are listed in an error."""
+
+from collections.abc import Iterable
 
 import torch
 
@@ -6,13 +8,13 @@ from ..utils.conversion import ConversionError
 
 
 class SourceTensors:
-    """Named tensors of a checkpoint; `take` hands one out and `finish` refuses leftovers and gaps.
+    """The tensors of a checkpoint; `take` uses one, and `finish` raises an error for unused or missing ones.
 
     Args:
         tensors: name → tensor.
 
     Raises:
-        ConversionError: something else is among them.
+        ConversionError: a value is not a tensor.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor]):
@@ -25,36 +27,40 @@ class SourceTensors:
         return name in self.tensors
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Look at a tensor without using it up.
+        """Return a tensor without marking it as used.
 
         Raises:
-            ConversionError: there is none of that name.
+            ConversionError: the tensor does not exist.
         """
         if name not in self.tensors:
             raise ConversionError(f"the checkpoint has no tensor {name!r}; it is not of the layout it looked like")
         return self.tensors[name]
 
-    def take(self, name: str, shape=None) -> torch.Tensor | None:
-        """Hand out a tensor; a gap or a wrong shape is remembered for `finish`, and zeros or None come back."""
+    def take(self, name: str, shape: Iterable[int]) -> torch.Tensor:
+        """Return a tensor in float32 and mark it as used.
+
+        If it is missing or misshapen, return zeros and note the problem for `finish`.
+        """
+        shape = tuple(shape)
         if name not in self.tensors:
             self.problems.append(f"missing: {name}")
-            return None if shape is None else torch.zeros(shape, dtype=torch.float32, device="cpu")
+            return torch.zeros(shape, dtype=torch.float32, device="cpu")
         self.used.add(name)
         tensor = self.tensors[name].detach().float()
-        if shape is not None and tuple(tensor.shape) != tuple(shape):
-            self.problems.append(f"shape of {name}: {tuple(tensor.shape)} instead of {tuple(shape)}")
+        if tuple(tensor.shape) != shape:
+            self.problems.append(f"shape of {name}: {tuple(tensor.shape)} instead of {shape}")
             return torch.zeros(shape, dtype=torch.float32, device="cpu")
         return tensor
 
     def discard(self, name: str) -> None:
-        """Account for a tensor that the target derives itself (e.g. a fixed filter)."""
+        """Mark a tensor as used that our network computes itself, e.g. a fixed filter."""
         self.used.add(name)
 
     def finish(self) -> None:
-        """Raise if anything is missing, misshapen or left over.
+        """Raise an error if a tensor is missing, misshapen or unused.
 
         Raises:
-            ConversionError: with up to twelve of the problems named.
+            ConversionError: names up to twelve problems.
         """
         self.problems += [f"left over: {name}" for name in sorted(set(self.tensors) - self.used)]
         if self.problems:
@@ -63,18 +69,18 @@ class SourceTensors:
             raise ConversionError(f"the checkpoint does not fit its layout ({len(self.problems)} keys): {shown}{more}")
 
 
-SAME = 0.01  # largest difference of two copies of a weight, beside its largest number: one may be in half precision
+SAME = 0.01  # tolerance between copies of a weight, relative to its maximum; one may have been in half precision
 
 
 def check_frozen(source: SourceTensors, frozen: dict[str, torch.Tensor]) -> None:
-    """Account for copies of a base's weights, which an adapter's file may hold.
+    """Check and mark as used the copies of base weights in an adapter file.
 
     Args:
         source: the file's tensors.
-        frozen: their names → the base's own.
+        frozen: name in the file → weight of the base.
 
     Raises:
-        ConversionError: one differs.
+        ConversionError: a weight differs from the base's.
     """
     for name, own in frozen.items():
         if name in source:

@@ -1,4 +1,4 @@
-"""State dicts in what a training saved: found under every wrapper and prefix, recognised by their tensors' names.
+"""Find the state dicts in a training's checkpoint, under any wrapper and prefix, by their tensor names.
 
 `{"state_dict": …}` and `{"params_ema": …}` are wrappers; `module.` (several GPUs) and `decoder.` (the generator inside
 a larger network) are prefixes.
@@ -15,19 +15,19 @@ from .report import ConversionError
 
 logger = logging.getLogger(__name__)
 
-MAX_DEPTH, MAX_NAMES = 5, 1_000_000  # of dicts in dicts that are looked into
-WRAPPERS = {"module", "_orig_mod"}  # parts of a prefix that say how a network was run, not what it is
-NO_NETWORK = ("optim", "sched")  # parts of the names of what a training keeps beside its networks
+MAX_DEPTH, MAX_NAMES = 5, 1_000_000  # of nested dicts that are searched
+WRAPPERS = {"module", "_orig_mod"}  # parts of a prefix that torch adds
+NO_NETWORK = ("optim", "sched")  # parts of names of other training state
 
 
 class StateDict(NamedTuple):
-    """One network's tensors.
+    """The tensors of one network.
 
     Attributes:
-        where: the names that lead to it, joined by dots: "g_ema", "state_dict.decoder"; "" = the file is one.
-        kind: one of the kinds that were looked for.
-        tensors: name → tensor, without the prefix.
-        beside: what stands next to it and is no dict: name → value, the nearest of each name.
+        where: dotted path in the file: "g_ema", "state_dict.decoder"; empty if the file is a state dict.
+        kind: kind of the network, a key of `marks`.
+        tensors: name without prefix → tensor.
+        beside: name → value of other entries around it that are not dicts, the nearest of each name.
     """
 
     where: str
@@ -37,41 +37,41 @@ class StateDict(NamedTuple):
 
 
 def find(data, marks: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]) -> list[StateDict]:
-    """Every network in `data` that has all the names of its kind's marks; of several kinds the one with most counts.
+    """Return every network in `data` that has all marks of a kind; if several kinds match, the one with most marks.
 
-    What looks like weights and is of no kind is named in a warning.
+    A warning names weights of unknown networks.
 
     Args:
-        data: what a file holds.
-        marks: kind → names of tensors that only state dicts of this kind have together.
-        others: the same of networks that look like these and are others; of two equal fits this one counts.
+        data: contents of a file.
+        marks: kind → tensor names that together identify a state dict of this kind.
+        others: marks of similar networks that are not supported; they win if two kinds have equally many marks.
 
     Raises:
-        ConversionError: all marks of a kind but one are there, so the file is damaged.
+        ConversionError: all marks of a kind but one exist, so the file is damaged.
     """
     networks, left_out = [], []
     every = dict(sorted((others | marks).items(), key=lambda item: -len(item[1])))
     for path, entries, beside in named_dicts(data):
-        found, almost = {}, None
+        kind_by_prefix, almost = {}, None
         for prefix, counts in _counts(entries, every).items():
             full = [kind for kind in every if counts[kind] == len(every[kind])]
             near = [kind for kind in marks if counts[kind] == len(marks[kind]) - 1 > 1]
             if full:
-                found[prefix] = full[0]
+                kind_by_prefix[prefix] = full[0]
             elif near:
                 almost = prefix, near[0]
-        if almost and not found:
+        if almost and not kind_by_prefix:
             prefix, kind = almost
             lacking = next(mark for mark in marks[kind] if prefix + mark not in plain_names(entries))
             where = _where(path, prefix) or "the file"
             raise ConversionError(
                 f"{where} looks like the {kind} but has no tensor {prefix + lacking!r}; it is damaged"
             )
-        for prefix, kind in found.items():
+        for prefix, kind in kind_by_prefix.items():
             tensors = {name.removeprefix(prefix): v for name, v in entries.items() if name.startswith(prefix)}
             outside = {_bare(name): value for name, value in entries.items() if not name.startswith(prefix)}
             networks.append(StateDict(_where(path, prefix), kind, tensors, beside | outside))
-        unknown = {_bare(name): value for name, value in entries.items() if not name.startswith(tuple(found))}
+        unknown = {_bare(name): value for name, value in entries.items() if not name.startswith(tuple(kind_by_prefix))}
         left_out += _unknown(path, unknown)
     if networks and left_out:
         logger.warning("left out, because it is of no known network: %s", ", ".join(left_out))
@@ -79,17 +79,18 @@ def find(data, marks: dict[str, tuple[str, ...]], others: dict[str, tuple[str, .
 
 
 def plain_names(tensors: dict) -> set[str]:
-    """Names, those of pruned weights without what pruning appends."""
+    """Return the tensor names, with those of pruned weights as before pruning."""
     return {*tensors, *(name.removesuffix("_mask") for name in tensors if name.endswith(".weight_mask"))}
 
 
 def named_dicts(data) -> Iterator[tuple[tuple[str, ...], dict, dict]]:
-    """(path, dict, what stands beside it) of every dict whose keys are all names.
+    """Yield (path, dict, entries beside it) for every nested dict whose keys are all text.
 
     Raises:
-        ConversionError: there are more names than any training saves, as in dicts that hold each other.
+        ConversionError: there are too many names, as in dicts that contain each other.
     """
-    pending, names = [((), data, {})] if isinstance(data, dict) else [], 0
+    pending: list[tuple[tuple[str, ...], dict, dict]] = [((), data, {})] if isinstance(data, dict) else []
+    names = 0
     while pending:
         path, entries, beside = pending.pop()
         names += len(entries)
@@ -104,7 +105,7 @@ def named_dicts(data) -> Iterator[tuple[tuple[str, ...], dict, dict]]:
 
 
 def _counts(entries: dict, marks: dict[str, tuple[str, ...]]) -> dict[str, Counter]:
-    """Prefix → kind → how many of the kind's marks have it."""
+    """Return prefix → kind → number of the kind's marks with that prefix."""
     kinds, counts = defaultdict(list), defaultdict(Counter)
     for kind, names in marks.items():
         for name in names:
@@ -123,7 +124,7 @@ def _where(path: tuple[str, ...], prefix: str) -> str:
 
 
 def _bare(name: str) -> str:
-    """A name without the wrappers before it."""
+    """Return a name without its wrappers."""
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in WRAPPERS:
         del parts[0]
@@ -131,7 +132,7 @@ def _bare(name: str) -> str:
 
 
 def _unknown(path: tuple[str, ...], entries: dict) -> list[str]:
-    """What of a dict looks like weights: its parts, and how many tensors each has."""
+    """Describe the entries of a dict that look like weights, by their first name and number."""
     if any(word in part.lower() for word in NO_NETWORK for part in path):
         return []
     weights = [name for name, value in entries.items() if "." in name and getattr(value, "ndim", 0) > 1]

@@ -1,4 +1,4 @@
-"""StyleGAN2 from the pickles of stylegan2-ada-pytorch and of later NVIDIA repositories with the same networks."""
+"""Convert StyleGAN2 pickles of stylegan2-ada-pytorch and of later NVIDIA repositories with the same networks."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from .report import ConversionError, SourceTensors
 
 logger = logging.getLogger(__name__)
 
-UNLIMITED = r"\.skip$|^b4\.fromrgb$"  # layers without a clamp where all others have one
+UNLIMITED = r"\.skip$|^b4\.fromrgb$"  # layers that never have a clamp
 WHOLE_BATCH = 1 << 16  # minibatch group when the file says "the whole batch"
 
 
@@ -38,25 +38,26 @@ def convert(path: Path) -> dict[str, torch.nn.Module]:
         data = {"D" if data.class_name == "Discriminator" else "G_ema": data}
     if not isinstance(data, dict):
         raise ConversionError(f"{Path(path).name} holds a {type(data).__name__} instead of the networks G, D and G_ema")
-    found = {k: data[k] for k in ("G_ema", "G", "D") if isinstance(data.get(k), PersistentObject)}
-    if found.keys() == {"D"}:
+    networks_by_name = {k: data[k] for k in ("G_ema", "G", "D") if isinstance(data.get(k), PersistentObject)}
+    if networks_by_name.keys() == {"D"}:
         raise ConversionError(
             f"{Path(path).name} holds a discriminator alone and no generator (G or G_ema); give the file that has both"
         )
-    if not found:
+    if not networks_by_name:
         raise ConversionError(
             f"{Path(path).name} holds no generator: neither G nor G_ema among {sorted(map(str, data))}"
         )
-    networks = {"generator": convert_generator(found.get("G_ema") or found["G"])}
-    if {"G", "G_ema"} <= found.keys():
-        networks["generator_raw"] = convert_generator(found["G"])
-    if "D" in found:
-        networks["discriminator"] = convert_discriminator(found["D"])
+    generator = networks_by_name.get("G_ema") or networks_by_name["G"]
+    networks: dict[str, torch.nn.Module] = {"generator": convert_generator(generator)}
+    if {"G", "G_ema"} <= networks_by_name.keys():
+        networks["generator_raw"] = convert_generator(networks_by_name["G"])
+    if "D" in networks_by_name:
+        networks["discriminator"] = convert_discriminator(networks_by_name["D"])
     return networks
 
 
 def convert_generator(network: PersistentObject) -> StyleGAN2Generator:
-    """One stored generator → ours. One without noise layers becomes one whose noise has strength 0, its equal.
+    """Convert a stored generator. One without noise layers gets noise of strength 0, which is equivalent.
 
     Raises:
         ConversionError: see `convert`.
@@ -100,7 +101,7 @@ def convert_generator(network: PersistentObject) -> StyleGAN2Generator:
 
 
 def convert_discriminator(network: PersistentObject) -> StyleGAN2Discriminator:
-    """One stored discriminator → ours.
+    """Convert a stored discriminator.
 
     Raises:
         ConversionError: see `convert`.
@@ -108,7 +109,7 @@ def convert_discriminator(network: PersistentObject) -> StyleGAN2Discriminator:
     source, modules = SourceTensors(network.tensors()), network.modules()
     _refuse_other_kinds(network, modules, "Discriminator")
     resolutions = _resolutions(source, "")
-    # every block tells its input's width, the head the last one's
+    # conv0 of a block has the width of its input, the head that of the last block
     widths = {r: source[f"b{r}.conv0.weight"].shape[0] for r in resolutions if r > 4}
     head = source["b4.conv.weight"].shape
     base, maximum = channel_rule(widths | {4: head[0]})
@@ -156,7 +157,7 @@ def channel_rule(widths: dict[int, int]) -> tuple[int, int]:
 
 
 def is_standard_filter(f: torch.Tensor, gains=(1.0,)) -> bool:
-    """Whether `f` is the 2-D kernel of [1, 3, 3, 1], up to one of the factors `gains`."""
+    """Return whether `f` is the 2-D kernel of [1, 3, 3, 1] times one of `gains`."""
     standard = setup_filter(FIR_TAPS)
     f = torch.outer(f, f) if f.ndim == 1 else f
     return f.shape == standard.shape and any(torch.allclose(f.float(), standard * g, atol=1e-6) for g in gains)
@@ -164,18 +165,18 @@ def is_standard_filter(f: torch.Tensor, gains=(1.0,)) -> bool:
 
 def _resolutions(source, prefix) -> list[int]:
     pattern = re.compile(re.escape(prefix) + r"b(\d+)\.")
-    found = sorted({int(match[1]) for name in source.tensors if (match := pattern.match(name))})
-    if not found or found != [4 << i for i in range(len(found))]:
-        raise ConversionError(f"the blocks have resolutions {found}; StyleGAN2 has 4, 8, 16, …")
-    if not 16 <= found[-1] <= 1024:
+    resolutions = sorted({int(match[1]) for name in source.tensors if (match := pattern.match(name))})
+    if not resolutions or resolutions != [4 << i for i in range(len(resolutions))]:
+        raise ConversionError(f"the blocks have resolutions {resolutions}; StyleGAN2 has 4, 8, 16, …")
+    if not 16 <= (resolution := resolutions[-1]) <= 1024:
         raise ConversionError(
-            f"the network is of {found[-1]}×{found[-1]} pictures; 16×16 to 1024×1024 can be converted"
+            f"the network is of {resolution}×{resolution} pictures; 16×16 to 1024×1024 can be converted"
         )
-    return found
+    return resolutions
 
 
 def _classes(network, source) -> dict:
-    """`num_classes` and `embed_dim`; nothing of a network without classes."""
+    """Return `num_classes` and `embed_dim`; an empty dict for a network without classes."""
     classes = network.state.get("c_dim", network.init_kwargs.get("c_dim", 0))
     if "mapping.embed.weight" in source:
         embed_dim, classes = source["mapping.embed.weight"].shape
@@ -189,7 +190,7 @@ def _classes(network, source) -> dict:
 
 
 def _mapping(network, source, modules, w_dim: int) -> tuple[dict, int]:
-    """Options of the mapping network to `w_dim`, and how many numbers enter it."""
+    """Return the arguments of the mapping network to `w_dim`, and its input size."""
     num_layers = sum(re.fullmatch(r"mapping\.fc\d+\.weight", name) is not None for name in source.tensors)
     kwargs = network.init_kwargs.get("mapping_kwargs") or {}
     rate = modules.get("mapping.fc0", {}).get("bias_gain", kwargs.get("lr_multiplier", 0.01))
@@ -201,7 +202,7 @@ def _mapping(network, source, modules, w_dim: int) -> tuple[dict, int]:
 
 
 def _refuse_other_kinds(network, modules, class_name):
-    """One sentence for each kind of network that looks alike but computes something else."""
+    """Refuse networks that look alike but compute something else."""
     kwargs, state = network.init_kwargs, network.state
     if network.class_name != class_name:
         raise ConversionError(f"the network's class is {network.class_name!r}; StyleGAN2's is {class_name!r}")
@@ -210,38 +211,39 @@ def _refuse_other_kinds(network, modules, class_name):
             f"the {class_name.lower()} makes or takes {channels} image channels; only 3 can be converted"
         )
     for path, attributes in modules.items():
-        if (found := attributes.get("activation", "lrelu")) not in ("lrelu", "linear"):
-            raise ConversionError(f"{path} has activation {found!r}; StyleGAN2 has 'lrelu' and 'linear'")
+        if (activation := attributes.get("activation", "lrelu")) not in ("lrelu", "linear"):
+            raise ConversionError(f"{path} has activation {activation!r}; StyleGAN2 has 'lrelu' and 'linear'")
 
 
 def _check_architectures(network, modules, block_prefix, architecture: str) -> None:
-    """Refuse a network that says that it is built otherwise than its tensors show."""
+    """Refuse a network whose stated architecture differs from that of its tensors."""
     kwargs = network.init_kwargs
-    said = {"the network": kwargs, "its synthesis network": kwargs.get("synthesis_kwargs") or {}}
-    said |= {path: attributes for path, attributes in modules.items() if path.startswith(block_prefix)}
-    for name, attributes in said.items():
-        if (found := attributes.get("architecture", architecture)) != architecture:
+    stated = {"the network": kwargs, "its synthesis network": kwargs.get("synthesis_kwargs") or {}}
+    stated |= {path: attributes for path, attributes in modules.items() if path.startswith(block_prefix)}
+    for name, attributes in stated.items():
+        if (own := attributes.get("architecture", architecture)) != architecture:
             raise ConversionError(
-                f"{name} has architecture {found!r}, but the layers of {architecture!r}; known: "
+                f"{name} has architecture {own!r}, but the layers of {architecture!r}; known: "
                 f"{', '.join(ARCHITECTURES)}"
             )
 
 
 def _conv_clamp(network, modules, block_prefix) -> float | None:
-    """The clamp that all convolutions share, but for those that never have one.
+    """Return the clamp of all convolutions except those that never have one.
 
     Raises:
-        ConversionError: clamps that differ, one where there is none, one that is no number above 0, or a file that does
-            not say.
+        ConversionError: clamps differ, are missing, are not numbers above 0, or belong to a layer that never has one.
     """
-    found = {
+    clamp_by_path = {
         path: attributes["conv_clamp"]
         for path, attributes in modules.items()
         if path.startswith(block_prefix) and "conv_clamp" in attributes
     }
-    if limited := [path for path, clamp in found.items() if re.search(UNLIMITED, path) and clamp is not None]:
-        raise ConversionError(f"{limited[0]} has conv_clamp={found[limited[0]]!r}; in NVIDIA's StyleGAN2 it has none")
-    clamps = [clamp for path, clamp in found.items() if not re.search(UNLIMITED, path)]
+    if limited := [path for path, clamp in clamp_by_path.items() if re.search(UNLIMITED, path) and clamp is not None]:
+        raise ConversionError(
+            f"{limited[0]} has conv_clamp={clamp_by_path[limited[0]]!r}; in NVIDIA's StyleGAN2 it has none"
+        )
+    clamps = [clamp for path, clamp in clamp_by_path.items() if not re.search(UNLIMITED, path)]
     if not clamps:  # the two repositories have other names and other defaults, so only what is written counts
         kwargs = network.init_kwargs
         clamps = [x["conv_clamp"] for x in (kwargs, kwargs.get("synthesis_kwargs") or {}) if "conv_clamp" in x]
@@ -278,6 +280,6 @@ def _fill(model, source: SourceTensors, absent: dict[str, torch.Tensor] | None =
 
 
 def _their_name(ours: str) -> str:
-    """`synthesis.b8.conv0.noise.const` → `synthesis.b8.conv0.noise_const`."""
+    """Return NVIDIA's name of a tensor: `synthesis.b8.conv0.noise_const` for `synthesis.b8.conv0.noise.const`."""
     ours = ours.replace(".noise.", ".noise_")
     return ours.replace(".to_rgb.", ".torgb.").replace(".from_rgb.", ".fromrgb.")

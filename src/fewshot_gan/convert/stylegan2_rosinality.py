@@ -1,7 +1,7 @@
-"""StyleGAN2 from checkpoints of the widespread PyTorch port, and of what was built on it.
+"""Convert StyleGAN2 checkpoints of the widespread PyTorch port and of projects based on it.
 
-`.pt` with `g_ema`, `g`, `d`, `latent_avg`; encoders whose `decoder` is its generator (pSp, e4e); BasicSR's networks,
-whose `params_ema` have other names for the same tensors.
+Supported: `.pt` with `g_ema`, `g`, `d`, `latent_avg`; encoders whose `decoder` is its generator (pSp, e4e); BasicSR's
+networks, whose `params_ema` have other names for the same tensors.
 """
 
 import logging
@@ -39,7 +39,7 @@ UP_GAIN = 4.0  # kernels of up-sampling filters are stored times 2²
 
 
 def convert_generator(tensors: dict, latent_avg=None) -> StyleGAN2Generator:
-    """One generator state dict → ours, in fp32.
+    """Convert a generator state dict, in float32.
 
     Args:
         tensors: name → tensor. `noises.noise_i`, which the first files did not have, are drawn from a fixed seed.
@@ -84,7 +84,7 @@ def convert_generator(tensors: dict, latent_avg=None) -> StyleGAN2Generator:
 
 
 def convert_discriminator(tensors: dict) -> StyleGAN2Discriminator:
-    """One discriminator state dict → ours, in fp32.
+    """Convert a discriminator state dict, in float32.
 
     Raises:
         ConversionError: see `convert_generator`.
@@ -107,7 +107,7 @@ def convert_discriminator(tensors: dict) -> StyleGAN2Discriminator:
 
 
 def _supported(levels: int) -> int:
-    """The picture's size with so many blocks after the first, of 4 × 4 pixels."""
+    """Return the image size for a number of blocks after the first one at 4 × 4 pixels."""
     if not 2 <= levels <= 8:
         size = 4 << min(levels, 12)
         raise ConversionError(f"this StyleGAN2 is of {size} × {size} pixels; those of 16 to 1024 convert")
@@ -139,10 +139,10 @@ def _mean_w(model: StyleGAN2Generator) -> torch.Tensor:
 
 
 def _one_mean(latent_avg, num_ws: int, w_dim: int) -> torch.Tensor:
-    """`[D]` of `[D]`, `[1, D]` or one row per layer: where the rows differ, their mean, with a warning.
+    """Return the mean w `[D]` for `[D]`, `[1, D]` or one row per layer; warn if the rows differ, and average them.
 
     Raises:
-        ConversionError: another shape.
+        ConversionError: the shape is another one.
     """
     mean = torch.as_tensor(latent_avg).detach().float()
     if mean.shape not in ((w_dim,), (1, w_dim), (num_ws, w_dim)):
@@ -158,7 +158,7 @@ def _one_mean(latent_avg, num_ws: int, w_dim: int) -> torch.Tensor:
 
 
 def _drawn_noise(model: StyleGAN2Generator) -> dict[str, torch.Tensor]:
-    """The noise images of a file without: name of ours → `[H, W]`."""
+    """Return random noise images for a checkpoint without them: our name → `[H, W]`."""
     logger.warning("no noises in the checkpoint: the fixed noise images are drawn from seed %d", NOISE_SEED)
     generator = seeded(NOISE_SEED)
     return {
@@ -169,13 +169,15 @@ def _drawn_noise(model: StyleGAN2Generator) -> dict[str, torch.Tensor]:
 
 
 def generator_name(ours: str, shape) -> tuple[str, tuple[int, ...]]:
-    """Their name of one of our tensors, and the shape it has there."""
+    """Return the port's name and shape of one of our tensors."""
     shape = tuple(shape)
     if match := re.fullmatch(r"mapping\.fc(\d+)\.(weight|bias)", ours):
         return f"style.{int(match[1]) + 1}.{match[2]}", shape  # style.0 normalises z
     if ours == "synthesis.b4.const":
         return "input.input", (1, *shape)
-    res, layer, leaf = re.fullmatch(r"synthesis\.b(\d+)\.(\w+)\.(.+)", ours).groups()
+    match = re.fullmatch(r"synthesis\.b(\d+)\.(\w+)\.(.+)", ours)
+    assert match is not None, ours
+    res, layer, leaf = match.groups()
     level = int(res).bit_length() - 4  # -1 for 4×4, 0 for 8×8, …
     if layer == "to_rgb":
         prefix = "to_rgb1" if level < 0 else f"to_rgbs.{level}"
@@ -196,8 +198,10 @@ def generator_name(ours: str, shape) -> tuple[str, tuple[int, ...]]:
 
 
 def _discriminator_name(ours: str, resolution: int) -> str:
-    """Their name of one of our tensors."""
-    res, layer, leaf = re.fullmatch(r"b(\d+)\.(\w+)\.(weight|bias)", ours).groups()
+    """Return the port's name of one of our tensors."""
+    match = re.fullmatch(r"b(\d+)\.(\w+)\.(weight|bias)", ours)
+    assert match is not None, ours
+    res, layer, leaf = match.groups()
     heads = {"conv": "final_conv.0.weight" if leaf == "weight" else "final_conv.1.bias"}
     heads |= {"fc": f"final_linear.0.{leaf}", "out": f"final_linear.1.{leaf}"}
     heads["from_rgb"] = "convs.0.0.weight" if leaf == "weight" else "convs.0.1.bias"
@@ -215,7 +219,7 @@ def _discriminator_name(ours: str, resolution: int) -> str:
 
 
 def _port_names(tensors: dict) -> dict:
-    """BasicSR's tensors under the names that the port has for them."""
+    """Rename BasicSR's tensors to the names of the port."""
     renamed = {}
     for name, value in tensors.items():
         for pattern, replacement in BASICSR_NAMES:

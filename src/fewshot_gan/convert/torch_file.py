@@ -1,4 +1,4 @@
-"""Files of `torch.save`, read without running anything in them."""
+"""Read files of `torch.save` without running their code."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from ..utils.untrusted import read_checkpoint
 
 
 def read(path: Path):
-    """What was saved, on the CPU: tensors, NumPy's arrays as such, numbers, texts and their containers.
+    """Return the saved value on the CPU: tensors (also for NumPy arrays), numbers, text and containers of them.
 
     Raises:
-        ConversionError: the file is damaged, or holds more than these, such as a whole pickled network.
+        ConversionError: the file is damaged, or contains other objects, such as a pickled network.
     """
     return read_checkpoint(path, "tensors")

@@ -1,4 +1,4 @@
-"""Networks that look like those we convert and compute something else: each is refused in one sentence."""
+"""Recognise networks that look like supported ones but are not, and explain why they cannot be converted."""
 
 from collections.abc import Callable
 

@@ -5,6 +5,8 @@ Every weight is spectrally normalised and initialised orthogonally. `biggan_conf
 Shape legend: B batch, C width, H/W size of the features, E size of a block's condition.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
@@ -116,7 +118,7 @@ class BigGANGenerator(PlainGenerator, Network):
     @register_to_config
     def __init__(
         self,
-        block_channels: tuple[int, ...] = (384, 384, 384, 384),
+        block_channels: Sequence[int] = (384, 384, 384, 384),
         attention_after: int = 2,
         chunk_dim: int = 20,
         shared_dim: int = 128,
@@ -174,8 +176,8 @@ class BigGANDiscriminator(PlainDiscriminator, Network):
     @register_to_config
     def __init__(
         self,
-        block_channels: tuple[int, ...] = (192, 192, 192, 192),
-        down: tuple[bool, ...] = (True, True, False, False),
+        block_channels: Sequence[int] = (192, 192, 192, 192),
+        down: Sequence[bool] = (True, True, False, False),
         attention_after: int = 1,
         num_classes: int = 10,
         resolution: int = 32,

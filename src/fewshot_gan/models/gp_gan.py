@@ -5,6 +5,8 @@ No normalisation layers; residual branches are scaled by 0.1. `gp_gan_config` re
 Shape legend: B batch, C width, H/W size of the features, S scales.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
@@ -94,7 +96,7 @@ class GPGANGenerator(PlainGenerator, Network):
     @register_to_config
     def __init__(
         self,
-        channels: tuple[int, ...] = (1024, 1024, 1024, 512, 256, 128, 64),
+        channels: Sequence[int] = (1024, 1024, 1024, 512, 256, 128, 64),
         blocks_per_scale: int = 2,
         num_classes: int = 1000,
         z_dim: int = 256,
@@ -140,7 +142,7 @@ class GPGANDiscriminator(PlainDiscriminator, Network):
     @register_to_config
     def __init__(
         self,
-        channels: tuple[int, ...] = (1024, 1024, 1024, 512, 256, 128, 64),
+        channels: Sequence[int] = (1024, 1024, 1024, 512, 256, 128, 64),
         blocks_per_scale: int = 2,
         num_classes: int = 1000,
         image_kernel: int = 3,
