@@ -61,7 +61,6 @@ def prepare_a_base(inputs: Path) -> None:
 
 def adapt(inputs: Path, out: Path) -> None:
     """TransferGAN as published, with checkpoints, samples and a card; twenty-four steps."""
-    from fewshot_gan.methods import method
     from fewshot_gan.training import adapt
 
     fewshot_gan.methods.method.load_features = lambda device: (

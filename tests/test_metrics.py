@@ -226,7 +226,7 @@ def test_moments_hold_no_rows():
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_precision_recall_density_coverage_equal_a_double_loop(k, monkeypatch):
-    monkeypatch.setattr(metrics, "_BLOCK", 7)  # blocks that end anywhere
+    monkeypatch.setattr(metrics.distributions, "_BLOCK", 7)  # blocks that end anywhere
     real, generated = normal(30, 3), normal(22, 3, seed=1) * 0.8 + 0.3
 
     def reach(x, i):

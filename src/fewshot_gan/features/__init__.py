@@ -1,4 +1,4 @@
-"""Frozen feature networks: the eyes of losses, projected discriminators and metrics."""
+"""Frozen feature networks, for losses, projected discriminators and metrics."""
 
 from .base import FeatureNetwork
 from .efficientnet import EfficientNetLiteFeatures

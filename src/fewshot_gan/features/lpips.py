@@ -1,8 +1,9 @@
-"""LPIPS (arXiv 1801.03924), of the package `lpips`, whose weights are fetched once."""
+"""LPIPS (arXiv 1801.03924) from the package `lpips`, whose weights are downloaded once."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +15,20 @@ from .weights import FETCHING, fault_of_cache, hash_of_weights
 
 
 class LPIPSFeatures(FeatureNetwork):
-    """LPIPS (arXiv 1801.03924) as vectors: the squared distance of two is the LPIPS of their pictures.
+    """LPIPS (arXiv 1801.03924) as vectors: the squared distance of two vectors is the LPIPS of their pictures.
 
-    For pairs only. By VGG a picture of 256 px takes 16 MB, by AlexNet 1.3 MB.
+    It has no `pooled` features. The vector of a picture of 256 px takes 16 MB with VGG, 1.3 MB with AlexNet.
 
     Args:
         net: "vgg" or "alex".
 
     Raises:
         ImportError: `lpips` or torchvision is not installed.
-        FileNotFoundError: the weights, which torchvision fetches, cannot be had.
+        FileNotFoundError: the weights, which torchvision downloads, are missing.
     """
 
     spatial_side, spatial_resize = 256, "area, to 256 px at most"
+    net: Any  # a class of the package `lpips`
 
     def __init__(self, net: str = "vgg"):
         super().__init__()
@@ -36,29 +38,32 @@ class LPIPSFeatures(FeatureNetwork):
 
     @torch.no_grad()
     def spatial(self, images: Tensor, size: int | None = None) -> Tensor:
-        """`[B, 3, H, W]` in [-1, 1], made `size` px (None: 256) if it is larger → float16 `[B, E]`."""
+        """Return float16 `[B, E]` of images `[B, 3, H, W]` in [-1, 1], reduced to `size` px (None: 256) if larger."""
         check_floats(images)
         size = size or self.spatial_side
         if max(images.shape[2:]) > size:
             images = F.interpolate(images, size=(size, size), mode="area")
         vectors = []
         for maps, linear in zip(self.net.net(self.net.scaling_layer(images.float())), self.net.lins, strict=True):
-            weight = linear.model[-1].weight.clamp_min(0).sqrt()  # [1, C, 1, 1]; trained to be no less than 0
+            weight = linear.model[-1].weight.clamp_min(0).sqrt()  # [1, C, 1, 1]; training keeps it at 0 or above
             maps = maps / (maps.square().sum(1, keepdim=True).sqrt() + 1e-10) * weight
             vectors.append(maps.flatten(1) / (maps.shape[2] * maps.shape[3]) ** 0.5)
         return torch.cat(vectors, 1).half()
 
 
 def load_lpips(net: str = "vgg") -> nn.Module:
-    """LPIPS of the package `lpips`, frozen: two `[B, 3, H, W]` in [-1, 1] → `[B, 1, 1, 1]`.
+    """Load LPIPS from the package `lpips`, frozen: two `[B, 3, H, W]` in [-1, 1] → `[B, 1, 1, 1]`.
+
+    Args:
+        net: "vgg" or "alex".
 
     Raises:
         ImportError: `lpips` or torchvision is not installed.
-        FileNotFoundError: its weights, which torchvision fetches once, cannot be had.
+        FileNotFoundError: the weights, which torchvision downloads once, are missing.
     """
     try:
-        import lpips
-    except ImportError as error:  # torchvision's absence too
+        import lpips  # pyright: ignore[reportMissingImports]  of the extra metrics
+    except ImportError as error:  # of lpips, or of torchvision inside it
         raise ImportError("LPIPS needs lpips: pip install 'fewshot_gan[metrics]'") from error
     try:
         return lpips.LPIPS(net=net, verbose=False).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Feature networks by their names."""
+"""Load feature networks by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .efficientnet import EFFICIENTNETS
 from .inception import InceptionFeatures
 from .lpips import LPIPS
 
-NETWORKS = {  # name → what makes it
+NETWORKS = {  # name → function or class that makes it
     **EFFICIENTNETS,
     "inception-v3": InceptionFeatures,
     **LPIPS,
@@ -23,12 +23,13 @@ NETWORKS = {  # name → what makes it
 
 
 def load_features(name: str = "efficientnet-lite0", device: str | torch.device | None = None) -> FeatureNetwork:
-    """The frozen network called `name` on `device` (None: CPU). Cached: one object per arguments, so do not move it.
+    """Load the frozen network `name`. Calls with equal arguments return the same object, so do not move it.
 
     Args:
-        name: "efficientnet-lite0" or "-lite2", which need no network. Only to judge: "inception-v3",
-            "lpips-vgg", "lpips-alex", or a vision model of transformers as a local folder or Hub repo id.
-        device: where to put it.
+        name: "efficientnet-lite0" or "efficientnet-lite2", which need no network connection. For metrics only:
+            "inception-v3", "lpips-vgg", "lpips-alex", or a vision model of transformers as a local folder or Hub repo
+            id.
+        device: of the network; None: the CPU.
 
     Raises:
         ValueError: an unknown name, or a folder or repo without a vision model.
@@ -39,7 +40,7 @@ def load_features(name: str = "efficientnet-lite0", device: str | torch.device |
 
 
 @cache
-@torch.inference_mode(False)  # it is kept, and serves elsewhere too
+@torch.inference_mode(False)  # cached weights made in inference mode could not lead gradients
 def _load(name: str, device: str) -> FeatureNetwork:
     if name in NETWORKS:
         return NETWORKS[name]().to(device)

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: names, folders, uploads and cards; whatever is refused ends in one sentence that says why."""
+"""The Hugging Face Hub: names, downloads, uploads and cards. Error messages are one sentence with the cause."""
 
 from .fetch import HUB_OPTIONS, check_hashes, resolve_folder
 from .names import (

@@ -1,4 +1,4 @@
-"""The files of a base: what its `model_index.json` may name, and which weights its parts have."""
+"""Checks of the files of a base: classes named in `model_index.json`, and stored weights of its parts."""
 
 import math
 from collections.abc import Collection
@@ -13,18 +13,18 @@ INDEX = "model_index.json"
 
 
 def check_index(folder: Path, given: Collection[str] = ()) -> None:
-    """Refuse an index that names anything but networks of this package; nothing that it names is imported.
+    """Refuse a `model_index.json` that names classes other than networks of this package. None of them is imported.
 
     Args:
         folder: of the base.
-        given: names of parts that are not loaded.
+        given: names of parts that the caller passes, so that they are not loaded.
 
     Raises:
-        ValueError: it is damaged, or names a class of another library or one that is no network.
+        ValueError: the index is damaged, or names a class of another library or one that is no network.
     """
     index = read_json(folder / INDEX)
     kind = index.get("_class_name")
-    kinds = kind if isinstance(kind, list) else [kind]  # of custom pipelines: file and class
+    kinds = kind if isinstance(kind, list) else [kind]  # custom pipelines have [file, class]
     if len(kinds) > 2 or not kinds or not all(isinstance(name, str) for name in kinds):
         raise ValueError(f"{folder / INDEX} does not say which pipeline it is of; fetch the file again")
     psi = index.get("truncation_psi")
@@ -41,10 +41,10 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
 
 
 def stored_keys(folder: Path) -> set[str]:
-    """Names of the tensors in the safetensors files of a part of a base."""
+    """Return the names of the tensors in the safetensors files of a part of a base."""
     return {name for path in folder.glob("*.safetensors") for name in read_header(path).tensors}
 
 
 def stored_tensors(folder: Path) -> dict:
-    """Name → tensor of the safetensors files of a part of a base."""
+    """Return name → tensor from the safetensors files of a part of a base."""
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in read_tensors(path).items()}

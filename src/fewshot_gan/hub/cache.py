@@ -1,4 +1,4 @@
-"""The Hub's cache on this machine, and what can be wrong with it."""
+"""The local cache of the Hub, and error messages for its faults."""
 
 from pathlib import Path
 
@@ -9,16 +9,17 @@ OTHER_CACHE = "set HF_HOME to a folder that can be written, or give cache_dir=â€
 
 
 def cache_folder(cache_dir) -> Path:
+    """Return the folder of the cache: `cache_dir`, or the default of huggingface_hub."""
     from huggingface_hub import constants
 
     return user_path(cache_dir or constants.HF_HUB_CACHE)
 
 
 def check_cache(cache_dir) -> None:
-    """Refuse a cache that cannot be a folder; huggingface_hub says of one that there is no network.
+    """Refuse a cache path that cannot be a folder; huggingface_hub would report a missing network connection.
 
     Raises:
-        NotADirectoryError: it, or a folder above it, is a file.
+        NotADirectoryError: the path, or a parent of it, is a file.
     """
     cache = cache_folder(cache_dir)
     there = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
@@ -27,10 +28,10 @@ def check_cache(cache_dir) -> None:
 
 
 def refuse_fault_of_cache(error: Exception, what: str, cache_dir) -> None:
-    """Say so where not the Hub, but the disk of the cache is to blame.
+    """Raise an error about the disk if that, and not the Hub, made a download fail.
 
     Raises:
-        OSError: it is.
+        OSError: the disk is full, read-only or the like.
     """
     if fault := fault_of_disk(error):
         fault, _, _ = fault.partition("; ")

@@ -1,4 +1,4 @@
-"""Model cards: what an adapter or base is, what it was made from, under which licence, and how to load it."""
+"""Model cards: type, origin, licence, metrics and usage of adapters, hypernetworks and bases."""
 
 import json
 import shutil
@@ -29,13 +29,13 @@ SAMPLES, SEED = 8, 0  # of the grid of a base
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What the card of a published repo says beyond what weights and configs tell; `hub_cards/` fills it in.
+    """Content of the card of a published repo that does not follow from weights and configs; from `hub_cards/`.
 
     Attributes:
         files: path in the repo → (bytes, SHA-256), of every file but the card.
-        lineage: from what weights and data it was made, under which terms; a sentence or two each.
-        numbers: lines on how good it is, see `report_lines`.
-        limits: what it cannot do and must not be used for; a sentence or two each.
+        lineage: weights and data that it was made from, and their terms; a sentence or two each.
+        numbers: lines on its metrics, see `report_lines`.
+        limits: limitations and misuse; a sentence or two each.
         citation: BibTeX entries.
         base_repo: where the embedded base of an adapter is published.
         caption: of the sample grid, in place of the usual one.
@@ -54,7 +54,7 @@ class Details:
     tags: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The sections, those left empty left out."""
+        """Return the lines of all sections that are not empty."""
         listed = {"Lineage": self.lineage, "Limits and misuse": self.limits}
         made = {title: [f"- {text}" for text in texts] for title, texts in listed.items()}
         made = {"Numbers": list(self.numbers)} | made
@@ -81,16 +81,16 @@ def write_adapter_card(
         folder: where it was saved.
         name: title of the card.
         grid: folder of a run's `step-*.png`, of which the newest is taken; the file of a picture; a PIL image; or None.
-        repo_id: what the card loads it by; None: its name.
+        repo_id: repo that the usage example loads; None: `name`.
         base: repo id of the base, for an adapter that knows its base as a local folder only.
-        details: of a card that says more.
-        report: of `evaluation.evaluate` on this adapter, or its file; None: `evaluation.json` in the folder, if it is.
+        details: further content of the card.
+        report: of `evaluation.evaluate` on this adapter, or its file; None: `evaluation.json` in the folder, if any.
 
     Returns:
         Path of the card.
 
     Raises:
-        ValueError: the report is of something else.
+        ValueError: the report is of other weights.
     """
     folder, config, details = Path(folder), adapter.config, details or Details()
     report = report_of(config.base_fingerprint, adapter, report, folder)
@@ -141,7 +141,7 @@ def write_collection_card(
         name: title of the card.
         repo_id: what the card loads them by; None: its name.
         grid: as of `write_adapter_card`.
-        details: of a card that says more.
+        details: further content of the card.
 
     Returns:
         Path of the card.
@@ -183,8 +183,8 @@ def write_hypernetwork_card(
         network: the `DomainHyperNetwork` that the folder holds.
         folder: where it was saved.
         name: title of the card.
-        repo_id: what the card loads it by; None: its name.
-        details: of a card that says more.
+        repo_id: repo that the usage example loads; None: `name`.
+        details: further content of the card.
 
     Returns:
         Path of the card.
@@ -227,15 +227,15 @@ def write_base_card(
         folder: where.
         name: title of the card.
         grid: PIL image, or the file of a picture; False: no picture; None: draw one from fixed seeds.
-        repo_id: what the card loads it by; None: its name.
-        details: of a card that says more.
-        report: of `evaluation.evaluate` on this base, or its file; None: `evaluation.json` in the folder, if it is.
+        repo_id: repo that the usage example loads; None: `name`.
+        details: further content of the card.
+        report: of `evaluation.evaluate` on this base, or its file; None: `evaluation.json` in the folder, if any.
 
     Returns:
         Path of the card.
 
     Raises:
-        ValueError: the report is of something else.
+        ValueError: the report is of other weights.
     """
     folder, generator, details = Path(folder), pipe.generator, details or Details()
     mark = fingerprint(generator)
@@ -289,7 +289,7 @@ def write_recipe_card(
         origin: embedded base that has the same ancestors, and so the same licence.
         how: lines of the section on making and using it.
         grid: as of `write_adapter_card`.
-        details: of a card that says more.
+        details: further content of the card.
 
     Returns:
         Path of the card.
@@ -309,7 +309,7 @@ def write_kernels_card(folder, name: str, repo_id: str, details: Details | None 
         folder: of the package, with its `build.toml` and its own `README.md`, which is replaced.
         name: title of the card.
         repo_id: what the card loads it by.
-        details: of a card that says more.
+        details: further content of the card.
 
     Returns:
         Path of the card.
@@ -331,7 +331,7 @@ def write_kernels_card(folder, name: str, repo_id: str, details: Details | None 
 def _write(
     folder: Path, name: str, lines: list[str], picture: str | None, tags: list[str], origins, bases=(), report=None
 ) -> Path:
-    """The card of weights. `bases` are those of adapters; the card of a base has none."""
+    """Write the card of weights. `bases` are the bases of adapters; the card of a base has none."""
     from huggingface_hub import ModelCardData
 
     repos = [base for base in dict.fromkeys(EMBEDDED_REPOS.get(base, base) for base in bases) if is_repo_id(base)]
@@ -353,7 +353,7 @@ def _write(
 
 
 def _write_card(folder: Path, name: str, lines: list[str], data) -> Path:
-    """Front matter, title, lines, version."""
+    """Write `README.md`: front matter, title, lines, version."""
     from huggingface_hub import ModelCard
 
     body = "\n".join([f"# {name}", "", *lines, f"Written by fewshot_gan {__version__}.", ""])
@@ -363,7 +363,10 @@ def _write_card(folder: Path, name: str, lines: list[str], data) -> Path:
 
 
 def _place_grid(grid, folder: Path) -> str | None:
-    """Put the picture at `images/grid.png`, or under its own ending; its path in the folder, None: there was none."""
+    """Write the picture to `images/grid.png`, or `images/grid` with its own suffix, and return its path in the folder.
+
+    None: there is no picture.
+    """
     if isinstance(grid, str | Path) and not (grid := Path(grid)).is_file():
         pictures = sorted(grid.glob("step-*.png"), key=lambda path: (len(path.name), path.name))  # by their numbers
         grid = pictures[-1] if pictures else None
@@ -393,16 +396,17 @@ def _licence(origins, what: str) -> list[str]:
 
 
 def _licence_of_images(record: dict) -> list[str]:
-    """Of a training set that says what it shows and under which licence, see `training.data.provenance`."""
+    """Return the lines on the licence of training images that have one recorded, see `training.data.provenance`."""
     if not (licence := record.get("images_licence")):
         return []
     return [f"Training images ({record.get('images', 'not named')}): {licence}", ""]
 
 
 def _base_of(config, instead: str | None = None) -> tuple[str | None, str | None]:
-    """Of an adapter's config: a name of its base that means something elsewhere, and the key of its licence.
+    """Return the portable name of an adapter's base, and the embedded base whose licence holds, None if unknown.
 
-    A copy of an embedded base is known by its fingerprint; another local folder goes by `instead` or its last part.
+    A copy of an embedded base is recognised by its fingerprint. Another local folder is called `instead`, else by its
+    last part.
     """
     base, mark = config.get("base_model_name_or_path"), config.get("base_fingerprint")
     twins = {
@@ -417,7 +421,7 @@ def _base_of(config, instead: str | None = None) -> tuple[str | None, str | None
 
 
 def portable_base(config, instead: str | None = None) -> str | None:
-    """What an adapter's config may call its base on other machines: never a path of this one.
+    """Return the name of an adapter's base for other machines: never a local path.
 
     Args:
         config: of the adapter.
@@ -443,10 +447,11 @@ def _objective(method: str | None) -> str:
 
 
 def _preset(training: dict | None) -> str:
-    """What a preset for few images puts beside or in place of a paper's terms, from the recorded weights."""
+    """Return the clause about what a preset for few images adds to the terms of a paper or replaces, "" for others."""
     preset = (training or {}).get("preset")
     if preset not in ("few_images", "large_gap"):
         return ""
+    training = training or {}
     used = {name.removesuffix("_weight") for name, value in training.items() if value}
     projected = training.get("discriminator") == "projected"
     added = ["a projected discriminator ([arXiv 2111.01007](https://arxiv.org/abs/2111.01007))"] * projected
@@ -470,5 +475,5 @@ def _plain(value) -> str:
 
 
 def count_numbers(network) -> int:
-    """Numbers of a network, buffers included: what its file holds."""
+    """Return the number of values of a network, buffers included, as in its file."""
     return sum(tensor.numel() for tensor in network.state_dict().values())

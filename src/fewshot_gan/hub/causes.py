@@ -1,10 +1,10 @@
-"""Why the Hub did not do what it was asked: one sentence that also says the way out."""
+"""Error messages for failed downloads and uploads: one sentence with the cause and the way out."""
 
 from ..utils.text import in_short, plain
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """All that huggingface_hub raises: its connection errors are no OSError, and some are plain exceptions."""
+    """Return the exceptions that huggingface_hub raises; its connection errors are not derived from OSError."""
     from huggingface_hub import errors
 
     own = [getattr(errors, name, OSError) for name in ("HTTPError", "RevisionResolutionError", "XetDownloadError")]
@@ -12,6 +12,15 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
 
 def why_not_fetched(error: Exception, what: str, page: str, revision: str | None, known: str) -> str:
+    """Return the message for a failed download.
+
+    Args:
+        error: the exception of huggingface_hub.
+        what: kind and name of the repo, e.g. "adapter 'me/ink'".
+        page: URL of the repo.
+        revision: that was asked for; None: main.
+        known: the embedded names, as a clause.
+    """
     from huggingface_hub import errors
 
     status, reason = cause(error)
@@ -49,6 +58,7 @@ def why_not_fetched(error: Exception, what: str, page: str, revision: str | None
 
 
 def why_not_pushed(error: Exception) -> str:
+    """Return the message for a failed upload."""
     from huggingface_hub import errors
 
     status, reason = cause(error)
@@ -66,18 +76,19 @@ def why_not_pushed(error: Exception) -> str:
 
 
 def cause(error: Exception) -> tuple[int | None, str]:
-    """HTTP status, if the server answered, and the innermost reason in few words."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
+    """Return the HTTP status, None if no server answered, and the innermost reason in a few words."""
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__) is not None:
+        chain.append(inner)
     for link in chain:
-        if getattr(link, "response", None) is not None:
-            said = plain(getattr(link, "server_message", None) or "")
-            return link.response.status_code, f"HTTP {link.response.status_code}{said and f': {said[:200]}'}"
+        if (response := getattr(link, "response", None)) is not None:
+            message = plain(getattr(link, "server_message", None) or "")
+            return response.status_code, f"HTTP {response.status_code}{message and f': {message[:200]}'}"
     return None, in_short(chain[-1]) or type(error).__name__
 
 
 def page_of(path: str) -> str:
+    """Return the URL of a page of the Hub."""
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT}/{path}"

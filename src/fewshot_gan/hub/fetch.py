@@ -1,4 +1,4 @@
-"""From a name to a folder: embedded, local, or a snapshot of a Hub repo."""
+"""Find the folder of a name: embedded, local, or a downloaded snapshot of a Hub repo."""
 
 import glob
 import hashlib
@@ -12,8 +12,8 @@ from .cache import check_cache, refuse_fault_of_cache
 from .causes import cause, hub_errors, page_of, why_not_fetched
 from .names import embedded_adapters, embedded_bases, is_repo_id
 
-REPO_FILES = ("*.json", "*.safetensors", "*.md")  # what loading needs; sample pictures stay on the Hub
-HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")  # of fetching
+REPO_FILES = ("*.json", "*.safetensors", "*.md")  # needed for loading; sample pictures are not downloaded
+HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")  # of downloads
 
 
 def resolve_folder(
@@ -27,22 +27,23 @@ def resolve_folder(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """The local folder behind a base or adapter name; what comes from the Hub is complete, or refused.
+    """Return the local folder of a base, adapter or hypernetwork. Incomplete downloads are refused.
 
     Args:
         name_or_path: embedded name, local folder, or Hub repo id `owner/name`; tried in that order.
         kind: "base", "adapter" or "hypernetwork".
-        subfolder: folder inside the repo or local folder; of a repo only that part is downloaded.
+        subfolder: folder inside the repo or local folder; only that part of a repo is downloaded.
         revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
 
     Raises:
-        FileNotFoundError: nothing of that name here, and not on the Hub, not readable, or no way to reach it.
+        FileNotFoundError: there is no such folder, and no such repo on the Hub, or it may not be read, or the Hub
+            cannot be reached.
         OSError: the cache cannot be written.
         ValueError: `subfolder`, or the name of a file in the repo, leads out of the folder.
     """
     embedded = {n: names.ASSETS / "bases" / n for n in embedded_bases()} if kind == "base" else {}
     embedded = embedded_adapters() if kind == "adapter" else embedded
-    name, part = expanded(name_or_path), PureWindowsPath(subfolder or "")  # takes both kinds of slash, drive letters
+    name, part = expanded(name_or_path), PureWindowsPath(subfolder or "")  # understands both slashes, and drive letters
     known = f"embedded {kind}s: {', '.join(embedded) or 'none'}"
     if part.anchor or ".." in part.parts:
         raise ValueError(f"subfolder={subfolder!r} leads out of {name!r}; give a folder inside it, like 'looks/ink'")
@@ -80,7 +81,7 @@ def _download(name: str, kind: str, known: str, prefix: str, **options) -> Path:
             )
         )
     except hub_errors() as error:
-        if type(error) is ValueError and error.__cause__ is None:  # what the server offers, e.g. '../../name'
+        if type(error) is ValueError and error.__cause__ is None:  # a file name of the repo such as '../../name'
             raise ValueError(f"Hub repo {name!r} is not safe to load, and was not: {cause(error)[1]}") from error
         refuse_fault_of_cache(error, f"{kind} {name!r}", options["cache_dir"])
         sentence = why_not_fetched(error, f"{kind} {name!r}", page_of(name), options["revision"], known)
@@ -90,13 +91,13 @@ def _download(name: str, kind: str, known: str, prefix: str, **options) -> Path:
 
 
 def check_hashes(snapshot: Path) -> None:
-    """Compare the files of a snapshot in the Hub's cache with the hashes that the server announced for them.
+    """Compare the files of a snapshot in the Hub's cache with the hashes that the server announced.
 
-    The cache names each file after its hash: SHA-256 of large files, git's SHA-1 of others. Where the system has no
+    The cache names each file by its hash: SHA-256 for large files, git's SHA-1 for others. On systems without symbolic
     links there are no such names, and nothing is compared.
 
     Raises:
-        ValueError: a file is another than announced. It is removed, so that the next load fetches it again.
+        ValueError: a file differs from the announced one. It is removed, so that the next load downloads it again.
     """
     for link in (path for path in sorted(snapshot.rglob("*")) if path.is_symlink() and path.is_file()):
         stored = link.resolve()

@@ -1,4 +1,4 @@
-"""From a folder to the Hub: one commit."""
+"""Upload a folder to the Hub in one commit."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from ..version import __version__
 from .causes import hub_errors, page_of, why_not_pushed
 
 PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
-PUSH_SECONDS, PUSH_RATE = 300, 50_000  # a push may take so long, and a second more for so many bytes
+PUSH_SECONDS, PUSH_RATE = 300, 50_000  # a push may take this many seconds, plus one per this many bytes
 
 
 def push_folder(
@@ -25,10 +25,10 @@ def push_folder(
     instead: Mapping[str, bytes] | None = None,
     repo_type: str = "model",
 ) -> str:
-    """Upload a folder as one commit, so that nobody ever finds half of it; makes the repo and the branch if needed.
+    """Upload a folder as one commit, so that it is never there in part. Repo and branch are created if needed.
 
     Args:
-        folder: what to upload; hidden files stay here.
+        folder: to upload; hidden files are left out.
         repo_id: `owner/name`, or `name` for the token's owner.
         token: with write access; None takes the one of `hf auth login`.
         private: whether a new repo is private; None takes the owner's default.
@@ -68,7 +68,7 @@ def push_folder(
     api = HfApi(token=token, library_name="fewshot_gan", library_version=__version__)
 
     def push() -> tuple[str, bool]:
-        """Full id of the repo, and whether it was left alone because everybody could read it."""
+        """Push; return the full id of the repo, and whether nothing was uploaded because the repo is public."""
         target = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type).repo_id
         if private and not api.repo_info(target, repo_type=repo_type).private:  # an old repo keeps its visibility
             return target, True

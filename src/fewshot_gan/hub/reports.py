@@ -1,4 +1,4 @@
-"""What a report of `fewshot-gan evaluate` becomes on a card: a table for people, and `model-index` for the Hub."""
+"""Reports of `fewshot-gan evaluate`: read, compared, and shown on cards as a table and as `model-index` of the Hub."""
 
 import json
 import math
@@ -10,8 +10,8 @@ from ..utils.hashing import hash_tensors
 from ..utils.json_files import read_json
 from ..utils.text import in_short
 
-REPORT = "evaluation.json"  # what `fewshot-gan evaluate` calls it, beside the weights
-RESULTS = {  # of a report: what a card calls it, and how it is written
+REPORT = "evaluation.json"  # file name that `fewshot-gan evaluate` uses, in the folder of the weights
+RESULTS = {  # name in a report → (name on a card, format)
     "frechet": ("Fréchet distance", "{:.1f}"),
     "kid": ("KID × 1e3", "{:.1f}"),
     "precision": ("precision", "{:.2f}"),
@@ -23,7 +23,7 @@ RESULTS = {  # of a report: what a card calls it, and how it is written
 
 
 def report_lines(reports: Mapping[str, Mapping]) -> list[str]:
-    """A table of reports of `fewshot-gan evaluate`, of one protocol, and what that is.
+    """Return Markdown lines: a table of reports of one protocol, and a sentence on the protocol.
 
     Args:
         reports: heading of a column → report.
@@ -59,7 +59,7 @@ def _scaled(name: str, value: float) -> float:
 
 
 _NONE, _TEXTS = type(None), (list, type(None))
-_KINDS = {  # of what a report says, and somebody may have written by hand
+_KINDS = {  # types of the fields that are checked, since a report may have been written by hand
     "protocol": {
         "num_images": int,
         "seed": int,
@@ -77,10 +77,10 @@ _KINDS = {  # of what a report says, and somebody may have written by hand
 
 
 def read_report(path) -> dict:
-    """A report from its JSON file.
+    """Read a report from its JSON file.
 
     Raises:
-        ValueError: the file holds none.
+        ValueError: the file holds no report.
     """
     try:
         report = read_json(user_path(path))
@@ -105,29 +105,33 @@ def read_report(path) -> dict:
 
 
 def report_of(mark: str | None, adapter, report, folder: Path) -> Mapping | None:
-    """The report on these weights: the one that is given, or that lies beside them.
+    """Return the report on some weights: the given one, or the one in their folder.
 
     Args:
         mark: fingerprint of the base.
-        adapter: that must act alone; None: the base itself.
+        adapter: the only adapter that acted, at weight 1; None: the base alone.
         report: of `evaluation.evaluate`, or its file; None: `evaluation.json` in `folder`, if it is of these weights.
         folder: of the weights.
 
+    Returns:
+        The report; None if none is given and there is none in the folder.
+
     Raises:
-        ValueError: the report that is given is none, or of other weights.
+        ValueError: the given report is invalid or of other weights.
     """
     try:
-        found = report if isinstance(report, Mapping) else read_report(folder / REPORT if report is None else report)
-        if not _is_of(mark, adapter, found):
-            raise ValueError(f"the report is of other weights: {found['network']}; evaluate these, or leave it out")
+        checked = report if isinstance(report, Mapping) else read_report(folder / REPORT if report is None else report)
+        if not _is_of(mark, adapter, checked):
+            raise ValueError(f"the report is of other weights: {checked['network']}; evaluate these, or leave it out")
     except ValueError:
         if report is None:
             return None
         raise
-    return found
+    return checked
 
 
 def _is_of(mark: str | None, adapter, report: Mapping) -> bool:
+    """Return whether a report is of this base and this adapter alone."""
     drawn = report["network"].get("adapters")
     if report["network"].get("base_fingerprint") != mark or not isinstance(drawn, Mapping):
         return False
@@ -136,7 +140,7 @@ def _is_of(mark: str | None, adapter, report: Mapping) -> bool:
 
 
 def eval_results(report: Mapping) -> list:
-    """`huggingface_hub.EvalResult` of each number of a report that a card shows."""
+    """Return `huggingface_hub.EvalResult`s of the results of a report that a card shows."""
     from huggingface_hub import EvalResult
 
     protocol, source = report["protocol"], report.get("source") or {}
@@ -158,16 +162,16 @@ def eval_results(report: Mapping) -> list:
 
 
 def compare(report: Mapping, other: Mapping) -> dict[str, tuple[float, float]]:
-    """Results of two reports side by side.
+    """Return name → results of both reports.
 
     Raises:
-        ValueError: their protocols differ; the message says in what.
+        ValueError: their protocols differ, or `other` lacks results; the message names the difference.
     """
     mine, theirs = report["protocol"], other["protocol"]
     apart = [
         f"{name} {mine.get(name, 'not given')!r} and {theirs.get(name, 'not given')!r}"
         for name in sorted(mine.keys() | theirs.keys())
-        if mine.get(name) != theirs.get(name) and name != "features"  # which has a hash; folders are called anything
+        if mine.get(name) != theirs.get(name) and name != "features"  # a name of any kind; the hash counts
     ]
     if apart:
         raise ValueError(f"numbers of different protocols do not compare: {'; '.join(apart)}")
@@ -177,14 +181,14 @@ def compare(report: Mapping, other: Mapping) -> dict[str, tuple[float, float]]:
 
 
 def differences(report: Mapping, other: Mapping, tolerance: float = 1e-4) -> list[str]:
-    """What of `other` is not what `report` says, a sentence each; empty: `other` reproduces it.
+    """Return a sentence for each result of `other` that differs from `report`; an empty list if it is reproduced.
 
     Args:
         report, other: of one protocol and one network.
-        tolerance: share of a number's size, or of 1 if it is smaller, that processors may differ by.
+        tolerance: relative, and absolute below 1; processors round differently.
 
     Raises:
-        ValueError: other protocols, or another network.
+        ValueError: the protocols or the networks differ.
     """
     both = compare(report, other)
     for part in ("base_fingerprint", "adapters"):
@@ -199,7 +203,7 @@ def differences(report: Mapping, other: Mapping, tolerance: float = 1e-4) -> lis
 
 
 def _unnamed(adapters):
-    """Adapters by what they are, since everybody may call them otherwise."""
+    """Return the hashes and weights of adapters without their names, which may differ between users."""
     if not isinstance(adapters, Mapping):
         return adapters
     return sorted((a["sha256"], json.dumps(a["weight"], sort_keys=True)) for a in adapters.values())

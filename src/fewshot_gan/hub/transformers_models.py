@@ -1,4 +1,4 @@
-"""Models of transformers: fetched, checked, and read without running code of their repos."""
+"""Download, check and load models of transformers without running code from their repos."""
 
 from pathlib import Path
 
@@ -9,19 +9,19 @@ from .fetch import check_hashes
 from .names import is_repo_id
 
 MODEL_FILES = ("*.json", "merges.txt", "model.safetensors", "model-*.safetensors")  # of a model of transformers
-NO_CODE = {"trust_remote_code": False}  # for transformers, which else asks on the terminal whether to run a repo's
+NO_CODE = {"trust_remote_code": False}  # otherwise transformers asks on the terminal whether to run code of the repo
 
 
 def fetch_model(name: str, kind: str, way_out: str) -> Path:
-    """The folder of a model of transformers: `name` itself, or a Hub repo in the cache, fetched if there is network.
+    """Return the folder of a model of transformers: a local folder, or the snapshot of a Hub repo.
 
     Args:
         name: local folder or Hub repo id.
-        kind: what it is, for messages.
-        way_out: what to do without it, for messages.
+        kind: kind of model, for messages.
+        way_out: alternative to the model, for messages.
 
     Raises:
-        FileNotFoundError: no such folder or repo, or no network.
+        FileNotFoundError: there is no such folder or repo, or no network connection.
         OSError: the cache cannot be written.
     """
     from huggingface_hub import snapshot_download
@@ -35,7 +35,9 @@ def fetch_model(name: str, kind: str, way_out: str) -> Path:
     check_cache(None)
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
-        if not any(folder.glob("model[.-]*safetensors")):  # older repos have a pickle, which is read without running it
+        if not any(
+            folder.glob("model[.-]*safetensors")
+        ):  # older repos have a pickle, which `read_model` checks before it is read
             folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, "pytorch_model.bin"]))
     except hub_errors() as error:
         refuse_fault_of_cache(error, f"{kind} {name!r}", None)
@@ -47,15 +49,18 @@ def fetch_model(name: str, kind: str, way_out: str) -> Path:
 
 
 def read_model(model_class, folder: Path, config) -> tuple:
-    """A model of transformers in float32, and the set of its weights that the folder lacks; runs no code of the repo.
+    """Load a model of transformers in float32, without running code of the repo.
 
     Args:
-        model_class: whose `from_pretrained` reads it.
-        folder: of `fetch_model`.
-        config: its config.
+        model_class: class with the `from_pretrained` to use.
+        folder: result of `fetch_model`.
+        config: of the model.
+
+    Returns:
+        The model, and the names of its weights that the folder lacks.
 
     Raises:
-        ValueError: its weights are a pickle that asks for too much or holds more than tensors.
+        ValueError: the weights are a pickle that would take too much memory or holds other objects than tensors.
     """
     if not any(folder.glob("model[.-]*safetensors")):
         from ..utils.untrusted import check
@@ -68,10 +73,10 @@ def read_model(model_class, folder: Path, config) -> tuple:
 
 
 def refuse_missing(missing: set[str]) -> None:
-    """Refuse a model without these weights.
+    """Refuse a model that lacks weights.
 
     Raises:
-        ValueError: there are some; the message names four.
+        ValueError: `missing` is not empty; names up to four of them.
     """
     if missing:
         raise ValueError(f"it lacks weights: {', '.join(sorted(missing)[:4])}")

@@ -1,4 +1,4 @@
-"""Metrics: tensors in, numbers out."""
+"""Metrics: functions of tensors that return numbers."""
 
 from .clip import clip_diversity, clip_quality
 from .distributions import (

@@ -1,4 +1,4 @@
-"""Quality and diversity of pictures by CLIP."""
+"""Quality and diversity of pictures, measured by CLIP."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def clip_quality(image_embeddings: Tensor, text_embeddings: Tensor) -> float:
-    """Mean cosine of N pictures and K templates of the domain's name (HyperDomainNet, arXiv 2210.08884, §5).
+    """Return the mean cosine of N pictures and K prompts with the domain's name (HyperDomainNet, 2210.08884, §5).
 
-    Published with CLIP ViT-B/16, which was also trained against: give a held-out encoder's number beside it.
+    The paper measures with CLIP ViT-B/16, which it also trains with: also report a value by an encoder that was not
+    used in training.
 
     Args:
         image_embeddings, text_embeddings: `[N, D]`, `[K, D]` of one encoder.
@@ -27,7 +28,7 @@ def clip_quality(image_embeddings: Tensor, text_embeddings: Tensor) -> float:
 
 
 def clip_diversity(image_embeddings: Tensor) -> float:
-    """Mean of 1 − cosine over all pairs of N pictures `[N, D]`, N ≥ 2 (HyperDomainNet, arXiv 2210.08884, §5).
+    """Return the mean of 1 − cosine over all pairs of pictures `[N, D]`, N ≥ 2 (HyperDomainNet, 2210.08884, §5).
 
     Raises:
         ValueError: fewer than two rows.

@@ -9,27 +9,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = 256  # rows whose distances are held at a time
+_BLOCK = 256  # rows whose distances are computed at a time
 
 
 class FeatureMoments:
-    """Number, mean and covariance of feature vectors that come in batches, in float64; holds `[D, D]` whatever N.
+    """Number, mean and covariance of feature vectors, updated in batches, in float64 and with `[D, D]` memory.
 
-    Batches are merged by their own means (Chan, Golub, LeVeque 1979), so that nothing cancels.
+    Batches are merged by their own means (Chan, Golub, LeVeque 1979), which avoids cancellation.
+
+    Args:
+        features: `[N, D]` to start with, or None.
     """
 
+    _mean: Tensor  # [D]; empty before the first vector
+    _scatter: Tensor  # [D, D]: sum of products of deviations from the mean
+
     def __init__(self, features: Tensor | None = None):
-        self.count, self._mean, self._scatter = 0, None, None
+        self.count = 0
+        self._mean = torch.empty(0, dtype=torch.float64, device="cpu")
+        self._scatter = torch.empty(0, 0, dtype=torch.float64, device="cpu")
         if features is not None:
             self.update(features)
 
     @classmethod
     def of(cls, count: int, mean: Tensor, covariance: Tensor) -> FeatureMoments:
-        """Moments that were kept: number, `[D]` and unbiased `[D, D]`."""
+        """Return moments with a given number of vectors, mean `[D]` and unbiased covariance `[D, D]`."""
         return cls()._merge(count, mean.double(), covariance.double() * (count - 1))
 
     def update(self, features: Tensor) -> FeatureMoments:
-        """Take in `[N, D]`.
+        """Add feature vectors `[N, D]`.
 
         Raises:
             ValueError: another shape or D, or a value that is not finite.
@@ -47,39 +55,39 @@ class FeatureMoments:
         return self._merge(len(features), mean, centred.T @ centred)
 
     def merge(self, other: FeatureMoments) -> FeatureMoments:
-        """Take in what another process saw."""
+        """Add the feature vectors of other moments."""
         return self if not other.count else self._merge(other.count, other._mean, other._scatter)
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> FeatureMoments:
         if not self.count:
             self.count, self._mean, self._scatter = count, mean.clone(), scatter.clone()
             return self
-        total, apart = self.count + count, mean - self._mean
-        self._scatter += scatter + torch.outer(apart, apart) * (self.count * count / total)
-        self._mean += apart * (count / total)
+        total, difference = self.count + count, mean - self._mean
+        self._scatter += scatter + torch.outer(difference, difference) * (self.count * count / total)
+        self._mean += difference * (count / total)
         self.count = total
         return self
 
     @property
     def mean(self) -> Tensor:
-        """`[D]`."""
+        """Mean `[D]`."""
         return self._mean
 
     @property
     def covariance(self) -> Tensor:
-        """`[D, D]`, unbiased."""
+        """Unbiased covariance `[D, D]`."""
         return self._scatter / (self.count - 1)
 
 
 def frechet_distance(fa: Tensor | FeatureMoments, fb: Tensor | FeatureMoments) -> float:
-    """Squared Fréchet distance between Gaussians fitted to two feature sets (FID, arXiv 1706.08500), in float64.
+    """Return the squared Fréchet distance of Gaussians fitted to two feature sets (FID, arXiv 1706.08500), in float64.
 
     ‖μa-μb‖² + tr A + tr B - 2 tr (A^½ B A^½)^½, with unbiased covariances A, B; the last trace is the sum of the
     square roots of the eigenvalues of a symmetric matrix, so no general matrix root is needed.
 
     Args:
-        fa, fb: `[Na, D]`, `[Nb, D]`, at least two rows each, or their moments. Biased upwards for N near D: say N
-            beside the number.
+        fa, fb: `[Na, D]`, `[Nb, D]`, at least two rows each, or their moments. The distance is biased upwards for N
+            near D: report N with it.
 
     Raises:
         ValueError: fewer than two rows, or different D.
@@ -87,7 +95,7 @@ def frechet_distance(fa: Tensor | FeatureMoments, fb: Tensor | FeatureMoments) -
     a, b = (x if isinstance(x, FeatureMoments) else FeatureMoments(x) for x in (fa, fb))
     if min(a.count, b.count) < 2 or len(a.mean) != len(b.mean):
         raise ValueError(
-            f"{a.count} and {b.count} feature vectors of {[0 if m is None else len(m) for m in (a.mean, b.mean)]} "
+            f"{a.count} and {b.count} feature vectors of {[len(a.mean), len(b.mean)]} "
             "numbers: take both from one network and at least two images"
         )
     mean_a, mean_b, cov_a, cov_b = a.mean, b.mean, a.covariance, b.covariance
@@ -99,11 +107,11 @@ def frechet_distance(fa: Tensor | FeatureMoments, fb: Tensor | FeatureMoments) -
 
 
 def kernel_distance(fa: Tensor, fb: Tensor) -> float:
-    """KID: unbiased MMD² with the kernel (x·y/D + 1)³ (arXiv 1801.01401), in float64.
+    """Return KID: unbiased MMD² with the kernel (x·y/D + 1)³ (arXiv 1801.01401), in float64.
 
-    Differs from the paper's protocol: one estimate over the full sets instead of a mean over random subsets, because
-    at a few hundred images subsets only add variance. Unbiased, so two samples of one distribution scatter around 0,
-    also below it.
+    Differs from the paper's protocol: one estimate over the full sets instead of a mean over random subsets, which only
+    add variance at a few hundred images. The estimate is unbiased, so for two samples of one distribution it scatters
+    around 0 and may be negative.
 
     Args:
         fa, fb: `[Na, D]`, `[Nb, D]`, at least two rows each.
@@ -126,13 +134,13 @@ def kernel_distance(fa: Tensor, fb: Tensor) -> float:
 def kernel_distance_of_subsets(
     fa: Tensor, fb: Tensor, *, num_subsets: int = 100, size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """KID as published (arXiv 1801.01401 §4): mean and standard deviation over random subsets of equal size.
+    """Return KID as published (arXiv 1801.01401 §4): mean and standard deviation over random subsets of equal size.
 
     Args:
         fa, fb: `[Na, D]`, `[Nb, D]`.
-        num_subsets: how many pairs of subsets.
-        size: of each, drawn without replacement.
-        seed: of the draws, which are NumPy's `RandomState.choice`, from `fa` and `fb` in turn.
+        num_subsets: number of pairs of subsets.
+        size: rows of each subset, drawn without replacement.
+        seed: of the draws by NumPy's `RandomState.choice`, from `fa` and `fb` in turn.
 
     Raises:
         ValueError: a set smaller than `size`, different D, or `size` below 2.

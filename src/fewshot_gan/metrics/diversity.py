@@ -1,4 +1,4 @@
-"""How much the pictures of a set differ from one another."""
+"""Diversity: how much the pictures of a set differ from one another."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ _COLUMNS = 2**18  # of embeddings turned to float64 at a time
 def spatial_embedding(
     images: Tensor, features: FeatureNetwork, size: int | None = None, batch_size: int = 16
 ) -> Tensor:
-    """Vectors whose squared Euclidean distance is `features`' distance of two pictures, see `FeatureNetwork.spatial`.
+    """Return vectors whose squared Euclidean distance is the distance of two pictures, see `FeatureNetwork.spatial`.
 
-    Unlike pooled features they know *where* things are, hence notice a collapse.
+    Unlike pooled features they depend on positions, so a collapse to one picture shows in their distances.
 
     Args:
         images: float `[N, 3, H, W]` in [-1, 1].
-        size: px to which `features` resizes them; None: what is usual for it.
+        features: the network.
+        size: px to which `features` resizes images; None: its default.
+        batch_size: images per forward pass.
 
     Returns:
         float `[N, E]`.
@@ -33,27 +35,31 @@ def spatial_embedding(
     if not len(images):
         raise ValueError(f"there are no images to compare in shape {list(images.shape)}")
     device = next(chain(features.parameters(), features.buffers())).device
-    found = None
-    for start in range(0, len(images), batch_size):
-        rows = features.spatial(images[start : start + batch_size].to(device), size)
-        if found is None:
-            found = rows.new_empty(len(images), rows.shape[1])  # once: of LPIPS it is large
-        found[start : start + batch_size] = rows
-    return found
+    first = features.spatial(images[:batch_size].to(device), size)
+    embeddings = first.new_empty(len(images), first.shape[1])  # allocated once, since those of LPIPS are large
+    embeddings[:batch_size] = first
+    for start in range(batch_size, len(images), batch_size):
+        embeddings[start : start + batch_size] = features.spatial(images[start : start + batch_size].to(device), size)
+    return embeddings
 
 
 def pairwise_distances(a: Tensor, b: Tensor | None = None) -> Tensor:
-    """Squared Euclidean distances `[N, E], [M, E] -> [N, M]`, float64; of spatial embeddings: LPIPS-like distances."""
+    """Return squared Euclidean distances `[N, E], [M, E] -> [N, M]` in float64.
+
+    Args:
+        a: `[N, E]`; of spatial embeddings the results are LPIPS-like distances.
+        b: `[M, E]`; None: `a`.
+    """
     b = a if b is None else b
-    found = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    distances = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     for x, y in zip(a.split(_COLUMNS, 1), b.split(_COLUMNS, 1), strict=True):
         x, y = x.double(), y.double()
-        found += x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * x @ y.T
-    return found.clamp_min_(0)
+        distances += x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * x @ y.T
+    return distances.clamp_min_(0)
 
 
 def spatial_distance(images: Tensor, features: FeatureNetwork, size: int | None = None) -> float:
-    """Mean LPIPS-like distance over all pairs of different images: near 0 when one image is drawn for every latent.
+    """Return the mean LPIPS-like distance over all pairs of images; near 0 if all latents give the same image.
 
     Args:
         images: float `[N, 3, H, W]` in [-1, 1], N ≥ 2; the published protocol uses 64.
@@ -68,20 +74,22 @@ def spatial_distance(images: Tensor, features: FeatureNetwork, size: int | None 
 
 
 def mean_of_pairs(pairwise: Tensor) -> float:
-    """Mean of `[N, N]` distances between different rows."""
+    """Return the mean of pairwise distances `[N, N]` without the diagonal."""
     return (pairwise.sum() - pairwise.trace()).item() / (len(pairwise) * (len(pairwise) - 1))
 
 
 def intra_cluster_distance(to_references: Tensor, pairwise: Tensor, max_members: int = 50) -> float:
-    """Diversity around the training images (arXiv 2104.06820): mean distance in a cluster, over the filled ones.
+    """Return the intra-cluster diversity (arXiv 2104.06820): the mean distance in a cluster, over non-empty clusters.
+
+    Each generated image belongs to the cluster of its nearest training image.
 
     Args:
-        to_references: `[N, K]` distances of N generated images to the K training images; the nearest names the cluster.
+        to_references: `[N, K]` distances of N generated images to the K training images.
         pairwise: `[N, N]` distances among the generated images, any metric.
-        max_members: only the first members of a cluster are compared.
+        max_members: number of images, the first ones, that are compared in a cluster.
 
     Returns:
-        0 when every cluster has copies of one image. A cluster with a single member has no pair and counts 0.
+        0 if every cluster holds copies of one image. A cluster with a single image has no pair and counts as 0.
 
     Raises:
         ValueError: shapes do not fit, or N = 0.
@@ -91,11 +99,11 @@ def intra_cluster_distance(to_references: Tensor, pairwise: Tensor, max_members:
 
 
 def balanced_intra_cluster_distance(to_references: Tensor, pairwise: Tensor, max_members: int = 50) -> float:
-    """B-LPIPS (LFS-GAN, arXiv 2308.11917): Σ_c -p_c log10(p_c) · d_c with shares p_c and mean distances d_c.
+    """Return B-LPIPS (LFS-GAN, arXiv 2308.11917): Σ_c -p_c log10(p_c) · d_c with shares p_c and mean distances d_c.
 
-    One cluster holding everything gives 0 however varied it is inside; K equal clusters give the mean distance times
-    log10 K. Differs from the paper: p_c + 1e-5 is capped at 1, so that the collapsed case is 0 and not slightly
-    negative.
+    If one cluster holds all images, the result is 0 whatever its diversity; K clusters of equal size give the mean
+    distance times log10 K. Differs from the paper: p_c + 1e-5 is capped at 1, so that the collapsed case is 0 and not
+    slightly negative.
 
     Args, Raises: as `intra_cluster_distance`.
     """
@@ -105,7 +113,7 @@ def balanced_intra_cluster_distance(to_references: Tensor, pairwise: Tensor, max
 
 
 def _clusters(to_references: Tensor, pairwise: Tensor, max_members: int) -> tuple[int, Tensor, Tensor]:
-    """N, mean distance inside each cluster `[K]`, members of each cluster `[K]`."""
+    """Return N, the mean distance inside each cluster `[K]`, and the number of images of each cluster `[K]`."""
     n, k = to_references.shape
     if n == 0 or pairwise.shape != (n, n):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Light, edges and errors of images."""
+"""Luminance, edges and PSNR of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, per image, then averaged; infinite as soon as one pair is equal.
+    """Return the peak signal-to-noise ratio in dB, averaged over images; infinite if the images of a pair are equal.
 
     Args:
         a, b: float `[B, 3, H, W]`, clamped to [-1, 1] (peak-to-peak 2) first.
@@ -28,18 +28,19 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def luminance(images: Tensor) -> Tensor:
-    """BT.601 luminance `[B, 3, H, W] -> [B, 1, H, W]`, in the range of the input."""
+    """Return BT.601 luminance `[B, 3, H, W] -> [B, 1, H, W]`, in the range of the input."""
     return (images * images.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def sobel(grey: Tensor) -> tuple[Tensor, Tensor]:
-    """Horizontal and vertical Sobel derivative of `[B, 1, H, W]` (a unit ramp gives 1), borders replicated."""
+    """Return horizontal and vertical Sobel derivatives of `[B, 1, H, W]`; a unit ramp gives 1. Borders: replicated."""
     kernel = grey.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
     out = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), torch.stack([kernel, kernel.T])[:, None])
     return out[:, :1], out[:, 1:]
 
 
 def resize(x: Tensor, size: int) -> Tensor:
+    """Return images `[B, C, H, W]` as squares of `size` px: area if reduced, bilinear if enlarged."""
     if x.shape[-2:] == (size, size):
         return x
     if min(x.shape[-2:]) >= size:

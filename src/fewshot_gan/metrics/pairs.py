@@ -1,4 +1,4 @@
-"""How far adapted pictures follow the true ones, pair by pair."""
+"""Correlation of adapted pictures with the true ones of the same latents."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .images import luminance, resize, sobel
 
 
 def paired_correlations(adapted: Tensor, true: Tensor, size: int = 256) -> dict[str, float]:
-    """Does each adapted image look like the *right* true image? Mean Pearson correlation over aligned pairs.
+    """Return mean Pearson correlations over aligned pairs: whether each adapted image resembles *its* true image.
 
     Args:
         adapted, true: float `[B, 3, H, W]` in [-1, 1], row i of both from the same latent; resized (area or bilinear)
             to `size`.
 
     Returns:
-        `{"luminance": …, "edge": …}` in [-1, 1]; edge compares Sobel gradient magnitudes. A constant image counts 0.
+        `{"luminance": …, "edge": …}` in [-1, 1]; edge compares Sobel gradient magnitudes. Constant images count as 0.
 
     Raises:
         ValueError: different numbers of images.
@@ -39,5 +39,5 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.flatten(1).double(), b.flatten(1).double()
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     norm = a.norm(dim=1) * b.norm(dim=1)
-    # float32 leaves rounding dust of about 1e-6 a pixel in a constant image: nothing to correlate
+    # in float32 a constant image has rounding errors of about 1e-6 per pixel, which must not be correlated
     return torch.where(norm > 1e-10 * a.shape[1], (a * b).sum(1) / norm.clamp_min(1e-300), 0.0)

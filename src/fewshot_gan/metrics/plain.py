@@ -1,4 +1,4 @@
-"""Features that nothing was trained for: colours, edges and grey levels."""
+"""Features without a network: histograms of colours and gradients, and grey levels."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from ..data.images import check_floats
 from .images import luminance, sobel
 
-# Square root of each group's total variance over 100 source faces (FFHQ generator, psi 0.7, 256 px): divided by it,
-# every group has total variance 1 on those faces. PLAIN_GAIN brings x·y / D near 1, where the kernel of
-# `kernel_distance` weighs its linear, square and cubic parts alike. Fixed numbers, never refitted: the feature of an
-# image does not depend on the images beside it.
+# SCALES: square root of each group's total variance over 100 source faces (FFHQ generator, psi 0.7, 256 px). Divided by
+# it, every group has total variance 1 on those faces. PLAIN_GAIN brings x·y / D near 1, where the linear, square and
+# cubic parts of the kernel in `kernel_distance` have equal weight. Both are constants, so that the features of an image
+# do not depend on other images.
 SCALES = {"colour": 0.329, "chroma": 0.389, "magnitude": 0.118, "orientation": 0.0710, "greys": 2.93}
 PLAIN_GAIN = 2.5
 _PLAIN_SIZE = 256
 
 
 def plain_features(images: Tensor, batch_size: int = 64) -> Tensor:
-    """A judge without a network, that no training signal looks at: colour and gradient histograms, 16x16 greys.
+    """Return features for metrics that no loss trains on: colour and gradient histograms, and 16x16 grey levels.
 
     Groups, all at 256 px (area resize): RGB histograms (16 bins each), Cb and Cr histograms (17 bins each), gradient
     magnitude (16 bins of its square root, 1 = derivative 0.7 of the white-black range), gradient orientation (8 bins
@@ -47,8 +47,8 @@ def _plain(images: Tensor) -> Tensor:
     chroma = torch.cat([(x[:, 2:] - grey) * 0.564, (x[:, :1] - grey) * 0.713], 1) + 0.5  # Cb, Cr of BT.601
     gx, gy = sobel(grey)
     magnitude = (gx.square() + gy.square()).sqrt()
-    # Orientation in [0, 1), 180° apart is the same line. Exact grey and exact horizontals lie in the *middle* of a bin
-    # (odd number of chroma bins, half a bin of offset here): on an edge rounding would choose the bin.
+    # Orientation in [0, 1); 180° apart is the same line. Exact grey and exact horizontals lie in the *middle* of a bin
+    # (odd number of chroma bins, offset of half a bin here): on the edge of bins, rounding errors would choose the bin.
     angle = (torch.atan2(gy, gx) / math.pi + 1 / 16) % 1.0
     groups = {
         "colour": _histogram(x, 16).flatten(1),
@@ -61,7 +61,7 @@ def _plain(images: Tensor) -> Tensor:
 
 
 def _histogram(x: Tensor, bins: int, weight: Tensor | None = None) -> Tensor:
-    """Share of `x` `[B, C, H, W]` in [0, 1] (clamped) per equal bin -> `[B, C, bins]`, each row summing to 1."""
+    """Return the shares of `x` `[B, C, H, W]`, clamped to [0, 1], in equal bins: `[B, C, bins]`, rows sum to 1."""
     index = (x * bins).long().clamp_(0, bins - 1).flatten(2)
     weight = torch.ones_like(x).flatten(2) if weight is None else weight.flatten(2)
     counts = torch.zeros(*index.shape[:2], bins, device=x.device, dtype=torch.float32).scatter_add_(2, index, weight)
