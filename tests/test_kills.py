@@ -63,9 +63,7 @@ def adapt(inputs: Path, out: Path) -> None:
     """TransferGAN as published, with checkpoints, samples and a card; twenty-four steps."""
     from fewshot_gan.training import adapt
 
-    fewshot_gan.methods.method.load_features = lambda device: (
-        None
-    )  # this method looks at none, and the real ones are not that small
+    method.load_features = lambda device: None  # this method uses none, and the real ones take a while to load
     command = [f"--base={inputs / 'base'}", f"--data={inputs / 'pictures'}", f"--output_dir={out}", "--preset=paper"]
     command += ["--max_train_steps=24", "--train_batch_size=2", "--checkpointing_steps=3", "--sample_steps=10"]
     adapt.main("finetune", [*command, "--report_to=none", "--num_threads=1", "--r1_every=4"])
