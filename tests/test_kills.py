@@ -61,6 +61,7 @@ def prepare_a_base(inputs: Path) -> None:
 
 def adapt(inputs: Path, out: Path) -> None:
     """TransferGAN as published, with checkpoints, samples and a card; twenty-four steps."""
+    from fewshot_gan.methods import method
     from fewshot_gan.training import adapt
 
     method.load_features = lambda device: None  # this method uses none, and the real ones take a while to load
