@@ -28,6 +28,7 @@ FILES = ("html", "json", "jsonl", "md", "py")  # `cards.py` is a file, not an at
 PAGES = {  # Markdown file → name of its page
     "CONTRIBUTING.md": "CONTRIBUTING",
     "CHANGELOG.md": "CHANGELOG",
+    "docs/extend.md": "docs.extend",
     "training/README.md": "training.README",
     "training/RESULTS.md": "training.RESULTS",
 }
