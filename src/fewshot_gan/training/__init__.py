@@ -1,1 +1,1 @@
-"""The training side: data, augmentation, looks with a known truth, the loop. Generating imports none of it."""
+"""Training: runs, augmentation, looks whose true pictures are known. Drawing pictures imports nothing of it."""

@@ -24,7 +24,7 @@ from .launch import command, holding, start, start_trackers
 
 
 class Run:
-    """An adaptation while it is prepared and trained: what the hooks of a method see, see `methods.method.Run`.
+    """The state of an adaptation that the hooks of a method see; implements `methods.method.Run`.
 
     Args:
         config: all settings.
@@ -51,7 +51,7 @@ class Run:
         self.record = self._record()
 
     def _record(self) -> dict:
-        """What the adapter's config says of its training."""
+        """Return what the adapter's config records of its training."""
         record = {**asdict(self.config), **asdict(self.training), "preset": self.preset}
         if self.pictures is None:
             record["text"] = self.method.options.text
@@ -74,11 +74,11 @@ class Run:
 
     @property
     def shown(self) -> str:
-        """What the look is learned from, in words."""
+        """Describe what the look is learned from."""
         return repr(self.method.options.text) if self.pictures is None else f"{len(self.pictures)} images"
 
     def trainer(self) -> Trainer:
-        """The trainer of a fresh adapter."""
+        """Make the trainer of a new adapter."""
         adapter = self.method.prepare_adapter(self)
         objective = self.method.build_objective(self)
         whole = self.pipe.generator.num_parameters()
@@ -128,7 +128,7 @@ def run(config: RunConfig, on_step: Callable[[Trainer, dict[str, float]], None] 
 
 
 def train(prepared: Run, on_step: Callable[[Trainer, dict[str, float]], None] | None = None) -> Trainable:
-    """`run` in a folder that is held."""
+    """Train in a folder that is locked; see `run`."""
     accelerator, config, tracking = prepared.accelerator, prepared.settings, prepared.settings.tracking
     trainer = prepared.trainer()
     start_trackers(accelerator, prepared.method.name, tracking.report_to, config.flat())

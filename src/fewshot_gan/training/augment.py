@@ -1,4 +1,4 @@
-"""Differentiable augmentation, drawn from a CPU `torch.Generator`: one seed is one result on every device."""
+"""Differentiable augmentation, drawn from a CPU `torch.Generator`: a seed gives the same result on every device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _uniform(generator: torch.Generator | None, batch: int, low: float, high: fl
 
 
 def _whole(generator: torch.Generator | None, batch: int, low: int, high: int) -> Tensor:
-    """int64 `[batch]`, each of `low` … `high` as likely as the others."""
+    """Draw int64 `[batch]`, uniformly from `low` to `high` inclusive."""
     return torch.randint(low, high + 1, (batch,), generator=generator, dtype=torch.int64, device="cpu")
 
 
@@ -25,7 +25,7 @@ def _per_image(values: Tensor, images: Tensor) -> Tensor:
 
 
 class DiffAugment:
-    """DiffAugment (arXiv 2006.10738): the same kind of change on real and fake images, in front of the discriminator.
+    """DiffAugment (arXiv 2006.10738): random changes of real and generated images before the discriminator sees them.
 
     Policies: `color` (brightness ±0.5 of the [-1, 1] range's unit, saturation ×0-2, contrast ×0.5-1.5), `translation`
     (by whole pixels, uniform up to 1/8 of the side each way; the uncovered border is 0, i.e. mid grey), `cutout` (a
@@ -48,7 +48,7 @@ class DiffAugment:
             )
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Augments `[B, 3, H, W]`, each image differently, differentiably; colour may leave [-1, 1], as published."""
+        """Augment `[B, 3, H, W]`, each image differently, differentiably; colour may leave [-1, 1], as published."""
         for name in self.policy:
             images = getattr(self, f"_{name}")(images, generator)
         return images
@@ -102,7 +102,7 @@ def random_zoom(images: Tensor, most: float, generator: torch.Generator | None =
 
 
 class FewShotAugment:
-    """Flip, reflected translation and mild photometric change, with the draw apart from its use.
+    """Flip, translation with reflected borders, and mild colour changes; drawing and applying are separate steps.
 
     `sample` once and `apply` twice, and the adapted and the source image of one latent stay aligned (content terms
     compare them position by position), while `colour=False` leaves the colours of one of them alone.
@@ -126,7 +126,7 @@ class FewShotAugment:
         self.saturation, self.contrast = saturation, contrast
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """CPU draws for `batch` images: `flip` bool `[B]`, `shift` (y, x) `[B, 2]` in [-1, 1], three factors `[B]`."""
+        """Draw for `batch` images, on the CPU: `flip` bool `[B]`, `shift` (y, x) `[B, 2]` in [-1, 1], three factors `[B]`."""
         return {
             "flip": (_uniform(generator, batch, 0.0, 1.0) < 0.5) & self.flip,
             "shift": _uniform(generator, 2 * batch, -1.0, 1.0).view(batch, 2),
@@ -165,19 +165,19 @@ class FewShotAugment:
 
 
 def _share(side: int, share: float) -> int:
-    """`share` of a side in whole pixels."""
+    """Return a share of a side, rounded to whole pixels."""
     return int(side * share + 0.5)
 
 
 def _translate(x: Tensor, shift: Tensor, mode: str, share: float = 0.125) -> Tensor:
-    """Moves image i by `shift[i] * share` of its side (rounded to pixels), down and right for positive values."""
+    """Move image i by `shift[i] * share` of its side, rounded to pixels; positive values move down and right."""
     reach = [_share(side, share) for side in x.shape[-2:]]
     most = torch.tensor(reach, dtype=torch.float32, device="cpu")
     return _move(x, (shift.cpu() * most).round().long(), reach, mode)
 
 
 def _move(x: Tensor, shifts: Tensor, reach: list[int], mode: str) -> Tensor:
-    """Moves image i of `[B, C, H, W]` by `shifts[i]`, whole pixels (y, x) within ±`reach`; `mode` fills the border."""
+    """Move image i of `[B, C, H, W]` by `shifts[i]`, whole pixels (y, x) within ±`reach`; `mode` fills the border."""
     height, width = x.shape[-2:]
     reach_y, reach_x = reach
     padded = F.pad(x, (reach_x, reach_x, reach_y, reach_y), mode=mode)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, checked when read, resumed with the same settings only."""
+"""Checkpoints of a run: complete or absent, verified when read, and resumed only with the same settings."""
 
 import json
 import logging
@@ -21,26 +21,26 @@ logger = logging.getLogger(__name__)
 
 STATE_NAME, CONFIG_NAME, DIGESTS_NAME = "state-{rank}.pt", "training_config.json", "sha256.json"
 STAGED = re.compile(r"\.checkpoint-[0-9]+(\.old)?\.tmp")
-SAVING = re.compile(r"tmp[a-z0-9_]{8}")  # where an adapter's files are written before they are renamed
+SAVING = re.compile(r"tmp[a-z0-9_]{8}")  # temporary folder of an adapter that is being saved
 ANEW = "or start anew: choose another output folder, or remove this one"
 
 
 class Damaged(ValueError):
-    """A checkpoint is not what was written."""
+    """Raised when a checkpoint's files differ from what was written."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints of a run, oldest first."""
+    """Return the finished checkpoints of a run, oldest first."""
     return [path for path in numbered_paths(Path(folder), "checkpoint-").values() if (path / CONFIG_NAME).is_file()]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest finished checkpoint of a run, or None."""
+    """Return the newest finished checkpoint of a run, or None."""
     return (checkpoints(folder) or [None])[-1]
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left in a run's folder; who calls it holds the folder."""
+    """Remove temporary files that a killed run left in its folder. The caller must have locked the folder."""
     for path in [*folder.iterdir()] if folder.is_dir() else ():
         if not path.is_dir() or path.is_symlink():
             if LEFTOVER.fullmatch(path.name):
@@ -52,7 +52,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _holds_an_adapter(folder: Path) -> bool:
-    """Nothing but files of an adapter, or nothing."""
+    """Return whether a folder has no files but those of an adapter."""
     known = r"adapter_(config\.json|model.*\.safetensors)"
     return all(re.fullmatch(known, path.name) and path.is_file() for path in folder.iterdir())
 
@@ -66,16 +66,16 @@ def save_checkpoint(
     keep: int,
     write: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write `checkpoint-N` beside, flush it, then rename: a kill leaves the previous one. All processes call it.
+    """Write `checkpoint-N` to a temporary name, flush and rename it. All processes call it.
 
     Args:
-        folder: of the run; it is there.
-        step: N. What is there of later steps belongs to a past that was damaged, and goes.
+        folder: of the run; it must exist.
+        step: N. Checkpoints of later steps are removed: the run resumed from an earlier one because they were damaged.
         state: tensors and numbers of this process.
-        settings: as JSON has them.
+        settings: JSON values that a resumed run must share.
         accelerator: of the run.
-        keep: so many of the newest stay.
-        write: puts more into the folder, on the main process.
+        keep: number of newest checkpoints that are kept.
+        write: writes further files into the folder, in the main process.
     """
     target = folder / f"checkpoint-{step:06d}"
     temp, main = folder / f".{target.name}.tmp", accelerator.is_main_process
@@ -107,7 +107,7 @@ def save_checkpoint(
 
 
 def _discard(checkpoint: Path) -> None:
-    """Remove a checkpoint; killed amid, what is left has its name no more."""
+    """Remove a checkpoint. It is renamed first, so that a kill leaves no half of it under its name."""
     if checkpoint.exists():
         gone = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
         shutil.rmtree(gone, ignore_errors=True)
@@ -116,10 +116,10 @@ def _discard(checkpoint: Path) -> None:
 
 
 def check_checkpoint(folder: Path) -> dict:
-    """The settings in a checkpoint whose files are what was written.
+    """Verify the hashes of a checkpoint's files; return its settings.
 
     Raises:
-        Damaged: they are not; of one without digests, from an older version, only what is read is known.
+        Damaged: a file differs. Older checkpoints have no hashes; of these only the settings are checked.
     """
     try:
         digests = folder / DIGESTS_NAME
@@ -136,13 +136,13 @@ def check_checkpoint(folder: Path) -> dict:
 
 
 def load_checkpoint(folder: Path, settings: dict, accelerator: Accelerator, may_change: Collection[str]) -> dict | None:
-    """This process's state of the newest checkpoint that is whole, None where there is none. All processes call it.
+    """Return this process's state in the newest undamaged checkpoint; None if there is none. All processes call it.
 
     Args:
         folder: of the run.
-        settings: of now; compared with those of then, but for `may_change`.
+        settings: of this run; they must equal those of the checkpoint, except for `may_change`.
         accelerator: of the run.
-        may_change: names of settings.
+        may_change: names of settings that may differ.
 
     Raises:
         ValueError: the folder holds a run with other settings, with more steps, or of another number of processes, or
@@ -186,7 +186,7 @@ def load_checkpoint(folder: Path, settings: dict, accelerator: Accelerator, may_
 
 
 def _newest_whole(folder: Path) -> list:
-    """Path and settings of the newest checkpoint that is whole; None and a message where all are damaged."""
+    """Return path and settings of the newest undamaged checkpoint; `[None, message]` if all are damaged."""
     reasons = []
     for path in reversed(checkpoints(folder)):
         try:

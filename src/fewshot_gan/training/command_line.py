@@ -1,4 +1,4 @@
-"""Command lines of the training scripts: options are the fields of dataclasses, read by `HfArgumentParser`."""
+"""Command lines of the training scripts: `HfArgumentParser` reads the fields of dataclasses."""
 
 import argparse
 import inspect
@@ -15,7 +15,7 @@ from .engine import TrainingConfig
 
 
 def parser(method: str) -> HfArgumentParser:
-    """Options of the script of a method: fields of the dataclasses that `make_run` takes.
+    """Make the parser of a method's script. Its options are the fields of the dataclasses of `make_run`.
 
     Raises:
         ValueError: there is no such method.
@@ -48,7 +48,7 @@ def parser(method: str) -> HfArgumentParser:
 
 
 def parse(method: str, argv: Sequence[str] | None = None) -> RunConfig:
-    """The run that the arguments of a script describe.
+    """Parse the arguments of a script into a run.
 
     Raises:
         ValueError: see `make_run`.
@@ -65,7 +65,7 @@ def optional(
     usual: Mapping[str, Any] | str | None = None,
     published: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> type:
-    """A dataclass with the fields of `cls`, None where nothing is given.
+    """Make a dataclass with the fields of `cls`, whose defaults are None: not given.
 
     Args:
         cls: a dataclass.
@@ -92,7 +92,7 @@ def optional(
 
 
 def _bare(kind):
-    """`X` of `X | None`."""
+    """Return `X` of a type `X | None`."""
     return getattr(kind, "__args__", (kind,))[0] if type(None) in getattr(kind, "__args__", ()) else kind
 
 
@@ -106,7 +106,7 @@ def _help(option, text: str, usual, published) -> str:
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
-    """Field → what the docstrings of a dataclass and its bases say of it, without the final full stop."""
+    """Return field → description, from the "Attributes" of the docstrings of a dataclass and its base classes."""
     documented: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         lines = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")[2].splitlines()
@@ -124,7 +124,7 @@ def attribute_docs(cls: type) -> dict[str, str]:
 
 
 def make_parser(parts: Sequence[type], description: str) -> HfArgumentParser:
-    """A parser of the fields of dataclasses; a truth value is `--NAME` and `--no-NAME`, or not given."""
+    """Make a parser of the fields of dataclasses. A bool has the options `--NAME` and `--no-NAME`."""
     others = [_without_flags(part) for part in parts]
     p = HfArgumentParser(cast(Any, others), description=description, formatter_class=argparse.HelpFormatter)
     for part in parts:

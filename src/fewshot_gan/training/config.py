@@ -1,4 +1,4 @@
-"""An adaptation run with all its settings, made from what a user chose."""
+"""Settings of an adaptation run, resolved from the options that a user gave."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -21,12 +21,12 @@ PRESETS = {
     "text": "terms, weights and rates as published, for words",
 }
 JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a discriminator
-PATHS = ("base", "data", "output_dir", "previous", "projections")  # in which `~` stands for the home folder
+PATHS = ("base", "data", "output_dir", "previous", "projections")  # options in which `~` is expanded
 
 
 @dataclass(frozen=True)
 class TrackingOptions:
-    """Where a run reports to, what it computes with, and whether the result is shared.
+    """Trackers, threads and upload of a run.
 
     Attributes:
         report_to: a tracker of Accelerate, or "none".
@@ -47,7 +47,7 @@ class TrackingOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What every adaptation is asked for.
+    """Base, data, adapter and preset of a run.
 
     Attributes:
         base: embedded name, folder or repo id.
@@ -107,7 +107,7 @@ class RunConfig:
         return ADAPTERS.load(self.adapter)
 
     def flat(self) -> dict[str, Any]:
-        """All settings by the names of their options, for trackers."""
+        """Return option → value of all settings, for trackers."""
         named = {"method": self.method.name, "base": self.base, "data": self.data}
         named |= {"adapter": self.adapter, "preset": self.preset}
         for part in (self.method.options, self.adapter_options, self.training, self.objective, self.tracking):
@@ -116,7 +116,7 @@ class RunConfig:
 
 
 def make_run(method: str = "lfs_gan", **options: Any) -> RunConfig:
-    """An adaptation run from what a user chose.
+    """Resolve an adaptation run: options that were given, then the preset's, then defaults.
 
     Args:
         method: name of a method, see `catalogue.METHODS`.
@@ -172,17 +172,17 @@ def make_run(method: str = "lfs_gan", **options: Any) -> RunConfig:
 
 
 def trainable() -> list[str]:
-    """Names of the kinds of adapters that a method can train."""
+    """Return the names of the kinds of adapters that a method can train."""
     return [name for name, entry in ADAPTERS.items() if entry.trainable]
 
 
 def usual_rate(adapter: str) -> float:
-    """Learning rate of a kind of adapter, unless told or published."""
+    """Return the default learning rate of a kind of adapter."""
     return ADAPTERS[adapter].learning_rate or TrainingConfig.learning_rate
 
 
 def usual_settings(method: type[Method], adapter: str, preset: str) -> dict[str, Any]:
-    """Settings of `TrainingConfig` that a method, adapter and preset start from."""
+    """Return the defaults of `TrainingConfig` for a method, adapter and preset."""
     settings = method.settings | method.published.get(preset, {})
     if adapter != method.adapter or "learning_rate" not in settings:  # published rates are those of its own adapter
         settings |= {"learning_rate": usual_rate(adapter)}
@@ -205,5 +205,5 @@ def _names(options: type) -> list[str]:
 
 
 def _taken(chosen: dict[str, Any], options: type) -> dict[str, Any]:
-    """Take the fields of a dataclass out of what was chosen."""
+    """Remove the fields of a dataclass from `chosen` and return them."""
     return {name: chosen.pop(name) for name in _names(options) if name in chosen}

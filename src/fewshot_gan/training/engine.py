@@ -33,10 +33,9 @@ AUGMENTS = ("fewshot", "diffaugment", "flip", "none")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of a run; a resumed run must have the same, but for those in `MAY_CHANGE`.
+    """Settings of a run. A resumed run must have the same ones, except for `MAY_CHANGE` and `MAY_GROW`.
 
-    A resumed run with more `max_train_steps` goes on as a run of that length: what falls over the run, the learning
-    rate, is from then on as far as its share of the new length says.
+    A run may be resumed with more `max_train_steps`. Its learning rate then follows the schedule of the new length.
 
     Attributes:
         output_dir: adapter, checkpoints, samples, logs and `report.html`.
@@ -79,7 +78,7 @@ class TrainingConfig:
     seed: int = 0
 
     MAY_CHANGE = ("output_dir", "checkpointing_steps", "checkpoints_total_limit", "sample_steps")
-    MAY_GROW = ("max_train_steps",)  # not below what is done
+    MAY_GROW = ("max_train_steps",)  # at least the steps that are done
     RANGES = RUN_RANGES | {
         "train_batch_size": COUNT,
         "lr_warmup_steps": NOT_NEGATIVE,
@@ -104,14 +103,14 @@ class TrainingConfig:
 
     @property
     def policy(self) -> str | None:
-        """DiffAugment's, None where images are augmented otherwise."""
+        """The policy of DiffAugment; None if images are augmented in another way."""
         if self.augment == "diffaugment":
             return DiffAugment.EVERYTHING
         return None if self.augment in AUGMENTS else self.augment
 
 
 class Trainer(TrainingRun):
-    """Trains `adapter` inside `generator` for `objective` on a few images.
+    """Train an adapter of a frozen generator on a few images.
 
     Args:
         generator: frozen base; its weights are bit-identical before and after.
@@ -140,9 +139,9 @@ class Trainer(TrainingRun):
         if config.augment != "none" and not objective.uses_images:
             raise ValueError(f"augment={config.augment!r}: this objective's pictures are not augmented; use 'none'")
         super().__init__(config, accelerator)
-        # channels-last: a seventh less time per step on a CPU, and what GPUs prefer
+        # channels-last takes a seventh less time per step on a CPU, and GPUs prefer it
         self.generator = generator.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
-        self.generator.train(not generator.has_styles)  # those draw the noise of a layer anew each time
+        self.generator.train(not generator.has_styles)  # they draw new noise in each step
         self.adapter = adapter.to(self.device).train().requires_grad_(True)
         self.ema = deepcopy(adapter).requires_grad_(False) if config.ema_decay else None
         self.average = None
@@ -170,7 +169,7 @@ class Trainer(TrainingRun):
             self.batches = InfiniteBatches(images, config.train_batch_size, seed=config.seed + 7919 * rank)
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         if self.generator.training:
-            torch.manual_seed(config.seed + 104729 * rank + 2)  # noise of layers
+            torch.manual_seed(config.seed + 104729 * rank + 2)  # seeds the noise of layers
         self.fewshot, self.diffaugment = FewShotAugment(), DiffAugment(config.policy or "")
         if config.augment == "flip":
             self.fewshot = FewShotAugment(translation=0.0)
@@ -179,7 +178,7 @@ class Trainer(TrainingRun):
     # ------------------------------------------------------------------ one step
 
     def augment(self, images: torch.Tensor) -> tuple[Views, dict | None]:
-        """Augmented views of `images`, and the draw that repeats the geometry on an aligned batch."""
+        """Return augmented views of `images`, and the draw, which can be applied to an aligned batch."""
         kind = self.config.augment
         if kind == "none":
             return Views(images, images), None
@@ -190,7 +189,7 @@ class Trainer(TrainingRun):
         return Views(plain if kind == "flip" else self.fewshot.apply(images, draw), plain), draw
 
     def train_step(self) -> dict[str, float]:
-        """One discriminator and one generator step on the same generated images; returns the losses."""
+        """Take a discriminator step and a generator step on the same generated images; return the losses."""
         config, objective, step = self.config, self.objective, self.step
         logs, losses = {}, {}
         objective.prepare(self.adapter, step)
@@ -201,7 +200,7 @@ class Trainer(TrainingRun):
                 self.d_optimizer.zero_grad(set_to_none=True)
                 logs |= self._backward(losses)
                 self._apply(self.d_optimizer, self.d_parameters)
-            objective.requires_grad_(False)  # no weight gradients on the judge's side
+            objective.requires_grad_(False)  # the generator step needs no gradients of the discriminator's weights
             losses = objective.generator_losses(batch)
             if objective.config.adv_aug.acts:
                 self._attack(batch, losses)
@@ -247,7 +246,7 @@ class Trainer(TrainingRun):
         return batch
 
     def _attack(self, batch: Batch, losses: dict[str, torch.Tensor]) -> None:
-        """AdvAug's generator side: add the adversarial loss of moved styles or maps, weighted with the clean one."""
+        """Add AdvAug's generator loss: the adversarial loss of perturbed styles or feature maps."""
         objective, c = self.objective, self.objective.config.adv_aug
 
         def loss(x):
@@ -280,11 +279,11 @@ class Trainer(TrainingRun):
 
     @property
     def result(self) -> Trainable:
-        """What is kept: the average of the factors, or the factors themselves where there is none."""
+        """The adapter to save: the moving average, or the adapter itself if there is none."""
         return self.adapter if self.ema is None else self.ema
 
     def before_write(self, result) -> None:
-        result.round_to_half()  # half the bytes, and what is returned is what is stored
+        result.round_to_half()  # halves the file, and makes the returned adapter equal to the stored one
 
     def write(self, result) -> None:
         result.save_pretrained(self.folder)
@@ -322,7 +321,7 @@ class Trainer(TrainingRun):
             torch.set_rng_state(state["noise"])
 
     def settings(self) -> dict:
-        """All that a resumed run must share with its beginning: settings, objective, adapter and images."""
+        """Return what a resumed run must share with its beginning: settings, objective, adapter and images."""
         skipped = ("training", "base_model_name_or_path", "target_modules")
         adapter = {k: v for k, v in self.adapter.config.items() if k not in skipped and not k.startswith("_")}
         adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
@@ -336,7 +335,7 @@ class Trainer(TrainingRun):
 
     @torch.no_grad()
     def show_samples(self, num: int = 8) -> None:
-        """`samples/step-N.png`: source above adapted for the same latents, also to the trackers."""
+        """Write `samples/step-N.png`, source above adapted pictures of the same latents, and send it to the trackers."""
         random = torch.Generator().manual_seed(self.config.seed + 12345)
         z = torch.randn(num, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu")
         name, rows = "training" if self.ema is None else "ema", []
@@ -371,6 +370,6 @@ class Trainer(TrainingRun):
         return f"{numbers:,} numbers, {numbers / whole:.2%} of the generator's {whole:,}"
 
     def report_saved(self, adapter) -> None:
-        """Tell the report what is in the folder now."""
+        """Show the saved files on the page of the run."""
         self.report.facts["Adapter"] = f"{adapter.adapter_type}, {self._size(adapter)}"
         self.report.saved("adapter_model*.safetensors", "diffusion_pytorch_model*.safetensors")

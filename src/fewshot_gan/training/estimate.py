@@ -1,4 +1,4 @@
-"""What a run would take: time and memory, from two steps whose result is thrown away."""
+"""Time and memory that a run would take, measured on a few steps whose result is discarded."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from .engine import Trainer
 
-MEASURED = 2  # steps after the first, which also warms up
+MEASURED = 2  # timed steps, after one for warming up
 
 
 def estimate(trainer: "Trainer") -> str:
@@ -43,7 +43,7 @@ def estimate(trainer: "Trainer") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Rounded as an estimate deserves: "about 40 s", "about 12 min", "about 3.5 h"."""
+    """Return a rounded time: "about 40 s", "about 12 min", "about 3.5 h"."""
     if seconds < 90:
         return f"about {max(1, math.ceil(seconds))} s"
     if seconds < 5400:
@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has used: of the GPU where it computes on one, else of the machine."""
+    """Return the peak memory of this process in bytes: of the GPU if it computes on one, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

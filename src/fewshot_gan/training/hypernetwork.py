@@ -25,7 +25,7 @@ from .engine import Trainer, TrainingConfig
 from .launch import PRECISIONS, command, holding, launched_precision, start, start_trackers
 
 PRESETS = ("hypernetwork", "hypernetwork_few_images", "hypernetwork_images")
-SETTINGS = {  # of words as published; the average would leave batch norm's statistics behind
+SETTINGS = {  # published for words; a moving average would not match the statistics of batch norm
     "learning_rate": 5e-5,
     "adam_beta1": 0.9,
     "adam_beta2": 0.999,
@@ -41,7 +41,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class HypernetworkOptions(ProjectionOptions):
-    """Domains, encoders and the size of a hypernetwork.
+    """Options of a hypernetwork: domains, encoders, size.
 
     Attributes:
         base: embedded name, folder or repo id.
@@ -90,7 +90,7 @@ class HypernetworkOptions(ProjectionOptions):
 
 @dataclass(frozen=True)
 class HypernetworkRun:
-    """The training of a hypernetwork with every setting filled in."""
+    """Resolved settings of a hypernetwork's training."""
 
     options: HypernetworkOptions
     training: TrainingConfig
@@ -99,7 +99,7 @@ class HypernetworkRun:
 
 
 def make_run(**chosen: Any) -> HypernetworkRun:
-    """The training that a user chose.
+    """Resolve the training of a hypernetwork: options that were given, then the preset's, then defaults.
 
     Args:
         chosen: fields of `HypernetworkOptions`, `TrainingConfig`, `HyperDomainConfig`, `TrackingOptions`; None means
@@ -133,7 +133,7 @@ def make_run(**chosen: Any) -> HypernetworkRun:
 
 
 def parser():
-    """Command-line options: the fields of the dataclasses of a run."""
+    """Make the parser of the script. Its options are the fields of the dataclasses of a run."""
     parts = [
         optional(HypernetworkOptions),
         optional(TrackingOptions),
@@ -144,12 +144,12 @@ def parser():
 
 
 def parse(argv: Sequence[str] | None = None) -> HypernetworkRun:
-    """The run that the arguments of the script describe; see `make_run` for what is raised."""
+    """Parse the arguments of the script; see `make_run` for errors."""
     return make_run(**vars(parser().parse_args(argv)))
 
 
 def read_texts(path: str | Path) -> tuple[list[str], list[str]]:
-    """Targets and sources of a list of domains; a line without " - " is changed from "photo".
+    """Read a list of domains: targets, and sources, which are "photo" in lines without " - ".
 
     Raises:
         FileNotFoundError: no such file.
@@ -185,7 +185,7 @@ def run(config: HypernetworkRun) -> DomainHyperNetwork:
 
 
 def train(config: HypernetworkRun, accelerator: Accelerator) -> DomainHyperNetwork:
-    """`run` in a folder that is held."""
+    """Train in a folder that is locked; see `run`."""
     options, training, objective, tracking = config.options, config.training, config.objective, config.tracking
     pipe = FewShotGAN.from_pretrained(options.base)
     device = accelerator.device

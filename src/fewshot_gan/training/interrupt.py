@@ -1,6 +1,7 @@
-"""SIGINT (Ctrl-C) and SIGTERM end a training after the step at hand and a checkpoint; once more, at once.
+"""Handle SIGINT (Ctrl-C) and SIGTERM: end a training after the current step with a checkpoint.
 
-Light to import, so that a command can be ready for them before it loads anything.
+A second signal ends the process at once. This module imports quickly, so that a command handles signals before it loads
+anything else.
 """
 
 import os
@@ -11,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ECHO = 1.0  # seconds in which a second signal is the first: `timeout` and launchers tell a process and then its group
+ECHO = 1.0  # seconds in which a second signal is a copy of the first: `timeout` signals a process and then its group
 
 
 class Interrupted(SystemExit):
-    """The process was told to end; its exit code is what a shell makes of the signal: 130 of SIGINT, 143 of SIGTERM."""
+    """Raised by a signal. The exit code follows the shell's convention: 130 for SIGINT, 143 for SIGTERM."""
 
     def __init__(self, number: int):
         super().__init__(128 + number)
@@ -26,11 +27,11 @@ class Interrupted(SystemExit):
 
 
 class Stop:
-    """What the two signals do to this process.
+    """The handler of both signals in this process.
 
     Attributes:
-        number: the signal that came first, None before.
-        deferred: whether a signal waits for the end of the step at hand; else it ends what runs.
+        number: the first signal that came; None: there was none.
+        deferred: whether a signal waits for the end of the current step; otherwise it raises at once.
     """
 
     def __init__(self):
@@ -48,15 +49,15 @@ class Stop:
             # neither print nor the logger: they may be what was interrupted
             os.write(2, f"\n{name}: the run ends after this step with a checkpoint; again: at once\n".encode())
         elif self._raised:
-            os._exit(128 + number)  # whatever cleans up has had its second
+            os._exit(128 + number)  # clean-up had its time
         else:
             self._raised = True
             raise Interrupted(number)
 
     def insist(self) -> None:
-        """End once more, if a signal was to end what ran at once, and whatever ran made something else of it.
+        """Raise `Interrupted` again if other code swallowed or replaced it.
 
-        Code that is interrupted amid an import or a callback may take the exception for an error of its own.
+        Code that is interrupted during an import or a callback may treat the exception as an error of its own.
         """
         if self._raised and self.number is not None:
             raise Interrupted(self.number) from None
@@ -66,16 +67,16 @@ _installed: Stop | None = None  # handlers belong to the process, and so does th
 
 
 def installed() -> Stop | None:
-    """What handles the signals of this process now; None outside of `interruptible`."""
+    """Return the active handler of this process; None outside of `interruptible`."""
     return _installed
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Handle the signals inside; for commands, not for libraries: it holds for the whole process.
+    """Handle SIGINT and SIGTERM inside the block. For commands only, because handlers belong to the whole process.
 
-    Inside another one, or in a thread (where Python has no handlers), it does nothing. A signal that the process
-    ignores, as what a shell starts with & ignores Ctrl-C, stays ignored.
+    It does nothing inside another such block or in a thread, where Python allows no handlers. Signals that the process
+    ignores stay ignored, for example Ctrl-C in a process that a shell started with &.
     """
     global _installed
     if _installed is not None or threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""How a training begins and ends as a command: its processes, precision, threads, trackers, signals and exit code."""
+"""Set-up of a training command: processes, precision, threads, trackers, signals and exit code."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -19,13 +19,13 @@ from .interrupt import interruptible
 from .report import PAGE_NAME, TrainingDiverged, processes
 
 PRECISIONS = ("no", "bf16")
-REFUSED = (ValueError, OSError, ImportError, TrainingDiverged)  # with one sentence each
+REFUSED = (ValueError, OSError, ImportError, TrainingDiverged)  # reported as one sentence
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 @contextmanager
 def command() -> Iterator[None]:
-    """Around a script's run: signals end it with a checkpoint, what it refuses ends it with one sentence."""
+    """Run a script in this block: signals end it with a checkpoint, refused input with one sentence."""
     with interruptible():
         try:
             yield
@@ -34,21 +34,21 @@ def command() -> Iterator[None]:
 
 
 def launched_precision() -> str:
-    """What `accelerate launch --mixed_precision` or its configuration asked for; "no" where nobody did."""
+    """Return the precision of `accelerate launch --mixed_precision` or its configuration; "no" by default."""
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
 
 
 def check_launch(precision: str | None) -> None:
-    """Refuse what Accelerate was told, and what a run does not do.
+    """Refuse options of `accelerate launch` that a run does not support.
 
     Args:
-        precision: what the run computes in, see `PRECISIONS`; None: it knows float32 alone.
+        precision: of the run, see `PRECISIONS`; None: the run supports only float32.
 
     Raises:
         ValueError: in one sentence.
     """
     asked = launched_precision()
-    if asked not in ("no", precision):  # "no" is also what Accelerate says where nobody chose
+    if asked not in ("no", precision):  # "no" is also Accelerate's default
         if precision is None:
             raise ValueError(
                 f"accelerate launch says mixed_precision {asked}, but this script computes in float32 alone; start it "
@@ -84,10 +84,10 @@ def start(
         seed: of everything random.
         report_to: a tracker of Accelerate, or "none".
         num_threads: CPU threads per process; 0: as many as usual.
-        mixed_precision: what the run computes in, one of `PRECISIONS`; None: it knows float32 alone.
+        mixed_precision: precision of the run, one of `PRECISIONS`; None: the run supports only float32.
 
     Raises:
-        ValueError: a number out of range, or Accelerate was told what the run does not do.
+        ValueError: a number is out of range, or Accelerate was given an unsupported option.
     """
     check_number("num_threads", num_threads, NOT_NEGATIVE, whole=True)
     check_seed(seed)
@@ -109,13 +109,13 @@ def start(
         )
     # `accelerate launch` gives each CPU process one thread unless told otherwise
     set_threads(num_threads or usual_threads(accelerator.num_processes))
-    torch.manual_seed(seed)  # the small noise of fresh factors and heads
+    torch.manual_seed(seed)  # initial values of new factors and heads
     return accelerator
 
 
 @contextmanager
 def holding(folder: str | os.PathLike[str], accelerator: Accelerator) -> Iterator[None]:
-    """`locked(folder)` in the main process: a second run there is refused.
+    """Lock the folder in the main process, so that a second run there is refused.
 
     Raises:
         FolderInUse: another run is at work in the folder.
@@ -125,9 +125,10 @@ def holding(folder: str | os.PathLike[str], accelerator: Accelerator) -> Iterato
 
 
 def start_trackers(accelerator: Accelerator, name: str, report_to: str, settings: Mapping[str, Any]) -> None:
-    """Start the tracker, which writes into the run's folder: call it when everything else is known to be good.
+    """Start the tracker and print the number of processes and their device.
 
-    Says how many processes there are, and on what: a launcher may have started fewer than it was asked for.
+    The tracker writes into the run's folder, so all other checks must come before. The number is printed because a
+    launcher may have started fewer processes than requested.
 
     Args:
         accelerator: of `start`.

@@ -1,4 +1,4 @@
-"""The training loop of whole GANs on limited data: G and D from a given start, dense or sparse, with exact resume.
+"""Training of whole GANs on limited data: G and D from given weights, dense or sparse.
 
 Shape legend: B images, R resolution.
 """
@@ -28,7 +28,7 @@ SAMPLES, COLUMNS = 64, 16
 
 @dataclass(frozen=True)
 class LimitedConfig:
-    """Settings of a run; a resumed run must have the same, but for those in `MAY_CHANGE`. Defaults: SNGAN's.
+    """Settings of a run; the defaults are those of SNGAN. A resumed run must have the same, except for `MAY_CHANGE`.
 
     Attributes:
         output_dir: base, checkpoints, samples, logs and `report.html`.
@@ -73,7 +73,7 @@ class LimitedConfig:
     seed: int = 0
 
     MAY_CHANGE = ("output_dir", "checkpointing_steps", "checkpoints_total_limit", "sample_steps")
-    MAY_GROW = ("max_train_steps",)  # not below what is done
+    MAY_GROW = ("max_train_steps",)  # at least the steps that are done
     RANGES = RUN_RANGES | {
         **dict.fromkeys(("d_steps", "d_batch_size", "g_batch_size"), COUNT),
         **dict.fromkeys(("ema_start", "adv_steps", "adv_gamma"), NOT_NEGATIVE),
@@ -83,7 +83,7 @@ class LimitedConfig:
     def __post_init__(self):
         check_numbers(self, self.RANGES)
         DiffAugment(self.diffaugment)
-        self.adv_aug  # noqa: B018  raises on bad values
+        self.adv_aug  # noqa: B018  checks its values
 
     @property
     def adv_aug(self) -> AdvAugConfig:
@@ -91,9 +91,9 @@ class LimitedConfig:
 
 
 class LimitedTrainer(TrainingRun):
-    """Trains a generator against a discriminator with the hinge loss.
+    """Train a generator against a discriminator with the hinge loss.
 
-    Of several processes each has batch statistics of its own, and those of the first are saved.
+    Each process has its own batch statistics; those of the first are saved.
 
     Args:
         generator, discriminator: a `PlainGenerator` and a `PlainDiscriminator`; trained in place.
@@ -139,7 +139,7 @@ class LimitedTrainer(TrainingRun):
         if config.distillation_weight and teacher is None:
             raise ValueError(f"distillation_weight={config.distillation_weight} needs a teacher discriminator")
         super().__init__(config, accelerator)
-        # channels-last: a step takes two thirds of the time on a CPU
+        # channels-last takes two thirds of the time per step on a CPU
         trained = (x.to(self.device, memory_format=torch.channels_last).train() for x in (generator, discriminator))
         self.generator, self.discriminator = (network.requires_grad_(True) for network in trained)
         self.teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
@@ -156,7 +156,7 @@ class LimitedTrainer(TrainingRun):
         self.labels = labels
         self.batches = InfiniteBatches(images, config.d_batch_size, seed=config.seed + 7919 * rank)
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
-        torch.manual_seed(config.seed + 104729 * rank + 2)  # noise of layers
+        torch.manual_seed(config.seed + 104729 * rank + 2)  # seeds the noise of layers
         self.diffaugment = DiffAugment(config.diffaugment)
         self.report = self._report(tag)
 
@@ -176,7 +176,7 @@ class LimitedTrainer(TrainingRun):
         )
 
     def train_step(self) -> dict[str, float]:
-        """`d_steps` of the discriminator, one of the generator; returns the losses of the last of each."""
+        """Take `d_steps` discriminator steps and a generator step; return the losses of the last ones."""
         c, logs = self.config, {}
         for _ in range(c.d_steps):
             real, rows = next(self.batches)
@@ -192,7 +192,7 @@ class LimitedTrainer(TrainingRun):
             if c.distillation_weight:
                 losses["distillation"] = c.distillation_weight * self._distil(real, fake, real_labels, fake_labels)
             logs = self._update("discriminator", self.d_optimizer, losses)
-        self.discriminator.requires_grad_(False)  # no weight gradients on the judge's side
+        self.discriminator.requires_grad_(False)  # the generator step needs no gradients of its weights
         z, labels = self._latents(c.g_batch_size)
         loss = generator_loss(self.generator, self.discriminator, z, self.augment, c.adv_aug, labels)
         logs |= self._update("generator", self.optimizer, {"g": loss})
@@ -208,7 +208,7 @@ class LimitedTrainer(TrainingRun):
             raise ValueError("distillation needs a teacher discriminator")
         with torch.no_grad():
             taught = self.teacher(images, labels)
-        with undisturbed(self.discriminator):  # the same batch as the loss before
+        with undisturbed(self.discriminator):  # batch statistics already saw this batch
             return distillation_loss(self.discriminator(images, labels), taught)
 
     def _update(self, name: str, optimizer, losses: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -226,13 +226,13 @@ class LimitedTrainer(TrainingRun):
 
     @property
     def result(self) -> FewShotGAN:
-        """The networks as a base: the average, or the generator itself where there is none, and the discriminator."""
-        usual = {"memory_format": torch.contiguous_format}  # as these networks are when they come from a file
+        """The networks as a base: the averaged generator and the discriminator."""
+        usual = {"memory_format": torch.contiguous_format}  # the layout of loaded networks
         return FewShotGAN(*(deepcopy(x).eval().to(**usual) for x in (self.averaged, self.discriminator)))
 
     @property
     def averaged(self):
-        """The generator to keep."""
+        """The moving average of the generator, or the generator itself if there is none."""
         return self.average if self.config.ema_decay else self.generator
 
     def write(self, result: FewShotGAN) -> None:
@@ -245,7 +245,10 @@ class LimitedTrainer(TrainingRun):
 
     def state(self) -> dict:
         state = {name: part.state_dict() for name, part in self._parts().items()}
-        return state | {"random": self.random.get_state(), "torch": torch.get_rng_state()}  # the latter: layers' noise
+        return state | {
+            "random": self.random.get_state(),
+            "torch": torch.get_rng_state(),
+        }  # torch's own: noise of layers
 
     def load_state(self, state: dict) -> None:
         for name, part in self._parts().items():
@@ -254,7 +257,7 @@ class LimitedTrainer(TrainingRun):
         torch.set_rng_state(state["torch"])
 
     def settings(self) -> dict:
-        """All that a resumed run must share with its beginning."""
+        """Return what a resumed run must share with its beginning."""
         masks = {name: [hash_tensor(m) for m in of.values()] for name, of in self.masks.items()}
         labels = None if self.labels is None else hash_tensor(self.labels)
         data = {"images": hash_tensor(self.batches.images), "labels": labels}
@@ -263,7 +266,7 @@ class LimitedTrainer(TrainingRun):
 
     @torch.no_grad()
     def show_samples(self) -> None:
-        """`samples/step-N.png`, also to the trackers: the same latents every time, classes in turn."""
+        """Write `samples/step-N.png`, always of the same latents and classes, and send it to the trackers."""
         random = torch.Generator().manual_seed(self.config.seed + 12345)
         z = torch.randn(SAMPLES, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu").to(
             self.device

@@ -1,4 +1,4 @@
-"""The loop that every training shares: steps, what is due after each, and an end by a signal that loses none."""
+"""The loop of every training: steps, checkpoints, samples, exact resume, and an end by a signal."""
 
 import math
 import sys
@@ -16,7 +16,7 @@ from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .interrupt import Interrupted, installed
 from .report import Report, TrainingDiverged, reported
 
-RUN_RANGES = {  # of the settings that every run has
+RUN_RANGES = {  # settings that every run has → allowed numbers
     **dict.fromkeys(("max_train_steps", "checkpointing_steps", "checkpoints_total_limit"), COUNT),
     **dict.fromkeys(("learning_rate", "d_learning_rate"), Range(0, above=True, example="0.001")),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(0, 1, below=True)),
@@ -26,7 +26,7 @@ RUN_RANGES = {  # of the settings that every run has
 
 
 class TrainingRun:
-    """One training: steps with checkpoints, sample pictures and a report, an exact resume, and an end.
+    """Base class of trainings: steps with checkpoints, sample pictures, a report and exact resume.
 
     Subclasses set `report` and implement `train_step`, `settings`, `state`, `load_state`, `show_samples`, `write` and
     `result`.
@@ -41,7 +41,7 @@ class TrainingRun:
         keeps_length: whether a resumed run must have as many steps as before, because something was made of its end.
     """
 
-    name = "training"  # of the progress bar
+    name = "training"  # label of the progress bar
     report: Report
 
     def __init__(self, config, accelerator: Accelerator):
@@ -49,19 +49,19 @@ class TrainingRun:
         self.step, self.folder, self.keeps_length = 0, Path(config.output_dir), False
 
     def train_step(self) -> dict[str, float]:
-        """Take one step; returns the losses."""
+        """Take one step; return the losses."""
         raise NotImplementedError
 
     def settings(self) -> dict:
-        """All that a resumed run must share with its beginning, as JSON has it."""
+        """Return what a resumed run must share with its beginning, as JSON values."""
         raise NotImplementedError
 
     def state(self) -> dict:
-        """What a checkpoint holds, this process's share of it."""
+        """Return this process's part of a checkpoint."""
         raise NotImplementedError
 
     def load_state(self, state: dict) -> None:
-        """Go on from `state`."""
+        """Restore what `state` returned."""
         raise NotImplementedError
 
     def show_samples(self) -> None:
@@ -70,15 +70,15 @@ class TrainingRun:
 
     @property
     def result(self) -> Any:
-        """What is kept of the training so far."""
+        """What would be saved now."""
         raise NotImplementedError
 
     def write(self, result) -> None:
-        """Write the trained `result` into the folder; in the main process alone."""
+        """Write the trained `result` into the folder. Called in the main process only."""
         raise NotImplementedError
 
     def write_beside_checkpoint(self) -> Callable[[Path], None] | None:
-        """What writes the result so far into a checkpoint's folder; None: nothing does."""
+        """Return a function that writes the result into the folder of a checkpoint; None: nothing is written."""
         return None
 
     @reported
@@ -109,7 +109,7 @@ class TrainingRun:
         """
         main, config = self.accelerator.is_main_process, self.config
         self._resume()
-        at_end = self.step == config.max_train_steps  # then the last samples may not have been written
+        at_end = self.step == config.max_train_steps  # a kill may have come before the last samples
         if main and config.sample_steps and self._lacks_samples(at_end):
             self.show_samples()
         self.report.begin(self.step)
@@ -133,7 +133,7 @@ class TrainingRun:
         return at_end and self.report.lacks_samples(self.step)
 
     def before_write(self, result) -> None:
-        """Change the trained result before it is stored, in every process."""
+        """Change the result before it is stored. Called in every process."""
 
     def _checkpoint(self) -> None:
         keep = self.config.checkpoints_total_limit
@@ -148,7 +148,7 @@ class TrainingRun:
             self.step = state["step"]
 
     def _take_steps(self, stop_after: int | None, on_step: Callable | None) -> None:
-        """Steps to `max_train_steps`, with the checkpoints, samples and pages that are due.
+        """Take steps up to `max_train_steps`, and write checkpoints, samples and pages when they are due.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came, see `interrupt`; the step at hand is done, and kept.
@@ -185,7 +185,7 @@ class TrainingRun:
 
 @contextmanager
 def asked_to_stop(accelerator: Accelerator) -> Iterator[Callable[[], int | None]]:
-    """Inside, the first SIGINT or SIGTERM only is what the yielded function says, in all processes alike."""
+    """Defer the first SIGINT or SIGTERM: the yielded function returns its number, the same in all processes."""
     stop = installed()
     if stop is None:
         yield lambda: None
@@ -193,7 +193,7 @@ def asked_to_stop(accelerator: Accelerator) -> Iterator[Callable[[], int | None]
 
     def asked() -> int | None:
         number = stop.number or 0
-        if accelerator.num_processes > 1:  # a launcher may have told them one after the other
+        if accelerator.num_processes > 1:  # a launcher signals them one after the other
             numbers: Any = accelerator.gather(torch.tensor([number], device=accelerator.device))
             number = int(numbers.max())
         return number or None
@@ -206,14 +206,14 @@ def asked_to_stop(accelerator: Accelerator) -> Iterator[Callable[[], int | None]
 
 
 def due(config, step: int) -> tuple[bool, bool]:
-    """Whether a checkpoint and whether samples are due after this step: every so many, and at the end."""
+    """Return whether a checkpoint, and whether samples, are due after this step."""
     last = step == config.max_train_steps
     kept = last or step % config.checkpointing_steps == 0
     return kept, bool(config.sample_steps) and (last or step % config.sample_steps == 0)
 
 
 def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_rate: float) -> dict[str, float]:
-    """Differentiate the sum of `losses`; returns their values.
+    """Differentiate the sum of `losses`; return their values.
 
     Raises:
         TrainingDiverged: one is not finite; nothing was differentiated.
@@ -233,7 +233,7 @@ def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_
 
 
 def average_gradients(accelerator: Accelerator, parameters) -> None:
-    """Over all processes."""
+    """Average gradients over all processes."""
     if accelerator.num_processes > 1:
         for parameter in parameters:
             if parameter.grad is not None:

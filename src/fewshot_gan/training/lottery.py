@@ -26,7 +26,7 @@ from .limited import LimitedConfig, LimitedTrainer
 from .report import Report
 
 BACKBONES = ("sngan", "biggan")
-BIGGAN = {  # picture size: settings of its published run, where they differ from SNGAN's (arXiv 2103.00397, appendix)
+BIGGAN = {  # resolution → settings of the published run that differ from SNGAN's (arXiv 2103.00397, appendix)
     size: {
         "max_train_steps": 100_000,
         "ema_decay": 0.9999,
@@ -45,12 +45,12 @@ BIGGAN = {  # picture size: settings of its published run, where they differ fro
     }.items()
 }
 PRUNE_RATE = 0.2
-PARTS = {"generator": "ticket", "discriminator": "ticket_discriminator"}  # network: folder of its mask
+PARTS = {"generator": "ticket", "discriminator": "ticket_discriminator"}  # network → folder of its ticket
 
 
 @dataclass(frozen=True)
 class LotteryOptions:
-    """Data, networks and rounds of a search for tickets.
+    """Options of a search for tickets: data, networks, rounds.
 
     Attributes:
         data: folder or zip archive of images, or of folders (classes), or a data set id.
@@ -139,7 +139,7 @@ class LotteryOptions:
 
 @dataclass(frozen=True)
 class LotteryRun:
-    """A search for tickets with every setting filled in."""
+    """Resolved settings of a search for tickets."""
 
     options: LotteryOptions
     training: LimitedConfig
@@ -151,13 +151,13 @@ class LotteryRun:
         return self.training.output_dir
 
     def flat(self) -> dict[str, Any]:
-        """All settings by the names of their options."""
+        """Return option → value of all settings."""
         reported = {"report_to": self.report_to, "num_threads": self.num_threads}
         return {**asdict(self.options), **reported, **asdict(self.training)}
 
 
 def make_run(**chosen: Any) -> LotteryRun:
-    """The search that a user chose: what was given, else the backbone's published settings.
+    """Resolve a search: options that were given, then the published settings of the backbone, then defaults.
 
     Args:
         chosen: fields of `LotteryOptions` and `LimitedConfig`, `report_to`, `num_threads`; None means not given.
@@ -185,7 +185,7 @@ def make_run(**chosen: Any) -> LotteryRun:
 
 
 def parser():
-    """Command-line options: the fields of the dataclasses of a run."""
+    """Make the parser of the script. Its options are the fields of the dataclasses of a run."""
     settings = {option.name: f"{option.default}, or BigGAN's own" for option in fields(LimitedConfig)}
     parts = [
         optional(LotteryOptions, required=("data",)),
@@ -196,12 +196,12 @@ def parser():
 
 
 def parse(argv: Sequence[str] | None = None) -> LotteryRun:
-    """The search that the arguments of the script describe; see `make_run` for what is raised."""
+    """Parse the arguments of the script; see `make_run` for errors."""
     return make_run(**vars(parser().parse_args(argv)))
 
 
 def networks(search: LotteryRun, classes: int | None) -> tuple[Any, Any]:
-    """θ₀ of generator and discriminator: a base's, or drawn from `init_seed` alone.
+    """Return generator and discriminator with the first weights θ₀: a base's, or drawn from `init_seed`.
 
     Raises:
         ValueError: the base has no discriminator, or BigGAN meets data without classes.
@@ -254,13 +254,13 @@ def run(search: LotteryRun) -> list[Path]:
 
 
 def find(search: LotteryRun, accelerator: Accelerator) -> list[Path]:
-    """`run` with options that are filled in, in a folder that is held."""
+    """Search in a folder that is locked; see `run`."""
     images, labels, names = load_labelled(search.options.data, search.options.resolution)
     rows = choose_subset(len(images), search.options.num, search.options.percent, search.options.subset_seed)
     images, labels = images[rows], None if labels is None else labels[rows]
     out, classes = Path(search.output_dir), len(names) or None
     g, d = networks(search, classes)
-    if g.num_classes is None:  # the network knows no classes: what the data says of them is left alone
+    if g.num_classes is None:  # the network has no classes, so those of the data are ignored
         labels = classes = None
     elif g.num_classes != (classes or 1):
         raise ValueError(
@@ -285,18 +285,18 @@ def find(search: LotteryRun, accelerator: Accelerator) -> list[Path]:
 def train_rounds(
     search: LotteryRun, report: Report, ticket: dict, images: torch.Tensor, labels, classes: int | None
 ) -> list[Path]:
-    """Each round from θ₀, on what the prunings before it left; their folders."""
+    """Train each round from θ₀ with the masks of the round before; return the folders of the rounds."""
     accelerator, out = report.accelerator, report.folder
     folders, teacher = [], None
     for number in range(search.options.rounds + 1):
         folder = out / f"round-{number:02d}"
-        g, d = networks(search, classes)  # rewind: nothing of the round before is left
+        g, d = networks(search, classes)  # rewind to θ₀
         masks: dict[str, Any] = read_masks(folder, g, d, search) if number else ticket
         shares = ", ".join(f"{name} {sparsity_of(of):.2%} pruned" for name, of in masks.items()) or "dense"
         accelerator.print(f"round {number}: {shares}")
         weight = (search.training.distillation_weight or 1.0) if teacher is not None else 0.0
         training = replace(search.training, output_dir=str(folder), distillation_weight=weight)
-        tag = f"{folder.name}/"  # each round has curves of its own
+        tag = f"{folder.name}/"  # names of a round's curves
         trainer = LimitedTrainer(g, d, images, training, accelerator, labels, masks, teacher, tag)
         trainer.keeps_length = any((out / f"round-{number + 1:02d}" / part).is_dir() for part in PARTS.values())
         if search.options.ticket:
@@ -318,7 +318,7 @@ def train_rounds(
 def write_tickets(
     folder: Path, search: LotteryRun, classes, masks: dict[str, dict], num_images: int, accelerator
 ) -> None:
-    """A round's masks as tickets of θ₀, before it is trained on them.
+    """Write the masks of a round as tickets of θ₀, before the round is trained.
 
     Raises:
         ValueError: the folder has other tickets, of a run with other settings.
@@ -327,7 +327,7 @@ def write_tickets(
         known = {}
         for name, part in PARTS.items():
             remove_leftovers(folder / part)
-            if (folder / part / "adapter_config.json").is_file():  # else a kill left it half-written
+            if (folder / part / "adapter_config.json").is_file():  # otherwise a kill left it incomplete
                 known[name] = Adapter.from_pretrained(folder / part).masks()
         same = all(
             there.keys() == masks.get(name, {}).keys()
@@ -348,7 +348,7 @@ def write_tickets(
 
 
 def read_masks(source: str | Path, generator, discriminator, search: LotteryRun) -> dict[str, dict]:
-    """Masks of a round's folder, or random ones (`random:SPARSITY`, drawn from the seed) for the generator.
+    """Read the masks of a round's folder, or draw random ones for the generator (`random:SPARSITY`).
 
     Raises:
         FileNotFoundError: there is no ticket.
