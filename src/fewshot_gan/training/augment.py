@@ -126,7 +126,7 @@ class FewShotAugment:
         self.saturation, self.contrast = saturation, contrast
 
     def sample(self, batch: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw for `batch` images, on the CPU: `flip` bool `[B]`, `shift` (y, x) `[B, 2]` in [-1, 1], three factors `[B]`."""
+        """Draw on the CPU: `flip` bool `[batch]`, `shift` (y, x) `[batch, 2]` in [-1, 1], three factors `[batch]`."""
         return {
             "flip": (_uniform(generator, batch, 0.0, 1.0) < 0.5) & self.flip,
             "shift": _uniform(generator, 2 * batch, -1.0, 1.0).view(batch, 2),

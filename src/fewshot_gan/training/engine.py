@@ -335,7 +335,7 @@ class Trainer(TrainingRun):
 
     @torch.no_grad()
     def show_samples(self, num: int = 8) -> None:
-        """Write `samples/step-N.png`, source above adapted pictures of the same latents, and send it to the trackers."""
+        """Write `samples/step-N.png`, source above adapted pictures of the same latents, and log it."""
         random = torch.Generator().manual_seed(self.config.seed + 12345)
         z = torch.randn(num, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu")
         name, rows = "training" if self.ema is None else "ema", []

@@ -248,7 +248,7 @@ class LimitedTrainer(TrainingRun):
         return state | {
             "random": self.random.get_state(),
             "torch": torch.get_rng_state(),
-        }  # torch's own: noise of layers
+        }  # torch: noise of layers
 
     def load_state(self, state: dict) -> None:
         for name, part in self._parts().items():
