@@ -59,7 +59,10 @@ def test_the_student_learns_and_the_run_is_shown(distill, tmp_path):
     assert [row["step"] for row in rows] == [3, 6] and all(row["val_psnr"] > 5 for row in rows)
     losses = [json.loads(line) for line in (tmp_path / "run" / "losses.jsonl").read_text("utf-8").splitlines()]
     assert [row["step"] for row in losses] == list(range(1, 11))
-    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["step-3.png", "step-6.png"]
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == [
+        "step-000003.png",
+        "step-000006.png",
+    ]
     assert "finished" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,6 @@ from fewshot_gan.metrics import frechet_distance, psnr
 from fewshot_gan.models import StyleGAN2Discriminator
 from fewshot_gan.ops import haar
 from fewshot_gan.pipeline import FewShotGAN
-from fewshot_gan.training.interrupt import Interrupted
 from fewshot_gan.training.launch import (
     PRECISIONS,
     command,
@@ -41,13 +41,15 @@ from fewshot_gan.training.launch import (
     start,
     start_trackers,
 )
-from fewshot_gan.training.loop import asked_to_stop
+from fewshot_gan.training.loop import TrainingRun
 from fewshot_gan.training.report import Report, TrainingDiverged
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import expanded, replace_file
+from fewshot_gan.utils.moving_average import MovingAverage
 from fewshot_gan.utils.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, check_number
 
 SHOWN = ("pixel", "feature", "d_loss")  # curves of the report
+LEVELS = (0, 2, 4)  # of the feature network
 COUNTS = ("num_train", "num_val", "train_blocks", "steps", "batch_size", "d_every", "checkpointing_steps")
 COUNTS += ("feature_every", "d_channel_base", "d_channel_max")
 RANGES = {
@@ -136,45 +138,273 @@ def fit_head(student, w, images, device, num: int = 128):
     head.bias.copy_(solution[-1])
 
 
-def train_d(args, student, discriminator, optimizer, train_w, train_x, first, device, save, report, asked):
-    """Teach the discriminator what a face is: teacher pictures against students with noise on their weights.
+@dataclass(frozen=True)
+class DistillationConfig:
+    """What `TrainingRun` asks of a run: steps of the student, and after them those of the discriminator alone.
 
-    The distilled student is so close to its teacher that telling them apart teaches nothing about faces. Each step
-    multiplies the student's weights by 1 + σ·noise, σ log-uniform in `--d_noise`: from a touch of damage to ruins.
+    Attributes:
+        output_dir: work folder.
+        max_train_steps: steps of both parts.
+        checkpointing_steps, sample_steps: of the student's part; the discriminator's has a checkpoint every 50 steps.
     """
-    weights = {k: v.float() for k, v in student.state_dict().items()}
-    noisy = [k for k in weights if k.startswith("synthesis.") and k.endswith("weight")]
-    low, high = map(math.log, args.d_noise)
-    for step in (bar := tqdm(range(first, args.d_steps), initial=first, total=args.d_steps, mininterval=10)):
+
+    output_dir: str
+    max_train_steps: int
+    checkpointing_steps: int
+    sample_steps: int
+    checkpoints_total_limit: int = 1
+
+
+class Distillation(TrainingRun):
+    """Train the student on the teacher's pictures, then its discriminator on what a face is.
+
+    Args:
+        args: options of the script.
+        accelerator: from Accelerate.
+        student: the cut teacher, on the device.
+        pictures: latents w `[N, D]` and images `[N, 3, R, R]` of the teacher to learn from.
+        held_out: the same, to measure PSNR by.
+    """
+
+    name = "distilling"
+
+    def __init__(self, args, accelerator, student, pictures, held_out):
+        steps = args.steps + args.d_steps
+        super().__init__(DistillationConfig(args.work_dir, steps, args.checkpointing_steps, 0), accelerator)
+        self.args, self.student = args, student
+        self.train_w, self.train_x = pictures
+        self.val_w, self.val_x = held_out
+        self.path = self.folder / "checkpoint.pt"
+        self.blocks = Blocks(student, args)
+        self.discriminator = StyleGAN2Discriminator(args.resolution, args.d_channel_base, args.d_channel_max)
+        self.discriminator = self.discriminator.to(self.device)
+        self.features = load_features().to(self.device)
+        groups, rate = self.blocks.parameter_groups(), args.learning_rate
+        self.optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99))
+        self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=args.d_learning_rate, betas=(0.0, 0.99))
+        self.ema, self.values, self.began = student, {}, time.time()  # the average begins when the head is fitted
+        self.log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
+
+    @property
+    def d_step(self) -> int:
+        """Steps of the discriminator alone that are done."""
+        return max(0, self.step - self.args.steps)
+
+    def begin(self) -> None:
+        """Read the checkpoint, or fit the new image head; then start the report."""
+        args = self.args
+        if self.path.exists():
+            self.load_state(torch.load(self.path, map_location=self.device, weights_only=True))
+        else:
+            fit_head(self.student, self.train_w, self.train_x, self.device)
+            self.ema = deepcopy(self.student)
+            psnr_now = self.validate()
+            print(f"closed-form head: {psnr_now:.2f} dB on {args.num_val} held-out latents at psi 0.7", flush=True)
+        self.student.to(memory_format=torch.channels_last)
+        self.average = MovingAverage(self.student, self.ema, args.ema_decay, warmup=True)
+        self.report = report_of(args, self.accelerator, self.student, self.train_x)
+
+    def state(self) -> dict:
+        return {
+            "student": self.student.state_dict(),
+            "ema": self.ema.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "g_optim": self.optimizer.state_dict(),
+            "d_optim": self.d_optimizer.state_dict(),
+            "step": min(self.step, self.args.steps),
+            "d_step": self.d_step,
+        }
+
+    def load_state(self, state: dict) -> None:
+        self.student.load_state_dict(state["student"])
+        self.ema = deepcopy(self.student)
+        self.ema.load_state_dict(state["ema"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["g_optim"])
+        self.d_optimizer.load_state_dict(state["d_optim"])
+        self.step = state["step"]
+        if self.step >= self.args.steps:  # with more --steps than before, the student learns on
+            self.step += state.get("d_step", 0)
+
+    def _resume(self) -> None:
+        """The checkpoint was read by `begin`: the report needs what it says."""
+
+    def _checkpoint(self) -> None:
+        if self.step <= self.args.steps:
+            self._log_quality()
+        replace_file(self.path, lambda temp: torch.save(self.state(), temp))
+
+    def due(self) -> tuple[bool, bool]:
+        last = self.step in (self.args.steps, self.config.max_train_steps)
+        every = self.args.checkpointing_steps if self.step <= self.args.steps else 50
+        done = self.step if self.step <= self.args.steps else self.d_step
+        kept = last or done % every == 0
+        return kept, kept and self.step <= self.args.steps
+
+    def train_step(self) -> dict[str, float]:
+        """One step of the student, or, after all of these, of the discriminator alone."""
+        logs = self._student_step(self.step) if self.step < self.args.steps else self._discriminator_step(self.d_step)
+        self.step += 1
+        return logs
+
+    def _student_step(self, step: int) -> dict[str, float]:
+        args, discriminator = self.args, self.discriminator
+        epoch = step * args.batch_size // args.num_train
+        order = np.random.default_rng((args.seed, epoch)).permutation(args.num_train)
+        picks = np.sort(order[np.arange(step * args.batch_size, (step + 1) * args.batch_size) % args.num_train])
+        w, real = self.train_w[picks].to(self.device), torch.from_numpy(self.train_x[picks]).float().to(self.device)
+        rate = args.learning_rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        self.optimizer.param_groups[0]["lr"], self.optimizer.param_groups[1]["lr"] = rate, rate / 5
+
+        fake = self.blocks.generate(w)
+        error = fake - real
+        pixel = error.abs().mean() + 5 * error.square().mean()
+        self.values = {"pixel": pixel.item(), "feature": self.values.get("feature")}
+        loss = pixel
+        if step % args.feature_every == 0:
+            with torch.no_grad():
+                wanted = self.features(real.clamp(-1, 1), LEVELS)
+            pairs = zip(self.features(fake, LEVELS), wanted, strict=True)
+            feature = sum((a - b).abs().mean() / b.abs().mean() for a, b in pairs)
+            loss = loss + args.feature_every * args.feature_weight * feature
+            self.values["feature"] = float(feature.detach())
+        if step >= args.adversarial_start * args.steps:
+            discriminator.requires_grad_(False)
+            loss = loss + args.adversarial_weight * logistic_g_loss(discriminator(fake))
+            discriminator.requires_grad_(True)
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(f"the loss became {loss.item()} at step {step}; the checkpoint before it is kept")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.average.update(step)
+        if step % args.d_every == 0:
+            real_logits, fake_logits = discriminator(torch.cat([real, fake.detach()])).chunk(2)
+            d_loss = logistic_d_loss(real_logits, fake_logits)
+            if step % (args.d_every * 16) == 0:
+                d_loss = d_loss + 16 * r1_penalty(discriminator, real, weight=1.0)
+            self.d_optimizer.zero_grad(set_to_none=True)
+            d_loss.backward()
+            self.d_optimizer.step()
+            means = {"d_real": real_logits.mean().item(), "d_fake": fake_logits.mean().item()}
+            self.values |= {"d_loss": d_loss.item(), **means}
+        shown = {name: value for name, value in self.values.items() if name in SHOWN and value is not None}
+        return {"d" if name == "d_loss" else name: value for name, value in shown.items()}
+
+    def _discriminator_step(self, step: int) -> dict[str, float]:
+        """Tell teacher pictures from those of students with noise on their weights.
+
+        The distilled student is so close to its teacher that telling them apart teaches nothing about faces. Each step
+        multiplies the student's weights by 1 + σ·noise, σ log-uniform in `--d_noise`: from slight to complete damage.
+        """
+        args, discriminator, student = self.args, self.discriminator, self.ema
+        weights = {k: v.float() for k, v in student.state_dict().items()}
+        low, high = map(math.log, args.d_noise)
         random = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        picks = torch.randint(len(train_w), (2 * args.batch_size,), generator=random)
-        real = torch.from_numpy(train_x[picks[: args.batch_size].numpy()]).float().to(device)
+        picks = torch.randint(len(self.train_w), (2 * args.batch_size,), generator=random)
+        real = torch.from_numpy(self.train_x[picks[: args.batch_size].numpy()]).float().to(self.device)
         sigma = math.exp(low + (high - low) * float(torch.rand((), generator=random)))
         damaged = {
-            k: weights[k] * (1 + sigma * torch.randn(weights[k].shape, generator=random).to(device)) for k in noisy
+            k: weights[k] * (1 + sigma * torch.randn(weights[k].shape, generator=random).to(self.device))
+            for k in weights
+            if k.startswith("synthesis.") and k.endswith("weight")
         }
         with torch.no_grad():
-            w = train_w[picks[args.batch_size :]].to(device)
+            w = self.train_w[picks[args.batch_size :]].to(self.device)
             fake = torch.func.functional_call(student, {**weights, **damaged}, (w,), {"latent_space": "w"})
         real_logits, fake_logits = discriminator(real), discriminator(fake)
         loss = logistic_d_loss(real_logits, fake_logits)
         if step % 16 == 0:
             loss = loss + 16 * r1_penalty(discriminator, real, weight=1.0)
-        optimizer.zero_grad(set_to_none=True)
+        self.d_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        bar.set_postfix(sigma=f"{sigma:.2f}", d=f"{loss.item():.3f}", refresh=False)
-        report.add(args.steps + step + 1, {"d": loss.item()})
+        self.d_optimizer.step()
         if (step + 1) % 50 == 0 or step + 1 == args.d_steps:
             right = (real_logits > 0).float().mean() / 2 + (fake_logits < 0).float().mean() / 2
             print(
                 f"d_step {step + 1}: loss {loss.item():.3f}, {right.item():.0%} right at sigma {sigma:.2f}", flush=True
             )
-            save(args.steps, step + 1)
-            report.write()
-        if number := asked():
-            save(args.steps, step + 1)
-            raise Interrupted(number)
+        return {"d": loss.item()}
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """PSNR of the averaged student on the held-out latents, in dB."""
+        chunks = [self.ema(w.to(self.device), latent_space="w").cpu() for w in self.val_w.split(4)]
+        return float(psnr(torch.cat(chunks), torch.from_numpy(np.array(self.val_x)).float()))
+
+    def _log_quality(self) -> None:
+        known = {name: value for name, value in self.values.items() if value is not None}
+        row = known | {"step": self.step, "val_psnr": self.validate(), "seconds": time.time() - self.began}
+        self.log.write(json.dumps(row) + "\n")
+        self.log.flush()
+        print(json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
+        self.accelerator.log({"val_psnr": row["val_psnr"]}, step=self.step)
+        self.report.facts["PSNR, held-out latents"] = f"{row['val_psnr']:.2f} dB at step {self.step}"
+
+    @torch.no_grad()
+    def show_samples(self) -> None:
+        teachers = torch.from_numpy(np.array(self.val_x[:8])).float()
+        rows = teachers, self.ema(self.val_w[:8].to(self.device), latent_space="w").cpu()
+        self.report.show(self.step, torch.cat([torch.cat([*row], 2) for row in rows], 1))
+
+    @property
+    def result(self) -> FewShotGAN:
+        return FewShotGAN(self.ema, self.discriminator)
+
+    def write(self, result: FewShotGAN) -> None:
+        target = Path(self.args.output_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        result.generator.half()
+        result.discriminator.half()
+        with tempfile.TemporaryDirectory(dir=target.parent) as temp:
+            result.save_pretrained(Path(temp) / "new")
+            if target.exists():
+                os.replace(target, Path(temp) / "old")
+            os.replace(Path(temp) / "new", target)
+        self.report.facts["Saved"] = f"{target}"
+
+
+class Blocks:
+    """The student in two parts: blocks that stay as they are, computed without a graph, and blocks that learn."""
+
+    def __init__(self, student, args):
+        self.student, self.synthesis = student, student.synthesis
+        self.dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+        resolutions = self.synthesis.resolutions
+        blocks = [(getattr(self.synthesis, f"b{r}"), 1 + 3 * i) for i, r in enumerate(resolutions)]
+        self.frozen, self.learned = blocks[: len(blocks) - args.train_blocks], blocks[len(blocks) - args.train_blocks :]
+        self.compute = self._frozen_part, self._learned_part
+        if args.compile:
+            self.compute = torch.compile(self._frozen_part), torch.compile(self._learned_part)
+        student.requires_grad_(False)
+
+    def parameter_groups(self) -> list[dict]:
+        """Return trained parameters: image head and affines, then the convolutions, which take a fifth of the rate."""
+        fast, slow = [], []
+        for module in [*(block for block, _ in self.learned), self.synthesis.to_rgb]:
+            for name, parameter in module.requires_grad_(True).named_parameters():
+                (fast if module is self.synthesis.to_rgb or "affine" in name else slow).append(parameter)
+        return [{"params": fast}, {"params": slow}]
+
+    def _frozen_part(self, ws):
+        x = self.synthesis.const.to(self.dtype).expand(len(ws), -1, -1, -1)
+        x = self.synthesis.conv1(x.contiguous(memory_format=torch.channels_last), ws[:, 0])
+        for block, first in self.frozen:
+            x = block(x, ws[:, first : first + 3])
+        return x
+
+    def _learned_part(self, x, ws):
+        for block, first in self.learned:
+            x = block(x, ws[:, first : first + 3])
+        return self.synthesis.to_rgb(x, ws[:, -1]).float()
+
+    def generate(self, w: torch.Tensor) -> torch.Tensor:
+        """w `[B, D]` → images `[B, 3, R, R]` in float32."""
+        frozen_part, learned_part = self.compute
+        ws = w[:, None].expand(-1, self.student.num_ws, -1).to(self.dtype)
+        with torch.no_grad():
+            x = frozen_part(ws)
+        return learned_part(x, ws)
 
 
 @torch.no_grad()
@@ -234,199 +464,33 @@ def run(args):
         num_threads=args.num_threads,
         mixed_precision=args.mixed_precision,
     )
-    device = accelerator.device
-    work = Path(args.work_dir)
+    device, work, size = accelerator.device, Path(args.work_dir), args.resolution
     work.mkdir(parents=True, exist_ok=True)
     teacher = convert_checkpoint(args.source)["generator"].to(device).eval().requires_grad_(False)
-    depth = int(math.log2(args.resolution // 8))
     if args.evaluate:
         return evaluate(args, teacher, device)
-    train_w, train_x = render(teacher, work, "train", args.num_train, 2, (0.5, 1.0), args.resolution, device)
-    val_w, val_x = render(teacher, work, "val", args.num_val, 1, (0.7, 0.7), args.resolution, device)
-
-    student = teacher.truncated(depth).to(device).eval()
+    pictures = render(teacher, work, "train", args.num_train, 2, (0.5, 1.0), size, device)
+    held_out = render(teacher, work, "val", args.num_val, 1, (0.7, 0.7), size, device)
+    student = teacher.truncated(int(math.log2(size // 8))).to(device).eval()
     del teacher
-    synthesis = student.synthesis
-    learning = [getattr(synthesis, f"b{r}") for r in synthesis.resolutions[-args.train_blocks :]] + [synthesis.to_rgb]
-    student.requires_grad_(False)
-    groups = {"fast": [], "slow": []}
-    for module in learning:
-        for name, parameter in module.requires_grad_(True).named_parameters():
-            fast = module is synthesis.to_rgb or "affine" in name
-            groups["fast" if fast else "slow"].append(parameter)
-    discriminator = StyleGAN2Discriminator(args.resolution, args.d_channel_base, args.d_channel_max).to(device)
-    features = load_features().to(device)
-    g_optim = torch.optim.Adam(
-        [{"params": groups["fast"]}, {"params": groups["slow"]}], lr=args.learning_rate, betas=(0.9, 0.99)
-    )
-    d_optim = torch.optim.Adam(discriminator.parameters(), lr=args.d_learning_rate, betas=(0.0, 0.99))
-
-    checkpoint, first, d_first = work / "checkpoint.pt", 0, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        student.load_state_dict(state["student"])
-        ema = deepcopy(student)
-        ema.load_state_dict(state["ema"])
-        discriminator.load_state_dict(state["discriminator"])
-        g_optim.load_state_dict(state["g_optim"])
-        d_optim.load_state_dict(state["d_optim"])
-        first, d_first = state["step"], state.get("d_step", 0)
-    else:
-        fit_head(student, train_w, train_x, device)
-        ema = deepcopy(student)
-
-    dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
-    student.to(memory_format=torch.channels_last)
-    blocks = [(getattr(synthesis, f"b{r}"), 1 + 3 * i) for i, r in enumerate(synthesis.resolutions)]
-    num_frozen = len(blocks) - args.train_blocks
-
-    def frozen_part(ws):
-        x = synthesis.const.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        x = synthesis.conv1(x, ws[:, 0])
-        for block, first in blocks[:num_frozen]:
-            x = block(x, ws[:, first : first + 3])
-        return x
-
-    def learned_part(x, ws):
-        for block, first in blocks[num_frozen:]:
-            x = block(x, ws[:, first : first + 3])
-        return synthesis.to_rgb(x, ws[:, -1]).float()
-
-    if args.compile:
-        frozen_part, learned_part = torch.compile(frozen_part), torch.compile(learned_part)
-
-    def generate(w):
-        """Student images `[B, 3, R, R]` fp32; the blocks that do not learn run without a graph."""
-        ws = w[:, None].expand(-1, student.num_ws, -1).to(dtype)
-        with torch.no_grad():
-            x = frozen_part(ws)
-        return learned_part(x, ws)
-
-    @torch.no_grad()
-    def validate(model):
-        images = torch.cat([model(c.to(device), latent_space="w").cpu() for c in val_w.split(4)])
-        return float(psnr(images, torch.from_numpy(np.array(val_x)).float()))
-
-    @torch.no_grad()
-    def show(step):
-        teachers = torch.from_numpy(np.array(val_x[:8])).float()
-        rows = teachers, ema(val_w[:8].to(device), latent_space="w").cpu()
-        report.show(step, torch.cat([torch.cat([*row], 2) for row in rows], 1))
-
-    def save(step, d_step=0):
-        state = {
-            "student": student.state_dict(),
-            "ema": ema.state_dict(),
-            "discriminator": discriminator.state_dict(),
-            "g_optim": g_optim.state_dict(),
-            "d_optim": d_optim.state_dict(),
-            "step": step,
-            "d_step": d_step,
-        }
-        replace_file(checkpoint, lambda temp: torch.save(state, temp))
-
-    log = (work / "log.jsonl").open("a", encoding="utf-8")
-    if first == 0:
-        print(f"closed-form head: {validate(ema):.2f} dB on {args.num_val} held-out latents at psi 0.7", flush=True)
-    levels = (0, 2, 4)
-    report = report_of(args, accelerator, student, train_x, first, d_first)
+    distillation = Distillation(args, accelerator, student, pictures, held_out)
+    distillation.begin()
     start_trackers(accelerator, "distill", args.report_to, vars(args))
-    with report.watched(), asked_to_stop(accelerator) as asked:
-        report.begin(first + d_first if first == args.steps else first)
-        began, progress = time.time(), tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=10)
-        for step in progress:
-            epoch = step * args.batch_size // args.num_train
-            order = np.random.default_rng((args.seed, epoch)).permutation(args.num_train)
-            picks = np.sort(order[np.arange(step * args.batch_size, (step + 1) * args.batch_size) % args.num_train])
-            w, real = train_w[picks].to(device), torch.from_numpy(train_x[picks]).float().to(device)
-            rate = args.learning_rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-            g_optim.param_groups[0]["lr"], g_optim.param_groups[1]["lr"] = rate, rate / 5
-
-            fake = generate(w)
-            error = fake - real
-            pixel = error.abs().mean() + 5 * error.square().mean()
-            loss = pixel
-            if step % args.feature_every == 0:
-                with torch.no_grad():
-                    wanted = features(real.clamp(-1, 1), levels)
-                feature = sum(
-                    (a - b).abs().mean() / b.abs().mean() for a, b in zip(features(fake, levels), wanted, strict=True)
-                )
-                loss = loss + args.feature_every * args.feature_weight * feature
-            adversarial = step >= args.adversarial_start * args.steps
-            if adversarial:
-                discriminator.requires_grad_(False)
-                loss = loss + args.adversarial_weight * logistic_g_loss(discriminator(fake))
-                discriminator.requires_grad_(True)
-            if not torch.isfinite(loss):
-                raise TrainingDiverged(
-                    f"the loss became {loss.item()} at step {step}; the checkpoint before it is kept"
-                )
-            g_optim.zero_grad(set_to_none=True)
-            loss.backward()
-            g_optim.step()
-            with torch.no_grad():
-                decay = min(args.ema_decay, (1 + step) / (10 + step))
-                for a, b in zip(ema.state_dict().values(), student.state_dict().values(), strict=True):
-                    a.lerp_(b, 1 - decay)
-
-            values = {"pixel": pixel.item(), "feature": float(feature.detach())}
-            if step % args.d_every == 0:
-                logits = discriminator(torch.cat([real, fake.detach()]))
-                real_logits, fake_logits = logits.chunk(2)
-                d_loss = logistic_d_loss(real_logits, fake_logits)
-                if step % (args.d_every * 16) == 0:
-                    d_loss = d_loss + 16 * r1_penalty(discriminator, real, weight=1.0)
-                d_optim.zero_grad(set_to_none=True)
-                d_loss.backward()
-                d_optim.step()
-                values |= {
-                    "d_loss": d_loss.item(),
-                    "d_real": real_logits.mean().item(),
-                    "d_fake": fake_logits.mean().item(),
-                }
-            losses = {"d" if name == "d_loss" else name: values[name] for name in values if name in SHOWN}
-            report.add(step + 1, losses)
-            progress.set_postfix({k: f"{v:.3f}" for k, v in values.items()}, refresh=False)
-            if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.steps:
-                values |= {"step": step + 1, "val_psnr": validate(ema), "seconds": time.time() - began}
-                log.write(json.dumps(values) + "\n")
-                log.flush()
-                print(json.dumps({k: round(v, 4) for k, v in values.items()}), flush=True)
-                save(step + 1)
-                accelerator.log({"val_psnr": values["val_psnr"]}, step=step + 1)
-                report.facts["PSNR, held-out latents"] = f"{values['val_psnr']:.2f} dB at step {step + 1}"
-                show(step + 1)
-                report.write()
-            if number := asked():
-                save(step + 1)
-                raise Interrupted(number)
-        train_d(args, ema, discriminator, d_optim, train_w, train_x, d_first, device, save, report, asked)
-        target = Path(args.output_dir)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as temp:
-            FewShotGAN(ema.half(), discriminator.half()).save_pretrained(Path(temp) / "new")
-            if target.exists():
-                os.replace(target, Path(temp) / "old")
-            os.replace(Path(temp) / "new", target)
-        report.facts["Saved"] = f"{target}"
-        report.end("finished")
+    distillation.train()
     accelerator.end_training()
-    print(f"wrote {target}")
+    print(f"wrote {args.output_dir}")
 
 
-def report_of(args, accelerator, student, images, first: int, d_first: int) -> Report:
-    """Of the student's steps and then of those of `train_d`, counted on."""
-    d_steps = args.d_steps if first == args.steps else max(0, args.d_steps - d_first)
-    report = Report(
-        args.work_dir, accelerator, args.steps + d_steps, "distillation of a teacher", shared=args.resolution
-    )
+def report_of(args, accelerator, student, images) -> Report:
+    """The report of the student's steps and the discriminator's after them."""
+    steps = args.steps + args.d_steps
+    report = Report(args.work_dir, accelerator, steps, "distillation of a teacher", shared=args.resolution)
     report.first_row = "the teacher"
     report.settings = vars(args)
     learning = sum(p.numel() for p in student.parameters() if p.requires_grad)
     report.facts = {
         "Student": f"{student.num_parameters():,} numbers, {learning:,} of them learn; {args.resolution} px",
-        "Then": f"{d_steps} steps of the discriminator alone",
+        "Then": f"{args.d_steps} steps of the discriminator alone",
         "Saved": "not yet",
     }
     report.images = to_bytes(torch.from_numpy(np.array(images[:12])).float())

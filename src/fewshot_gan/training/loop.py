@@ -64,6 +64,12 @@ class TrainingRun:
         """Restore what `state` returned."""
         raise NotImplementedError
 
+    def due(self) -> tuple[bool, bool]:
+        """Return whether a checkpoint, and whether samples, are due after the step that was just taken."""
+        config, last = self.config, self.step == self.config.max_train_steps
+        keep = last or self.step % config.checkpointing_steps == 0
+        return keep, bool(config.sample_steps) and (last or self.step % config.sample_steps == 0)
+
     def show_samples(self) -> None:
         """Draw sample pictures and hand them to the report."""
         raise NotImplementedError
@@ -163,7 +169,7 @@ class TrainingRun:
                 bar.update()
                 bar.set_postfix({k: f"{v:.3f}" for k, v in logs.items()}, refresh=False)
                 report.add(self.step, logs)
-                kept, shown = due(config, self.step)
+                kept, shown = self.due()
                 if kept:
                     self._checkpoint()
                     kept_at = self.step
@@ -203,13 +209,6 @@ def asked_to_stop(accelerator: Accelerator) -> Iterator[Callable[[], int | None]
         yield asked
     finally:
         stop.deferred = False
-
-
-def due(config, step: int) -> tuple[bool, bool]:
-    """Return whether a checkpoint, and whether samples, are due after this step."""
-    last = step == config.max_train_steps
-    kept = last or step % config.checkpointing_steps == 0
-    return kept, bool(config.sample_steps) and (last or step % config.sample_steps == 0)
 
 
 def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_rate: float) -> dict[str, float]:
