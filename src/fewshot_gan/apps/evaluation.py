@@ -25,7 +25,9 @@ from ..features.efficientnet import EFFICIENTNETS
 from ..features.encoders import CLIP_DEFAULT, Encoder, load_encoder, templated
 from ..features.lpips import LPIPS
 from ..hub import fetch_model, is_repo_id, portable_name
-from ..hub.reports import read_report as read_report  # part of this module's interface
+from ..hub.reports import compare as compare  # these three are part of this module's interface
+from ..hub.reports import differences as differences
+from ..hub.reports import read_report as read_report
 from ..pipeline import FewShotGAN
 from ..utils.files import expanded, replace_file, user_path
 from ..utils.hashing import hash_tensors
