@@ -220,5 +220,5 @@ def test_what_cannot_go_before(learn, base_folder, tmp_path, make_generator, sha
     with pytest.raises(SystemExit, match="--low_rank: no convolution of .* is wide enough to be stored in components"):
         learn(2)
     spec = {"c": asdict(LayerSpec((4, 5), role="mapping"))}
-    with pytest.raises(ValueError, match="components are of a scale per filter"):
+    with pytest.raises(ValueError, match="components need a scale per filter"):
         GANMemoryAdapter(target_modules=spec, ranks={"c": [1, 1]})
