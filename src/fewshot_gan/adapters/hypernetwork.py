@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..hub import PUSH_OPTIONS, portable_name, resolve_folder
+from ..hub.base_files import stored_keys
 from ..models.network import Network, stored_weights
 from ..utils.files import replace_file, replace_text, replacing, user_path
 from ..utils.hashing import fingerprint
+from ..utils.meta import on_meta
 from .base import select_layers
 from .domain_vector import DomainVectorAdapter, DomainVectorFactors
 from .io import compact
@@ -150,11 +152,12 @@ class DomainHyperNetwork(Trainable, Network):
         """
         folder = resolve_folder(pretrained_model_name_or_path, kind="hypernetwork", **hub_options)
         try:
-            options = {"low_cpu_mem_usage": False, "output_loading_info": True}
-            loaded: Any = super().from_pretrained(str(folder), **options)
-            network, info = loaded
-            if wrong := sorted([*info["missing_keys"], *info["unexpected_keys"]]):
+            with on_meta():
+                empty: Any = cls.from_config(cls.load_config(str(folder)))
+            # before the weights are read: diffusers leaves a missing weight uninitialised
+            if wrong := sorted(empty.state_dict().keys() ^ stored_keys(folder)):
                 raise ValueError(f"these weights are missing or unknown: {', '.join(wrong[:8])}")
+            network: Any = super().from_pretrained(str(folder), low_cpu_mem_usage=False)
         except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{folder} holds no hypernetwork that can be loaded: {reason}") from error
