@@ -5,48 +5,20 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers.run_pages import check_run, read_page
+from helpers.saved_models import tiny_clip
+from helpers.short_runs import FAST, IMAGES
 from PIL import Image
-from test_encoders import tiny_clip
-from test_report import check_run, read_page
 
 from fewshot_gan.adapters import DomainHyperNetwork, read_adapter
 from fewshot_gan.catalogue import METHODS
-from fewshot_gan.features.encoders import CLIPEncoder, FeatureEncoder
+from fewshot_gan.features.encoders import CLIPEncoder
 from fewshot_gan.methods.finetune import difference_to_new
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import adapt, hypernetwork
 from fewshot_gan.training.command_line import parse
 
-IMAGES = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
-FAST = ["--max_train_steps=2", "--train_batch_size=3", "--report_to=none", "--sample_steps=2", "--num_threads=1"]
-
-
-@pytest.fixture(autouse=True)
-def tiny_features(features, monkeypatch):
-    """The tiny network wherever the real one would be loaded."""
-    for place in ("methods.method", "training.hypernetwork", "features", "features.encoders"):
-        monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
-    monkeypatch.setattr(type(features), "sha256", "0" * 64)
-    monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
-
-
-@pytest.fixture
-def data(tmp_path):
-    folder = tmp_path / "data" / "ink"
-    folder.mkdir(parents=True)
-    for i, image in enumerate(IMAGES):
-        Image.fromarray(image.numpy()).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture
-def train(base_folder, data, tmp_path):
-    def run(method, *options, out="run", shown=True):
-        command = [*FAST, f"--base={base_folder}", f"--output_dir={tmp_path / out}", *options]
-        command += [f"--data={data}"] if shown else []
-        return adapt.run(parse(method, command))
-
-    return run
+pytestmark = pytest.mark.usefixtures("tiny_features")
 
 
 @pytest.mark.parametrize(

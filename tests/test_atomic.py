@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_mobile
+from helpers.networks import tiny_mobile
 from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 
-import hostile
 import pytest
 import torch
-from conftest import tiny_stylegan2
+from helpers import hostile
+from helpers.networks import tiny_stylegan2
 from safetensors.torch import load_file, save_file
 
 from fewshot_gan import FewShotGAN

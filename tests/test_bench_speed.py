@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_stylegan2
+from helpers.networks import tiny_stylegan2
 
 
 @torch.no_grad()

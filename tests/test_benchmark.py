@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TinyFeatures
+from helpers.folders import held_elsewhere
+from helpers.networks import TinyFeatures
 from PIL import Image, ImageDraw, ImageFont
-from test_folder_lock import held_elsewhere
 from torch import nn
 
 from fewshot_gan.adapters import LeFTAdapter

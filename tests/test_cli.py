@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_server import connected
+from helpers.hub_server import connected
+from helpers.run_pages import check_run, read_events, read_losses
 from PIL import Image
-from test_report import check_run, read_events, read_losses
 from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN

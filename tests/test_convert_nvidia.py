@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nvidia_pickles import EasyDict, Stored, of_module, write
+from helpers.nvidia_pickles import EasyDict, Stored, of_module, write
 from torch import nn
 
 from fewshot_gan.adapters import (

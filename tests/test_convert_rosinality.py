@@ -1,13 +1,24 @@
 """StyleGAN2 of the PyTorch port, in every wrapper it is published in: the layout's own function, or one sentence.
 
-The function is `test_convert`'s, which runs a checkpoint's tensors directly and shares no code with the package.
+The function is that of `helpers.stylegan2_checkpoints`, which runs a checkpoint's tensors directly and shares no
+code with the package.
 """
 
 import argparse
 
 import pytest
 import torch
-from test_convert import RESOLUTIONS, WIDTHS, R, W, Z, pt_discriminator, pt_functions, pt_generator, rand
+from helpers.stylegan2_checkpoints import (
+    RESOLUTIONS,
+    WIDTHS,
+    R,
+    W,
+    Z,
+    pt_discriminator,
+    pt_functions,
+    pt_generator,
+    rand,
+)
 
 from fewshot_gan.convert import ConversionError, convert_checkpoint, networks
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_discriminator, tiny_mobile, tiny_stylegan2
-from test_convert import pt_generator
-from test_convert_biggan import port_discriminator, port_generator
-from test_convert_plain import act, gp_gan, gp_gan_scale, rand, sngan, sngan_logits, sngan_pictures
+from helpers.biggan_checkpoints import port_discriminator, port_generator
+from helpers.networks import tiny_discriminator, tiny_mobile, tiny_stylegan2
+from helpers.plain_checkpoints import act, gp_gan, gp_gan_scale, rand, sngan, sngan_logits, sngan_pictures
+from helpers.stylegan2_checkpoints import pt_generator
 from typer.testing import CliRunner
 
 from fewshot_gan.cli import app

@@ -21,10 +21,10 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from conftest import TinyFeatures, tiny_discriminator, tiny_mobile, tiny_stylegan2
 from diffusers import DDPMPipeline
 from diffusers.training_utils import EMAModel
-from hub_server import connected
+from helpers.hub_server import connected
+from helpers.networks import TinyFeatures, tiny_discriminator, tiny_mobile, tiny_stylegan2
 from safetensors.torch import save_file
 from torch.profiler import ProfilerActivity, profile
 

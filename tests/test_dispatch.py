@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_mobile, tiny_stylegan2
-from hub_server import connected
+from helpers.hub_server import connected
+from helpers.networks import tiny_mobile, tiny_stylegan2
 
 from fewshot_gan import FewShotGAN, ops
 from fewshot_gan.ops import dispatch

@@ -1,43 +1,20 @@
 """Encoders: CLIP as transformers computes it, features as loops compute them; frozen, differentiable, honest errors."""
 
-import json
 import shutil
 import subprocess
 import sys
 
-import hostile
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TinyFeatures, without_tensors
+from helpers import hostile
+from helpers.networks import TinyFeatures
+from helpers.saved_models import tiny_clip, without_tensors
 from safetensors.torch import load_file
 
 from fewshot_gan.data.images import read_image, square
 from fewshot_gan.features.encoders import CLIP_MEAN, CLIP_STD, TEMPLATES, FeatureEncoder, load_encoder, templated
 from fewshot_gan.hub import embedded_datasets
-
-
-def tiny_clip(folder, seed=0, dim=24, preprocessor=None):
-    """A saved CLIP of two layers a side, whose tokenizer spells letter by letter."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    letters, bos, eos = [chr(code) for code in range(33, 127)], "<|startoftext|>", "<|endoftext|>"
-    vocab = {token: i for i, token in enumerate([*letters, *(letter + "</w>" for letter in letters), bos, eos])}
-    CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ids = {"bos_token_id": vocab[bos], "eos_token_id": vocab[eos], "pad_token_id": vocab[eos]}
-    text = {**size, **ids, "vocab_size": len(vocab), "max_position_embeddings": 48}
-    vision = {**size, "image_size": 16, "patch_size": 8}
-    torch.manual_seed(seed)
-    model = CLIPModel(CLIPConfig(projection_dim=dim, text_config=text, vision_config=vision))
-    with torch.no_grad():  # at its initialisation every picture and text is nearly the same vector
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(3)
-    model.save_pretrained(folder)
-    if preprocessor is not None:
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers.run_pages import check_run, read_page
 from PIL import Image
-from test_report import check_run, read_page
 from typer.testing import CliRunner
 
 from fewshot_gan import catalogue

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_mobile
+from helpers.networks import tiny_mobile
+from helpers.saved_models import tiny_clip
 from PIL import Image
-from test_encoders import tiny_clip
 from typer.main import get_command
 from typer.testing import CliRunner
 

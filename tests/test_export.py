@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_mobile, tiny_stylegan2
+from helpers.networks import tiny_mobile, tiny_stylegan2
 from typer.testing import CliRunner
 
 from fewshot_gan.adapters import AdaFMAdapter, DomainVectorAdapter, LeFTAdapter

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from helpers.folders import held_elsewhere
 
 from fewshot_gan.utils.folder_lock import LOCK_NAME, FolderInUse, locked
 from fewshot_gan.utils.numbered import numbered_paths
@@ -21,18 +21,6 @@ with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
-
-
-@contextmanager
-def held_elsewhere(folder):
-    """A folder that another thread holds meanwhile; to a thread, it is as to another process."""
-    with ThreadPoolExecutor(1) as pool:
-        lock = locked(folder)
-        pool.submit(lock.__enter__).result()
-        try:
-            yield
-        finally:
-            pool.submit(lock.__exit__, None, None, None).result()
 
 
 def test_a_process_holds_its_folder_until_it_is_killed(tmp_path):

@@ -16,16 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import test_convert
-import test_convert_ir
 import torch
-from conftest import tiny_stylegan2
 from diffusers.utils import logging
-from hostile import archive, saved
+from helpers import mobile_ir, stylegan2_checkpoints
+from helpers.biggan_checkpoints import port_discriminator, port_generator
+from helpers.hostile import archive, saved
+from helpers.networks import tiny_stylegan2
+from helpers.plain_checkpoints import sngan
 from PIL import Image
-from test_convert import nvidia  # noqa: F401 - a fixture
-from test_convert_biggan import port_discriminator, port_generator
-from test_convert_plain import sngan
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import Adapter, LeFTAdapter
@@ -204,15 +202,19 @@ def in_this_process(monkeypatch):
 
 
 @pytest.fixture
-def checkpoints(tmp_path, monkeypatch, nvidia):  # noqa: F811
+def checkpoints(tmp_path, monkeypatch, nvidia):
     """Format → (content, what is near its structure); networks of 16 px and four channels."""
-    monkeypatch.setattr(test_convert, "WIDTHS", {4: 4, 8: 4, 16: 4})
-    monkeypatch.setattr(test_convert, "RESOLUTIONS", [4, 8, 16])
-    monkeypatch.setattr(test_convert, "R", 16)
-    pt = {"g_ema": test_convert.pt_generator(1, mapping=2), "latent_avg": torch.zeros(6).numpy()}
-    pkl = {"G_ema": nvidia.networks(test_convert.pkl_generator(1), test_convert.pkl_discriminator(2))["G_ema"]}
-    monkeypatch.setattr(test_convert_ir, "WIDTHS", (4, 4))
-    test_convert_ir.write(tmp_path / "ir")
+    monkeypatch.setattr(stylegan2_checkpoints, "WIDTHS", {4: 4, 8: 4, 16: 4})
+    monkeypatch.setattr(stylegan2_checkpoints, "RESOLUTIONS", [4, 8, 16])
+    monkeypatch.setattr(stylegan2_checkpoints, "R", 16)
+    pt = {"g_ema": stylegan2_checkpoints.pt_generator(1, mapping=2), "latent_avg": torch.zeros(6).numpy()}
+    pkl = {
+        "G_ema": nvidia.networks(stylegan2_checkpoints.pkl_generator(1), stylegan2_checkpoints.pkl_discriminator(2))[
+            "G_ema"
+        ]
+    }
+    monkeypatch.setattr(mobile_ir, "WIDTHS", (4, 4))
+    mobile_ir.write(tmp_path / "ir")
     ir = {path.name: path.read_bytes() for path in (tmp_path / "ir").iterdir()}
     monkeypatch.setattr(mobile_stylegan_ir, "W_AVG_SAMPLES", 10_000)
     return {

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_mobile
+from helpers.networks import tiny_mobile
 from PIL import Image
 from typer.testing import CliRunner
 

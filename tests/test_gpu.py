@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from test_adapt import data, tiny_features, train  # noqa: F401  fixtures
 
 from fewshot_gan.adapters import read_adapter
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import adapt
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.usefixtures("tiny_features"),
+]
 METHODS = [
     ("lfs_gan", []),
     ("d3t", ["--preset=paper", "--projection_steps=2"]),
@@ -30,7 +33,7 @@ def test_pictures_equal_the_cpus(name):
 
 
 @pytest.mark.parametrize("method, options", METHODS)
-def test_each_method_trains_there(train, tmp_path, monkeypatch, base_folder, method, options):  # noqa: F811
+def test_each_method_trains_there(train, tmp_path, monkeypatch, base_folder, method, options):
     devices = []
     original = adapt.Trainer.train
     monkeypatch.setattr(
@@ -48,7 +51,7 @@ def test_each_method_trains_there(train, tmp_path, monkeypatch, base_folder, met
     assert torch.isfinite(pipe(1, seed=0, output_type="pt").images).all()
 
 
-def test_bf16_features_of_the_generator_train_alike(train, base_folder):  # noqa: F811
+def test_bf16_features_of_the_generator_train_alike(train, base_folder):
     losses = {kind: train("finetune", f"--mixed_precision={kind}", out=kind).state_dict() for kind in ("no", "bf16")}
     for key, value in losses["no"].items():
         torch.testing.assert_close(losses["bf16"][key], value, rtol=0.1, atol=2e-3)

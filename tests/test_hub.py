@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hub_server import HubServer, connected
+from helpers.hub_server import HubServer, connected
 from huggingface_hub import HfApi, constants
 
 from fewshot_gan.adapters import LeFTAdapter

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import connected
+from helpers.hub_server import connected
 from huggingface_hub import ModelCard
 from PIL import Image
 

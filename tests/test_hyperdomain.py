@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_mobile, tiny_stylegan2
-from test_encoders import tiny_clip
+from helpers.networks import tiny_mobile, tiny_stylegan2
+from helpers.saved_models import tiny_clip
 
 from fewshot_gan import metrics
 from fewshot_gan.adapters import AdapterBank, DomainHyperNetwork, DomainVectorAdapter, LeFTAdapter

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_mobile, tiny_stylegan2
+from helpers.networks import tiny_mobile, tiny_stylegan2
+from helpers.saved_models import tiny_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_encoders import tiny_clip
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import Adapter, AdapterBank, DomainHyperNetwork, DomainVectorAdapter, LayerSpec, LeFTAdapter

@@ -15,8 +15,9 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_mobile, without_tensors
-from hub_server import connected
+from helpers.hub_server import connected
+from helpers.networks import tiny_mobile
+from helpers.saved_models import without_tensors
 from PIL import Image
 from torch import nn
 

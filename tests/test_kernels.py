@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_mobile
+from helpers.networks import tiny_mobile
 from torch.autograd import gradcheck, gradgradcheck
 
 from fewshot_gan import StyleGAN2Generator, ops

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_discriminator, tiny_stylegan2
+from helpers.networks import tiny_discriminator, tiny_stylegan2
 from PIL import Image
 
 PRELOADED = ["fewshot_gan.training.adapt", "fewshot_gan.training.lottery", "fewshot_gan.cli", "test_kills"]
@@ -170,9 +170,9 @@ def check_an_adapter(folder: Path) -> None:
 
 
 def prepare_a_checkpoint(inputs: Path) -> None:
-    import test_convert
+    from helpers.stylegan2_checkpoints import W, pt_generator
 
-    state = {"g_ema": test_convert.pt_generator(1), "latent_avg": torch.zeros(test_convert.W)}
+    state = {"g_ema": pt_generator(1), "latent_avg": torch.zeros(W)}
     torch.save(state, inputs / "published.pt")
 
 

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from helpers.run_pages import check_run, read_page
 from PIL import Image
-from test_report import check_run, read_page
 
 
 @pytest.fixture

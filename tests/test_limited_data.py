@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hub_server import HubServer
+from helpers.hub_server import HubServer
 from PIL import Image
 
 from fewshot_gan.adapters.ticket import magnitude_masks, prunable

@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from helpers.limited_runs import N, biggan, config, images, sngan, trainer
+from helpers.run_pages import check_run, read_events, read_losses, read_page
 from PIL import Image
-from test_report import check_run, read_events, read_losses, read_page
 from torch import nn
 
 from fewshot_gan.adapters import TicketAdapter, fingerprint, magnitude_masks
@@ -21,46 +22,14 @@ from fewshot_gan.methods.adv_aug import AdvAugConfig, attack, discriminator_loss
 from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.lottery import SparseWeights, distillation_loss, prune_randomly
 from fewshot_gan.models import (
-    BigGANDiscriminator,
-    BigGANGenerator,
     GPGANDiscriminator,
     GPGANGenerator,
-    SNGANDiscriminator,
     SNGANGenerator,
     TailoredGenerator,
 )
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import lottery
 from fewshot_gan.training.limited import LimitedConfig, LimitedTrainer
-
-N = 12
-
-
-def sngan(seed=0):
-    torch.manual_seed(seed)
-    return SNGANGenerator(8, 6, 16), SNGANDiscriminator(8, 16)
-
-
-def biggan(seed=0):
-    torch.manual_seed(seed)
-    small = {"block_channels": (16, 16), "down": (True, True), "attention_after": 1, "num_classes": 3}
-    return BigGANGenerator((16, 16, 16), 1, 3, 4, 3), BigGANDiscriminator(**small, resolution=16)
-
-
-def images(num=N, size=16):
-    return torch.randint(0, 256, (num, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
-
-
-def config(folder, **options):
-    small = {"max_train_steps": 4, "d_steps": 2, "d_batch_size": 4, "g_batch_size": 4, "sample_steps": 0}
-    return LimitedConfig(str(folder), **{**small, "checkpointing_steps": 100, **options})
-
-
-def trainer(folder, make=sngan, masks=None, teacher=None, **options):
-    g, d = make()
-    labels = None if g.num_classes is None else torch.arange(N) % 3
-    return LimitedTrainer(g, d, images(), config(folder, **options), Accelerator(cpu=True), labels, masks, teacher)
-
 
 # ------------------------------------------------------------------------------------------------------------- pruning
 
@@ -462,11 +431,10 @@ def test_distilled_rounds_and_a_base_to_rewind_to(faces, tmp_path):
 
 
 FRESH = """
-import json, sys, torch
-from accelerate import Accelerator
+import json, sys
 sys.path.insert(0, {tests!r})
-from test_lottery import *
-from fewshot_gan.adapters import Adapter
+from helpers.limited_runs import sngan, trainer
+from fewshot_gan.adapters import Adapter, fingerprint
 ticket = Adapter.from_pretrained({ticket!r})
 run = trainer({out!r}, masks={{"generator": ticket.masks()}}, max_train_steps=10)
 assert ticket.config.base_fingerprint == fingerprint(sngan()[0])

@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 import torch
-from conftest import TinyFeatures, tiny_discriminator, tiny_mobile
+from helpers.networks import TinyFeatures, tiny_discriminator, tiny_mobile
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 import torch
-from conftest import tiny_stylegan2
+from helpers.networks import tiny_stylegan2
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner

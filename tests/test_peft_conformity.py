@@ -12,7 +12,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import tiny_mobile, tiny_stylegan2
+from helpers.networks import tiny_mobile, tiny_stylegan2
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tensors import picture
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from fewshot_gan.apps import demo, studio
@@ -25,12 +26,6 @@ from fewshot_gan.data.files import ENDINGS, FORMAT_OF, read_picture, why_unread
 from fewshot_gan.data.images import read_image, square, upright
 
 ROOT = Path(__file__).parents[1]
-
-
-def picture(width=40, height=48, seed=0):
-    """Smooth, so that lossy formats keep it."""
-    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encoded(image, form, **options):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from helpers.tensors import picture
 from PIL import Image
-from test_picture_files import picture
 
 from fewshot_gan import FewShotGAN, features, metrics
 from fewshot_gan.data.images import (

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import test_convert
-import test_convert_adapters
-import test_convert_plain
 import torch
-from hub_server import connected
+from helpers.adapter_files import MAPPING, domain
+from helpers.hub_server import connected
+from helpers.plain_checkpoints import biggan
+from helpers.saved_models import tiny_clip
+from helpers.stylegan2_checkpoints import W, pt_generator
 from PIL import Image, ImageChops
-from test_encoders import tiny_clip
 from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN
@@ -178,8 +178,6 @@ def test_links_pictures_and_files_are_there(page):
 
 # ----------------------------------------------------------------------------------------------------------- the files
 
-nvidia = test_convert.nvidia
-
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
@@ -205,12 +203,12 @@ def place(pictures, nvidia, tmp_path, monkeypatch):
     (here / "one_drawing.png").symlink_to(pictures / "one_drawing.png")
     (here / "training").symlink_to(ROOT / "training")
     nvidia.write(here / "network-snapshot.pkl", nvidia.networks())
-    tensors = test_convert.pt_generator(1, test_convert_adapters.MAPPING)
-    torch.save({"g_ema": tensors, "latent_avg": torch.zeros(test_convert.W)}, here / "550000.pt")
-    torch.save(test_convert_adapters.domain("cin_mult"), here / "td_anime.pt")
-    biggan, _ = test_convert_plain.biggan()
+    tensors = pt_generator(1, MAPPING)
+    torch.save({"g_ema": tensors, "latent_avg": torch.zeros(W)}, here / "550000.pt")
+    torch.save(domain("cin_mult"), here / "td_anime.pt")
+    g_ema, _ = biggan()
     classes = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
-    torch.save({**biggan, "shared.weight": classes}, here / "G_ema.pth")
+    torch.save({**g_ema, "shared.weight": classes}, here / "G_ema.pth")
     shutil.copytree(pictures / "mine", here / "mine")
     monkeypatch.chdir(here)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -11,15 +11,14 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import TinyFeatures, tiny_discriminator, tiny_stylegan2
+from helpers.folders import held_elsewhere
+from helpers.networks import TinyFeatures, tiny_discriminator, tiny_stylegan2
+from helpers.run_pages import check_run, read_losses, read_page
 from PIL import Image
-from test_folder_lock import held_elsewhere
-from test_report import check_run, read_losses, read_page
 
 from fewshot_gan.adapters import LeFTAdapter, TicketAdapter
 from fewshot_gan.catalogue import METHODS
 from fewshot_gan.cli import app
-from fewshot_gan.features.encoders import FeatureEncoder
 from fewshot_gan.methods.adafm import AdaFMConfig
 from fewshot_gan.methods.cdc import CDCConfig
 from fewshot_gan.methods.d3t import D3TConfig
@@ -42,13 +41,9 @@ BATCH = "--train_batch_size=2"
 
 
 @pytest.fixture(autouse=True)
-def tiny_features(features, monkeypatch):
-    """The tiny network wherever the real one would be loaded."""
-    monkeypatch.setattr(launch.os, "cpu_count", lambda: 1)  # processes that share cores wait for each other's threads
-    for place in ("methods.method", "training.hypernetwork", "features", "features.encoders"):
-        monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
-    monkeypatch.setattr(type(features), "sha256", "0" * 64)
-    monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda name, device: FeatureEncoder(features.to(device)))
+def one_core(tiny_features, monkeypatch):
+    """Processes that share cores wait for each other's threads."""
+    monkeypatch.setattr(launch.os, "cpu_count", lambda: 1)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import json
 
 import torch
-from test_report import check_run, read_events
+from helpers.run_pages import check_run, read_events
 
 from fewshot_gan.models.projected import ProjectedDiscriminator
 from fewshot_gan.pipeline import FewShotGAN

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_stylegan2
+from helpers.networks import tiny_stylegan2
 
 from fewshot_gan.models.layers import EffectiveWeight, adaptable_layers, mix_styles
 from fewshot_gan.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator, minibatch_stddev

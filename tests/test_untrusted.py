@@ -14,11 +14,11 @@ import time
 from collections import Counter, OrderedDict
 from pathlib import Path
 
-import hostile
 import numpy as np
 import pytest
 import torch
-from test_convert import pt_generator
+from helpers import hostile
+from helpers.stylegan2_checkpoints import pt_generator
 
 from fewshot_gan.convert import ConversionError, convert_checkpoint, torch_file
 from fewshot_gan.utils import untrusted
