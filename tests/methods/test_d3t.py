@@ -181,7 +181,7 @@ def test_what_it_needs(build, features):
         D3TObjective(D3TConfig.abstract(), REAL, codes=rand(3, 16), w_std=rand(16), features=features)
     with pytest.raises(ValueError, match="starts from projected training images: pass codes and w_std"):
         D3TObjective(replace(D3TConfig.abstract(), distillation_weight=0.0), REAL, features=features)
-    assert (Path(__file__).parents[1] / re.search(r"with (training/\S+)", str(error.value))[1]).is_file()
+    assert (Path(__file__).parents[2] / re.search(r"with (training/\S+)", str(error.value))[1]).is_file()
     with pytest.raises(ValueError, match="transformed_every=-1: give 0"):
         build(transformed_every=-1)
     with pytest.raises(ValueError, match="reconstruction_weight=1.0 is of steps .* transformed_every=0"):

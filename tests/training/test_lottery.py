@@ -449,7 +449,7 @@ def test_a_ticket_retrained_in_a_fresh_process_has_the_same_losses(tmp_path):
     run = trainer(tmp_path / "a", masks={"generator": masks}, max_train_steps=10)
     here = [run.train_step() for _ in range(10)]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    code = FRESH.format(tests=str(Path(__file__).parent), ticket=str(tmp_path / "ticket"), out=str(tmp_path / "b"))
+    code = FRESH.format(tests=str(Path(__file__).parents[1]), ticket=str(tmp_path / "ticket"), out=str(tmp_path / "b"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **threads})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == here

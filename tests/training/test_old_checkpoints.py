@@ -12,7 +12,7 @@ from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import adapt
 
 # run/checkpoint-000004 and, of the same run after eight steps, factors.safetensors; made at commit b757467
-RUN = Path(__file__).parent / "golden" / "run_0.1.zip"
+RUN = Path(__file__).parents[1] / "golden" / "run_0.1.zip"
 COMMAND = "--output_dir=run --base=base --data=pictures --preset=paper --max_train_steps=8 --train_batch_size=2"
 COMMAND += " --checkpointing_steps=4 --sample_steps=0 --report_to=none --num_threads=1 --seed=5"
 

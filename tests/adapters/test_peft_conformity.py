@@ -1,7 +1,7 @@
 """What users of PEFT and of diffusers' adapters rely on, for every kind of adapter: one table, kinds × behaviours.
 
 The kinds are those of the registry, so that a new one is covered by itself. PEFT's own names stand behind each
-behaviour. `python tests/test_peft_conformity.py` counts the cases.
+behaviour. `PYTHONPATH=tests python tests/adapters/test_peft_conformity.py` counts the cases.
 """
 
 import copy

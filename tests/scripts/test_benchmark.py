@@ -19,7 +19,7 @@ from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.features.encoders import FeatureEncoder
 from fewshot_gan.training.domains import apply_filter, gaussian_blur
 
-SCRIPTS = Path(__file__).parents[1] / "training"
+SCRIPTS = Path(__file__).parents[2] / "training"
 MODULES = ("benchmark", "bench_looks", "bench_report", "bench", "make_domain", "measured", "unseen_domains", "curves")
 
 

@@ -18,7 +18,7 @@ from fewshot_gan.adapters import DomainHyperNetwork
 from fewshot_gan.hub import ASSETS
 from fewshot_gan.ops import dispatch
 
-ROOT = Path(__file__).parents[1] / "hub_cards"
+ROOT = Path(__file__).parents[2] / "hub_cards"
 MODULES = ("facts", "lint", "build", "publish")
 CARDS = ("ffhq", "ffhq-1024", "sketch", "ink", "poster", "lorelei", "looks", "stylegan-ops")
 

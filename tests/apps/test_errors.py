@@ -24,7 +24,7 @@ from fewshot_gan.utils.errors import BUG, REFUSED, Ended, boundary, explain, is_
 from fewshot_gan.utils.files import replace_file
 from fewshot_gan.utils.text import plain, plain_lines
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def broken_safetensors(folder):

@@ -11,7 +11,7 @@ from PIL import Image
 from fewshot_gan.data.datasets import load_images
 from fewshot_gan.training import domains
 
-SCRIPTS = Path(__file__).parents[1] / "training"
+SCRIPTS = Path(__file__).parents[2] / "training"
 
 
 def smooth_pictures(batch=3, size=64, seed=0):

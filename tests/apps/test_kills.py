@@ -2,7 +2,7 @@
 
 A case is what one types, what to look at after each kill, and what has to be equal in the end; another command is one
 more entry of `CASES`. Children are forked from a server that has everything imported, so that a kill takes no longer
-than what it kills. `pytest -m slow tests/test_kills.py` kills more often.
+than what it kills. `pytest -m slow tests/apps/test_kills.py` kills more often.
 """
 
 import json
@@ -346,7 +346,7 @@ def test_two_processes_are_told_to_end(tmp_path):
     from fewshot_gan.training.checkpoints import latest_checkpoint
 
     prepare_a_base(tmp_path)
-    script = Path(__file__).parents[1] / "training" / "finetune.py"
+    script = Path(__file__).parents[2] / "training" / "finetune.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     options = [f"--base={tmp_path / 'base'}", f"--data={tmp_path / 'pictures'}", "--preset=paper", "--report_to=none"]
     options += ["--max_train_steps=60", "--train_batch_size=2", "--checkpointing_steps=100", "--num_threads=1"]

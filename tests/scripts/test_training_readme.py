@@ -8,7 +8,7 @@ import pytest
 
 from fewshot_gan.training import command_line, hypernetwork, lottery
 
-TRAINING = Path(__file__).parents[1] / "training"
+TRAINING = Path(__file__).parents[2] / "training"
 TEXT = (TRAINING / "README.md").read_text(encoding="utf-8")
 SECTIONS = {title: body for title, body in re.findall(r"^## (.+)\n((?:(?!^## ).*\n?)*)", TEXT, re.MULTILINE)}
 SCRIPTS = sorted(path.name for path in TRAINING.glob("*.py"))

@@ -27,7 +27,7 @@ from fewshot_gan import FewShotGAN
 from fewshot_gan.cli import app
 from fewshot_gan.features import encoders
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # command as in the README: (what is shortened in it, files that are there afterwards, what it says)

@@ -1,7 +1,7 @@
 """Judges of other packages: features as the package itself computes them, LPIPS as vectors, honest errors.
 
 The tests of torch-fidelity's and lpips' own code run where they are installed: pip install 'fewshot_gan[metrics]', then
-pytest tests/test_judges.py. Elsewhere small stand-ins of the same interface take their place.
+pytest tests/features/test_judges.py. Elsewhere small stand-ins of the same interface take their place.
 """
 
 import errno

@@ -25,7 +25,7 @@ from fewshot_gan.data.datasets import load_images
 from fewshot_gan.data.files import ENDINGS, FORMAT_OF, read_picture, why_unread
 from fewshot_gan.data.images import read_image, square, upright
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def encoded(image, form, **options):
