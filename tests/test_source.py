@@ -53,7 +53,8 @@ def imported_tests(tree: ast.AST) -> list[str]:
 
 
 def test_rule_sees_tests_that_import_tests():
-    wrong = "import test_a\nfrom convert.test_b import x\nfrom conftest import y\ncode = '''\nfrom test_c import *\n'''\n"
+    wrong = "import test_a\nfrom convert.test_b import x\nfrom conftest import y\n"
+    wrong += "code = '''\nfrom test_c import *\n'''\n"
     assert imported_tests(ast.parse(wrong)) == ["test_a", "convert.test_b", "conftest", "test_c"]
     assert imported_tests(ast.parse("from helpers.networks import tiny_mobile\nimport testing\n")) == []
 

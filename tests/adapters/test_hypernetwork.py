@@ -2,22 +2,21 @@
 
 import json
 from copy import deepcopy
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.adapter_kinds import specs_of
 from helpers.networks import tiny_mobile, tiny_stylegan2
 from helpers.saved_models import tiny_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewshot_gan import FewShotGAN
-from fewshot_gan.adapters import Adapter, AdapterBank, DomainHyperNetwork, DomainVectorAdapter, LayerSpec, LeFTAdapter
+from fewshot_gan.adapters import Adapter, AdapterBank, DomainHyperNetwork, DomainVectorAdapter, LeFTAdapter
 from fewshot_gan.features.encoders import FeatureEncoder, load_encoder
 from fewshot_gan.models import MobileStyleGANGenerator, StyleGAN2Generator
-from fewshot_gan.models.layers import adaptable_layers
 from fewshot_gan.ops import upfirdn2d
 
 # The published promise for pictures: MobileStyleGAN folds one look's scale into the weights, and scales activations
@@ -30,14 +29,10 @@ def latents(n=3, seed=1, dim=16):
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def convolutions(model):
-    return {p: asdict(LayerSpec.of(layer)) for p, layer in adaptable_layers(model) if layer.role == "conv"}
-
-
 def vectors(generator, batch=3, seed=0, std=0.5):
     """δ `[B, C]` for every styled convolution."""
     g = torch.Generator().manual_seed(seed)
-    return {p: torch.randn(batch, s["shape"][1], generator=g) * std for p, s in convolutions(generator).items()}
+    return {p: torch.randn(batch, s["shape"][1], generator=g) * std for p, s in specs_of(generator, ("conv",)).items()}
 
 
 def trained(generator, encoder=None, **options):
@@ -68,14 +63,14 @@ def clip(clip_folder):
 @pytest.mark.parametrize("depth, numbers", [(4, 13_913_504), (6, 14_968_224)])
 def test_the_published_size(depth, numbers):  # spec test 10
     with torch.device("meta"):
-        network = DomainHyperNetwork(convolutions(StyleGAN2Generator(1024)), backbone_depth=depth)
+        network = DomainHyperNetwork(specs_of(StyleGAN2Generator(1024), ("conv",)), backbone_depth=depth)
     assert sum(p.numel() for p in network.parameters()) == numbers
     assert network.num_deltas == 6048 and len(network.heads) == 17
 
 
 def test_it_fits_the_base_that_ships():
     with torch.device("meta"):
-        network = DomainHyperNetwork(convolutions(MobileStyleGANGenerator()))
+        network = DomainHyperNetwork(specs_of(MobileStyleGANGenerator(), ("conv",)))
     assert network.num_deltas == 3456 and len(network.heads) == 11
 
 
@@ -83,7 +78,7 @@ def test_shapes_start_and_scale(make_generator):
     generator = make_generator()
     torch.manual_seed(0)
     network = DomainHyperNetwork.for_model(generator, embedding_dim=24)
-    x, want = latents(5, 3, 24), convolutions(generator)
+    x, want = latents(5, 3, 24), specs_of(generator, ("conv",))
     with torch.no_grad():
         deltas = network.train()(x)
         assert {path: tuple(d.shape) for path, d in deltas.items()} == {p: (5, s["shape"][1]) for p, s in want.items()}
@@ -117,7 +112,7 @@ def test_what_it_refuses(mobile, clip, features):
         network(latents(2, dim=16))
     with pytest.raises(ValueError, match="3 embeddings for one adapter"):
         network.adapter(latents(3, dim=24))
-    targets = convolutions(mobile)
+    targets = specs_of(mobile, ("conv",))
     for options, message in (
         ({"width": 0}, "width=0: give a whole number"),
         ({"head_depth": 1.5}, "head_depth=1.5"),
@@ -322,7 +317,7 @@ def test_blocks_nest_and_leave_nothing_behind(mobile, perturbed):
 
 def test_an_adapter_is_small_and_says_where_it_is_from(tmp_path):  # spec tests 7 and 12
     with torch.device("meta"):
-        targets = convolutions(StyleGAN2Generator(1024))
+        targets = specs_of(StyleGAN2Generator(1024), ("conv",))
     torch.manual_seed(0)
     base = {"base_model_name_or_path": "me/ffhq", "base_fingerprint": "0" * 16}
     network = DomainHyperNetwork(targets, 24, 8, 1, 1, encoder=str(tmp_path / "clip"), **base)

@@ -1,7 +1,7 @@
 """What users of PEFT and of diffusers' adapters rely on, for every kind of adapter: one table, kinds × behaviours.
 
 The kinds are those of the registry, so that a new one is covered by itself. PEFT's own names stand behind each
-behaviour. `PYTHONPATH=tests python tests/adapters/test_peft_conformity.py` counts the cases.
+behaviour. `python -m pytest --collect-only tests/adapters/test_peft_conformity.py` counts the cases.
 """
 
 import copy
@@ -12,6 +12,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.adapter_kinds import assert_same
 from helpers.networks import tiny_mobile, tiny_stylegan2
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,12 +87,6 @@ def pictures(pipe, **options):
 
 def values(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 @pytest.fixture(params=sorted(GENERATORS))
