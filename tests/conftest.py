@@ -82,6 +82,22 @@ def base_folder(tmp_path_factory):
 
 
 @pytest.fixture
+def pipe(make_generator):
+    """A pipeline of each architecture."""
+    from fewshot_gan.pipeline import FewShotGAN
+
+    return FewShotGAN(make_generator())
+
+
+@pytest.fixture
+def poison():
+    """Memory that is not written to holds NaN: what reads an offloaded tensor out of its time shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def nvidia():
     """A writer of pickles in NVIDIA's persistence format, and the dictionary that the training script writes."""
     return nvidia_writer()

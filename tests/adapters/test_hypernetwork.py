@@ -337,11 +337,6 @@ def test_an_adapter_is_small_and_says_where_it_is_from(tmp_path):  # spec tests 
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), adapter.parameters(), strict=True))
 
 
-@pytest.fixture(params=["mobile", "stylegan2"])
-def pipe(request):
-    return FewShotGAN({"mobile": tiny_mobile, "stylegan2": tiny_stylegan2}[request.param]())
-
-
 def pictures(pipe, **options):
     return pipe(3, seed=0, output_type="pt", truncation_psi=1.0, **options).images
 

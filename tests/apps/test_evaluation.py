@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from helpers.networks import tiny_mobile
 from helpers.saved_models import tiny_clip
 from PIL import Image
 from typer.main import get_command
@@ -23,7 +22,6 @@ from fewshot_gan.data.images import to_floats
 from fewshot_gan.features import load_features
 from fewshot_gan.features.encoders import load_encoder, templated
 from fewshot_gan.hub import reports as card_results
-from fewshot_gan.pipeline import FewShotGAN
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
@@ -35,11 +33,6 @@ def data(tmp_path_factory):
     for i, image in enumerate(pixels):
         Image.fromarray(image.numpy()).save(folder / f"{i:02d}.png")
     return folder
-
-
-@pytest.fixture
-def pipe():
-    return FewShotGAN(tiny_mobile())
 
 
 def test_numbers_are_those_of_the_metrics(pipe, data):

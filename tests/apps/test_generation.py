@@ -26,11 +26,6 @@ FORMATS = ("png", "webdataset", "parquet")
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture
-def pipe():
-    return FewShotGAN(tiny_mobile())
-
-
 @pytest.fixture(scope="module")
 def adapter_folder(base_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters") / "ink"

@@ -1,5 +1,7 @@
 """SNGAN and GP-GAN under other wrappers, SNGAN without spectral norm, and one forward pass of all that converts."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -178,11 +180,9 @@ def test_networks_that_give_no_numbers_are_refused(role, value):
             parameter.fill_(value)
         if role == "discriminator":
             network.block3.conv1.bias.fill_(value)
-    if role != "discriminator" and value == 1e38:
-        return check(found)  # tanh of infinity is a number
-    with pytest.raises(
-        ConversionError, match=f"the converted {role} gives numbers that are not finite; the checkpoint"
-    ):
+    message = f"the converted {role} gives numbers that are not finite; the checkpoint"
+    finite = role != "discriminator" and value == 1e38  # tanh of infinity is a number
+    with nullcontext() if finite else pytest.raises(ConversionError, match=message):
         check(found)
 
 

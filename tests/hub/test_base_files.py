@@ -11,36 +11,16 @@ import time
 import pytest
 import torch
 from helpers import hostile
+from helpers.every_network import SETTINGS
 from helpers.networks import tiny_stylegan2
 from safetensors.torch import load_file, save_file
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.models import (
     BigGANDiscriminator,
-    BigGANGenerator,
-    GPGANDiscriminator,
-    GPGANGenerator,
-    MobileStyleGANGenerator,
-    SNGANDiscriminator,
-    SNGANGenerator,
-    StyleGAN2Discriminator,
     StyleGAN2Generator,
-    TailoredGenerator,
 )
 from fewshot_gan.models.bounds import limit_size
-
-NETWORKS = {
-    BigGANDiscriminator: {"block_channels": [4, 4], "down": [True, False], "attention_after": 1, "resolution": 8},
-    BigGANGenerator: {"block_channels": [4, 4, 4], "attention_after": 1, "chunk_dim": 2, "shared_dim": 2},
-    GPGANDiscriminator: {"channels": [4, 4, 4], "num_classes": 2},
-    GPGANGenerator: {"channels": [4, 4, 4], "num_classes": 2, "z_dim": 3, "embedding_dim": 3},
-    MobileStyleGANGenerator: {"block_channels": [4, 4], "z_dim": 3, "w_dim": 3, "num_mapping_layers": 2},
-    SNGANDiscriminator: {"channels": 4},
-    SNGANGenerator: {"channels": 4, "z_dim": 3, "resolution": 16},
-    StyleGAN2Discriminator: {"resolution": 16, "channel_base": 64, "channel_max": 4},
-    StyleGAN2Generator: {"resolution": 16, "channel_base": 64, "channel_max": 4, "z_dim": 3, "w_dim": 3},
-    TailoredGenerator: {"channels": [4, 4], "style_blocks": 1, "z_dim": 3, "style_dim": 3, "mapping_layers": 2},
-}
 
 
 @pytest.fixture
@@ -93,13 +73,13 @@ def test_complex_weights_are_refused(folder):
 # -------------------------------------------------------------------------------------------------------------- sizes
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
+@pytest.mark.parametrize("network", SETTINGS, ids=lambda network: network.__name__)
 def test_every_network_is_as_large_as_its_file_and_no_larger(tmp_path, network):
-    saved = network(**NETWORKS[network])
+    saved = network(**SETTINGS[network])
     saved.save_pretrained(tmp_path)
     loaded = network.from_pretrained(tmp_path)
     assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in loaded.state_dict().items())
-    for name, value in NETWORKS[network].items():  # each setting, as large as it can be asked for
+    for name, value in SETTINGS[network].items():  # each setting, as large as it can be asked for
         wide = [2**13] * len(value) if isinstance(value, list) and name != "down" else 2**13
         if name in ("down", "attention_after", "channel_base") or (
             name == "resolution" and network is BigGANDiscriminator
