@@ -58,6 +58,14 @@ def features():
 
 
 @pytest.fixture
+def eyes(features):
+    """An encoder of the tiny features."""
+    from fewshot_gan.features.encoders import FeatureEncoder
+
+    return FeatureEncoder(features)
+
+
+@pytest.fixture
 def perturbed():
     """In-place noise on an adapter's factors, so that it is no longer the identity."""
 

@@ -210,7 +210,8 @@ def test_damaged_blends(mobile, perturbed, tmp_path):
         assert "not of type list[dict[str, float]]" in damage(tmp_path, weights=first(changed))
     assert "name other layers" in damage(tmp_path, weights=lambda w: [{}, w[1]])
     assert "one set of weights per part" in damage(tmp_path, weights=lambda w: w[:1])
-    assert "a part is of type 'lora'" in damage(tmp_path, parts=lambda p: [{**p[0], "adapter_type": "lora"}, p[1]])
+    other = damage(tmp_path, parts=lambda p: [{**p[0], "adapter_type": "lora"}, p[1]])
+    assert "a part of a blend is of type 'lora'" in other
     damage(tmp_path, parts=["left", "left"])
     outer = {"mapping.fc0": {"shape": [16, 16], "bias": True, "role": "mapping", "demodulation": "none"}}
     assert "are not those of its parts" in damage(tmp_path, target_modules=outer)

@@ -25,8 +25,8 @@ from helpers.stylegan2_checkpoints import (
     pt_discriminator,
     pt_functions,
     pt_generator,
-    rand,
 )
+from helpers.tensors import normal_source
 
 from fewshot_gan.convert import ConversionError, convert_checkpoint
 
@@ -36,16 +36,16 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 def compare(networks, w_avg, g_map, g_synthesis, d_judge):
     g, d = networks["generator"], networks["discriminator"]
-    z = rand(100)(3, Z)
+    z = normal_source(100)(3, Z)
     w = g_map(z)
     ws = (w_avg + 0.7 * (w - w_avg))[:, None].expand(-1, 2 * len(RESOLUTIONS), -1)
     with torch.no_grad():
         torch.testing.assert_close(g.map_latents(z)[:, 0], w, **TOLERANCE)
         torch.testing.assert_close(g.mapping.w_avg, w_avg)
         torch.testing.assert_close(g(z, truncation_psi=0.7), g_synthesis(ws), **TOLERANCE)
-        ws = rand(101)(3, 2 * len(RESOLUTIONS), W)  # every layer its own style
+        ws = normal_source(101)(3, 2 * len(RESOLUTIONS), W)  # every layer its own style
         torch.testing.assert_close(g(ws, latent_space="w+"), g_synthesis(ws), **TOLERANCE)
-        images = rand(102)(4, 3, R, R) + 2 * rand(103)(4, 3, 1, 1)  # samples of different colour
+        images = normal_source(102)(4, 3, R, R) + 2 * normal_source(103)(4, 3, 1, 1)  # samples of different colour
         torch.testing.assert_close(d(images), d_judge(images), **TOLERANCE)
         assert d_judge(images).std() > 1e-2  # far above the tolerance: something was compared
 
@@ -55,7 +55,7 @@ def compare(networks, w_avg, g_map, g_synthesis, d_judge):
 
 @pytest.fixture
 def pt():
-    return {"g_ema": pt_generator(1), "d": pt_discriminator(2), "latent_avg": rand(3)(W)}
+    return {"g_ema": pt_generator(1), "d": pt_discriminator(2), "latent_avg": normal_source(3)(W)}
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -100,7 +100,7 @@ def test_pt_without_mean_w_is_estimated(tmp_path, pt, caplog):
     networks = convert_checkpoint(tmp_path / "x.pt")
     assert set(networks) == {"generator"} and "mean of 10000 mapped samples" in caplog.text
     with torch.no_grad():
-        w = networks["generator"].map_latents(rand(5)(20_000, Z))[:, 0]
+        w = networks["generator"].map_latents(normal_source(5)(20_000, Z))[:, 0]
         # the error of two means, of 10,000 and of 20,000 samples
         assert (
             (networks["generator"].mapping.w_avg - w.mean(0)).abs() < 5 * w.std(0) * (1 / 1e4 + 1 / 2e4) ** 0.5

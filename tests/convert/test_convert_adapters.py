@@ -25,16 +25,17 @@ from helpers.adapter_files import (
     mapped,
     modulation,
     own_noises,
-    picture,
     same,
     scaled,
     source_of,
     specific_features,
     specific_part,
+    stylegan2_picture,
     weaker,
 )
 from helpers.networks import tiny_mobile, tiny_stylegan2
-from helpers.stylegan2_checkpoints import RESOLUTIONS, W, Z, pt_generator, rand
+from helpers.stylegan2_checkpoints import RESOLUTIONS, W, Z, pt_generator
+from helpers.tensors import normal_source
 from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN, adapter_base, import_adapter
@@ -47,7 +48,7 @@ from fewshot_gan.convert import ConversionError, convert_checkpoint
 def converted(tmp_path_factory):
     """A generator in the layout of StyleGAN2's PyTorch port, and our pipeline of it as it was saved."""
     folder, tensors = tmp_path_factory.mktemp("port"), pt_generator(1, MAPPING)
-    torch.save({"g_ema": tensors, "latent_avg": rand(3)(W)}, folder / "port.pt")
+    torch.save({"g_ema": tensors, "latent_avg": normal_source(3)(W)}, folder / "port.pt")
     FewShotGAN(convert_checkpoint(folder / "port.pt")["generator"]).save_pretrained(folder / "base")
     return tensors, folder / "base"
 
@@ -75,13 +76,13 @@ def test_a_domain_equals_its_formula(tmp_path, port, key, record_property):
         own = {leaf: heads[f"heads.conv_{k}.{leaf}"] for leaf in FORMULAS[key][0]}
         return FORMULAS[key][1](weight[None], own)[0]
 
-    ws = rand(7)(2, 2 * len(RESOLUTIONS), W)  # every layer its own style
-    want = picture(g, ws, after=after)
+    ws = normal_source(7)(2, 2 * len(RESOLUTIONS), W)  # every layer its own style
+    want = stylegan2_picture(g, ws, after=after)
     pipe.load_adapter(adapter)
     with torch.no_grad():
         got = pipe.generator(ws, latent_space="w+")
     record_property("difference", float((got - want).abs().max()))
-    same(got, want, picture(g, ws))
+    same(got, want, stylegan2_picture(g, ws))
 
 
 def test_an_image_domain_says_what_is_no_part_of_it(tmp_path, port, caplog):
@@ -91,12 +92,12 @@ def test_an_image_domain_says_what_is_no_part_of_it(tmp_path, port, caplog):
     adapter = import_adapter(tmp_path / "image.pt", pipe.generator)
     assert "style_latents (1, 1, 6) are no part of the adapter" in caplog.text and "from 7 on" in caplog.text
     assert adapter.config.training["da_type"] == "im2im"
-    ws = every_row(mapped(g, rand(8)(2, Z))).clone()
+    ws = every_row(mapped(g, normal_source(8)(2, Z))).clone()
     ws[:, 7:] = data["style_latents"]  # as the authors' code does with its 18 rows
     pipe.load_adapter(adapter)
-    want = picture(g, ws, after=lambda k, w: w * (1 + data["state_dict"][f"heads.conv_{k}.params_in"][0]))
+    want = stylegan2_picture(g, ws, after=lambda k, w: w * (1 + data["state_dict"][f"heads.conv_{k}.params_in"][0]))
     with torch.no_grad():
-        same(pipe.generator(ws, latent_space="w+"), want, picture(g, ws))
+        same(pipe.generator(ws, latent_space="w+"), want, stylegan2_picture(g, ws))
 
 
 @pytest.mark.parametrize("leaf", ["params_in", "params_out"])
@@ -150,27 +151,27 @@ def test_modulations_equal_their_formula(tmp_path, port, rank, adds, record_prop
     torch.save({"g_ema": state}, tmp_path / "Sketches_003000.pt")
     adapter = import_adapter(tmp_path / "Sketches_003000.pt", pipe)
     assert isinstance(adapter, LeFTAdapter) and adapter.rank == rank and adapter.use_activation
-    z = rand(12)(2, Z)
+    z = normal_source(12)(2, Z)
     change = left(state, rank)
-    want = picture(g, every_row(mapped(g, z, change)), change)
+    want = stylegan2_picture(g, every_row(mapped(g, z, change)), change)
     pipe.load_adapter(adapter)
     with torch.no_grad():
         got = pipe.generator(z)
         torch.testing.assert_close(pipe.generator.map_latents(z)[:, 0], mapped(g, z, change), **TOLERANCE)
     record_property("difference", float((got - want).abs().max()))
-    same(got, want, picture(g, every_row(mapped(g, z))))
+    same(got, want, stylegan2_picture(g, every_row(mapped(g, z))))
 
 
 @pytest.mark.parametrize("kind", ["mapping", "affine", "conv", "to_rgb"])
 def test_modulations_of_each_kind_of_layer(tmp_path, port, kind):
     g, pipe = port
-    state, z = held(modulation(1), kind), rand(13)(2, Z)
+    state, z = held(modulation(1), kind), normal_source(13)(2, Z)
     torch.save(state, tmp_path / "task.pt")  # the state dict itself
     pipe.load_adapter(import_adapter(tmp_path / "task.pt", pipe))
     change = left(state, 1)
-    want = picture(g, every_row(mapped(g, z, change)), change)
+    want = stylegan2_picture(g, every_row(mapped(g, z, change)), change)
     with torch.no_grad():
-        same(pipe.generator(z), want, picture(g, every_row(mapped(g, z))))
+        same(pipe.generator(z), want, stylegan2_picture(g, every_row(mapped(g, z))))
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -181,13 +182,13 @@ def test_modulations_know_their_activation_from_the_file(tmp_path, port, caplog,
     torch.save({"g_ema": state, "args": container(left_use_act=relu, rank=2)}, tmp_path / "task.pt")
     adapter = import_adapter(tmp_path / "task.pt", pipe)
     assert adapter.use_activation is relu and not caplog.text
-    z, change = rand(14)(2, Z), left(state, 2, relu)
+    z, change = normal_source(14)(2, Z), left(state, 2, relu)
     pipe.load_adapter(adapter)
     with torch.no_grad():
         same(
             pipe.generator(z),
-            picture(g, every_row(mapped(g, z, change)), change),
-            picture(g, every_row(mapped(g, z, other := left(state, 2, not relu))), other),
+            stylegan2_picture(g, every_row(mapped(g, z, change)), change),
+            stylegan2_picture(g, every_row(mapped(g, z, other := left(state, 2, not relu))), other),
         )
 
 
@@ -260,7 +261,7 @@ def test_adafm_with_its_specific_part_equals_its_formula(tmp_path, scales, first
     assert fingerprint(base) == fingerprint(adapter_base(tmp_path / "Flowers_Pre_generator", pipe))  # one for all looks
     adapter = import_adapter(tmp_path / "Flowers_Pre_generator", base)
     assert isinstance(adapter, AdaFMAdapter)
-    z = rand(24)(3, 4)
+    z = normal_source(24)(3, 4)
     tailored = FewShotGAN(base)
     want = gp_gan_blocks(state, specific_features(state, z, own_noises(base)), kept, scaled(state, name))
     plain = gp_gan_blocks(state, specific_features(state, z, own_noises(base)), kept)
@@ -279,7 +280,7 @@ def test_adafm_alone_acts_on_the_source(tmp_path, blocks, kernel, record_propert
     torch.save({"generator_test": state}, tmp_path / "model.pt")
     assert adapter_base(tmp_path / "model.pt", pipe) is pipe.generator
     pipe.load_adapter(import_adapter(tmp_path / "model.pt", pipe))
-    z, labels = rand(25)(3, 6), torch.tensor([0, 4, 2])
+    z, labels = normal_source(25)(3, 6), torch.tensor([0, 4, 2])
     x = F.linear(gp_gan_start(g, z, labels, blocks == 2), g["fc.weight"], g["fc.bias"]).view(3, -1, 4, 4)
     want = gp_gan_blocks(g, x, range(4), scaled(state))
     with torch.no_grad():
@@ -290,7 +291,7 @@ def test_adafm_alone_acts_on_the_source(tmp_path, blocks, kernel, record_propert
 
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_gan_memory_equals_its_formula(tmp_path, blocks, record_property):
-    g, r = gp_gan(4, blocks, 7), rand(26)
+    g, r = gp_gan(4, blocks, 7), normal_source(26)
     pipe = source_of(g, tmp_path)
     out = len(g["fc.bias"])
     state = {"AdaFM_fc.gamma": 0.3 * r(1, out), "AdaFM_fc.beta": 0.3 * r(1, out), "AdaFM_fc_b": r(out)}
@@ -311,7 +312,7 @@ def test_gan_memory_equals_its_formula(tmp_path, blocks, record_property):
         ]
 
     rows = (g["fc.weight"] - g["fc.weight"].mean(1, keepdim=True)) / g["fc.weight"].std(1, keepdim=True)
-    z, labels = rand(25)(3, 6), torch.tensor([0, 4, 2])
+    z, labels = normal_source(25)(3, 6), torch.tensor([0, 4, 2])
     start = gp_gan_start(g, z, labels, blocks == 2)
     x = start @ (rows.t() * state["AdaFM_fc.gamma"] + state["AdaFM_fc.beta"]) + g["fc.bias"] + state["AdaFM_fc_b"]
     want = gp_gan_blocks(g, x.view(3, -1, 4, 4), range(4), change)
@@ -433,10 +434,12 @@ def test_the_command_writes_an_adapter_that_its_base_loads(tmp_path, converted, 
     assert config["base_model_name_or_path"] == str(converted[1]) and config["training"]["imported_from"] == "task.pt"
     assert "LFS-GAN" in (tmp_path / "sketch" / "README.md").read_text(encoding="utf-8")
     g, pipe = port
-    z, change = rand(31)(2, Z), left(state, 1)
+    z, change = normal_source(31)(2, Z), left(state, 1)
     pipe.load_adapter(tmp_path / "sketch")
     with torch.no_grad():
-        torch.testing.assert_close(pipe.generator(z), picture(g, every_row(mapped(g, z, change)), change), **TOLERANCE)
+        torch.testing.assert_close(
+            pipe.generator(z), stylegan2_picture(g, every_row(mapped(g, z, change)), change), **TOLERANCE
+        )
 
 
 def test_the_command_writes_adafm_with_the_base_it_needs(tmp_path):
@@ -453,7 +456,7 @@ def test_the_command_writes_adafm_with_the_base_it_needs(tmp_path):
     config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(out / "base") and config["training"]["source"]
     pipe = FewShotGAN.from_pretrained(out / "base").load_adapter(out)
-    z = rand(24)(3, 4)
+    z = normal_source(24)(3, 4)
     want = gp_gan_blocks(state, specific_features(state, z, own_noises(pipe.generator)), (2, 3), scaled(state))
     with torch.no_grad():
         torch.testing.assert_close(pipe.generator(z), want, **TOLERANCE)

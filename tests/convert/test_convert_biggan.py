@@ -21,7 +21,8 @@ from helpers.biggan_checkpoints import (
     studio_pictures,
     torch_spectral,
 )
-from helpers.plain_checkpoints import attention, rand, spectral
+from helpers.plain_checkpoints import attention, spectral
+from helpers.tensors import normal_source
 
 from fewshot_gan.convert import ConversionError, convert_checkpoint
 from fewshot_gan.models.biggan import BigGANDiscriminator
@@ -33,7 +34,7 @@ LIMIT = 1e-4  # float32 in another order of summation, up to 20 layers deep; log
 
 
 def largest_differences(networks, pictures, logits, size, chunks):
-    z, x = rand(8)(3, CHUNK * chunks), rand(9)(3, 3, size, size)
+    z, x = normal_source(8)(3, CHUNK * chunks), normal_source(9)(3, 3, size, size)
     with torch.no_grad():
         drawn, judged = networks["generator"](z, LABELS), networks["discriminator"](x, LABELS)
         want_drawn, want_judged = pictures(z, LABELS), logits(x.clone(), LABELS)
@@ -109,7 +110,7 @@ def test_the_shortcut_after_relu_matters_and_is_saved(tmp_path):
     again = BigGANDiscriminator.from_pretrained(tmp_path / "d").eval()
     other = BigGANDiscriminator.from_config({**d.config, "shortcut_after_relu": False}).eval()
     other.load_state_dict(d.state_dict())
-    x = rand(9)(3, 3, 64, 64)
+    x = normal_source(9)(3, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again(x, LABELS), d(x, LABELS))
         assert (other(x, LABELS) - d(x, LABELS)).abs().max() > 0.1
@@ -129,18 +130,18 @@ def test_the_ports_other_batch_norms(tmp_path, norm):
             changed[new.replace("running_mean", "num_batches_tracked")] = torch.tensor(7)
     for name, value in (("one", g), ("other", changed)):
         torch.save(value, tmp_path / f"{name}.pth")
-    z = rand(8)(3, CHUNK * 4)
+    z = normal_source(8)(3, CHUNK * 4)
     with torch.no_grad():
         one, other = (convert_checkpoint(tmp_path / f"{n}.pth")["generator"](z, LABELS) for n in ("one", "other"))
     assert torch.equal(one, other)
 
 
 def test_further_singular_values_of_the_port_change_nothing(tmp_path):
-    g, t = port_generator(32), rand(3)
+    g, t = port_generator(32), normal_source(3)
     more = {name.replace(".u0", ".u1"): t(*value.shape) for name, value in g.items() if name.endswith(".u0")}
     more |= {name.replace(".u1", ".sv1"): torch.ones(1) for name in more}
     torch.save(g | more, tmp_path / "G.pth")
-    z = rand(8)(3, CHUNK * 4)
+    z = normal_source(8)(3, CHUNK * 4)
     with torch.no_grad():
         difference = convert_checkpoint(tmp_path / "G.pth")["generator"](z, LABELS) - port_pictures(g, 32, z, LABELS)
     assert difference.abs().max() < LIMIT
@@ -177,7 +178,7 @@ def standing(tensors):
 
 def halving_throughout(tensors):
     """The last block, which keeps its width, gets the skip convolution that only halving would ask for."""
-    return tensors | spectral(rand(1), "blocks.5.0.conv_sc", 128, 128, 1, 1)
+    return tensors | spectral(normal_source(1), "blocks.5.0.conv_sc", 128, 128, 1, 1)
 
 
 def unnormed(tensors):
@@ -223,16 +224,16 @@ UNSUPPORTED = {
     ),
     "StudioGAN discriminator, no classes": (lambda: starting(studio_discriminator(32), "embedding"), NO_CLASSES),
     "ACGAN": (
-        lambda: starting(studio_discriminator(32), "embedding") | torch_spectral(rand(1), "linear4", 5, 16),
+        lambda: starting(studio_discriminator(32), "embedding") | torch_spectral(normal_source(1), "linear4", 5, 16),
         "this is a StudioGAN discriminator of ACGAN; only the projection discriminator (ProjGAN) converts",
     ),
     "ContraGAN": (
-        lambda: studio_discriminator(32) | torch_spectral(rand(1), "linear2", 8, 16),
+        lambda: studio_discriminator(32) | torch_spectral(normal_source(1), "linear2", 8, 16),
         "this is a StudioGAN discriminator of ContraGAN or its kin; only the projection discriminator (ProjGAN) "
         "converts",
     ),
     "attention twice": (
-        lambda: port_generator(32) | attention(rand(1), "blocks.0.1", 16),
+        lambda: port_generator(32) | attention(normal_source(1), "blocks.0.1", 16),
         "self-attention follows each of the blocks [1, 2]; only networks with one convert",
     ),
     "StudioGAN, another block": (

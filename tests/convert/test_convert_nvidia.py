@@ -20,7 +20,6 @@ from helpers.nvidia_networks import (
     Z,
     converted,
     drawn,
-    draws,
     logit_difference,
     one_hot,
     picture_difference,
@@ -29,6 +28,7 @@ from helpers.nvidia_networks import (
     stored_generator,
 )
 from helpers.nvidia_pickles import EasyDict, of_module, write
+from helpers.tensors import normal_source
 from torch import nn
 
 from fewshot_gan.adapters import (
@@ -103,7 +103,7 @@ def test_unusual_sizes(tmp_path, of_g, of_d):
 
 def test_the_reference_sees_each_rule():
     """Each of these mistakes changes its result by far more than the tolerance."""
-    images, z = draws(101)(4, 3, R, R), draws(100)(4, Z)
+    images, z = normal_source(101)(4, 3, R, R), normal_source(100)(4, Z)
     for make, path, inputs in (
         (lambda: Discriminator(architecture="resnet", conv_clamp=1), "b16.skip", (images, None)),
         (lambda: Discriminator(architecture="skip", conv_clamp=1), "b4.fromrgb", (images, None)),
@@ -279,8 +279,8 @@ def test_bad_labels_are_refused(pipe, labels, message):
     judge = StyleGAN2Discriminator(16, 128, 12, num_classes=4)
     for call in (
         lambda: drawn(pipe, class_labels=labels),
-        lambda: pipe.generator(draws(0)(4, Z), class_labels=given),
-        lambda: judge(draws(0)(4, 3, R, R), class_labels=given),
+        lambda: pipe.generator(normal_source(0)(4, Z), class_labels=given),
+        lambda: judge(normal_source(0)(4, 3, R, R), class_labels=given),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -288,8 +288,8 @@ def test_bad_labels_are_refused(pipe, labels, message):
 
 def test_labels_belong_to_z(pipe):
     with torch.no_grad():
-        ws = pipe.generator.map_latents(draws(0)(4, Z), class_labels=LABELS)
-    want = pipe(latents=draws(0)(4, Z), class_labels=LABELS, output_type="pt", truncation_psi=1.0).images
+        ws = pipe.generator.map_latents(normal_source(0)(4, Z), class_labels=LABELS)
+    want = pipe(latents=normal_source(0)(4, Z), class_labels=LABELS, output_type="pt", truncation_psi=1.0).images
     for latents, space in ((ws, "w+"), (ws, None), (ws[:, 0], "w")):
         given = {"latents": latents, "latent_space": space}
         assert torch.allclose(pipe(**given, output_type="pt").images, want, atol=1e-5)  # w lies otherwise in memory
@@ -306,8 +306,8 @@ def test_networks_without_classes_refuse_labels():
     d = StyleGAN2Discriminator(16, 128, 12)
     with torch.no_grad():
         for call in (
-            lambda: g(draws(0)(4, Z), class_labels=LABELS),
-            lambda: d(draws(0)(4, 3, R, R), class_labels=LABELS),
+            lambda: g(normal_source(0)(4, Z), class_labels=LABELS),
+            lambda: d(normal_source(0)(4, 3, R, R), class_labels=LABELS),
             lambda: FewShotGAN(g)(4, class_labels=LABELS),
         ):
             with pytest.raises(ValueError, match="knows no classes; leave class_labels out"):
@@ -358,7 +358,7 @@ def test_adapters_reach_every_parameter(architecture):
 def test_fresh_adapters_are_the_identity_and_gradients_reach_them(kind, architecture):
     torch.manual_seed(0)
     model = StyleGAN2Generator(16, 128, 12, architecture=architecture, num_classes=4, z_dim=Z, w_dim=W).eval()
-    z, bank = draws(0)(4, Z), AdapterBank(model.requires_grad_(False))
+    z, bank = normal_source(0)(4, Z), AdapterBank(model.requires_grad_(False))
     want = model(z, class_labels=LABELS)
     adapter = trainable_types()[kind].for_model(model)
     bank.add("fresh", adapter)
@@ -379,7 +379,7 @@ def test_mixed_batches_equal_single_looks(architecture, perturbed):
     bank.add("left", perturbed(LeFTAdapter.for_model(model), 0))
     bank.add("vector", perturbed(DomainVectorAdapter.for_model(model, parametrization="full"), 1, std=0.5))
     bank.add("full", perturbed(FullAdapter.for_model(model), 2))
-    looks, z = [{"left": 1.0}, {"vector": 1.0}, {}, {"full": 0.5, "vector": 0.5}], draws(0)(4, Z)
+    looks, z = [{"left": 1.0}, {"vector": 1.0}, {}, {"full": 0.5, "vector": 0.5}], normal_source(0)(4, Z)
     with torch.no_grad():
         with bank.using_rows(looks):
             mixed = model(z, class_labels=LABELS)

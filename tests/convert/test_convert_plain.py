@@ -13,11 +13,11 @@ from helpers.plain_checkpoints import (
     biggan_pictures,
     gp_gan,
     gp_gan_scale,
-    rand,
     sngan,
     sngan_logits,
     sngan_pictures,
 )
+from helpers.tensors import normal_source
 
 from fewshot_gan.convert import ConversionError, convert_checkpoint
 
@@ -36,7 +36,7 @@ def test_sngan(tmp_path):
     )
     networks = convert_checkpoint(tmp_path / "checkpoint.pth")
     assert set(networks) == {"generator", "generator_raw", "discriminator"}
-    z, x = rand(2)(3, 5), rand(3)(3, 3, 16, 16)
+    z, x = normal_source(2)(3, 5), normal_source(3)(3, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(networks["generator_raw"](z), sngan_pictures(g, z), **TOLERANCE)
         torch.testing.assert_close(networks["generator"](z), sngan_pictures(average, z), **TOLERANCE)
@@ -52,7 +52,7 @@ def test_pruned_sngan(tmp_path):
         pruned |= {f"{name}_orig": pruned.pop(name), f"{name}_mask": mask}
         dense[name] = g[name] * mask
     torch.save({"gen_state_dict": pruned}, tmp_path / "checkpoint_3.pth")
-    z = rand(2)(3, 5)
+    z = normal_source(2)(3, 5)
     with torch.no_grad():
         pictures = convert_checkpoint(tmp_path / "checkpoint_3.pth")["generator"](z)
         torch.testing.assert_close(pictures, sngan_pictures(dense, z), **TOLERANCE)
@@ -74,7 +74,7 @@ def test_biggan(tmp_path, prefix):
     torch.save({"state": {}, "param_groups": [{"lr": 1.0}]}, tmp_path / "G_optim.pth")
     networks = convert_checkpoint(tmp_path)
     assert set(networks) == {"generator", "discriminator"}
-    z, x, labels = rand(5)(4, 9), rand(6)(4, 3, 16, 16), torch.tensor([0, 4, 2, 2])
+    z, x, labels = normal_source(5)(4, 9), normal_source(6)(4, 3, 16, 16), torch.tensor([0, 4, 2, 2])
     with torch.no_grad():
         torch.testing.assert_close(networks["generator"](z, labels), biggan_pictures(g, z, labels), **TOLERANCE)
         torch.testing.assert_close(networks["discriminator"](x, labels), biggan_logits(d, x, labels), **TOLERANCE)
@@ -95,7 +95,7 @@ def test_gp_gan(tmp_path, blocks):
     torch.save({"generator_test": g, "generator": raw, "discriminator": d}, tmp_path / "model.pt")
     networks = convert_checkpoint(tmp_path / "model.pt")
     assert torch.equal(networks["generator_raw"].to_rgb.bias, raw["conv_img.bias"])
-    z, images, labels = rand(8)(4, 6), rand(9)(4, 3, 16, 16), torch.tensor([0, 4, 2, 2])
+    z, images, labels = normal_source(8)(4, 6), normal_source(9)(4, 3, 16, 16), torch.tensor([0, 4, 2, 2])
     e = g["embedding.weight"][labels]
     e = e / e.norm(dim=1, keepdim=True) if blocks == 2 else e  # the 256 px networks leave it as it is
     x = F.linear(torch.cat([z, e], 1), g["fc.weight"], g["fc.bias"]).view(4, 8, 4, 4)

@@ -14,21 +14,18 @@ from helpers.stylegan2_checkpoints import (
     R,
     W,
     Z,
+    prefixed,
     pt_discriminator,
     pt_functions,
     pt_generator,
-    rand,
 )
+from helpers.tensors import normal_source
 
 from fewshot_gan.convert import ConversionError, convert_checkpoint, networks
 
 L = 2 * len(RESOLUTIONS)
 # float32 against float32 in another order of summation, at most 13 layers deep; pictures and logits reach 20
 LIMIT = 1e-4
-
-
-def prefixed(prefix, tensors):
-    return {prefix + name: value for name, value in tensors.items()}
 
 
 def without_noises(tensors):
@@ -102,14 +99,14 @@ VARIANTS = list(wrappers({}, {}, torch.zeros(W)))
 def largest_difference(found, functions, with_discriminator):
     """Over pictures of z with ψ, pictures of a w+ with a style per layer, and logits."""
     to_w, to_picture, to_logit = functions
-    g, z = found["generator"], rand(100)(3, Z)
+    g, z = found["generator"], normal_source(100)(3, Z)
     w, w_avg = to_w(z), g.mapping.w_avg
     truncated = (w_avg + 0.7 * (w - w_avg))[:, None].expand(-1, L, -1)
-    ws = rand(101)(3, L, W)
+    ws = normal_source(101)(3, L, W)
     with torch.no_grad():
         differences = [g(z, truncation_psi=0.7) - to_picture(truncated), g(ws, latent_space="w+") - to_picture(ws)]
         if with_discriminator:
-            images = rand(102)(4, 3, R, R) + 2 * rand(103)(4, 3, 1, 1)  # samples of different colour
+            images = normal_source(102)(4, 3, R, R) + 2 * normal_source(103)(4, 3, 1, 1)  # samples of different colour
             assert to_logit(images).std() > 1e-2  # far above the limit: something is compared
             differences.append(found["discriminator"](images) - to_logit(images))
     return max(float(difference.abs().max()) for difference in differences)
@@ -124,7 +121,7 @@ def noises_of(generator):
 @pytest.mark.parametrize("noises", [True, False], ids=["noises", "no noises"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_wrapper_equals_its_own_function(tmp_path, caplog, variant, noises):
-    g, d, w_avg = pt_generator(1), pt_discriminator(2), rand(3)(W)
+    g, d, w_avg = pt_generator(1), pt_discriminator(2), normal_source(3)(W)
     data = wrappers(g if noises else without_noises(g), d, w_avg)[variant]
     torch.save(data, tmp_path / "x.pt")
     found = convert_checkpoint(tmp_path / "x.pt")
@@ -142,7 +139,7 @@ def test_every_wrapper_equals_its_own_function(tmp_path, caplog, variant, noises
 
 
 def test_what_stands_beside_the_generator_is_named(tmp_path, caplog):
-    data = wrappers(pt_generator(1), {}, rand(3)(W))
+    data = wrappers(pt_generator(1), {}, normal_source(3)(W))
     torch.save(data["e4e"], tmp_path / "x.pt")
     convert_checkpoint(tmp_path / "x.pt")
     assert "left out, because it is of no known network: " in caplog.text
@@ -152,7 +149,7 @@ def test_what_stands_beside_the_generator_is_named(tmp_path, caplog):
 
 def test_drawn_noises_are_the_same_each_time_and_leave_other_draws_alone(tmp_path):
     g = without_noises(pt_generator(1))
-    torch.save({"g_ema": g, "g": g, "latent_avg": rand(3)(W)}, tmp_path / "x.pt")
+    torch.save({"g_ema": g, "g": g, "latent_avg": normal_source(3)(W)}, tmp_path / "x.pt")
     torch.manual_seed(1)
     expected_draw = torch.randn(4)
     drawn = []
@@ -179,7 +176,7 @@ def test_some_noises_missing_is_damage(tmp_path):
 
 
 def test_a_mean_w_that_differs_from_layer_to_layer_is_averaged(tmp_path, caplog):
-    rows = rand(3)(L, W)
+    rows = normal_source(3)(L, W)
     torch.save({"g_ema": pt_generator(1), "latent_avg": rows}, tmp_path / "x.pt")
     w_avg = convert_checkpoint(tmp_path / "x.pt")["generator"].mapping.w_avg
     torch.testing.assert_close(w_avg, rows.mean(0))
@@ -187,8 +184,8 @@ def test_a_mean_w_that_differs_from_layer_to_layer_is_averaged(tmp_path, caplog)
 
 
 def test_a_mean_w_of_another_module_of_numpy():
-    found = networks.find({"g_ema": pt_generator(1), "latent_avg": rand(3)(W).numpy()})
-    assert torch.equal(networks.convert(found, "x.pt")["generator"].mapping.w_avg, rand(3)(W))
+    found = networks.find({"g_ema": pt_generator(1), "latent_avg": normal_source(3)(W).numpy()})
+    assert torch.equal(networks.convert(found, "x.pt")["generator"].mapping.w_avg, normal_source(3)(W))
 
 
 @pytest.mark.parametrize("shape", [(W + 1,), (L, W + 1), (L - 1, W), (2, L, W), ()])

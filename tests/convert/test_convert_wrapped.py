@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from helpers.biggan_checkpoints import port_discriminator, port_generator
 from helpers.networks import tiny_discriminator, tiny_mobile, tiny_stylegan2
-from helpers.plain_checkpoints import act, gp_gan, gp_gan_scale, rand, sngan, sngan_logits, sngan_pictures
-from helpers.stylegan2_checkpoints import pt_generator
+from helpers.plain_checkpoints import act, gp_gan, gp_gan_scale, sngan, sngan_logits, sngan_pictures
+from helpers.stylegan2_checkpoints import prefixed, pt_generator
+from helpers.tensors import normal_source
 from typer.testing import CliRunner
 
 from fewshot_gan.cli import app
@@ -17,10 +18,6 @@ from fewshot_gan.convert.check import check
 from fewshot_gan.models.sngan import SNGANDiscriminator
 
 LIMIT = 1e-4  # float32 in another order of summation; logits reach 100
-
-
-def prefixed(prefix, tensors):
-    return {prefix + name: value for name, value in tensors.items()}
 
 
 def largest_difference(*pairs):
@@ -83,7 +80,7 @@ def test_sngan_equals_its_own_function(tmp_path, kind, prefix):
     torch.save(data, tmp_path / "checkpoint.pth")
     found = convert_checkpoint(tmp_path / "checkpoint.pth")
     assert found["discriminator"].config.spectral_norm == (kind == "spectral norm")
-    z, x = rand(2)(3, 5), rand(3)(3, 3, 16, 16)
+    z, x = normal_source(2)(3, 5), normal_source(3)(3, 3, 16, 16)
     with torch.no_grad():
         want = logits(held[1], x)
         pairs = (found["generator"](z), sngan_pictures(g, z)), (found["discriminator"](x), want)
@@ -127,7 +124,7 @@ def test_gp_gan_equals_its_own_function(tmp_path, blocks, prefix):
     torch.save(data, tmp_path / "model.pt")
     found = convert_checkpoint(tmp_path / "model.pt")
     assert set(found) == {"generator", "generator_raw", "discriminator"}
-    z, images, labels = rand(8)(4, 6), rand(9)(4, 3, 16, 16), torch.tensor([0, 4, 2, 2])
+    z, images, labels = normal_source(8)(4, 6), normal_source(9)(4, 3, 16, 16), torch.tensor([0, 4, 2, 2])
     e = g["embedding.weight"][labels]
     e = e / e.norm(dim=1, keepdim=True) if blocks == 2 else e  # the 256 px networks leave it as it is
     x = F.linear(torch.cat([z, e], 1), g["fc.weight"], g["fc.bias"]).view(4, 8, 4, 4)

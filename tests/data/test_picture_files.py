@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.tensors import picture
+from helpers.tensors import smooth_picture
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from fewshot_gan.apps import demo, studio
@@ -56,14 +56,14 @@ READABLE = [ending for ending, form in FORMAT_OF.items() if form != "HEIF" and w
 @pytest.mark.parametrize("ending", READABLE)
 def test_pictures_of_every_ending_are_read_for_training(tmp_path, ending):
     """`.jfif`, `.tif`, `.gif`, `.avif`, `.jpe`, `.jp2` … were left out without a word."""
-    image, form = picture(), FORMAT_OF[ending]
+    image, form = smooth_picture(), FORMAT_OF[ending]
     image = image.quantize(64) if form == "GIF" else image
     want = image
     if ending == ".pfm":
         image = Image.fromarray(np.asarray(image.convert("L"), dtype=np.float32))
         want = image.convert("L").convert("RGB")
     image.save(tmp_path / f"picture{ending.upper()}", "PPM" if ending == ".pfm" else form, **LOSSY.get(form, {}))
-    other = picture(seed=1)
+    other = smooth_picture(seed=1)
     other.save(tmp_path / "z.png")
     found = load_images(tmp_path, 32)
     wanted = torch.stack([square(want.convert("RGB"), 32), square(other, 32)])
@@ -72,9 +72,11 @@ def test_pictures_of_every_ending_are_read_for_training(tmp_path, ending):
 
 
 def test_the_content_decides_what_a_file_is(tmp_path):
-    (tmp_path / "photo.png").write_bytes(encoded(picture(), "JPEG"))
-    (tmp_path / "photo.jpg").write_bytes(encoded(picture(), "PNG"))
-    assert read_image(tmp_path / "photo.png").size == (40, 48) and same(read_image(tmp_path / "photo.jpg"), picture())
+    (tmp_path / "photo.png").write_bytes(encoded(smooth_picture(), "JPEG"))
+    (tmp_path / "photo.jpg").write_bytes(encoded(smooth_picture(), "PNG"))
+    assert read_image(tmp_path / "photo.png").size == (40, 48) and same(
+        read_image(tmp_path / "photo.jpg"), smooth_picture()
+    )
 
 
 def test_eps_starts_nothing(tmp_path, monkeypatch):
@@ -142,7 +144,7 @@ def test_heic_is_read_with_pillow_heif_and_named_without(tmp_path, monkeypatch, 
     picture_files._can_decode.cache_clear()
     folder = tmp_path / "photos"
     folder.mkdir()
-    heic = b"\0\0\0\x10ftypheic\0\0\0\0" + encoded(picture(), "PNG")
+    heic = b"\0\0\0\x10ftypheic\0\0\0\0" + encoded(smooth_picture(), "PNG")
     (folder / "IMG_1.HEIC").write_bytes(heic)
     way_out = "HEIC needs the pillow-heif package: pip install pillow-heif, or convert it to JPEG"
     with pytest.raises(ValueError, match=rf"has no image; put .* \(1 file is left out: IMG_1.HEIC \({way_out}\)"):
@@ -151,7 +153,7 @@ def test_heic_is_read_with_pillow_heif_and_named_without(tmp_path, monkeypatch, 
     with pytest.raises(ValueError, match=f"renamed.jpg cannot be read as an image .{way_out}"):
         load_images(folder, 32)
     (folder / "renamed.jpg").unlink()
-    picture(seed=1).save(folder / "b.png")
+    smooth_picture(seed=1).save(folder / "b.png")
     assert len(load_images(folder, 32, least=1)) == 1
     assert f"1 file is left out: IMG_1.HEIC ({way_out})" in caplog.text
     monkeypatch.undo()
@@ -162,7 +164,7 @@ def test_heic_is_read_with_pillow_heif_and_named_without(tmp_path, monkeypatch, 
     picture_files._can_decode.cache_clear()
     found = load_images(folder, 32)
     picture_files._can_decode.cache_clear()
-    assert torch.equal(found, torch.stack([square(picture(), 32), square(picture(seed=1), 32)]))
+    assert torch.equal(found, torch.stack([square(smooth_picture(), 32), square(smooth_picture(seed=1), 32)]))
 
 
 # ------------------------------------------------------------------------------------------------------------- pixels
@@ -180,7 +182,7 @@ def whole(image):
 
 
 def of_mode(mode):
-    rgb, alpha = picture(), picture(seed=1).convert("L")
+    rgb, alpha = smooth_picture(), smooth_picture(seed=1).convert("L")
     if mode == "P with transparency":
         image = rgb.quantize(64)
         image.info["transparency"] = bytes(range(0, 256, 4))
@@ -261,7 +263,7 @@ def exif_of_overlapping_values(tags, size):
 
 
 def jpeg_with(*segments):
-    jpeg = encoded(picture(), "JPEG")
+    jpeg = encoded(smooth_picture(), "JPEG")
     parts = b"".join(b"\xff" + bytes([kind]) + struct.pack(">H", len(data) + 2) + data for kind, data in segments)
     return jpeg[:2] + parts + jpeg[2:]
 
@@ -361,7 +363,7 @@ def test_no_picture_takes_a_gigabyte_or_ten_seconds(tmp_path):
 
 def test_files_are_refused_by_their_size(tmp_path):
     path = tmp_path / "large.png"
-    path.write_bytes(encoded(picture(), "PNG"))
+    path.write_bytes(encoded(smooth_picture(), "PNG"))
     os.truncate(path, 400_000_001)  # a hole: takes no space
     with pytest.raises(ValueError, match="it has 400,000,001 bytes, the limit is 400,000,000: make it smaller"):
         read_image(path)
@@ -400,7 +402,7 @@ def test_avif_whose_inner_size_is_another_is_bounded_by_its_process(tmp_path):
 
 
 def test_avif_under_the_name_of_its_container_is_read():
-    data = encoded(picture(), "AVIF", quality=95)
+    data = encoded(smooth_picture(), "AVIF", quality=95)
     other = data.replace(b"ftypavif", b"ftypmif1", 1)
     assert other != data and same(read_picture(other, "a"), read_picture(data, "a"))
 
@@ -411,7 +413,7 @@ def test_what_is_decoded_apart_has_a_memory_and_a_time(tmp_path, monkeypatch):
         "        data = self.fp.read()\n", "        data = self.fp.read()\n        bytearray(3 * 2**30)\n"
     )
     endless = FAKE_HEIF.replace("        data = self.fp.read()\n", "        while True:\n            pass\n")
-    heic = b"\0\0\0\x10ftypheic\0\0\0\0" + encoded(picture(), "PNG")
+    heic = b"\0\0\0\x10ftypheic\0\0\0\0" + encoded(smooth_picture(), "PNG")
     monkeypatch.setattr(picture_files, "_can_decode", lambda form: True)
     monkeypatch.setattr(picture_files, "CHILD_SECONDS", 1)
     for name, source, message in (
@@ -453,7 +455,7 @@ def test_the_demo_takes_the_same_files_and_gradio_opens_none(base_folder, tmp_pa
         with pytest.raises(ValueError, match="^photo.jpg cannot be read as an image .it is none of"):
             opened.find_photo(opened.enter(None), str(path))
         for form, ending in (("TIFF", "tif"), ("GIF", "gif"), ("JPEG", "jfif")):
-            (tmp_path / f"a.{ending}").write_bytes(encoded(picture(), form))
+            (tmp_path / f"a.{ending}").write_bytes(encoded(smooth_picture(), form))
             ((name, shown),) = opened.squares([str(tmp_path / f"a.{ending}")])
             assert name == f"a.{ending}" and shown.size == (32, 32)
     finally:
@@ -461,7 +463,7 @@ def test_the_demo_takes_the_same_files_and_gradio_opens_none(base_folder, tmp_pa
 
 
 def test_the_demo_decodes_one_picture_at_a_time(tmp_path, monkeypatch):
-    picture().save(tmp_path / "a.png")
+    smooth_picture().save(tmp_path / "a.png")
     inside, most = [], []
 
     def slow(path):
@@ -469,7 +471,7 @@ def test_the_demo_decodes_one_picture_at_a_time(tmp_path, monkeypatch):
         most.append(len(inside))
         time.sleep(0.05)
         inside.pop()
-        return picture()
+        return smooth_picture()
 
     monkeypatch.setattr(studio, "read_image", slow)
     threads = [threading.Thread(target=studio.read_square, args=("a.png", 32, "a.png")) for _ in range(6)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.tensors import picture
+from helpers.tensors import smooth_picture
 from PIL import Image
 
 from fewshot_gan import FewShotGAN, features, metrics
@@ -112,7 +112,7 @@ def test_what_is_no_picture_is_refused(given, message):
 
 
 def test_squares_of_all_kinds_are_the_same(tmp_path):
-    image = picture()
+    image = smooth_picture()
     image.save(tmp_path / "a.png")
     array = np.asarray(image)
     want = torch.stack([square(image, 32)] * 4)

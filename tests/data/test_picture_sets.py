@@ -25,18 +25,18 @@ from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import hypernetwork
 
 
-def picture(seed=0, side=40):
+def noise_picture(seed=0, side=40):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 def png(seed=0):
     buffer = io.BytesIO()
-    picture(seed).save(buffer, "PNG")
+    noise_picture(seed).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def squares(*seeds):
-    return torch.stack([square(picture(seed), 32) for seed in seeds])
+    return torch.stack([square(noise_picture(seed), 32) for seed in seeds])
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_subfolders_are_read_in_the_order_of_names(folder, caplog):
 def test_flat_folders_are_read_as_before(tmp_path):
     """The hash of evaluation's protocol, and the order of training, are those of earlier versions."""
     for name, seed in {"b.png": 0, "a.bmp": 1, "B.png": 2, "a1.png": 3, "a10.png": 4, "a 2.png": 5}.items():
-        picture(seed).save(tmp_path / name)
+        noise_picture(seed).save(tmp_path / name)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["B.png", "a 2.png", "a.bmp", "a1.png", "a10.png", "b.png"]
     assert torch.equal(load_images(tmp_path, 32), squares(2, 5, 1, 3, 4, 0))
@@ -362,11 +362,11 @@ def test_data_sets_are_decoded_within_the_limits(tmp_path, monkeypatch):
 def test_arrays_in_data_sets_are_scaled_or_refused(monkeypatch):
     """The datasets package stores arrays as TIFFs of floats and integers, which turned black."""
     datasets = pytest.importorskip("datasets")
-    grey = np.asarray(picture().convert("L"))
+    grey = np.asarray(noise_picture().convert("L"))
     for array in (grey / np.float32(255), grey.astype(np.int32)):
         data = datasets.Dataset.from_dict({"image": [array] * 2}, features=datasets.Features(image=datasets.Image()))
         monkeypatch.setattr(datasets, "load_dataset", lambda *a, data=data, **k: data)
-        want = square(picture().convert("L").convert("RGB"), 32)
+        want = square(noise_picture().convert("L").convert("RGB"), 32)
         assert torch.equal(load_images("owner/name", 32), torch.stack([want, want]))
     column = datasets.Array3D(shape=(40, 40, 3), dtype="float32")
     data = datasets.Dataset.from_dict(

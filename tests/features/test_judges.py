@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from helpers.hub_server import connected
 from helpers.networks import tiny_mobile
 from helpers.saved_models import without_tensors
+from helpers.tensors import random_pictures
 from PIL import Image
 from torch import nn
 
@@ -41,10 +42,6 @@ def nothing_cached():
     features.registry._load.cache_clear()
     yield
     features.registry._load.cache_clear()
-
-
-def pictures(n=3, side=32, seed=0):
-    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 # ----------------------------------------------------------------------------------------- any backbone of transformers
@@ -93,7 +90,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_backbone_gives_what_transformers_gives(tmp_path, kind):
     config, direct = KINDS[kind]
-    network, x = BackboneFeatures(str(backbone(tmp_path, kind, **config))), pictures(3, 24)
+    network, x = BackboneFeatures(str(backbone(tmp_path, kind, **config))), random_pictures(3, 24)
     with torch.no_grad():
         want = direct(network.net, normalised(x))
     got = network.pooled(x, batch_size=2)
@@ -105,7 +102,7 @@ def test_a_backbone_gives_what_transformers_gives(tmp_path, kind):
 def test_a_backbone_whose_pooler_was_never_trained(tmp_path):
     whole = BackboneFeatures(str(backbone(tmp_path, "ViT")))
     without_tensors(tmp_path, "pooler")
-    network, x = BackboneFeatures(str(tmp_path)), pictures(2, 24)
+    network, x = BackboneFeatures(str(tmp_path)), random_pictures(2, 24)
     with torch.no_grad():
         want = network.net(pixel_values=normalised(x)).last_hidden_state.mean(1)
     torch.testing.assert_close(network.pooled(x), want)
@@ -136,7 +133,7 @@ def test_what_was_never_trained_is_not_in_the_hash(tmp_path):
     ],
 )
 def test_a_backbone_is_shown_what_its_preprocessor_says(tmp_path, stored, shorter, side):
-    network, x = BackboneFeatures(str(backbone(tmp_path, preprocessor=stored))), pictures(2, 48)
+    network, x = BackboneFeatures(str(backbone(tmp_path, preprocessor=stored))), random_pictures(2, 48)
     mode = "bilinear" if stored.get("resample") == 2 else "bicubic"
     shown = F.interpolate((x + 1) / 2, size=(shorter, shorter), mode=mode, antialias=True)
     start = (shorter - side) // 2
@@ -182,7 +179,7 @@ def test_a_judge_stays_as_it_is(tmp_path):
     network = load_features(str(backbone(tmp_path)))
     assert not network.train().training and not network.net.training
     with pytest.raises(NotImplementedError, match=r"BackboneFeatures gives no feature maps; use load_features\(\)"):
-        metrics.spatial_distance(pictures(), network)
+        metrics.spatial_distance(random_pictures(3, 32), network)
 
 
 def test_a_backbone_from_the_hub(tmp_path, monkeypatch):
@@ -275,7 +272,7 @@ def test_inception_is_fetched_once_and_checked(fidelity):
     network = load_features("inception-v3")
     assert network.sha256 == fidelity.sha256 and network.resize.startswith("TensorFlow 1")
     fidelity.file.rename(fidelity.file.with_name("gone"))
-    x = pictures()
+    x = random_pictures(3, 32)
     torch.testing.assert_close(InceptionFeatures().pooled(x, batch_size=2), network.pooled(x))  # from the cache
 
 
@@ -322,7 +319,7 @@ def test_inception_of_torch_fidelity(tmp_path, monkeypatch):
         patch.setattr(torch, "load", lambda *args, **kwargs: None)
         both = published.FeatureExtractorInceptionV3("both", ["2048", "logits_unbiased"], "random")
     torch.save(both.state_dict(), tmp_path / "weights.pth")
-    network, x = InceptionFeatures(tmp_path / "weights.pth"), pictures(3, 64)
+    network, x = InceptionFeatures(tmp_path / "weights.pth"), random_pictures(3, 64)
     pooled, logits = both(to_bytes(x))
     torch.testing.assert_close(network.pooled(x, batch_size=2), pooled, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(network.logits(pooled), logits, atol=1e-6, rtol=1e-5)
@@ -401,7 +398,7 @@ def assert_vectors_are_lpips(network, x):
 @pytest.mark.parametrize("name, side", [("lpips-vgg", 48), ("lpips-alex", 300)])
 def test_distances_of_lpips_vectors_are_lpips(lpips, name, side):
     network = load_features(name)
-    assert_vectors_are_lpips(network, pictures(4, side))
+    assert_vectors_are_lpips(network, random_pictures(4, side))
     assert network.sha256 == load_features(name).sha256 != LPIPSFeatures("alex" if name[-1] == "g" else "vgg").sha256
 
 
@@ -413,7 +410,7 @@ def test_lpips_of_its_package(monkeypatch, net):
     monkeypatch.setattr(package, "LPIPS", functools.partial(package.LPIPS, pnet_rand=True))
     torch.manual_seed(0)
     network = LPIPSFeatures(net)
-    assert_vectors_are_lpips(network, pictures(3, 64))
+    assert_vectors_are_lpips(network, random_pictures(3, 64))
 
 
 # ---------------------------------------------------------------------------------------------------------- in reports
@@ -423,7 +420,7 @@ def test_lpips_of_its_package(monkeypatch, net):
 def data(tmp_path):
     folder = tmp_path / "true"
     folder.mkdir()
-    for i, image in enumerate(to_bytes(pictures(8)).permute(0, 2, 3, 1)):
+    for i, image in enumerate(to_bytes(random_pictures(8, 32)).permute(0, 2, 3, 1)):
         Image.fromarray(image.numpy()).save(folder / f"{i}.png")
     return folder
 

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.convert import convert_checkpoint
-from helpers.stylegan2_checkpoints import RESOLUTIONS, WIDTHS, W, Z, enlarged, filtered, lrelu, rand
+from helpers.plain_checkpoints import act
+from helpers.stylegan2_checkpoints import RESOLUTIONS, WIDTHS, W, Z, enlarged, filtered, lrelu
+from helpers.tensors import normal_source
 
 # float32 against float32 in another order of summation, at most 13 layers deep; pictures are of size 1 to 10
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-5}
@@ -43,7 +45,7 @@ def mapped(g, z, change=unchanged):
     return x
 
 
-def picture(g, ws, change=unchanged, after=lambda k, weight: weight):
+def stylegan2_picture(g, ws, change=unchanged, after=lambda k, weight: weight):
     """Pictures of `ws` `[B, L, D]`: `change` acts on stored weights, `after` on demodulated ones."""
     pictures = []
     for w in ws:
@@ -100,7 +102,7 @@ ZERO = ("beta", "params_kernel")  # in files that are domain vectors
 
 def domain(key, da_type="td", leaves=None, zero=True, **changes):
     """A file of one domain."""
-    r, state = rand(5), {}
+    r, state = normal_source(5), {}
     for k, (_, inn, out, kernel) in enumerate(layer_names()):
         for leaf in (leaves or FORMULAS[key][0]) if kernel == 3 else ():
             value = (leaf == "gamma") + 0.3 * r(*SHAPES[leaf](inn, out))
@@ -108,13 +110,13 @@ def domain(key, da_type="td", leaves=None, zero=True, **changes):
     sizes = {"img_size": RESOLUTIONS[-1], "latent_size": W, "map_layers": MAPPING, "channel_multiplier": 2}
     sizes |= {"checkpoint_path": "ffhq.pt", "device": "cuda:0"}
     data = {"model_type": "parametrization", "patch_key": key, "state_dict": state, "sg2_params": sizes}
-    data |= {"da_type": da_type} | ({"style_latents": rand(6)(1, 1, W)} if da_type == "im2im" else {})
+    data |= {"da_type": da_type} | ({"style_latents": normal_source(6)(1, 1, W)} if da_type == "im2im" else {})
     return data | changes
 
 
 def modulation(rank, adds=True, seed=11):
     """`*.weight_modulation.*`, far from the identity; some inner products are negative."""
-    r, state = rand(seed), {}
+    r, state = normal_source(seed), {}
 
     def near(start, *shape, std=0.3):
         return start + std * r(*shape)
@@ -208,12 +210,8 @@ def changed(state, **values):
 ENDS = [8, 8, 8, 6, 6, 5, 4]  # widths of a source: of the 4×4 start, then of each scale
 
 
-def act(x):
-    return F.leaky_relu(x, 0.2)
-
-
 def gp_gan(scales, blocks, kernel=3, classes=5, size=3, z=6):
-    r, widths = rand(21), ENDS[-scales - 1 :]
+    r, widths = normal_source(21), ENDS[-scales - 1 :]
     g = {
         "embedding.weight": r(classes, size),
         "fc.weight": r(widths[0] * 16, z + size) / 3,
@@ -257,7 +255,7 @@ def gp_gan_start(g, z, labels, normalise):
 
 
 def adafm_tensors(g, scales, name="small_adafm_", std=0.5):
-    r, state = rand(22), {}
+    r, state = normal_source(22), {}
     for key in [key for key in g if key.split("_")[1:2] and key.endswith("weight") and ".conv_" in key]:
         block, _, layer = key.removesuffix(".weight").rpartition(".conv_")
         if layer in "01" and int(block.split("_")[1]) in scales:
@@ -284,7 +282,7 @@ def scaled(state, name="small_adafm_"):
 
 def specific_part(g, first_scale, z=4, style=7, layers=8, gain=1000.0):
     """The part in front of scale `first_scale`: style blocks up to the size before it."""
-    r, c = rand(23), g[f"resnet_{first_scale}_0.conv_0.weight"].shape[1]
+    r, c = normal_source(23), g[f"resnet_{first_scale}_0.conv_0.weight"].shape[1]
     s = {"small_embedding.weight": r(1, 3), "small_fc.weight": r(c * 16, z), "small_fc.bias": r(c * 16)}
     for i in range(layers):
         n = f"small_style.{2 * i + 1}.linear"

@@ -7,7 +7,8 @@ package. Widths are the published ones with a channel multiplier of 8 (4 at 32 p
 import torch
 import torch.nn.functional as F
 
-from helpers.plain_checkpoints import attended, attention, biggan_conv, biggan_weight, rand, spectral, unit
+from helpers.plain_checkpoints import attended, attention, biggan_conv, biggan_weight, spectral, unit
+from helpers.tensors import normal_source
 
 CHUNK, SHARED, CLASSES, LABELS = 3, 4, 5, torch.tensor([0, 4, 2])
 PORT = {  # picture size: widths of G from 4 px on, blocks before its attention, then of D, with whether a block halves
@@ -24,7 +25,7 @@ STUDIO = {
 
 
 def port_generator(size, seed=4):
-    t, (widths, attention_after, *_) = rand(seed), PORT[size]
+    t, (widths, attention_after, *_) = normal_source(seed), PORT[size]
     g = {"shared.weight": t(CLASSES, SHARED)} | spectral(t, "linear", 16 * widths[0], CHUNK)
     for i, (inn, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
         b = f"blocks.{i}.0"
@@ -43,7 +44,7 @@ def port_generator(size, seed=4):
 
 
 def port_discriminator(size, seed=5):
-    t, (*_, widths, down, attention_after) = rand(seed), PORT[size]
+    t, (*_, widths, down, attention_after) = normal_source(seed), PORT[size]
     d = spectral(t, "linear", 1, widths[-1]) | spectral(t, "embed", CLASSES, widths[-1], bias=False)
     for i, (inn, out) in enumerate(zip([3, *widths[:-1]], widths, strict=True)):
         b = f"blocks.{i}.0"
@@ -118,7 +119,7 @@ def statistics(t, name, c):
 
 
 def studio_generator(size, seed=6):
-    t, (widths, attention_after, *_) = rand(seed), STUDIO[size]
+    t, (widths, attention_after, *_) = normal_source(seed), STUDIO[size]
     g = {"shared.weight": t(CLASSES, SHARED)} | torch_spectral(t, "linear0", 16 * widths[0], CHUNK)
     number = 0
     for i, (inn, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
@@ -139,7 +140,7 @@ def studio_generator(size, seed=6):
 
 
 def studio_discriminator(size, seed=7):
-    t, (*_, widths, down, attention_after) = rand(seed), STUDIO[size]
+    t, (*_, widths, down, attention_after) = normal_source(seed), STUDIO[size]
     d, number = {}, 0
     for i, (inn, out) in enumerate(zip([3, *widths[:-1]], widths, strict=True)):
         b = f"blocks.{number}.0"

@@ -13,6 +13,7 @@ from torch import nn
 
 from fewshot_gan.convert import convert_checkpoint
 from helpers.nvidia_pickles import EasyDict, Stored, of_module, write
+from helpers.tensors import normal_source
 
 R, Z, W, CLASSES, CMAP = 16, 7, 6, 4, 12
 WIDTHS = {4: 12, 8: 12, 16: 8}  # min(128 // r, 12)
@@ -20,11 +21,6 @@ ARCHITECTURES = ("orig", "skip", "resnet")
 BLUR = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 64
 # of float32 against float64, at most a dozen layers deep; values are a few units large
 LIMIT = 1e-4
-
-
-def draws(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
 def activated(x, kind, gain=1.0, clamp=None):
@@ -200,7 +196,7 @@ class SynthesisNetwork(nn.Module):
 class Generator(nn.Module):
     def __init__(self, seed=1, c_dim=0, architecture="skip", conv_clamp=None, use_noise=True, z_dim=Z, **mapping):
         super().__init__()
-        r = draws(seed)
+        r = normal_source(seed)
         self.z_dim, self.c_dim, self.w_dim, self.img_resolution, self.img_channels = z_dim, c_dim, W, R, 3
         self.synthesis = SynthesisNetwork(r, architecture, conv_clamp, use_noise)
         self.mapping = MappingNetwork(r, z_dim, c_dim, W, **mapping)
@@ -273,7 +269,7 @@ class Discriminator(nn.Module):
         **mapping,
     ):  # fmt: skip
         super().__init__()
-        r = draws(seed)
+        r = normal_source(seed)
         self.c_dim, self.img_resolution, self.img_channels, self.architecture = c_dim, R, 3, architecture
         for res in (16, 8):
             options = res == R, architecture, conv_clamp, res == R and bool(frozen)
@@ -304,7 +300,7 @@ def precise(network, *inputs):
 
 def picture_difference(ours, theirs) -> float:
     """Largest difference of a pixel, with and without truncation."""
-    z, labels = draws(100)(4, theirs.z_dim), LABELS if theirs.c_dim else None
+    z, labels = normal_source(100)(4, theirs.z_dim), LABELS if theirs.c_dim else None
     with torch.no_grad():
         pairs = [
             (ours(z, class_labels=labels, truncation_psi=psi), precise(theirs, z, one_hot(theirs), psi))
@@ -315,7 +311,10 @@ def picture_difference(ours, theirs) -> float:
 
 
 def logit_difference(ours, theirs) -> float:
-    images, labels = draws(101)(4, 3, R, R) + 2 * draws(102)(4, 3, 1, 1), LABELS if theirs.c_dim else None
+    images, labels = (
+        normal_source(101)(4, 3, R, R) + 2 * normal_source(102)(4, 3, 1, 1),
+        LABELS if theirs.c_dim else None,
+    )
     with torch.no_grad():
         got = ours(images, class_labels=labels)
     want = precise(theirs, images, one_hot(theirs))

@@ -6,10 +6,7 @@ The reference functions run a checkpoint's tensors directly and share no code wi
 import torch
 import torch.nn.functional as F
 
-
-def rand(seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(shape, generator=g)
+from helpers.tensors import normal_source
 
 
 def unit(x):
@@ -34,7 +31,7 @@ def normed(s, name, x, eps=1e-5):
 
 
 def sngan():
-    t = rand(1)
+    t = normal_source(1)
     g = {"l1.weight": t(8 * 16, 5), "l1.bias": t(8 * 16), "c5.weight": t(3, 8, 3, 3) / 9, "c5.bias": t(3)}
     g |= batch_norm(t, "b5")
     for i in (2, 3):
@@ -97,7 +94,7 @@ def attention(t, name, c):
 
 def biggan():
     """16 px: two blocks, attention after the first."""
-    t = rand(4)
+    t = normal_source(4)
     g = {"shared.weight": t(5, 4)} | spectral(t, "linear", 16 * 16, 3)
     for i, (inn, out) in enumerate([(16, 16), (16, 8)]):
         b = f"blocks.{i}.0"
@@ -177,7 +174,7 @@ def biggan_logits(s, x, labels):
 
 def gp_gan(blocks):
     """16 px: three scales."""
-    t, widths = rand(7), [8, 8, 6, 4]
+    t, widths = normal_source(7), [8, 8, 6, 4]
     g = {"embedding.weight": t(5, 3), "fc.weight": t(8 * 16, 9) / 3, "fc.bias": t(8 * 16)}
     g |= {"conv_img.weight": t(3, 4, 3, 3) / 6, "conv_img.bias": t(3)}
     d = {"fc.weight": t(5, 8 * 16) / 9, "fc.bias": t(5), "conv_img.weight": t(4, 3, 3, 3) / 5, "conv_img.bias": t(4)}

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers.nvidia_pickles import EasyDict, tree, write
+from helpers.tensors import normal_source
 
 R, Z, W = 32, 7, 6
 WIDTHS = {4: 12, 8: 12, 16: 8, 32: 4}  # min(128 // r, 12)
@@ -106,13 +107,8 @@ def judged(images, part, group, limit=None):
     return x
 
 
-def rand(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(shape, generator=generator)
-
-
 def pt_generator(seed, mapping=8):
-    r, g = rand(seed), {}
+    r, g = normal_source(seed), {}
     for i in range(mapping):
         g[f"style.{i + 1}.weight"], g[f"style.{i + 1}.bias"] = r(W, Z if i == 0 else W) * 100, r(W) * 10
     g["input.input"] = r(1, WIDTHS[4], 4, 4)
@@ -139,7 +135,7 @@ def pt_generator(seed, mapping=8):
 
 
 def pt_discriminator(seed):
-    r = rand(seed)
+    r = normal_source(seed)
     d = {"convs.0.0.weight": r(WIDTHS[R], 3, 1, 1), "convs.0.1.bias": r(WIDTHS[R])}
     for i, res in enumerate(RESOLUTIONS[:0:-1]):
         inn, out, name = WIDTHS[res], WIDTHS[res // 2], f"convs.{i + 1}"
@@ -193,7 +189,7 @@ def pt_functions(g, d):
 
 
 def pkl_generator(seed, mapping=2):
-    r, g = rand(seed), {}
+    r, g = normal_source(seed), {}
     for i in range(mapping):
         g[f"mapping.fc{i}.weight"], g[f"mapping.fc{i}.bias"] = r(W, Z if i == 0 else W) * 100, r(W) * 10
     g["mapping.w_avg"], g["synthesis.b4.const"] = r(W), r(WIDTHS[4], 4, 4)
@@ -216,7 +212,7 @@ def pkl_generator(seed, mapping=2):
 
 
 def pkl_discriminator(seed):
-    r, d = rand(seed), {}
+    r, d = normal_source(seed), {}
     d[f"b{R}.fromrgb.weight"], d[f"b{R}.fromrgb.bias"] = r(WIDTHS[R], 3, 1, 1), r(WIDTHS[R])
     for res in RESOLUTIONS[:0:-1]:
         inn, out = WIDTHS[res], WIDTHS[res // 2]
@@ -294,3 +290,7 @@ def nvidia_writer() -> types.SimpleNamespace:
         }
 
     return types.SimpleNamespace(write=write, networks=networks, tree=tree)
+
+
+def prefixed(prefix, tensors):
+    return {prefix + name: value for name, value in tensors.items()}

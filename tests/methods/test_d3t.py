@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers.tensors import seeded_normal
 from PIL import Image
 
 from fewshot_gan.adapters import AdapterBank, LeFTAdapter, read_adapter
@@ -32,10 +33,6 @@ REAL = IMAGES.float() / 127.5 - 1
 OFF = {"feature_weight": 0.0, "relation_weight": 0.0, "reconstruction_weight": 0.0, "distillation_weight": 0.0}
 
 
-def rand(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture
 def build(features, discriminator):
     """`build(preset, …)`: an objective with codes, and a source of either kind to distil from."""
@@ -43,7 +40,7 @@ def build(features, discriminator):
     def make(preset="abstract", codes=None, **changes):
         config = replace(getattr(D3TConfig, preset)(), **changes)
         projected = ProjectedDiscriminator.for_images(REAL, features, D3TObjective.HEADS, seed=5)
-        codes = rand(3, 16, seed=8) * 0.5 if codes is None else codes
+        codes = seeded_normal(3, 16, seed=8) * 0.5 if codes is None else codes
         judges = {"discriminator": deepcopy(discriminator), "projected": projected}
         return D3TObjective(config, REAL, codes=codes, w_std=torch.full((16,), 0.5), features=features, **judges)
 
@@ -90,10 +87,10 @@ def test_nothing_is_lost_while_the_generator_is_the_source(build, pair):
 
 
 def test_feature_transfer_leaves_strength_free_and_holds_places():
-    x = [rand(2, 3, 8, 8), rand(2, 4, 16, 16, seed=1)]
+    x = [seeded_normal(2, 3, 8, 8), seeded_normal(2, 4, 16, 16, seed=1)]
     scaled = [m * torch.tensor(2.0) + 3 for m in x]  # gain and offset per channel: style
     assert float(feature_transfer_loss(x, scaled)) == pytest.approx(0, abs=1e-4)  # eps of the normalisation
-    other = [rand(2, 3, 8, 8, seed=2), rand(2, 4, 16, 16, seed=3)]
+    other = [seeded_normal(2, 3, 8, 8, seed=2), seeded_normal(2, 4, 16, 16, seed=3)]
 
     def normalised(m):
         return (m - m.mean((2, 3), keepdim=True)) / (m.var((2, 3), keepdim=True, correction=0) + 1e-5).sqrt()
@@ -104,7 +101,7 @@ def test_feature_transfer_leaves_strength_free_and_holds_places():
 
 
 def test_codes_come_from_the_training_images_every_nth_step(build, pair):
-    codes = rand(3, 16, seed=8) * 10  # far apart, so that rows tell where they came from
+    codes = seeded_normal(3, 16, seed=8) * 10  # far apart, so that rows tell where they came from
     objective = build(codes=codes, transformed_every=3, mix_probability=0.5, code_sigma=0.01)
     for step in range(6):
         latents = objective.draw(pair, 200, step, torch.Generator().manual_seed(step))
@@ -119,13 +116,13 @@ def test_codes_come_from_the_training_images_every_nth_step(build, pair):
         a, ends = torch.cdist(between.double(), codes.double()), torch.cdist(codes.double(), codes.double())
         gaps = [(a[:, i] + a[:, j] - ends[i, j]).abs() for i in range(3) for j in range(i, 3)]
         assert float(torch.stack(gaps).min(0).values.max()) < 1e-3
-    plus = build(codes=rand(3, pair.generator.num_ws, 16))
+    plus = build(codes=seeded_normal(3, pair.generator.num_ws, 16))
     assert plus.draw(pair, 5, 0, torch.Generator().manual_seed(0)).w.shape == (5, pair.generator.num_ws, 16)
 
 
 def test_reconstruction_is_of_the_image_a_code_came_from(build, pair, features):
     """With the codes of known pictures the perceptual distance is 0, and grows with any other training image."""
-    codes = rand(3, 16, seed=8) * 0.5
+    codes = seeded_normal(3, 16, seed=8) * 0.5
     drawn = pair.generator.synthesis(codes[:, None].expand(-1, pair.generator.num_ws, -1)).detach()
     options = {"adversarial_weight": 0.0, "reconstruction_weight": 2.0, "mix_probability": 0.0, "code_sigma": 0.0}
     objective = build(codes=codes, **{**OFF, **options})
@@ -149,7 +146,7 @@ def test_distillation_is_zero_at_the_source_and_uses_real_and_fake(build, pair, 
     assert objective.discriminator_losses(batch)["distillation"].item() == pytest.approx(0, abs=1e-10)
     with torch.no_grad():
         for p in objective.discriminator.parameters():
-            p.add_(0.05 * rand(*p.shape, seed=p.numel()))
+            p.add_(0.05 * seeded_normal(*p.shape, seed=p.numel()))
     whole = objective.discriminator_losses(batch)["distillation"]
     sides = [objective._distil(batch.real, batch.real_features), objective._distil(batch.fake, batch.fake_features)]
     assert min(map(float, sides)) > 1e-6
@@ -166,11 +163,11 @@ def test_distillation_is_zero_at_the_source_and_uses_real_and_fake(build, pair, 
 
 def test_distillation_equals_its_formula():
     wanted, got = (
-        {"a": rand(2, 3, 4, 4), "b": rand(2, 2, 2, 2, seed=1)},
-        {"a": rand(2, 3, 4, 4, seed=2), "b": rand(2, 2, 2, 2, seed=3)},
+        {"a": seeded_normal(2, 3, 4, 4), "b": seeded_normal(2, 2, 2, 2, seed=1)},
+        {"a": seeded_normal(2, 3, 4, 4, seed=2), "b": seeded_normal(2, 2, 2, 2, seed=3)},
     )
     phi = {"a": identity_convolution(3), "b": identity_convolution(2)}
-    logits = [rand(2, 5, seed=4)], [rand(2, 5, seed=5)]
+    logits = [seeded_normal(2, 5, seed=4)], [seeded_normal(2, 5, seed=5)]
     levels = sum(((got[k] - wanted[k]) ** 2).mean() / (wanted[k] ** 2).mean() for k in wanted)
     want = levels + 0.1 * ((logits[1][0] - logits[0][0]) ** 2).mean()
     torch.testing.assert_close(distillation_loss(wanted, logits[0], got, logits[1], phi), want)
@@ -178,7 +175,7 @@ def test_distillation_equals_its_formula():
 
 def test_what_it_needs(build, features):
     with pytest.raises(ValueError, match="no projected discriminator to distil from; use .*weight=0") as error:
-        D3TObjective(D3TConfig.abstract(), REAL, codes=rand(3, 16), w_std=rand(16), features=features)
+        D3TObjective(D3TConfig.abstract(), REAL, codes=seeded_normal(3, 16), w_std=seeded_normal(16), features=features)
     with pytest.raises(ValueError, match="starts from projected training images: pass codes and w_std"):
         D3TObjective(replace(D3TConfig.abstract(), distillation_weight=0.0), REAL, features=features)
     assert (Path(__file__).parents[2] / re.search(r"with (training/\S+)", str(error.value))[1]).is_file()
@@ -200,16 +197,16 @@ def test_the_source_of_the_distillation_is_where_the_discriminator_is(build, dis
     assert not objective._source[0].training and not any(p.requires_grad for p in objective._source[0].parameters())
     heads = ProjectedDiscriminator.for_images(REAL, features, D3TObjective.HEADS).to("meta")
     judges = {"discriminator": discriminator.to("meta"), "projected": heads}
-    options = {"codes": rand(3, 16), "w_std": rand(16), "features": features}
+    options = {"codes": seeded_normal(3, 16), "w_std": seeded_normal(16), "features": features}
     elsewhere = D3TObjective(getattr(D3TConfig, preset)(), REAL, **judges, **options)
     want = {name: phi.weight.shape for name, phi in objective.adapters.items()}
     assert {name: phi.weight.shape for name, phi in elsewhere.adapters.items()} == want
 
 
 def test_other_codes_are_another_run(build):
-    first, same, other = build(), build(), build(codes=rand(3, 16, seed=9))
+    first, same, other = build(), build(), build(codes=seeded_normal(3, 16, seed=9))
     assert first.settings() == same.settings() != other.settings()
-    assert build(**OFF).settings() == build(**OFF, codes=rand(3, 16, seed=9)).settings()  # used by no term
+    assert build(**OFF).settings() == build(**OFF, codes=seeded_normal(3, 16, seed=9)).settings()  # used by no term
 
 
 # -------------------------------------------------------------------------------------------------------------- the run

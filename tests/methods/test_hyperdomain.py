@@ -11,7 +11,7 @@ from helpers.saved_models import tiny_clip
 
 from fewshot_gan import metrics
 from fewshot_gan.adapters import AdapterBank, DomainHyperNetwork, DomainVectorAdapter, LeFTAdapter
-from fewshot_gan.features.encoders import FeatureEncoder, load_encoder, templated
+from fewshot_gan.features.encoders import load_encoder, templated
 from fewshot_gan.inversion import PerceptualDistance
 from fewshot_gan.methods import hyperdomain as hd
 from fewshot_gan.methods.hyperdomain import HyperDomainConfig, HyperDomainObjective, HyperNetworkObjective
@@ -45,11 +45,6 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="module")
 def second_clip(tmp_path_factory):
     return load_encoder(str(tiny_clip(tmp_path_factory.mktemp("clip"), seed=1, dim=16)))
-
-
-@pytest.fixture
-def eyes(features):
-    return FeatureEncoder(features)
 
 
 # -------------------------------------------------------------------------------------------------------------- losses

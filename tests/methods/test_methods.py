@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.tensors import seeded_normal
 from torch.nn import functional as F
 
 from fewshot_gan.adapters import AdapterBank, LeFTAdapter
@@ -34,10 +35,6 @@ from fewshot_gan.methods.statistics import (
 from fewshot_gan.models.projected import ProjectedDiscriminator
 
 
-def rand(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def random_state(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -58,7 +55,7 @@ def test_adversarial_losses_at_known_points():
 
 
 def test_r1_of_a_linear_discriminator():
-    a, x = rand(3, 4, 4), rand(5, 3, 4, 4, seed=1)
+    a, x = seeded_normal(3, 4, 4), seeded_normal(5, 3, 4, 4, seed=1)
     got = r1_penalty(lambda x: (x * a).sum((1, 2, 3)), x, weight=3.0)
     torch.testing.assert_close(got, 1.5 * a.square().sum())
     half = r1_penalty(lambda x: (x.square() / 2).sum((1, 2, 3)), x, weight=2.0)  # the gradient is x itself
@@ -67,7 +64,7 @@ def test_r1_of_a_linear_discriminator():
 
 
 def test_r1_reaches_the_discriminators_weights(discriminator):
-    r1_penalty(discriminator, rand(2, 3, 32, 32)).backward()
+    r1_penalty(discriminator, seeded_normal(2, 3, 32, 32)).backward()
     gradients = [p.grad for n, p in discriminator.named_parameters() if n.endswith("weight")]
     assert all(g is not None and torch.isfinite(g).all() for g in gradients)
     assert any(g.abs().max() > 0 for g in gradients)
@@ -92,10 +89,10 @@ def mode_seeking_by_loops(z, w, images, features, clusters):
 @pytest.fixture
 def samples():
     return (
-        rand(6, 8),
-        rand(6, 5, seed=1),
-        rand(6, 3, 8, 8, seed=2),
-        [rand(6, 4, 4, 4, seed=3), rand(6, 2, 8, 8, seed=4)],
+        seeded_normal(6, 8),
+        seeded_normal(6, 5, seed=1),
+        seeded_normal(6, 3, 8, 8, seed=2),
+        [seeded_normal(6, 4, 4, 4, seed=3), seeded_normal(6, 2, 8, 8, seed=4)],
     )
 
 
@@ -127,7 +124,7 @@ def test_mode_seeking_prefers_spread(samples):
 
 
 def test_clusters_are_the_nearest_by_angle():
-    references, images = rand(4, 7), rand(9, 7, seed=1)
+    references, images = seeded_normal(4, 7), seeded_normal(9, 7, seed=1)
     want = [max(range(4), key=lambda k: float(F.cosine_similarity(x, references[k], dim=0))) for x in images]
     assert assign_clusters(images * 5, references).tolist() == want
 
@@ -152,19 +149,19 @@ def test_anchors():
 
 def test_patch_head_is_an_equalised_convolution():
     torch.manual_seed(0)
-    head, x = PatchHead(6), rand(2, 6, 5, 5)
+    head, x = PatchHead(6), seeded_normal(2, 6, 5, 5)
     want = F.conv2d(x, head.weight / math.sqrt(54), padding=1).reshape(2, 25)
     torch.testing.assert_close(head(x), want)
 
 
 def test_path_length_of_a_linear_generator():
     """x = Σ_l A_l w_l, so that Jᵀy has the rows A_lᵀ y."""
-    a, decay = rand(4, 3 * 8 * 8, 5), 0.25  # [L, pixels, D]
-    ws = rand(2, 4, 5, seed=1).requires_grad_(True)
+    a, decay = seeded_normal(4, 3 * 8 * 8, 5), 0.25  # [L, pixels, D]
+    ws = seeded_normal(2, 4, 5, seed=1).requires_grad_(True)
     module = PathLength(decay)
     images = torch.einsum("lpd,bld->bp", a, ws).reshape(2, 3, 8, 8)
     got = module(images, ws, random_state(7))
-    y = rand(2, 3, 8, 8, seed=7).flatten(1) / 8
+    y = seeded_normal(2, 3, 8, 8, seed=7).flatten(1) / 8
     lengths = torch.einsum("lpd,bp->bld", a, y).square().sum(2).mean(1).sqrt()
     torch.testing.assert_close(module.mean, decay * lengths.mean())
     torch.testing.assert_close(got, (lengths - module.mean).square().mean())
@@ -181,7 +178,10 @@ def wasserstein(a, b):
 
 @pytest.mark.parametrize("distance", [moment_distance, wasserstein, content_distance, colour_distance])
 def test_distances_are_zero_on_equal_input_and_teach_the_fake_side_alone(distance):
-    x, y = rand(3, 3, 8, 8), 2 * rand(3, 3, 8, 8, seed=1) + torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
+    x, y = (
+        seeded_normal(3, 3, 8, 8),
+        2 * seeded_normal(3, 3, 8, 8, seed=1) + torch.tensor([1.0, 2.0, 3.0])[None, :, None, None],
+    )
     assert float(distance(x, x.clone())) == pytest.approx(0, abs=1e-6)
     fake, real = x.clone().requires_grad_(True), y.clone().requires_grad_(True)
     loss = distance(fake, real)
@@ -194,7 +194,7 @@ def test_distances_are_zero_on_equal_input_and_teach_the_fake_side_alone(distanc
 
 
 def test_moment_distance_is_relative():
-    real = rand(4, 5, 8, 8) + 3
+    real = seeded_normal(4, 5, 8, 8) + 3
     assert float(moment_distance(2 * real, real)) == pytest.approx(2, rel=1e-5)  # means and deviations both double
     assert float(moment_distance(20 * real, 10 * real)) == pytest.approx(2, rel=1e-5)
     shift = torch.arange(5.0)[None, :, None, None]
@@ -203,7 +203,7 @@ def test_moment_distance_is_relative():
 
 
 def test_colour_distance_sees_saturation():
-    grey = rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
+    grey = seeded_normal(2, 1, 8, 8).expand(-1, 3, -1, -1)
     tint = grey + torch.tensor([0.3, 0.0, -0.3])[None, :, None, None]
     chroma = math.sqrt((0.3**2 + 0.3**2) / 3) - 1e-4  # grey counts as √1e-8
     want = 0.2 + 0 + chroma
@@ -211,7 +211,7 @@ def test_colour_distance_sees_saturation():
 
 
 def test_sliced_wasserstein_ignores_positions():
-    fake, real = rand(2, 6, 8, 8), rand(2, 6, 8, 8, seed=1)
+    fake, real = seeded_normal(2, 6, 8, 8), seeded_normal(2, 6, 8, 8, seed=1)
     order = torch.randperm(64, generator=random_state(3))
     shuffled = fake.flatten(2)[:, :, order].reshape(fake.shape).flip(0)
     torch.testing.assert_close(wasserstein(shuffled, real), wasserstein(fake, real))
@@ -221,20 +221,20 @@ def test_sliced_wasserstein_ignores_positions():
 
 
 def test_content_is_layout_whatever_gain_offset_or_rotation_of_the_channels():
-    x = rand(2, 5, 8, 8)
-    rotation = torch.linalg.qr(rand(5, 5, seed=1)).Q
-    for changed in (3 * x, x + rand(1, 5, 1, 1, seed=2), torch.einsum("dc,bchw->bdhw", rotation, x)):
+    x = seeded_normal(2, 5, 8, 8)
+    rotation = torch.linalg.qr(seeded_normal(5, 5, seed=1)).Q
+    for changed in (3 * x, x + seeded_normal(1, 5, 1, 1, seed=2), torch.einsum("dc,bchw->bdhw", rotation, x)):
         torch.testing.assert_close(self_similarity(changed), self_similarity(x), rtol=0, atol=1e-5)
     stretched = x * torch.tensor([5.0, 1, 1, 1, 1])[None, :, None, None]  # a gain per channel changes angles
     assert content_distance(stretched, x) > 0.01
     assert content_distance(x.flip(3), x) > 0.01
     s = self_similarity(x)
     torch.testing.assert_close(s.diagonal(dim1=1, dim2=2), torch.ones(2, 64))
-    assert self_similarity(rand(1, 4, 40, 40)).shape == (1, 256, 256)
+    assert self_similarity(seeded_normal(1, 4, 40, 40)).shape == (1, 256, 256)
 
 
 def test_structure_ignores_brightness_and_contrast_but_not_where_lines_are():
-    x = rand(2, 3, 32, 32)
+    x = seeded_normal(2, 3, 32, 32)
     assert float(structure_distance(0.5 * x + 0.2, x)) == pytest.approx(0, abs=1e-4)  # eps under the edge's root
     assert float(structure_distance(-x, x)) == pytest.approx(1, abs=1e-4)  # light inverted (½·2), lines in place
     moved = structure_distance(x.roll(5, 3).requires_grad_(True), x)
@@ -251,7 +251,7 @@ def test_projected_discriminator_shapes_and_calibration():
     widths, convs = {0: 4, 3: 6}, {0: 2, 3: 1}
     torch.manual_seed(0)
     d = ProjectedDiscriminator(widths, convs, seed=1).eval()  # eval: power iterations stand still
-    x = {0: rand(2, 4, 16, 16), 3: rand(2, 6, 8, 8, seed=1)}
+    x = {0: seeded_normal(2, 4, 16, 16), 3: seeded_normal(2, 6, 8, 8, seed=1)}
     assert [tuple(y.shape) for y in d(x)] == [(2, 4, 4), (2, 4, 4)]
     want = d({k: v / v.std() for k, v in x.items()})
     d.calibrate(x)
@@ -265,7 +265,7 @@ def test_projected_discriminator_shapes_and_calibration():
 # ------------------------------------------------------------------------------------------------------------ objective
 
 
-REAL = (rand(4, 3, 32, 32, seed=9) * 0.3).clamp(-1, 1)
+REAL = (seeded_normal(4, 3, 32, 32, seed=9) * 0.3).clamp(-1, 1)
 
 
 def build(config, features, discriminator=None, cls=LFSObjective, **options):
@@ -350,7 +350,10 @@ def test_free_latents_are_mixed_and_anchors_are_not(features, discriminator, pai
 
 
 def test_relation_loss_equals_loops():
-    source, target = [rand(4, 3, 5, 5), rand(4, 2, 2, 2, seed=1)], [rand(4, 3, 5, 5, seed=2), rand(4, 2, 2, 2, seed=3)]
+    source, target = (
+        [seeded_normal(4, 3, 5, 5), seeded_normal(4, 2, 2, 2, seed=1)],
+        [seeded_normal(4, 3, 5, 5, seed=2), seeded_normal(4, 2, 2, 2, seed=3)],
+    )
 
     def row(x, i):
         others = [j for j in range(4) if j != i]

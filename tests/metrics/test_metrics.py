@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tensors import random_pictures
 from torch import nn
 
 from fewshot_gan import metrics
@@ -13,10 +14,6 @@ from fewshot_gan.features import FeatureNetwork
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def pictures(batch, size=16, seed=0):
-    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def test_psnr_is_the_mean_of_per_image_values_on_clamped_images():
@@ -69,7 +66,7 @@ def test_kernel_distance_equals_a_double_loop():
 
 
 def test_plain_features_do_not_depend_on_the_batch_and_sum_to_one_per_histogram():
-    x = pictures(5)
+    x = random_pictures(5)
     together, apart = metrics.plain_features(x), metrics.plain_features(x, batch_size=2)
     assert together.shape == (5, 362) and torch.equal(together, apart)
     raw = together / metrics.PLAIN_GAIN
@@ -86,7 +83,7 @@ def test_plain_features_do_not_depend_on_the_batch_and_sum_to_one_per_histogram(
 
 
 def test_plain_features_of_grey_images_do_not_jump_with_rounding():
-    grey = pictures(1)[:, :1].expand(-1, 3, -1, -1)
+    grey = random_pictures(1)[:, :1].expand(-1, 3, -1, -1)
     noisy = grey + 1e-6 * torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)
     chroma = slice(48, 48 + 34)
     assert torch.equal(metrics.plain_features(grey)[:, chroma], metrics.plain_features(noisy)[:, chroma])
@@ -96,7 +93,7 @@ def test_sobel_of_a_ramp_and_correlations_of_known_pairs():
     ramp = torch.arange(6.0).view(1, 1, 1, 6).expand(1, 1, 5, 6)
     gx, gy = metrics.sobel(ramp)
     assert torch.equal(gx[..., 1:-1], torch.ones(1, 1, 5, 4)) and torch.equal(gy, torch.zeros(1, 1, 5, 6))
-    x = pictures(3, 32)
+    x = random_pictures(3, 32)
     inverted = metrics.paired_correlations(x, -x, size=32)
     # negation flips luminance and keeps gradient magnitude; float32 luminance is exact to 1e-7
     assert inverted["luminance"] == pytest.approx(-1, abs=1e-6) and inverted["edge"] == pytest.approx(1, abs=1e-6)
@@ -106,7 +103,7 @@ def test_sobel_of_a_ramp_and_correlations_of_known_pairs():
 
 
 def test_luminance_correlation_equals_corrcoef_per_image():
-    a, b = pictures(2, 8), pictures(2, 8, seed=1)
+    a, b = random_pictures(2, 8), random_pictures(2, 8, seed=1)
     greys = [metrics.luminance(x).flatten(1).double() for x in (a, b)]
     expected = sum(torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in zip(*greys, strict=True)) / 2
     assert metrics.paired_correlations(a, b, size=8)["luminance"] == pytest.approx(expected, abs=1e-9)  # both float64
@@ -134,7 +131,7 @@ def brute_force_distance(a, b, network, size):
 
 
 def test_spatial_distance_equals_the_mean_over_all_pairs():
-    x, network = pictures(5), ToyFeatures()
+    x, network = random_pictures(5), ToyFeatures()
     with torch.no_grad():
         loop = torch.tensor([[brute_force_distance(a, b, network, 16) for a in x] for b in x])
     matrix = metrics.pairwise_distances(metrics.spatial_embedding(x, network, 16, batch_size=2))
@@ -144,7 +141,7 @@ def test_spatial_distance_equals_the_mean_over_all_pairs():
 
 
 def test_spatial_distance_notices_a_collapse():
-    x, network = pictures(1).expand(4, -1, -1, -1), ToyFeatures()
+    x, network = random_pictures(1).expand(4, -1, -1, -1), ToyFeatures()
     assert metrics.spatial_distance(x, network, 16) < 1e-10  # the rows agree up to float32 rounding, squared
     with pytest.raises(ValueError, match="no pair"):
         metrics.spatial_distance(x[:1], network)

@@ -31,7 +31,7 @@ FIR = setup_filter([1, 3, 3, 1])
 MODES = {"plain": {}, "up": {"up": 2}, "down": {"down": 2}}
 
 
-def rand(*shape, seed=0, grad=False):
+def double_normal(*shape, seed=0, grad=False):
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return x.requires_grad_(grad)
 
@@ -84,10 +84,12 @@ def as_rows(weight):
 
 
 def make_case(weights, scales, dtype=torch.float64, b=3, i=4, o=5, size=6, grad=False):
-    x = rand(b, i, size, size, seed=1)
-    weight = rand(*([b] if weights == "per_sample" else []), o, i, 3, 3, seed=2)
-    styles = rand(b, i, seed=3) + 1
-    scale = {None: None, "layer": 1 + 0.5 * rand(i, seed=4), "sample": 1 + 0.5 * rand(b, i, seed=4)}[scales]
+    x = double_normal(b, i, size, size, seed=1)
+    weight = double_normal(*([b] if weights == "per_sample" else []), o, i, 3, 3, seed=2)
+    styles = double_normal(b, i, seed=3) + 1
+    scale = {None: None, "layer": 1 + 0.5 * double_normal(i, seed=4), "sample": 1 + 0.5 * double_normal(b, i, seed=4)}[
+        scales
+    ]
     return [t if t is None else t.to(dtype).requires_grad_(grad) for t in (x, weight, styles, scale)]
 
 
@@ -118,7 +120,7 @@ def test_modulated_conv_derivatives(mode, weights, demodulate, scales):
 @pytest.mark.parametrize("mode", MODES)
 def test_output_scale_and_the_weight_of_the_norm(mode):
     x, weight, styles, _ = make_case("shared", None, b=4)
-    gain, scale = 1 + 0.5 * rand(5, 4, 1, 1, seed=5), 1 + 0.5 * rand(4, 5, seed=6)
+    gain, scale = 1 + 0.5 * double_normal(5, 4, 1, 1, seed=5), 1 + 0.5 * double_normal(4, 5, seed=6)
     kwargs = {"resample_filter": FIR, **MODES[mode]}
     modulated = weight * styles[:, None, :, None, None]  # [B, O, I, k, k]
     norm = (modulated.square().sum((2, 3, 4), keepdim=True) + 1e-8).sqrt()
@@ -151,7 +153,7 @@ def test_unmodulated_conv_is_a_convolution(mode):
 
 
 def test_pointwise_down_filters_before_striding():
-    x, weight = rand(2, 3, 8, 8), rand(4, 3, 1, 1, seed=1)
+    x, weight = double_normal(2, 3, 8, 8), double_normal(4, 3, 1, 1, seed=1)
     got = modulated_conv2d(x, weight, demodulate=False, down=2, resample_filter=FIR)
     torch.testing.assert_close(got, F.conv2d(blurred(x, (1, 1, 1, 1)), weight, stride=2), atol=1e-12, rtol=0)
 
@@ -215,7 +217,7 @@ UPFIRDN = [
 @pytest.mark.parametrize("up,down,padding", UPFIRDN)
 @pytest.mark.parametrize("flip", [False, True])
 def test_upfirdn2d_equals_its_definition(up, down, padding, flip):
-    x, f = rand(2, 3, 6, 5), rand(4, 3, seed=1)
+    x, f = double_normal(2, 3, 6, 5), double_normal(4, 3, seed=1)
     got = upfirdn2d(x, f, up=up, down=down, padding=padding, flip_filter=flip, gain=1.5)
     left, right, top, bottom = (padding,) * 4 if isinstance(padding, int) else padding
     height, width = 6 * up + top + bottom, 5 * up + left + right
@@ -239,7 +241,7 @@ def test_upfirdn2d_equals_its_definition(up, down, padding, flip):
 
 @pytest.mark.parametrize("up,down,padding", UPFIRDN)
 def test_upfirdn2d_derivatives(up, down, padding):
-    x, f = rand(1, 2, 4, 4, grad=True), rand(3, 3, seed=1)
+    x, f = double_normal(1, 2, 4, 4, grad=True), double_normal(3, 3, seed=1)
     assert gradcheck(lambda t: upfirdn2d(t, f, up=up, down=down, padding=padding), x)
     assert gradgradcheck(lambda t: upfirdn2d(t, f, up=up, down=down, padding=padding), x)
 
@@ -247,7 +249,7 @@ def test_upfirdn2d_derivatives(up, down, padding):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_upsampling_in_lower_precision(dtype, layout):
-    x = rand(2, 3, 6, 5).to(dtype).contiguous(memory_format=layout)
+    x = double_normal(2, 3, 6, 5).to(dtype).contiguous(memory_format=layout)
     got = upsample2d(x, FIR)
     assert got.dtype == dtype and got.is_contiguous(memory_format=layout)
     want = blurred(zero_stuffed(x.double()), (2, 1, 2, 1), 4)
@@ -273,7 +275,7 @@ def test_filter_is_normalised_and_exact_in_half_precision():
 @pytest.mark.parametrize("activation", ["linear", "lrelu", "relu"])
 @pytest.mark.parametrize("clamp", [None, 0.8])
 def test_bias_act_value_and_derivatives(activation, clamp):
-    x, bias = rand(2, 3, 4, grad=True), rand(3, seed=1, grad=True)
+    x, bias = double_normal(2, 3, 4, grad=True), double_normal(3, seed=1, grad=True)
     got = bias_act(x, bias, activation=activation, clamp=clamp)
     y = x + bias[None, :, None]
     slope = {"linear": 1.0, "lrelu": 0.2, "relu": 0.0}[activation]
@@ -289,11 +291,11 @@ def test_bias_act_value_and_derivatives(activation, clamp):
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("scaled", [None, (3,), (2, 3)])
 def test_bias_act_scales_adds_noise_and_may_write_into_what_it_is_given(activation, per_sample, scaled):
-    x, bias = rand(2, 3, 4, 4, grad=True), rand(3, seed=1, grad=True)
-    noise = rand(*((2, 1) if per_sample else ()), 4, 4, seed=2, grad=True)
-    strength = rand(*((2,) if per_sample else ()), seed=3, grad=True)
+    x, bias = double_normal(2, 3, 4, 4, grad=True), double_normal(3, seed=1, grad=True)
+    noise = double_normal(*((2, 1) if per_sample else ()), 4, 4, seed=2, grad=True)
+    strength = double_normal(*((2,) if per_sample else ()), seed=3, grad=True)
     options = {"activation": activation, "gain": 1.3, "clamp": 1.5}
-    scale = rand(*(scaled or (1, 3)), seed=4, grad=True)
+    scale = double_normal(*(scaled or (1, 3)), seed=4, grad=True)
     want = x * scale[..., None, None] if scaled else x
     want = bias_act(want + strength.reshape(-1, 1, 1, 1) * noise + bias[:, None, None], **options)
 
@@ -316,14 +318,14 @@ def test_bias_act_scales_adds_noise_and_may_write_into_what_it_is_given(activati
 
 
 def test_bias_act_alone_gives_back_what_it_was_given():
-    x = rand(2, 3)
+    x = double_normal(2, 3)
     assert bias_act(x) is x  # nothing to do: no copy either
     assert torch.equal(bias_act(x, clamp=0.1), x.clip(-0.1, 0.1)) and x.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("size, padding", [((4, 4), 1), ((2, 3), 2), ((3, 3), 0), ((5, 4), 1), ((6, 6), 0)])
 def test_convolution_of_small_maps(size, padding):
-    x, weight = rand(2, 3, *size, grad=True), rand(5, 3, 3, 3, seed=1, grad=True)
+    x, weight = double_normal(2, 3, *size, grad=True), double_normal(5, 3, 3, 3, seed=1, grad=True)
     want = F.conv2d(x, weight, padding=padding)  # products of small maps, the library's own convolution of larger ones
     torch.testing.assert_close(conv2d(x, weight, padding), want, atol=1e-13, rtol=0)
     assert gradcheck(lambda x, w: conv2d(x, w, padding), (x, weight))
@@ -337,7 +339,7 @@ def test_convolution_of_small_maps(size, padding):
 
 
 def test_convolution_of_small_maps_in_half_precision():
-    x, weight = rand(3, 8, 4, 4).bfloat16(), rand(5, 8, 3, 3, seed=1).bfloat16()
+    x, weight = double_normal(3, 8, 4, 4).bfloat16(), double_normal(5, 8, 3, 3, seed=1).bfloat16()
     want = F.conv2d(x.double(), weight.double(), padding=1)
     torch.testing.assert_close(conv2d(x, weight, 1).double(), want, atol=0.01, rtol=2**-8)
 
@@ -358,9 +360,9 @@ def vectors(monkeypatch):
 
 @pytest.mark.parametrize("dtype, batch, inputs, outputs, size, error", WINOGRAD)
 def test_winograd_is_the_convolution(vectors, dtype, batch, inputs, outputs, size, error):
-    x = rand(batch, inputs, *size).to(dtype)
-    weight = nn.Parameter(rand(outputs, inputs, 3, 3, seed=1).to(dtype) / 30, requires_grad=False)
-    scale = rand(batch, inputs, seed=2).to(dtype)
+    x = double_normal(batch, inputs, *size).to(dtype)
+    weight = nn.Parameter(double_normal(outputs, inputs, 3, 3, seed=1).to(dtype) / 30, requires_grad=False)
+    scale = double_normal(batch, inputs, seed=2).to(dtype)
     want = F.conv2d((x * scale[..., None, None]).double(), weight.double(), padding=1)
     with mock.patch.object(conv, "winograd_conv2d", side_effect=winograd.winograd_conv2d) as used:
         got = conv2d(x, weight, 1, scale=scale)
@@ -372,7 +374,7 @@ def test_winograd_is_the_convolution(vectors, dtype, batch, inputs, outputs, siz
 
 
 def frozen(*shape, seed=0):
-    return nn.Parameter(rand(*shape, seed=seed).float(), requires_grad=False)
+    return nn.Parameter(double_normal(*shape, seed=seed).float(), requires_grad=False)
 
 
 KEEPS = [  # what convolves with a weight [128, 128, 3, 3], and what it keeps of the weight
@@ -386,7 +388,7 @@ KEEPS = [  # what convolves with a weight [128, 128, 3, 3], and what it keeps of
 
 @pytest.mark.parametrize("convolve, make", KEEPS)
 def test_what_is_made_of_a_parameter_is_kept_until_it_changes(convolve, make):
-    x, parameter = rand(1, 128, 32, 32).float(), frozen(128, 128, 3, 3, seed=1)
+    x, parameter = double_normal(1, 128, 32, 32).float(), frozen(128, 128, 3, 3, seed=1)
     first = convolve(x, parameter)
     made = weight_cache._derived[parameter][1][make]
     assert convolve(x, parameter).equal(first) and weight_cache._derived[parameter][1][make] is made
@@ -399,7 +401,7 @@ def test_what_is_made_of_a_parameter_is_kept_until_it_changes(convolve, make):
 @pytest.mark.parametrize("convolve, make", KEEPS)
 def test_what_was_made_of_a_weight_goes_with_it(convolve, make):
     parameter = frozen(128, 128, 3, 3)
-    convolve(rand(1, 128, 16, 16).float(), parameter)
+    convolve(double_normal(1, 128, 16, 16).float(), parameter)
     made = weakref.ref(weight_cache._derived[parameter][1][make])
     del parameter
     assert made() is None
@@ -407,7 +409,7 @@ def test_what_was_made_of_a_weight_goes_with_it(convolve, make):
 
 @pytest.mark.parametrize("convolve, make", KEEPS)
 def test_what_inference_mode_made_is_not_followed_by_autograd(convolve, make):
-    x, parameter = rand(1, 128, 16, 16).float(), frozen(128, 128, 3, 3, seed=1)
+    x, parameter = double_normal(1, 128, 16, 16).float(), frozen(128, 128, 3, 3, seed=1)
     with torch.inference_mode():
         want = convolve(x, parameter)
     got = convolve(x.requires_grad_(), parameter)
@@ -416,7 +418,7 @@ def test_what_inference_mode_made_is_not_followed_by_autograd(convolve, make):
 
 
 def test_an_empty_batch_and_another_default_device():
-    x, weight = rand(2, 128, 16, 16).float(), frozen(128, 128, 3, 3, seed=1)
+    x, weight = double_normal(2, 128, 16, 16).float(), frozen(128, 128, 3, 3, seed=1)
     assert conv2d(x[:0, :, :4, :4].bfloat16(), weight.bfloat16(), 1).shape == (0, 128, 4, 4)
     assert conv2d(x[:0], weight, 1).shape == (0, 128, 16, 16)
     with torch.device("meta"):
@@ -427,7 +429,7 @@ def test_an_empty_batch_and_another_default_device():
 @pytest.mark.parametrize("convolve, make", KEEPS)
 def test_nothing_is_kept_of_a_weight_in_training(convolve, make):
     parameter = frozen(128, 128, 3, 3).requires_grad_()
-    convolve(rand(1, 128, 16, 16).float(), parameter).sum().backward()
+    convolve(double_normal(1, 128, 16, 16).float(), parameter).sum().backward()
     assert parameter not in weight_cache._derived
 
 
@@ -450,7 +452,11 @@ def test_nothing_is_kept_of_a_weight_in_training(convolve, make):
     ],
 )
 def test_winograd_is_left_out(case, monkeypatch, request):
-    x, weight, options = rand(4, 128, 16, 16).float(), rand(128, 128, 3, 3, seed=1).float(), {"padding": 1}
+    x, weight, options = (
+        double_normal(4, 128, 16, 16).float(),
+        double_normal(128, 128, 3, 3, seed=1).float(),
+        {"padding": 1},
+    )
     if case == "followed":
         weight.requires_grad_()
     elif case in ("double", "half"):
@@ -458,7 +464,7 @@ def test_winograd_is_left_out(case, monkeypatch, request):
     elif case == "scale followed":
         options["scale"] = torch.ones(128, requires_grad=True)
     elif case in ("matrix tiles", "no vectors"):
-        x, weight = rand(4, 256, 16, 16).bfloat16(), rand(256, 256, 3, 3, seed=1).bfloat16()
+        x, weight = double_normal(4, 256, 16, 16).bfloat16(), double_normal(256, 256, 3, 3, seed=1).bfloat16()
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: case == "matrix tiles")
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: case == "matrix tiles")
         winograd._has_bf16_vectors.cache_clear()
@@ -470,7 +476,7 @@ def test_winograd_is_left_out(case, monkeypatch, request):
     elif case == "odd":
         x = x[..., :15]
     elif case == "5x5":
-        weight, options = rand(128, 128, 5, 5).float(), {"padding": 2}
+        weight, options = double_normal(128, 128, 5, 5).float(), {"padding": 2}
     elif case == "no padding":
         options = {"padding": 0}
     elif case == "grouped":
@@ -485,8 +491,8 @@ def test_winograd_is_left_out(case, monkeypatch, request):
 
 
 def test_modulated_convolution_of_several_looks_by_winograd():
-    x, styles = rand(3, 128, 16, 16).float(), rand(3, 128, seed=1).float()
-    weights = [nn.Parameter(rand(128, 128, 3, 3, seed=s).float(), requires_grad=False) for s in (2, 3)]
+    x, styles = double_normal(3, 128, 16, 16).float(), double_normal(3, 128, seed=1).float()
+    weights = [nn.Parameter(double_normal(128, 128, 3, 3, seed=s).float(), requires_grad=False) for s in (2, 3)]
     with mock.patch.object(conv, "winograd_conv2d", side_effect=winograd.winograd_conv2d) as used:
         got = modulated_conv2d(x, RowWeights(tuple(weights), (1, 2)), styles)
     assert used.call_count == 2
@@ -497,8 +503,11 @@ def test_modulated_convolution_of_several_looks_by_winograd():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_scale_of_a_pointwise_convolution_is_on_its_weight(layout):
-    x, weight = rand(2, 6, 5, 3).contiguous(memory_format=layout).requires_grad_(), rand(3, 6, 1, 1, seed=1, grad=True)
-    styles = rand(2, 6, seed=2, grad=True)
+    x, weight = (
+        double_normal(2, 6, 5, 3).contiguous(memory_format=layout).requires_grad_(),
+        double_normal(3, 6, 1, 1, seed=1, grad=True),
+    )
+    styles = double_normal(2, 6, seed=2, grad=True)
     want = F.conv2d(x * styles[..., None, None], weight)
     got = modulated_conv2d(x, weight, styles, demodulate=False)
     torch.testing.assert_close(got, want, atol=1e-13, rtol=0)
@@ -518,8 +527,8 @@ def test_bias_act_names_what_is_wrong():
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_inverse_haar_is_the_transposed_orthonormal_transform(scaled):
-    c, x = 2, rand(2, 8, 3, 5, grad=True)
-    scale = rand(2, 8, seed=1, grad=True) if scaled else None
+    c, x = 2, double_normal(2, 8, 3, 5, grad=True)
+    scale = double_normal(2, 8, seed=1, grad=True) if scaled else None
     y = x * scale[:, :, None, None] if scaled else x
     want = torch.zeros(2, c, 6, 10, dtype=torch.float64)
     for i in range(c):
