@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from conftest import tiny_mobile
+from helpers.networks import tiny_mobile
 from safetensors.torch import load_file
 
 from fewshot_gan.pipeline import FewShotGAN
