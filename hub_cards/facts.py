@@ -160,7 +160,7 @@ REPOS = {
         numbers=(
             "There is no report, because it would need the FFHQ photographs, which were not available. A test checks "
             "that the converted network draws what the OpenVINO graph draws, to 5e-4 where colours range over 2, on "
-            f"four latents: `FEWSHOT_GAN_WHEEL={WHEEL} python -m pytest -m slow tests/test_assets.py` in the "
+            f"four latents: `FEWSHOT_GAN_WHEEL={WHEEL} python -m pytest -m slow tests/hub/test_assets.py` in the "
             "repository of fewshot_gan.",
             "Time: 0.16 s a picture on two CPU cores, batch 1; OpenVINO takes 0.17 s there.",
         ),
@@ -240,7 +240,7 @@ REPOS = {
         numbers=(
             "Not measured: these kernels have not run on a GPU yet. Values, first and second derivatives are compared "
             "with plain torch in Triton's interpreter on a CPU: `TRITON_INTERPRET=1 python -m pytest "
-            "tests/test_kernels.py` in the repository of fewshot_gan.",
+            "tests/ops/test_kernels.py` in the repository of fewshot_gan.",
         ),
         results="Speed",
         limits=(

@@ -1,4 +1,4 @@
-"""Tiny networks for every test: 32 px, at most 16 channels, on the CPU, with noise and biases that matter."""
+"""Fixtures of every test: tiny networks of `helpers.networks`, a base in a folder, a training script as a module."""
 
 import os
 import sys
@@ -12,80 +12,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores; tiny netwo
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in what tests start
 
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported; a kernel is used where a test asks
 
-from fewshot_gan.features import FeatureNetwork  # noqa: E402
-from fewshot_gan.models import MobileStyleGANGenerator, StyleGAN2Discriminator, StyleGAN2Generator  # noqa: E402
-
-
-def _disturb(model: nn.Module) -> nn.Module:
-    """Noise strengths, biases and the mean w away from their zero initialisation, rounded to float16."""
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name.endswith("noise.strength"):
-                p.fill_(0.25)
-            elif name.endswith("bias") and "affine" not in name:
-                p.normal_(0, 0.1)
-        if hasattr(model, "mapping"):
-            model.mapping.w_avg.normal_(0, 0.1)
-        for tensor in model.state_dict().values():
-            tensor.copy_(tensor.half().float())  # as published weights are: representable in half precision
-    return model.eval()
-
-
-def tiny_mobile(seed: int = 0, block_channels=(16, 16, 16), w_dim: int = 16) -> MobileStyleGANGenerator:
-    torch.manual_seed(seed)
-    return _disturb(MobileStyleGANGenerator(block_channels, z_dim=16, w_dim=w_dim, num_mapping_layers=2))
-
-
-def tiny_stylegan2(seed: int = 0, resolution: int = 32, w_dim: int = 16) -> StyleGAN2Generator:
-    torch.manual_seed(seed)
-    size = {"channel_base": 128, "channel_max": 12}
-    return _disturb(StyleGAN2Generator(resolution, **size, z_dim=16, w_dim=w_dim, num_mapping_layers=2))
-
-
-def tiny_discriminator(seed: int = 0, resolution: int = 32) -> StyleGAN2Discriminator:
-    torch.manual_seed(seed)
-    return _disturb(StyleGAN2Discriminator(resolution, channel_base=128, channel_max=12))
-
-
-def without_tensors(folder, name: str) -> None:
-    """Take out of a saved model of transformers the tensors with `name` in theirs."""
-    from safetensors.torch import load_file, save_file
-
-    weights = folder / "model.safetensors"
-    save_file({k: v for k, v in load_file(weights).items() if name not in k}, weights, metadata={"format": "pt"})
-
-
-class TinyFeatures(FeatureNetwork):
-    """Random frozen convolutions that answer to the block ids the objectives ask for."""
-
-    STRIDES = {0: 2, 2: 2, 4: 2, 7: 1, 10: 1, 14: 2}
-    WIDTH = 8
-
-    def __init__(self, seed: int = 0):
-        super().__init__()
-        g = torch.Generator().manual_seed(seed)
-        widths = [3, *[self.WIDTH] * len(self.STRIDES)]
-        for block, inn in zip(self.STRIDES, widths, strict=False):
-            self.register_buffer(f"w{block}", torch.randn(self.WIDTH, inn, 3, 3, generator=g) / (inn * 4.5) ** 0.5)
-
-    def forward(self, images, blocks=(0, 2, 4, 7, 10, 14), resize=None):
-        x, maps = images, {}
-        for block, stride in self.STRIDES.items():
-            x = maps[block] = F.leaky_relu(F.conv2d(x, getattr(self, f"w{block}"), stride=stride, padding=1), 0.2)
-        return [maps[b] for b in blocks]
-
-    @torch.no_grad()
-    def pooled(self, images, batch_size=32):
-        return self(images, (14,))[0].mean((2, 3))
-
-    def channels(self, blocks):
-        return [self.WIDTH for _ in blocks]
+from helpers.networks import TinyFeatures, tiny_discriminator, tiny_mobile, tiny_stylegan2  # noqa: E402
+from helpers.stylegan2_checkpoints import nvidia_writer  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +58,14 @@ def features():
 
 
 @pytest.fixture
+def eyes(features):
+    """An encoder of the tiny features."""
+    from fewshot_gan.features.encoders import FeatureEncoder
+
+    return FeatureEncoder(features)
+
+
+@pytest.fixture
 def perturbed():
     """In-place noise on an adapter's factors, so that it is no longer the identity."""
 
@@ -147,6 +87,28 @@ def base_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases") / "tiny"
     FewShotGAN(tiny_mobile(), tiny_discriminator()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def pipe(make_generator):
+    """A pipeline of each architecture."""
+    from fewshot_gan.pipeline import FewShotGAN
+
+    return FewShotGAN(make_generator())
+
+
+@pytest.fixture
+def poison():
+    """Memory that is not written to holds NaN: what reads an offloaded tensor out of its time shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def nvidia():
+    """A writer of pickles in NVIDIA's persistence format, and the dictionary that the training script writes."""
+    return nvidia_writer()
 
 
 @pytest.fixture

@@ -237,7 +237,7 @@ for line in json.loads(sys.argv[1]):
 
 def test_foreign_encodings(foreign, base_folder, pencil, tmp_path, monkeypatch):
     """What wrote or read text in the locale's encoding, with a card whose letters that lacks."""
-    from hub_server import connected
+    from helpers.hub_server import connected
 
     data = shutil.copytree(pencil, tmp_path / "data")
     style, licence = "Zeichnung „Lorelei“ → ψ ≥ 1", "Łódź, 漢字"
@@ -400,7 +400,7 @@ def test_only_commands_set_threads():
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    from hub_server import connected
+    from helpers.hub_server import connected
 
     with connected(monkeypatch, tmp_path / "cache") as hub:
         hub.commit("me/ink", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x" * 4096})

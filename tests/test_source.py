@@ -1,13 +1,14 @@
 """Rules that hold for every source file, told by their syntax trees."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = [path for part in ("src", "training", "hub_cards", "docs") for path in sorted((ROOT / part).rglob("*.py"))]
-NOT_FILES = {"Image", "tarfile", "zipfile", "archive", "os", "Build"}  # their `open` reads no text
+NOT_FILES = {"Image", "tarfile", "zipfile", "archive", "self.archive", "os", "Build"}  # their `open` reads no text
 
 
 def text_opened_without_encoding(tree: ast.AST) -> list[int]:
@@ -36,3 +37,29 @@ def test_rule_sees_what_it_forbids():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_text_files_are_utf8(path):
     assert text_opened_without_encoding(ast.parse(path.read_text("utf-8"))) == []
+
+
+def imported_tests(tree: ast.AST) -> list[str]:
+    """Names of modules `test_…` that a file imports, also in strings that are Python."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names += re.findall(r"^\s*(?:from|import) ([\w.]+)", node.value, re.MULTILINE)
+    return [name for name in names if name.rpartition(".")[2].startswith("test_") or name == "conftest"]
+
+
+def test_rule_sees_tests_that_import_tests():
+    wrong = "import test_a\nfrom convert.test_b import x\nfrom conftest import y\n"
+    wrong += "code = '''\nfrom test_c import *\n'''\n"
+    assert imported_tests(ast.parse(wrong)) == ["test_a", "convert.test_b", "conftest", "test_c"]
+    assert imported_tests(ast.parse("from helpers.networks import tiny_mobile\nimport testing\n")) == []
+
+
+def test_no_test_imports_another():
+    """What two test files share stands in `helpers`."""
+    found = {path.name: imported_tests(ast.parse(path.read_text("utf-8"))) for path in (ROOT / "tests").rglob("*.py")}
+    assert {name: names for name, names in found.items() if names and name != "test_source.py"} == {}

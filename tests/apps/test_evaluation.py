@@ -1,0 +1,208 @@
+"""Reports: their numbers are those of the metrics, the same again, and not compared across protocols."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.saved_models import tiny_clip
+from PIL import Image
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from fewshot_gan import metrics
+from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.apps import evaluation
+from fewshot_gan.cli import app
+from fewshot_gan.data.datasets import load_images
+from fewshot_gan.data.images import to_floats
+from fewshot_gan.features import load_features
+from fewshot_gan.features.encoders import load_encoder, templated
+from fewshot_gan.hub import reports as card_results
+
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("true")
+    pixels = torch.randint(256, (12, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image.numpy()).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def test_numbers_are_those_of_the_metrics(pipe, data):
+    report = evaluation.evaluate(pipe, data, num_images=10, seed=3, truncation_psi=0.8, batch_size=4)
+    images = pipe(10, seed=3, truncation_psi=0.8, output_type="pt", batch_size=4).images * 2 - 1
+    network, true = load_features(), to_floats(load_images(data, pipe.generator.resolution))
+    drawn, real = network.pooled(images), network.pooled(true)
+    found = report["results"]
+    assert found["frechet"] == pytest.approx(metrics.frechet_distance(drawn, real), rel=1e-5)
+    assert found["kid"] == pytest.approx(metrics.kernel_distance(drawn, real), rel=1e-5)
+    prdc = metrics.precision_recall(real, drawn, 3)
+    assert {name: found[name] for name in prdc} == pytest.approx(prdc, abs=1e-9)
+    assert found["diversity"] == pytest.approx(metrics.spatial_distance(images, network), rel=1e-5)
+    codes, references = (metrics.spatial_embedding(x, network) for x in (images, true))
+    clusters = metrics.pairwise_distances(codes, references), metrics.pairwise_distances(codes)
+    assert found["intra_cluster"] == pytest.approx(metrics.intra_cluster_distance(*clusters), rel=1e-5)
+    assert report["protocol"]["features_sha256"] == network.sha256 and report["versions"]["torch"] == torch.__version__
+
+
+def test_clip_as_judge(pipe, data, tmp_path):
+    clip = str(tiny_clip(tmp_path / "clip"))
+    report = evaluation.evaluate(pipe, data, num_images=10, seed=3, features=clip, text="pencil drawing", batch_size=4)
+    images = pipe(10, seed=3, output_type="pt", batch_size=4).images * 2 - 1
+    encoder, true = load_encoder(clip), to_floats(load_images(data, pipe.generator.resolution))
+    drawn, real, found = encoder.image(images), encoder.image(true), report["results"]
+    assert found["frechet"] == pytest.approx(metrics.frechet_distance(drawn, real), rel=1e-4)
+    assert found["kid"] == pytest.approx(metrics.kernel_distance(drawn, real), rel=1e-4)
+    words = templated(encoder, ["pencil drawing"])[0]
+    assert found["clip_quality"] == pytest.approx(metrics.clip_quality(drawn, words), rel=1e-5)
+    assert found["clip_diversity"] == pytest.approx(metrics.clip_diversity(drawn), rel=1e-5)
+    assert found["diversity"] == pytest.approx(metrics.spatial_distance(images, load_features()), rel=1e-5)
+    assert report["protocol"]["features_sha256"] == encoder.identity
+    silent = evaluation.evaluate(pipe, data, num_images=10, seed=3, features=clip, batch_size=4)
+    assert "clip_quality" not in silent["results"]
+    with pytest.raises(ValueError, match="text 'pencil drawing' and 'not given'"):
+        evaluation.compare(report, silent)
+
+
+def test_what_is_held_does_not_grow_with_the_number_of_pictures(pipe, data, monkeypatch):
+    monkeypatch.setattr(evaluation, "KEPT", 6)
+    monkeypatch.setattr(evaluation, "DIVERSE", 5)
+    held = {}
+    for count in (8, 24):
+        found = evaluation._drawn_statistics(
+            pipe, evaluation._load_judge("efficientnet-lite0", None, None, "cpu"), count, 0, 0.7, 4
+        )
+        assert found.moments.count == count
+        held[count] = sum(len(rows) for rows in found.rows), sum(len(p) for p in found.pictures)
+    assert held == {8: (6, 5), 24: (6, 5)}
+
+
+def test_true_statistics_are_kept_by_what_they_depend_on(pipe, data, tmp_path, monkeypatch):
+    first = evaluation.evaluate(pipe, data, num_images=6, cache_dir=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    seen = []
+    pooled = type(load_features()).pooled
+    monkeypatch.setattr(type(load_features()), "pooled", lambda self, x: (seen.append(len(x)), pooled(self, x))[1])
+    again = evaluation.evaluate(pipe, data, num_images=6, cache_dir=tmp_path)
+    assert sum(seen) == 6 and again == first  # the true pictures were not described again
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert evaluation.evaluate(pipe, data, num_images=6, cache_dir=tmp_path) == first
+    assert len(list(tmp_path.iterdir())) == 1 and kept.stat().st_size > 1000
+
+
+def test_other_protocols_and_networks_are_refused(pipe, data, perturbed):
+    report = evaluation.evaluate(pipe, data, num_images=6)
+    assert evaluation.differences(report, report) == []
+    resized = json.loads(json.dumps(report))
+    resized["protocol"]["resize"] = "squeezed, OpenCV bilinear"
+    with pytest.raises(ValueError, match="do not compare: resize 'centre crop, Pillow Lanczos' and 'squeezed"):
+        evaluation.compare(report, resized)
+    with pytest.raises(ValueError, match="num_images 6 and 7"):
+        evaluation.compare(report, evaluation.evaluate(pipe, data, num_images=7))
+    pipe.bank.add("look", perturbed(LeFTAdapter.for_model(pipe.generator, rank=1), 0))
+    pipe.set_adapters("look", 0.5)
+    adapted = evaluation.evaluate(pipe, data, num_images=6)
+    assert adapted["results"] != report["results"]
+    assert set(evaluation.compare(report, adapted)) == set(report["results"])  # this is what it is for
+    with pytest.raises(ValueError, match="another network: adapters"):
+        evaluation.differences(report, adapted)
+    renamed = json.loads(json.dumps(adapted).replace('"look"', '"mine"'))
+    assert evaluation.differences(adapted, renamed) == []
+    renamed["results"]["kid"] += 0.01
+    assert len(evaluation.differences(adapted, renamed)) == 1
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_images": 1}, "give 2 or more"),
+        ({"neighbour": 6}, "neighbour=6 of"),
+        ({"features": "resnet"}, "'resnet' is not known; choose one of"),
+        ({"text": "pencil"}, "text 'pencil' is for CLIP, and 'efficientnet-lite0' is none; let it judge"),
+    ],
+)
+def test_refusals(pipe, data, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.evaluate(pipe, data, **({"num_images": 6} | options))
+
+
+def test_whatever_a_refusal_names_is_an_option(base_folder, data, tmp_path):
+    """Errors call settings by their names in Python; the command takes each, and the named way out works."""
+    options = {name.replace("truncation_psi", "psi") for name in inspect.signature(evaluation.evaluate).parameters}
+    taken = {option.name for option in get_command(app).commands["evaluate"].params}
+    assert options - {"pipe"} <= taken
+    run, out = CliRunner().invoke, tmp_path / "report.json"
+    command = ["evaluate", str(data), "--base", str(base_folder), "--num-images", "3", "--out", str(out)]
+    refused = run(app, command)
+    assert refused.exit_code == 2 and "neighbour=3 of 3 drawn and 12 true pictures: give fewer" in refused.output
+    assert run(app, [*command, "--neighbour", "2"]).exit_code == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["protocol"]["neighbour"] == 2
+    again = ["evaluate", str(data), "--base", str(base_folder), "--protocol", str(out)]
+    assert run(app, again).exit_code == 0  # as the report says
+    assert run(app, [*again, "--neighbour", "1"]).exit_code == 2  # another protocol
+
+
+def test_a_published_report_is_computed_again(base_folder, data, tmp_path):
+    report, run = tmp_path / "report.json", CliRunner().invoke
+    done = run(app, ["evaluate", str(data), "--base", str(base_folder), "--num-images", "6", "--out", str(report)])
+    assert done.exit_code == 0 and "frechet" in done.output
+    assert str(tmp_path) not in report.read_text(encoding="utf-8") and str(data.parent) not in report.read_text(
+        encoding="utf-8"
+    )
+    command = ["evaluate", str(data), "--base", str(base_folder), "--protocol", str(report)]
+    again = run(app, command)
+    assert again.exit_code == 0 and f"equal to {report}" in again.output and "not equal" not in again.output
+    stored = json.loads(report.read_text(encoding="utf-8"))
+    stored["results"]["recall"] += 0.5
+    report.write_text(json.dumps(stored), encoding="utf-8")
+    wrong = run(app, command)
+    assert wrong.exit_code == 1 and "not equal" in wrong.output and "recall is" in wrong.output
+    stored["protocol"]["features_resize"] = "torch nearest, to 224 px"
+    report.write_text(json.dumps(stored), encoding="utf-8")
+    assert run(app, command).exit_code == 2
+    report.write_text("{}", encoding="utf-8")
+    assert run(app, command).exit_code == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_reports_of_other_shapes_are_refused(pipe, data, tmp_path):
+    path, report = tmp_path / "report.json", evaluation.evaluate(pipe, data, num_images=6)
+    report["source"] = {"data": "d", "base": "b", "adapter": ["a"], "weight": ["1"]}
+    path.write_text(json.dumps(report), encoding="utf-8")
+    assert evaluation.read_report(path) == report
+    odd = [None, True, 1, 0.5, "x", [], [1], {}, {"x": 1}]
+    named = [(part, name) for part, kinds in card_results._KINDS.items() for name in kinds]
+    for part, name in named + [("results", name) for name in report["results"]]:
+        refused = 0
+        for value in odd:
+            path.write_text(json.dumps({**report, part: {**report[part], name: value}}), encoding="utf-8")
+            try:
+                evaluation.read_report(path)
+            except ValueError as error:
+                assert f"{path} is no report of fewshot-gan evaluate (" in str(error)
+                refused += 1
+        assert refused >= 4, (part, name)  # of the nine at most five are of a kind that is allowed somewhere
+    for value in (*odd, "[" * 100_000):
+        path.write_text(value if value == "[" * 100_000 else json.dumps(value), encoding="utf-8")
+        with pytest.raises(ValueError, match="is no report of fewshot-gan evaluate"):
+            evaluation.read_report(path)
+    lacking = {**report, "results": {"kid": 0.0}}
+    with pytest.raises(ValueError, match="the other report lacks balanced_intra_cluster, coverage"):
+        evaluation.compare(report, lacking)
+
+
+def test_two_processes_find_what_one_finds(base_folder, data, tmp_path):
+    command = ["-m", "fewshot_gan.cli", "evaluate", str(data), "--base", str(base_folder), "--num-images", "7"]
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for start, out in (([], one), (torchrun, two)):
+        done = subprocess.run([sys.executable, *start, *command, "--out", str(out)], env=ENV, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert evaluation.differences(*(evaluation.read_report(path) for path in (one, two))) == []

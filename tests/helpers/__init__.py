@@ -1,0 +1,1 @@
+"""Shared by several test files: tiny networks, reference functions, servers, hostile files."""

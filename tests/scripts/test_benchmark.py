@@ -1,0 +1,552 @@
+"""The few-shot bench: what it judges, what it does again, and what it says, with trainings that take a second."""
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.folders import held_elsewhere
+from helpers.networks import TinyFeatures
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from fewshot_gan.adapters import LeFTAdapter
+from fewshot_gan.features.encoders import FeatureEncoder
+from fewshot_gan.training.domains import apply_filter, gaussian_blur
+
+SCRIPTS = Path(__file__).parents[2] / "training"
+MODULES = ("benchmark", "bench_looks", "bench_report", "bench", "make_domain", "measured", "unseen_domains", "curves")
+
+
+class Eyes(TinyFeatures):
+    """Tiny features on a device that a parameter tells, and a hash for protocols."""
+
+    sha256 = "e" * 64
+
+    def __init__(self):
+        super().__init__()
+        self.device_of = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The training scripts as modules, fresh."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    modules = {name: __import__(name) for name in MODULES}
+    monkeypatch.setattr(modules["bench_looks"], "load_features", lambda *args, **kwargs: Eyes())
+    yield type("Scripts", (), modules)
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def faces(num, seed=0, size=64):
+    noise = torch.randn(num, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    return (gaussian_blur(noise, 3.0) * 4).clamp(-1, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ the judge
+
+
+def judged(scripts, images, network, num=12):
+    """Rows of the source and of `images` for the pencil look."""
+    b = scripts.benchmark
+    source, other = faces(num), faces(2 * num, seed=1)
+    sets = [b.describe(x.split(7), network, network) for x in (images, apply_filter(other, "pencil"), source)]
+    paired = b.describe([apply_filter(source, "pencil")], network, network)
+    centres = b.spatial_embedding(apply_filter(faces(5, seed=2), "pencil"), network).half()
+    return b.measure(*sets, paired, centres), b.measure(sets[2], *sets[1:], paired, centres)
+
+
+def test_a_perfect_adapter_an_idle_one_and_a_collapsed_one(scripts):
+    network = Eyes()
+    true = apply_filter(faces(12), "pencil")
+    perfect, source = judged(scripts, true, network)
+    idle, _ = judged(scripts, faces(12), network)
+    collapsed, _ = judged(scripts, true[:1].expand_as(true), network)
+    assert idle == source and idle["correlation_with_source"] == pytest.approx({"edge": 1, "luminance": 1}, abs=1e-9)
+    for key in ("kid_x1e3", "unseen_x1e3", "plain_x1e3"):  # unbiased: two samples of one distribution scatter around 0
+        assert abs(perfect[key] / source[key]) < 0.1 and collapsed[key] > perfect[key]
+    assert perfect["frechet"] < source["frechet"]
+    assert perfect["correlation_with_truth"] == pytest.approx({"edge": 1, "luminance": 1}, abs=1e-9)
+    assert perfect["distance_to_truth"] == 0 and source["distance_to_truth"] > 0.01
+    for key in ("spatial_distance", "intra_cluster_distance", "balanced_intra_cluster_distance"):
+        # equal rows: what float64 leaves of a difference of sums
+        assert collapsed[key] < 1e-9 < 0.01 < perfect[key], key
+
+
+def test_a_described_set_does_not_depend_on_its_chunks_and_keeps_only_the_first_pictures(scripts):
+    b, network, x = scripts.benchmark, Eyes(), faces(9)
+    whole, parts = b.describe([x], network, network, 5), b.describe(x.split(2), network, network, 5)
+    assert len(whole.pooled) == len(whole.plain) == 9 and len(whole.spatial) == len(whole.pictures) == 5
+    assert torch.equal(whole.pictures, parts.pictures) and torch.equal(whole.plain, parts.plain)
+    # another batch size may pick another convolution kernel: float32 rounding, then float16
+    torch.testing.assert_close(whole.pooled, parts.pooled, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole.spatial, parts.spatial, rtol=2e-3, atol=1e-5)
+    assert b.describe([x], network, network, 0).pictures.numel() == 0
+    assert b.as_pictures(torch.zeros(1, 3, 512, 512)).shape == (1, 3, 256, 256)
+
+
+# ------------------------------------------------------------------------------------------------------------ the bench
+
+FAKE = """
+    import os, shutil, sys, time
+    from pathlib import Path
+    options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+    folder = Path(options["--output_dir"])
+    with open(folder / "calls.txt", "a") as file:
+        file.write(" ".join(sys.argv[1:]) + "\\n")
+    if options["--report_to"] == "fail":
+        print("first line\\radapting: 3/9")
+        sys.exit("error: the loss became nan at step 3")
+    print("peak GPU memory: 1 MiB\\npeak GPU memory: 4711 MiB")
+    memory = b"x" * (64 << 20)
+    now = time.time()
+    for step, ago in ((1, 1.0), (3, 0.0)):
+        checkpoint = folder / f"checkpoint-{step:06d}"
+        checkpoint.mkdir(exist_ok=True)
+        (checkpoint / "state.pt").write_text("")
+        os.utime(checkpoint / "state.pt", (now + 2 - ago, now + 2 - ago))
+    if options["--report_to"] != "empty":
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(Path(os.environ["FAKE_ADAPTER"]) / name, folder)
+"""
+
+
+@pytest.fixture
+def bench(scripts, base_folder, tmp_path, monkeypatch, perturbed):
+    """`bench(*options)` runs the bench on two looks with one training that works and two that do not."""
+    from fewshot_gan import FewShotGAN
+
+    script = tmp_path / "fake.py"
+    script.write_text(textwrap.dedent(FAKE), encoding="utf-8")
+    adapter = perturbed(LeFTAdapter.for_model(FewShotGAN.from_pretrained(base_folder).generator), std=0.02)
+    adapter.save_pretrained(tmp_path / "adapter")
+    monkeypatch.setenv("FAKE_ADAPTER", str(tmp_path / "adapter"))
+    module = scripts.bench
+    methods = {
+        "good-left": module.Method("d3t", str(script), "left", ("--projections", "{shared}/x"), 9),
+        "bad-left": module.Method("lfs_gan", str(script), "left", ("--report_to", "fail"), 9),
+        "empty-left": module.Method("lfs_gan", str(script), "left", ("--report_to", "empty"), 9),
+    }
+    monkeypatch.setattr(module, "METHODS", methods)
+    monkeypatch.setattr(module, "LOOKS", ("filter:sepia", "filter:ink"))
+    monkeypatch.setitem(module.PROFILES, "cpu", module.Profile(tuple(methods), 3, 6, (0,)))
+    command = ["--profile=cpu", f"--output_dir={tmp_path / 'out'}", f"--base={base_folder}", "--num_true=8"]
+
+    def run(*options):
+        torch_threads = torch.get_num_threads()
+        try:
+            return scripts.benchmark.main([*command, "--num_threads=1", *options])
+        finally:
+            torch.set_num_threads(torch_threads)
+
+    run.output = tmp_path / "out"
+    return run
+
+
+def calls(bench, cell):
+    path = bench.output / "cells" / cell / "calls.txt"
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def report(bench, cell="good-left/filter-sepia/0"):
+    return json.loads((bench.output / "cells" / cell / "cell.json").read_text(encoding="utf-8"))
+
+
+def test_a_cell_is_trained_judged_and_never_done_again(bench, capsys):
+    bench("--only", "good-left/filter-sepia/*")
+    done = report(bench)
+    numbers, cost = done["numbers"], done["cost"]
+    rows = json.loads((bench.output / "looks" / "filter-sepia" / "look.json").read_text(encoding="utf-8"))["rows"]
+    assert numbers["kid_x1e3_ratio"] == pytest.approx(numbers["kid_x1e3"] / rows["source"]["kid_x1e3"])
+    ratio = numbers["balanced_intra_cluster_distance"] / rows["true"]["balanced_intra_cluster_distance"]
+    assert numbers["balanced_intra_cluster_distance_ratio"] == pytest.approx(ratio)
+    assert rows["true"]["correlation_with_truth"] == pytest.approx({"edge": 1, "luminance": 1}, abs=1e-9)
+    assert 0 < numbers["distance_to_truth"] and numbers["correlation_with_source"]["edge"] < 1
+    assert cost["seconds_per_step"] == pytest.approx(0.5, abs=1e-3)  # 1 s between steps 1 and 3, to file-time precision
+    assert cost["peak_gpu_mib"] == 4711
+    assert 64 < cost["peak_mib"] < 200  # 64 MiB of its own; this process, with torch, holds far more
+    stored = bench.output / "cells" / "good-left" / "filter-sepia" / "0" / "adapter_model.safetensors"
+    assert cost["adapter_bytes"] == stored.stat().st_size and cost["parameters"] > 0
+    assert not list(stored.parent.glob("checkpoint-*"))
+    protocol = {**done["training"], **done["judging"]}
+    assert protocol["num"] == 6 and protocol["num_true"] == 8 and protocol["max_train_steps"] == 3
+    assert len(protocol["data_sha256"]) == 64 and len(protocol["base_fingerprint"]) == 16
+    assert done["command"][0] == "python" and done["command"][-1].endswith("shared/filter-sepia/0/x")
+    assert len(calls(bench, "good-left/filter-sepia/0")) == 1
+
+    before = stored.stat().st_mtime_ns, (stored.parent / "cell.json").stat().st_mtime_ns
+    bench("--only", "good-left/filter-sepia/*")
+    assert before == (stored.stat().st_mtime_ns, (stored.parent / "cell.json").stat().st_mtime_ns)
+    assert len(calls(bench, "good-left/filter-sepia/0")) == 1
+    capsys.readouterr()
+    bench("--list", "--only", "good-*")
+    assert capsys.readouterr().out == "done    good-left/filter-sepia/0\nopen    good-left/filter-ink/0\n"
+    bench("--list", "--only", "good-left/filter-sepia/*", "--seeds", "3", "0", "3")
+    assert capsys.readouterr().out == "open    good-left/filter-sepia/3\ndone    good-left/filter-sepia/0\n"
+
+
+def test_other_settings_are_refused_and_done_anew_only_on_request(bench):
+    only = ("--only", "good-left/filter-sepia/0")
+    bench(*only)
+    with pytest.raises(SystemExit, match=r"trained with other settings \(max_train_steps was 3, now 4\).*--overwrite"):
+        bench(*only, "--max_train_steps=4")
+    with pytest.raises(SystemExit, match=r"judged with other settings \(num was 6, now 5\)"):
+        bench(*only, "--num=5")
+    assert report(bench)["judging"]["num"] == 6  # refused: nothing was touched
+    bench(*only, "--num=5", "--overwrite")
+    assert report(bench)["judging"]["num"] == 5 and len(calls(bench, "good-left/filter-sepia/0")) == 1  # only judged
+    with pytest.raises(SystemExit, match="trained with other settings"):  # may not train, so it may not clear
+        bench(*only, "--num=5", "--max_train_steps=4", "--overwrite", "--judge_only")
+    bench(*only, "--num=5", "--max_train_steps=4", "--overwrite")
+    assert "--max_train_steps 4" in calls(bench, "good-left/filter-sepia/0")[0]  # a fresh folder, trained again
+    assert report(bench)["training"]["max_train_steps"] == 4
+
+
+def test_a_cell_of_other_defaults_is_no_longer_done(bench, monkeypatch):
+    """A weight or a rate that nobody typed counts as much as one that somebody did."""
+    from dataclasses import replace
+
+    from fewshot_gan.catalogue import METHODS
+    from fewshot_gan.methods import projections
+    from fewshot_gan.methods.d3t import D3TConfig
+
+    only, few_images = ("--only", "good-left/filter-sepia/0"), D3TConfig.few_images()
+    bench(*only)
+    training = report(bench)["training"]
+    assert (training["relation_weight"], training["learning_rate"], training["preset"]) == (3000.0, 5e-3, "few_images")
+    assert training["space"] == "w" and "output_dir" not in training
+    with monkeypatch.context() as patch:
+        patch.setattr(D3TConfig, "few_images", classmethod(lambda cls: replace(few_images, relation_weight=7.0)))
+        with pytest.raises(SystemExit, match=r"other settings \(relation_weight was 3000.0, now 7.0\)"):
+            bench(*only)
+    with monkeypatch.context() as patch:
+        patch.setitem(METHODS.load("d3t").settings, "learning_rate", 1.0)
+        with pytest.raises(SystemExit, match=r"other settings \(learning_rate was 0.005, now 1.0\)"):
+            bench(*only)
+    with monkeypatch.context() as patch:
+        patch.setitem(projections.DEFAULTS, "space", "w+")
+        with pytest.raises(SystemExit, match=r"other settings \(space was w, now w\+\)"):
+            bench(*only)
+    bench(*only)
+    assert len(calls(bench, "good-left/filter-sepia/0")) == 1
+
+
+def test_failures_are_recorded_passed_over_and_tried_again(bench):
+    with pytest.raises(SystemExit, match="2 of 3 cells failed: bad-left/filter-sepia/0, empty-left/filter-sepia/0"):
+        bench("--only", "*/filter-sepia/0")
+    failed = json.loads(
+        (bench.output / "cells" / "bad-left/filter-sepia/0" / "failed.json").read_text(encoding="utf-8")
+    )
+    assert failed["exit_code"] == 1 and failed["last_line"] == "error: the loss became nan at step 3"
+    empty = json.loads(
+        (bench.output / "cells" / "empty-left/filter-sepia/0" / "failed.json").read_text(encoding="utf-8")
+    )
+    assert empty["exit_code"] == 0 and "no adapter_model.safetensors" in empty["last_line"]
+    assert report(bench)["cell"] == "good-left/filter-sepia/0"  # the others went on
+    with pytest.raises(SystemExit, match="1 of 1"):
+        bench("--only", "bad-left/filter-sepia/0")
+    assert len(calls(bench, "bad-left/filter-sepia/0")) == 2
+    table = (bench.output / "table.md").read_text(encoding="utf-8")
+    assert "- bad-left/filter-sepia/0, training: error: the loss became nan at step 3" in table
+    assert "- empty-left/filter-sepia/0, training: ended well, but wrote no" in table
+
+
+def test_a_damaged_adapter_fails_in_judging_and_is_judged_again_without_training(bench, scripts, monkeypatch):
+    only = ("--only", "good-left/filter-sepia/0")
+    weights = bench.output / "cells" / "good-left/filter-sepia/0" / "adapter_model.safetensors"
+    train = scripts.bench.Bench.train
+
+    def damage(self, cell):
+        train(self, cell)
+        weights.write_bytes(b"x" * 9)
+
+    monkeypatch.setattr(scripts.bench.Bench, "train", damage)
+    with pytest.raises(SystemExit, match="1 of 1 cells failed"):
+        bench(*only)
+    failed = json.loads((weights.parent / "failed.json").read_text(encoding="utf-8"))
+    assert failed["stage"] == "judging" and failed["exit_code"] is None
+    weights.write_bytes((Path(os.environ["FAKE_ADAPTER"]) / weights.name).read_bytes())
+    bench(*only, "--judge_only")
+    assert report(bench)["numbers"] and not (weights.parent / "failed.json").exists()
+    assert len(calls(bench, "good-left/filter-sepia/0")) == 1
+
+
+def test_judge_only_trains_nothing(bench):
+    bench("--only", "good-left/filter-sepia/0", "--judge_only")
+    assert not (bench.output / "cells").exists()
+
+
+def test_wrong_calls_end_in_one_sentence(bench, scripts, capsys):
+    for options, message in (
+        (["--only", "d3t/*"], "fits no cell; a cell is called good-left/filter-sepia/0"),
+        (["--num", "1"], "--num 1 is below 2"),
+    ):
+        with pytest.raises(SystemExit):
+            bench(*options)
+        assert message in capsys.readouterr().err
+    left = bench.output / "cells" / "good-left" / "filter-sepia" / "0"  # where a killed bench may have left a training
+    for held in (bench.output, left):
+        with held_elsewhere(held), pytest.raises(SystemExit, match=f"another run is at work in {held};"):
+            bench("--only", "good-left/filter-sepia/0")
+    data = bench.output / "data" / "filter-sepia"
+    data.mkdir(parents=True)
+    (data / "dataset.json").write_text(json.dumps({"style": "filter:sepia", "num": 9, "seed": 7}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="images of other settings"):
+        bench("--only", "good-left/filter-sepia/0")
+
+
+def test_pictures_of_a_seed_do_not_depend_on_the_chunks(bench, scripts, base_folder, monkeypatch):
+    looks = scripts.bench_looks.Looks(bench.output, str(base_folder), 5, 5)
+    whole = torch.cat(list(looks.render(3, 5)))
+    monkeypatch.setattr(scripts.bench_looks, "CHUNK", 2)
+    # another batch size may pick another convolution kernel: float32 rounding
+    torch.testing.assert_close(torch.cat(list(looks.render(3, 5))), whole, rtol=0, atol=1e-5)
+
+
+def test_drawings_have_no_pairs_but_a_truth(scripts, tmp_path, base_folder):
+    pytest.importorskip("dicebear")
+    pytest.importorskip("resvg_py")
+    looks = scripts.bench_looks.Looks(tmp_path, str(base_folder), 4, 6)
+    references = looks.references("dicebear:lorelei")
+    assert not references.paired and len(references.truth.pooled) == 6 and len(references.twins.pooled) == 4
+    rows = looks.rows("dicebear:lorelei", references)
+    assert "correlation_with_truth" not in rows["true"] and rows["true"]["spatial_distance"] > 0
+    assert "dicebear-styles" in looks.protocol("dicebear:lorelei")
+    files = sorted((tmp_path / "truth").iterdir())
+    stamps = [path.stat().st_mtime_ns for path in files]
+    again = scripts.bench_looks.Looks(tmp_path, str(base_folder), 4, 6).references("dicebear:lorelei")
+    assert all(torch.equal(a, b) for a, b in zip(again.truth, references.truth, strict=True))
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "truth").iterdir())] == stamps and len(files) == 3
+
+
+def test_digest_and_difference(scripts):
+    digest, difference = scripts.bench_looks.digest, scripts.bench_looks.difference
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+    assert difference({"a": 1}, {"a": 1}) is None
+    assert difference({"a": 1}, {"a": 1, "b": 2}) == "b was None, now 2"
+
+
+def test_measured_tells_exit_code_time_and_memory_of_that_process(scripts, tmp_path):
+    ballast = bytearray(os.urandom(1 << 20) * 300)  # this process holds 300 MiB more than what it starts
+    code = "import time; x = bytearray(40 << 20); time.sleep(0.2); raise SystemExit(7)"
+    command = [sys.executable, str(SCRIPTS / "measured.py"), str(tmp_path / "u.json"), sys.executable, "-c", code]
+    import subprocess
+
+    began = time.time()
+    assert subprocess.run(command).returncode == 7
+    usage = json.loads((tmp_path / "u.json").read_text(encoding="utf-8"))
+    assert usage["exit_code"] == 7 and 0.2 <= usage["seconds"] < time.time() - began
+    assert 40 < usage["peak_mib"] < 150 < len(ballast) >> 20
+
+
+def test_seconds_per_step_ignores_checkpoints_of_an_earlier_run(scripts, tmp_path):
+    for step, stamp in ((50, 100.0), (75, 1000.0), (100, 1050.0)):
+        (tmp_path / f"checkpoint-{step:06d}").mkdir()
+        (tmp_path / f"checkpoint-{step:06d}" / "s").write_text("", encoding="utf-8")
+        os.utime(tmp_path / f"checkpoint-{step:06d}" / "s", (stamp, stamp))
+    assert scripts.bench.seconds_per_step(tmp_path, 900.0) == 2.0
+    assert scripts.bench.seconds_per_step(tmp_path, 1020.0) is None  # resumed after step 75
+
+
+# -------------------------------------------------------------------------------------------------- table and sheets
+
+
+def finished(output, method, look, kid, balanced, seed=0, judging=None):
+    """A finished cell of made-up numbers."""
+    numbers = {"kid_x1e3": kid, "kid_x1e3_ratio": kid / 100, "balanced_intra_cluster_distance": balanced}
+    numbers["balanced_intra_cluster_distance_ratio"] = balanced / 0.8  # the true look's
+    folder = output / "cells" / method / look.replace(":", "-") / str(seed)
+    folder.mkdir(parents=True)
+    cost = {"parameters": 1234567, "adapter_bytes": 211100, "seconds_per_step": 2.512, "peak_mib": 1843.2}
+    cell = {"cell": f"{method}/{look.replace(':', '-')}/{seed}", "numbers": numbers, "cost": cost}
+    cell |= {"training": {"max_train_steps": 100}, "judging": judging or {**JUDGING, "look": look}}
+    (folder / "cell.json").write_text(json.dumps(cell), encoding="utf-8")
+    shade = min(255, int(kid))
+    Image.new("RGB", (8 * 32, 32), (shade, 0, 0)).save(folder / "strip.png")
+
+
+JUDGING = {"num": 500, "num_true": 1000, "seed": 1, "true_seed": 2, "spatial_images": 500, "truncation_psi": 0.7}
+JUDGING |= {"side": 256, "base": "ffhq", "base_fingerprint": "f" * 16, "features_sha256": "a" * 64}
+
+
+@pytest.fixture
+def synthetic(tmp_path):
+    for look in ("filter:ink", "dicebear:lorelei"):
+        folder = tmp_path / "looks" / look.replace(":", "-")
+        folder.mkdir(parents=True)
+        rows = {"source": {"kid_x1e3": 100.0}, "true": {"kid_x1e3": -0.4}}
+        content = {"look": look, "judging": {**JUDGING, "look": look}, "rows": rows}
+        (folder / "look.json").write_text(json.dumps(content), encoding="utf-8")
+        Image.new("RGB", (8 * 32, 32), (0, 0, 255)).save(folder / "source.png")
+        Image.new("RGB", (8 * 32, 32), (0, 255, 0)).save(folder / "true.png")
+    finished(tmp_path, "transfergan-full", "filter:ink", 50.0, 1.0)
+    finished(tmp_path, "transfergan-full", "dicebear:lorelei", 60.0, 1.0)
+    finished(tmp_path, "freezed-full", "filter:ink", 10.0, 0.5)
+    finished(tmp_path, "d3t-left", "filter:ink", 30.0, 1.2)
+    finished(tmp_path, "d3t-left", "filter:ink", 40.0, 1.4, seed=1)
+    finished(tmp_path, "d3t-left", "dicebear:lorelei", 55.0, 0.9)
+    return tmp_path
+
+
+def row_of(text, start):
+    return next(
+        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(f"| {start}")
+    )
+
+
+def test_the_table_counts_wins_on_quality_and_on_diversity(scripts, synthetic):
+    finished(synthetic, "cdc-full", "filter:ink", 1.0, 9.0, judging={**JUDGING, "look": "filter:ink", "num": 20})
+    scripts.bench_report.write(synthetic, ["transfergan-full", "freezed-full", "d3t-left"])
+    text = (synthetic / "table.md").read_text(encoding="utf-8")
+    # method, looks, KID ratio (seeds averaged first: (.35 + .55) / 2), then KID, diversity, both, and a
+    # lower KID with a diversity nearer to the truth (.8; on ink 1.3 is farther than 1, on lorelei .9 is nearer)
+    wins = ["2/2", "1/2", "1/2", "1/2", "0/1", "1/1", "0/1", "0/1"]
+    assert row_of(text, "d3t-left |") == ["d3t-left", "2", "0.450", *wins]
+    assert row_of(text, "transfergan-full |")[3:] == ["–"] * 4 + ["0/1", "1/1", "0/1", "0/1"]
+    assert row_of(text, "freezed-full |") == ["freezed-full", "1", "0.100", "1/1", *["0/1"] * 3, *["–"] * 4]
+    ink = text[text.index("## filter:ink") :]
+    names = [line.split("|")[1].strip() for line in ink.splitlines() if line.startswith("| ")][2:]
+    expected = ["transfergan-full, seed 0, 100 steps", "freezed-full, seed 0, 100 steps"]
+    expected += [f"d3t-left, seed {seed}, 100 steps" for seed in (0, 1)]
+    assert names == ["source", "true", *expected]
+    cells = row_of(ink, "d3t-left, seed 1")
+    assert cells[1:3] == ["40", "0.400"] and cells[-5:] == ["1,234,567", "211", "2.51", "1,843", ""]
+    assert "Left out, as they were judged with other settings: cdc-full/filter-ink/0." in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.count("|") in (12, 25) for line in tables)  # every row as wide as its heading
+
+
+def test_the_sheet_has_a_labelled_row_per_method(scripts, synthetic):
+    report, methods = scripts.bench_report, ["transfergan-full", "freezed-full", "d3t-left"]
+    report.write(synthetic, methods)
+    side, margin = report.THUMBNAIL, report.MARGIN
+    with Image.open(synthetic / "sheets" / "filter-ink.jpg") as page:
+        assert page.size == (margin + 8 * side, 5 * side)
+        colours = [page.getpixel((margin + side // 2, int((row + 0.5) * side))) for row in range(5)]
+        labels = [page.crop((0, row * side, margin, (row + 1) * side)).convert("L").getextrema() for row in range(5)]
+    expected = [(0, 0, 255), (50, 0, 0), (10, 0, 0), (30, 0, 0), (0, 255, 0)]  # of d3t-left the first seed
+    for colour, wanted in zip(colours, expected, strict=True):
+        assert max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) <= 6  # JPEG at quality 90
+    assert all(dark < 100 and light > 250 for dark, light in labels)
+    draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(size=report.FONT)
+    assert all(
+        draw.textlength(label, font=font) <= margin - 12 for label in (*scripts.bench.METHODS, "true (other drawings)")
+    )
+    with Image.open(synthetic / "sheets" / "dicebear-lorelei.jpg") as page:
+        assert page.height == 4 * side
+
+
+def test_an_empty_bench_has_a_table_too(scripts, tmp_path):
+    scripts.bench_report.write(tmp_path, [])
+    assert "No cell is finished yet." in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert scripts.bench_report.short(0.0123) == "0.012" and scripts.bench_report.short(12345.6) == "12,346"
+
+
+def test_the_plan_of_each_profile(scripts, tmp_path):
+    bench = scripts.bench
+    for name, cells in (("cpu", 60), ("gpu", 180)):
+        plan = bench.Bench(tmp_path, bench.PROFILES[name], None, 1)
+        assert len({cell.name for cell in plan.cells()}) == cells
+        assert [c.name for c in plan.cells(["d3t-left/filter-pencil/0"])] == ["d3t-left/filter-pencil/0"]
+    assert bench.NUM_TRUE >= 1000 and set(scripts.bench_report.BASELINES) <= set(bench.METHODS)
+
+
+# ------------------------------------------------------------------------------------------------------ unseen domains
+
+
+def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
+    """Every look gets a predicted and a trained vector, judged alike; the same command again trains nothing."""
+    eyes = Eyes()
+    for place in ("methods.method", "training.hypernetwork", "features.encoders"):
+        monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda *args, **kwargs: eyes)
+    monkeypatch.setattr("fewshot_gan.features.encoders._load", lambda *args: FeatureEncoder(eyes))
+    command = [f"--base={base_folder}", f"--output_dir={tmp_path}", "--max_train_steps=1", "--vector_steps=1"]
+    command += ["--num=8", "--num_true=16", "--width=8", "--show_seen=1"]
+    command += ["--seen", "filter:sepia", "filter:ink", "--held_out", "filter:pencil"]
+    scripts.unseen_domains.main(command)
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert table.startswith("Hypernetwork of ") and "trained on 2 looks for 1 steps; embedding to adapter: " in table
+    assert table in capsys.readouterr().out
+    for line in ("filter:pencil | held out | predicted", "filter:pencil | held out | trained", "filter:sepia | seen"):
+        assert f"| {line}" in table
+    assert sorted(p.name for p in (tmp_path / "seen").iterdir()) == ["filter-ink", "filter-sepia"]
+    cell = json.loads((tmp_path / "cells" / "predicted-filter-pencil.json").read_text(encoding="utf-8"))
+    assert cell["protocol"]["num"] == 8 and cell["numbers"]["kid_x1e3_ratio"] is not None
+    assert Image.open(tmp_path / "sheet.png").size == (8 * 128, 4 * 128)
+    before = {p: p.read_bytes() for p in tmp_path.glob("*/filter-*/adapter_model.safetensors")}
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("cells/*")}
+    assert len(before) == 4 and len(stamps) == 8
+    (tmp_path / "predicted" / "filter-pencil" / "adapter_model.safetensors").unlink()  # killed while it was written
+    scripts.unseen_domains.main(command)
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()[1:] == table.splitlines()[
+        1:
+    ]  # the first has a time
+    assert before == {p: p.read_bytes() for p in before} and stamps == {p: p.stat().st_mtime_ns for p in stamps}
+    network = tmp_path / "hypernetwork"
+    shutil.rmtree(network)  # another one: what it predicts is judged anew
+    scripts.unseen_domains.main([*command, "--learning_rate=0.1"])
+    changed = {p.stem for p in stamps if p.stat().st_mtime_ns != stamps[p]}
+    assert changed == {"predicted-filter-pencil", "predicted-filter-sepia"}
+    with pytest.raises(SystemExit):
+        scripts.unseen_domains.main([*command, "filter:ink"])
+    # a look that trained the hypernetwork cannot become one that it has never seen
+    command.append("--learning_rate=0.1")
+    others = ["--seen", "filter:sepia", "filter:poster", "--held_out", "filter:ink"]
+    with pytest.raises(SystemExit, match="hypernetwork holds a run with other settings .*domains was "):
+        scripts.unseen_domains.main([*command, *others])
+    assert sorted(p.name for p in (tmp_path / "seen").iterdir()) == ["filter-poster", "filter-sepia"]
+
+
+# ----------------------------------------------------------------------------------------------------------- the curves
+
+
+def test_curves_judge_each_checkpoint_once(scripts, base_folder, tmp_path, monkeypatch, capsys):
+    from fewshot_gan import FewShotGAN
+
+    generator = FewShotGAN.from_pretrained(base_folder).generator
+    for run, steps in (("a", (2, 4)), ("b", (2, 4, 5))):
+        for step in steps:
+            adapter = LeFTAdapter.for_model(generator, rank=1)
+            with torch.no_grad():
+                for parameter in adapter.parameters():
+                    parameter.add_(0.1 * step * torch.randn(parameter.shape))
+            adapter.save_pretrained(folder := tmp_path / run / f"checkpoint-{step:06d}")
+            (folder / "training_config.json").write_text("{}", encoding="utf-8")
+    args = ["--style=filter:pencil", f"--base={base_folder}", "--num=6", "--num_true=6", "--num_threads=1"]
+    args += [f"--output_dir={tmp_path / 'out'}", "--every=2"]
+    judged, judge = [], scripts.bench_looks.Looks.judge
+    monkeypatch.setattr(scripts.curves.Looks, "judge", lambda *a: judged.append(a[2].parent.name) or judge(*a))
+    points = scripts.curves.main([*args, f"one={tmp_path / 'a'}"])
+    assert judged == ["a", "a"] and points.keys() == {"one"} and points["one"].keys() == {"2", "4"}
+    points = scripts.curves.main([*args, f"one={tmp_path / 'a'}", f"one, more:dashed={tmp_path / 'b'}"])
+    assert judged == ["a", "a", "b", "b"] and points["one, more:dashed"].keys() == {"2", "4"}
+    assert points["one"]["4"]["kid_x1e3"] != points["one"]["2"]["kid_x1e3"]
+    table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "| source |" in table and "| true |" in table and table.count("| one, more |") == 2
+    with Image.open(tmp_path / "out" / "curves.png") as chart:
+        assert chart.size == (1210, 440) and chart.convert("L").getextrema() == (0, 255)
+    again = tmp_path / "a" / "checkpoint-000004" / "adapter_model.safetensors"
+    again.write_bytes((tmp_path / "b" / "checkpoint-000004" / "adapter_model.safetensors").read_bytes())
+    points = scripts.curves.main([*args, f"one={tmp_path / 'a'}"])
+    assert judged == ["a", "a", "b", "b", "a"]  # another adapter is judged anew
+    capsys.readouterr()
+    for wrong, message in (
+        (["--num=7", f"one={tmp_path / 'a'}"], "was judged otherwise (num was 6, now 7)"),
+        ([f"one={tmp_path / 'a'}"] * 2, "give each run a name of its own"),
+        ([f"one:wavy={tmp_path / 'a'}"], "perhaps with one of :solid, :dashed, :dotted"),
+        ([f"one={tmp_path / 'a'}", "--every=0"], "--every 0: give 1 or more"),
+        (["one=nowhere"], "'one=nowhere' is not NAME=FOLDER of a run with checkpoints"),
+        (["one"], "'one' is not NAME=FOLDER"),
+        ([f"one={tmp_path / 'a'}", "--every=3"], "no checkpoint at a multiple of --every 3"),
+    ):
+        with pytest.raises(SystemExit):
+            scripts.curves.main([*args, *wrong])
+        assert message in capsys.readouterr().err

