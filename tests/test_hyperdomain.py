@@ -618,7 +618,7 @@ def test_what_many_domains_refuse(many, clip, second_clip, eyes):
             HyperNetworkObjective(replace(config, **weights), network, clip, targets=DOMAINS)
     between = replace(HyperDomainConfig.hypernetwork_few_images(), resample=0.95)
     with pytest.raises(
-        ValueError, match="statistics_weight=1.0 compares with pictures, which domains in between have not"
+        ValueError, match="statistics_weight=1.0 compares with pictures, which domains in between do not have"
     ):
         pictures = {"references": list(torch.zeros(2, 1, 3, 32, 32)), "features": object()}
         HyperNetworkObjective(between, network, clip, **pictures)
