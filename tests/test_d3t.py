@@ -197,7 +197,9 @@ def test_the_source_of_the_distillation_is_where_the_discriminator_is(build, dis
     """Also when the images are elsewhere at first: a base is loaded to the CPU, whatever trains it."""
     objective = build(preset).double()
     assert {p.dtype for p in objective._source.value.parameters()} == {torch.float64}
-    assert not objective._source.value.training and not any(p.requires_grad for p in objective._source.value.parameters())
+    assert not objective._source.value.training and not any(
+        p.requires_grad for p in objective._source.value.parameters()
+    )
     heads = ProjectedDiscriminator.for_images(REAL, features, D3TObjective.HEADS).to("meta")
     judges = {"discriminator": discriminator.to("meta"), "projected": heads}
     options = {"codes": rand(3, 16), "w_std": rand(16), "features": features}
