@@ -551,7 +551,7 @@ def test_each_row_is_compared_with_the_pictures_of_its_domain(many, eyes, featur
     assert set(got) == set(names)
     random = seeded()
     domains = hd.draw_each(3, 4, random)  # one of the three twice
-    shown = objective._shown(domains, random)
+    shown = objective._sample_inputs(domains, random)
     latents = many.pair.draw(4, random, 0.0)
     with many.bank.using_vectors(network(shown)):
         images = many.pair.adapted(latents).images
