@@ -309,8 +309,8 @@ class AdaFMMethod(Method):
             present = type(run.pipe).from_pretrained(folder).generator
             if fingerprint(present) != fingerprint(run.pipe.generator):
                 raise ValueError(
-                    f"{folder} holds the base of a run with other settings; use them again to resume, or choose "
-                    "another output folder"
+                    f"{folder} holds the base of a run with other settings; use them again to resume, or start anew: "
+                    "choose another output folder"
                 )
             return
         run.pipe.register_modules(discriminator=None)
