@@ -291,7 +291,7 @@ def test_who_cannot_be_transferred(transfer, base_folder, data, tmp_path):
     gp_gan(discriminator=False).save_pretrained(tmp_path / "alone")
     for options, message in (
         ([f"--base={tmp_path / 'alone'}"], "has no discriminator to transfer"),
-        ([f"--base={base_folder}", "--preset=few_images", "--groups=G3"], "--matcher_gain configure the new layers of a GP"),
+        ([f"--base={base_folder}", "--preset=few_images", "--groups=G3"], "configure the new layers of a GP-GAN"),
     ):
         with pytest.raises(SystemExit, match=message):
             transfer("bad", *options)
