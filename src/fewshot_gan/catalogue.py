@@ -1,8 +1,8 @@
-"""Every method, kind of adapter and backbone by name: what command lines offer and cards print. Imports no torch.
+"""All methods, kinds of adapters and backbones by name, for command lines and model cards. Imports no torch.
 
-Other packages add theirs in one of two ways: with the decorators `register_method`, `register_adapter` and
-`register_backbone` in a module that is imported, or with an entry point of the group `fewshot_gan.plugins` that names
-such a module. Plugins are imported when a name is asked for that this package does not define, and for listings.
+Other packages register their classes with the decorators `register_method`, `register_adapter` and
+`register_backbone`. An entry point of the group `fewshot_gan.plugins` names the module that does so. It is imported
+when a name is requested that this package does not define, and when all names are listed.
 """
 
 import logging
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a class before it is imported.
+    """Name and description of a class that need not be imported yet.
 
     Attributes:
-        name: as command lines and configs have it.
+        name: name in command lines and configs.
         path: "module:Class".
-        title: on cards and in help texts.
-        arxiv: id of the paper, if there is one.
+        title: title in model cards and help texts; the name if empty.
+        arxiv: arXiv id of the paper, or None.
     """
 
     name: str
@@ -37,45 +37,46 @@ class Entry:
 
     @property
     def described(self) -> str:
-        """The title with its source, for help texts: "LFS-GAN (arXiv 2308.11917)"."""
+        """The title with the arXiv id, for help texts: "LFS-GAN (arXiv 2308.11917)"."""
         title = self.title or self.name
         return f"{title} (arXiv {self.arxiv})" if self.arxiv else title
 
     @property
     def markdown(self) -> str:
-        """The title with a link to its source, for cards."""
+        """The title with a link to the paper, for model cards."""
         title = self.title or self.name
         return f"{title} ([arXiv {self.arxiv}]({ARXIV}{self.arxiv}))" if self.arxiv else title
 
     def load(self) -> type:
-        """Import the class."""
+        """Import and return the class."""
         module, _, name = self.path.partition(":")
         return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
 class MethodEntry(Entry):
-    """A method: see `methods.method.Method`.
+    """Entry of a `methods.method.Method`.
 
     Attributes:
-        description: for help texts, if title and paper do not say enough.
+        description: replaces title and arXiv id in help texts.
     """
 
     description: str = ""
 
     @property
     def described(self) -> str:
+        """The text for help texts."""
         return self.description or super().described
 
 
 @dataclass(frozen=True)
 class AdapterEntry(Entry):
-    """A kind of adapter: see `adapters.Adapter`.
+    """Entry of an `adapters.Adapter`.
 
     Attributes:
-        learning_rate: usual rate of its training; None: that of `TrainingConfig`.
-        trainable: False if it is made otherwise, e.g. from masks or from other adapters.
-        shown: settings that its card names.
+        learning_rate: default learning rate; None means that of `TrainingConfig`.
+        trainable: whether methods can train it; False for adapters made from masks or from other adapters.
+        shown: fields of its config that the model card shows.
     """
 
     learning_rate: float | None = None
@@ -87,11 +88,11 @@ E = TypeVar("E", bound=Entry)
 
 
 class Catalogue(Mapping[str, E], Generic[E]):
-    """Entries by name, those of plugins included.
+    """Mapping from name to entry, including entries of plugins.
 
     Args:
-        kind: what the entries are, for messages.
-        entries: those of this package.
+        kind: what an entry is called in error messages, e.g. "method".
+        entries: the entries of this package.
     """
 
     def __init__(self, kind: str, entries: list[E]):
@@ -100,7 +101,7 @@ class Catalogue(Mapping[str, E], Generic[E]):
         self._own = frozenset(self._entries)
 
     def add(self, entry: E) -> None:
-        """Register an entry.
+        """Add an entry.
 
         Raises:
             ValueError: another class has this name.
@@ -129,24 +130,24 @@ class Catalogue(Mapping[str, E], Generic[E]):
         return isinstance(name, str) and self.get(name) is not None
 
     def own(self) -> list[str]:
-        """Names that this package defines; imports no plugin."""
+        """Return the names that this package defines, without importing plugins."""
         return [name for name in self._entries if name in self._own]
 
     def find(self, name: str) -> E:
-        """The entry of a name.
+        """Return the entry of a name.
 
         Raises:
-            ValueError: there is none; the message lists the names.
+            ValueError: the name is unknown; the message lists all names.
         """
         if name not in self:
             raise ValueError(f"there is no {self.kind} {name!r}; choose one of {', '.join(self)}")
         return self[name]
 
     def load(self, name: str) -> type:
-        """Import the class of a name.
+        """Import and return the class of a name.
 
         Raises:
-            ValueError: there is no such name.
+            ValueError: the name is unknown.
         """
         return self.find(name).load()
 
@@ -170,7 +171,8 @@ METHODS: Catalogue[MethodEntry] = Catalogue(
         ),
     ],
 )
-TICKETS = MethodEntry("lottery", "fewshot_gan.training.lottery:run", "GAN lottery tickets", "2103.00397")  # for cards
+# trained by a script of its own, so not in METHODS; model cards name it
+TICKETS = MethodEntry("lottery", "fewshot_gan.training.lottery:run", "GAN lottery tickets", "2103.00397")
 ADAPTERS: Catalogue[AdapterEntry] = Catalogue(
     "adapter type",
     [
@@ -235,7 +237,14 @@ BACKBONES: Catalogue[Entry] = Catalogue(
 
 
 def register_method(name: str, title: str = "", arxiv: str | None = None) -> Callable[[type], type]:
-    """Decorate a `methods.Method`: `fewshot-gan adapt --method NAME`, `METHODS` and cards then know it."""
+    """Return a decorator that registers a `methods.method.Method` for command lines and model cards.
+
+    Args:
+        name, title, arxiv: see `Entry`.
+
+    Raises:
+        ValueError: when applied: another class has this name.
+    """
 
     def register(cls: type) -> type:
         cls.name = name
@@ -248,11 +257,16 @@ def register_method(name: str, title: str = "", arxiv: str | None = None) -> Cal
 def register_adapter(
     title: str = "", arxiv: str | None = None, learning_rate: float | None = None, shown: tuple[str, ...] = ()
 ) -> Callable[[type], type]:
-    """Decorate an `adapters.Adapter` with an `adapter_type`: trainings, files, cards and PEFT's calls then know it.
+    """Return a decorator that registers an `adapters.Adapter` for trainings, saved files, model cards and PEFT's calls.
+
+    Its name is the attribute `adapter_type` of the class.
 
     Args:
         title, arxiv: see `Entry`.
         learning_rate, shown: see `AdapterEntry`.
+
+    Raises:
+        ValueError: when applied: another class has this name.
     """
 
     def register(cls: type) -> type:
@@ -264,7 +278,11 @@ def register_adapter(
 
 
 def register_backbone(cls: type) -> type:
-    """Decorate a `models.network.Network`: bases with it are saved and loaded under the name of its class."""
+    """Register a `models.network.Network`, so that bases with it can be saved and loaded; use it as a decorator.
+
+    Raises:
+        ValueError: another class has the same name.
+    """
     BACKBONES.add(Entry(cls.__name__, _path(cls)))
     return cls
 
@@ -278,9 +296,9 @@ _plugins_loaded = False
 
 
 def load_plugins() -> None:
-    """Import what entry points of `fewshot_gan.plugins` name, once per process.
+    """Import the modules that entry points of `fewshot_gan.plugins` name, once per process.
 
-    A plugin that cannot be imported is left out with a warning: it does not take the package with it.
+    A plugin that cannot be imported is skipped with a warning, so that the rest of the package still works.
     """
     global _plugins_loaded
     with _lock:
@@ -290,7 +308,7 @@ def load_plugins() -> None:
         for plugin in entry_points(group=GROUP):
             try:
                 plugin.load()
-            except Exception as error:  # whatever the module of another package raises
+            except Exception as error:  # a module of another package may raise anything
                 logger.warning(
                     f"the plugin {plugin.name!r} ({plugin.value}) cannot be imported and is left out: "
                     f"{type(error).__name__}: {error}"

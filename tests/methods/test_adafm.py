@@ -275,7 +275,7 @@ def test_the_base_of_a_finished_run_stays(transfer, tmp_path):
         (["--z_dim=0"], "z_dim=0: give 1 or more"),
         (["--matcher_gain=nan"], "matcher_gain=nan: give a number above 0"),
         (["--weight_rate=0"], "weight_rate=0.0: give a number above 0"),
-        (["--push_to_hub"], "the adapter of a GP-GAN needs the base that is made beside it"),
+        (["--push_to_hub"], "the adapter of a GP-GAN needs the base that this run saves beside it"),
         (["--path_length_weight=2"], "--path_length_weight 2.0 does not fit"),
         (["--groups=G9"], "G9 of a network with 4 scales"),
         (["--groups=G3D9"], "D9 keeps 9 groups, this discriminator has 5; give D0 to D5"),
@@ -291,7 +291,7 @@ def test_who_cannot_be_transferred(transfer, base_folder, data, tmp_path):
     gp_gan(discriminator=False).save_pretrained(tmp_path / "alone")
     for options, message in (
         ([f"--base={tmp_path / 'alone'}"], "has no discriminator to transfer"),
-        ([f"--base={base_folder}", "--preset=few_images", "--groups=G3"], "--matcher_gain are of the part that a GP"),
+        ([f"--base={base_folder}", "--preset=few_images", "--groups=G3"], "configure the new layers of a GP-GAN"),
     ):
         with pytest.raises(SystemExit, match=message):
             transfer("bad", *options)

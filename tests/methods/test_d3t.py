@@ -156,7 +156,7 @@ def test_distillation_is_zero_at_the_source_and_uses_real_and_fake(build, pair, 
     end = objective.discriminator_losses(replace(batch, progress=1.0))["distillation"]
     torch.testing.assert_close(end, whole * 0.01, rtol=1e-4, atol=0)
     whole.backward()
-    frozen = objective._source[0]
+    frozen = objective._source.value
     assert all(p.grad is None for p in frozen.parameters()) and not any("source" in k for k in objective.state_dict())
     assert all(p.grad is not None for p in objective.adapters.parameters())
 
@@ -193,8 +193,10 @@ def test_what_it_needs(build, features):
 def test_the_source_of_the_distillation_is_where_the_discriminator_is(build, discriminator, features, preset):
     """Also when the images are elsewhere at first: a base is loaded to the CPU, whatever trains it."""
     objective = build(preset).double()
-    assert {p.dtype for p in objective._source[0].parameters()} == {torch.float64}
-    assert not objective._source[0].training and not any(p.requires_grad for p in objective._source[0].parameters())
+    assert {p.dtype for p in objective._source.value.parameters()} == {torch.float64}
+    assert not objective._source.value.training and not any(
+        p.requires_grad for p in objective._source.value.parameters()
+    )
     heads = ProjectedDiscriminator.for_images(REAL, features, D3TObjective.HEADS).to("meta")
     judges = {"discriminator": discriminator.to("meta"), "projected": heads}
     options = {"codes": seeded_normal(3, 16), "w_std": seeded_normal(16), "features": features}

@@ -546,7 +546,7 @@ def test_each_row_is_compared_with_the_pictures_of_its_domain(many, eyes, featur
     assert set(got) == set(names)
     random = seeded()
     domains = hd.draw_each(3, 4, random)  # one of the three twice
-    shown = objective._shown(domains, random)
+    shown = objective._sample_inputs(domains, random)
     latents = many.pair.draw(4, random, 0.0)
     with many.bank.using_vectors(network(shown)):
         images = many.pair.adapted(latents).images
@@ -613,7 +613,7 @@ def test_what_many_domains_refuse(many, clip, second_clip, eyes):
             HyperNetworkObjective(replace(config, **weights), network, clip, targets=DOMAINS)
     between = replace(HyperDomainConfig.hypernetwork_few_images(), resample=0.95)
     with pytest.raises(
-        ValueError, match="statistics_weight=1.0 compares with pictures, which domains in between have not"
+        ValueError, match="statistics_weight=1.0 compares with pictures, which domains in between do not have"
     ):
         pictures = {"references": list(torch.zeros(2, 1, 3, 32, 32)), "features": object()}
         HyperNetworkObjective(between, network, clip, **pictures)

@@ -233,7 +233,7 @@ def test_projected_judges_start_from_the_bases_own(train, base_folder, features,
     "method, options, message",
     [
         ("cdc", ["--rank=2"], "--rank is of --adapter left; full has none"),
-        ("finetune", ["--scratch", "--adapter=left"], "--scratch forgets every weight, which --adapter left"),
+        ("finetune", ["--scratch", "--adapter=left"], "--scratch replaces every weight, which --adapter left"),
         ("finetune", ["--freeze_d=7"], "freeze_d=7: the heads have 2 convolutions below their last"),
         ("d3t", [], "no projected discriminator to distil from; use distillation_weight=0"),
         ("hyperdomainnet", ["--text=ink"], "give --data or --text"),

@@ -1,1 +1,1 @@
-"""Methods: why a generator changes. One paper per file: losses and steps, no files, no devices, no loop."""
+"""Methods of few-shot adaptation: losses and their weights, one paper per file. The training loop is in `training`."""

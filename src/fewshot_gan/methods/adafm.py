@@ -1,17 +1,23 @@
-"""AdaFM transfer: low-level filters of generator and discriminator are kept, and modulated (ICML 2020, 2002.11810).
+"""AdaFM transfer: keep and modulate the low-level filters of a pretrained GAN (ICML 2020, arXiv 2002.11810).
 
-GmDn keeps m groups of the generator and n of the discriminator, counted from the picture: the image convolution, then
-one resolution each. Kept filters of the generator get a scale and a shift from step `adafm_start` on; everything else
-of it is retrained. Differs from the paper in style-based generators: these have mapping, noise and styles already, so
-the specific part is their own low-resolution blocks and styles, retrained from where they are, and needs no scale
-matcher; the discriminator's last layer is not drawn anew. Of a GP-GAN the specific part is the paper's own, see
-`tailored_networks`. Of both, the discriminator is updated before the generator, and images get no noise.
+GmDn keeps m groups of layers of the generator and n of the discriminator. Groups are counted from the image: the first
+is the image convolution, each further one a resolution. The kept filters of the generator get a scale and a shift,
+which are trained from step `adafm_start` on. All other layers of the generator, the specific part, are retrained.
+
+Differences from the paper:
+
+- The specific part of a style-based generator is its own low-resolution blocks and styles, which start from their
+  pretrained weights. There is no scale matcher, and the last layer of the discriminator keeps its weights.
+- The specific part of a GP-GAN is the paper's own, see `tailored_networks`.
+- For both, the discriminator is updated before the generator, and images get no noise.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Self, cast
 
 import torch
 from torch import nn
@@ -27,19 +33,21 @@ from .losses import r1_penalty
 from .method import Method, Run
 from .objective import Batch, Objective, ObjectiveConfig
 
-MODULATED = ("conv", "depthwise")  # filters of kept groups; the image head's and shortcuts' are kept as they are
+MODULATED = ("conv", "depthwise")  # roles of modulated layers; image heads and shortcuts are kept unchanged
 PENALTIES = ("real", "real_fake")
 
 
 @dataclass(frozen=True)
 class AdaFMConfig(ObjectiveConfig):
-    """`ObjectiveConfig`, and what is kept.
+    """Weights of `ObjectiveConfig`, and settings of the kept layers.
 
     Attributes:
-        groups: GmDn, e.g. "G4D2"; D0 keeps nothing. Heads on frozen features keep these features anyway: "G4".
-        adafm_start: from this step on scales and shifts learn; before it kept filters stay as they are.
-        penalty: R1 "real", or on "real_fake" as for twenty-five images.
-        weight_rate: learning rate of retrained layers and shifts beside that of scales; 1 as published.
+        groups: GmDn, e.g. "G4D2"; 0 keeps no group. A projected discriminator takes Gm alone, e.g. "G4", since its
+            features are frozen anyway.
+        adafm_start: first step that trains scales and shifts; before it, kept filters do not change.
+        penalty: images that R1 is computed on, "real" or "real_fake"; the paper uses the latter for 25 images.
+        weight_rate: learning rate of retrained layers and shifts, relative to that of scales, above 0 up to 10; 1 as
+            published.
     """
 
     groups: str = "G4D2"
@@ -60,41 +68,43 @@ class AdaFMConfig(ObjectiveConfig):
             raise ValueError(f"freeze_d={self.freeze_d}: groups={self.groups!r} says what is kept; leave it out")
 
     @classmethod
-    def paper(cls) -> "AdaFMConfig":
-        # 10 ‖∇D‖², without the half of `r1_penalty`
+    def paper(cls) -> Self:
+        """Return the published terms and weights, on the base's own discriminator."""
+        # the paper's penalty 10 ‖∇D‖² is r1_penalty with weight 20
         return cls(r1_weight=20.0, r1_every=1, style_mixing=0.0, weight_rate=1.0)
 
     @classmethod
-    def few_images(cls) -> "AdaFMConfig":
-        projected = {"discriminator": "projected", "r1_weight": 0.0, "groups": "G4"}
-        return cls(**projected, style_mixing=0.0, adafm_start=0)
+    def few_images(cls) -> Self:
+        """Return weights for a discriminator on pretrained features; scales and shifts learn from the first step."""
+        return cls(discriminator="projected", r1_weight=0.0, groups="G4", style_mixing=0.0, adafm_start=0)
 
 
 def parse_groups(groups: str) -> tuple[int, int | None]:
-    """m and n of GmDn, n None of Gm.
+    """Return m and n of "GmDn"; n is None for "Gm".
 
     Raises:
-        ValueError: another form.
+        ValueError: `groups` has another form.
     """
-    found = re.fullmatch(r"G(\d+)(?:D(\d+))?", groups)
-    if not found:
+    match = re.fullmatch(r"G(\d+)(?:D(\d+))?", groups)
+    if not match:
         raise ValueError(f"groups={groups!r} is not of the form GmDn; for example G4D2")
-    return int(found[1]), None if found[2] is None else int(found[2])
+    return int(match[1]), None if match[2] is None else int(match[2])
 
 
 def split_generator(model: nn.Module, kept: int) -> tuple[list[str], list[str]]:
-    """Paths of the layers that AdaFM modulates, and of those that are retrained (the specific part).
+    """Return the paths of the layers that AdaFM modulates, and of those that are retrained (the specific part).
 
     Args:
         model: a generator.
-        kept: m groups from the picture on: the image head, then a resolution each. Styles, noise, constants and lone
-            biases of kept resolutions belong to the specific part.
+        kept: number m of kept groups, counted from the image: the image head, then one resolution each. Styles, noise,
+            constants and biases of their own belong to the specific part even at kept resolutions.
 
     Raises:
-        ValueError: there are not as many groups.
+        ValueError: the generator has fewer groups.
     """
     layers = dict(adaptable_layers(model))
-    sizes = {path: model.layer_resolution(path) for path in layers}
+    layer_resolution = cast(Callable[[str], int], model.layer_resolution)  # a method of every generator
+    sizes = {path: layer_resolution(path) for path in layers}
     filters = {path for path, layer in layers.items() if layer.role in MODULATED}
     resolutions = sorted({sizes[path] for path in filters}, reverse=True)
     if not 0 <= kept <= 1 + len(resolutions):
@@ -113,61 +123,72 @@ def split_generator(model: nn.Module, kept: int) -> tuple[list[str], list[str]]:
 def tailored_networks(
     generator: GPGANGenerator, discriminator: GPGANDiscriminator, kept: int, seed: int = 0, **options
 ) -> tuple[TailoredGenerator, GPGANDiscriminator]:
-    """What AdaFM transfer of a GP-GAN starts from (§3.2): a fresh specific part in front of the kept scales.
+    """Return the networks that AdaFM transfer of a GP-GAN starts from (§3.2).
 
     Args:
-        generator, discriminator: of the source; they are left as they are.
+        generator, discriminator: the source's networks; they are not changed.
         kept: m of GmDn.
-        seed: of all that is new.
-        options: of `TailoredGenerator`, e.g. `z_dim`, `gain`.
+        seed: seed of all new parameters.
+        options: further arguments of `TailoredGenerator`, e.g. `z_dim`, `gain`.
 
     Returns:
-        The tailored generator, and the source's discriminator with a last layer of one logit, drawn anew.
+        A generator with a new specific part in front of the kept scales, and the source's discriminator with a new last
+        layer of one logit.
 
     Raises:
-        ValueError: there are not as many groups.
+        ValueError: the generator has fewer groups.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         new = TailoredGenerator.from_source(generator, kept, **options)
-        judge = type(discriminator).from_config({**discriminator.config, "num_classes": 1})
-    known = {name: tensor for name, tensor in discriminator.state_dict().items() if not name.startswith("out.")}
-    judge.load_state_dict(judge.state_dict() | known)
-    return new, judge
+        config = {**discriminator.config, "num_classes": 1}
+        new_discriminator = cast(GPGANDiscriminator, type(discriminator).from_config(config))  # diffusers: maybe a pair
+    copied = {name: tensor for name, tensor in discriminator.state_dict().items() if not name.startswith("out.")}
+    new_discriminator.load_state_dict(new_discriminator.state_dict() | copied)
+    return new, new_discriminator
 
 
 class AdaFMObjective(Objective):
-    """Adversarial training of the specific part and the modulation, with kept groups of the discriminator.
+    """Adversarial fine-tuning with kept groups of the discriminator, and scales and shifts that learn later.
 
     Args:
-        config, real, discriminator, projected, features, seed: see `Objective`.
+        config, real: see `Objective`.
+        options: `discriminator`, `projected`, `features` and `seed`, see `Objective`.
 
     Raises:
-        ValueError: more groups than the discriminator has, or groups of one whose features are frozen anyway.
+        ValueError: the discriminator has fewer groups, or it is a projected one, which has none.
     """
 
-    def __init__(self, config: AdaFMConfig, real, **options):
+    config: AdaFMConfig
+
+    def __init__(self, config: AdaFMConfig, real: torch.Tensor, **options):
         super().__init__(config, real, **options)
         kept = parse_groups(config.groups)[1]
         if config.discriminator == "projected" and kept:
             alone = config.groups.partition("D")[0]
             raise ValueError(f"groups={config.groups!r}: features below heads are kept anyway; give groups={alone!r}")
         if kept:
-            self._keep(kept)
+            self._freeze_groups(kept)
 
-    def _keep(self, kept: int) -> None:
-        parts = self.discriminator.groups
-        if kept > len(parts):
+    def _freeze_groups(self, kept: int) -> None:
+        groups = getattr(self.discriminator, "groups", None)
+        if groups is None:
             raise ValueError(
-                f"D{kept} keeps {kept} groups, this discriminator has {len(parts)}; give D0 to D{len(parts)}"
+                f"D{kept} keeps {kept} groups, but a {type(self.discriminator).__name__} is not divided into groups; "
+                "give D0"
             )
-        for part in parts[:kept]:
-            part.requires_grad_(False)
+        if kept > len(groups):
+            raise ValueError(
+                f"D{kept} keeps {kept} groups, this discriminator has {len(groups)}; give D0 to D{len(groups)}"
+            )
+        for group in groups[:kept]:
+            group.requires_grad_(False)
 
     def prepare(self, adapter, step: int) -> None:
+        """Train scales and shifts from step `adafm_start` on."""
         learns = step >= self.config.adafm_start
         for factors in adapter.factors().values():
-            if isinstance(factors, AdaFMFactors):  # its own two tensors: styles and noise may lie below it
+            if isinstance(factors, AdaFMFactors):  # not factors.requires_grad_: styles and noise may be its submodules
                 factors.gamma.requires_grad_(learns)
                 factors.beta.requires_grad_(learns)
 
@@ -180,23 +201,26 @@ class AdaFMObjective(Objective):
 
 @dataclass(frozen=True)
 class AdaFMOptions:
-    """Options of the specific part that a GP-GAN gets.
+    """Options of the new specific part of a GP-GAN.
 
     Attributes:
-        z_dim: size of its latent z.
-        matcher_gain: first gain of its scale matcher.
+        z_dim: size of its latent z; None means the base's.
+        matcher_gain: initial gain of its scale matcher; None means 1000.
     """
 
     z_dim: int | None = field(
-        default=None, metadata={"help": "size of z of a GP-GAN's specific part; default: the base's, 4 for 25 images"}
+        default=None,
+        metadata={
+            "help": "GP-GAN bases: size of z of the new layers; default: the base's; the paper uses 4 for 25 images"
+        },
     )
     matcher_gain: float | None = field(
-        default=None, metadata={"help": "first gain of a GP-GAN's scale matcher; default 1000"}
+        default=None, metadata={"help": "GP-GAN bases: initial gain of the scale matcher; default 1000"}
     )
 
 
 class AdaFMMethod(Method):
-    """AdaFM transfer as a method."""
+    """AdaFM transfer (arXiv 2002.11810)."""
 
     name = "adafm"
     Config, Objective, Options, adapter = AdaFMConfig, AdaFMObjective, AdaFMOptions, "adafm"
@@ -207,7 +231,7 @@ class AdaFMMethod(Method):
             **{"lr_warmup_steps": 0, "lr_final": 1.0, "checkpointing_steps": 5000, "sample_steps": 1000},
         }
     }
-    source: str | None = None  # name of the GP-GAN that a tailored base was made of
+    source: str | None = None  # name of the GP-GAN that the new base was made from
 
     def check(self, run) -> None:
         if run.adapter != self.adapter:
@@ -219,10 +243,13 @@ class AdaFMMethod(Method):
             )
 
     def prepare_base(self, run: Run) -> None:
-        """Put a new specific part in front of the kept scales of a GP-GAN; other plain generators are refused."""
+        """Put a new specific part in front of the kept scales of a GP-GAN; refuse other generators without styles."""
         if run.pipe.generator.has_styles:
             if self.options.z_dim is not None or self.options.matcher_gain is not None:
-                raise ValueError("--z_dim and --matcher_gain are of the part that a GP-GAN gets; leave them out")
+                raise ValueError(
+                    f"--z_dim and --matcher_gain configure the new layers of a GP-GAN, and {run.base} is none; "
+                    "leave them out"
+                )
             return
         if not isinstance(run.pipe.generator, GPGANGenerator):
             super().prepare_base(run)
@@ -243,8 +270,8 @@ class AdaFMMethod(Method):
                 )
         if run.push_to_hub:
             raise ValueError(
-                "--push_to_hub: the adapter of a GP-GAN needs the base that is made beside it; leave it out, push "
-                f"{run.folder}/base with fewshot-gan push, then the adapter with push_to_hub(…, base=its id)"
+                "--push_to_hub: the adapter of a GP-GAN needs the base that this run saves beside it; leave it out, "
+                f"push {run.folder}/base with fewshot-gan push, then the adapter with push_to_hub(…, base=its id)"
             )
         if self.options.z_dim is not None and self.options.z_dim < 1:
             raise ValueError(f"z_dim={self.options.z_dim}: give 1 or more, or leave it out")
@@ -260,8 +287,8 @@ class AdaFMMethod(Method):
         if self.source is None:
             return {}
         generator = run.pipe.generator
-        own = {"source": portable_name(self.source), "z_dim": generator.z_dim}
-        return own | {"matcher_gain": generator.config.gain}
+        gain = generator.config.gain
+        return {"source": portable_name(self.source), "z_dim": generator.z_dim, "matcher_gain": gain}
 
     def prepare_adapter(self, run: Run) -> Adapter:
         modulated, specific = split_generator(run.pipe.generator, parse_groups(run.config.groups)[0])
@@ -270,10 +297,10 @@ class AdaFMMethod(Method):
         return adapter
 
     def after_save(self, run: Run) -> None:
-        """Write the generator that a GP-GAN's adapter is made for; its discriminator is only beginning to learn.
+        """Save the new base that the adapter of a GP-GAN is trained for, without its untrained discriminator.
 
         Raises:
-            ValueError: the folder holds another one.
+            ValueError: the folder holds another base.
         """
         if self.source is None:
             return
@@ -282,8 +309,8 @@ class AdaFMMethod(Method):
             present = type(run.pipe).from_pretrained(folder).generator
             if fingerprint(present) != fingerprint(run.pipe.generator):
                 raise ValueError(
-                    f"{folder} holds the base of a run with other settings; use them again to resume, or choose "
-                    "another output folder"
+                    f"{folder} holds the base of a run with other settings; use them again to resume, or start anew: "
+                    "choose another output folder"
                 )
             return
         run.pipe.register_modules(discriminator=None)

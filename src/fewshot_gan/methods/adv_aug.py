@@ -1,8 +1,8 @@
 """AdvAug: feature-level adversarial augmentation of generator and discriminator (arXiv 2103.00397 §3.3).
 
-Both networks are cut in two: D = head ∘ trunk, G = body ∘ stem. What lies between is moved by the sign of a gradient,
-and the losses of the moved features are averaged with the clean ones. Generators with a mapping network have
-no stem: their styles are moved.
+Both networks are cut in two: D = head ∘ trunk, G = body ∘ stem. The features at the cut are perturbed by steps along
+the sign of a gradient, and the losses of perturbed and clean features are averaged. Generators with a mapping network
+have no stem; their styles are perturbed.
 
 Shape legend: B images, C width of the features.
 """
@@ -23,18 +23,18 @@ DIRECTIONS = ("paper", "repo")
 
 @dataclass(frozen=True)
 class AdvAugConfig:
-    """How far and which way features move.
+    """Size and direction of the perturbation.
 
     Attributes:
-        steps: of the attack; 0 = none.
-        gamma: length of each in every coordinate, so that ‖δ‖∞ ≤ steps · γ; 0.01 on CIFAR, 0.001 on ImageNet.
-        direction: "paper" always attacks: down with D of real, up with D of fake, down with D(G) of the generator.
-            "repo" does what the released code does: it attacks the fake side of the discriminator alone, and helps the
-            two others.
-        weight: λ of the adversarial losses beside the clean ones; (L + λ L_adv) / (1 + λ).
+        steps: number of gradient steps; 0 switches AdvAug off.
+        gamma: γ, the change of each coordinate per step, so that ‖δ‖∞ ≤ steps · γ; 0.01 on CIFAR, 0.001 on ImageNet.
+        direction: "paper" perturbs against the network that is trained: for the discriminator towards lower logits of
+            real and higher logits of fake images, for the generator towards lower logits. "repo" does what the released
+            code does: towards higher logits in all three cases, which helps on real images and in the generator.
+        weight: λ in the loss (L + λ L_adv) / (1 + λ).
 
     Raises:
-        ValueError: a number out of range or an unknown direction.
+        ValueError: a number is out of range or the direction is unknown.
     """
 
     steps: int = 0
@@ -52,32 +52,33 @@ class AdvAugConfig:
 
     @classmethod
     def of(cls, settings) -> "AdvAugConfig":
-        """From settings that have these fields under the names adv_steps, adv_gamma, adv_direction, adv_weight."""
+        """Return the config of settings with fields adv_steps, adv_gamma, adv_direction and adv_weight."""
         return cls(settings.adv_steps, settings.adv_gamma, settings.adv_direction, settings.adv_weight)
 
     @property
     def acts(self) -> bool:
+        """Whether features are perturbed at all."""
         return self.steps > 0 and self.gamma > 0 and self.weight > 0
 
     @property
     def helping(self) -> int:
-        """Sign of what real pictures and the generator are moved along: −1 against themselves, 1 in their favour."""
+        """1 if real images and the generator are perturbed towards higher logits, −1 towards lower ones."""
         return -1 if self.direction == "paper" else 1
 
     def mean(self, clean: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+        """Return the weighted mean of the loss of clean and that of perturbed features."""
         return (clean + self.weight * moved) / (1 + self.weight)
 
 
 def attack(features: torch.Tensor, score: Callable, steps: int, gamma: float) -> torch.Tensor:
-    """How far `features` `[B, …]` go in `steps` steps of γ·sign(∂ score / ∂ features); no random start, no other limit.
+    """Return the perturbation δ of `features` `[B, …]` that raises `score`, of the same shape.
+
+    It takes `steps` steps of γ·sign(∂ score / ∂ features), without random start and without projection.
 
     Args:
-        features: taken as a constant.
-        score: features → a number that is to rise.
+        features: starting point; no gradients flow into it.
+        score: function from features to a scalar.
         steps, gamma: see `AdvAugConfig`.
-
-    Returns:
-        δ, of the shape of `features`.
     """
     start = moved = features.detach()
     for _ in range(steps):
@@ -90,11 +91,11 @@ def attack(features: torch.Tensor, score: Callable, steps: int, gamma: float) ->
 
 @contextmanager
 def tapped(layers: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, torch.Tensor]]]:
-    """The list of (layer, what it was given), in the order of the calls of any of `layers` inside."""
-    seen: list[tuple[nn.Module, torch.Tensor]] = []
-    hooks = [layer.register_forward_pre_hook(lambda m, given: seen.append((m, given[0]))) for layer in layers]
+    """Record the calls of `layers` in a `with` block, as a list of (layer, its input) in the order of the calls."""
+    calls: list[tuple[nn.Module, torch.Tensor]] = []
+    hooks = [layer.register_forward_pre_hook(lambda m, inputs: calls.append((m, inputs[0]))) for layer in layers]
     try:
-        yield seen
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()
@@ -102,7 +103,7 @@ def tapped(layers: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, torch.
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Forwards in training mode that leave no trace: no running statistics, no power iteration."""
+    """Let forward passes in training mode change no buffers: no running statistics and no power iteration."""
     norms = [m for model in models for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     sigmas = [(m, m.training) for model in models for m in model.modules() if isinstance(m, _SpectralNorm)]
     try:
@@ -119,17 +120,30 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
 
 def discriminator_loss(
-    discriminator, real, fake, config: AdvAugConfig, real_labels=None, fake_labels=None
+    discriminator,
+    real: torch.Tensor,
+    fake: torch.Tensor,
+    config: AdvAugConfig,
+    real_labels: torch.Tensor | None = None,
+    fake_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Hinge loss of images `[B, 3, R, R]`, as the discriminator sees them, clean and with moved features.
+    """Return the discriminator's hinge loss, averaged over clean and perturbed features.
 
     Args:
         discriminator: a `PlainDiscriminator`.
-        real, fake: already augmented; of one number.
-        config: the attack.
-        real_labels, fake_labels: int64 `[B]` of class-conditional networks.
+        real, fake: augmented images `[B, 3, R, R]`, as many of both.
+        config: the perturbation.
+        real_labels, fake_labels: int64 `[B]`, for class-conditional networks.
+
+    Raises:
+        ValueError: only one side has labels.
     """
-    labels = None if real_labels is None else torch.cat([real_labels, fake_labels])
+    if real_labels is None or fake_labels is None:
+        if real_labels is not fake_labels:
+            raise ValueError("one of real_labels and fake_labels is None; give both or neither")
+        labels = None
+    else:
+        labels = torch.cat([real_labels, fake_labels])
     vectors = discriminator.trunk(torch.cat([real, fake]))
     half = len(real)
     if not config.acts:
@@ -140,7 +154,7 @@ def discriminator_loss(
         logits = discriminator.head(x, labels)
         if config.direction == "paper":
             return logits[half:].sum() - logits[:half].sum()
-        # the released SNGAN raises every logit, its BigGAN those of which a hinge at 1 is active
+        # the released SNGAN raises every logit, the released BigGAN only logits below 1
         return logits.sum() if labels is None else -F.relu(1 - logits).sum()
 
     with undisturbed(discriminator):
@@ -150,16 +164,18 @@ def discriminator_loss(
     return config.mean(hinge_d_loss(clean[:half], clean[half:]), hinge_d_loss(moved[:half], moved[half:]))
 
 
-def generator_loss(generator, discriminator, z, augment: Callable, config: AdvAugConfig, labels=None) -> torch.Tensor:
-    """Hinge loss of pictures of z `[B, z_dim]`, clean and from a moved first feature map.
+def generator_loss(
+    generator, discriminator, z: torch.Tensor, augment: Callable, config: AdvAugConfig, labels=None
+) -> torch.Tensor:
+    """Return the generator's hinge loss, averaged over clean and perturbed first feature maps.
 
     Args:
         generator: a `PlainGenerator`.
-        discriminator: its weights get gradients too; keep them out.
-        z: latents.
-        augment: pictures → what the discriminator sees; called once per picture batch, the attack's included.
-        config: the attack.
-        labels: int64 `[B]` of class-conditional networks.
+        discriminator: a `PlainDiscriminator`. Its weights get gradients too; ignore them.
+        z: latents `[B, z_dim]`.
+        augment: function that augments images for the discriminator; it is also called in each step of the attack.
+        config: the perturbation.
+        labels: int64 `[B]`, for class-conditional networks.
     """
 
     def logits(x):

@@ -1,7 +1,6 @@
-"""Cross-domain correspondence: what differs in the source stays different (Ojha et al. 2021, arXiv 2104.06820).
+"""Cross-domain correspondence: similarities between samples are kept as in the source (arXiv 2104.06820).
 
-Anchors and the patch-level judge (§3.2) are also LFS-GAN's; the relation between the samples of a batch (§3.1) is also
-D3T-GAN's.
+LFS-GAN also uses the anchors and the patch-level discriminator (§3.2), D3T-GAN the relation loss (§3.1).
 
 Shape legend: B images, K training images.
 """
@@ -12,22 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models.stylegan2 import StyleGAN2Discriminator
 from ..utils.random import seeded
 from ..utils.ranges import NOT_NEGATIVE
+from .losses import total
 from .method import Method, Run
 from .objective import Batch, Objective, ObjectiveConfig, Views
 from .pair import Latents, Pair
 
 
 class AnchorSampler:
-    """Latents near one fixed anchor per training image, or free ones (§3.2).
+    """Sample z near one fixed anchor per training image, or from the normal distribution (§3.2).
 
     Args:
-        num_anchors: K.
+        num_anchors: number of anchors K.
         z_dim: size of z.
-        every: each `every`-th step is an anchor step, judged by the image-level head; the others by the patch head.
+        every: every `every`-th step is an anchor step; 0 means none. The image-level head of the discriminator judges
+            anchor steps, the patch head all others.
         sigma: standard deviation around an anchor.
-        seed: of the anchors.
+        seed: seed of the anchors.
     """
 
     def __init__(self, num_anchors: int, z_dim: int, every: int = 4, sigma: float = 0.1, seed: int = 0):
@@ -35,10 +37,11 @@ class AnchorSampler:
         self.every, self.sigma = every, sigma
 
     def is_anchor_step(self, step: int) -> bool:
+        """Return whether z of this step lies near anchors."""
         return self.every > 0 and step % self.every == 0
 
     def sample(self, batch: int, step: int, generator: torch.Generator) -> torch.Tensor:
-        """z `[batch, z_dim]` for this step."""
+        """Return z `[batch, z_dim]` for this step."""
         noise = torch.randn(batch, self.anchors.shape[1], generator=generator, dtype=torch.float32, device="cpu")
         if not self.is_anchor_step(step):
             return noise
@@ -47,10 +50,10 @@ class AnchorSampler:
 
 
 class PatchHead(nn.Module):
-    """Patch-level logits: one 3×3 convolution on an intermediate feature map of the discriminator (§3.2).
+    """Compute patch-level logits by a 3×3 convolution on an intermediate feature map of the discriminator (§3.2).
 
     Args:
-        channels: of that map.
+        channels: number of channels C of the feature map.
     """
 
     def __init__(self, channels: int):
@@ -64,18 +67,20 @@ class PatchHead(nn.Module):
 
 
 def relation_loss(source: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
-    """KL(softmax_{j≠i} cos(s_i, s_j) ‖ softmax_{j≠i} cos(t_i, t_j)), mean over images i and levels (§3.1, eq. 1–2).
+    """Compare the similarities between the samples of a batch before and after adaptation (§3.1, eq. 1–2).
+
+    KL(softmax_{j≠i} cos(s_i, s_j) ‖ softmax_{j≠i} cos(t_i, t_j)), mean over images i and levels.
 
     Args:
-        source, target: one map `[B, …]` per level, row i of both from the same latent.
+        source, target: one feature map `[B, …]` per level; row i of both comes from the same latent.
 
     Returns:
-        Scalar; gradients reach `target`. 0 of fewer than three images, which have no relation to compare.
+        Scalar; gradients reach `target`. It is 0 for fewer than three images, since a softmax over one number is 1.
     """
-    if len(target[0]) < 3:  # with two, the softmax is over one number
-        return sum(t.sum() for t in target) * 0
+    if len(target[0]) < 3:
+        return total(t.sum() for t in target) * 0
 
-    def similarities(x):  # [B, …] -> [B, B − 1]
+    def similarities(x):  # [B, …] -> log-probabilities [B, B − 1]
         x = F.normalize(x.float().flatten(1), dim=1)
         others = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
         return (x @ x.t())[others].reshape(len(x), -1).log_softmax(1)
@@ -84,16 +89,17 @@ def relation_loss(source: list[torch.Tensor], target: list[torch.Tensor]) -> tor
         F.kl_div(similarities(t), similarities(s.detach()), reduction="batchmean", log_target=True)
         for s, t in zip(source, target, strict=True)
     ]
-    return sum(losses) / len(losses)
+    return total(losses) / len(losses)
 
 
 @dataclass(frozen=True)
 class CDCConfig(ObjectiveConfig):
-    """Weights of the objective.
+    """Weights of `ObjectiveConfig` and those of cross-domain correspondence.
 
     Attributes:
-        anchor_every, anchor_sigma: see `AnchorSampler`; 0 = no anchors.
-        relation_weight: of the cross-domain relation of a batch's samples.
+        anchor_every: every n-th step is an anchor step; 0 switches anchors and patch head off.
+        anchor_sigma: standard deviation of z around an anchor.
+        relation_weight: weight of `relation_loss`.
     """
 
     anchor_every: int = 4
@@ -108,15 +114,26 @@ class CDCObjective(Objective):
 
     Args:
         config, real, discriminator, projected, features, seed: see `Objective`.
-        z_dim: of the generator.
+        z_dim: size of the generator's z.
     """
 
-    def __init__(self, config: CDCConfig, real, z_dim: int, *, discriminator=None, seed: int = 0, **options):
+    config: CDCConfig
+
+    def __init__(
+        self,
+        config: CDCConfig,
+        real: torch.Tensor,
+        z_dim: int,
+        *,
+        discriminator: StyleGAN2Discriminator | None = None,
+        seed: int = 0,
+        **options,
+    ):
         super().__init__(config, real, discriminator=discriminator, seed=seed, **options)
         self.anchors = AnchorSampler(len(real), z_dim, config.anchor_every, config.anchor_sigma, seed)
-        self.patch_head = None
-        if config.discriminator == "source" and config.anchor_every:
-            self.patch_block = f"b{discriminator.resolution // 4}"  # its output has R/8 pixels: 32 at 256
+        self.patch_head: PatchHead | None = None
+        if config.discriminator == "source" and config.anchor_every and discriminator is not None:
+            self.patch_block = f"b{discriminator.resolution // 4}"  # its output is R/8 pixels wide: 32 at 256
             with torch.no_grad():
                 _, maps = discriminator(real[:1].to(next(discriminator.parameters()).device), return_features=True)
             self.patch_head = PatchHead(maps[self.patch_block].shape[1])
@@ -126,34 +143,35 @@ class CDCObjective(Objective):
         return self.config.relation_weight > 0 or super().needs_source
 
     def draw(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Latents:
-        """Anchors are used as they are, free latents are mixed."""
+        """Sample latents; only those of other steps than anchor steps get style mixing."""
         z = self.anchors.sample(batch, step, random)
         return pair.mixed(z, random, 0.0 if self.anchors.is_anchor_step(step) else self.config.style_mixing)
 
-    def _judges_patches(self, step: int) -> bool:
-        return self.patch_head is not None and not self.anchors.is_anchor_step(step)
+    def _active_patch_head(self, step: int) -> PatchHead | None:
+        return None if self.anchors.is_anchor_step(step) else self.patch_head
 
     def logits(self, views: Views, features: dict, step: int) -> list[torch.Tensor]:
-        """Of a source discriminator: image-level logits on anchor steps, patch-level logits on others (§3.2)."""
-        if not self._judges_patches(step):
+        """Return logits; a source discriminator's are image-level on anchor steps, patch-level on others (§3.2)."""
+        if (patch_head := self._active_patch_head(step)) is None:
             return super().logits(views, features, step)
-        return [self.patch_head(self.discriminator(views.colour, return_features=True)[1][self.patch_block])]
+        return [patch_head(self.discriminator(views.colour, return_features=True)[1][self.patch_block])]
 
     def last_layers(self, step: int) -> list[nn.Module]:
-        return [self.patch_head] if self._judges_patches(step) else super().last_layers(step)
+        patch_head = self._active_patch_head(step)
+        return super().last_layers(step) if patch_head is None else [patch_head]
 
     def generator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses = super().generator_losses(batch)
         if self.config.relation_weight:
-            names = sorted(batch.drawn.features)  # one level a step, as published
+            names = sorted(batch.drawn.features)  # as published, each step compares one random level
             name = names[int(torch.randint(len(names), (), generator=batch.random, device="cpu"))]
-            relation = relation_loss([batch.source.features[name]], [batch.drawn.features[name]])
+            relation = relation_loss([batch.require_source().features[name]], [batch.drawn.features[name]])
             losses["relation"] = self.config.relation_weight * relation
         return losses
 
 
 class CDCMethod(Method):
-    """Cross-domain correspondence as a method."""
+    """Cross-domain correspondence (arXiv 2104.06820)."""
 
     name = "cdc"
     Config, Objective, adapter = CDCConfig, CDCObjective, "full"

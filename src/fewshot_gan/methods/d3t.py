@@ -1,59 +1,77 @@
 """D3T-GAN: data-dependent domain transfer (arXiv 2205.06032).
 
-Of this paper the abstract fixes what is transferred: training images are projected into the source generator and
-reconstructed there, knowledge flows from these transformed samples to the generated ones, and the discriminator is
+The abstract of the paper says what is transferred. Training images are projected into the latent space of the source
+generator and reconstructed by it; the adapted generator learns from these transformed samples; and the discriminator is
 distilled at several levels on real and fake images. The formulas here are ours.
 
-Shape legend: B images, K training images, L `ws`, D `w_dim`.
+Shape legend: B images, K training images, L `num_ws`, D `w_dim`.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..inversion import PerceptualDistance, latent_statistics
+from ..models.projected import ProjectedDiscriminator
+from ..utils.frozen import Frozen
 from ..utils.hashing import hash_tensor
 from ..utils.ranges import NOT_NEGATIVE, SHARE
 from .cdc import relation_loss
+from .checks import required
+from .losses import total
 from .method import Method, Run
-from .objective import Batch, Objective, ObjectiveConfig, Views
+from .objective import Batch, Discriminator, Objective, ObjectiveConfig, Views
 from .pair import Latents, Pair
 from .projections import ProjectionOptions, complete, project, recorded
 
 
 def feature_transfer_loss(source: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
-    """Σ_l mean((n(t_l) − n(s_l))²), n = instance normalisation: where things are is kept, how strong they are is free.
+    """Compare normalised feature maps: Σ_l mean((n(t_l) − n(s_l))²) with n = instance normalisation.
+
+    The positions of structures are kept, while mean and strength of each channel are free.
 
     Args:
-        source, target: one map `[B, C_l, H_l, W_l]` per level, row i of both from the same latent.
+        source, target: one feature map `[B, C_l, H_l, W_l]` per level; row i of both comes from the same latent.
     """
     pairs = zip(source, target, strict=True)
-    return sum((F.instance_norm(t.float()) - F.instance_norm(s.detach().float())).square().mean() for s, t in pairs)
+    return total((F.instance_norm(t.float()) - F.instance_norm(s.detach().float())).square().mean() for s, t in pairs)
 
 
-def distillation_loss(source_maps, source_logits, maps, logits, adapters) -> torch.Tensor:
-    """Σ_l mean((φ_l(t_l) − s_l)²) / (mean(s_l²) + 1e-8) + 0.1·mean((logits_t − logits_s)²).
+def distillation_loss(
+    source_maps: Mapping[str, torch.Tensor],
+    source_logits: list[torch.Tensor],
+    maps: Mapping[str, torch.Tensor],
+    logits: list[torch.Tensor],
+    adapters: nn.ModuleDict,
+) -> torch.Tensor:
+    """Distil the source discriminator at several levels.
+
+    Σ_l mean((φ_l(t_l) − s_l)²) / (mean(s_l²) + 1e-8) + 0.1·mean((logits_t − logits_s)²).
 
     Args:
-        source_maps, maps: level → map `[B, C, H, W]` of the source's and of the trained discriminator.
-        source_logits, logits: lists of maps of logits.
+        source_maps, maps: level → feature map `[B, C, H, W]` of the source and of the trained discriminator.
+        source_logits, logits: logit maps of both.
         adapters: level → φ, a 1×1 convolution.
     """
-    loss = 0
-    for name, wanted in source_maps.items():
-        wanted = wanted.detach()
-        loss = loss + (adapters[name](maps[name]) - wanted).square().mean() / (wanted.square().mean() + 1e-8)
+    terms = []
+    for name, source_map in source_maps.items():
+        source_map = source_map.detach()
+        difference = (adapters[name](maps[name]) - source_map).square().mean()
+        terms.append(difference / (source_map.square().mean() + 1e-8))
     pairs = list(zip(source_logits, logits, strict=True))
-    return loss + 0.1 * sum((t - s.detach()).square().mean() for s, t in pairs) / len(pairs)
+    return total(terms) + 0.1 * total((t - s.detach()).square().mean() for s, t in pairs) / len(pairs)
 
 
 def identity_convolution(channels: int) -> nn.Conv2d:
-    """A 1×1 convolution that starts as the identity."""
+    """Return a 1×1 convolution that is the identity."""
     conv = nn.Conv2d(channels, channels, 1)
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     with torch.no_grad():
         conv.weight.copy_(torch.eye(channels, dtype=torch.float32, device="cpu")[:, :, None, None])
     return conv
@@ -61,18 +79,19 @@ def identity_convolution(channels: int) -> nn.Conv2d:
 
 @dataclass(frozen=True)
 class D3TConfig(ObjectiveConfig):
-    """Weights of the objective; 0 switches a term off.
+    """Weights of `ObjectiveConfig` and those of D3T-GAN; 0 switches a term off.
 
     Attributes:
-        feature_weight: λ_kt, of the generator's normalised feature maps.
-        feature_resolution: largest block that they are taken from; 0 = every block below the picture's size.
-        relation_weight: λ_rel, of the relation between a batch's samples at the same blocks.
-        reconstruction_weight: perceptual distance of G_t(w*_i + noise) to its training image x_i; not in the abstract.
-        distillation_weight, distillation_final: λ_kd at the start, and what it falls to by a cosine.
-        transformed_every: every n-th step draws its latents from projected training images, the others freely; 0 = none
-            does, and nothing has to be projected.
-        code_sigma: noise on a projected code in units of the spread of w.
-        mix_probability: probability that a code is a convex mix of two projected ones instead.
+        feature_weight: λ_kt, weight of `feature_transfer_loss` on the generator's feature maps.
+        feature_resolution: largest resolution of these maps, 4 or more; 0 takes all below the size of the image.
+        relation_weight: λ_rel, weight of `cdc.relation_loss` on the same maps.
+        reconstruction_weight: weight of the perceptual distance of G_t(w*_i + noise) to its training image x_i; not in
+            the abstract.
+        distillation_weight, distillation_final: λ_kd at the start and at the end of the run; it falls along a cosine.
+        transformed_every: every n-th step samples its latents around projected training images, the other steps at
+            random; 0 means no step does, and no image is projected.
+        code_sigma: standard deviation of the noise on a projected latent, in units of the standard deviation of w.
+        mix_probability: probability of a convex combination of two projected latents instead of noise.
     """
 
     feature_weight: float = 1.0
@@ -103,15 +122,16 @@ class D3TConfig(ObjectiveConfig):
             )
 
     @classmethod
-    def abstract(cls) -> "D3TConfig":
-        """The terms that the abstract names, and no other, with a discriminator that sees through pretrained eyes."""
+    def abstract(cls) -> Self:
+        """Return the terms of the abstract and no others, with a discriminator on pretrained features."""
         return super().few_images()
 
     @classmethod
-    def few_images(cls) -> "D3TConfig":
-        """Signals that learn a look from ten images in few steps on a CPU (training/RESULTS.md).
+    def few_images(cls) -> Self:
+        """Return weights that learn a look from ten images in few steps on a CPU (training/RESULTS.md).
 
-        The relation keeps latents apart, deep moments find the look, content and structure keep hair and pose.
+        The relation loss keeps samples diverse, moments of deep features learn the look, content and structure keep
+        hair and pose.
         """
         return replace(
             cls.abstract(),
@@ -127,8 +147,11 @@ class D3TConfig(ObjectiveConfig):
         )
 
     @classmethod
-    def large_gap(cls) -> "D3TConfig":
-        """For looks that the base cannot draw, such as line art: no codes, no distillation, features free to change."""
+    def large_gap(cls) -> Self:
+        """Return weights for looks far from the base, such as line art.
+
+        Projected images, distillation and feature transfer are off, so that features are free to change.
+        """
         return replace(
             cls.few_images(),
             adversarial_weight=0.5,
@@ -140,62 +163,85 @@ class D3TConfig(ObjectiveConfig):
 
     @property
     def needs_latents(self) -> bool:
-        """A term of the generator uses projected training images."""
+        """Whether a term uses training images projected into the latent space."""
         weights = self.feature_weight, self.relation_weight, self.reconstruction_weight
         return self.transformed_every > 0 and max(weights) > 0
 
 
 class D3TObjective(Objective):
-    """Transformed samples for the generator, multi-level distillation for the discriminator.
+    """Losses of transformed samples for the generator, and multi-level distillation for the discriminator.
 
     Args:
         config, real, seed: see `Objective`.
-        codes: projected training images, w `[K, D]` or w+ `[K, L, D]` (`inversion.invert`); None if nothing uses them.
-        w_std: spread of w `[D]` (`inversion.latent_statistics`).
-        discriminator, projected, features: see `Objective`. What is given is also the source D_s of the distillation.
+        codes: projected training images, w `[K, D]` or w+ `[K, L, D]` (`inversion.invert`); None if no term uses them.
+        w_std: standard deviation of w `[D]` (`inversion.latent_statistics`); None if no term uses `codes`.
+        projected: see `Objective`.
+        options: `discriminator` and `features`, see `Objective`. The chosen discriminator is also the frozen source D_s
+            of the distillation.
 
     Raises:
-        ValueError: there is nothing to distil from, or no codes though the generator's terms want them.
+        ValueError: there is no discriminator to distil from, or no `codes` for the terms that need them.
     """
 
-    def __init__(self, config: D3TConfig, real, *, codes=None, w_std=None, projected=None, seed: int = 0, **options):
+    config: D3TConfig
+
+    def __init__(
+        self,
+        config: D3TConfig,
+        real: torch.Tensor,
+        *,
+        codes: torch.Tensor | None = None,
+        w_std: torch.Tensor | None = None,
+        projected: ProjectedDiscriminator | None = None,
+        seed: int = 0,
+        **options,
+    ):
         super().__init__(config, real, projected=projected, seed=seed, **options)
         c = config
         if c.needs_latents and (codes is None or w_std is None):
             raise ValueError("knowledge transfer starts from projected training images: pass codes and w_std")
         self._codes, self._w_std, self._real = codes, w_std, real
-        self._source = [None]  # in a list: frozen, so neither saved nor trained with this module
+        self._source: Frozen[Discriminator | None] = Frozen(None)
         if c.distillation_weight:
             if c.discriminator == "projected" and projected is None:
                 raise ValueError(
                     "this base has no projected discriminator to distil from; use distillation_weight=0, or train one "
                     "with training/source_discriminator.py"
                 )
-            self._source = [deepcopy(self.discriminator).eval().requires_grad_(False)]
-            one, device = real[:1], next(self.discriminator.parameters()).device
-            seen = {k: x.to(device) for k, x in self.observe(one, self.levels).items()}
-            maps, _ = self._look(self._source[0], Views(one, one).to(device), seen)
+            source = deepcopy(self.discriminator).eval().requires_grad_(False)
+            self._source = Frozen(source)
+            image, device = real[:1], next(self.discriminator.parameters()).device
+            features = {level: x.to(device) for level, x in self.observe(image, self.levels).items()}
+            maps, _ = self._run_discriminator(source, Views(image, image).to(device), features)
             self.adapters = nn.ModuleDict({name: identity_convolution(x.shape[1]) for name, x in maps.items()})
 
     def _apply(self, fn, recurse=True):
-        """Whatever moves the discriminator moves its source too."""
-        if self._source[0] is not None:
-            self._source[0]._apply(fn, recurse)
+        """Move or cast the source discriminator together with this module."""
+        if isinstance(source := self._source.value, nn.Module):
+            source._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
+    def _required_codes(self) -> torch.Tensor:
+        return required(self._codes, "this objective has no projected training images: pass codes")
+
     def settings(self) -> dict:
-        return super().settings() | ({"codes": hash_tensor(self._codes)} if self.config.needs_latents else {})
+        return super().settings() | (
+            {"codes": hash_tensor(self._required_codes())} if self.config.needs_latents else {}
+        )
 
     @property
     def needs_source(self) -> bool:
         return self.config.feature_weight > 0 or self.config.relation_weight > 0 or super().needs_source
 
     def draw(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Latents:
-        """Codes ŵ = w*_i + σ·ε or a convex mix of two every `transformed_every`-th step, free latents otherwise."""
+        """Sample latents; every `transformed_every`-th step samples them around projected training images.
+
+        These are ŵ = w*_i + σ·ε, or a convex combination of two w*.
+        """
         c = self.config
         if not c.needs_latents or step % c.transformed_every:
             return super().draw(pair, batch, step, random)
-        codes = self._codes
+        codes, w_std = self._required_codes(), required(self._w_std, "pass w_std, the standard deviation of w")
         first, second = torch.randint(len(codes), (2, batch), generator=random, device="cpu")
         shape = (batch, *[1] * (codes.ndim - 1))
         share = torch.rand(shape, generator=random, dtype=torch.float32, device="cpu")
@@ -204,7 +250,7 @@ class D3TObjective(Objective):
             * c.code_sigma
         )
         mixed = torch.rand(batch, generator=random, dtype=torch.float32, device="cpu") < c.mix_probability
-        near, between = codes[first] + noise * self._w_std, codes[first].lerp(codes[second], share)
+        near, between = codes[first] + noise * w_std, codes[first].lerp(codes[second], share)
         w = torch.where(mixed.view(shape), between, near)
         return Latents(w=w, origin=first.masked_fill(mixed, -1))
 
@@ -214,7 +260,7 @@ class D3TObjective(Objective):
             falling = (1 + torch.cos(torch.tensor(torch.pi * batch.progress, dtype=torch.float32, device="cpu"))) / 2
             weight = float(c.distillation_final + (c.distillation_weight - c.distillation_final) * falling)
             sides = (batch.real, batch.real_features), (batch.fake, batch.fake_features)
-            losses["distillation"] = weight * sum(self._distil(*side) for side in sides)
+            losses["distillation"] = weight * total(self._distil(*side) for side in sides)
         return losses
 
     def generator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -222,26 +268,28 @@ class D3TObjective(Objective):
         if c.feature_weight or c.relation_weight:
             largest = c.feature_resolution or batch.drawn.images.shape[-1] // 2
             names = [name for name in batch.drawn.features if int(name[1:]) <= largest]
-            source, target = ([drawn.features[n] for n in names] for drawn in (batch.source, batch.drawn))
+            source, target = ([drawn.features[n] for n in names] for drawn in (batch.require_source(), batch.drawn))
             if c.feature_weight:
                 losses["transfer"] = c.feature_weight * feature_transfer_loss(source, target)
             if c.relation_weight:
                 losses["relation"] = c.relation_weight * relation_loss(source, target)
         origin = batch.latents.origin
-        if c.reconstruction_weight and origin is not None and (known := origin >= 0).any():
-            targets = self._real[origin[known]].to(batch.drawn.images.device)
-            distance = PerceptualDistance(self.require_features(), targets)(batch.drawn.images[known])
+        if c.reconstruction_weight and origin is not None and (has_target := origin >= 0).any():
+            targets = self._real[origin[has_target]].to(batch.drawn.images.device)
+            distance = PerceptualDistance(self.require_features(), targets)(batch.drawn.images[has_target])
             losses["reconstruction"] = c.reconstruction_weight * distance.mean()
         return losses
 
     def _distil(self, views: Views, features: dict) -> torch.Tensor:
-        maps, logits = self._look(self.discriminator, views, features)
+        """Return the distillation loss on real or on fake images."""
+        maps, logits = self._run_discriminator(self.discriminator, views, features)
+        source = required(self._source.value, "there is no source to distil from; distillation_weight was 0")
         with torch.no_grad():
-            source_maps, source_logits = self._look(self._source[0], views, features)
+            source_maps, source_logits = self._run_discriminator(source, views, features)
         return distillation_loss(source_maps, source_logits, maps, logits, self.adapters)
 
-    def _look(self, discriminator, views: Views, features: dict):
-        """Maps of a discriminator by name, and its list of logits."""
+    def _run_discriminator(self, discriminator: Discriminator, views: Views, features: dict):
+        """Return feature maps by name, and the list of logit maps."""
         if self.config.discriminator == "projected":
             logits, maps = discriminator(features, return_features=True)
             return maps, logits
@@ -250,7 +298,7 @@ class D3TObjective(Objective):
 
 
 class D3TMethod(Method):
-    """D3T-GAN as a method."""
+    """D3T-GAN (arXiv 2205.06032)."""
 
     name = "d3t"
     Config, Objective, Options, adapter = D3TConfig, D3TObjective, ProjectionOptions, "left"
@@ -265,8 +313,9 @@ class D3TMethod(Method):
     def judges(self, run: Run) -> dict:
         judges = super().judges(run)
         if run.config.needs_latents:
+            images = required(run.images, "D3T-GAN learns from images; give --data")
             path, seed = run.folder / "projections.safetensors", run.training.seed
             with run.main_process_first():
-                judges["codes"] = project(path, run.pipe, run.images, self.options, seed, run.dry)
+                judges["codes"] = project(path, run.pipe, images, self.options, seed, run.dry)
             judges["w_std"] = latent_statistics(run.pipe.generator)[1].cpu()
         return judges

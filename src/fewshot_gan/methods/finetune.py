@@ -1,7 +1,7 @@
 """Fine-tuning baselines: TransferGAN (arXiv 1805.01677) and FreezeD (arXiv 2002.10964).
 
-Both are the shared objective alone: an adversarial loss from a discriminator that starts where the source's ended.
-TransferGAN trains everything; FreezeD keeps the discriminator's lower layers (`freeze_d`).
+Both use the adversarial loss of `Objective` alone, with a discriminator that starts from the source's weights.
+TransferGAN trains all weights; FreezeD freezes the lower layers of the discriminator (`freeze_d`).
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from .objective import Objective, ObjectiveConfig
 
 
 class FinetuneConfig(ObjectiveConfig):
-    """`ObjectiveConfig` as it is."""
+    """The weights of `ObjectiveConfig`."""
 
 
 class FinetuneObjective(Objective):
@@ -26,21 +26,23 @@ class FinetuneOptions:
     """Options of fine-tuning.
 
     Attributes:
-        scratch: start from newly initialised weights instead of the base's.
+        scratch: train newly initialised weights instead of the base's.
     """
 
-    scratch: bool = field(default=False, metadata={"help": "forget the base's weights first; with --adapter full"})
+    scratch: bool = field(
+        default=False, metadata={"help": "start from random weights instead of the base's; needs --adapter full"}
+    )
 
 
 class FinetuneMethod(Method):
-    """Fine-tuning as a method: the whole base, or a generator that starts anew."""
+    """Fine-tuning: TransferGAN, FreezeD, or training from scratch."""
 
     name = "finetune"
     Config, Objective, Options, adapter = FinetuneConfig, FinetuneObjective, FinetuneOptions, "full"
 
     def check(self, run) -> None:
         if self.options.scratch and run.adapter != "full":
-            raise ValueError(f"--scratch forgets every weight, which --adapter {run.adapter} cannot store; use full")
+            raise ValueError(f"--scratch replaces every weight, which --adapter {run.adapter} cannot store; use full")
 
     def record(self, run: Run) -> dict:
         return {"scratch": True} if self.options.scratch else {}
@@ -54,7 +56,7 @@ class FinetuneMethod(Method):
 
     def judges(self, run: Run) -> dict:
         judges = super().judges(run)
-        if self.options.scratch:  # heads without a past are made for the images at hand
+        if self.options.scratch:  # without `projected`, the objective makes new heads for the training images
             discriminator = judges["discriminator"]
             judges["discriminator"] = discriminator and type(discriminator).from_config(discriminator.config)
             judges["projected"] = None
@@ -63,11 +65,11 @@ class FinetuneMethod(Method):
 
 @torch.no_grad()
 def difference_to_new(generator, settings: dict) -> FullAdapter:
-    """The difference from `generator` to a newly initialised one; buffers (noise images, mean w) stay.
+    """Return an adapter that turns `generator` into a newly initialised one with the same buffers.
 
     Args:
-        generator: the base.
-        settings: of the adapter.
+        generator: generator of the base; its buffers are the noise images and the mean w.
+        settings: further fields of the adapter's config.
     """
     fresh = type(generator).from_config(generator.config)
     buffers = dict(generator.named_buffers())

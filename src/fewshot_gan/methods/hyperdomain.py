@@ -1,20 +1,24 @@
-"""HyperDomainNet (arXiv 2210.08884): a domain named by words or pictures becomes a domain vector.
+"""HyperDomainNet (arXiv 2210.08884): learn a domain vector for a domain that is named by words or shown by pictures.
 
-The generator is led by directions between embeddings; there is no discriminator. Source and adapted pictures share
-latents, mixing and noise. Shape legend: see `directional`.
+The losses are directions between embeddings; there is no discriminator. The source and the adapted picture of a pair
+have the same latents, style mixing and noise. Shape legend: see `directional`.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..adapters.domain_vector import DomainVectorFactors
 from ..adapters.hypernetwork import DomainHyperNetwork
+from ..features import FeatureNetwork
 from ..features.encoders import CLIP_DEFAULT, TEMPLATES, Encoder, load_encoder
 from ..hub import portable_name
+from ..utils.frozen import Frozen
+from .checks import required
 from .directional import (
     convex_hull,
     direction_loss,
@@ -27,29 +31,30 @@ from .directional import (
     tt_direction_loss,
     within_loss,
 )
-from .domains import MANY_ONLY, OF_PICTURES, SINGLE_ONLY, Domains, HyperDomainConfig
+from .domains import MANY_ONLY, NEED_PICTURES, SINGLE_ONLY, Domains, HyperDomainConfig
+from .losses import total
 from .method import Method, Run
 from .pair import Latents, Pair
 from .projections import ProjectionOptions, as_layers, complete, project, recorded
 
 
 class HyperDomainObjective(Domains):
-    """Losses of one domain, named by words or shown by pictures; any adapter may learn it.
+    """Losses of one domain, named by words or shown by pictures; they train any kind of adapter.
 
     Args:
-        config: weights.
-        encoders: one, or several whose losses add up; on the generator's device.
+        config: weights of the terms.
+        encoders: one or more encoders on the generator's device; their losses are summed.
         target: the domain in words, e.g. "pencil drawing".
         origin: what the base draws, in words.
-        references: `[R, 3, H, W]` in [−1, 1] instead of `target`, on the generator's device; H, W as the generator
-            draws for `l2`, `perceptual`, and the set-level terms.
-        reference_latents: their latents w+ `[R, num_ws, w_dim]`, see `inversion.invert`. None: free pictures of the
-            source stand for them, as StyleGAN-NADA has it, and the terms that need them are refused.
+        references: pictures `[R, 3, H, W]` in [−1, 1] on the generator's device, instead of `target`. `l2`,
+            `perceptual` and the comparison as a set need pictures of the generator's size.
+        reference_latents: their latents w+ `[R, num_ws, w_dim]`, see `inversion.invert`. None: random pictures of the
+            source represent the source domain, as in StyleGAN-NADA, and terms that need the latents are refused.
         features: frozen feature network, for terms that compare features, and for `perceptual` without LPIPS.
         templates: prompts with {} for the words.
 
     Raises:
-        ValueError: not exactly one of words and pictures, or a term without what it compares with.
+        ValueError: not exactly one of words and pictures is given, or a term misses its inputs.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class HyperDomainObjective(Domains):
         origin: str = "photo",
         references: torch.Tensor | None = None,
         reference_latents: torch.Tensor | None = None,
-        features=None,
+        features: FeatureNetwork | None = None,
         templates: Sequence[str] = TEMPLATES,
     ):
         words = None if target is None else [target]
@@ -70,52 +75,57 @@ class HyperDomainObjective(Domains):
         self._refuse(MANY_ONLY, "is about several domains, and here is one; use HyperNetworkObjective")
 
     def regularisers(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Iterator[dict]:
-        """Weighted losses of one step; each dict yielded may be differentiated at once."""
+        """See `Objective.regularisers`; these are all losses of a step."""
         c = self.config
-        self._look_at_source(pair)
+        all_origins = self._embedded_origins(pair)
         latents = pair.draw(batch, random, c.style_mixing)
         adapted, source = pair.adapted(latents).images, pair.source(latents).images
         picks = [] if self.latents is None else draw_each(len(self.latents[0]), batch, random).tolist()
-        losses = defaultdict(float)
+        sums = defaultdict(list)  # per term, the loss of each encoder
         for i, encoder in enumerate(self.encoders):
-            e, targets, origins = encoder.image(adapted), self.targets[i], self.origins[i]
+            e, targets, origins = encoder.image(adapted), self.targets[i], all_origins[i]
             with torch.no_grad():
                 e_source = encoder.image(source)
             if c.direction_weight:
-                losses["direction"] += c.direction_weight * direction_loss(e, e_source, targets, origins)
+                sums["direction"].append(c.direction_weight * direction_loss(e, e_source, targets, origins))
             if c.indomain_weight:
-                losses["indomain"] += c.indomain_weight * indomain_loss(e, e_source)
+                sums["indomain"].append(c.indomain_weight * indomain_loss(e, e_source))
             if c.global_weight:
-                losses["global"] += c.global_weight * global_loss(e, targets)
+                sums["global"].append(c.global_weight * global_loss(e, targets))
             if c.clip_within_weight:
-                around = self.pictures[i][0][picks], self.projected[i][0][picks]
-                losses["clip_within"] += c.clip_within_weight * within_loss(e, e_source, *around)
+                projected = required(self.projected, "clip_within_weight needs reference_latents, see inversion")
+                reference = self._required_pictures()[i][0][picks]
+                loss = within_loss(e, e_source, reference, projected[i][0][picks])
+                sums["clip_within"].append(c.clip_within_weight * loss)
+        losses = {name: total(terms) for name, terms in sums.items()}
         losses |= self._set_losses(adapted, source, [0] * batch, random)
-        acting = [pair.bank.adapters[name].factors().values() for name in pair.bank.current()]
-        vectors = [f for factors in acting for f in factors if isinstance(f, DomainVectorFactors)]
+        active = [pair.bank.adapters[name].factors().values() for name in pair.bank.current()]
+        vectors = [f for factors in active for f in factors if isinstance(f, DomainVectorFactors)]
         losses |= self._offset_losses(delta for f in vectors for delta in f.parameters())
         yield losses
         if c.clip_ref_weight or c.l2_weight or c.perceptual_weight:
-            picks = picks[: len(self.latents[0])]
-            drawn = pair.adapted(Latents(w=self.latents[0][picks])).images
+            reference_latents = self._required_latents()[0]
+            picks = picks[: len(reference_latents)]
+            drawn = pair.adapted(Latents(w=reference_latents[picks])).images
             yield self._reference_losses(drawn, [0] * len(picks), picks)
 
 
 class HyperNetworkObjective(Domains):
-    """Losses of a hypernetwork that learns many domains at once, in each step a batch of different ones.
+    """Losses of a hypernetwork that learns many domains at once; each step trains a batch of different domains.
 
     Args:
-        config: weights.
-        hypernetwork: trained by whoever calls `regularisers`; not a part of this module's parameters.
-        encoders: the first one's embeddings are what the hypernetwork reads.
+        config: weights of the terms.
+        hypernetwork: the network to train; its parameters are not parameters of this module.
+        encoders: one or more encoders; the hypernetwork reads embeddings of the first.
         targets: N domains in words, e.g. "pencil drawing".
-        origins: what the base draws, one for all or one per target.
-        references: N sets of pictures `[R_n, 3, H, W]` instead of `targets`.
+        origins: what the base draws, in words: one for all domains or one per domain.
+        references: N sets of pictures `[R_n, 3, H, W]`, instead of `targets`.
         reference_latents: their latents w+, N sets; see `HyperDomainObjective`.
         features, templates: see `HyperDomainObjective`.
 
     Raises:
-        ValueError: as `HyperDomainObjective`; fewer than two domains; or not the hypernetwork's encoder.
+        ValueError: see `HyperDomainObjective`; also if there are fewer than two domains, or the first encoder is not
+            the one that the hypernetwork was made for.
     """
 
     def __init__(
@@ -128,7 +138,7 @@ class HyperNetworkObjective(Domains):
         origins: str | Sequence[str] = "photo",
         references: Sequence[torch.Tensor] | None = None,
         reference_latents: Sequence[torch.Tensor] | None = None,
-        features=None,
+        features: FeatureNetwork | None = None,
         templates: Sequence[str] = TEMPLATES,
     ):
         num = len((references if targets is None else targets) or ())
@@ -140,35 +150,38 @@ class HyperNetworkObjective(Domains):
         super().__init__(config, encoders, targets, origins, references, reference_latents, features, templates)
         self._refuse(SINGLE_ONLY, "is about one domain; set it to 0")
         if config.convex_hull or config.resample < 1:
-            reason = "compares with pictures, which domains in between have not; use convex_hull=False and resample=1"
-            self._refuse(OF_PICTURES, reason)
+            reason = (
+                "compares with pictures, which domains in between do not have; use convex_hull=False and resample=1"
+            )
+            self._refuse(NEED_PICTURES, reason)
         if config.resample < 1 and len(self.encoders) > 1:
             raise ValueError("resample draws domains that exist for one encoder only; give one, or resample=1")
         hypernetwork.check_encoder(self.encoders[0])
-        self._apart.hypernetwork = hypernetwork
+        self._hypernetwork = Frozen(hypernetwork)
         with torch.no_grad():
-            known = self.targets[0][:, 0] if targets is None else self.encoders[0].text(list(targets))
-        self.inputs = F.normalize(known, dim=1)  # [N, D]: the bare words, or all pictures
+            embeddings = self.targets[0][:, 0] if targets is None else self.encoders[0].text(list(targets))
+        self.inputs = F.normalize(embeddings, dim=1)  # [N, D]: words without templates, or the mean of all pictures
         if config.standardise:
             hypernetwork.standardise(self.inputs if self.pictures is None else torch.cat(self.pictures[0]))
 
     @property
     def hypernetwork(self) -> DomainHyperNetwork:
-        return self._apart.hypernetwork
+        """The network to train."""
+        return self._hypernetwork.value
 
     def regularisers(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Iterator[dict]:
-        """Weighted losses of one step; each dict yielded may be differentiated at once.
+        """See `Objective.regularisers`; these are all losses of a step.
 
         Raises:
-            ValueError: the hypernetwork is of another base, or `batch` is 1.
+            ValueError: the hypernetwork was made for another base, or `batch` is 1.
         """
         c = self.config
         self._check_base(pair)
-        self._look_at_source(pair)
+        all_origins = self._embedded_origins(pair)
         domains = draw_each(len(self.inputs), batch, random).to(self.inputs.device)
-        inputs = self._shown(domains, random)[:, None]  # [B, 1, D]
+        inputs = self._sample_inputs(domains, random)[:, None]  # [B, 1, D]
         targets = [t[domains] for t in self.targets]
-        origins = [s[domains] if len(s) > 1 else s for s in self.origins]
+        origins = [s[domains] if len(s) > 1 else s for s in all_origins]
         if c.convex_hull:
             alphas = dirichlet_alphas(batch, random)
             inputs, *targets = (convex_hull(x, alphas) for x in (inputs, *targets))
@@ -180,43 +193,55 @@ class HyperNetworkObjective(Domains):
         with pair.bank.using_vectors(deltas):
             adapted = pair.adapted(latents).images
         source = pair.source(latents).images
-        seen, seen_source = random_crops((adapted, source), c.crop, random)
-        losses = defaultdict(float)
+        cropped, cropped_source = random_crops((adapted, source), c.crop, random)
+        sums = defaultdict(list)  # per term, the loss of each encoder
         for i, encoder in enumerate(self.encoders):
-            e = encoder.image(seen)
+            e = encoder.image(cropped)
             if c.direction_weight:
                 with torch.no_grad():
-                    e_source = encoder.image(seen_source)
-                losses["direction"] += c.direction_weight * direction_loss(e, e_source, targets[i], origins[i])
+                    e_source = encoder.image(cropped_source)
+                sums["direction"].append(c.direction_weight * direction_loss(e, e_source, targets[i], origins[i]))
             if c.tt_direction_weight:
-                losses["tt_direction"] += c.tt_direction_weight * tt_direction_loss(e, targets[i])
+                sums["tt_direction"].append(c.tt_direction_weight * tt_direction_loss(e, targets[i]))
             if c.global_weight:
-                losses["global"] += c.global_weight * global_loss(e, targets[i])
-        of_rows = domains.tolist()
-        yield losses | self._set_losses(adapted, source, of_rows, random) | self._offset_losses(deltas.values())
+                sums["global"].append(c.global_weight * global_loss(e, targets[i]))
+        losses = {name: total(terms) for name, terms in sums.items()}
+        row_domains = domains.tolist()
+        yield losses | self._set_losses(adapted, source, row_domains, random) | self._offset_losses(deltas.values())
         if c.clip_ref_weight or c.l2_weight or c.perceptual_weight:
-            picks = [int(torch.randint(len(self.latents[n]), (), generator=random, device="cpu")) for n in of_rows]
-            w = torch.stack([self.latents[n][k] for n, k in zip(of_rows, picks, strict=True)])
+            latents = self._required_latents()
+            picks = [int(torch.randint(len(latents[n]), (), generator=random, device="cpu")) for n in row_domains]
+            w = torch.stack([latents[n][k] for n, k in zip(row_domains, picks, strict=True)])
             with pair.bank.using_vectors(self.hypernetwork(self.inputs[domains])):
                 drawn = pair.adapted(Latents(w=w)).images
-            yield self._reference_losses(drawn, of_rows, picks)
+            yield self._reference_losses(drawn, row_domains, picks)
 
-    def _shown(self, domains: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """What the hypernetwork reads, `[B, D]`: the bare words, or the mean embedding of a few of a domain's pictures.
+    def _sample_inputs(self, domains: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """Return the input embeddings `[B, D]` of the hypernetwork.
 
-        How many changes from step to step, one the most often: it has to know a domain from whatever its users show.
+        For domains named by words, they are the embeddings of the words without templates. For domains shown by
+        pictures, each is the mean of a random number of the domain's pictures, most often of one, because users may
+        show any number of pictures.
+
+        Args:
+            domains: index of the domain of each row, `[B]`.
+            random: CPU generator.
         """
         if self.pictures is None:
             return self.inputs[domains]
         means = []
-        for of in (self.pictures[0][n] for n in domains.tolist()):
-            count = int(len(of) ** torch.rand((), generator=random, dtype=torch.float32, device="cpu").item())
-            means.append(of[torch.randperm(len(of), generator=random, device="cpu")[:count]].mean(0))
+        for embeddings in (self.pictures[0][n] for n in domains.tolist()):
+            num = len(embeddings)
+            count = int(num ** torch.rand((), generator=random, dtype=torch.float32, device="cpu").item())
+            means.append(embeddings[torch.randperm(num, generator=random, device="cpu")[:count]].mean(0))
         return F.normalize(torch.stack(means), dim=1)
 
     @torch.no_grad()
     def examples(self, num: int = 4) -> list[dict[str, torch.Tensor]]:
-        """δ `[1, C]` of the first `num` domains as the hypernetwork would give them to users: for sample grids."""
+        """Return the domain vectors of the first `num` domains in evaluation mode, for sample grids.
+
+        Each is layer path → δ `[1, C]`.
+        """
         network, was_training = self.hypernetwork, self.hypernetwork.training
         try:
             deltas = network.eval()(self.inputs[:num])
@@ -225,20 +250,21 @@ class HyperNetworkObjective(Domains):
         return [{path: delta[i : i + 1] for path, delta in deltas.items()} for i in range(len(self.inputs[:num]))]
 
     def looks(self, bank, name: str) -> list:
+        """See `Objective.looks`; one row per domain of `examples`."""
         return [bank.using_vectors(deltas) for deltas in self.examples()]
 
     def _check_base(self, pair: Pair) -> None:
-        wanted = self.hypernetwork.config.base_fingerprint
-        if wanted is not None and wanted != (have := pair.bank.fingerprint()):  # the bank computes it once
+        expected = self.hypernetwork.config.base_fingerprint
+        if expected is not None and expected != (actual := pair.bank.fingerprint()):  # the bank caches it
             base = self.hypernetwork.config.base_model_name_or_path
             raise ValueError(
-                f"the hypernetwork was made for {base or 'another base'!r} (fingerprint {wanted}), not for this "
-                f"generator (fingerprint {have}); make one with DomainHyperNetwork.for_model"
+                f"the hypernetwork was made for {base or 'another base'!r} (fingerprint {expected}), not for this "
+                f"generator (fingerprint {actual}); make one with DomainHyperNetwork.for_model"
             )
 
 
-CLIPS = [CLIP_DEFAULT, "openai/clip-vit-base-patch16"]  # whose losses are summed for words, as published
-CONSTANT = {"lr_warmup_steps": 0, "lr_final": 1.0, "ema_decay": 0.0, "truncation_psi": 1.0}  # the published runs
+CLIPS = [CLIP_DEFAULT, "openai/clip-vit-base-patch16"]  # published for words; their losses are summed
+CONSTANT = {"lr_warmup_steps": 0, "lr_final": 1.0, "ema_decay": 0.0, "truncation_psi": 1.0}  # of the published runs
 
 
 @dataclass(frozen=True)
@@ -246,9 +272,9 @@ class HyperDomainOptions(ProjectionOptions):
     """Options of HyperDomainNet for one domain.
 
     Attributes:
-        text: the look in words.
-        origin: what the base draws, in words.
-        encoder: encoders whose losses are summed.
+        text: the domain in words, or None if it is shown by pictures.
+        origin: what the base draws, in words; used with `text`.
+        encoder: names of encoders, whose losses are summed.
     """
 
     text: str | None = field(
@@ -259,12 +285,14 @@ class HyperDomainOptions(ProjectionOptions):
     )
     encoder: list[str] | None = field(
         default=None,
-        metadata={"help": "features, or CLIP as folders or repo ids; default: features, or two CLIPs"},
+        metadata={
+            "help": "encoders: 'features', or folders or repo ids of CLIP; default: features, with --text two CLIPs"
+        },
     )
 
 
 class HyperDomainMethod(Method):
-    """HyperDomainNet for one domain as a method; a hypernetwork of many is `training.hypernetwork`."""
+    """HyperDomainNet for one domain (arXiv 2210.08884); `training.hypernetwork` trains one of many domains."""
 
     name = "hyperdomainnet"
     Config, Objective, Options = HyperDomainConfig, HyperDomainObjective, HyperDomainOptions
@@ -290,7 +318,8 @@ class HyperDomainMethod(Method):
             raise ValueError("a look is shown by pictures or named by words; give --data or --text")
         if self.options.origin and self.options.text is None:
             raise ValueError(
-                f"--origin {self.options.origin!r} belongs to --text; with --data the base's own pictures say it"
+                f"--origin {self.options.origin!r} belongs to --text; with --data, pictures of the base replace it; "
+                "leave it out"
             )
 
     def record(self, run: Run) -> dict:
@@ -298,14 +327,17 @@ class HyperDomainMethod(Method):
         latents = recorded(self.options) if run.config.needs_latents else {}
         return {"encoder": [portable_name(name) for name in self.options.encoder], **words, **latents}
 
-    def build_objective(self, run: Run) -> HyperDomainObjective:
+    # `Domains` has those parts of `Objective` that the trainer uses if `uses_images` is False
+    def build_objective(self, run: Run) -> HyperDomainObjective:  # pyright: ignore[reportIncompatibleMethodOverride]
         latents, options = None, self.options
         if run.images is not None and run.config.needs_latents:
             path, seed = run.folder / "projections.safetensors", run.training.seed
             with run.main_process_first():
                 latents = project(path, run.pipe, run.images, options, seed, run.dry)
             latents = as_layers(latents, run.pipe.generator)
-        shown = {"target": options.text, "origin": options.origin} if run.images is None else {"references": run.images}
+        domain: dict[str, Any] = {"references": run.images}
+        if run.images is None:
+            domain = {"target": options.text, "origin": options.origin}
         features = self.features(run) if run.config.needs_features else None
         encoders = [load_encoder(name, run.device) for name in options.encoder]
-        return HyperDomainObjective(run.config, encoders, reference_latents=latents, features=features, **shown)
+        return HyperDomainObjective(run.config, encoders, reference_latents=latents, features=features, **domain)

@@ -5,6 +5,7 @@ Shape legend: B images, L layers, D `w_dim`, K training images.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +16,20 @@ from .pair import Latents, Pair
 
 
 def mode_seeking_loss(z, w, images, features, clusters) -> torch.Tensor:
-    """Cluster-wise mode seeking: the inverse of how far apart two samples of one cluster are kept (§3.4).
+    """Return the cluster-wise mode-seeking loss: it falls as samples of the same cluster move apart (§3.4).
 
     R(i,j) = ‖w_i−w_j‖₁/‖z_i−z_j‖₁ + mean_l ‖F_l,i−F_l,j‖₁/‖w_i−w_j‖₁ + ‖x_i−x_j‖₁/‖w_i−w_j‖₁ with norms as means over
     elements; loss = 1 / (Σ_clusters Σ_pairs R / #clusters with a pair + 1e-5).
 
-    Differs from the released code: pairs are of the members of a cluster (there: of positions 0…n−1 whatever the
-    members), and without any pair the loss is 0 (there: a division by zero).
+    Differs from the released code in two points. Pairs are made of the n members of a cluster; there, of the first n
+    images of the batch, whichever cluster they belong to. Without any pair the loss is 0; there, it divides by zero.
 
     Args:
         z: `[B, z_dim]`.
         w: `[B, D]`.
         images: `[B, 3, H, W]`.
         features: L feature maps `[B, C_l, H_l, W_l]` of the generator.
-        clusters: `[B]` integer cluster of each image.
+        clusters: integer cluster of each image, `[B]`.
 
     Returns:
         Scalar, differentiable.
@@ -40,7 +41,7 @@ def mode_seeking_loss(z, w, images, features, clusters) -> torch.Tensor:
         return images.sum() * 0
     pairs = list(zip(first.tolist(), second.tolist(), strict=True))
 
-    def distance(x):  # mean absolute difference of each pair, [P]
+    def distance(x):  # [B, …] -> mean absolute difference of each of P pairs, [P]
         x = x.flatten(1)
         return torch.stack([(x[i] - x[j]).abs().mean() for i, j in pairs])
 
@@ -50,16 +51,23 @@ def mode_seeking_loss(z, w, images, features, clusters) -> torch.Tensor:
 
 
 def assign_clusters(images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """Nearest reference of each image by cosine distance, `[B, D]` and `[K, D]` feature vectors → `[B]`."""
+    """Return the index `[B]` of the nearest reference of each image, by cosine distance.
+
+    Args:
+        images: feature vectors `[B, D]`.
+        references: feature vectors `[K, D]`.
+    """
     return (F.normalize(images, dim=1) @ F.normalize(references, dim=1).t()).argmax(1)
 
 
 @dataclass(frozen=True)
 class LFSConfig(CDCConfig):
-    """Weights of the objective: anchors and patch head are cross-domain correspondence's (§3.3).
+    """Weights of `CDCConfig`, whose anchors and patch head LFS-GAN shares (§3.3), and of mode seeking.
 
     Attributes:
-        mode_seeking_weight, mode_seeking_every, mode_seeking_factor: cluster-wise mode seeking on factor·batch latents.
+        mode_seeking_weight: weight of `mode_seeking_loss`.
+        mode_seeking_every: it is computed every n-th step.
+        mode_seeking_factor: number of its latents, as a multiple of the batch size.
     """
 
     path_length_weight: float = 2.0
@@ -71,8 +79,11 @@ class LFSConfig(CDCConfig):
     RANGES = CDCConfig.RANGES | dict.fromkeys(("mode_seeking_every", "mode_seeking_factor"), COUNT)
 
     @classmethod
-    def few_images(cls) -> "LFSConfig":
-        """What worked on a CPU in half an hour: a discriminator with pretrained eyes, statistics, and content."""
+    def few_images(cls) -> Self:
+        """Return weights that learn ten images in half an hour on a CPU (training/RESULTS.md).
+
+        A discriminator on pretrained features and feature statistics learn the look; content and structure are kept.
+        """
         return replace(
             super().few_images(),
             adversarial_weight=0.5,
@@ -86,12 +97,17 @@ class LFSConfig(CDCConfig):
 
 
 class LFSObjective(CDCObjective):
-    """Cross-domain correspondence's anchors and patch head, and mode seeking inside the clusters of real images.
+    """Losses of `CDCObjective`, and mode seeking between generated images whose nearest training image is the same.
 
-    Args, Raises: as `CDCObjective`; mode seeking needs `features`.
+    Args:
+        config, real, z_dim: see `CDCObjective`.
+        options: `discriminator`, `projected`, `features` and `seed`, see `Objective`; mode seeking needs `features`.
     """
 
-    def __init__(self, config: LFSConfig, real, z_dim: int, **options):
+    config: LFSConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # set once, in __init__
+    real_vectors: torch.Tensor  # [K, D]
+
+    def __init__(self, config: LFSConfig, real: torch.Tensor, z_dim: int, **options):
         super().__init__(config, real, z_dim, **options)
         if config.mode_seeking_weight:
             self.register_buffer("real_vectors", self.require_features().pooled(real), persistent=False)
@@ -102,14 +118,14 @@ class LFSObjective(CDCObjective):
         if c.mode_seeking_weight and step % c.mode_seeking_every == 0:
             z = self.anchors.sample(batch * c.mode_seeking_factor, step, random)
             drawn = pair.adapted(Latents(z))
-            clusters = assign_clusters(self._features[0].pooled(drawn.images.detach()), self.real_vectors)
+            clusters = assign_clusters(self.require_features().pooled(drawn.images.detach()), self.real_vectors)
             z, maps = z.to(drawn.images.device), list(drawn.features.values())
             loss = mode_seeking_loss(z, drawn.ws[:, 0], drawn.images, maps, clusters)
             yield {"mode_seeking": c.mode_seeking_every * c.mode_seeking_weight * loss}
 
 
 class LFSMethod(CDCMethod):
-    """LFS-GAN as a method."""
+    """LFS-GAN (arXiv 2308.11917)."""
 
     name = "lfs_gan"
     Config, Objective, adapter = LFSConfig, LFSObjective, "left"

@@ -1,7 +1,8 @@
-"""Lottery tickets of GANs: sparse training, its baselines, distillation (arXiv 2103.00397 §3.1–3.2).
+"""Lottery tickets of GANs: sparse training, the random-pruning baseline, distillation (arXiv 2103.00397 §3.1–3.2).
 
-The pruning itself is `adapters.ticket.magnitude_masks`. Masks are `{module path: bool of the weight's shape}`, True =
-kept, of the convolutions of one network; linear layers, embeddings, norms and biases stay dense.
+`adapters.ticket.magnitude_masks` does the pruning by magnitude. Masks are module path → bool tensor of the shape of
+the weight, True for weights that are kept. Only convolutions are pruned; linear layers, embeddings, norms and biases
+stay dense.
 """
 
 from collections.abc import Mapping
@@ -17,10 +18,15 @@ Masks = Mapping[str, torch.Tensor]
 
 @torch.no_grad()
 def prune_randomly(model: nn.Module, sparsity: float, random: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-    """As many weights as magnitude pruning would leave at this sparsity, anywhere: a baseline.
+    """Return masks that prune random weights: a baseline for magnitude pruning of the same sparsity.
+
+    Args:
+        model: network whose convolutions are pruned.
+        sparsity: share of pruned weights, from 0 to below 1.
+        random: CPU generator.
 
     Raises:
-        ValueError: a sparsity out of range.
+        ValueError: the sparsity is out of range.
     """
     check_sparsity(sparsity)
     weights = prunable(model)
@@ -31,17 +37,17 @@ def prune_randomly(model: nn.Module, sparsity: float, random: torch.Generator | 
 
 
 class SparseWeights:
-    """Keeps the pruned weights of a network at exactly zero while it is trained.
+    """Keep the pruned weights of a network at exactly zero during training.
 
-    Gradients are masked between backward and step, and weights after it, so that no momentum of an optimiser leaks
-    into what is gone. Spectral norms are those of the masked weights, as these are what is stored.
+    Call `mask_gradients` between backward pass and optimiser step, and `mask_weights` after the step, since the
+    momentum of an optimiser also changes weights without gradient. Spectral normalisation sees the masked weights.
 
     Args:
-        model: its weights are set to zero where masked.
-        masks: of all its convolutions.
+        model: the network; its pruned weights are set to zero at once.
+        masks: masks of all its convolutions.
 
     Raises:
-        ValueError: masks of another network.
+        ValueError: the masks belong to another network.
     """
 
     def __init__(self, model: nn.Module, masks: Masks):
@@ -52,21 +58,25 @@ class SparseWeights:
 
     @torch.no_grad()
     def mask_weights(self) -> None:
+        """Set pruned weights to zero."""
         for weight, mask in self.pairs:
             weight.mul_(mask)
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
+        """Set the gradients of pruned weights to zero."""
         for weight, mask in self.pairs:
             if weight.grad is not None:
                 weight.grad.mul_(mask)
 
 
 def distillation_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """mean(t · (log t − log s)) of the probabilities [σ(D), 1 − σ(D)] of student and teacher, over both and all images.
+    """Return the divergence of the student's from the teacher's predictions: mean(t · (log t − log s)).
+
+    s and t are the probabilities [σ(D), 1 − σ(D)] of student and teacher; the mean is over both and over all images.
 
     Args:
-        student_logits, teacher_logits: `[B, 1]` on the same real and fake images; the teacher is the trained dense
+        student_logits, teacher_logits: `[B, 1]` for the same real and fake images; the teacher is the trained dense
             discriminator in evaluation mode.
     """
     s, t = (torch.cat([x.sigmoid(), 1 - x.sigmoid()], 1) for x in (student_logits, teacher_logits.detach()))

@@ -1,22 +1,26 @@
-"""What few-shot objectives share: a judge, the look of the images at hand, the content of the source.
+"""The losses that few-shot methods share: adversarial loss, statistics of the training images, content of the source.
 
-`Objective` is plain adversarial fine-tuning; each method adds its terms in a file of its own.
+`Objective` is plain adversarial fine-tuning. Each method subclasses it in a file of its own and adds its terms.
 
 Shape legend: B images, K training images, R resolution.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
 
+from ..features import FeatureNetwork
 from ..models.labels import refuse_classes
 from ..models.plain import PlainDiscriminator
 from ..models.projected import ProjectedDiscriminator
+from ..utils.frozen import Frozen
 from ..utils.ranges import COUNT, NOT_NEGATIVE, SHARE, check_numbers
 from .adv_aug import AdvAugConfig, attack, tapped, undisturbed
-from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty
+from .checks import required
+from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty, total
 from .pair import Drawn, Latents, Pair
 from .statistics import (
     CONTENT_LEVELS,
@@ -31,24 +35,25 @@ from .statistics import (
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights of the terms that every method may use; 0 switches one off.
+    """Weights of the terms that every method has; 0 switches a term off.
 
     Attributes:
         discriminator: "source" (the base's own) or "projected" (heads on frozen features).
-        adversarial_weight: of the adversarial loss (logistic for "source", hinge for "projected").
-        freeze_d: this many of the discriminator's lower layers keep their weights (FreezeD, arXiv 2002.10964): blocks
-            of "source" from the image on, convolutions of each head of "projected".
-        style_mixing: probability that free latents are mixed of two.
-        r1_weight, r1_every: R1 on the source discriminator, lazily.
-        path_length_weight, path_length_every: path-length regularisation, lazily.
-        statistics_weight, wasserstein_weight, colour_weight: distances of feature moments, sliced feature
-            distributions, and colours between generated and real images.
-        deepest_level: the deepest block of the feature network of which moments and distributions are compared: 10 sees
-            parts of faces, 14 whole ones.
-        content_weight: distance of self-similarities between adapted and source image of one latent.
-        structure_weight: distance of their lines and light; for looks that draw the same scene, 0 for others.
-        adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug of the adversarial loss, see `AdvAugConfig`: what the
-            discriminator's last layers see is moved, and the generator's styles or first map.
+        adversarial_weight: weight of the adversarial loss, logistic for "source" and hinge for "projected".
+        freeze_d: number of lower layers of the discriminator that keep their weights (FreezeD, arXiv 2002.10964):
+            blocks of "source", counted from the image, or convolutions of each head of "projected".
+        style_mixing: probability of style mixing of randomly sampled latents.
+        r1_weight, r1_every: weight of R1 on the source discriminator, and the number of steps between two evaluations.
+        path_length_weight, path_length_every: the same for path-length regularisation.
+        statistics_weight, wasserstein_weight, colour_weight: weights of the distances between generated and real
+            images: feature moments, sliced feature distributions, colours.
+        deepest_level: deepest block of the feature network whose moments and distributions are compared; the
+            receptive field of 10 covers parts of a face, that of 14 a whole face.
+        content_weight: weight of the distance of self-similarities between the adapted and source image of a latent.
+        structure_weight: weight of the distance of edges and brightness between these images; 0 for looks that change
+            the scene.
+        adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug of the adversarial loss, see `AdvAugConfig`. It perturbs
+            the input of the discriminator's last layers, and the generator's styles or first feature map.
     """
 
     discriminator: str = "source"
@@ -70,7 +75,7 @@ class ObjectiveConfig:
     adv_direction: str = "paper"
     adv_weight: float = 1.0
 
-    RANGES = {  # no field
+    RANGES = {  # without annotation, so no field of the dataclass
         **dict.fromkeys(("r1_every", "path_length_every"), COUNT),
         **dict.fromkeys(("freeze_d", "deepest_level", "adv_steps", "adv_gamma"), NOT_NEGATIVE),
         "style_mixing": SHARE,
@@ -83,51 +88,86 @@ class ObjectiveConfig:
 
     @property
     def adv_aug(self) -> AdvAugConfig:
+        """The settings of AdvAug."""
         return AdvAugConfig.of(self)
 
     @classmethod
-    def paper(cls) -> "ObjectiveConfig":
-        """The method as published, on the base's own discriminator."""
+    def paper(cls) -> Self:
+        """Return the published terms and weights, on the base's own discriminator."""
         return cls()
 
     @classmethod
-    def few_images(cls) -> "ObjectiveConfig":
-        """The method with a discriminator that sees through pretrained eyes: for few steps, and bases without one."""
+    def few_images(cls) -> Self:
+        """Return weights for a discriminator on pretrained features: for few steps, and bases without discriminator."""
         return cls(discriminator="projected", style_mixing=0.0, r1_weight=0.0, path_length_weight=0.0)
 
     @property
     def needs_latents(self) -> bool:
-        """A term uses latents that draw the training images."""
+        """Whether a term uses training images projected into the latent space."""
         return False
+
+
+class Discriminator(Protocol):
+    """The part of a discriminator that objectives use; `StyleGAN2Discriminator` and `ProjectedDiscriminator` have it.
+
+    Calling it returns logits; with `return_features=True` a pair of logits and feature maps by name. A discriminator of
+    images takes `[B, 3, R, R]`, a projected one takes features by level and returns a list of logit maps.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Any: ...
+
+    @property
+    def last_layers(self) -> list[nn.Module]: ...
+
+    def freeze_lower(self, num: int) -> None: ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+    def eval(self) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
 
 
 @dataclass
 class Views:
-    """One batch as the objective sees it: `colour` `[B, 3, H, W]` fully augmented, `plain` with the geometry alone."""
+    """Two augmentations of the same images, `[B, 3, H, W]` each.
+
+    Attributes:
+        colour: fully augmented images, for discriminators and feature statistics.
+        plain: images with geometric augmentation alone, for losses on colours and edges; with DiffAugment, the images
+            themselves.
+    """
 
     colour: torch.Tensor
     plain: torch.Tensor
 
     def detach(self) -> "Views":
+        """Return the same views without gradients."""
         return Views(self.colour.detach(), self.plain.detach())
 
     def to(self, device) -> "Views":
+        """Return the views on `device`."""
         return Views(self.colour.to(device), self.plain.to(device))
 
 
 @dataclass
 class Batch:
-    """One step's images. `source` is None, and its view and maps are empty, unless the objective `needs_source`.
+    """The images of one training step, for all losses.
 
     Attributes:
-        step, progress: of the run, the latter as a share from 0 to 1.
-        random: CPU generator of whatever a loss draws.
-        latents: of the generated images.
-        drawn, source: adapted and unadapted images of the same latents, before augmentation.
-        fake, real: augmented views; `real` has B of the K training images.
-        fake_features, real_features: level of the feature network → map of `colour`.
-        source_view: `[B, 3, R, R]`, the source with the geometry of `fake.plain`.
-        source_features: its maps at `statistics.CONTENT_LEVELS`.
+        step: number of the step, from 0.
+        progress: share of the run that is done, from 0 to 1.
+        random: CPU generator for all random numbers of the losses.
+        latents: latents of the generated images.
+        drawn: images of the adapted generator, before augmentation.
+        fake, real: augmented views of `drawn` and of B of the K training images.
+        source: images of the generator without adapter for the same latents; None unless the objective sets
+            `needs_source`.
+        source_view: `[B, 3, R, R]`, `source` with the geometric augmentation of `fake.plain`; None unless the
+            objective sets `compares_views`.
+        fake_features, real_features: level of the feature network → feature map of `fake.colour`, `real.colour`.
+        source_features: level → feature map of `source_view`, at `statistics.CONTENT_LEVELS`; empty unless
+            `content_weight` is set.
     """
 
     step: int
@@ -144,37 +184,58 @@ class Batch:
     source_features: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def detach(self) -> "Batch":
-        """For the discriminator: nothing reaches the generator."""
-        seen = {k: v.detach() for k, v in self.fake_features.items()}
-        return replace(self, fake=self.fake.detach(), fake_features=seen, source=None, source_view=None)
+        """Return the batch for the discriminator's step, where no gradients reach the generator."""
+        fake_features = {level: features.detach() for level, features in self.fake_features.items()}
+        return replace(self, fake=self.fake.detach(), fake_features=fake_features, source=None, source_view=None)
+
+    def require_source(self) -> Drawn:
+        """Return `source`.
+
+        Raises:
+            ValueError: it was not drawn.
+        """
+        return required(self.source, "this batch has no source images; the objective must set needs_source")
 
 
 class Objective(nn.Module):
-    """Losses of one step. Its parameters are the discriminator side; the adapter belongs to the trainer.
+    """The losses of one training step; subclasses add terms.
+
+    The trainable parameters of this module are the discriminator's. The adapter belongs to the trainer, which calls, in
+    each step: `prepare`, `draw`, `discriminator_losses`, `generator_losses`, `regularisers`.
 
     Args:
-        config: weights.
+        config: weights of the terms.
         real: the K training images `[K, 3, R, R]` in [−1, 1].
-        discriminator: the base's, for `config.discriminator == "source"`; trained in place, so pass a copy.
-        projected: the base's heads on frozen features, for "projected"; None starts from random ones. Pass a copy.
+        discriminator: the base's discriminator, for `config.discriminator == "source"`; pass a copy, since it is
+            trained in place.
+        projected: the base's projected discriminator, for "projected"; pass a copy. None starts from random heads.
         features: frozen feature network; needed for "projected" and every term that compares features.
-        seed: of whatever is drawn here.
+        seed: seed of newly initialised parameters.
 
     Raises:
-        ValueError: the chosen discriminator or the features are missing, `freeze_d` exceeds its layers, or it is a
-            StyleGAN2's with classes.
+        ValueError: the chosen discriminator or the feature network is missing, the discriminator is unknown, has
+            classes (a StyleGAN2's), or has fewer layers than `freeze_d`.
     """
 
-    # level of the feature network: stride-2 convolutions of a head
-    HEADS = {0: 3, 2: 2, 4: 1, 10: 1}
-    uses_images = True  # a step compares generated with real images
+    HEADS = {0: 3, 2: 2, 4: 1, 10: 1}  # level of the feature network → stride-2 convolutions of its head
+    uses_images = True  # whether a step compares generated with training images
+    config: Any  # the weights; subclasses declare their own dataclass
+    discriminator: Discriminator
 
-    def __init__(self, config: ObjectiveConfig, real, discriminator=None, projected=None, features=None, seed: int = 0):
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        real: torch.Tensor,
+        discriminator: Discriminator | None = None,
+        projected: ProjectedDiscriminator | None = None,
+        features: FeatureNetwork | None = None,
+        seed: int = 0,
+    ):
         super().__init__()
         self.config = c = config
-        self._features = [features]  # in a list: frozen, so neither saved nor trained with this module
-        looks = c.statistics_weight, c.wasserstein_weight, c.content_weight
-        self.uses_features = c.discriminator == "projected" or max(looks) > 0
+        self._features = Frozen(features)
+        feature_weights = c.statistics_weight, c.wasserstein_weight, c.content_weight
+        self.uses_features = c.discriminator == "projected" or max(feature_weights) > 0
         if self.uses_features:
             self.require_features()
         self.path_length = PathLength()
@@ -194,122 +255,140 @@ class Objective(nn.Module):
             self.discriminator.freeze_lower(c.freeze_d)
 
     def settings(self) -> dict:
-        """What a resumed run must share with its beginning, as JSON has it: weights, and what else the losses see."""
+        """Return JSON values that a resumed run must have in common with its start: weights and other inputs."""
         return asdict(self.config)
 
-    def require_features(self):
-        """The feature network.
+    def require_features(self) -> FeatureNetwork:
+        """Return the feature network.
 
         Raises:
             ValueError: there is none.
         """
-        if self._features[0] is None:
-            raise ValueError("this objective compares features: pass features=load_features()")
-        return self._features[0]
+        return required(self._features.value, "this objective compares features: pass features=load_features()")
 
     @property
     def compares_views(self) -> bool:
-        """A term compares the augmented image with the source under the same augmentation."""
+        """Whether a term compares the augmented image with the source image under the same augmentation."""
         return self.config.content_weight > 0 or self.config.structure_weight > 0
 
     @property
     def needs_source(self) -> bool:
-        """A term looks at the unadapted images or feature maps of the same latents."""
+        """Whether a term uses images or feature maps of the generator without adapter, for the same latents."""
         return self.compares_views
 
     @property
     def levels(self) -> tuple[int, ...]:
+        """All levels of the feature network that losses use, in order."""
         return tuple(sorted({*self.HEADS, *CONTENT_LEVELS, *self.moment_levels}))
 
     @property
     def moment_levels(self) -> tuple[int, ...]:
+        """The levels whose moments and distributions are compared."""
         return tuple(level for level in MOMENT_LEVELS if level <= self.config.deepest_level)
 
     def observe(self, images: torch.Tensor, levels) -> dict[int, torch.Tensor]:
-        """Level → features of `images` `[B, 3, H, W]`; gradients reach the images."""
+        """Return level → feature map of `images` `[B, 3, H, W]`, differentiable; empty if no term uses features."""
         if not self.uses_features:
             return {}
         images = images.contiguous(memory_format=torch.channels_last)
-        return dict(zip(levels, self._features[0](images, levels), strict=True))
+        return dict(zip(levels, self.require_features()(images, levels), strict=True))
 
     def draw(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Latents:
-        """Latents of this step."""
+        """Sample the `batch` latents of this step."""
         return pair.draw(batch, random, self.config.style_mixing)
 
     def looks(self, bank, name: str) -> list:
-        """Contexts in which sample pictures are drawn, a row each.
+        """Return one context per row of sample images; the row is drawn inside it.
 
         Args:
-            bank: of the generator.
-            name: of the adapter in it.
+            bank: adapter bank of the generator.
+            name: name of the trained adapter in the bank.
         """
         return [bank.using({name: 1.0})]
 
     def prepare(self, adapter, step: int) -> None:
-        """Choose what of the adapter learns in this step; all of it here."""
+        """Switch `requires_grad` of the adapter's parameters before a step; by default all of them are trained."""
 
     def logits(self, views: Views, features: dict, step: int) -> list[torch.Tensor]:
-        """Maps of logits for a batch: one of a source discriminator, one per level of a projected one."""
+        """Return the logit maps of a batch: one for a source discriminator, one per level for a projected one."""
         if self.config.discriminator == "projected":
             return self.discriminator(features)
         return [self.discriminator(views.colour)]
 
     def last_layers(self, step: int) -> list[nn.Module]:
-        """What turns features into the logits of this step."""
+        """Return the layers that compute the logits of this step from features."""
         return self.discriminator.last_layers
 
     def _judged(self, views: Views, features: dict, step: int, direction: int) -> tuple[list, list]:
-        """Logits, and those of features that AdvAug moved along `direction` (1: towards higher logits), if it acts."""
+        """Return the logit maps, and those of perturbed features, which are empty without AdvAug.
+
+        Args:
+            views, features, step: see `logits`.
+            direction: 1 perturbs the inputs of the last layers towards higher logits, −1 towards lower ones.
+        """
         c = self.config.adv_aug
         if not c.acts:
             return self.logits(views, features, step), []
-        with tapped(self.last_layers(step)) as seen:
+        with tapped(self.last_layers(step)) as calls:
             clean = self.logits(views, features, step)
         with undisturbed(self):
-            shifts = [attack(x, lambda y, f=f: direction * f(y).sum(), c.steps, c.gamma) for f, x in seen]
-            return clean, [f(x + shift) for (f, x), shift in zip(seen, shifts, strict=True)]
+            shifts = [attack(x, lambda y, f=f: direction * f(y).sum(), c.steps, c.gamma) for f, x in calls]
+            return clean, [f(x + shift) for (f, x), shift in zip(calls, shifts, strict=True)]
 
     def discriminator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Weighted losses of the discriminator side, for a batch that was detached."""
+        """Return the weighted losses of the discriminator by name, for a detached batch."""
         c = self.config
         loss = hinge_d_loss if c.discriminator == "projected" else logistic_d_loss
         real, moved_real = self._judged(batch.real, batch.real_features, batch.step, c.adv_aug.helping)
         fake, moved_fake = self._judged(batch.fake, batch.fake_features, batch.step, 1)
-        losses = {"d": sum(map(loss, real, fake)) / len(real)}
+        losses = {"d": total(map(loss, real, fake)) / len(real)}
         if moved_real:
-            losses["d"] = c.adv_aug.mean(losses["d"], sum(map(loss, moved_real, moved_fake)) / len(real))
+            losses["d"] = c.adv_aug.mean(losses["d"], total(map(loss, moved_real, moved_fake)) / len(real))
         if c.discriminator == "source" and c.r1_weight and batch.step % c.r1_every == 0:
             losses["r1"] = c.r1_every * r1_penalty(self.discriminator, batch.real.colour, c.r1_weight)
         return losses
 
     def adversarial_loss(self, views: Views, features: dict, step: int) -> torch.Tensor:
-        """The generator's, unweighted."""
+        """Return the generator's adversarial loss, without its weight."""
         loss = hinge_g_loss if self.config.discriminator == "projected" else logistic_g_loss
         maps = self.logits(views, features, step)
-        return sum(map(loss, maps)) / len(maps)
+        return total(map(loss, maps)) / len(maps)
 
     def generator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Weighted losses of the generator side; gradients flow through `drawn`, `fake` and `fake_features`."""
+        """Return the weighted losses of the generator by name.
+
+        Gradients reach the adapter through `batch.drawn`, `batch.fake` and `batch.fake_features`.
+        """
         c, losses, real, fake = self.config, {}, batch.real, batch.fake
         if c.adversarial_weight:
             losses["g"] = c.adversarial_weight * self.adversarial_loss(fake, batch.fake_features, batch.step)
         levels = [k for k in self.moment_levels if k in batch.fake_features]
         pairs = [(batch.fake_features[k], batch.real_features[k]) for k in levels]
         if c.statistics_weight:
-            losses["statistics"] = c.statistics_weight * sum(moment_distance(a, b) for a, b in pairs)
+            losses["statistics"] = c.statistics_weight * total(moment_distance(a, b) for a, b in pairs)
         if c.wasserstein_weight:
             distances = [sliced_wasserstein(a, b, batch.random) for a, b in [*pairs, (fake.plain, real.plain)]]
-            losses["wasserstein"] = c.wasserstein_weight * sum(distances)
+            losses["wasserstein"] = c.wasserstein_weight * total(distances)
         if c.colour_weight:
             losses["colour"] = c.colour_weight * colour_distance(fake.plain, real.plain)
         if c.content_weight:
             losses["content"] = c.content_weight * content_loss(batch.fake_features, batch.source_features)
         if c.structure_weight:
-            losses["structure"] = c.structure_weight * structure_distance(fake.plain, batch.source_view)
+            source = required(batch.source_view, "this batch has no source images; the objective must set needs_source")
+            losses["structure"] = c.structure_weight * structure_distance(fake.plain, source)
         return losses
 
     def regularisers(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Iterator[dict]:
-        """Weighted losses that draw their own latents; each dict yielded may be differentiated at once."""
+        """Yield dicts of weighted losses that draw images of their own.
+
+        The trainer differentiates each dict before it asks for the next one, so that its graph can be freed.
+
+        Args:
+            pair: generator with and without adapter.
+            batch: batch size of the run.
+            step: number of the step.
+            random: CPU generator for all random numbers.
+        """
         c = self.config
         if c.path_length_weight and step % c.path_length_every == 0:
             latents = Latents(

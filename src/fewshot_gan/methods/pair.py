@@ -1,6 +1,6 @@
-"""A generator before and after adaptation, drawn from the same latents and noise: what every method compares.
+"""The generator with and without its adapter, for the same latents and noise.
 
-Shape legend: B images, L `ws`, D `w_dim`, R resolution. Generators without styles have z `[B, z_dim]` for `ws`.
+Shape legend: B images, L `num_ws`, D `w_dim`, R resolution. For generators without styles, `ws` is z `[B, z_dim]`.
 """
 
 from dataclasses import dataclass
@@ -9,17 +9,19 @@ from typing import NamedTuple
 import torch
 
 from ..models.layers import as_ws, mix_styles
+from .checks import required
 
 
 @dataclass(frozen=True)
 class Latents:
-    """One draw, to be mapped by the adapted generator and by its source alike.
+    """A batch of latents that the adapted generator and its source both map; either `z` or `w` is given.
 
     Attributes:
         z: `[B, z_dim]`, or None if `w` is given.
         other, crossover: style mixing; the first `crossover` of the `ws` come from `z`, the rest from `other`.
-        w: w `[B, D]` or w+ `[B, L, D]` used as they are, without mapping or truncation.
-        origin: `[B]`, the training image that a row of `w` was projected from, −1 = none; None if that has no meaning.
+        w: w `[B, D]` or w+ `[B, L, D]`, used without mapping and truncation.
+        origin: `[B]`, index of the training image that each row of `w` was projected from, −1 for a mix of two; None
+            for latents that were not projected.
     """
 
     z: torch.Tensor | None = None
@@ -28,12 +30,20 @@ class Latents:
     w: torch.Tensor | None = None
     origin: torch.Tensor | None = None
 
+    def require_z(self) -> torch.Tensor:
+        """Return z.
+
+        Raises:
+            ValueError: the latents are given as w.
+        """
+        return required(self.z, "these latents have no z, but w alone, which this generator cannot take; give z")
+
     def __len__(self) -> int:
-        return len(self.z if self.w is None else self.w)
+        return len(self.require_z() if self.w is None else self.w)
 
 
 class Drawn(NamedTuple):
-    """What a generator made of `Latents`."""
+    """Images that a generator drew, with its styles and feature maps."""
 
     ws: torch.Tensor  # [B, L, D]
     images: torch.Tensor  # [B, 3, R, R] float32
@@ -41,20 +51,26 @@ class Drawn(NamedTuple):
 
 
 class Pair:
-    """The adapted generator and the source it came from.
+    """The adapted generator and its source, which is the same network without any adapter.
 
     Args:
-        generator: network; what acts on it in `bank` is the adaptation.
-        bank: its adapter bank.
-        truncation_psi: ψ of latents that are mapped.
-        half: compute the features in bfloat16.
+        generator: the network.
+        bank: adapter bank of `generator`; its active adapters are the adaptation.
+        truncation_psi: truncation ψ of z that is mapped to w.
+        half: compute the synthesis network in bfloat16.
     """
 
     def __init__(self, generator, bank, truncation_psi: float = 1.0, half: bool = False):
         self.generator, self.bank, self.psi, self.half = generator, bank, truncation_psi, half
 
     def draw(self, batch: int, random: torch.Generator, style_mixing: float = 0.0) -> Latents:
-        """Free latents; with probability `style_mixing` the whole batch is mixed of two at one crossover."""
+        """Sample z from a normal distribution; see `mixed` for `style_mixing`.
+
+        Args:
+            batch: number of latents B.
+            random: CPU generator.
+            style_mixing: probability of style mixing.
+        """
         return self.mixed(
             torch.randn(batch, self.generator.z_dim, generator=random, dtype=torch.float32, device="cpu"),
             random,
@@ -62,7 +78,10 @@ class Pair:
         )
 
     def mixed(self, z: torch.Tensor, random: torch.Generator, style_mixing: float) -> Latents:
-        """`z` `[B, z_dim]`, mixed with other latents with probability `style_mixing`."""
+        """Return latents of `z` `[B, z_dim]`, with probability `style_mixing` mixed with a second random batch.
+
+        The whole batch is mixed at one random crossover, or not at all.
+        """
         if (
             not style_mixing
             or float(torch.rand((), generator=random, dtype=torch.float32, device="cpu")) >= style_mixing
@@ -72,25 +91,25 @@ class Pair:
         return Latents(z, other, int(torch.randint(1, self.generator.num_ws, (), generator=random, device="cpu")))
 
     def ws(self, latents: Latents) -> torch.Tensor:
-        """`[B, L, D]` under whatever acts now."""
+        """Return the styles `[B, L, D]` of `latents`, mapped with the active adapters."""
         network = self.generator
         if not network.has_styles:
-            return latents.z.to(network.device)
+            return latents.require_z().to(network.device)
         if latents.w is not None:
             return as_ws(latents.w.to(network.device), network.num_ws, network.w_dim)
-        ws = network.mapping(latents.z.to(network.device), truncation_psi=self.psi)
+        ws = network.mapping(latents.require_z().to(network.device), truncation_psi=self.psi)
         if latents.other is None:
             return ws
         other = network.mapping(latents.other.to(network.device), truncation_psi=self.psi)
         return mix_styles(ws, other, latents.crossover)
 
     def adapted(self, latents: Latents, ws_gradient: bool = False, precise: bool = False) -> Drawn:
-        """Draw under what acts now.
+        """Draw images with the active adapters.
 
         Args:
-            latents: of the pictures.
-            ws_gradient: make `ws` differentiable though no adapter touches the mapping.
-            precise: in float32 whatever `half` says, for penalties of gradients.
+            latents: latents of the images.
+            ws_gradient: make `ws` differentiable even if no adapter acts on the mapping network.
+            precise: compute in float32 even if `half` is set; gradient penalties need this.
         """
         ws = self.ws(latents)
         if ws_gradient and not ws.requires_grad:
@@ -98,7 +117,7 @@ class Pair:
         return self.drawn(ws, precise)
 
     def drawn(self, ws: torch.Tensor, precise: bool = False) -> Drawn:
-        """Draw styles `[B, L, D]` under what acts now; `precise`: as of `adapted`."""
+        """Draw images of styles `[B, L, D]` with the active adapters; see `adapted` for `precise`."""
         ws = ws.bfloat16() if self.half and not precise else ws
         if not self.generator.has_styles:
             return Drawn(ws, self.generator(ws).float(), {})
@@ -106,15 +125,15 @@ class Pair:
         return Drawn(ws, images.float(), features)
 
     def stem(self, drawn: Drawn) -> torch.Tensor:
-        """What AdvAug moves of the generator: styles, or the first map of one without styles."""
+        """Return what AdvAug perturbs in the generator: the styles, or the first feature map if there are no styles."""
         return drawn.ws if self.generator.has_styles else self.generator.stem(drawn.ws)
 
     def body(self, x: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-        """Images of `x`, which lies near the `stem` of `drawn`."""
+        """Return images `[B, 3, R, R]` of `x`, a perturbed `stem(drawn)`."""
         return self.drawn(x).images if self.generator.has_styles else self.generator.body(x, drawn.ws).float()
 
     @torch.no_grad()
     def source(self, latents: Latents) -> Drawn:
-        """Draw without any adapter, without gradients."""
+        """Draw images without any adapter and without gradients."""
         with self.bank.using({}):
             return self.adapted(latents)

@@ -1,4 +1,4 @@
-"""Training images projected into the base's latent space, for the methods whose terms start from them (D3T-GAN)."""
+"""Training images projected into the base's latent space, for methods whose terms use these latents, e.g. D3T-GAN."""
 
 import json
 from dataclasses import dataclass, field, fields, replace
@@ -16,18 +16,18 @@ from ..utils.hashing import hash_tensor
 from ..utils.ranges import COUNT, NOT_NEGATIVE, check_number
 from ..utils.safetensors_files import read_header, read_tensors
 
-DEFAULTS = {"space": "w", "projection_steps": 150, "projection_prior": 0.05}  # what projections depend on
+DEFAULTS = {"space": "w", "projection_steps": 150, "projection_prior": 0.05}  # the options that change the latents
 
 
 @dataclass(frozen=True)
 class ProjectionOptions:
-    """How training images are projected; None: the default.
+    """Options of the projection of training images; None means the default.
 
     Attributes:
-        space: latent space of the projected images.
-        projection_steps: optimisation steps of each projection.
-        projection_prior: strength of the pull of a projection towards the mean w.
-        projections: file that keeps the projections.
+        space: latent space, one of `inversion.SPACES`.
+        projection_steps: optimisation steps per image, 1 or more.
+        projection_prior: weight of the distance from the mean w, 0 or more.
+        projections: file that the projections are stored in and read from; by default in the output folder.
     """
 
     space: str | None = field(
@@ -39,10 +39,10 @@ class ProjectionOptions:
     )
     projection_prior: float | None = field(
         default=None,
-        metadata={"help": f"pull of a projection towards the mean w; default {DEFAULTS['projection_prior']}"},
+        metadata={"help": f"weight of a projection's distance from the mean w; default {DEFAULTS['projection_prior']}"},
     )
     projections: str | None = field(
-        default=None, metadata={"help": "file that keeps the projections; default: in the output folder"}
+        default=None, metadata={"help": "file to store projections in, or to read; default: in the output folder"}
     )
 
     def __post_init__(self):
@@ -55,11 +55,11 @@ class ProjectionOptions:
 
 
 def complete(options, config):
-    """`options` with defaults in place of None.
+    """Return `options` with defaults in place of None.
 
     Args:
-        options: a `ProjectionOptions`.
-        config: weights of an objective, which says whether a term needs latents.
+        options: a `ProjectionOptions`, or another dataclass with its fields.
+        config: weights of an objective; `needs_latents` says whether a term uses projected images.
 
     Raises:
         ValueError: an option was given, but no term uses projected images.
@@ -68,36 +68,36 @@ def complete(options, config):
         value = getattr(options, option.name)
         if value is not None and not config.needs_latents:
             raise ValueError(f"--{option.name} {value} is of projected images, but no term here uses any; leave it out")
-    return replace(options, **{name: usual for name, usual in DEFAULTS.items() if getattr(options, name) is None})
+    return replace(options, **{name: value for name, value in DEFAULTS.items() if getattr(options, name) is None})
 
 
 def recorded(options) -> dict:
-    """What an adapter's config says of the projections."""
+    """Return the options that change the latents, for the adapter's config."""
     return {name: getattr(options, name) for name in DEFAULTS}
 
 
 def as_layers(latents: torch.Tensor, generator) -> torch.Tensor:
-    """w `[K, D]` or w+ `[K, L, D]` as w+, on the generator's device."""
+    """Return w `[K, D]` or w+ `[K, L, D]` as w+, on the generator's device."""
     latents = latents.to(generator.device)
     return as_ws(latents, generator.num_ws, generator.w_dim) if latents.ndim == 2 else latents
 
 
 def project(path: Path, pipe, images: torch.Tensor, options, seed: int, dry: bool = False) -> torch.Tensor:
-    """Project training images into the base's latent space, or read projections that are kept.
+    """Project training images into the base's latent space and store the result, or read it from the file.
 
     Args:
-        path: file to keep them in, unless `options.projections` names another one.
-        pipe: the base.
+        path: file to store the projections in, unless `options.projections` names another one.
+        pipe: the base, a `FewShotGAN`.
         images: `[K, 3, R, R]` in [−1, 1].
-        options: a complete `ProjectionOptions`.
-        seed: of the search.
-        dry: search and write nothing: the mean w stands for every image.
+        options: a `ProjectionOptions` without None, see `complete`.
+        seed: seed of the optimisation.
+        dry: return the mean w for every image, without optimisation and without writing.
 
     Returns:
         w `[K, D]`, or w+ `[K, L, D]` with space "w+".
 
     Raises:
-        ValueError: the file that the user named holds projections of something else.
+        ValueError: the file that the user named holds projections of other images, bases or settings.
     """
     generator, path = pipe.generator.to(images.device), Path(user_path(options.projections or path))
     if dry:
@@ -110,15 +110,15 @@ def project(path: Path, pipe, images: torch.Tensor, options, seed: int, dry: boo
         **{name: str(value) for name, value in recorded(options).items()},
         "seed": str(seed),
     }
-    if lpips_network(str(images.device)) is not None:  # another distance finds other latents
+    if lpips_network(str(images.device)) is not None:  # latents depend on the perceptual distance
         made_of["perceptual"] = "lpips"
     if path.is_file():
         if read_header(path).metadata.get("made_of") == json.dumps(made_of):
             return check_latents(read_tensors(path)["codes"], name=f"codes of {path}")
         if options.projections:
             raise ValueError(
-                f"{path} holds projections of other images, another base or other settings; name another file to make, "
-                "or delete this one"
+                f"{path} holds projections of other images, another base or other settings; name another file to "
+                "write, or delete this one"
             )
     inversion = invert(
         generator,
