@@ -49,7 +49,7 @@ _EXPORTS = {  # name: module that defines it
     "import_adapter": ".convert.adapters",
     "adapter_base": ".convert.adapters",
 }
-__all__ = ["__version__", *_EXPORTS]
+__all__ = ["__version__", *_EXPORTS]  # pyright: ignore[reportUnsupportedDunderAll]  names are loaded on first use
 
 
 def __getattr__(name):

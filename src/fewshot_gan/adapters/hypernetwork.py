@@ -152,8 +152,9 @@ class DomainHyperNetwork(Trainable, Network):
         """
         folder = resolve_folder(pretrained_model_name_or_path, kind="hypernetwork", **hub_options)
         try:
+            config: Any = cls.load_config(str(folder))
             with on_meta():
-                empty: Any = cls.from_config(cls.load_config(str(folder)))
+                empty: Any = cls.from_config(config)
             # before the weights are read: diffusers leaves a missing weight uninitialised
             if wrong := sorted(empty.state_dict().keys() ^ stored_keys(folder)):
                 raise ValueError(f"these weights are missing or unknown: {', '.join(wrong[:8])}")
