@@ -1,7 +1,7 @@
 """All methods, kinds of adapters and backbones by name, for command lines and model cards. Imports no torch.
 
 Other packages register their classes with the decorators `register_method`, `register_adapter` and
-`register_backbone`. An entry point of the group `fewshot_gan.plugins` names the module that does so. It is imported
+`register_backbone`. An entry point of the group "fewshot_gan.plugins" names the module that does so. It is imported
 when a name is requested that this package does not define, and when all names are listed.
 """
 
@@ -296,7 +296,7 @@ _plugins_loaded = False
 
 
 def load_plugins() -> None:
-    """Import the modules that entry points of `fewshot_gan.plugins` name, once per process.
+    """Import the modules that entry points of the group "fewshot_gan.plugins" name, once per process.
 
     A plugin that cannot be imported is skipped with a warning, so that the rest of the package still works.
     """

@@ -86,7 +86,7 @@ def project(path: Path, pipe, images: torch.Tensor, options, seed: int, dry: boo
     """Project training images into the base's latent space and store the result, or read it from the file.
 
     Args:
-        path: file to store the projections in, unless `options.projections` names another one.
+        path: file to store the projections in, unless `options` names another one.
         pipe: the base, a `FewShotGAN`.
         images: `[K, 3, R, R]` in [−1, 1].
         options: a `ProjectionOptions` without None, see `complete`.
