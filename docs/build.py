@@ -24,7 +24,7 @@ import pdoc.doc
 import pdoc.render
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("html", "json", "jsonl", "md", "py")  # `cards.py` is a file, not an attribute
+FILES = ("html", "j2", "json", "jsonl", "md", "py")  # `cards.py` is a file, not an attribute
 PAGES = {  # Markdown file → name of its page
     "CONTRIBUTING.md": "CONTRIBUTING",
     "CHANGELOG.md": "CHANGELOG",
@@ -53,6 +53,8 @@ def relinked(text: str, page: str) -> str:
     for file, module in PAGES.items():
         text = text.replace(f"]({file})", f"]({module.replace('.', '/')}.html)")
     up = "../" * page.count("/")
+    for file, module in PAGES.items():
+        text = text.replace(f"](../{file})", f"]({up}{module.replace('.', '/')}.html)")
     return text.replace("](../README.md)", f"]({up}fewshot_gan.html)")
 
 

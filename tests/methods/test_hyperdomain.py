@@ -13,6 +13,8 @@ from fewshot_gan import metrics
 from fewshot_gan.adapters import AdapterBank, DomainHyperNetwork, DomainVectorAdapter, LeFTAdapter
 from fewshot_gan.features.encoders import load_encoder, templated
 from fewshot_gan.inversion import PerceptualDistance
+from fewshot_gan.methods import directional as losses
+from fewshot_gan.methods import domains
 from fewshot_gan.methods import hyperdomain as hd
 from fewshot_gan.methods.hyperdomain import HyperDomainConfig, HyperDomainObjective, HyperNetworkObjective
 from fewshot_gan.methods.pair import Latents, Pair
@@ -55,10 +57,12 @@ def test_direction():  # spec test 8
     targets = unit(1, 4, 8, seed=2)
     origins = targets - move  # every template is the same move
     for sign, want in ((1, 0.0), (-1, 2.0)):
-        assert hd.direction_loss(source + sign * move, source, targets, origins).item() == pytest.approx(want, abs=1e-6)
+        assert losses.direction_loss(source + sign * move, source, targets, origins).item() == pytest.approx(
+            want, abs=1e-6
+        )
     adapted, targets, origins = unit(3, 8, seed=3), unit(3, 4, 8, seed=4), unit(1, 4, 8, seed=5)
     by_hand = [1 - cosine(adapted[b] - source[b], (targets[b] - origins[0]).mean(0)) for b in range(3)]
-    assert hd.direction_loss(adapted, source, targets, origins).item() == pytest.approx(sum(by_hand) / 3, abs=1e-6)
+    assert losses.direction_loss(adapted, source, targets, origins).item() == pytest.approx(sum(by_hand) / 3, abs=1e-6)
 
 
 def test_direction_has_a_bounded_gradient_where_nothing_has_moved_yet():
@@ -66,11 +70,11 @@ def test_direction_has_a_bounded_gradient_where_nothing_has_moved_yet():
     norms = {}
     for step in (0.0, 1e-6, 0.05, 0.5):
         adapted = (source + step * unit(2, 8, seed=3)).requires_grad_()
-        loss = hd.direction_loss(adapted, source, targets, origins)
+        loss = losses.direction_loss(adapted, source, targets, origins)
         (gradient,) = torch.autograd.grad(loss * 2, adapted)
         norms[step] = gradient.norm(dim=1).max().item()
-        if step < hd.SHORTEST:
-            assert norms[step] == pytest.approx(1 / hd.SHORTEST, rel=1e-3)  # the loss is linear there
+        if step < losses.SHORTEST:
+            assert norms[step] == pytest.approx(1 / losses.SHORTEST, rel=1e-3)  # the loss is linear there
         if step == 0:
             assert loss.item() == 1
     assert norms[0.5] <= 2.001
@@ -78,13 +82,13 @@ def test_direction_has_a_bounded_gradient_where_nothing_has_moved_yet():
 
 def test_indomain():
     same = unit(4, 8)
-    assert hd.indomain_loss(same, same).item() == 0
+    assert losses.indomain_loss(same, same).item() == 0
     pair = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.5, math.sqrt(0.75)]])
-    assert hd.indomain_loss(*pair).item() == pytest.approx(0.25)
+    assert losses.indomain_loss(*pair).item() == pytest.approx(0.25)
     adapted, source = unit(4, 8, seed=1), unit(4, 8, seed=2)
     total = sum((source[i] @ source[j] - adapted[i] @ adapted[j]).item() ** 2 for i in range(4) for j in range(i))
-    assert hd.indomain_loss(adapted, source).item() == pytest.approx(2 / (4 * 3) * total, rel=1e-5)
-    assert hd.indomain_loss(adapted[:1], source[:1]).item() == 0
+    assert losses.indomain_loss(adapted, source).item() == pytest.approx(2 / (4 * 3) * total, rel=1e-5)
+    assert losses.indomain_loss(adapted[:1], source[:1]).item() == 0
 
 
 def test_tt_direction_leaves_equal_domains_out():
@@ -95,13 +99,13 @@ def test_tt_direction_leaves_equal_domains_out():
         return 1 - cosine(adapted[j] - adapted[i], t[j] - t[i])
 
     loops = [pair(i, j) for i in range(4) for j in range(i)]
-    assert hd.tt_direction_loss(adapted, targets).item() == pytest.approx(sum(loops) / 6, abs=1e-6)
+    assert losses.tt_direction_loss(adapted, targets).item() == pytest.approx(sum(loops) / 6, abs=1e-6)
     targets = targets[[0, 1, 1, 3]]  # as published, this pair would add a constant 1 and no gradient
     t = targets.mean(1)
     loops = [pair(i, j) for i in range(4) for j in range(i) if (i, j) != (2, 1)]
-    assert hd.tt_direction_loss(adapted, targets).item() == pytest.approx(sum(loops) / 5, abs=1e-6)
+    assert losses.tt_direction_loss(adapted, targets).item() == pytest.approx(sum(loops) / 5, abs=1e-6)
     alone = adapted.clone().requires_grad_()
-    loss = hd.tt_direction_loss(alone, targets[[1, 1, 1, 1]])
+    loss = losses.tt_direction_loss(alone, targets[[1, 1, 1, 1]])
     loss.backward()
     assert loss.item() == 0 and not alone.grad.any()
 
@@ -109,22 +113,22 @@ def test_tt_direction_leaves_equal_domains_out():
 def test_global_within_and_reference():
     adapted, source, targets = unit(3, 8), unit(3, 8, seed=1), unit(1, 4, 8, seed=2)
     loops = [1 - cosine(x, targets[0].mean(0)) for x in adapted]
-    assert hd.global_loss(adapted, targets).item() == pytest.approx(sum(loops) / 3, abs=1e-6)
+    assert losses.global_loss(adapted, targets).item() == pytest.approx(sum(loops) / 3, abs=1e-6)
     reference, projected = unit(3, 8, seed=3), unit(3, 8, seed=4)
     loops = [1 - cosine(adapted[b] - reference[b], source[b] - projected[b]) for b in range(3)]
-    assert hd.within_loss(adapted, source, reference, projected).item() == pytest.approx(sum(loops) / 3, abs=1e-6)
+    assert losses.within_loss(adapted, source, reference, projected).item() == pytest.approx(sum(loops) / 3, abs=1e-6)
     shift = normal(8, seed=5)
-    assert hd.within_loss(source + shift, source, projected + shift, projected).item() == pytest.approx(0, abs=1e-6)
+    assert losses.within_loss(source + shift, source, projected + shift, projected).item() == pytest.approx(0, abs=1e-6)
     loops = [1 - cosine(a, b) for a, b in zip(adapted, reference, strict=True)]
-    assert hd.reference_loss(adapted, reference).item() == pytest.approx(sum(loops) / 3, abs=1e-6)
+    assert losses.reference_loss(adapted, reference).item() == pytest.approx(sum(loops) / 3, abs=1e-6)
 
 
 def test_offsets():  # spec test 8: 17 layers at 1024 px
     deltas = [torch.full((c,), 0.1) for c in [512] * 9 + [512, 256, 256, 128, 128, 64, 64, 32]]
     assert sum(d.numel() for d in deltas) == 6048
-    assert hd.offsets_l2(deltas).item() == pytest.approx(0.17)
-    assert hd.offsets_l1(deltas).item() == pytest.approx(1.7)
-    assert hd.offsets_l1([-d for d in deltas]).item() == pytest.approx(1.7)
+    assert losses.offsets_l2(deltas).item() == pytest.approx(0.17)
+    assert losses.offsets_l1(deltas).item() == pytest.approx(1.7)
+    assert losses.offsets_l1([-d for d in deltas]).item() == pytest.approx(1.7)
 
 
 # ----------------------------------------------------------------------------------------------- operations on domains
@@ -132,12 +136,12 @@ def test_offsets():  # spec test 8: 17 layers at 1024 px
 
 def test_convex_hull():  # spec test 9
     x, templates = unit(5, 8), unit(5, 3, 8, seed=1)
-    torch.testing.assert_close(hd.convex_hull(x, torch.eye(5)), x)
-    alphas = hd.dirichlet_alphas(5, seeded(3))
+    torch.testing.assert_close(losses.convex_hull(x, torch.eye(5)), x)
+    alphas = losses.dirichlet_alphas(5, seeded(3))
     assert alphas.shape == (5, 5) and (alphas >= 0).all()
     torch.testing.assert_close(alphas.sum(1), torch.ones(5))
-    assert torch.equal(alphas, hd.dirichlet_alphas(5, seeded(3)))
-    mixed = hd.convex_hull(templates, alphas)
+    assert torch.equal(alphas, losses.dirichlet_alphas(5, seeded(3)))
+    mixed = losses.convex_hull(templates, alphas)
     torch.testing.assert_close(mixed.norm(dim=-1), torch.ones(5, 3))
     by_hand = sum(alphas[2, j] * templates[j, 1] for j in range(5))
     torch.testing.assert_close(mixed[2, 1], by_hand / by_hand.norm())
@@ -145,14 +149,14 @@ def test_convex_hull():  # spec test 9
 
 def test_dirichlet_concentration():
     """Var of one entry of Dirichlet(2/B × B) is (1/B)(1 − 1/B) / (2 + 1)."""
-    draws = torch.cat([hd.dirichlet_alphas(8, seeded(i)) for i in range(400)])  # 3200 rows
+    draws = torch.cat([losses.dirichlet_alphas(8, seeded(i)) for i in range(400)])  # 3200 rows
     torch.testing.assert_close(draws.mean(0), torch.full((8,), 1 / 8), rtol=0, atol=0.02)  # 4 standard errors
     assert draws.var().item() == pytest.approx(1 / 8 * 7 / 8 / 3, rel=0.1)
 
 
 def test_resample_moves_templates_and_input_alike():  # spec test 9
     x, templates = unit(64, 1, 32), unit(64, 1, 32, seed=1) * 0.05 + unit(64, 7, 32, seed=2)
-    near_x, near = hd.resample([x, templates], seeded(), 0.95)
+    near_x, near = losses.resample([x, templates], seeded(), 0.95)
     for old, new in ((x, near_x), (templates, near)):
         torch.testing.assert_close(new.norm(dim=-1), torch.ones(new.shape[:2]))
         moved = F.cosine_similarity(new, old, dim=-1)
@@ -163,24 +167,24 @@ def test_resample_moves_templates_and_input_alike():  # spec test 9
         near - F.normalize(templates, dim=-1),
     )
     assert F.cosine_similarity(steps, near_steps, dim=-1).mean() > 0.8  # and one direction
-    assert torch.equal(hd.resample([x], seeded(), 0.95)[0], near_x)
-    torch.testing.assert_close(hd.resample([x], seeded(), 1.0)[0], x)
+    assert torch.equal(losses.resample([x], seeded(), 0.95)[0], near_x)
+    torch.testing.assert_close(losses.resample([x], seeded(), 1.0)[0], x)
 
 
 def test_domains_are_drawn_without_repetition():
     for batch in (2, 5, 12):
-        picks = hd.draw_each(5, batch, seeded(batch)).tolist()
+        picks = losses.draw_each(5, batch, seeded(batch)).tolist()
         counts = [picks.count(n) for n in range(5)]
         assert len(picks) == batch and max(counts) - min(counts) <= 1
-    assert len({tuple(hd.draw_each(5, 2, seeded(i)).tolist()) for i in range(20)}) > 5
+    assert len({tuple(losses.draw_each(5, 2, seeded(i)).tolist()) for i in range(20)}) > 5
 
 
 def test_crops_cut_both_pictures_at_the_same_place():
     a = normal(6, 3, 20, 20)
-    first, second = hd.random_crops((a, 2 * a), 0.8, seeded())
+    first, second = losses.random_crops((a, 2 * a), 0.8, seeded())
     assert first.shape == (6, 3, 16, 16) and torch.equal(second, 2 * first)
     assert len({tuple(c[0, 0].tolist()) for c in (first[i] - a[i, :, :16, :16] for i in range(6))}) > 1
-    assert hd.random_crops((a,), 1.0, seeded())[0] is a
+    assert losses.random_crops((a,), 1.0, seeded())[0] is a
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
@@ -262,11 +266,11 @@ def test_text_terms_are_those_of_the_paper(run, clip, second_clip):
     for encoder in encoders:  # the losses of encoders add up
         adapted, source = (encoder.image(draw(latents).images) for draw in (run.pair.adapted, run.pair.source))
         targets, origins = (templated(encoder, [text], TEMPLATES) for text in ("Ink", "Photo"))
-        want["direction"] += hd.direction_loss(adapted, source, targets, origins)
-        want["indomain"] += 0.5 * hd.indomain_loss(adapted, source)
-        want["global"] += 2 * hd.global_loss(adapted, targets)
+        want["direction"] += losses.direction_loss(adapted, source, targets, origins)
+        want["indomain"] += 0.5 * losses.indomain_loss(adapted, source)
+        want["global"] += 2 * losses.global_loss(adapted, targets)
     deltas = list(run.adapter.parameters())
-    want |= {"offsets_l2": 3 * hd.offsets_l2(deltas), "offsets_l1": 0.25 * hd.offsets_l1(deltas)}
+    want |= {"offsets_l2": 3 * losses.offsets_l2(deltas), "offsets_l1": 0.25 * losses.offsets_l1(deltas)}
     assert got.keys() == want.keys()
     for name, value in want.items():
         torch.testing.assert_close(got[name], value, msg=name)
@@ -312,7 +316,7 @@ def test_picture_terms_are_those_of_the_paper(run, shown, clip, second_clip, fea
     assert [set(part) for part in parts] == [{"direction", "clip_within"}, {"clip_ref", "l2", "perceptual"}]
     random = seeded()
     z = run.pair.draw(3, random, 0.0)
-    picks = hd.draw_each(4, 3, random)
+    picks = losses.draw_each(4, 3, random)
     want = dict.fromkeys(("direction", "clip_within", "clip_ref"), 0.0)
     drawn = run.pair.adapted(Latents(w=latents[picks])).images
     for encoder in encoders:
@@ -320,9 +324,9 @@ def test_picture_terms_are_those_of_the_paper(run, shown, clip, second_clip, fea
         seen = encoder.image(references)
         projected = encoder.image(run.pair.source(Latents(w=latents)).images)
         centres = [F.normalize(x.mean(0), dim=0)[None, None] for x in (seen, projected)]
-        want["direction"] += hd.direction_loss(adapted, source, *centres)
-        want["clip_within"] += 0.5 * hd.within_loss(adapted, source, seen[picks], projected[picks])
-        want["clip_ref"] += 30 * hd.reference_loss(encoder.image(drawn), seen[picks]) / 2  # averaged, as published
+        want["direction"] += losses.direction_loss(adapted, source, *centres)
+        want["clip_within"] += 0.5 * losses.within_loss(adapted, source, seen[picks], projected[picks])
+        want["clip_ref"] += 30 * losses.reference_loss(encoder.image(drawn), seen[picks]) / 2  # averaged, as published
     want["l2"] = 10 * (drawn - references[picks]).square().mean()
     want["perceptual"] = 10 * PerceptualDistance(features, references[picks])(drawn).mean()
     for name, value in want.items():
@@ -345,7 +349,7 @@ def test_pictures_without_latents_and_an_encoder_without_text(make_generator, ey
     run, (references, _) = Run(make_generator()), shown
     objective = HyperDomainObjective(HyperDomainConfig(), eyes, references=references)
     first = run.losses(objective)["direction"].item()
-    z = torch.randn(hd.SOURCE_SAMPLES, 16, generator=seeded())
+    z = torch.randn(domains.SOURCE_SAMPLES, 16, generator=seeded())
     want = F.normalize(eyes.image(run.pair.source(Latents(z)).images).mean(0), dim=0)
     torch.testing.assert_close(objective.origins[0][0, 0], want)
     totals = run.train(objective, run.adapter.parameters(), 12)
@@ -360,7 +364,7 @@ def test_signals_of_the_set(run, shown, eyes, features):
     got, random = run.losses(objective), seeded()
     z = run.pair.draw(3, random, 0.0)
     adapted, source = run.pair.adapted(z).images, run.pair.source(z).images
-    real = references[hd.draw_each(4, 3, random)]
+    real = references[losses.draw_each(4, 3, random)]
     levels, kept = (0, 2, 4, 7, 10), (4, 10)
     moments = [moment_distance(a, b) for a, b in zip(features(adapted, levels), features(real, levels), strict=True)]
     content = [content_distance(a, b) for a, b in zip(features(adapted, kept), features(source, kept), strict=True)]
@@ -385,7 +389,7 @@ def test_lpips_is_preferred_where_it_is_installed(run, shown, eyes, monkeypatch)
         def forward(self, a, b):
             return self.weight * (a - b).abs().mean((1, 2, 3), keepdim=True)
 
-    monkeypatch.setattr(hd, "lpips_network", lambda device: LPIPS().requires_grad_(False))
+    monkeypatch.setattr(domains, "lpips_network", lambda device: LPIPS().requires_grad_(False))
     config = HyperDomainConfig(direction_weight=0.0, perceptual_weight=2.0)
     objective = HyperDomainObjective(config, eyes, references=references[:1], reference_latents=latents[:1])
     assert not objective.state_dict() and not list(objective.parameters())
@@ -395,7 +399,7 @@ def test_lpips_is_preferred_where_it_is_installed(run, shown, eyes, monkeypatch)
 
 def test_large_pictures_are_compared_at_256():
     x = normal(1, 3, 512, 512)
-    assert hd._at_most(x, 256).shape == (1, 3, 256, 256) and hd._at_most(x, 512) is x
+    assert domains.at_most(x, 256).shape == (1, 3, 256, 256) and domains.at_most(x, 512) is x
 
 
 @pytest.mark.parametrize(
@@ -481,7 +485,7 @@ def test_many_domains_terms(many, clip, second_clip):
     options = {"targets": DOMAINS, "origins": ["photo"] * 5 + ["human"], "templates": TEMPLATES}
     objective = HyperNetworkObjective(config, many.network, [clip, second_clip], **options)
     got, random = many.losses(objective, batch=4), seeded()
-    chosen = [DOMAINS[i] for i in hd.draw_each(6, 4, random)]
+    chosen = [DOMAINS[i] for i in losses.draw_each(6, 4, random)]
     origins = ["human" if name == "comic" else "photo" for name in chosen]
     latents = many.pair.draw(4, random, 0.0)
     deltas = many.network(clip.text(chosen))  # the bare words, of the first encoder
@@ -491,10 +495,10 @@ def test_many_domains_terms(many, clip, second_clip):
     for encoder in (clip, second_clip):
         e, source = encoder.image(images), encoder.image(many.pair.source(latents).images)
         targets, starts = (templated(encoder, texts, TEMPLATES) for texts in (chosen, origins))
-        want["direction"] += hd.direction_loss(e, source, targets, starts)
-        want["tt_direction"] += 0.4 * hd.tt_direction_loss(e, targets)
-        want["global"] += 0.5 * hd.global_loss(e, targets)
-    want["offsets_l2"] = 2 * hd.offsets_l2(deltas.values())
+        want["direction"] += losses.direction_loss(e, source, targets, starts)
+        want["tt_direction"] += 0.4 * losses.tt_direction_loss(e, targets)
+        want["global"] += 0.5 * losses.global_loss(e, targets)
+    want["offsets_l2"] = 2 * losses.offsets_l2(deltas.values())
     assert got.keys() == want.keys()
     for name, value in want.items():
         torch.testing.assert_close(got[name], value, msg=name, rtol=1e-4, atol=1e-4)
@@ -505,7 +509,7 @@ def test_the_hypernetwork_reads_what_the_losses_want(many, clip, monkeypatch):
     config = replace(HyperDomainConfig.hypernetwork(), tt_direction_weight=0.0)
     objective = HyperNetworkObjective(config, many.network, clip, targets=DOMAINS, templates=("{}",))
     seen = {}
-    forward, direction = many.network.forward, hd.direction_loss
+    forward, direction = many.network.forward, losses.direction_loss
     monkeypatch.setattr(many.network, "forward", lambda x: forward(seen.setdefault("input", x)))
     monkeypatch.setattr(hd, "direction_loss", lambda e, s, t, o: direction(e, s, seen.setdefault("targets", t), o))
     many.losses(objective, batch=5)
@@ -545,7 +549,7 @@ def test_each_row_is_compared_with_the_pictures_of_its_domain(many, eyes, featur
     names = ("direction", "tt_direction", "statistics", "wasserstein", "colour", "content", "structure")
     assert set(got) == set(names)
     random = seeded()
-    domains = hd.draw_each(3, 4, random)  # one of the three twice
+    domains = losses.draw_each(3, 4, random)  # one of the three twice
     shown = objective._sample_inputs(domains, random)
     latents = many.pair.draw(4, random, 0.0)
     with many.bank.using_vectors(network(shown)):
