@@ -633,7 +633,9 @@ def test_invert_then_generate(cli, refused, base_folder, adapter_folder, pencil,
     shutil.copy(photo, "me.png")
     shutil.copy(photo, "me-sheet.png")
     short = ("--base", base_folder, "--steps", 1, "--out", "me.safetensors")
-    assert "me-sheet.png, where the result is shown, is one of the photos" in refused("invert", "me-sheet.png", *short)
+    assert "me-sheet.png would be overwritten by the picture of the result, but is one of the photos" in refused(
+        "invert", "me-sheet.png", *short
+    )
     Path("me-sheet.png").unlink()
     assert cli("invert", "me.png", *short)[0] == 0
     assert Path("me.png").read_bytes() == photo.read_bytes()  # a photo beside the latents stays what it is

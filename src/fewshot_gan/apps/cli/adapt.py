@@ -70,6 +70,8 @@ def adapt(
         raise ValueError("a look is shown by pictures or named by words: give a folder of about ten, or --text")
     if text is not None and method != "hyperdomainnet":
         raise ValueError(f"--method {method} learns from pictures; --text needs hyperdomainnet")
+    if real_zoom is not None and not METHODS.load(method).Objective.uses_images:
+        raise ValueError(f"--method {method} looks at whole pictures, never enlarged; leave out --real-zoom")
     run = make_run(
         method,
         output_dir=out,
