@@ -640,7 +640,7 @@ def test_invert_then_generate(cli, refused, base_folder, adapter_folder, pencil,
     assert cli("invert", "me.png", *short)[0] == 0
     assert Path("me.png").read_bytes() == photo.read_bytes()  # a photo beside the latents stays what it is
 
-    assert "is no file of latents" in refused("invert", photo, "--base", base_folder, "--out", "mine.png")
+    assert "cannot be a file of latents" in refused("invert", photo, "--base", base_folder, "--out", "mine.png")
     assert "there is no picture 'nowhere.png'" in refused("invert", "nowhere.png", "--base", base_folder)
     assert "--steps 0: give 1" in refused("invert", photo, "--base", base_folder, "--steps", 0)
     generate = ("generate", "--base", base_folder, "--latents")
