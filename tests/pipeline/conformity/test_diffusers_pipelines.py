@@ -13,7 +13,7 @@ from helpers.every_pipeline import DRAWN, draw, draw_one, piped
 from safetensors.torch import save_file
 
 from fewshot_gan import FewShotGAN
-from fewshot_gan.apps.cli import app as cli
+from fewshot_gan.apps.cli.sources import read_latents
 from fewshot_gan.apps.generation import write_pictures
 
 
@@ -116,7 +116,7 @@ def test_latents_that_are_no_numbers_are_refused(pipe, bad, tmp_path):
     path = tmp_path / "latents.safetensors"
     save_file({"latents": latents}, path)
     with pytest.raises(ValueError, match=r"the latents in .*latents.safetensors\[1\] has numbers"):
-        cli._read_latents(path)
+        read_latents(path)
 
 
 def test_latents_too_large_for_half_precision_are_refused(pipe):
