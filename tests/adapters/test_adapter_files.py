@@ -4,8 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
-from adapters.test_domain_vector import _unbound
-from helpers.adapter_kinds import assert_same, half_masks
+from helpers.adapter_kinds import assert_same, half_masks, unbound
 from safetensors.torch import load_file, save_file
 
 from fewshot_gan.adapters import (
@@ -218,7 +217,7 @@ def test_damaged_blends(mobile, perturbed, tmp_path):
 
 
 def test_specs_must_match_the_layers(mobile):
-    adapter = _unbound(FullAdapter.for_model(mobile))
+    adapter = unbound(FullAdapter.for_model(mobile))
     path, spec = next((p, s) for p, s in adapter.config.target_modules.items() if s["role"] == "conv")
     for change in ({"bias": True}, {"demodulation": "none"}, {"role": "depthwise"}):
         with pytest.raises(ValueError, match=f"it adapts {path} of shape .*, here conv with bias False"):

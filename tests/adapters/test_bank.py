@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from adapters.test_domain_vector import _unbound
-from helpers.adapter_kinds import assert_same, batch_of, convolutions, latents, weights_of
+from helpers.adapter_kinds import assert_same, batch_of, convolutions, latents, unbound, weights_of
 
 from fewshot_gan.adapters import (
     AdaFMAdapter,
@@ -193,7 +192,7 @@ def test_what_is_kept_notices_every_change(make_generator, perturbed):
     generator.load_state_dict({k: v * 1.01 if v.ndim else v for k, v in generator.state_dict().items()})
     seen.append(generator(latents()))
     fresh = AdapterBank(generator)
-    fresh.add("a", _unbound(adapter))
+    fresh.add("a", unbound(adapter))
     fresh.activate({"a": 1.0})
     assert torch.equal(generator(latents()), seen[-1])
     assert all(not torch.allclose(a, b, atol=1e-4) for a, b in zip(seen, seen[1:], strict=False))
@@ -379,7 +378,7 @@ def test_adapters_of_a_discriminator(discriminator, perturbed):
 
 def test_a_blend_keeps_the_first_known_base(mobile):
     bank = AdapterBank(mobile)
-    bank.add("a", _unbound(LeFTAdapter.for_model(mobile)))
+    bank.add("a", unbound(LeFTAdapter.for_model(mobile)))
     bank.add("b", LeFTAdapter.for_model(mobile, base_model_name_or_path="me/faces"))
     config = bank.blend({"a": 1.0, "b": 1.0}).config
     assert config.base_fingerprint == fingerprint(mobile) and config.base_model_name_or_path == "me/faces"

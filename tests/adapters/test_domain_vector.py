@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.adapter_kinds import latents, specs_of
+from helpers.adapter_kinds import latents, specs_of, unbound
 from torch.nn import functional as F
 
 from fewshot_gan.adapters import AdapterBank, DomainVectorAdapter
@@ -38,15 +38,10 @@ def test_a_constant_delta_doubles_after_demodulation_and_vanishes_before_it(styl
         with torch.no_grad():
             adapter.factors()[path].delta.fill_(1.0)
         # the fingerprint is that of the weights with their biases
-        outs[placement] = pre_noise(stylegan2, path, _unbound(adapter))
+        outs[placement] = pre_noise(stylegan2, path, unbound(adapter))
     # leaky ReLU is positively homogeneous, so doubling survives it
     torch.testing.assert_close(outs["post_demod"], 2 * source, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(outs["pre_demod"], source, rtol=1e-4, atol=1e-5)  # up to the 1e-8 under the root
-
-
-def _unbound(adapter):
-    adapter.register_to_config(base_fingerprint=None)
-    return adapter
 
 
 def test_post_demod_scales_the_input_and_pre_demod_does_not(stylegan2):

@@ -77,3 +77,8 @@ def batch_of(bank, generator, z, looks):
 
 def specs_of(model, roles):
     return {p: asdict(LayerSpec.of(layer)) for p, layer in adaptable_layers(model) if layer.role in roles}
+
+
+def unbound(adapter):
+    adapter.register_to_config(base_fingerprint=None)
+    return adapter

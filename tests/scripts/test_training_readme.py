@@ -16,6 +16,7 @@ METHODS = {"lfs": "lfs_gan", "d3t": "d3t", "cdc": "cdc", "adafm": "adafm", "fine
 METHODS["hyperdomainnet"] = "hyperdomainnet"
 WITHOUT = ("adapt.py", "bench_looks.py", "bench_report.py", "measured.py")  # options
 MORE = {"lifelong.py": "lfs.py", "stepper.py": "lfs.py", "curves.py": "lfs.py"}  # whose options they speak of too
+MORE["adapt.py"] = "lfs.py"  # of any method
 
 
 class Caught(Exception):
