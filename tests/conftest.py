@@ -19,6 +19,29 @@ if not torch.cuda.is_available():
 from helpers.networks import TinyFeatures, tiny_discriminator, tiny_mobile, tiny_stylegan2  # noqa: E402
 from helpers.stylegan2_checkpoints import nvidia_writer  # noqa: E402
 
+_charts: dict = {}  # number and kinds of curves, and scale → SVG
+
+
+@pytest.fixture(autouse=True)
+def quick_charts(request, monkeypatch):
+    """Draw charts of each kind once: matplotlib takes longer than the training of a tiny network.
+
+    tests/training/test_report.py, which looks at the charts, gets all of them drawn.
+    """
+    if request.module.__name__ == "test_report":
+        return
+    from fewshot_gan.training import charts
+
+    draw = charts._draw
+
+    def drawn_once(lines, logarithmic):
+        key = tuple((line.label, line.kind, line.colour) for line in lines), logarithmic
+        if key not in _charts:
+            _charts[key] = draw(lines, logarithmic)
+        return _charts[key]
+
+    monkeypatch.setattr(charts, "_draw", drawn_once)
+
 
 @pytest.fixture(autouse=True)
 def threads():
