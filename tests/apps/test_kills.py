@@ -24,6 +24,7 @@ from helpers.networks import tiny_discriminator, tiny_stylegan2
 from PIL import Image
 
 PRELOADED = ["fewshot_gan.training.adapt", "fewshot_gan.training.lottery", "fewshot_gan.cli", "test_kills"]
+PRELOADED += ["matplotlib.backends.backend_svg", "matplotlib.ticker"]  # what the page of a run imports
 FEW, MANY = 3, 25  # kills of a case in CI, and where somebody asks for slow tests
 OPERATIONS = ("mkdir", "rename", "replace", "rmdir", "unlink", "fsync")  # of os: what changes folders
 
