@@ -386,7 +386,7 @@ def test_only_commands_set_threads():
         calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         if any(call.endswith(("set_num_threads", "set_threads", "set_num_interop_threads")) for call in calls):
             setting[path.relative_to(ROOT / "src" / "fewshot_gan").as_posix()] = tree
-    assert set(setting) <= {"cli.py", "utils/threads.py", "training/adapt.py", "training/launch.py"}
+    assert set(setting) <= {"apps/cli/root.py", "utils/threads.py", "training/adapt.py", "training/launch.py"}
     for path, tree in setting.items():
         on_import = [
             n for n in tree.body if not isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom)

@@ -451,5 +451,5 @@ def test_the_command_line_refuses(base_folder, adapter_folder, tmp_path, monkeyp
         alone.setattr("accelerate.PartialState", lambda **kwargs: SimpleNamespace(num_processes=1))
         assert "WORLD_SIZE=2, but this process knows of no other" in refused("--format", "png")
     monkeypatch.setattr(generation, "launched", lambda: True)
-    assert "together with --format" in refused("--separate")
-    assert "together with --format" in refused()
+    assert "only write a folder together, with --format" in refused("--separate")
+    assert "only write a folder together, with --format" in refused()
