@@ -181,11 +181,12 @@ def load_adapter(
             raise ValueError(f"{', '.join(folder_options)}: of folders and repos, not of the file {file}; leave out")
         if file.suffix != ".safetensors":
             raise ValueError(f"{file} is no .safetensors file; an adapter is loaded from such a file, or its folder")
-        adapter = read_together(
+        stored = read_together(
             file.parent,
             (CONFIG_NAME, file.name),
-            lambda place: build(*_config_and_name(config, place), *_tensors_and_name(place / file.name)),
+            lambda place: (*_config_and_name(config, place), *_tensors_and_name(place / file.name)),
         )
+        adapter = build(*stored)
     else:
         if config is not None:
             raise ValueError("config= belongs to a state dict or a weights file; a folder or repo has its own")
@@ -327,13 +328,15 @@ def _matching_tensors(tensors: Mapping, own: Mapping, weights_name: str) -> dict
 def _read(folder: Path, variant: str | None, build: _Builder) -> "Adapter":
     weights_name = weights_file(variant)
 
-    def read(place: Path) -> "Adapter":
+    def read(place: Path) -> tuple:
         for name in (CONFIG_NAME, weights_name):
             if not (place / name).is_file():
                 raise FileNotFoundError(f"{folder} is not an adapter folder: it has no {name}")
-        return build(*_config_and_name(None, place), *_tensors_and_name(place / weights_name))
+        return *_config_and_name(None, place), *_tensors_and_name(place / weights_name)
 
-    return read_together(folder, (CONFIG_NAME, weights_name), read)
+    return build(
+        *read_together(folder, (CONFIG_NAME, weights_name), read)
+    )  # reading alone is short, so seldom repeated
 
 
 def _config_and_name(config, folder: Path | None) -> tuple[Mapping, str]:
