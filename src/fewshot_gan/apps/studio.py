@@ -24,6 +24,7 @@ from ..hub import embedded_adapters, embedded_bases
 from ..hub.cards import PUBLISHED, portable_base
 from ..pipeline import FewShotGAN
 from ..utils.errors import explain, is_bug
+from ..utils.text import duration
 from .demo_guard import private_folder
 from .generation import device
 
@@ -480,12 +481,3 @@ def pack(folder: Path, file: Path) -> None:
 def title(look: Mapping[str, float]) -> str:
     """Return a look in words, such as `sketch` or `sketch 0.5 + ink`."""
     return " + ".join(name if weight == 1 else f"{name} {weight:g}" for name, weight in look.items()) or "no look"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words, rounded as an estimate."""
-    if seconds < 90:
-        return f"about {max(1, round(seconds)) if seconds < 10 else 5 * round(seconds / 5)} s"
-    if seconds < 5400:
-        return f"about {round(seconds / 60)} min"
-    return f"about {seconds / 3600:.1f} hours"

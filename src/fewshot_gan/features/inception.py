@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..data.images import to_bytes
+from ..utils.hashing import hash_file
 from .base import FeatureNetwork
 from .weights import FETCHING, fault_of_cache
 
@@ -48,7 +48,7 @@ class InceptionFeatures(FeatureNetwork):
                 raise FileNotFoundError(
                     f"Inception-v3 {what}, or choose efficientnet-lite0 ({str(error) or type(error).__name__})"
                 ) from error
-        self.sha256 = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
+        self.sha256 = hash_file(Path(checkpoint))
         self.net = published.FeatureExtractorInceptionV3("inception-v3", ["2048"], str(checkpoint))
         self.requires_grad_(False).eval()
 

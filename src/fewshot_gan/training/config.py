@@ -1,5 +1,6 @@
 """Settings of an adaptation run, resolved from the options that a user gave."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from ..methods.objective import ObjectiveConfig
 from ..utils.files import expanded
 from ..utils.ranges import NOT_NEGATIVE, check_number
 from .engine import TrainingConfig
-from .launch import PRECISIONS, launched_precision
+from .launch import default_precision
 
 PRESETS = {
     "few_images": "signals that learn a set of pictures in few steps, on pretrained features",
@@ -21,7 +22,7 @@ PRESETS = {
     "text": "terms, weights and rates as published, for words",
 }
 JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a discriminator
-PATHS = ("base", "data", "output_dir", "previous", "projections")  # options in which `~` is expanded
+PATHS = ("base", "data", "output_dir", "previous", "projections", "texts", "ticket")  # options in which `~` is expanded
 
 
 @dataclass(frozen=True)
@@ -127,19 +128,16 @@ def make_run(method: str = "lfs_gan", **options: Any) -> RunConfig:
         ValueError: an unknown name, a value out of range, or options that contradict each other; in one sentence.
     """
     method_class = METHODS.load(method)
-    chosen = {name: value for name, value in options.items() if value is not None}
-    for name in PATHS:
-        if name in chosen:
-            chosen[name] = expanded(str(chosen[name]))
+    chosen = given_options(options)
     dry_run = bool(chosen.pop("dry_run", False))
-    run_options = RunOptions(**_taken(chosen, RunOptions))
-    tracking = TrackingOptions(**_taken(chosen, TrackingOptions))
-    chosen_method = method_class(method_class.Options(**_taken(chosen, method_class.Options)))
+    run_options = RunOptions(**take(chosen, RunOptions))
+    tracking = TrackingOptions(**take(chosen, TrackingOptions))
+    chosen_method = method_class(method_class.Options(**take(chosen, method_class.Options)))
     adapter = run_options.adapter or method_class.adapter
     adapter_class = ADAPTERS.load(adapter)
     if not ADAPTERS[adapter].trainable:
         raise ValueError(f"--adapter {adapter} is not trained by a method; choose one of {', '.join(trainable())}")
-    adapter_options = adapter_class.Options(**_taken(chosen, adapter_class.Options))
+    adapter_options = adapter_class.Options(**take(chosen, adapter_class.Options))
     for name in chosen:
         for other in trainable():
             if name in _names(ADAPTERS.load(other).Options):
@@ -151,7 +149,7 @@ def make_run(method: str = "lfs_gan", **options: Any) -> RunConfig:
         raise ValueError(f"--method {method} has no preset {preset!r}; known: {', '.join(method_class.presets)}")
     training = _training(method_class, adapter, preset, chosen)
     objective = getattr(method_class.Config, preset)()
-    objective = replace(objective, **_taken(chosen, method_class.Config))
+    objective = replace(objective, **take(chosen, method_class.Config))
     if chosen:
         raise ValueError(f"--{next(iter(chosen))} is no option of --method {method} with --adapter {adapter}")
     run = RunConfig(
@@ -186,15 +184,14 @@ def usual_settings(method: type[Method], adapter: str, preset: str) -> dict[str,
     settings = method.settings | method.published.get(preset, {})
     if adapter != method.adapter or "learning_rate" not in settings:  # published rates are those of its own adapter
         settings |= {"learning_rate": usual_rate(adapter)}
-    launched = launched_precision()
-    return {"mixed_precision": launched if launched in PRECISIONS else "no", **settings}
+    return {"mixed_precision": default_precision(), **settings}
 
 
 def _training(method: type[Method], adapter: str, preset: str, chosen: dict[str, Any]) -> TrainingConfig:
     names = [name for name in JUDGED if name in chosen]
     if names and not method.Objective.uses_images:
         raise ValueError(f"--method {method.name} shows no training image to a discriminator; leave out --{names[0]}")
-    settings = _taken(chosen, TrainingConfig)
+    settings = take(chosen, TrainingConfig)
     if "output_dir" not in settings:
         raise ValueError("there is no output folder; give --output_dir")
     return TrainingConfig(**{**usual_settings(method, adapter, preset), **settings})
@@ -204,6 +201,12 @@ def _names(options: type) -> list[str]:
     return [option.name for option in fields(options)]
 
 
-def _taken(chosen: dict[str, Any], options: type) -> dict[str, Any]:
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not None, with `~` expanded in paths."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {name: expanded(str(value)) if name in PATHS else value for name, value in given.items()}
+
+
+def take(chosen: dict[str, Any], options: type) -> dict[str, Any]:
     """Remove the fields of a dataclass from `chosen` and return them."""
     return {name: chosen.pop(name) for name in _names(options) if name in chosen}

@@ -1,11 +1,12 @@
 """Time and memory that a run would take, measured on a few steps whose result is discarded."""
 
-import math
 import sys
 import time
 from typing import TYPE_CHECKING
 
 import torch
+
+from ..utils.text import duration
 
 if TYPE_CHECKING:
     from .engine import Trainer
@@ -27,7 +28,8 @@ def estimate(trainer: "Trainer") -> str:
         began = time.perf_counter()
         trainer.train_step()
         seconds.append(time.perf_counter() - began)
-    per_step = sum(seconds[1:] or seconds) / len(seconds[1:] or seconds)
+    timed = seconds[1:] or seconds
+    per_step = sum(timed) / len(timed)
     total = per_step * config.max_train_steps
     numbers = trainer.adapter.num_values()
     lines = [
@@ -35,20 +37,11 @@ def estimate(trainer: "Trainer") -> str:
         f"adapter: {trainer.adapter.adapter_type}, {numbers:,} numbers, a file of about {2 * numbers:,} bytes",
         f"data: {trainer.report.data}",
         f"steps: {config.max_train_steps:,} of {config.train_batch_size} pictures",
-        f"time: {duration(total)} ({per_step:.2f} s per step, measured on {len(seconds[1:] or seconds)} steps)",
+        f"time: {duration(total)} ({per_step:.2f} s per step, measured on {len(timed)} steps)",
         f"memory: {peak_memory(trainer.device) / 2**20:,.0f} MiB at most so far",
         "nothing was trained and nothing was written",
     ]
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """Return a rounded time: "about 40 s", "about 12 min", "about 3.5 h"."""
-    if seconds < 90:
-        return f"about {max(1, math.ceil(seconds))} s"
-    if seconds < 5400:
-        return f"about {round(seconds / 60)} min"
-    return f"about {seconds / 3600:.1f} h"
 
 
 def peak_memory(device: torch.device) -> int:

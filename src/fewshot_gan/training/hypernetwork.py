@@ -1,7 +1,7 @@
 """Train a hypernetwork on many domains at once (HyperDomainNet, arXiv 2210.08884, §4); behind the script."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from ..hub.cards import write_hypernetwork_card
 from ..methods.hyperdomain import CLIPS, CONSTANT, HyperDomainConfig, HyperNetworkObjective
 from ..methods.projections import ProjectionOptions, as_layers, complete, project, recorded
 from ..pipeline import FewShotGAN
-from ..utils.files import expanded
 from ..utils.ranges import Range, check_number
 from .command_line import make_parser, optional
-from .config import JUDGED, PATHS, TrackingOptions
+from .config import JUDGED, TrackingOptions, given_options, take
 from .engine import Trainer, TrainingConfig
-from .launch import PRECISIONS, command, holding, launched_precision, start, start_trackers
+from .launch import command, default_precision, holding, start, start_trackers
 
 PRESETS = ("hypernetwork", "hypernetwork_few_images", "hypernetwork_images")
 SETTINGS = {  # published for words; a moving average would not match the statistics of batch norm
@@ -108,21 +107,13 @@ def make_run(**chosen: Any) -> HypernetworkRun:
     Raises:
         ValueError: values out of range, or that contradict each other.
     """
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    for name in (*PATHS, "texts"):
-        if name in chosen:
-            chosen[name] = expanded(str(chosen[name]))
-
-    def taken(cls: type) -> dict[str, Any]:
-        return {option.name: chosen.pop(option.name) for option in fields(cls) if option.name in chosen}
-
-    options = HypernetworkOptions(**taken(HypernetworkOptions))
+    chosen = given_options(chosen)
+    options = HypernetworkOptions(**take(chosen, HypernetworkOptions))
     preset = options.preset or PRESETS[options.texts is None]
-    launched = launched_precision()
-    usual = {"mixed_precision": launched if launched in PRECISIONS else "no", **SETTINGS, **PUBLISHED.get(preset, {})}
-    training = TrainingConfig(**{**usual, **taken(TrainingConfig)})
-    objective = replace(getattr(HyperDomainConfig, preset)(), **taken(HyperDomainConfig))
-    tracking = TrackingOptions(**taken(TrackingOptions))
+    usual = {"mixed_precision": default_precision(), **SETTINGS, **PUBLISHED.get(preset, {})}
+    training = TrainingConfig(**{**usual, **take(chosen, TrainingConfig)})
+    objective = replace(getattr(HyperDomainConfig, preset)(), **take(chosen, HyperDomainConfig))
+    tracking = TrackingOptions(**take(chosen, TrackingOptions))
     if chosen:
         raise ValueError(f"--{next(iter(chosen))} is no option of a hypernetwork's training; leave it out")
     if training.ema_decay:

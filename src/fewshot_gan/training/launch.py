@@ -38,6 +38,12 @@ def launched_precision() -> str:
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
 
 
+def default_precision() -> str:
+    """Return the precision of a run that names none: the launched one, "no" if runs do not support it."""
+    launched = launched_precision()
+    return launched if launched in PRECISIONS else "no"
+
+
 def check_launch(precision: str | None) -> None:
     """Refuse options of `accelerate launch` that a run does not support.
 

@@ -16,11 +16,10 @@ from ..models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, S
 from ..models.biggan import biggan_config
 from ..models.plain import PlainDiscriminator, PlainGenerator
 from ..pipeline import FewShotGAN
-from ..utils.files import expanded
 from ..utils.random import check_seed
 from .checkpoints import ANEW, latest_checkpoint, remove_leftovers
 from .command_line import make_parser, optional
-from .config import TrackingOptions
+from .config import TrackingOptions, given_options, take
 from .launch import command, holding, start, start_trackers
 from .limited import LimitedConfig, LimitedTrainer
 from .report import Report
@@ -165,19 +164,12 @@ def make_run(**chosen: Any) -> LotteryRun:
     Raises:
         ValueError: options that contradict each other or are out of range.
     """
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    for name in ("data", "base", "ticket", "output_dir"):
-        if name in chosen:
-            chosen[name] = expanded(str(chosen[name]))
-
-    def taken(cls: type) -> dict[str, Any]:
-        return {option.name: chosen.pop(option.name) for option in fields(cls) if option.name in chosen}
-
-    options = LotteryOptions(**taken(LotteryOptions))
+    chosen = given_options(chosen)
+    options = LotteryOptions(**take(chosen, LotteryOptions))
     if "distillation_weight" in chosen and not options.distil:
         raise ValueError("--distillation_weight is of --distil; give both or neither")
     usual = BIGGAN[options.resolution] if options.backbone == "biggan" else {}
-    training = LimitedConfig(**{**usual, **taken(LimitedConfig)})
+    training = LimitedConfig(**{**usual, **take(chosen, LimitedConfig)})
     reported = {name: chosen.pop(name) for name in ("report_to", "num_threads") if name in chosen}
     if chosen:
         raise ValueError(f"--{next(iter(chosen))} is no option of a search for tickets; leave it out")

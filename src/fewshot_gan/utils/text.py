@@ -30,3 +30,12 @@ def plain_lines(text: str) -> str:
 def in_short(error) -> str:
     """Return the message of an error in at most 200 characters, or its class name if it has none."""
     return plain(error)[:200] or type(error).__name__
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, rounded as an estimate."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds)) if seconds < 10 else 5 * round(seconds / 5)} s"
+    if seconds < 5400:
+        return f"about {round(seconds / 60)} min"
+    return f"about {seconds / 3600:.1f} hours"
