@@ -449,7 +449,7 @@ def test_config():
     assert (many.direction_weight, many.tt_direction_weight, many.resample, many.convex_hull) == (1, 0.4, 0.95, True)
     text = HyperDomainConfig.text()
     on = {f.name for f in fields(text) if f.name.endswith("weight") and getattr(text, f.name)}
-    assert on == {"direction_weight"} and text.style_mixing == 0.9
+    assert on == {"direction_weight", "crop_weight"} and text.style_mixing == 0.9
 
 
 # -------------------------------------------------------------------------------------------------------- many domains

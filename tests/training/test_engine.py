@@ -339,7 +339,7 @@ def test_adv_aug_attacks_both_sides(trainer, tmp_path, objective, direction, d_r
     """Where what is moved goes: the logits of real and generated pictures, and the generator's loss."""
     config = replace(OBJECTIVES[objective], adv_steps=2, adv_direction=direction, adv_gamma=0.001)
     run = trainer(tmp_path, config, augment="none")
-    judge, batch = run.objective, run._batch()
+    judge, batch = run.objective, run._batch()[0]
     assert objective == "projected" or [judge._active_patch_head(step) is not None for step in (0, 1)] == [False, True]
     for step in (0, 1):  # of "source": the image-level head, then the patch-level one
         helping = config.adv_aug.helping

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models.bounds import MAX_RESOLUTION
 from ..models.stylegan2 import StyleGAN2Discriminator
 from ..utils.random import seeded
 from ..utils.ranges import NOT_NEGATIVE
 from .losses import total
 from .method import Method, Run
-from .objective import Batch, Objective, ObjectiveConfig, Views
+from .objective import Batch, Objective, ObjectiveConfig
 from .pair import Latents, Pair
+from .views import Views
 
 
 class AnchorSampler:
@@ -141,6 +143,10 @@ class CDCObjective(Objective):
     @property
     def needs_source(self) -> bool:
         return self.config.relation_weight > 0 or super().needs_source
+
+    @property
+    def largest_map(self) -> int:
+        return MAX_RESOLUTION if self.config.relation_weight else 0
 
     def draw(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Latents:
         """Sample latents; only those of other steps than anchor steps get style mixing."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..inversion import PerceptualDistance, latent_statistics
+from ..models.bounds import MAX_RESOLUTION
 from ..models.projected import ProjectedDiscriminator
 from ..utils.frozen import Frozen
 from ..utils.hashing import hash_tensor
@@ -25,9 +26,10 @@ from .cdc import relation_loss
 from .checks import required
 from .losses import total
 from .method import Method, Run
-from .objective import Batch, Discriminator, Objective, ObjectiveConfig, Views
+from .objective import Batch, Discriminator, Objective, ObjectiveConfig
 from .pair import Latents, Pair
 from .projections import ProjectionOptions, complete, project, recorded
+from .views import Views, reduced
 
 
 def feature_transfer_loss(source: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:
@@ -200,7 +202,7 @@ class D3TObjective(Objective):
         c = config
         if c.needs_latents and (codes is None or w_std is None):
             raise ValueError("knowledge transfer starts from projected training images: pass codes and w_std")
-        self._codes, self._w_std, self._real = codes, w_std, real
+        self._codes, self._w_std, self._real = codes, w_std, reduced(real, c.view_size)
         self._source: Frozen[Discriminator | None] = Frozen(None)
         if c.distillation_weight:
             if c.discriminator == "projected" and projected is None:
@@ -210,7 +212,7 @@ class D3TObjective(Objective):
                 )
             source = deepcopy(self.discriminator).eval().requires_grad_(False)
             self._source = Frozen(source)
-            image, device = real[:1], next(self.discriminator.parameters()).device
+            image, device = self._real[:1], next(self.discriminator.parameters()).device
             features = {level: x.to(device) for level, x in self.observe(image, self.levels).items()}
             maps, _ = self._run_discriminator(source, Views(image, image).to(device), features)
             self.adapters = nn.ModuleDict({name: identity_convolution(x.shape[1]) for name, x in maps.items()})
@@ -254,8 +256,13 @@ class D3TObjective(Objective):
         w = torch.where(mixed.view(shape), between, near)
         return Latents(w=w, origin=first.masked_fill(mixed, -1))
 
-    def discriminator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        losses, c = super().discriminator_losses(batch), self.config
+    @property
+    def largest_map(self) -> int:
+        c = self.config
+        return (c.feature_resolution or MAX_RESOLUTION) if c.feature_weight or c.relation_weight else 0
+
+    def discriminator_view_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        losses, c = super().discriminator_view_losses(batch), self.config
         if c.distillation_weight:
             falling = (1 + torch.cos(torch.tensor(torch.pi * batch.progress, dtype=torch.float32, device="cpu"))) / 2
             weight = float(c.distillation_final + (c.distillation_weight - c.distillation_final) * falling)
@@ -276,7 +283,8 @@ class D3TObjective(Objective):
         origin = batch.latents.origin
         if c.reconstruction_weight and origin is not None and (has_target := origin >= 0).any():
             targets = self._real[origin[has_target]].to(batch.drawn.images.device)
-            distance = PerceptualDistance(self.require_features(), targets)(batch.drawn.images[has_target])
+            images = reduced(batch.drawn.images[has_target], c.view_size)
+            distance = PerceptualDistance(self.require_features(), targets)(images)
             losses["reconstruction"] = c.reconstruction_weight * distance.mean()
         return losses
 

@@ -19,6 +19,7 @@ from ..utils.ranges import SHARE, Range, check_numbers
 from .checks import required
 from .directional import draw_each, offsets_l1, offsets_l2, reference_loss
 from .losses import total
+from .objective import VIEW_RANGES, check_views, num_crops
 from .pair import Latents, Pair
 from .statistics import (
     CONTENT_LEVELS,
@@ -29,6 +30,7 @@ from .statistics import (
     sliced_wasserstein,
     structure_distance,
 )
+from .views import cut, draw_corners, reduced
 
 SOURCE_SAMPLES = 32  # pictures whose mean embedding is the source domain if references have no latents
 RECONSTRUCTION_SIZE = 256  # largest side in pixels of the pictures that l2 and perceptual terms compare
@@ -39,6 +41,8 @@ LOOK = {  # weights that taught domain vectors photo filters from ten pictures (
     "colour_weight": 2.0,
     "content_weight": 20.0,
     "structure_weight": 1.0,
+    "view_size": 256,
+    "crops": 1,
 }
 
 
@@ -67,6 +71,8 @@ class HyperDomainConfig:
             feature distributions and colours from the set of reference pictures; not in the paper.
         content_weight, structure_weight: weights of the distances of layout, and of edges and brightness, from the
             source; not in the paper.
+        view_size, crops, crop_weight: as of `ObjectiveConfig`, for the last five terms. Encoders and the other terms
+            see whole pictures.
     """
 
     direction_weight: float = 1.0
@@ -89,9 +95,13 @@ class HyperDomainConfig:
     colour_weight: float = 0.0
     content_weight: float = 0.0
     structure_weight: float = 0.0
+    view_size: int = 0
+    crops: int = 0
+    crop_weight: float = 1.0
 
     def __post_init__(self):
-        check_numbers(self, {"style_mixing": SHARE, "resample": SHARE, "crop": Range(0, 1, above=True)})
+        check_numbers(self, {"style_mixing": SHARE, "resample": SHARE, "crop": Range(0, 1, above=True), **VIEW_RANGES})
+        check_views(self)
 
     @property
     def needs_latents(self) -> bool:
@@ -202,7 +212,8 @@ class Domains(nn.Module):
             )
         if features is None:
             self._refuse(NEED_FEATURES, "compares features; pass features=load_features()")
-        if not any(value for name, value in vars(c).items() if name.endswith("_weight")):
+        terms = {name: value for name, value in vars(c).items() if name.endswith("_weight") and name != "crop_weight"}
+        if not any(terms.values()):
             raise ValueError("every weight is 0, so there is nothing to learn; for example direction_weight=1")
         self.references, self.latents = references, latents
         if latents is not None and [len(w) for w in latents] != [len(x) for x in references or []]:
@@ -278,18 +289,63 @@ class Domains(nn.Module):
         features = required(self._features.value, "this objective compares features: pass features=load_features()")
         return dict(zip(levels, features(images, levels), strict=True))
 
+    @property
+    def features(self) -> FeatureNetwork | None:
+        """See `Objective.features`."""
+        return self._features.value
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """See `Objective.levels`."""
+        return SET_LEVELS
+
+    def cropped(self, resolution: int) -> int:
+        """See `Objective.cropped`."""
+        return num_crops(self.config, resolution)
+
+    def images_of_regularisers(self, batch: int) -> int:
+        """See `Objective.images_of_regularisers`; the images of a step are counted elsewhere."""
+        return 0
+
     def _set_losses(
         self, adapted: torch.Tensor, source: torch.Tensor, domains: Sequence[int], random: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Return the weighted losses of `methods.statistics`.
+        """Return the weighted losses of `methods.statistics`, on whole pictures and on native crops.
 
         Args:
-            adapted: adapted pictures `[B, 3, H, W]`; those of one domain are compared with its references as a set.
+            adapted: adapted pictures `[B, 3, R, R]`; those of one domain are compared with its references as a set.
             source: the source's pictures of the same latents.
             domains: index of the domain of each picture, `[B]`.
             random: CPU generator.
         """
+        c, resolution = self.config, adapted.shape[-1]
+        losses = self._view_losses(adapted, source, domains, random, None)
+        if self.cropped(resolution):
+            rows = list(range(len(adapted))) * c.crops
+            corners = draw_corners(len(rows), resolution, c.view_size, random)
+            of_crops = self._view_losses(adapted[rows], source[rows], [domains[row] for row in rows], random, corners)
+            losses |= {f"{name}_crops": c.crop_weight * loss for name, loss in of_crops.items()}
+        return losses
+
+    def _view_losses(
+        self,
+        adapted: torch.Tensor,
+        source: torch.Tensor,
+        domains: Sequence[int],
+        random: torch.Generator,
+        corners: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of `_set_losses` on the crops at `corners` `[B, 2]`; None: on the whole pictures."""
         c, losses = self.config, {}
+
+        def view(images: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+            if corners is None:
+                return reduced(images, c.view_size)
+            places = corners[[rows[i % len(rows)] for i in range(len(images))]]
+            return cut(images, range(len(images)), places, c.view_size)
+
+        everything = range(len(adapted))
+        adapted, source = view(adapted, everything), view(source, everything)
         maps: dict[int, torch.Tensor] = {}
         real_maps: list[Sequence[torch.Tensor]] = []  # per level, then per domain
         compares_features = c.statistics_weight or c.wasserstein_weight
@@ -302,7 +358,7 @@ class Domains(nn.Module):
             chosen = []
             for n, rows in rows_of_domain.items():
                 picks = draw_each(len(references[n]), max(2, len(rows)), random)
-                chosen.append(references[n][picks])
+                chosen.append(view(references[n][picks], rows))
             if compares_features:
                 with torch.no_grad():
                     sizes = [len(real) for real in chosen]

@@ -79,7 +79,8 @@ class HyperDomainObjective(Domains):
         c = self.config
         all_origins = self._embedded_origins(pair)
         latents = pair.draw(batch, random, c.style_mixing)
-        adapted, source = pair.adapted(latents).images, pair.source(latents).images
+        adapted = (pair.adapted(latents) if pair.draws_at_once else pair.one_by_one(latents, 0)).images
+        source = pair.source(latents, 0).images
         picks = [] if self.latents is None else draw_each(len(self.latents[0]), batch, random).tolist()
         sums = defaultdict(list)  # per term, the loss of each encoder
         for i, encoder in enumerate(self.encoders):

@@ -112,6 +112,11 @@ class LFSObjective(CDCObjective):
         if config.mode_seeking_weight:
             self.register_buffer("real_vectors", self.require_features().pooled(real), persistent=False)
 
+    def images_of_regularisers(self, batch: int) -> int:
+        c = self.config
+        own = batch * c.mode_seeking_factor if c.mode_seeking_weight else 0
+        return max(own, super().images_of_regularisers(batch))
+
     def regularisers(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Iterator[dict]:
         yield from super().regularisers(pair, batch, step, random)
         c = self.config

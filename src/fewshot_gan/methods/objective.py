@@ -5,7 +5,7 @@
 Shape legend: B images, K training images, R resolution.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -31,6 +31,35 @@ from .statistics import (
     sliced_wasserstein,
     structure_distance,
 )
+from .views import Views, reduced
+
+SMALLEST_VIEW = 32  # px; what feature networks take
+VIEW_RANGES = dict.fromkeys(("view_size", "crops", "crop_weight"), NOT_NEGATIVE)
+
+
+def reduces(config, resolution: int) -> bool:
+    """Return whether losses with these settings see pictures of `resolution` px reduced to `view_size`."""
+    return 0 < config.view_size < resolution
+
+
+def num_crops(config, resolution: int) -> int:
+    """Return the number of native crops that losses with these settings see of each picture of `resolution` px."""
+    return config.crops if config.crop_weight and reduces(config, resolution) else 0
+
+
+def check_views(config) -> None:
+    """Refuse a `view_size` that feature networks cannot see, and `crops` without it.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if 0 < config.view_size < SMALLEST_VIEW:
+        raise ValueError(
+            f"view_size={config.view_size}: feature networks see nothing in so small a picture; give {SMALLEST_VIEW} "
+            "or more, e.g. 256, or 0 to reduce no picture"
+        )
+    if config.crops and not config.view_size:
+        raise ValueError(f"crops={config.crops}: view_size=0 gives them no size; give view_size, e.g. 256")
 
 
 @dataclass(frozen=True)
@@ -52,6 +81,10 @@ class ObjectiveConfig:
         content_weight: weight of the distance of self-similarities between the adapted and source image of a latent.
         structure_weight: weight of the distance of edges and brightness between these images; 0 for looks that change
             the scene.
+        view_size: side in pixels at which the losses see pictures: larger ones are reduced to it; 0 reduces none.
+        crops: number of crops of that size, at native scale, that the losses also see of each picture. Generated,
+            training and source pictures are cropped at the same place. 0 = none.
+        crop_weight: weight of the losses on crops, relative to those on whole pictures.
         adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug of the adversarial loss, see `AdvAugConfig`. It perturbs
             the input of the discriminator's last layers, and the generator's styles or first feature map.
     """
@@ -70,6 +103,9 @@ class ObjectiveConfig:
     deepest_level: int = 10
     content_weight: float = 0.0
     structure_weight: float = 0.0
+    view_size: int = 0
+    crops: int = 0
+    crop_weight: float = 1.0
     adv_steps: int = 0
     adv_gamma: float = 0.01
     adv_direction: str = "paper"
@@ -78,6 +114,7 @@ class ObjectiveConfig:
     RANGES = {  # without annotation, so no field of the dataclass
         **dict.fromkeys(("r1_every", "path_length_every"), COUNT),
         **dict.fromkeys(("freeze_d", "deepest_level", "adv_steps", "adv_gamma"), NOT_NEGATIVE),
+        **VIEW_RANGES,
         "style_mixing": SHARE,
     }
 
@@ -85,6 +122,7 @@ class ObjectiveConfig:
         check_numbers(self, self.RANGES)
         if self.adv_aug.acts and not self.adversarial_weight:
             raise ValueError(f"adv_steps={self.adv_steps} attacks the adversarial loss, but adversarial_weight is 0")
+        check_views(self)
 
     @property
     def adv_aug(self) -> AdvAugConfig:
@@ -99,7 +137,14 @@ class ObjectiveConfig:
     @classmethod
     def few_images(cls) -> Self:
         """Return weights for a discriminator on pretrained features: for few steps, and bases without discriminator."""
-        return cls(discriminator="projected", style_mixing=0.0, r1_weight=0.0, path_length_weight=0.0)
+        return cls(
+            discriminator="projected",
+            style_mixing=0.0,
+            r1_weight=0.0,
+            path_length_weight=0.0,
+            view_size=256,
+            crops=1,
+        )
 
     @property
     def needs_latents(self) -> bool:
@@ -129,37 +174,18 @@ class Discriminator(Protocol):
 
 
 @dataclass
-class Views:
-    """Two augmentations of the same images, `[B, 3, H, W]` each.
-
-    Attributes:
-        colour: fully augmented images, for discriminators and feature statistics.
-        plain: images with geometric augmentation alone, for losses on colours and edges; with DiffAugment, the images
-            themselves.
-    """
-
-    colour: torch.Tensor
-    plain: torch.Tensor
-
-    def detach(self) -> "Views":
-        """Return the same views without gradients."""
-        return Views(self.colour.detach(), self.plain.detach())
-
-    def to(self, device) -> "Views":
-        """Return the views on `device`."""
-        return Views(self.colour.to(device), self.plain.to(device))
-
-
-@dataclass
 class Batch:
     """The images of one training step, for all losses.
+
+    `fake`, `real`, `source_view` and the features show whole pictures, reduced to `view_size`; those of `crops` show
+    native crops of the same pictures.
 
     Attributes:
         step: number of the step, from 0.
         progress: share of the run that is done, from 0 to 1.
         random: CPU generator for all random numbers of the losses.
         latents: latents of the generated images.
-        drawn: images of the adapted generator, before augmentation.
+        drawn: images of the adapted generator, at full size, before augmentation.
         fake, real: augmented views of `drawn` and of B of the K training images.
         source: images of the generator without adapter for the same latents; None unless the objective sets
             `needs_source`.
@@ -168,6 +194,7 @@ class Batch:
         fake_features, real_features: level of the feature network → feature map of `fake.colour`, `real.colour`.
         source_features: level → feature map of `source_view`, at `statistics.CONTENT_LEVELS`; empty unless
             `content_weight` is set.
+        crops: the batch of native crops; None if the objective has no `crops`, or pictures no larger than `view_size`.
     """
 
     step: int
@@ -182,11 +209,14 @@ class Batch:
     fake_features: dict[int, torch.Tensor] = field(default_factory=dict)
     real_features: dict[int, torch.Tensor] = field(default_factory=dict)
     source_features: dict[int, torch.Tensor] = field(default_factory=dict)
+    crops: "Batch | None" = None
 
     def detach(self) -> "Batch":
         """Return the batch for the discriminator's step, where no gradients reach the generator."""
         fake_features = {level: features.detach() for level, features in self.fake_features.items()}
-        return replace(self, fake=self.fake.detach(), fake_features=fake_features, source=None, source_view=None)
+        crops = None if self.crops is None else self.crops.detach()
+        fake = self.fake.detach()
+        return replace(self, fake=fake, fake_features=fake_features, source=None, source_view=None, crops=crops)
 
     def require_source(self) -> Drawn:
         """Return `source`.
@@ -199,6 +229,9 @@ class Batch:
 
 class Objective(nn.Module):
     """The losses of one training step; subclasses add terms.
+
+    Terms on what is seen of the pictures belong into `view_losses` and `discriminator_view_losses`, which are called
+    for the whole pictures and for their crops; other terms into `generator_losses` and `discriminator_losses`.
 
     The trainable parameters of this module are the discriminator's. The adapter belongs to the trainer, which calls, in
     each step: `prepare`, `draw`, `discriminator_losses`, `generator_losses`, `regularisers`.
@@ -214,7 +247,8 @@ class Objective(nn.Module):
 
     Raises:
         ValueError: the chosen discriminator or the feature network is missing, the discriminator is unknown, has
-            classes (a StyleGAN2's), or has fewer layers than `freeze_d`.
+            classes (a StyleGAN2's), or has fewer layers than `freeze_d`; or a "source" discriminator would see reduced
+            pictures.
     """
 
     HEADS = {0: 3, 2: 2, 4: 1, 10: 1}  # level of the feature network → stride-2 convolutions of its head
@@ -239,7 +273,13 @@ class Objective(nn.Module):
         if self.uses_features:
             self.require_features()
         self.path_length = PathLength()
+        resolution, real = real.shape[-1], reduced(real, c.view_size)
         if c.discriminator == "source":
+            if reduces(c, resolution):
+                raise ValueError(
+                    f"discriminator='source' judges whole pictures of {resolution} px, but view_size={c.view_size} "
+                    "reduces them; give view_size=0 and crops=0, or discriminator='projected'"
+                )
             if discriminator is None:
                 raise ValueError(
                     "this base has no discriminator: use discriminator='projected', or a base folder that has one"
@@ -258,6 +298,11 @@ class Objective(nn.Module):
         """Return JSON values that a resumed run must have in common with its start: weights and other inputs."""
         return asdict(self.config)
 
+    @property
+    def features(self) -> FeatureNetwork | None:
+        """The feature network, if the losses use it."""
+        return self._features.value if self.uses_features else None
+
     def require_features(self) -> FeatureNetwork:
         """Return the feature network.
 
@@ -265,6 +310,15 @@ class Objective(nn.Module):
             ValueError: there is none.
         """
         return required(self._features.value, "this objective compares features: pass features=load_features()")
+
+    def cropped(self, resolution: int) -> int:
+        """Return the number of native crops that the losses see of each picture of `resolution` px."""
+        return num_crops(self.config, resolution)
+
+    @property
+    def largest_map(self) -> int:
+        """Largest resolution of the generator's feature maps that terms compare; 0: none are."""
+        return 0
 
     @property
     def compares_views(self) -> bool:
@@ -337,6 +391,18 @@ class Objective(nn.Module):
 
     def discriminator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the weighted losses of the discriminator by name, for a detached batch."""
+        return self._of_all_views(self.discriminator_view_losses, batch)
+
+    def _of_all_views(self, losses_of: Callable[[Batch], dict[str, torch.Tensor]], batch: Batch) -> dict:
+        """Return the losses of whole pictures, and those of crops, whose names end in "_crops"."""
+        losses = losses_of(batch)
+        if batch.crops is not None:
+            for name, loss in losses_of(batch.crops).items():
+                losses[f"{name}_crops"] = self.config.crop_weight * loss
+        return losses
+
+    def discriminator_view_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the weighted losses of the discriminator on whole pictures, or on the crops that `batch` shows."""
         c = self.config
         loss = hinge_d_loss if c.discriminator == "projected" else logistic_d_loss
         real, moved_real = self._judged(batch.real, batch.real_features, batch.step, c.adv_aug.helping)
@@ -359,6 +425,10 @@ class Objective(nn.Module):
 
         Gradients reach the adapter through `batch.drawn`, `batch.fake` and `batch.fake_features`.
         """
+        return self._of_all_views(self.view_losses, batch)
+
+    def view_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the weighted losses of the generator on whole pictures, or on the crops that `batch` shows."""
         c, losses, real, fake = self.config, {}, batch.real, batch.fake
         if c.adversarial_weight:
             losses["g"] = c.adversarial_weight * self.adversarial_loss(fake, batch.fake_features, batch.step)
@@ -377,6 +447,10 @@ class Objective(nn.Module):
             source = required(batch.source_view, "this batch has no source images; the objective must set needs_source")
             losses["structure"] = c.structure_weight * structure_distance(fake.plain, source)
         return losses
+
+    def images_of_regularisers(self, batch: int) -> int:
+        """Return the number of images, 0 or more, whose graphs `regularisers` keeps at once."""
+        return max(1, batch // 2) if self.config.path_length_weight else 0
 
     def regularisers(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Iterator[dict]:
         """Yield dicts of weighted losses that draw images of their own.

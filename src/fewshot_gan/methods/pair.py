@@ -3,13 +3,17 @@
 Shape legend: B images, L `num_ws`, D `w_dim`, R resolution. For generators without styles, `ws` is z `[B, z_dim]`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from ..models.bounds import MAX_RESOLUTION
 from ..models.layers import as_ws, mix_styles
 from .checks import required
+
+LARGEST_AT_ONCE = 256  # px
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Latents:
     def __len__(self) -> int:
         return len(self.require_z() if self.w is None else self.w)
 
+    def each(self) -> list["Latents"]:
+        """Return the B latents, one by one."""
+        rows = [[None] * len(self) if x is None else x.split(1) for x in (self.z, self.other, self.w, self.origin)]
+        return [Latents(z, other, self.crossover, w, origin) for z, other, w, origin in zip(*rows, strict=True)]
+
 
 class Drawn(NamedTuple):
     """Images that a generator drew, with its styles and feature maps."""
@@ -48,6 +57,16 @@ class Drawn(NamedTuple):
     ws: torch.Tensor  # [B, L, D]
     images: torch.Tensor  # [B, 3, R, R] float32
     features: dict[str, torch.Tensor]  # {"b4": [B, C, 4, 4], "b8": …}
+
+    @classmethod
+    def joined(cls, parts: Sequence["Drawn"]) -> "Drawn":
+        """Return one batch of all images of `parts`."""
+        features = {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features}
+        return cls(torch.cat([part.ws for part in parts]), torch.cat([part.images for part in parts]), features)
+
+    def small(self, largest: int) -> "Drawn":
+        """Return the same images with the feature maps up to the resolution `largest` only."""
+        return self._replace(features={name: x for name, x in self.features.items() if int(name[1:]) <= largest})
 
 
 class Pair:
@@ -116,6 +135,18 @@ class Pair:
             ws = ws.detach().requires_grad_(True)
         return self.drawn(ws, precise)
 
+    @property
+    def draws_at_once(self) -> bool:
+        """Whether a batch is drawn at once: on a CPU, large images take less memory one by one, and no more time.
+
+        The styles of a single image scale the weights of a layer instead of its feature maps.
+        """
+        return self.generator.resolution <= LARGEST_AT_ONCE or self.generator.device.type != "cpu"
+
+    def one_by_one(self, latents: Latents, largest_map: int) -> Drawn:
+        """Draw images as `adapted` does, each by itself, with feature maps up to the resolution `largest_map`."""
+        return Drawn.joined([self.adapted(latent).small(largest_map) for latent in latents.each()])
+
     def drawn(self, ws: torch.Tensor, precise: bool = False) -> Drawn:
         """Draw images of styles `[B, L, D]` with the active adapters; see `adapted` for `precise`."""
         ws = ws.bfloat16() if self.half and not precise else ws
@@ -133,7 +164,9 @@ class Pair:
         return self.drawn(x).images if self.generator.has_styles else self.generator.body(x, drawn.ws).float()
 
     @torch.no_grad()
-    def source(self, latents: Latents) -> Drawn:
-        """Draw images without any adapter and without gradients."""
+    def source(self, latents: Latents, largest_map: int = MAX_RESOLUTION) -> Drawn:
+        """Draw images without any adapter and without gradients, with feature maps up to `largest_map`."""
         with self.bank.using({}):
-            return self.adapted(latents)
+            if self.generator.has_styles and not self.draws_at_once:
+                return self.one_by_one(latents, largest_map)
+            return self.adapted(latents).small(largest_map)

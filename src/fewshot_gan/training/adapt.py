@@ -16,10 +16,11 @@ from ..data.images import to_floats
 from ..hub import embedded_datasets, portable_name
 from ..hub.cards import write_adapter_card
 from ..pipeline import FewShotGAN
+from .checkpoints import latest_checkpoint
 from .command_line import parse
 from .config import JUDGED, RunConfig
 from .engine import Trainer, TrainingConfig
-from .estimate import estimate
+from .estimate import check_memory, describe, estimate
 from .launch import command, holding, start, start_trackers
 
 
@@ -121,7 +122,7 @@ def run(config: RunConfig, on_step: Callable[[Trainer, dict[str, float]], None] 
     )
     if config.dry_run:
         trainer = Run(config, accelerator).trainer()
-        accelerator.print(estimate(trainer))
+        accelerator.print(describe(trainer))
         return trainer.adapter
     with holding(config.output_dir, accelerator):
         return train(Run(config, accelerator), on_step)
@@ -131,6 +132,10 @@ def train(prepared: Run, on_step: Callable[[Trainer, dict[str, float]], None] | 
     """Train in a folder that is locked; see `run`."""
     accelerator, config, tracking = prepared.accelerator, prepared.settings, prepared.settings.tracking
     trainer = prepared.trainer()
+    if latest_checkpoint(trainer.folder) is None:
+        accelerator.print(f"expected: {estimate(trainer)}")
+    else:
+        check_memory(trainer)
     start_trackers(accelerator, prepared.method.name, tracking.report_to, config.flat())
     if accelerator.is_main_process:
         prepared.method.after_save(prepared)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..methods.views import cut
 from ..metrics import luminance
 
 _POLICIES = ("color", "translation", "cutout")
@@ -155,8 +158,34 @@ class FewShotAugment:
             )
         x = torch.where(_per_image(params["flip"].float(), images) > 0, images.flip(3), images)
         x = _translate(x, params["shift"], "reflect", self.translation)
-        if not colour:
-            return x
+        return self.recolour(x, params) if colour else x
+
+    def crop(
+        self, images: Tensor, params: dict[str, Tensor], rows: Sequence[int], corners: Tensor, size: int
+    ) -> Tensor:
+        """Return crops of the flipped and moved images, without computing the whole of them.
+
+        Where a crop would show the border that `apply` fills, it is moved into the image instead.
+
+        Args:
+            images: float `[B, 3, R, R]`.
+            params: of `sample`, one entry per crop.
+            rows: N indices of images.
+            corners: upper left corners (y, x) of the crops in the augmented images, int64 `[N, 2]`.
+            size: side S of the crops in pixels.
+
+        Returns:
+            `[N, 3, S, S]`, colours unchanged.
+        """
+        room = images.shape[-1] - size
+        moved = corners - _shifts(params["shift"], images.shape[-2:], self.translation)
+        flip = params["flip"].tolist()
+        left = torch.where(params["flip"], room - moved[:, 1], moved[:, 1])
+        x = cut(images, rows, torch.stack([moved[:, 0], left], 1).clamp(0, room), size)
+        return torch.stack([crop.flip(2) if flipped else crop for crop, flipped in zip(x, flip, strict=True)])
+
+    def recolour(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Return images `[B, 3, H, W]` with the brightness, saturation and contrast of one draw."""
         x = x + _per_image(params["brightness"], x)
         grey = luminance(x)
         x = grey + (x - grey) * _per_image(params["saturation"], x)
@@ -172,8 +201,13 @@ def _share(side: int, share: float) -> int:
 def _translate(x: Tensor, shift: Tensor, mode: str, share: float = 0.125) -> Tensor:
     """Move image i by `shift[i] * share` of its side, rounded to pixels; positive values move down and right."""
     reach = [_share(side, share) for side in x.shape[-2:]]
-    most = torch.tensor(reach, dtype=torch.float32, device="cpu")
-    return _move(x, (shift.cpu() * most).round().long(), reach, mode)
+    return _move(x, _shifts(shift, x.shape[-2:], share), reach, mode)
+
+
+def _shifts(shift: Tensor, sides: Sequence[int], share: float) -> Tensor:
+    """Return shifts (y, x) in whole pixels, int64 `[B, 2]`, of shares in [-1, 1] of the largest shift."""
+    most = torch.tensor([_share(side, share) for side in sides], dtype=torch.float32, device="cpu")
+    return (shift.cpu() * most).round().long()
 
 
 def _move(x: Tensor, shifts: Tensor, reach: list[int], mode: str) -> Tensor:

@@ -5,7 +5,7 @@ Shape legend: B images, L `ws`, D `w_dim`, R resolution.
 """
 
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,20 +15,25 @@ from ..adapters import AdapterBank
 from ..adapters.trainable import Trainable
 from ..data.datasets import InfiniteBatches
 from ..methods.adv_aug import attack, undisturbed
-from ..methods.objective import Batch, Views
+from ..methods.objective import Batch, reduces
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
+from ..methods.views import Views, cut, draw_corners, reduced
 from ..models.labels import refuse_classes
 from ..models.network import evaluating
 from ..utils.hashing import hash_tensor
 from ..utils.moving_average import MovingAverage
 from ..utils.ranges import COUNT, NOT_NEGATIVE, Range, check_numbers
 from .augment import DiffAugment, FewShotAugment, random_zoom
+from .estimate import generator_graph
 from .launch import PRECISIONS
 from .loop import RUN_RANGES, TrainingRun, average_gradients, backward
+from .micro_batches import MicroBatches
 from .report import Report
 
 AUGMENTS = ("fewshot", "diffaugment", "flip", "none")
+VIEW_SETTINGS = ("view_size", "crops", "crop_weight")  # without effect on images up to `view_size`
+GRAPH_BUDGET = 5 * 2**29  # bytes of activations that are kept of images drawn one by one
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class TrainingConfig:
         output_dir: adapter, checkpoints, samples, logs and `report.html`.
         max_train_steps: generator steps.
         train_batch_size: B, per process.
+        micro_batch_size: number of images whose activations are in memory for the backward pass; the others are drawn
+            twice. The gradients are the same up to rounding. 0: all up to 256 px and on GPUs; otherwise as many as
+            take 2.5 GiB.
         learning_rate: of the factors (Adam).
         adam_beta1, adam_beta2: of both optimisers.
         lr_warmup_steps: linear warm-up.
@@ -60,6 +68,7 @@ class TrainingConfig:
     output_dir: str
     max_train_steps: int = 400
     train_batch_size: int = 4
+    micro_batch_size: int = 0
     learning_rate: float = 5e-3
     adam_beta1: float = 0.0
     adam_beta2: float = 0.99
@@ -81,6 +90,7 @@ class TrainingConfig:
     MAY_GROW = ("max_train_steps",)  # at least the steps that are done
     RANGES = RUN_RANGES | {
         "train_batch_size": COUNT,
+        "micro_batch_size": NOT_NEGATIVE,
         "lr_warmup_steps": NOT_NEGATIVE,
         "lr_decay_start": NOT_NEGATIVE,
         "lr_final": NOT_NEGATIVE,
@@ -155,6 +165,7 @@ class Trainer(TrainingRun):
         if "training" in self.bank.adapters:
             self.bank.activate({"training": 1.0})
         self.pair = Pair(generator, self.bank, config.truncation_psi, config.mixed_precision == "bf16")
+        self.micro_batch_size = self.graphs_kept(config.train_batch_size)
         betas = (config.adam_beta1, config.adam_beta2)
         groups = self.adapter.parameter_groups(config.learning_rate)
         self.optimizer = torch.optim.Adam(groups, lr=config.learning_rate, betas=betas)
@@ -175,6 +186,29 @@ class Trainer(TrainingRun):
             self.fewshot = FewShotAugment(translation=0.0)
         self.report = self._report(images)
 
+    def graphs_kept(self, batch: int) -> int | None:
+        """Return how many of `batch` images keep their activations for the backward pass.
+
+        Returns:
+            None if the batch is drawn at once; otherwise its images are drawn one by one.
+
+        Raises:
+            ValueError: the generator cannot draw the images of a batch one by one.
+        """
+        size = self.config.micro_batch_size
+        if not self.generator.has_styles:
+            if 0 < size < batch:
+                raise ValueError(
+                    f"micro_batch_size={size}: a {type(self.generator).__name__} normalises over the whole batch of "
+                    f"{batch}; leave it out"
+                )
+            return None
+        if self.pair.draws_at_once and not 0 < size < batch:
+            return None
+        if not self.objective.uses_images:
+            return batch
+        return min(batch, size or max(1, GRAPH_BUDGET // generator_graph(self.generator, 1)))
+
     # ------------------------------------------------------------------ one step
 
     def augment(self, images: torch.Tensor) -> tuple[Views, dict | None]:
@@ -186,15 +220,32 @@ class Trainer(TrainingRun):
             return Views(self.diffaugment(images, self.random), images), None
         draw = self.fewshot.sample(len(images), self.random)
         plain = self.fewshot.apply(images, draw, colour=False)
-        return Views(plain if kind == "flip" else self.fewshot.apply(images, draw), plain), draw
+        return Views(plain if kind == "flip" else self.fewshot.recolour(plain, draw), plain), draw
+
+    def crop(self, images: torch.Tensor, draw: dict | None, rows: list[int], corners: torch.Tensor) -> Views:
+        """Return native crops `[N, 3, S, S]` of `images` under the augmentation `draw`, see `augment`.
+
+        Args:
+            images: `[B, 3, R, R]`, not augmented.
+            draw: augmentation of the images; None if they are not moved.
+            rows: N indices of images.
+            corners: places of the crops `[N, 2]` in the augmented images.
+        """
+        size = self.objective.config.view_size
+        if draw is not None:
+            draw = {name: values[rows] for name, values in draw.items()}
+            plain = self.fewshot.crop(images, draw, rows, corners, size)
+            return Views(plain if self.config.augment == "flip" else self.fewshot.recolour(plain, draw), plain)
+        plain = cut(images, rows, corners, size)
+        return Views(self.diffaugment(plain, self.random) if self.config.policy else plain, plain)
 
     def train_step(self) -> dict[str, float]:
         """Take a discriminator step and a generator step on the same generated images; return the losses."""
         config, objective, step = self.config, self.objective, self.step
-        logs, losses = {}, {}
+        logs, losses, parts = {}, {}, None
         objective.prepare(self.adapter, step)
         if objective.uses_images:
-            batch = self._batch()
+            batch, parts = self._batch()
             if self.d_optimizer is not None:
                 losses = objective.discriminator_losses(batch.detach())
                 self.d_optimizer.zero_grad(set_to_none=True)
@@ -209,6 +260,8 @@ class Trainer(TrainingRun):
         self.optimizer.zero_grad(set_to_none=True)
         if losses:
             logs |= self._backward(losses)
+            if parts is not None:
+                parts.backward()
         for losses in objective.regularisers(self.pair, config.train_batch_size, step, self.random):
             logs |= self._backward(losses)
         if (penalty := self.adapter.penalty(step)) is not None:
@@ -221,36 +274,55 @@ class Trainer(TrainingRun):
         self.step += 1
         return logs
 
-    def _batch(self) -> Batch:
+    def _batch(self) -> tuple[Batch, MicroBatches | None]:
+        """Return the images of this step, and how they were drawn; None if they were drawn at once."""
         config, objective, step = self.config, self.objective, self.step
-        latents = objective.draw(self.pair, config.train_batch_size, step, self.random)
-        drawn = self.pair.adapted(latents)
-        fake, draw = self.augment(drawn.images)
+        latents, parts = objective.draw(self.pair, config.train_batch_size, step, self.random), None
+        if self.micro_batch_size is not None:
+            parts = MicroBatches(self.pair, latents, self.micro_batch_size, objective.largest_map)
+        drawn = self.pair.adapted(latents) if parts is None else parts.drawn
+        size = objective.config.view_size
+        fake, draw = self.augment(reduced(drawn.images, size))
         if self.batches is None:
             raise ValueError("this objective compares generated with real images; give the trainer images")
-        real = next(self.batches)[0]
+        pictures = next(self.batches)[0].to(self.device)
+        real = reduced(pictures, size)
         if config.real_zoom > 1:
             real = random_zoom(real, config.real_zoom, self.random)
-        real, _ = self.augment(real.to(self.device))
+        real, real_draw = self.augment(real)
         batch = Batch(step, step / config.max_train_steps, self.random, latents, drawn, fake, real)
-        batch.fake_features = objective.observe(fake.colour, objective.levels)
+        if objective.needs_source:  # as every objective that compares views does
+            batch.source = self.pair.source(latents, objective.largest_map)
+        source = batch.source.images if objective.compares_views and batch.source is not None else None
+        if source is not None:
+            view = reduced(source, size)
+            batch.source_view = view if draw is None else self.fewshot.apply(view, draw, colour=False)
+        self._observe(batch)
+        if crops := objective.cropped(self.generator.resolution):
+            rows = list(range(len(latents))) * crops
+            corners = draw_corners(len(rows), self.generator.resolution, size, self.random)
+            views = [self.crop(x, d, rows, corners) for x, d in ((drawn.images, draw), (pictures, real_draw))]
+            batch.crops = replace(batch, fake=views[0], real=views[1], source_view=None, source_features={})
+            if source is not None:
+                batch.crops.source_view = self.crop(source, draw, rows, corners).plain
+            self._observe(batch.crops)
+        return batch, parts
+
+    def _observe(self, batch: Batch) -> None:
+        """Fill in the feature maps of what `batch` shows."""
+        objective = self.objective
+        batch.fake_features = objective.observe(batch.fake.colour, objective.levels)
         with torch.no_grad():
-            batch.real_features = objective.observe(real.colour, objective.levels)
-            if objective.needs_source:  # as every objective that compares views does
-                batch.source = self.pair.source(latents)
-            if objective.compares_views and batch.source is not None:
-                source = batch.source.images
-                batch.source_view = source if draw is None else self.fewshot.apply(source, draw, colour=False)
-                if objective.config.content_weight:
-                    batch.source_features = objective.observe(batch.source_view, CONTENT_LEVELS)
-        return batch
+            batch.real_features = objective.observe(batch.real.colour, objective.levels)
+            if objective.config.content_weight and batch.source_view is not None:
+                batch.source_features = objective.observe(batch.source_view, CONTENT_LEVELS)
 
     def _attack(self, batch: Batch, losses: dict[str, torch.Tensor]) -> None:
         """Add AdvAug's generator loss: the adversarial loss of perturbed styles or feature maps."""
         objective, c = self.objective, self.objective.config.adv_aug
 
         def loss(x):
-            view, _ = self.augment(self.pair.body(x, batch.drawn))
+            view, _ = self.augment(reduced(self.pair.body(x, batch.drawn), objective.config.view_size))
             seen = objective.observe(view.colour, objective.levels)
             return objective.adversarial_loss(view, seen, batch.step)
 
@@ -327,6 +399,10 @@ class Trainer(TrainingRun):
         adapter = {"adapter_type": self.adapter.adapter_type, **adapter, "num_values": self.adapter.num_values()}
         adapter |= {name: hash_tensor(tensor) for name, tensor in self.adapter.fixed_tensors().items()}
         settings = {**asdict(self.config), **self.objective.settings(), **adapter}
+        unused = ("micro_batch_size",) if self.micro_batch_size is None else ()
+        if not reduces(self.objective.config, self.generator.resolution):
+            unused += VIEW_SETTINGS
+        settings = {name: value for name, value in settings.items() if name not in unused}
         if (self.adapter.config.get("training") or {}).get("scratch"):
             settings["scratch"] = True
         if self.batches is not None:

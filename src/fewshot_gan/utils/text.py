@@ -39,3 +39,8 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"about {round(seconds / 60)} min"
     return f"about {seconds / 3600:.1f} hours"
+
+
+def gigabytes(count: int) -> str:
+    """Return a number of bytes in GB (10⁹ bytes), e.g. "4.3 GB"."""
+    return f"{count / 1e9:.1f} GB"

@@ -5,10 +5,12 @@ import os
 import sys
 from pathlib import Path
 
+from .control_groups import OWN, ROOT, control_groups
+
 MAX_THREADS = 1024
 
 
-def available_cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+def available_cores(cgroups: Path = ROOT, own: Path = OWN) -> int:
     """Return the number of cores in the affinity mask of this process, limited by its container's CPU quota.
 
     Args:
@@ -21,7 +23,8 @@ def available_cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/p
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count()
-    quota = min(_quotas(cgroups, own), default=math.inf)
+    quotas = [_quota(*group) for group in control_groups("cpu", cgroups, own)]
+    quota = min((quota for quota in quotas if quota is not None), default=math.inf)
     return max(1, min(count or 1, math.ceil(quota) if quota < math.inf else 2**31))
 
 
@@ -79,29 +82,10 @@ def set_threads(number: int | None = None) -> int:
     return number
 
 
-def _quotas(cgroups: Path, own: Path):
-    """Yield the CPU quotas, in cores, of the control groups of this process and their parents (versions 1 and 2)."""
+def _quota(folder: Path, version: int) -> float | None:
+    """Return the CPU quota of a control group in cores, or None if it has none."""
     try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        names = ("cpu", controllers) if controllers else ("", "unified")
-        for root in (cgroups / name for name in names):
-            group = root / path.strip("/")
-            for folder in (group, *group.parents):  # a container may not see its own name; then the root is its group
-                if (quota := _quota(folder, bool(controllers))) is not None:
-                    yield quota
-                if folder == root:
-                    break
-
-
-def _quota(folder: Path, first_version: bool) -> float | None:
-    try:
-        if first_version:
+        if version == 1:
             quota, period = (
                 (folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period")
             )

@@ -1,0 +1,63 @@
+"""What the losses see of a batch of pictures: the whole pictures, reduced, and crops at native scale.
+
+A feature network of photographs sees a 1024 px picture only reduced, so strokes finer than the reduced pixels teach
+nothing. Crops of the same size at native scale show them (any-resolution training, arXiv 2204.07156).
+
+Shape legend: B images, N crops, R resolution, S side of reduced pictures and of crops.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass
+class Views:
+    """Two augmentations of the same images, `[B, 3, H, W]` each.
+
+    Attributes:
+        colour: fully augmented images, for discriminators and feature statistics.
+        plain: images with geometric augmentation alone, for losses on colours and edges; with DiffAugment, the images
+            themselves.
+    """
+
+    colour: torch.Tensor
+    plain: torch.Tensor
+
+    def detach(self) -> "Views":
+        """Return the same views without gradients."""
+        return Views(self.colour.detach(), self.plain.detach())
+
+    def to(self, device) -> "Views":
+        """Return the views on `device`."""
+        return Views(self.colour.to(device), self.plain.to(device))
+
+
+def reduced(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Return `[B, 3, R, R]` averaged down to `[B, 3, size, size]`; the images themselves if R ≤ `size` or `size` is 0.
+
+    Every pixel is the mean of the pixels that it covers.
+    """
+    if not 0 < size < images.shape[-1]:
+        return images
+    return F.interpolate(images, size=(size, size), mode="area")
+
+
+def draw_corners(num: int, resolution: int, size: int, random: torch.Generator) -> torch.Tensor:
+    """Draw the upper left corners (y, x) of `num` crops of `size` px, uniformly inside the picture; `[num, 2]`."""
+    return torch.randint(resolution - size + 1, (num, 2), generator=random, device="cpu")
+
+
+def cut(images: torch.Tensor, rows: Sequence[int], corners: torch.Tensor, size: int) -> torch.Tensor:
+    """Return native crops `[N, 3, size, size]` of `images` `[B, 3, R, R]`.
+
+    Args:
+        images: the pictures.
+        rows: N indices of pictures.
+        corners: upper left corners (y, x), int64 `[N, 2]`.
+        size: side of the crops in pixels.
+    """
+    places = zip(rows, corners.tolist(), strict=True)
+    return torch.stack([images[row, :, y : y + size, x : x + size] for row, (y, x) in places])
