@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
+import psutil
 import pytest
+
+from fewshot_gan.utils.memory import available_memory, peak_memory, used_memory
 
 PROGRAM = """
 import json, resource, sys
@@ -35,3 +38,33 @@ def test_pages_are_fetched_once():
         pytest.skip("another C library")
     # 16,384 pages of 4 KiB a tensor; the first few may find no block that fits
     assert faults < 0.4 * found["usual"][1], found
+
+
+def test_available_memory_is_that_of_the_container(tmp_path):
+    """Both versions of control groups; pages of files that are no longer read count as free."""
+    free = available_memory(tmp_path / "none", tmp_path / "none")
+    assert 0 < free <= psutil.virtual_memory().total
+    for version, line, names in (
+        (2, "0::/box", ("memory.max", "memory.current", "inactive_file")),
+        (1, "5:memory:/box", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+    ):
+        root, own = tmp_path / str(version), tmp_path / f"own-{version}"
+        own.write_text(f"{line}\n", encoding="utf-8")
+        group = root / ("memory" if version == 1 else "") / "box"
+        group.mkdir(parents=True)
+        limit, used, cache = names
+        (group / limit).write_text("3000\n", encoding="utf-8")
+        (group / used).write_text("1200\n", encoding="utf-8")
+        (group / "memory.stat").write_text(f"anon 5\n{cache} 200\n", encoding="utf-8")
+        assert available_memory(root, own) == 2000
+        (group / used).write_text("9000\n", encoding="utf-8")
+        assert available_memory(root, own) == 0
+        (group / limit).write_text("max\n", encoding="utf-8")
+        assert available_memory(root, own) > 3000
+
+
+def test_memory_of_this_process():
+    before = peak_memory()
+    x = bytearray(300 * 2**20)
+    x[::4096] = b"x" * len(x[::4096])
+    assert used_memory() > 300 * 2**20 and peak_memory() >= before
