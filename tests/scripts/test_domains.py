@@ -58,6 +58,63 @@ def test_pencil_leaves_light_paper_white_and_draws_an_edge():
     assert row[32] < -0.87 and row[60] > row[32] + 0.5  # a stroke on the dark side, soft tone behind it
 
 
+def test_a_wide_blur_equals_the_convolution(monkeypatch):
+    x = smooth_pictures(2, 80)[..., :64]
+    wide = domains.gaussian_blur(x, 15.0)
+    monkeypatch.setattr(domains, "_LONGEST_CONVOLUTION", 10)
+    torch.testing.assert_close(domains.gaussian_blur(x, 15.0), wide, rtol=0, atol=2e-6)  # float32 sums
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_the_median_is_the_middle_of_nine_pixels_a_step_apart(step):
+    x = smooth_pictures(2, 32)
+    padded = torch.nn.functional.pad(x, (step,) * 4, mode="reflect")
+    shifts = [padded[..., i : i + 32, j : j + 32] for i in range(0, 3 * step, step) for j in range(0, 3 * step, step)]
+    assert torch.equal(domains._median(x, step), torch.stack(shifts).median(0).values)
+
+
+def test_above_256_px_dots_of_one_pixel_are_no_pencil_strokes():
+    changes = []
+    for size in (256, 1024):
+        noise = torch.rand(1, 3, 2, 8, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+        flat = torch.nn.functional.interpolate(noise, size=(size // 4, size), mode="nearest")
+        dots = flat + 0.1 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(2))
+        changes.append((domains.apply_filter(dots, "pencil") - domains.apply_filter(flat, "pencil")).abs().mean())
+    assert changes[1] < changes[0] / 2, changes
+
+
+@pytest.mark.parametrize("size", [256, 1024])
+def test_poster_leaves_out_dots_of_a_256th_of_the_side_at_each_size(size):
+    dot, flat = size // 256, torch.full((1, 3, size // 4, size), 0.2)
+    dots = flat.clone()
+    for place in range(10 * dot, size // 4 - 10 * dot, 8 * dot):
+        dots[..., place : place + dot, place : place + dot] = -0.9
+    assert torch.equal(domains.apply_filter(dots, "poster"), domains.apply_filter(flat, "poster"))
+
+
+def test_above_256_px_ink_has_sharper_contours_and_keeps_its_share_of_black():
+    def rim_and_tone(size):
+        ramp = torch.linspace(0, 1, size)
+        stripes = (torch.sigmoid(30 * torch.sin(2 * torch.pi * 4 * ramp)) * 0.5 + 0.45).expand(1, 3, size, size)
+        out = (domains.apply_filter(stripes * 2 - 1, "ink") + 1) / 2
+        return ((out - 0.5).abs() < 0.4).float().mean(), out.mean()
+
+    (rim, tone), (rim_512, tone_512) = rim_and_tone(256), rim_and_tone(1024)
+    assert rim_512 < 0.75 * rim, (rim, rim_512)
+    assert abs(tone_512 - tone) < 0.02, (tone, tone_512)
+
+
+def test_up_to_256_px_pencil_and_ink_are_what_they_were():
+    x = smooth_pictures(1, 128)
+    blur, unit, grey = domains.gaussian_blur, 0.5, domains.luminance((x + 1) / 2)
+    contours = torch.sigmoid(220.0 * (blur(grey, 1.0 * unit) - blur(grey, 1.6 * (1.0 * unit)) + 0.02))
+    ink = contours * torch.sigmoid(40.0 * (blur(grey, 1.2 * unit) - 0.22))
+    assert torch.equal(domains.apply_filter(x, "ink")[:, :1], ink * 2 - 1)
+    fine, broad = [((grey + 0.08) / (blur(grey, s * unit) + 0.08)).clamp_max(1) for s in (2.0, 10.0)]
+    paper = (fine.pow(2.5) * broad.pow(0.7) * (1 - 0.2 * (1 - blur(grey, 1.5 * unit)).square()) * 1.06).clamp(0, 1)
+    assert torch.equal(domains.apply_filter(x, "pencil")[:, :1], (paper - 0.3 * paper * (1 - paper)) * 2 - 1)
+
+
 def test_pixel_is_the_mean_of_each_cell():
     x = smooth_pictures(size=64)
     cells = x.view(3, 3, 32, 2, 32, 2).mean((3, 5), keepdim=True).expand(-1, -1, -1, 2, -1, 2).reshape(x.shape)
