@@ -68,7 +68,8 @@ NATIVE = {  # key: field of `Described`
     "native_plain_x1e3": "native_plain",
 }
 DISTANCES = ("kid_x1e3", "frechet", "unseen_x1e3", "plain_x1e3", *NATIVE)  # their ratio is to the source: 0 is perfect
-CHUNK_PIXELS = 2**22  # of the pictures in memory at a time: 64 of 256 px, 4 of 1024 px
+CHUNK = 64  # pictures of up to SIDE px in memory at a time
+CHUNK_PIXELS = 2**20  # of larger ones: 4 of 512 px, 1 of 1024 px, which are also drawn fastest one by one
 
 
 class Described(NamedTuple):
@@ -135,8 +136,10 @@ class Describer:
         return {prefix + name: x.cpu() for name, x in zip(("pooled", "unseen", "plain"), features, strict=True)}
 
     def done(self) -> Described:
-        """All that was added."""
-        return Described(*(torch.cat(column) if column else torch.empty(0) for column in self.columns.values()))
+        """All that was added; the describer is empty then, so that nothing is held twice."""
+        columns, self.columns = self.columns, {}
+        fields = (columns.pop(name) for name in Described._fields)  # one at a time
+        return Described(*(torch.cat(parts) if parts else torch.empty(0) for parts in fields))
 
 
 def as_pictures(images: Tensor) -> Tensor:
@@ -162,7 +165,7 @@ def describe(
 
 def chunk_size(resolution: int) -> int:
     """How many pictures are in memory at a time."""
-    return max(1, min(64, CHUNK_PIXELS // resolution**2))
+    return CHUNK if resolution <= SIDE else max(1, CHUNK_PIXELS // resolution**2)
 
 
 def native_protocol(resolution: int, crops: int) -> dict[str, int] | str:
@@ -300,7 +303,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         "--batch-size",
         type=int,
         default=8,
-        help="images per forward pass, at 1024 px at most 4; does not change the numbers",
+        help="images per forward pass, 1 at 1024 px; does not change the numbers",
     )
     parser.add_argument(
         "--references", type=user_path, help="folder of the training images: adds the intra-cluster distances"

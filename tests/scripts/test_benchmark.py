@@ -140,7 +140,7 @@ def test_without_crops_or_above_their_size_there_are_no_native_numbers_and_it_sa
     assert b.native_protocol(1024, 3) == {"crops": 3, "size": 256, "seed": 0}
     assert b.native_protocol(256, 2) == "none: pictures of 256 px are no larger than a crop of 256 px"
     assert b.native_protocol(1024, 0) == "none: --crops 0"
-    assert [b.chunk_size(side) for side in (64, 256, 1024, 4096)] == [64, 64, 4, 1]
+    assert [b.chunk_size(side) for side in (64, 256, 512, 4096)] == [64, 64, 4, 1]
 
 
 def test_the_crop_sheet_shows_two_places_of_four_pictures_at_full_size(scripts):
@@ -363,7 +363,7 @@ def test_wrong_calls_end_in_one_sentence(bench, scripts, capsys):
 def test_pictures_of_a_seed_do_not_depend_on_the_chunks(bench, scripts, base_folder, monkeypatch):
     looks = scripts.bench_looks.Looks(bench.output, str(base_folder), 5, 5)
     whole = torch.cat(list(looks.render(3, 5)))
-    monkeypatch.setattr(scripts.benchmark, "CHUNK_PIXELS", 2 * looks.pipe.generator.resolution**2)
+    monkeypatch.setattr(scripts.benchmark, "CHUNK", 2)
     assert [len(chunk) for chunk in looks.render(3, 5)] == [2, 2, 1]
     # another batch size may pick another convolution kernel: float32 rounding
     torch.testing.assert_close(torch.cat(list(looks.render(3, 5))), whole, rtol=0, atol=1e-5)

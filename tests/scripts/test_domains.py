@@ -59,11 +59,13 @@ def test_pencil_leaves_light_paper_white_and_draws_an_edge():
     assert row[32] < -0.87 and row[60] > row[32] + 0.5  # a stroke on the dark side, soft tone behind it
 
 
-def test_a_wide_blur_equals_the_convolution(monkeypatch):
+@pytest.mark.parametrize("sigma", [1.0, 15.0])
+def test_the_blur_of_large_images_equals_the_convolution(monkeypatch, sigma):
     x = smooth_pictures(2, 80)[..., :64]
-    wide = domains.gaussian_blur(x, 15.0)
-    monkeypatch.setattr(domains, "_LONGEST_CONVOLUTION", 10)
-    torch.testing.assert_close(domains.gaussian_blur(x, 15.0), wide, rtol=0, atol=2e-6)  # float32 sums
+    convolved = domains.gaussian_blur(x, sigma)
+    monkeypatch.setattr(domains, "_CONVOLVED_SIDE", 10)
+    torch.testing.assert_close(domains.gaussian_blur(x, sigma), convolved, rtol=0, atol=2e-6)  # float32 sums
+    assert not torch.equal(domains.gaussian_blur(x, sigma), convolved)  # it is another sum
 
 
 @pytest.mark.parametrize("step", [1, 3])
