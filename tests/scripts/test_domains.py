@@ -197,9 +197,32 @@ def test_make_domain_filters_samples_of_the_base(script, tmp_path, monkeypatch):
     assert load_images(tmp_path / "ink", 32).shape == (2, 3, 32, 32)
 
 
+@pytest.mark.parametrize("format", ["jpg", "webp"])
+def test_make_domain_writes_small_files_that_are_read_back_alike(script, tmp_path, monkeypatch, format):
+    samples = smooth_pictures(2, 96)
+    monkeypatch.setattr(script, "sample_base", lambda base, num, seed, psi: samples[:num])
+    folders = {}
+    for quality in (90, 20):
+        folders[quality] = tmp_path / str(quality)
+        command = ["--style=filter:sepia", "--num=2", f"--format={format}", f"--quality={quality}"]
+        script.main([*command, f"--out={folders[quality]}"])
+    assert sorted(p.name for p in folders[90].iterdir()) == [f"000.{format}", f"001.{format}", "dataset.json"]
+    info = json.loads((folders[90] / "dataset.json").read_text(encoding="utf-8"))
+    assert info["quality"] == 90 and info["resolution"] == 96
+    with Image.open(folders[90] / f"000.{format}") as image:
+        assert image.mode == "RGB" and image.size == (96, 96) and not image.getexif()
+    true = script.to_bytes(domains.apply_filter(samples, "sepia")).float()
+    errors = [(load_images(folder, 96).float() - true).abs().mean() for folder in folders.values()]
+    assert errors[0] < 3 and errors[0] < errors[1]  # of 255; the lower quality loses more
+    sizes = [sum(p.stat().st_size for p in folder.glob(f"*.{format}")) for folder in folders.values()]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--style", "filter:pencil", "--quality", "90"], "--quality 90 of png: give 1 to 100, and --format jpg or"),
+        (["--style", "filter:pencil", "--format", "jpg", "--quality", "0"], "--quality 0 of jpg: give 1 to 100"),
         (["--style", "filter:pencil", "--num", "0"], "--num 0 is below 1"),
         (["--style", "filter:oil"], "'oil' is not known"),
         (["--style", "filter:pencil", "--resolution", "16"], "below the limit of 32 px"),

@@ -46,8 +46,8 @@ def crop_places(
     if side <= size:
         return torch.zeros(num_pictures, 1, 2, dtype=torch.int64, device="cpu")
     generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randint(side - size + 1, (crops, 2), generator=generator) for _ in range(skip + num_pictures)]
-    return torch.stack(rows[skip:]) if num_pictures else torch.zeros(0, crops, 2, dtype=torch.int64, device="cpu")
+    places = torch.randint(side - size + 1, (skip + num_pictures, crops, 2), generator=generator, device="cpu")
+    return places[skip:]
 
 
 def native_crops(images: Tensor, places: Tensor, size: int = CROP_SIZE) -> Tensor:
