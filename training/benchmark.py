@@ -120,8 +120,8 @@ class Describer:
         if len(few):
             parts |= {"spatial": spatial_embedding(few, self.network).half().cpu(), "pictures": as_pictures(few)}
         if self.crops and (side := chunk.shape[-1]) > CROP_SIZE:
-            places = crop_places(len(chunk), side, self.crops, skip=self.count)
-            crops = native_crops(chunk, places)
+            places = crop_places(len(chunk), side, self.crops, CROP_SIZE, skip=self.count)
+            crops = native_crops(chunk, places, CROP_SIZE)
             parts |= {k: x.unflatten(0, (len(chunk), self.crops)) for k, x in self._features(crops, "native_").items()}
             if len(few):
                 parts["native_pictures"] = to_bytes(crops.unflatten(0, (len(chunk), self.crops))[: len(few)]).cpu()

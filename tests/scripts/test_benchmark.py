@@ -369,6 +369,23 @@ def test_pictures_of_a_seed_do_not_depend_on_the_chunks(bench, scripts, base_fol
     torch.testing.assert_close(torch.cat(list(looks.render(3, 5))), whole, rtol=0, atol=1e-5)
 
 
+def test_the_bench_keeps_and_reads_native_numbers_of_a_large_base(scripts, tmp_path, base_folder, monkeypatch):
+    make = scripts.bench_looks.Looks
+    small = make(tmp_path, str(base_folder), 4, 6)
+    assert small.native == {} and "native" not in small.protocol("filter:sepia")
+    small.references("filter:sepia")
+    for module in (scripts.benchmark, scripts.bench_looks):
+        monkeypatch.setattr(module, "CROP_SIZE", 16)
+    looks = make(tmp_path, str(base_folder), 4, 6)
+    assert looks.protocol("filter:sepia")["native"] == {"crops": 2, "size": 16, "seed": 0}
+    made, read = looks.references("filter:sepia"), make(tmp_path, str(base_folder), 4, 6).references("filter:sepia")
+    assert len(list((tmp_path / "truth").iterdir())) == 6  # three of each protocol
+    assert made.source.native_pictures.shape == (4, 2, 3, 16, 16) and made.truth.native_pooled.shape[:2] == (6, 2)
+    assert torch.equal(made.source.native_plain, read.source.native_plain)
+    row = looks.rows("filter:sepia", read)["source"]
+    assert set(scripts.benchmark.NATIVE) <= row.keys() and "native_correlation_with_truth" in row
+
+
 def test_drawings_have_no_pairs_but_a_truth(scripts, tmp_path, base_folder):
     pytest.importorskip("dicebear")
     pytest.importorskip("resvg_py")
