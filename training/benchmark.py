@@ -89,13 +89,34 @@ class Described(NamedTuple):
     native_pictures: Tensor = torch.empty(0)  # uint8 [m, n, 3, CROP_SIZE, CROP_SIZE]
 
 
+class Rows:
+    """A tensor that grows. A list of small tensors between large ones that come and go would fragment the memory."""
+
+    def __init__(self):
+        self.count, self.buffer = 0, torch.empty(0)
+
+    def add(self, rows: Tensor) -> None:
+        needed = self.count + len(rows)
+        if needed > len(self.buffer):
+            larger = rows.new_empty(max(needed, 2 * len(self.buffer), 64), *rows.shape[1:])
+            if self.count:
+                larger[: self.count] = self.buffer[: self.count]
+            self.buffer = larger
+        self.buffer[self.count : needed] = rows
+        self.count = needed
+
+    def tensor(self) -> Tensor:
+        return self.buffer[: self.count]
+
+
 class Describer:
     """Describes a set that is larger than memory, a chunk at a time.
 
     Args:
         network, unseen: the judges.
-        num_spatial: number m of pictures that are kept, reduced to `SIDE`, and compared one by one.
+        num_spatial: number m of pictures that are compared one by one.
         crops: native crops of each picture; 0: none. Pictures of `CROP_SIZE` px and below have none either.
+        correlated: whether the m pictures are kept, reduced to `SIDE`, and their crops, for correlations.
 
     Attributes:
         first: the first pictures at full size, uint8, for sheets.
@@ -107,10 +128,12 @@ class Describer:
         unseen: FeatureNetwork,
         num_spatial: int = SPATIAL_IMAGES,
         crops: int = CROPS,
+        correlated: bool = True,
     ):
         self.network, self.unseen, self.num_spatial, self.crops = network, unseen, num_spatial, crops
+        self.correlated = correlated
         self.count = 0
-        self.columns: dict[str, list[Tensor]] = {name: [] for name in Described._fields}
+        self.columns = {name: Rows() for name in Described._fields}
         self.first = torch.empty(0, dtype=torch.uint8)
 
     def add(self, chunk: Tensor) -> None:
@@ -118,15 +141,17 @@ class Describer:
         few = chunk[: max(0, self.num_spatial - self.count)]
         parts = self._features(chunk, "")
         if len(few):
-            parts |= {"spatial": spatial_embedding(few, self.network).half().cpu(), "pictures": as_pictures(few)}
+            parts["spatial"] = spatial_embedding(few, self.network).half().cpu()
+            if self.correlated:
+                parts["pictures"] = as_pictures(few)
         if self.crops and (side := chunk.shape[-1]) > CROP_SIZE:
             places = crop_places(len(chunk), side, self.crops, CROP_SIZE, skip=self.count)
             crops = native_crops(chunk, places, CROP_SIZE)
             parts |= {k: x.unflatten(0, (len(chunk), self.crops)) for k, x in self._features(crops, "native_").items()}
-            if len(few):
+            if len(few) and self.correlated:
                 parts["native_pictures"] = to_bytes(crops.unflatten(0, (len(chunk), self.crops))[: len(few)]).cpu()
         for name, part in parts.items():
-            self.columns[name].append(part)
+            self.columns[name].add(part)
         if more := max(0, SHEET_IMAGES - self.count):
             self.first = torch.cat([self.first.view(-1, *chunk.shape[1:]), to_bytes(chunk[:more]).cpu()])
         self.count += len(chunk)
@@ -136,10 +161,8 @@ class Describer:
         return {prefix + name: x.cpu() for name, x in zip(("pooled", "unseen", "plain"), features, strict=True)}
 
     def done(self) -> Described:
-        """All that was added; the describer is empty then, so that nothing is held twice."""
-        columns, self.columns = self.columns, {}
-        fields = (columns.pop(name) for name in Described._fields)  # one at a time
-        return Described(*(torch.cat(parts) if parts else torch.empty(0) for parts in fields))
+        """All that was added."""
+        return Described(*(column.tensor() for column in self.columns.values()))
 
 
 def as_pictures(images: Tensor) -> Tensor:
@@ -358,7 +381,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
             yield from drawings(style, args.num, resolution, true_seed)
 
     source, adapted, paired, true = (
-        Describer(network, unseen, args.spatial_images, args.crops) for _ in ("source", "adapted", "paired", "true")
+        Describer(network, unseen, args.spatial_images, args.crops, correlated)
+        for correlated in (True, True, True, False)
     )
     for chunk in render(args.seed, adapter_names="__base__"):
         source.add(chunk)

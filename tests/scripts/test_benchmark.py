@@ -128,11 +128,23 @@ def test_native_crops_do_not_depend_on_the_chunks_and_are_cut_at_the_same_places
     assert whole.native_pooled.shape[:2] == (8, 2) and whole.native_pictures.shape == (6, 2, 3, 256, 256)
     assert torch.equal(whole.native_pictures, parts.native_pictures)
     torch.testing.assert_close(whole.native_pooled, parts.native_pooled, rtol=1e-5, atol=1e-6)  # as above
+    alone = b.Describer(Eyes(), Eyes(), 6, correlated=False)
+    alone.add(x)
+    assert torch.equal(alone.done().native_pooled, whole.native_pooled)
+    assert alone.done().pictures.numel() == alone.done().native_pictures.numel() == 0
     top, left = b.crop_places(8, 288)[5, 1].tolist()
     assert torch.equal(whole.native_pictures[5, 1], b.to_bytes(x[5, :, top : top + 256, left : left + 256]))
 
 
-def test_without_crops_or_above_their_size_there_are_no_native_numbers_and_it_says_why(scripts, large):
+def test_rows_grow_to_what_was_added(scripts):
+    rows, parts = scripts.benchmark.Rows(), torch.arange(300.0).view(150, 2).split([60, 1, 40, 49])
+    assert rows.tensor().numel() == 0
+    for part in parts:
+        rows.add(part)
+    assert torch.equal(rows.tensor(), torch.cat(parts))
+
+
+def test_without_crops_or_up_to_their_size_there_are_no_native_numbers_and_it_says_why(scripts, large):
     b, small = scripts.benchmark, described(scripts, faces(4))
     for none in (small, described(scripts, large["source"], crops=0)):
         assert none.native_pooled.numel() == none.native_pictures.numel() == 0
