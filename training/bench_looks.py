@@ -21,10 +21,13 @@ from benchmark import (
     SPATIAL_IMAGES,
     UNSEEN,
     Described,
+    chunk_size,
     contact_sheet,
     describe,
+    drawings,
     filtered,
     measure,
+    native_protocol,
     reference_centres,
     versions,
 )
@@ -34,7 +37,8 @@ from torch import Tensor
 from fewshot_gan.adapters import fingerprint
 from fewshot_gan.data.images import to_floats
 from fewshot_gan.features import load_features
-from fewshot_gan.training.domains import parse_style, render_dicebear
+from fewshot_gan.metrics import CROP_SIZE, CROPS
+from fewshot_gan.training.domains import parse_style
 from fewshot_gan.utils.files import replace_file, replace_text
 
 logger = logging.getLogger("bench")
@@ -43,7 +47,6 @@ JUDGE = 1  # raise it when the same pictures get other numbers: what is on disk 
 TRAINING_IMAGES = 10
 DATA_SEED, SEED, TRUE_SEED = 7, 100_000, 1_100_003  # of the training images, judged pictures, true pictures
 PSI = 0.7
-CHUNK = 64  # pictures in memory at a time
 DIVERSITIES = ("spatial_distance", "intra_cluster_distance", "balanced_intra_cluster_distance")  # to the true look: 1
 
 
@@ -110,6 +113,8 @@ class Looks:
             wanted["base"] = self.base
         if not folder.is_dir():
             options = [f"--style={look}", f"--base={self.base}", f"--num={TRAINING_IMAGES}", f"--seed={DATA_SEED}"]
+            if look.startswith("dicebear:") and (resolution := self.pipe.generator.resolution) > 256:
+                options.append(f"--resolution={resolution}")
             make_domain.main([*options, f"--out={folder}"])
         info = read_json(folder / "dataset.json") or {}
         if changed := difference({key: info.get(key) for key in wanted}, wanted):
@@ -144,17 +149,25 @@ class Looks:
             "true_seed": TRUE_SEED,
             "truncation_psi": PSI,
             "side": self.side,
+            **self.native,
         } | (drawn if look.startswith("dicebear:") else {})
 
     @property
     def side(self) -> int:
         return min(SIDE, self.pipe.generator.resolution)
 
+    @property
+    def native(self) -> dict:
+        """Settings of the native numbers, if the base draws pictures that have them."""
+        resolution = self.pipe.generator.resolution
+        return {"native": native_protocol(resolution, CROPS)} if resolution > CROP_SIZE else {}
+
     def render(self, seed: int, num: int, name: str = "__base__") -> Iterator[Tensor]:
         """Chunks of the pictures `[num, 3, R, R]` in [-1, 1] of a seed; how they are split does not change them."""
         generator = torch.Generator().manual_seed(seed)
-        for start in range(0, num, CHUNK):
-            count = min(CHUNK, num - start)
+        size = chunk_size(self.pipe.generator.resolution)
+        for start in range(0, num, size):
+            count = min(size, num - start)
             settings = {"truncation_psi": PSI, "output_type": "pt", "adapter_names": name}
             yield self.pipe(count, generator=generator, **settings).images * 2 - 1
 
@@ -164,13 +177,13 @@ class Looks:
         if kind == "filter":
             yield from (filtered(chunk, name) for chunk in self.render(seed, num))
         else:
-            yield from map(to_floats, render_dicebear(name, num, self.side, seed).split(CHUNK))
+            yield from drawings(name, num, self.pipe.generator.resolution, seed)
 
     def references(self, look: str) -> References:
         """Made once and kept on disk: 1,000 pictures of a base take minutes."""
         protocol, name = self.protocol(look), folder_name(look)
         keys = ("judge", "base_fingerprint", "features_sha256", "unseen_sha256", "spatial_images", "side", "num")
-        shared = {k: protocol[k] for k in keys}
+        shared = {k: protocol[k] for k in keys} | self.native
         source = self._described("source", shared | {"seed": SEED, "psi": PSI}, self.render(SEED, self.num))
         truth = self.true_pictures(look, TRUE_SEED, self.num_true)
         twins = self.true_pictures(look, SEED, self.num)
@@ -216,7 +229,7 @@ class Looks:
             self.pipe.delete_adapters("judged")
         numbers = references.measure(images)
         for keys, row in ((DISTANCES, rows["source"]), (DIVERSITIES, rows["true"])):
-            for key in keys:
+            for key in [key for key in keys if key in row]:
                 numbers[f"{key}_ratio"] = numbers[key] / row[key] if row[key] else None
         return numbers, parameters, images.pictures[:SHEET_IMAGES]
 

@@ -1,13 +1,16 @@
 """Judges an adapter against the known truth of its look: distances, paired correlations, diversity and an honest sheet.
 
     python training/benchmark.py --base ffhq --adapter sketch --style filter:pencil --num 500 --seed 100000 \
-        --out report.json --sheet sheet.png
+        --out report.json --sheet sheet.png --crop_sheet crops.png
     python training/benchmark.py --profile cpu --output_dir runs/bench      # every method on every look: see bench.py
 
 For N latents it renders the source and the adapted image. Truth for the distances comes from N *other* latents, truth
 for the correlations from the *same* latents. `--seed` must differ from the seed of the training images. For DiceBear
 styles no paired truth exists: the correlations with the source stand alone. A ratio is adapted over source: 0 is
 perfect, 1 is no adaptation; of diversity it is adapted over true: 1 is perfect.
+
+The judges see pictures reduced to 224-260 px. Of pictures above 256 px, keys that start with `native_` are the same
+numbers of crops of 256 px at full size (see `fewshot_gan.metrics.crops`).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,11 +34,17 @@ from fewshot_gan.data.datasets import load_images
 from fewshot_gan.data.images import to_bytes, to_floats
 from fewshot_gan.features import FeatureNetwork, load_features
 from fewshot_gan.metrics import (
+    CROP_SEED,
+    CROP_SIZE,
+    CROPS,
     balanced_intra_cluster_distance,
+    crop_kernel_distance,
+    crop_places,
     frechet_distance,
     intra_cluster_distance,
     kernel_distance,
     mean_of_pairs,
+    native_crops,
     paired_correlations,
     pairwise_distances,
     plain_features,
@@ -51,17 +60,109 @@ SPATIAL_IMAGES = 500  # the first so many are compared picture by picture
 FEATURES = "efficientnet-lite0, pooled 1280-d at 224 px (bilinear, antialiased)"
 UNSEEN = "efficientnet-lite2"  # pooled 1280-d at 260 px: only judges, no training signal comes from it
 SHEET_IMAGES = 8
-DISTANCES = ("kid_x1e3", "frechet", "unseen_x1e3", "plain_x1e3")  # their ratio is to the source: 0 is perfect
+CROP_SHEET_IMAGES = 4
+CROP_SHEET_PLACES = {"hair": (0.06, 0.375), "eyes": (0.34, 0.27)}  # top and left edge, as shares of the side
+NATIVE = {  # key: field of `Described`
+    "native_kid_x1e3": "native_pooled",
+    "native_unseen_x1e3": "native_unseen",
+    "native_plain_x1e3": "native_plain",
+}
+DISTANCES = ("kid_x1e3", "frechet", "unseen_x1e3", "plain_x1e3", *NATIVE)  # their ratio is to the source: 0 is perfect
+CHUNK = 64  # pictures of up to SIDE px in memory at a time
+CHUNK_PIXELS = 2**20  # of larger ones: 4 of 512 px, 1 of 1024 px, which are also drawn fastest one by one
 
 
 class Described(NamedTuple):
-    """A set of N pictures as the judges see it; of the first n also the pictures and where things are in them."""
+    """A set of N pictures as the judges see it; of the first m also the pictures and where things are in them.
+
+    The fields `native_…` are of n native crops of each picture. They are empty if there are none.
+    """
 
     pooled: Tensor  # [N, D]
     unseen: Tensor  # [N, D'], by the network that no training signal comes from
     plain: Tensor  # [N, 362]
-    spatial: Tensor  # [n, E] float16
-    pictures: Tensor  # uint8 [n, 3, S, S], S at most SIDE
+    spatial: Tensor  # [m, E] float16
+    pictures: Tensor  # uint8 [m, 3, S, S], S at most SIDE
+    native_pooled: Tensor = torch.empty(0)  # [N, n, D]
+    native_unseen: Tensor = torch.empty(0)  # [N, n, D']
+    native_plain: Tensor = torch.empty(0)  # [N, n, 362]
+    native_pictures: Tensor = torch.empty(0)  # uint8 [m, n, 3, CROP_SIZE, CROP_SIZE]
+
+
+class Rows:
+    """A tensor that grows. A list of small tensors between large ones that come and go would fragment the memory."""
+
+    def __init__(self):
+        self.count, self.buffer = 0, torch.empty(0)
+
+    def add(self, rows: Tensor) -> None:
+        needed = self.count + len(rows)
+        if needed > len(self.buffer):
+            larger = rows.new_empty(max(needed, 2 * len(self.buffer), 64), *rows.shape[1:])
+            if self.count:
+                larger[: self.count] = self.buffer[: self.count]
+            self.buffer = larger
+        self.buffer[self.count : needed] = rows
+        self.count = needed
+
+    def tensor(self) -> Tensor:
+        return self.buffer[: self.count]
+
+
+class Describer:
+    """Describes a set that is larger than memory, a chunk at a time.
+
+    Args:
+        network, unseen: the judges.
+        num_spatial: number m of pictures that are compared one by one.
+        crops: native crops of each picture; 0: none. Pictures of `CROP_SIZE` px and below have none either.
+        correlated: whether the m pictures are kept, reduced to `SIDE`, and their crops, for correlations.
+
+    Attributes:
+        first: the first pictures at full size, uint8, for sheets.
+    """
+
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        unseen: FeatureNetwork,
+        num_spatial: int = SPATIAL_IMAGES,
+        crops: int = CROPS,
+        correlated: bool = True,
+    ):
+        self.network, self.unseen, self.num_spatial, self.crops = network, unseen, num_spatial, crops
+        self.correlated = correlated
+        self.count = 0
+        self.columns = {name: Rows() for name in Described._fields}
+        self.first = torch.empty(0, dtype=torch.uint8)
+
+    def add(self, chunk: Tensor) -> None:
+        """Adds float `[b, 3, R, R]` in [-1, 1]."""
+        few = chunk[: max(0, self.num_spatial - self.count)]
+        parts = self._features(chunk, "")
+        if len(few):
+            parts["spatial"] = spatial_embedding(few, self.network).half().cpu()
+            if self.correlated:
+                parts["pictures"] = as_pictures(few)
+        if self.crops and (side := chunk.shape[-1]) > CROP_SIZE:
+            places = crop_places(len(chunk), side, self.crops, CROP_SIZE, skip=self.count)
+            crops = native_crops(chunk, places, CROP_SIZE)
+            parts |= {k: x.unflatten(0, (len(chunk), self.crops)) for k, x in self._features(crops, "native_").items()}
+            if len(few) and self.correlated:
+                parts["native_pictures"] = to_bytes(crops.unflatten(0, (len(chunk), self.crops))[: len(few)]).cpu()
+        for name, part in parts.items():
+            self.columns[name].add(part)
+        if more := max(0, SHEET_IMAGES - self.count):
+            self.first = torch.cat([self.first.view(-1, *chunk.shape[1:]), to_bytes(chunk[:more]).cpu()])
+        self.count += len(chunk)
+
+    def _features(self, images: Tensor, prefix: str) -> dict[str, Tensor]:
+        features = self.network.pooled(images), self.unseen.pooled(images), plain_features(images)
+        return {prefix + name: x.cpu() for name, x in zip(("pooled", "unseen", "plain"), features, strict=True)}
+
+    def done(self) -> Described:
+        """All that was added."""
+        return Described(*(column.tensor() for column in self.columns.values()))
 
 
 def as_pictures(images: Tensor) -> Tensor:
@@ -72,17 +173,29 @@ def as_pictures(images: Tensor) -> Tensor:
 
 
 def describe(
-    chunks: Iterable[Tensor], network: FeatureNetwork, unseen: FeatureNetwork, num_spatial: int = SPATIAL_IMAGES
+    chunks: Iterable[Tensor],
+    network: FeatureNetwork,
+    unseen: FeatureNetwork,
+    num_spatial: int = SPATIAL_IMAGES,
+    crops: int = CROPS,
 ) -> Described:
-    """One chunk of float images `[b, 3, R, R]` at a time, so that a set may be larger than memory."""
-    columns: tuple[list[Tensor], ...] = ([], [], [], [], [])
+    """`Describer` of chunks `[b, 3, R, R]`."""
+    describer = Describer(network, unseen, num_spatial, crops)
     for chunk in chunks:
-        parts = [network.pooled(chunk).cpu(), unseen.pooled(chunk).cpu(), plain_features(chunk).cpu()]
-        if len(few := chunk[: max(0, num_spatial - sum(map(len, columns[4])))]):
-            parts += [spatial_embedding(few, network).half().cpu(), as_pictures(few)]
-        for column, part in zip(columns, parts, strict=False):
-            column.append(part)
-    return Described(*(torch.cat(column) if column else torch.empty(0) for column in columns))
+        describer.add(chunk)
+    return describer.done()
+
+
+def chunk_size(resolution: int) -> int:
+    """How many pictures are in memory at a time."""
+    return CHUNK if resolution <= SIDE else max(1, CHUNK_PIXELS // resolution**2)
+
+
+def native_protocol(resolution: int, crops: int) -> dict[str, int] | str:
+    """What the native numbers depend on, or why there are none."""
+    if resolution <= CROP_SIZE:
+        return f"none: pictures of {resolution} px are no larger than a crop of {CROP_SIZE} px"
+    return {"crops": crops, "size": CROP_SIZE, "seed": CROP_SEED} if crops else "none: --crops 0"
 
 
 def measure(
@@ -102,10 +215,17 @@ def measure(
         "unseen_x1e3": 1e3 * kernel_distance(images.unseen, truth.unseen),
         "plain_x1e3": 1e3 * kernel_distance(images.plain, truth.plain),
         **diversity(images, centres),
-        "correlation_with_source": _correlations(images, source),
+        "correlation_with_source": _correlations(images.pictures, source.pictures),
     }
+    if native := images.native_pooled.numel() > 0:
+        for key, field in NATIVE.items():
+            row[key] = 1e3 * crop_kernel_distance(getattr(images, field), getattr(truth, field))
+        crops = images.native_pictures.flatten(0, 1)
+        row["native_correlation_with_source"] = _correlations(crops, source.native_pictures.flatten(0, 1))
     if paired is not None:
-        row["correlation_with_truth"] = _correlations(images, paired)
+        row["correlation_with_truth"] = _correlations(images.pictures, paired.pictures)
+        if native:
+            row["native_correlation_with_truth"] = _correlations(crops, paired.native_pictures.flatten(0, 1))
         apart = images.spatial.float() - paired.spatial.float()
         row["distance_to_truth"] = apart.square().sum(1).mean().item()
     return row
@@ -122,11 +242,12 @@ def diversity(images: Described, centres: Tensor | None) -> dict[str, float]:
     return row
 
 
-def _correlations(a: Described, b: Described) -> dict[str, float]:
+def _correlations(a: Tensor, b: Tensor) -> dict[str, float]:
+    """Mean correlations of uint8 `[m, 3, S, S]`, row i of both from the same place of the same latent."""
     totals: dict[str, float] = {}
-    for x, y in zip(a.pictures.split(32), b.pictures.split(32), strict=True):
+    for x, y in zip(a.split(32), b.split(32), strict=True):
         for name, value in paired_correlations(to_floats(x), to_floats(y)).items():
-            totals[name] = totals.get(name, 0.0) + value * len(x) / len(a.pictures)
+            totals[name] = totals.get(name, 0.0) + value * len(x) / len(a)
     return totals
 
 
@@ -137,19 +258,36 @@ def judge(
     rows = {"adapted": measure(adapted, truth, source, paired, centres)}
     rows["source"] = measure(source, truth, source, paired, centres)
     report: dict[str, Any] = {key: {name: row[key] for name, row in rows.items()} for key in rows["adapted"]}
-    for key in DISTANCES:
+    for key in report.keys() & set(DISTANCES):
         report[key]["ratio"] = report[key]["adapted"] / report[key]["source"]
     for key, value in diversity(truth, centres).items():
         report[key] |= {"true": value, "ratio": report[key]["adapted"] / value}
-    report["correlation_with_source"] = rows["adapted"]["correlation_with_source"]
+    for key in report.keys() & {"correlation_with_source", "native_correlation_with_source"}:
+        report[key] = rows["adapted"][key]
     return report
 
 
 def contact_sheet(rows: list[Tensor], size: int = 256) -> Image.Image:
     """One row of images per tensor, float `[n, 3, H, W]` in [-1, 1]."""
-    lines = [F.interpolate(row.float(), size=(size, size), mode="bilinear", antialias=True) for row in rows]
+    lines = [
+        row.float()
+        if row.shape[-1] == size
+        else F.interpolate(row.float(), size=(size, size), mode="bilinear", antialias=True)
+        for row in rows
+    ]
     grid = torch.cat([torch.cat(list(line), 2) for line in lines], 1)  # [3, rows * size, n * size]
     return Image.fromarray(to_bytes(grid).permute(1, 2, 0).contiguous().numpy())
+
+
+def crop_sheet(rows: list[Tensor]) -> Image.Image:
+    """Hair and eyes of the first pictures at full size, one row per tensor, uint8 `[n, 3, R, R]` with R > CROP_SIZE."""
+    lines = []
+    for row in rows:
+        few = row[:CROP_SHEET_IMAGES]
+        places = torch.tensor(list(CROP_SHEET_PLACES.values())) * few.shape[-1]
+        places = places.long().clamp_max(few.shape[-1] - CROP_SIZE).expand(len(few), -1, -1)
+        lines.append(to_floats(native_crops(few, places)))
+    return contact_sheet(lines, CROP_SIZE)
 
 
 def versions() -> dict[str, str | None]:
@@ -174,19 +312,33 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--style", required=True, help="filter:NAME or dicebear:NAME, what the adapter was trained on")
     parser.add_argument("--out", type=user_path, required=True, help="JSON report to write")
     parser.add_argument("--sheet", type=user_path, help="PNG to write: rows source, adapted, true")
+    parser.add_argument(
+        "--crop_sheet",
+        type=user_path,
+        help=f"PNG to write: {' and '.join(CROP_SHEET_PLACES)} at full size, in the same rows (above {CROP_SIZE} px)",
+    )
     parser.add_argument("--base", default="ffhq", help="base generator (default: ffhq)")
     parser.add_argument("--num", type=int, default=500, help="latents (default: 500)")
     parser.add_argument("--seed", type=int, default=100_000, help="seed of the judged latents (default: 100000)")
     parser.add_argument("--true-seed", type=int, help="seed of the other latents (default: seed + 1000003)")
     parser.add_argument("--psi", type=float, default=0.7, help="truncation (default: 0.7)")
     parser.add_argument(
-        "--batch-size", type=int, default=8, help="images per forward pass; does not change the numbers"
+        "--batch-size",
+        type=int,
+        default=8,
+        help="images per forward pass, 1 at 1024 px; does not change the numbers",
     )
     parser.add_argument(
         "--references", type=user_path, help="folder of the training images: adds the intra-cluster distances"
     )
     parser.add_argument(
         "--spatial-images", type=int, default=SPATIAL_IMAGES, help=f"for diversity (default: {SPATIAL_IMAGES})"
+    )
+    parser.add_argument(
+        "--crops",
+        type=int,
+        default=CROPS,
+        help=f"native crops of each picture above {CROP_SIZE} px; 0: no native numbers (default: {CROPS})",
     )
     add_threads_option(parser)
     args = parser.parse_args(argv)
@@ -197,6 +349,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
             parser.error(
                 f"--{option} {getattr(args, name)} is below 2; distances need at least 2 images, usual are 500"
             )
+    if args.crops < 0:
+        parser.error(f"--crops {args.crops} is below 0; give 0 for no native numbers, usual are {CROPS}")
     try:
         kind, style = parse_style(args.style)
     except ValueError as error:
@@ -209,32 +363,38 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
 
     network, unseen = load_features(), load_features(UNSEEN)
     pipe = FewShotGAN.from_pretrained(args.base)
+    resolution = pipe.generator.resolution
+    if args.crop_sheet is not None and resolution <= CROP_SIZE:
+        parser.error(f"--crop_sheet shows crops of {CROP_SIZE} px, and {args.base} draws {resolution} px; use --sheet")
     pipe.load_adapter(args.adapter)  # and makes it the active one, under a name that a path does not tell
 
-    def render(seed: int, **which: str) -> Tensor:
-        out = pipe(
-            num_images=args.num,
-            seed=seed,
-            truncation_psi=args.psi,
-            output_type="pt",
-            batch_size=args.batch_size,
-            **which,
-        )
-        return out.images.float().cpu() * 2 - 1
+    def render(seed: int, **which: str) -> Iterator[Tensor]:
+        options = {"truncation_psi": args.psi, "output_type": "pt", **which}
+        batch_size = min(args.batch_size, chunk_size(resolution))
+        for output in pipe.stream(args.num, seed=seed, batch_size=batch_size, **options):
+            yield output.images.float().cpu() * 2 - 1
 
-    source, adapted = render(args.seed, adapter_names="__base__"), render(args.seed)
-    if kind == "filter":
-        paired = filtered(source, style)
-        true = filtered(render(true_seed, adapter_names="__base__"), style)
-    else:
-        paired = None
-        true = to_floats(render_dicebear(style, args.num, source.shape[-1], true_seed))
+    def true_pictures() -> Iterator[Tensor]:
+        if kind == "filter":
+            yield from (apply_filter(chunk, style) for chunk in render(true_seed, adapter_names="__base__"))
+        else:
+            yield from drawings(style, args.num, resolution, true_seed)
 
-    def seen(images: Tensor) -> Described:
-        return describe(images.split(32), network, unseen, args.spatial_images)
-
-    sets = seen(source), seen(adapted), seen(true), None if paired is None else seen(paired)
-    centres = None if args.references is None else reference_centres(args.references, source.shape[-1], network)
+    source, adapted, paired, true = (
+        Describer(network, unseen, args.spatial_images, args.crops, correlated)
+        for correlated in (True, True, True, False)
+    )
+    for chunk in render(args.seed, adapter_names="__base__"):
+        source.add(chunk)
+        if kind == "filter":
+            paired.add(apply_filter(chunk, style))
+    for chunk in render(args.seed):
+        adapted.add(chunk)
+    for chunk in true_pictures():
+        true.add(chunk)
+    shown = [describer.first for describer in (source, adapted, paired if paired.count else true)]
+    sets = source.done(), adapted.done(), true.done(), paired.done() if paired.count else None
+    centres = None if args.references is None else reference_centres(args.references, resolution, network)
     report = {
         "base": args.base,
         "adapter": str(args.adapter),
@@ -245,7 +405,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
             "seed": args.seed,
             "true_seed": true_seed,
             "truncation_psi": args.psi,
-            "resolution": source.shape[-1],
+            "resolution": resolution,
+            "native": native_protocol(resolution, args.crops),
             "features": FEATURES,
             "features_sha256": network.sha256,
             "unseen_sha256": unseen.sha256,
@@ -256,10 +417,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     text = json.dumps(report, indent=2)
     replace_text(args.out, text + "\n")
     if args.sheet is not None:
-        rows = [images[:SHEET_IMAGES] for images in (source, adapted, true if paired is None else paired)]
-        replace_file(args.sheet, contact_sheet(rows).save)
+        replace_file(args.sheet, contact_sheet([to_floats(row) for row in shown]).save)
+    if args.crop_sheet is not None:
+        replace_file(args.crop_sheet, crop_sheet(shown).save)
     print(text)
     return report
+
+
+def drawings(style: str, num: int, resolution: int, seed: int) -> Iterator[Tensor]:
+    """`render_dicebear` in chunks of float `[b, 3, R, R]` in [-1, 1]."""
+    size = chunk_size(resolution)
+    for start in range(0, num, size):
+        yield to_floats(render_dicebear(style, min(size, num - start), resolution, seed, start))
 
 
 def filtered(images: Tensor, name: str) -> Tensor:

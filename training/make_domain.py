@@ -3,7 +3,10 @@
     python training/make_domain.py --base ffhq --style filter:pencil --num 10 --seed 7 --out data/pencil
     python training/make_domain.py --style dicebear:lorelei --num 10 --out data/lorelei
 
-Writes 000.png, 001.png, … and dataset.json. Judge the adapter later with `training/benchmark.py` and *another* seed.
+    python training/make_domain.py --base ffhq --style filter:ink --num 10 --format jpg --quality 90 --out data/ink
+
+Writes 000.png, 001.png, … (or .jpg, .webp) and dataset.json. Judge the adapter later with `training/benchmark.py` and
+*another* seed.
 """
 
 from __future__ import annotations
@@ -25,6 +28,13 @@ from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import user_path
 from fewshot_gan.utils.threads import add_threads_option, set_threads
 
+FORMATS: dict[str, dict] = {  # ending: options of Pillow
+    "png": {},
+    "jpg": {"subsampling": 0, "optimize": True},  # colour at full size: coloured lines stay sharp
+    "webp": {"method": 6},
+}
+QUALITY = 90
+
 
 def sample_base(base: str, num: int, seed: int, psi: float) -> Tensor:
     """Samples of the base, float `[num, 3, H, W]` in [-1, 1]."""
@@ -34,10 +44,17 @@ def sample_base(base: str, num: int, seed: int, psi: float) -> Tensor:
     return pipe(num_images=num, seed=seed, truncation_psi=psi, output_type="pt").images * 2 - 1
 
 
-def write_dataset(images: Tensor | dict[str, Tensor], info: dict, out: Path, overwrite: bool) -> None:
+def write_dataset(
+    images: Tensor | dict[str, Tensor],
+    info: dict,
+    out: Path,
+    overwrite: bool,
+    format: str = "png",
+    quality: int = QUALITY,
+) -> None:
     """Writes uint8 `[N, 3, H, W]` and `dataset.json` beside `out` and renames: `out` is complete or not there at all.
 
-    Of a dict every entry gets a folder of its own.
+    Of a dict every entry gets a folder of its own. `format` is a key of `FORMATS`; `quality` counts for all but png.
 
     Raises:
         FileExistsError: `out` is a file, or a folder with something in it and not `overwrite`.
@@ -51,7 +68,9 @@ def write_dataset(images: Tensor | dict[str, Tensor], info: dict, out: Path, ove
             (new / name).mkdir(exist_ok=True)
             width = max(3, len(str(len(pictures) - 1)))  # sorted by name is sorted by number
             for index, image in enumerate(pictures):
-                Image.fromarray(image.permute(1, 2, 0).numpy()).save(new / name / f"{index:0{width}d}.png")
+                path = new / name / f"{index:0{width}d}.{format}"
+                options = FORMATS[format] | ({} if format == "png" else {"quality": quality})
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, **options)
         (new / "dataset.json").write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if out.exists():
             out.rename(old)
@@ -81,6 +100,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=7, help="seed of latents or drawings (default: 7)")
     parser.add_argument("--psi", type=float, default=0.7, help="truncation of the base's samples (default: 0.7)")
     parser.add_argument("--resolution", type=int, help="side in pixels (default: the base's; 256 for drawings)")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="png",
+        help="of the files; ten 1024 px photos are 15 MB as png (default: png)",
+    )
+    parser.add_argument("--quality", type=int, help=f"of jpg and webp, 1 to 100 (default: {QUALITY})")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
     add_threads_option(parser)
     args = parser.parse_args(argv)
@@ -89,6 +115,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--num {args.num} is below 1; 10 is typical")
     if args.resolution is not None and args.resolution < 32:
         parser.error(f"--resolution {args.resolution} is below the limit of 32 px; leave it out for the base's own")
+    if args.quality is not None and (args.format == "png" or not 1 <= args.quality <= 100):
+        parser.error(f"--quality {args.quality} of {args.format}: give 1 to 100, and --format jpg or webp")
     try:
         kind, name = parse_style(args.style)
         check_free(args.out, args.overwrite)
@@ -109,7 +137,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         images = render_dicebear(name, args.num, args.resolution or 256, args.seed)
         licence = dicebear_licence(name)
-    write_dataset(images, info | {"resolution": images.shape[-1], "licence": licence}, args.out, args.overwrite)
+    quality = QUALITY if args.quality is None else args.quality
+    info |= {"resolution": images.shape[-1]} | ({} if args.format == "png" else {"quality": quality})
+    write_dataset(images, info | {"licence": licence}, args.out, args.overwrite, args.format, quality)
     print(f"{len(images)} images of {args.style} at {images.shape[-1]} px -> {args.out}", file=sys.stderr)
 
 

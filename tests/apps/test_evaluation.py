@@ -76,9 +76,9 @@ def test_what_is_held_does_not_grow_with_the_number_of_pictures(pipe, data, monk
     monkeypatch.setattr(evaluation, "DIVERSE", 5)
     held = {}
     for count in (8, 24):
-        found = evaluation._drawn_statistics(
-            pipe, evaluation._load_judge("efficientnet-lite0", None, None, "cpu"), count, 0, 0.7, 4
-        )
+        judge = evaluation._load_judge("efficientnet-lite0", None, None, "cpu")
+        protocol = {"num_images": count, "seed": 0, "truncation_psi": 0.7}
+        found = evaluation._drawn_statistics(pipe, judge, protocol, 4)
         assert found.moments.count == count
         held[count] = sum(len(rows) for rows in found.rows), sum(len(p) for p in found.pictures)
     assert held == {8: (6, 5), 24: (6, 5)}
@@ -95,6 +95,53 @@ def test_true_statistics_are_kept_by_what_they_depend_on(pipe, data, tmp_path, m
     kept.write_bytes(kept.read_bytes()[:100])
     assert evaluation.evaluate(pipe, data, num_images=6, cache_dir=tmp_path) == first
     assert len(list(tmp_path.iterdir())) == 1 and kept.stat().st_size > 1000
+
+
+def test_native_numbers_are_those_of_crops_and_part_of_the_protocol(pipe, data, tmp_path, monkeypatch):
+    old = evaluation.evaluate(pipe, data, num_images=6, seed=3)
+    assert not any("native" in name for name in old["results"]) and "crops" not in old["protocol"]
+    monkeypatch.setattr(metrics, "CROP_SIZE", 16)
+    report = evaluation.evaluate(pipe, data, num_images=6, seed=3, batch_size=4, cache_dir=tmp_path)
+    assert {key: report["protocol"][key] for key in ("crops", "crop_size", "crop_seed")} == {
+        "crops": 2,
+        "crop_size": 16,
+        "crop_seed": 0,
+    }
+    network, side = load_features(), pipe.generator.resolution
+    images = pipe(6, seed=3, output_type="pt", batch_size=4).images * 2 - 1
+    features = []
+    for pictures in (images, to_floats(load_images(data, side))):
+        places = metrics.crop_places(len(pictures), side, 2, 16)
+        features.append(network.pooled(metrics.native_crops(pictures, places, 16)))
+    expected = metrics.frechet_distance(*features)
+    assert report["results"]["native_frechet"] == pytest.approx(expected, rel=1e-5)
+    expected = metrics.crop_kernel_distance(*(x.unflatten(0, (-1, 2)) for x in features))
+    assert report["results"]["native_kid"] == pytest.approx(expected, rel=1e-5)
+    assert evaluation.evaluate(pipe, data, num_images=6, seed=3, batch_size=4, cache_dir=tmp_path) == report
+    with pytest.raises(
+        ValueError, match="crop_seed 'not given' and 0; crop_size 'not given' and 16; crops 'not given'"
+    ):
+        evaluation.compare(old, report)
+    without = evaluation.evaluate(pipe, data, num_images=6, seed=3, crops=0)
+    assert evaluation.differences(old, without) == []  # as reports of older versions were made
+    lines = "\n".join(card_results.report_lines({"look": report}))
+    assert "| KID of native crops × 1e3 |" in lines and "; native crops: 2 of 16 px from each picture; torch" in lines
+    (shown,) = [r for r in card_results.eval_results(report) if r.metric_type == "native_kid"]
+    assert shown.metric_name == "KID of native crops, judged by efficientnet-lite0" and shown.metric_args["crops"] == 2
+
+
+def test_an_old_report_of_large_pictures_is_computed_again_without_crops(base_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "CROP_SIZE", 16)
+    report, run = tmp_path / "report.json", CliRunner().invoke
+    command = ["evaluate", str(data), "--base", str(base_folder)]
+    made = run(app, [*command, "--num-images=6", "--crops=0", f"--out={report}"])
+    assert made.exit_code == 0 and "native" not in made.output
+    again = run(app, [*command, f"--protocol={report}"])
+    assert again.exit_code == 0 and f"equal to {report}" in again.output
+    with_crops = run(app, [*command, "--num-images=6", "--crops=1", f"--out={report}"])
+    assert with_crops.exit_code == 0 and "native_kid" in with_crops.output
+    again = run(app, [*command, f"--protocol={report}"])
+    assert again.exit_code == 0 and "native_kid" in again.output
 
 
 def test_other_protocols_and_networks_are_refused(pipe, data, perturbed):
@@ -124,6 +171,7 @@ def test_other_protocols_and_networks_are_refused(pipe, data, perturbed):
     [
         ({"num_images": 1}, "give 2 or more"),
         ({"neighbour": 6}, "neighbour=6 of"),
+        ({"crops": -1}, "crops=-1: give 0 for no native metrics, or 1 or more, typically 2"),
         ({"features": "resnet"}, "'resnet' is not known; choose one of"),
         ({"text": "pencil"}, "text 'pencil' is for CLIP, and 'efficientnet-lite0' is none; let it judge"),
     ],

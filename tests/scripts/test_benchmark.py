@@ -8,6 +8,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.folders import held_elsewhere
@@ -91,6 +92,74 @@ def test_a_described_set_does_not_depend_on_its_chunks_and_keeps_only_the_first_
     torch.testing.assert_close(whole.spatial, parts.spatial, rtol=2e-3, atol=1e-5)
     assert b.describe([x], network, network, 0).pictures.numel() == 0
     assert b.as_pictures(torch.zeros(1, 3, 512, 512)).shape == (1, 3, 256, 256)
+
+
+def described(scripts, images, crops=2):
+    return scripts.benchmark.describe(images.split(5), Eyes(), Eyes(), 6, crops)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Faces of 288 px, and their look, as itself and out of focus."""
+    x = faces(8, size=288) + 0.1 * torch.randn(8, 3, 288, 288, generator=torch.Generator().manual_seed(2))
+    true = apply_filter(x, "pencil")
+    soft = nn.functional.interpolate(nn.functional.interpolate(true, size=(96, 96), mode="area"), size=(288, 288))
+    return {"source": x, "true": true, "soft": soft, "other": apply_filter(faces(9, seed=1, size=288), "pencil")}
+
+
+def test_native_numbers_tell_a_soft_copy_that_the_whole_picture_takes_for_the_truth(scripts, large):
+    b, sets = scripts.benchmark, {name: described(scripts, x) for name, x in large.items()}
+    rows = {name: b.measure(sets[name], sets["other"], sets["source"], sets["true"], None) for name in ("true", "soft")}
+    for name in b.NATIVE:
+        assert rows["soft"][name] != rows["true"][name]
+    assert rows["soft"]["native_plain_x1e3"] > rows["true"]["native_plain_x1e3"] + 50
+    # pencil leaves no crop blank: each has a correlation
+    assert rows["true"]["native_correlation_with_truth"] == pytest.approx({"edge": 1, "luminance": 1}, abs=1e-9)
+    assert rows["soft"]["native_correlation_with_truth"]["edge"] < 0.9
+    report = b.judge(sets["source"], sets["soft"], sets["other"], sets["true"], None)
+    found = report["native_plain_x1e3"]
+    assert found["ratio"] == pytest.approx(found["adapted"] / found["source"])
+    assert report["native_correlation_with_source"] == rows["soft"]["native_correlation_with_source"]
+
+
+def test_native_crops_do_not_depend_on_the_chunks_and_are_cut_at_the_same_places(scripts, large):
+    b, x = scripts.benchmark, large["source"]
+    whole, parts = b.describe([x], Eyes(), Eyes(), 6), described(scripts, x)
+    assert whole.native_pooled.shape[:2] == (8, 2) and whole.native_pictures.shape == (6, 2, 3, 256, 256)
+    assert torch.equal(whole.native_pictures, parts.native_pictures)
+    torch.testing.assert_close(whole.native_pooled, parts.native_pooled, rtol=1e-5, atol=1e-6)  # as above
+    alone = b.Describer(Eyes(), Eyes(), 6, correlated=False)
+    alone.add(x)
+    assert torch.equal(alone.done().native_pooled, whole.native_pooled)
+    assert alone.done().pictures.numel() == alone.done().native_pictures.numel() == 0
+    top, left = b.crop_places(8, 288)[5, 1].tolist()
+    assert torch.equal(whole.native_pictures[5, 1], b.to_bytes(x[5, :, top : top + 256, left : left + 256]))
+
+
+def test_rows_grow_to_what_was_added(scripts):
+    rows, parts = scripts.benchmark.Rows(), torch.arange(300.0).view(150, 2).split([60, 1, 40, 49])
+    assert rows.tensor().numel() == 0
+    for part in parts:
+        rows.add(part)
+    assert torch.equal(rows.tensor(), torch.cat(parts))
+
+
+def test_without_crops_or_up_to_their_size_there_are_no_native_numbers_and_it_says_why(scripts, large):
+    b, small = scripts.benchmark, described(scripts, faces(4))
+    for none in (small, described(scripts, large["source"], crops=0)):
+        assert none.native_pooled.numel() == none.native_pictures.numel() == 0
+        assert not any("native" in key for key in b.measure(none, none, none, none, None))
+    assert b.native_protocol(1024, 3) == {"crops": 3, "size": 256, "seed": 0}
+    assert b.native_protocol(256, 2) == "none: pictures of 256 px are no larger than a crop of 256 px"
+    assert b.native_protocol(1024, 0) == "none: --crops 0"
+    assert [b.chunk_size(side) for side in (64, 256, 512, 4096)] == [64, 64, 4, 1]
+
+
+def test_the_crop_sheet_shows_two_places_of_four_pictures_at_full_size(scripts):
+    rows = [torch.randint(256, (8, 3, 1024, 1024), dtype=torch.uint8) for _ in range(2)]
+    sheet = torch.from_numpy(np.array(scripts.benchmark.crop_sheet(rows))).permute(2, 0, 1)
+    assert sheet.shape == (3, 2 * 256, 8 * 256)
+    assert torch.equal(sheet[:, 256:, 3 * 256 : 4 * 256], rows[1][1, :, 348 : 348 + 256, 276 : 276 + 256])  # eyes
 
 
 # ------------------------------------------------------------------------------------------------------------ the bench
@@ -306,9 +375,27 @@ def test_wrong_calls_end_in_one_sentence(bench, scripts, capsys):
 def test_pictures_of_a_seed_do_not_depend_on_the_chunks(bench, scripts, base_folder, monkeypatch):
     looks = scripts.bench_looks.Looks(bench.output, str(base_folder), 5, 5)
     whole = torch.cat(list(looks.render(3, 5)))
-    monkeypatch.setattr(scripts.bench_looks, "CHUNK", 2)
+    monkeypatch.setattr(scripts.benchmark, "CHUNK", 2)
+    assert [len(chunk) for chunk in looks.render(3, 5)] == [2, 2, 1]
     # another batch size may pick another convolution kernel: float32 rounding
     torch.testing.assert_close(torch.cat(list(looks.render(3, 5))), whole, rtol=0, atol=1e-5)
+
+
+def test_the_bench_keeps_and_reads_native_numbers_of_a_large_base(scripts, tmp_path, base_folder, monkeypatch):
+    make = scripts.bench_looks.Looks
+    small = make(tmp_path, str(base_folder), 4, 6)
+    assert small.native == {} and "native" not in small.protocol("filter:sepia")
+    small.references("filter:sepia")
+    for module in (scripts.benchmark, scripts.bench_looks):
+        monkeypatch.setattr(module, "CROP_SIZE", 16)
+    looks = make(tmp_path, str(base_folder), 4, 6)
+    assert looks.protocol("filter:sepia")["native"] == {"crops": 2, "size": 16, "seed": 0}
+    made, read = looks.references("filter:sepia"), make(tmp_path, str(base_folder), 4, 6).references("filter:sepia")
+    assert len(list((tmp_path / "truth").iterdir())) == 6  # three of each protocol
+    assert made.source.native_pictures.shape == (4, 2, 3, 16, 16) and made.truth.native_pooled.shape[:2] == (6, 2)
+    assert torch.equal(made.source.native_plain, read.source.native_plain)
+    row = looks.rows("filter:sepia", read)["source"]
+    assert set(scripts.benchmark.NATIVE) <= row.keys() and "native_correlation_with_truth" in row
 
 
 def test_drawings_have_no_pairs_but_a_truth(scripts, tmp_path, base_folder):

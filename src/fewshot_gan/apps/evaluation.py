@@ -55,6 +55,7 @@ def evaluate(
     pairs: str | None = None,
     text: str | None = None,
     neighbour: int = 3,
+    crops: int = metrics.CROPS,
     batch_size: int = 8,
     cache_dir=None,
 ) -> dict:
@@ -75,6 +76,8 @@ def evaluate(
             judge if it is an EfficientNet-Lite, else Lite0.
         text: name of the domain, for the quality measured by CLIP.
         neighbour: k of precision, recall, density and coverage.
+        crops: number of crops of 256 px at full size from each picture, drawn and real, for the native metrics (see
+            `metrics.crops`). 0: none. Pictures of 256 px and below have none.
         cache_dir: folder for the statistics of the real pictures, by their hash; None: they are not cached.
 
     Returns:
@@ -82,6 +85,7 @@ def evaluate(
         and `kid_subsets_std`, `precision`, `recall`, `density`, `coverage` (1904.06991, 2002.09797), `diversity` (mean
         LPIPS-like distance of pairs). Up to 100 real pictures also: `intra_cluster` (2104.06820) and
         `balanced_intra_cluster` (2308.11917). With CLIP: `clip_diversity`, and with a text `clip_quality` (2210.08884).
+        Above 256 px: `native_kid` and `native_frechet`, the distances of native crops, unless `crops` is 0.
         With Inception-v3: `inception_score` and `inception_score_std` over ten parts of the first 10,000 (1606.03498).
 
     Raises:
@@ -91,6 +95,8 @@ def evaluate(
     """
     if num_images < 2:
         raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
+    if crops < 0:
+        raise ValueError(f"crops={crops}: give 0 for no native metrics, or 1 or more, typically {metrics.CROPS}")
     seed = check_seed(seed)
     judge = _load_judge(expanded(features), pairs, text, pipe._execution_device)
     real = load_images(data, pipe.generator.resolution)
@@ -111,6 +117,8 @@ def evaluate(
         "truncation_psi": psi,
         "noise_mode": "const",
     }
+    if crops and pipe.generator.resolution > metrics.CROP_SIZE:
+        protocol |= {"crops": crops, "crop_size": metrics.CROP_SIZE, "crop_seed": metrics.CROP_SEED}
     adapters = {name: (weight, pipe.bank.adapters[name]) for name, weight in pipe.bank.current().items()}
     report = {
         "protocol": protocol,
@@ -126,7 +134,7 @@ def evaluate(
         | {name: version(name) for name in ("torch", "numpy", "pillow")},
     }
     real_statistics = _real_statistics(real, judge, protocol, cache_dir)
-    drawn_statistics = _drawn_statistics(pipe, judge, num_images, seed, psi, batch_size)
+    drawn_statistics = _drawn_statistics(pipe, judge, protocol, batch_size)
     report["results"] = _results(drawn_statistics, real_statistics, real, judge, protocol)
     return json.loads(json.dumps(report))  # with the types that reading the file gives
 
@@ -200,12 +208,20 @@ class _Statistics:
         moments: of the features of all pictures.
         rows: features `[B, D]` of the first `KEPT` pictures, one tensor per batch.
         pictures: the first `DIVERSE` pictures, one tensor per batch.
+        native_moments: of the features of all native crops.
+        native_rows: features `[B, n, D]` of the n native crops of the first `KEPT` pictures, one tensor per batch.
+
+    Args:
+        crops: number n of native crops of each picture; 0: none.
     """
 
-    def __init__(self):
+    def __init__(self, crops: int = 0):
+        self.crops = crops
         self.moments = metrics.FeatureMoments()
         self.rows: list[torch.Tensor] = []
         self.pictures: list[torch.Tensor] = []
+        self.native_moments = metrics.FeatureMoments()
+        self.native_rows: list[torch.Tensor] = []
 
     def update(self, pictures: torch.Tensor, judge: _Judge, start: int) -> None:
         """Add pictures.
@@ -221,23 +237,31 @@ class _Statistics:
             self.rows.append(features[: KEPT - start])
         if start < DIVERSE:
             self.pictures.append(pictures[: DIVERSE - start].cpu())
+        if self.crops:
+            size = metrics.CROP_SIZE
+            places = metrics.crop_places(len(pictures), pictures.shape[-1], self.crops, size, skip=start)
+            features = judge.pooled(metrics.native_crops(pictures, places, size)).cpu()
+            self.native_moments.update(features)
+            if start < KEPT:
+                self.native_rows.append(features.unflatten(0, (-1, self.crops))[: KEPT - start])
 
     def merge(self, other: "_Statistics") -> None:
         """Add the statistics of the pictures that follow in the set."""
         self.moments.merge(other.moments)
         self.rows += other.rows
         self.pictures += other.pictures
+        self.native_moments.merge(other.native_moments)
+        self.native_rows += other.native_rows
 
 
-def _drawn_statistics(
-    pipe: FewShotGAN, judge: _Judge, num_images: int, seed: int, psi: float, batch_size: int
-) -> _Statistics:
+def _drawn_statistics(pipe: FewShotGAN, judge: _Judge, protocol: dict, batch_size: int) -> _Statistics:
     """Return the statistics of drawn pictures; each process draws a share of them."""
     state = launched()
     rank, count = (state.process_index, state.num_processes) if state else (0, 1)
+    num_images, psi, crops = protocol["num_images"], protocol["truncation_psi"], protocol.get("crops", 0)
     first, stop = num_images * rank // count, num_images * (rank + 1) // count
-    own, start = _Statistics(), first
-    options = {"skip": first, "seed": seed, "batch_size": batch_size, "output_type": "pt"}
+    own, start = _Statistics(crops), first
+    options = {"skip": first, "seed": protocol["seed"], "batch_size": batch_size, "output_type": "pt"}
     if stop > first:
         for output in pipe.stream(stop - first, truncation_psi=psi, **options):
             pictures = cast(torch.Tensor, output.images)  # of the output type "pt"
@@ -247,7 +271,7 @@ def _drawn_statistics(
         return own
     parts: list[Any] = [None] * count
     torch.distributed.all_gather_object(parts, own)
-    total = _Statistics()
+    total = _Statistics(crops)
     for part in parts:
         total.merge(part)
     return total
@@ -255,29 +279,40 @@ def _drawn_statistics(
 
 def _real_statistics(real: torch.Tensor, judge: _Judge, protocol: dict, cache_dir) -> _Statistics:
     """Return the statistics of the real pictures uint8 `[N, 3, R, R]`, from the cache if they are in it."""
-    statistics = _Statistics()
+    statistics = _Statistics(protocol.get("crops", 0))
     key = {name: protocol[name] for name in ("data_sha256", "features_sha256", "features_resize", "kept")}
+    key |= {name: protocol[name] for name in ("crops", "crop_size", "crop_seed") if name in protocol}
     path = None
     if cache_dir is not None:
         path = user_path(cache_dir) / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.safetensors"
         if path.is_file():
             try:
                 stored = read_tensors(path)
-                count, mean, covariance = int(stored["count"]), stored["mean"], stored["covariance"]
-                statistics.moments = metrics.FeatureMoments.of(count, mean, covariance)
-                statistics.rows = [stored["rows"]]
+                statistics.moments, statistics.rows = _stored(stored, "")
+                if statistics.crops:
+                    statistics.native_moments, statistics.native_rows = _stored(stored, "native_")
                 return statistics
             except (ValueError, OSError, KeyError):
                 pass  # a damaged file: the statistics are computed and written again
     for start in range(0, len(real), 64):
         statistics.update(to_floats(real[start : start + 64]), judge, start)
     if path is not None:
-        moments = statistics.moments
-        tensors = {"count": torch.tensor(moments.count), "mean": moments.mean, "covariance": moments.covariance}
+        tensors = _to_store(statistics.moments, statistics.rows, "")
+        if statistics.crops:
+            tensors |= _to_store(statistics.native_moments, statistics.native_rows, "native_")
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors["rows"] = torch.cat(statistics.rows)
         replace_file(path, lambda temp: save_file(tensors, temp))
     return statistics
+
+
+def _to_store(moments: metrics.FeatureMoments, rows: list[torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    tensors = {"count": torch.tensor(moments.count), "mean": moments.mean, "covariance": moments.covariance}
+    return {prefix + name: tensor for name, tensor in (tensors | {"rows": torch.cat(rows)}).items()}
+
+
+def _stored(tensors: dict[str, torch.Tensor], prefix: str) -> tuple[metrics.FeatureMoments, list[torch.Tensor]]:
+    count, mean, covariance, rows = (tensors[prefix + name] for name in ("count", "mean", "covariance", "rows"))
+    return metrics.FeatureMoments.of(int(count), mean, covariance), [rows]
 
 
 def _results(
@@ -293,6 +328,10 @@ def _results(
         "kid_subsets_std": std,
         **metrics.precision_recall(real_features, drawn_features, protocol["neighbour"]),
     }
+    if drawn.crops:
+        results["native_frechet"] = metrics.frechet_distance(drawn.native_moments, real.native_moments)
+        native = torch.cat(drawn.native_rows), torch.cat(real.native_rows)
+        results["native_kid"] = metrics.crop_kernel_distance(*native)
     embeddings = metrics.spatial_embedding(torch.cat(drawn.pictures), judge.pair_network)
     distances = metrics.pairwise_distances(embeddings)
     results["diversity"] = metrics.mean_of_pairs(distances)

@@ -14,12 +14,18 @@ REPORT = "evaluation.json"  # file name that `fewshot-gan evaluate` uses, in the
 RESULTS = {  # name in a report → (name on a card, format)
     "frechet": ("Fréchet distance", "{:.1f}"),
     "kid": ("KID × 1e3", "{:.1f}"),
+    "native_frechet": ("Fréchet distance of native crops", "{:.1f}"),
+    "native_kid": ("KID of native crops × 1e3", "{:.1f}"),
     "precision": ("precision", "{:.2f}"),
     "recall": ("recall", "{:.2f}"),
     "density": ("density", "{:.2f}"),
     "coverage": ("coverage", "{:.2f}"),
     "diversity": ("diversity (distance of pairs)", "{:.2f}"),
 }
+
+
+_DRAWING = ("num_images", "seed", "truncation_psi", "resolution")  # settings on the Hub's page
+_CROPPING = ("crops", "crop_size", "crop_seed")
 
 
 def report_lines(reports: Mapping[str, Mapping]) -> list[str]:
@@ -40,6 +46,9 @@ def report_lines(reports: Mapping[str, Mapping]) -> list[str]:
         for name, (title, form) in RESULTS.items()
         if name in first["results"]
     ]
+    native = ""
+    if "crops" in protocol:
+        native = f"; native crops: {protocol['crops']} of {protocol['crop_size']} px from each picture"
     return [
         f"| | {' | '.join(reports)} |",
         f"|---|{'---|' * len(reports)}",
@@ -48,14 +57,14 @@ def report_lines(reports: Mapping[str, Mapping]) -> list[str]:
         f"{protocol['num_images']:,} pictures (seed {protocol['seed']}, psi {protocol['truncation_psi']}) against "
         f"{protocol['num_true']:,} true ones (SHA-256 `{protocol['data_sha256'][:12]}`), {protocol['resolution']} px, "
         f"judged by {protocol['features']} (weights `{protocol['features_sha256'][:12]}`); KID of all pairs, k = "
-        f"{protocol['neighbour']}; torch {versions['torch']} on a CPU. Fréchet distances of so few pictures are biased "
-        "upwards and compare only with those of this table.",
+        f"{protocol['neighbour']}{native}; torch {versions['torch']} on a CPU. Fréchet distances of so few pictures "
+        "are biased upwards and compare only with those of this table.",
         "",
     ]
 
 
 def _scaled(name: str, value: float) -> float:
-    return value * 1e3 if name == "kid" else value
+    return value * 1e3 if name in ("kid", "native_kid") else value
 
 
 _NONE, _TEXTS = type(None), (list, type(None))
@@ -65,6 +74,7 @@ _KINDS = {  # types of the fields that are checked, since a report may have been
         "seed": int,
         "truncation_psi": (int, float),
         "neighbour": int,
+        "crops": (int, _NONE),
         "features": str,
         "pairs": (str, _NONE),
         "text": (str, _NONE),
@@ -154,7 +164,7 @@ def eval_results(report: Mapping) -> list:
             metric_type=name,
             metric_name=f"{title.removesuffix(' × 1e3')}, judged by {protocol['features']}",
             metric_value=float(report["results"][name]),
-            metric_args={key: protocol[key] for key in ("num_images", "seed", "truncation_psi", "resolution")},
+            metric_args={key: protocol[key] for key in (*_DRAWING, *(_CROPPING if "native" in name else ()))},
         )
         for name, (title, _) in RESULTS.items()
         if math.isfinite(report["results"].get(name, math.nan))

@@ -1,6 +1,7 @@
 """Metrics: functions of tensors that return numbers."""
 
 from .clip import clip_diversity, clip_quality
+from .crops import CROP_SEED, CROP_SIZE, CROPS, crop_kernel_distance, crop_places, native_crops
 from .distributions import (
     FeatureMoments,
     frechet_distance,
@@ -30,6 +31,12 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "kernel_distance_of_subsets",
+    "CROP_SEED",
+    "CROP_SIZE",
+    "CROPS",
+    "crop_places",
+    "native_crops",
+    "crop_kernel_distance",
     "precision_recall",
     "inception_score",
     "SCALES",

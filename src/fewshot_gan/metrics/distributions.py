@@ -121,14 +121,16 @@ def kernel_distance(fa: Tensor, fb: Tensor) -> float:
     """
     fa, fb = _check_features(fa, fb)
 
-    def total(x: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([(rows @ y.T / x.shape[1] + 1).pow_(3).sum() for rows in x.split(_BLOCK)]).sum()
-
     def within(x: Tensor) -> Tensor:  # mean over ordered pairs of two different rows
         own = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
-        return (total(x, x) - own) / (len(x) * (len(x) - 1))
+        return (sum_of_kernels(x, x) - own) / (len(x) * (len(x) - 1))
 
-    return (within(fa) + within(fb) - 2 * total(fa, fb) / (len(fa) * len(fb))).item()
+    return (within(fa) + within(fb) - 2 * sum_of_kernels(fa, fb) / (len(fa) * len(fb))).item()
+
+
+def sum_of_kernels(x: Tensor, y: Tensor) -> Tensor:
+    """Return Σ (x·y/D + 1)³ over all pairs of rows `[N, D]`, `[M, D]`, a block of rows at a time."""
+    return torch.stack([(rows @ y.T / x.shape[1] + 1).pow_(3).sum() for rows in x.split(_BLOCK)]).sum()
 
 
 def kernel_distance_of_subsets(

@@ -44,6 +44,10 @@ def evaluate(
         int | None,
         number("Number of the neighbour that precision, recall, density and coverage use; default 3.", 1, 10**6),
     ] = None,
+    crops: Annotated[
+        int | None,
+        number("Crops of 256 px at full size, from each picture, for native metrics; default 2; 0: none.", 0, 100),
+    ] = None,
     batch_size: BatchSize = 8,
     protocol: Annotated[
         Path | None,
@@ -70,10 +74,11 @@ def evaluate(
     source = {"data": data, "base": base, "adapter": adapter, "weight": weight}
     asked = {"num_images": num_images, "seed": seed, "truncation_psi": psi}
     asked |= {"features": features, "pairs": pairs, "text": text, "neighbour": neighbour}
+    asked["crops"] = crops
     if published is not None:
         there = published.get("source", {})
         source = {name: there.get(name) if value is None else value for name, value in source.items()}
-        kept = published["protocol"]
+        kept = {"crops": 0} | published["protocol"]  # without crops, also in reports of older versions
         asked = {name: kept.get(name) if value is None else value for name, value in asked.items()}
     if source["data"] is None:
         raise ValueError("give the true pictures: a folder, an embedded set or a datasets id")
