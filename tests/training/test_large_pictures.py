@@ -8,13 +8,18 @@ import torch
 from accelerate import Accelerator
 from helpers.networks import tiny_mobile, tiny_stylegan2
 
-from fewshot_gan.adapters import DomainVectorAdapter, LeFTAdapter
+from fewshot_gan.adapters import AdapterBank, DomainVectorAdapter, LeFTAdapter
+from fewshot_gan.features.encoders import FeatureEncoder
+from fewshot_gan.methods import pair as pair_module
 from fewshot_gan.methods.cdc import CDCConfig, CDCObjective
 from fewshot_gan.methods.d3t import D3TConfig
 from fewshot_gan.methods.domains import HyperDomainConfig
+from fewshot_gan.methods.hyperdomain import HyperDomainObjective
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
 from fewshot_gan.methods.objective import ObjectiveConfig
+from fewshot_gan.methods.pair import Latents
 from fewshot_gan.methods.views import cut, reduced
+from fewshot_gan.training import engine
 from fewshot_gan.training import estimate as estimates
 from fewshot_gan.training.augment import FewShotAugment
 from fewshot_gan.training.engine import Trainer, TrainingConfig
@@ -235,3 +240,61 @@ def test_an_estimate_leaves_no_trace(trainer):
         assert measured.train_step() == plain.train_step()
     assert all(torch.equal(value, measured.adapter.state_dict()[name]) for name, value in factors(plain).items())
     assert all(torch.equal(value, measured.ema.state_dict()[name]) for name, value in plain.ema.state_dict().items())
+
+
+def test_large_pictures_are_drawn_one_by_one(trainer, monkeypatch):
+    """On a CPU each is a batch of its own, with and without the adapter; the pictures are the same up to rounding."""
+    run, whole = trainer(), trainer(out="whole")
+    latents = Latents(torch.randn(3, 16, generator=seeded()))
+    together = run.pair.adapted(latents)
+    monkeypatch.setattr(pair_module, "LARGEST_AT_ONCE", S)
+    assert not run.pair.draws_at_once and run.graphs_kept(3) == 3
+    sizes = []
+    honest = run.pair.drawn
+    monkeypatch.setattr(run.pair, "drawn", lambda ws, precise: sizes.append(len(ws)) or honest(ws, precise))
+    singly, source = run.pair.one_by_one(latents, 8), run.pair.source(latents, 0)
+    assert sizes == [1] * 6 and source.features == {} and list(singly.features) == ["b4", "b8"]
+    scale = float(together.images.abs().max())
+    torch.testing.assert_close(singly.images, together.images, rtol=0, atol=1e-6 * scale)
+    torch.testing.assert_close(singly.features["b8"], together.features["b8"], rtol=1e-4, atol=1e-4)
+    run.micro_batch_size = run.graphs_kept(3)
+    first = run.train_step()
+    monkeypatch.undo()
+    assert whole.micro_batch_size is None
+    for name, value in whole.train_step().items():
+        assert first[name] == pytest.approx(value, rel=1e-4, abs=1e-4)
+
+
+def test_graphs_are_kept_up_to_a_budget(trainer, monkeypatch):
+    run = trainer(train_batch_size=6)
+    monkeypatch.setattr(pair_module, "LARGEST_AT_ONCE", S)
+    graph = generator_graph(run.generator, 1)
+    for budget, kept in ((graph // 2, 1), (2 * graph, 2), (100 * graph, 6)):
+        monkeypatch.setattr(engine, "GRAPH_BUDGET", budget)
+        assert run.graphs_kept(6) == kept
+    monkeypatch.setattr(engine, "GRAPH_BUDGET", 1)
+    assert trainer(train_batch_size=6, micro_batch_size=4).graphs_kept(6) == 4  # the user's choice
+
+
+def test_a_domain_vector_sees_crops_too(features):
+    """HyperDomainNet's comparison with a set of pictures: whole and at native scale, at the same places."""
+    generator = tiny_mobile(block_channels=(16, 16, 16, 16)).requires_grad_(False)
+    bank = AdapterBank(generator)
+    bank.add("training", DomainVectorAdapter.for_model(generator))
+    bank.activate({"training": 1.0})
+    pair = pair_module.Pair(generator, bank)
+    config = replace(HyperDomainConfig.few_images(), view_size=S, crops=2, crop_weight=0.5)
+    references = IMAGES.float() / 127.5 - 1
+
+    def losses(config):
+        objective = HyperDomainObjective(config, FeatureEncoder(features), references=references, features=features)
+        (step,) = objective.regularisers(pair, 3, 0, seeded())
+        return {name: float(loss) for name, loss in step.items()}
+
+    seen, whole = losses(config), losses(replace(config, crops=0))
+    judged = {"statistics", "wasserstein", "colour", "content", "structure"}
+    assert set(seen) - set(whole) == {f"{name}_crops" for name in judged}
+    assert {name: seen[name] for name in whole} == whole
+    double = losses(replace(config, crop_weight=1.0))
+    assert double["colour_crops"] == pytest.approx(2 * seen["colour_crops"]) and seen["colour_crops"] > 0
+    assert seen["structure_crops"] < 1e-4  # nothing has been learned, and both pictures are cropped alike
