@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..hub import embedded_bases, is_repo_id
+from ..hub import embedded_base_of, embedded_bases, is_repo_id
 from ..models.layers import Adaptation, adaptable_layers, adapted
 from ..ops.weight_cache import tensors_version
 from ..utils.hashing import fingerprint
@@ -84,6 +84,14 @@ class AdapterBank(Fusing):
             raise ValueError(
                 f"an adapter {name!r} is already loaded; give this one another adapter_name, or delete that one first"
             )
+        base_fingerprint = adapter.config.base_fingerprint
+        if (known := embedded_base_of(base_fingerprint)) and base_fingerprint != (own_fingerprint := self.fingerprint()):
+            called = adapter.config.base_model_name_or_path
+            raise ValueError(
+                f"adapter {name!r} was trained on a base of fingerprint {base_fingerprint}"
+                f"{f', which its config calls {called!r}' if called not in (None, known) else ''}: that is {known!r}, not "
+                f"this generator (fingerprint {own_fingerprint}); load it with FewShotGAN.from_pretrained({known!r})"
+            )
         for path, spec in adapter.config.target_modules.items():
             wanted = LayerSpec(**{**spec, "shape": tuple(spec["shape"])})
             own = LayerSpec.of(self._layers[path]) if path in self._layers else None
@@ -95,7 +103,6 @@ class AdapterBank(Fusing):
                     f"adapter {name!r} does not fit this {type(self.model).__name__}: it adapts {path} of shape "
                     f"{wanted.shape}, here {difference}; {self._way_out(adapter)}"
                 )
-        base_fingerprint = adapter.config.base_fingerprint
         if base_fingerprint is not None and base_fingerprint != (own_fingerprint := self.fingerprint()):
             raise ValueError(
                 f"adapter {name!r} was trained on {adapter.config.base_model_name_or_path!r} (fingerprint "
