@@ -50,8 +50,8 @@ class AdapterMixin(Pipeline):
             The pipeline itself, so that calls chain.
 
         Raises:
-            FileNotFoundError: there is no such adapter, only other embedded bases have an adapter of this name, or there
-                is no network connection; the message lists embedded adapters.
+            FileNotFoundError: there is no such adapter, or no network connection, and the message lists embedded
+                adapters; or only other embedded bases have an adapter of this name.
             ValueError: the adapter is damaged or made for another base, its name is taken, or the folder holds several
                 adapters and no `subfolder` is given.
         """
@@ -86,11 +86,10 @@ class AdapterMixin(Pipeline):
             return folders[base]
         if Path(source).exists():
             return Path(source)
-        bases = " and ".join(map(repr, folders))
+        bases, other = " and ".join(map(repr, folders)), next(iter(folders))
         raise FileNotFoundError(
             f"the embedded adapter {source!r} is of {bases}, not of this base; load its base with "
-            f"FewShotGAN.from_pretrained({next(iter(folders))!r}) or --base {next(iter(folders))}, or give the folder or "
-            "repo of an adapter of this base"
+            f"FewShotGAN.from_pretrained({other!r}) (--base {other}), or give the folder or repo of an adapter of this base"
         )
 
     def load_adapters(self, pretrained_model_name_or_path, *, variant: str | None = None, **options) -> list[str]:

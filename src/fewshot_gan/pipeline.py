@@ -63,8 +63,9 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         projected_discriminator: optional; heads on frozen features, trained on images of the base. Few-shot training
             starts from it likewise.
         truncation_psi: default ψ of `__call__`; None: 0.7 for style-based generators, 1 for others.
-        mean_landmarks: for a base of faces, where its mean face has them: the names in `LANDMARKS` → `[x, y]` in px of a
-            picture of the generator's resolution. Read them from `pipe.config.mean_landmarks`. None: not known.
+        mean_landmarks: of a base of faces, where they lie on average: the names in `pipeline_inputs.LANDMARKS` →
+            `[x, y]` in px of a picture of this generator (x to the right, y down, centres of pixels at whole numbers).
+            `pipe.config.mean_landmarks` returns them. None: not known.
 
     Raises:
         ValueError: `mean_landmarks` lacks a point, or has another one, or one that is no pair of finite numbers.

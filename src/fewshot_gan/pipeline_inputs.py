@@ -9,7 +9,7 @@ import torch
 from .data.images import check_signed, read_squares, to_floats
 from .utils.random import seeded
 
-# in the order of dlib's model of five points; left and right are those of the person: the left eye is right in a picture
+# in the order of dlib's model of five points; the person's left eye is on the right of a picture
 LANDMARKS = ("left_eye_outer", "left_eye_inner", "right_eye_outer", "right_eye_inner", "nose")
 
 

@@ -279,30 +279,6 @@ def write_base_card(
     return _write(folder, name, lines, picture, list(details.tags), [origin], report=report)
 
 
-def write_recipe_card(
-    folder, name: str, origin: str, how: list[str], grid=None, details: Details | None = None
-) -> Path:
-    """Write `README.md` into the folder of a repo that tells how to make a base, and holds none.
-
-    Args:
-        folder: of the card.
-        name: title of the card.
-        origin: embedded base that has the same ancestors, and so the same licence.
-        how: lines of the section on making and using it.
-        grid: as of `write_adapter_card`.
-        details: further content of the card.
-
-    Returns:
-        Path of the card.
-    """
-    folder, details = Path(folder), details or Details()
-    picture = _place_grid(grid, folder)
-    lines = ["**This repo holds no weights**: it tells how to make a base from what others published.", ""]
-    lines += [*_shown(picture, details.caption), "## Use", "", *how, ""]
-    lines += [*_licence([origin], "The weights that this makes"), *details.lines()]
-    return _write(folder, name, lines, picture, list(details.tags), [origin])
-
-
 def write_kernels_card(folder, name: str, repo_id: str, details: Details | None = None) -> Path:
     """Write `README.md` of a kernels repo: what the package's own says, for this repo, and the details.
 

@@ -55,8 +55,8 @@ def resolve_folder(
         if others:
             bases = [folder.parent.name for folder in embedded[name]]
             raise ValueError(
-                f"the embedded bases {' and '.join(map(repr, bases))} have an adapter {name!r} each; load that of a base "
-                f"with FewShotGAN.from_pretrained({bases[0]!r}).load_adapter({name!r})"
+                f"the embedded bases {' and '.join(map(repr, bases))} have an adapter {name!r} each; load that of one "
+                f"base with FewShotGAN.from_pretrained({bases[0]!r}).load_adapter({name!r})"
             )
     elif Path(name).is_dir():
         folder, place = Path(name), ""
