@@ -72,8 +72,8 @@ def mean_landmarks(base: str, num: int, psi: float, seed: int, find: Callable) -
     found = [find(picture) for picture in pictures]
     if missing := [str(i) for i, points in enumerate(found) if points is None]:
         raise ValueError(
-            f"no face was found in picture {', '.join(missing)} of {num} at psi {psi}; take a base of faces, or a lower "
-            "--psi"
+            f"no face was found in picture {', '.join(missing)} of {num} at psi {psi}; take a base of faces, or a "
+            "lower --psi"
         )
     return {name: [round(float(v), 2) for v in point] for name, point in zip(LANDMARKS, np.mean(found, 0), strict=True)}
 

@@ -85,11 +85,12 @@ class AdapterMixin(Pipeline):
         if base in folders:
             return folders[base]
         if Path(source).exists():
-            return Path(source)
+            return Path(source).absolute()  # a path, not the embedded name
         bases, other = " and ".join(map(repr, folders)), next(iter(folders))
         raise FileNotFoundError(
             f"the embedded adapter {source!r} is of {bases}, not of this base; load its base with "
-            f"FewShotGAN.from_pretrained({other!r}) (--base {other}), or give the folder or repo of an adapter of this base"
+            f"FewShotGAN.from_pretrained({other!r}) (--base {other}), or give the folder or repo of an adapter of "
+            "this base"
         )
 
     def load_adapters(self, pretrained_model_name_or_path, *, variant: str | None = None, **options) -> list[str]:

@@ -119,8 +119,8 @@ class AdapterBank(Fusing):
             known = embedded_base_of(mark)
             also = f", which its config calls {called!r}" if known and called not in (None, known) else ""
             raise ValueError(
-                f"adapter {name!r} was trained on {known or called!r} (fingerprint {mark}){also}, not on this generator "
-                f"(fingerprint {own_fingerprint}); {self._way_out(adapter)}"
+                f"adapter {name!r} was trained on {known or called!r} (fingerprint {mark}){also}, not on this "
+                f"generator (fingerprint {own_fingerprint}); {self._way_out(adapter)}"
             )
 
     def fingerprint(self) -> str:
