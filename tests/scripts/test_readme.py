@@ -61,7 +61,7 @@ TABLE = {
         ["others/00000.parquet", "others/00001.parquet"],  # another format is refused in sketches/
         r"\(4 pictures",
     ),
-    "fewshot-gan export --adapter sketch --format onnx --out sketch.onnx": ({}, ["sketch.onnx"], "256 px, within"),
+    "fewshot-gan export --adapter sketch --format onnx --out sketch.onnx": ({}, ["sketch.onnx"], "1024 px, within"),
     "fewshot-gan evaluate my-pictures/ --adapter sketch --num-images 5000 --out report.json": (
         {"5000": "10"},
         ["report.json"],
@@ -79,7 +79,7 @@ TABLE = {
         ["hub:me/my-look/adapter_model.safetensors"],
         "me/my-look",
     ),
-    "fewshot-gan info me/my-look": ({}, [], "left, 90,998 numbers"),
+    "fewshot-gan info me/my-look": ({}, [], "left, 100,726 numbers"),
     "fewshot-gan adapt my_ten_images/ --out runs/mine": (
         {"--out runs/mine": "--out runs/mine --steps 1 --batch-size 2"},
         ["runs/mine/adapter_model.safetensors"],
@@ -286,7 +286,7 @@ def test_the_command_and_the_extras_are_installed():
 
 
 def after_use(names):
-    assert [image.size for image in names["images"]] == [(256, 256)] * 4
+    assert [image.size for image in names["images"]] == [(1024, 1024)] * 4
     assert names["images"][0].tobytes() != names["same_faces"][0].tobytes()
     again = names["pipe"](num_images=2, seed=0, batch_size=1, adapter_names="__base__")
     for one, other in zip(again.images, names["same_faces"], strict=False):  # in batches of another size
@@ -302,7 +302,7 @@ def after_many(names):
 
 
 def after_photo(names):
-    assert names["mine"][0].size == (256, 256) and len(names["found"].psnr) == 1
+    assert names["mine"][0].size == (1024, 1024) and len(names["found"].psnr) == 1
 
 
 def after_share(names):
