@@ -385,7 +385,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
                 tensor `[N, 3, R, R]` in [-1, 1] or uint8. Pictures that are no tensors are cropped to the centre
                 square and resized; a face should fill the square as in pictures of the base.
             space: "w" stays within what the base has learned; "w+" comes closer to the picture and adapts less well.
-            steps: of the optimisation; a third of a second each and per picture for `ffhq` on two cores.
+            steps: of the optimisation; each takes a second per picture for `ffhq` on two cores, a third for `ffhq-256`.
             seed: of the noise that the optimisation adds.
             options: of `inversion.invert`: `learning_rate`, `perceptual`, `batch_size`, `progress`, …
 
