@@ -126,8 +126,8 @@ REPOS = {
             "pictures that OpenVINO draws from the graph in fp32, for 16 latents, seed 0 and psi 0.7, the PSNR is 66.2 "
             f"dB on average and 57.5 dB at least: `python training/conversion_error.py --wheel {WHEEL} --base ffhq` in "
             "the repository of fewshot_gan.",
-            "Time: 0.16 s a picture on two CPU cores, batch 1; OpenVINO takes 0.17 s there (`python training/bench_speed.py "
-            "--only ffhq`, the network in fp32).",
+            "Time: 0.16 s a picture on two CPU cores, batch 1; OpenVINO takes 0.17 s there "
+            "(`python training/bench_speed.py --only ffhq`).",
         ),
         results="ffhq: the embedded 1024 px base",
         caption="`pipe(8, seed=0)`, not selected, at a quarter of its size.",
