@@ -129,7 +129,8 @@ TABLE = {
     ),
     "accelerate launch training/adafm.py --data my_hundred_images --groups G4 --output_dir runs/mine": (
         {
-            "--groups G4": "--groups G4 --base ffhq-256 --max_train_steps 1 --train_batch_size 1 --sample_steps 0 --num_threads 1"
+            "--data": "--base ffhq-256 --data",
+            "--groups G4": "--groups G4 --max_train_steps 1 --train_batch_size 1 --sample_steps 0 --num_threads 1",
         },
         ["runs/mine/adapter_model.safetensors"],
         "",
