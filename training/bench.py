@@ -374,7 +374,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmark.py", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", choices=sorted(PROFILES), default="cpu")
     parser.add_argument("--output_dir", type=user_path, required=True)
-    parser.add_argument("--base", default="ffhq", help="base generator (default: ffhq)")
+    parser.add_argument("--base", default="ffhq-256", help="base generator (default: ffhq-256)")
     parser.add_argument("--only", action="append", metavar="PATTERN", help="cells like 'd3t-*/filter-pencil/0'")
     parser.add_argument("--list", action="store_true", help="name the cells and how far they are, and stop")
     parser.add_argument("--table", action="store_true", help="write table and sheets of what is done, and stop")

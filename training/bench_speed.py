@@ -1,13 +1,13 @@
 """How fast generation, adapters and training are here, each beside what it must beat, in runs made alternately.
 
-    python training/bench_speed.py --output_dir runs/speed [--wheel WHEEL] [--beside FOLDER …] [--only ffhq step]
+    python training/bench_speed.py --output_dir runs/speed [--beside FOLDER …] [--only ffhq step]
 
 Sections: `stylegan2` (channel_base 16384, 256 px, batch 4: this package against one grouped convolution per layer with
-weights modulated per sample, in plain torch), `ffhq` (against OpenVINO on the same network; with `--wheel`, from
-`pip download --no-deps random-face==2021.7.21.1`, at 1024 px too), `adapters` (acting, switched, mixed in a batch) and
-`step` (a LeFT step of training/lfs.py, batch 4, against checkouts in `--beside`; losses of the first step are
-compared). What a ratio compares is its name: above 1 the second is faster. Beside the times stand FLOPs as a share of
-the machine's own matrix product. Writes `speed.json` and `speed.md`.
+weights modulated per sample, in plain torch), `ffhq` (both embedded bases against OpenVINO on the same network),
+`adapters` (of `ffhq-256`: acting, switched, mixed in a batch) and `step` (a LeFT step of training/lfs.py on `ffhq-256`,
+batch 4, against checkouts in `--beside`; losses of the first step are compared). What a ratio compares is its name:
+above 1 the second is faster. Beside the times stand FLOPs as a share of the machine's own matrix product. Writes
+`speed.json` and `speed.md`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from benchmark_adapters import ratio, summary, timings
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewshot_gan import FewShotGAN
-from fewshot_gan.convert import convert_checkpoint
+from fewshot_gan.hub import ASSETS
 from fewshot_gan.metrics import psnr
 from fewshot_gan.models import StyleGAN2Generator, layers, stylegan2
 from fewshot_gan.utils.errors import script
@@ -43,7 +43,6 @@ def main(argv: list[str] | None = None) -> dict:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--only", nargs="+", choices=SECTION, default=list(SECTION), help="sections (default: all)")
     p.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    p.add_argument("--wheel", type=user_path, help="random-face's wheel, for ffhq at 1024 px")
     p.add_argument("--beside", type=user_path, nargs="+", default=[], help="checkouts whose training step is compared")
     p.add_argument("--repeats", type=int, default=7, help="pairs of runs per ratio (default: 7)")
     p.add_argument("--num_threads", type=int, default=usual_threads(), help="CPU threads (default: %(default)s)")
@@ -218,13 +217,12 @@ class Synthesis(torch.nn.Module):
 def bench_ffhq(args, machine: dict) -> list[dict]:
     if args.device != "cpu":
         return []
-    networks, rows = {256: FewShotGAN.from_pretrained("ffhq").generator}, []
-    if args.wheel is not None:
-        networks[1024] = convert_checkpoint(args.wheel)["generator"]
-    for size, generator in networks.items():
+    rows = []
+    for base, batches in (("ffhq-256", (1, 4)), ("ffhq", (1,))):
+        generator = FewShotGAN.from_pretrained(base).generator
         generator.eval().requires_grad_(False)
         z = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
-        for batch in (1, 4) if size == 256 else (1,):
+        for batch in batches:
             rows.append(beside_openvino(generator, generator.map_latents(z[:batch], "z", 0.7), args, machine))
     return rows
 
@@ -253,7 +251,7 @@ def beside_openvino(generator, ws: torch.Tensor, args, machine: dict) -> dict:
 
 
 def bench_adapters(args, machine: dict) -> list[dict]:
-    pipe = FewShotGAN.from_pretrained("ffhq").to(args.device)
+    pipe = FewShotGAN.from_pretrained("ffhq-256").to(args.device)
     return [row("adapters", name, measured) for name, measured in timings(pipe, args.repeats).items()]
 
 
@@ -264,7 +262,8 @@ class Stepper:
     """A process that takes a training step of a checkout when asked; see stepper.py."""
 
     def __init__(self, checkout: Path, output_dir: Path, threads: int):
-        options = ["--base", "ffhq", "--data", "pencil", "--output_dir", str(output_dir), "--report_to", "none"]
+        base = str(ASSETS / "bases" / "ffhq-256")  # older checkouts know it by another name
+        options = ["--base", base, "--data", "pencil", "--output_dir", str(output_dir), "--report_to", "none"]
         options += ["--sample_steps", "0", "--num_threads", str(threads), "--seed", "0"]
         script = Path(__file__).with_name("stepper.py").resolve()
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -1,6 +1,6 @@
 """What adapters cost: bytes of every kind, time to switch, time of a batch with several looks.
 
-    python training/benchmark_adapters.py --base ffhq --out adapters.json
+    python training/benchmark_adapters.py --base ffhq-256 --out adapters.json
 
 Times are medians over `--repeats` of ratios of runs made alternately, so that a slow moment hits both sides.
 """
@@ -136,7 +136,7 @@ def timings(pipe, repeats: int) -> dict:
 
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="ffhq", help="base generator (default: ffhq)")
+    parser.add_argument("--base", default="ffhq-256", help="base generator (default: ffhq-256)")
     parser.add_argument("--repeats", type=int, default=15, help="pairs of runs per ratio (default: 15)")
     parser.add_argument("--out", type=user_path, required=True, help="JSON report to write")
     add_threads_option(parser)

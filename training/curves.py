@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> dict:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="NAME:dashed=FOLDER for a dashed line")
     p.add_argument("--style", required=True, help="the true look, e.g. filter:pencil")
-    p.add_argument("--base", default="ffhq")
+    p.add_argument("--base", default="ffhq-256")
     p.add_argument("--num", type=int, default=500, help="judged pictures (default: 500)")
     p.add_argument("--num_true", type=int, default=1000, help="true pictures (default: 1000)")
     p.add_argument("--every", type=int, default=1, help="judge each so many steps only")

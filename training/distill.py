@@ -4,10 +4,11 @@
 
 The teacher (1024 px) is rendered once, box-averaged to the student's size. The student is the teacher cut after a few
 blocks; its new image head is fitted in closed form, then the last blocks and the head learn from pixels, frozen
-features and a light adversarial term, whose discriminator is kept: few-shot methods start from it. --work_dir gets
-`report.html` and tensorboard logs, to watch it. To resume, or to improve a finished run with more --steps, run the same
-command again. With --evaluate nothing is trained: the pipeline
-in --output_dir is compared with the teacher (PSNR, Fréchet distance beside its floor, a sheet).
+features and a light adversarial term, whose discriminator is kept: few-shot methods can start from it. The embedded
+base `ffhq-256` was made in this way and ships without that discriminator. --work_dir gets `report.html` and
+tensorboard logs, to watch it. To resume, or to improve a finished run with more --steps, run the same command again.
+With --evaluate nothing is trained: the pipeline in --output_dir is compared with the teacher (PSNR, Fréchet distance
+beside its floor, a sheet).
 """
 
 import argparse

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--styles", nargs="+", required=True, help="filter:NAME or dicebear:NAME, in learning order")
     parser.add_argument("--output_dir", type=user_path, required=True)
-    parser.add_argument("--base", default="ffhq", help="base generator (default: ffhq)")
+    parser.add_argument("--base", default="ffhq-256", help="base generator (default: ffhq-256)")
     parser.add_argument("--num_faces", type=int, default=8, help="pictures per look (default: 8)")
     parser.add_argument("--probe_seed", type=int, default=500_000, help="of the pictures (default: 500000)")
     args, lfs_options = parser.parse_known_args(argv)

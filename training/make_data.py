@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     what.add_argument("--faces", type=int, metavar="N", help="so many samples of the base")
     what.add_argument("--classes", nargs="+", metavar="STYLE", help="DiceBear styles, a class each")
     parser.add_argument("--num", type=int, default=300, help="drawings per class (default: 300)")
-    parser.add_argument("--base", default="ffhq", help="of --faces (default: ffhq)")
+    parser.add_argument("--base", default="ffhq-256", help="of --faces (default: ffhq-256)")
     parser.add_argument("--psi", type=float, default=0.7, help="truncation of the base's samples (default: 0.7)")
     parser.add_argument("--resolution", type=int, default=32, help="side in pixels (default: 32)")
     parser.add_argument("--seed", type=int, default=7, help="of latents or drawings (default: 7)")

@@ -3,8 +3,8 @@
     python training/source_discriminator.py --base ffhq --output_dir runs/judge
 
 A base without a discriminator has none to transfer. These heads learn the base's own images as real, and as fake what
-it draws when its weights are disturbed: no data is needed. (Heads that had to tell `ffhq` from the network it was
-distilled from did so within ten steps, by its faint grid, and knew nothing else.) As in a training, they see large
+it draws when its weights are disturbed: no data is needed. (Heads that had to tell `ffhq-256` from `ffhq`, which it was
+distilled from, did so within ten steps, by its faint grid, and knew nothing else.) As in a training, they see large
 images reduced, and crops at native scale. Writes `projected_discriminator/`, which belongs into the base's folder,
 `report.json` and, to watch it, `report.html` and tensorboard logs.
 """

@@ -46,7 +46,7 @@ FACES = 7
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     p.add_argument("--output_dir", type=user_path, required=True)
-    p.add_argument("--base", default="ffhq")
+    p.add_argument("--base", default="ffhq-256")
     p.add_argument("--seen", nargs="+", default=list(SEEN), help="looks that train the hypernetwork")
     p.add_argument("--held_out", nargs="+", default=list(HELD_OUT), help="looks that it never sees")
     p.add_argument("--show_seen", type=int, default=3, help="so many seen looks are judged too")

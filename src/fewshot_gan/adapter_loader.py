@@ -12,7 +12,7 @@ from .adapters.base import Adapter
 from .adapters.io import load_adapter, name_of, refuse_unknown, warn_of_base
 from .adapters.looks import parse_look
 from .data.images import check_range
-from .hub import HUB_OPTIONS, adapter_folders, resolve_folder
+from .hub import HUB_OPTIONS, adapter_folders, embedded_base_of, folders_per_base, resolve_folder
 from .pipeline_inputs import as_floats
 from .utils.files import user_path
 
@@ -36,8 +36,8 @@ class AdapterMixin(Pipeline):
         """Load an adapter and make it the only active one.
 
         Args:
-            pretrained_model_name_or_path_or_dict: embedded name ("sketch"), local folder, Hub repo id, weights file, a
-                state dict (with `config=`, or in a pair with its config), or an `Adapter`.
+            pretrained_model_name_or_path_or_dict: embedded name ("sketch", of this pipeline's base), local folder, Hub
+                repo id, weights file, a state dict (with `config=`, or in a pair with its config), or an `Adapter`.
             adapter_name: its name in this pipeline. None: the subfolder or the last part of the path; "default" for an
                 `Adapter`; "default_0", "default_1", … for state dicts.
             hotswap: replace the loaded adapter of that name and keep its weight, instead of refusing the name.
@@ -50,7 +50,8 @@ class AdapterMixin(Pipeline):
             The pipeline itself, so that calls chain.
 
         Raises:
-            FileNotFoundError: there is no such adapter, or no network connection; the message lists embedded adapters.
+            FileNotFoundError: there is no such adapter, or no network connection, and the message lists embedded
+                adapters; or only other embedded bases have an adapter of this name.
             ValueError: the adapter is damaged or made for another base, its name is taken, or the folder holds several
                 adapters and no `subfolder` is given.
         """
@@ -62,7 +63,7 @@ class AdapterMixin(Pipeline):
                 raise ValueError(f"an Adapter is loaded as it is; {', '.join(options)} are for names and paths")
             adapter, name = source, adapter_name or "default"
         else:
-            adapter = load_adapter(source, **options)
+            adapter = load_adapter(self._embedded_folder(source) or source, **options)
             name = adapter_name or name_of(source, options.get("subfolder")) or f"default_{len(self.bank.adapters)}"
         if hotswap and name not in self.bank.adapters:
             raise ValueError(f"hotswap replaces a loaded adapter, but there is no {name!r}; load it without hotswap")
@@ -71,6 +72,26 @@ class AdapterMixin(Pipeline):
         if not hotswap:
             self.bank.activate({name: 1.0})
         return self
+
+    def _embedded_folder(self, source) -> Path | None:
+        """Return the folder of the embedded adapter `source` of this pipeline's base; None for any other source.
+
+        Raises:
+            FileNotFoundError: other embedded bases have an adapter of this name, and this base has none.
+        """
+        if not isinstance(source, str) or not (folders := folders_per_base(source)):
+            return None
+        base = self.base_name if self.base_name in folders else embedded_base_of(self.bank.fingerprint())
+        if base in folders:
+            return folders[base]
+        if Path(source).exists():
+            return Path(source).absolute()  # a path, not the embedded name
+        bases, other = " and ".join(map(repr, folders)), next(iter(folders))
+        raise FileNotFoundError(
+            f"the embedded adapter {source!r} is of {bases}, not of this base; load its base with "
+            f"FewShotGAN.from_pretrained({other!r}) (--base {other}), or give the folder or repo of an adapter of "
+            "this base"
+        )
 
     def load_adapters(self, pretrained_model_name_or_path, *, variant: str | None = None, **options) -> list[str]:
         """Load all adapters in the subfolders of a folder or repo, under the names of these; either all or none.

@@ -22,7 +22,14 @@ from .models.latents import check_latents
 from .models.projected import ProjectedDiscriminator
 from .ops import dispatch
 from .pipeline_base import NetworkPipeline, drawing
-from .pipeline_inputs import as_floats, check_whole_number, choose_generator, is_per_image, noise_generator
+from .pipeline_inputs import (
+    as_floats,
+    check_landmarks,
+    check_whole_number,
+    choose_generator,
+    is_per_image,
+    noise_generator,
+)
 from .utils.offloading import is_offloaded
 
 MOST_PSI = 1000  # far beyond any use; larger ones overflow
@@ -56,6 +63,12 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         projected_discriminator: optional; heads on frozen features, trained on images of the base. Few-shot training
             starts from it likewise.
         truncation_psi: default ψ of `__call__`; None: 0.7 for style-based generators, 1 for others.
+        mean_landmarks: of a base of faces, where they lie on average: the names in `pipeline_inputs.LANDMARKS` →
+            `[x, y]` in px of a picture of this generator (x to the right, y down, centres of pixels at whole numbers).
+            `pipe.config.mean_landmarks` returns them. None: not known.
+
+    Raises:
+        ValueError: `mean_landmarks` lacks a point, or has another one, or one that is no pair of finite numbers.
     """
 
     _optional_components = ["discriminator", "projected_discriminator"]
@@ -67,14 +80,16 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         discriminator: AnyDiscriminator | None = None,
         projected_discriminator: ProjectedDiscriminator | None = None,
         truncation_psi: float | None = None,
+        mean_landmarks: dict[str, list[float]] | None = None,
     ):
         super().__init__()
+        check_landmarks(mean_landmarks)
         if truncation_psi is None:
             truncation_psi = 0.7 if generator.has_styles else 1.0
         self.register_modules(
             generator=generator, discriminator=discriminator, projected_discriminator=projected_discriminator
         )
-        self.register_to_config(truncation_psi=truncation_psi)
+        self.register_to_config(truncation_psi=truncation_psi, mean_landmarks=mean_landmarks)
         self.bank = AdapterBank(generator)
         self._base_name = None
         self._compiled = None
@@ -370,7 +385,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
                 tensor `[N, 3, R, R]` in [-1, 1] or uint8. Pictures that are no tensors are cropped to the centre
                 square and resized; a face should fill the square as in pictures of the base.
             space: "w" stays within what the base has learned; "w+" comes closer to the picture and adapts less well.
-            steps: of the optimisation; a third of a second each and per picture for `ffhq` on two cores.
+            steps: of the optimisation; each takes a second per picture for `ffhq` on two cores, a third for `ffhq-256`.
             seed: of the noise that the optimisation adds.
             options: of `inversion.invert`: `learning_rate`, `perceptual`, `batch_size`, `progress`, …
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.apps.export import export_generator
 from fewshot_gan.cli import app
 from fewshot_gan.data.grids import GAP
+from fewshot_gan.utils.safetensors_files import read_tensors
 from fewshot_gan.version import __version__
 
 COMMANDS = ("generate", "invert", "adapt", "demo", "convert", "push", "info", "list")
@@ -372,6 +374,43 @@ def test_convert_writes_a_base(cli, refused, mobile, discriminator, monkeypatch,
     code, out, err = cli("convert", "some.pkl", "bases/other")
     assert (code, out, err.count("\n")) == (1, "", 1) and "ZeroDivisionError: division by zero; this is a bug" in err
     assert os.listdir("bases") == ["mine"]
+
+
+def test_convert_stores_half_precision(cli, refused, mobile, discriminator, monkeypatch, base_folder, adapter_folder):
+    """Half the bytes; adapters of the network in fp32 still fit, and what fp16 cannot hold is refused."""
+    Path("some.pkl").write_bytes(b"\x80\x02")
+    convert = "fewshot_gan.convert.convert_checkpoint"
+    for name, options in (("whole", ()), ("half", ("--half",))):
+        networks = {"generator": deepcopy(mobile), "discriminator": deepcopy(discriminator)}
+        monkeypatch.setattr(convert, lambda src, networks=networks: networks)
+        assert cli("convert", "some.pkl", name, *options)[0] == 0
+    for part in ("generator", "discriminator"):
+        whole, half = (read_tensors(next(Path(name, part).glob("*.safetensors"))) for name in ("whole", "half"))
+        assert {t.dtype for t in half.values()} == {torch.float16}
+        assert all(torch.equal(whole[k].half(), v) for k, v in half.items()) and whole.keys() == half.keys()
+    pipe = FewShotGAN.from_pretrained("half").load_adapter(adapter_folder)
+    assert pipe.generator.dtype == torch.float32
+    difference = pictures("half", num_images=2).astype(int) - pictures(base_folder, num_images=2)
+    assert abs(difference).max() <= 4  # rounded weights, hardly seen
+    mobile.synthesis.const.data.fill_(1e5)
+    monkeypatch.setattr(convert, lambda src: {"generator": mobile})
+    said = refused("convert", "some.pkl", "large", "--half")
+    assert "cast to fp16 by --half, has weights that are no finite real numbers: synthesis.const" in said
+    assert "--half stores networks in fp16" in refused("convert", "some.pkl", "large", "--half", "--base", base_folder)
+    assert not Path("large").exists()
+
+
+def test_info_shows_an_embedded_adapter_of_each_base(cli, base_folder, adapter_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fewshot_gan.hub.names.ASSETS", tmp_path / "assets")
+    for base in ("one", "two"):
+        shutil.copytree(base_folder, tmp_path / "assets" / "bases" / base)
+        look = shutil.copytree(adapter_folder, tmp_path / "assets" / "adapters" / base / "ink") / "adapter_config.json"
+        config = json.loads(look.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+        look.write_text(json.dumps(config), encoding="utf-8")
+    code, out, err = cli("info", "ink", "--json")
+    assert code == 0 and [facts["base_model_name_or_path"] for facts in json.loads(out)] == ["one", "two"]
+    code, out, err = cli("list")
+    assert "ink (for one): left" in out and "ink (for two): left" in out
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"PK\x03\x04", b"hello", b"\x80\x04N."])

@@ -3,17 +3,19 @@
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from helpers.networks import tiny_mobile
 from helpers.saved_models import tiny_clip
 from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from fewshot_gan import metrics
+from fewshot_gan import FewShotGAN, metrics
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.apps import evaluation
 from fewshot_gan.cli import app
@@ -218,6 +220,24 @@ def test_a_published_report_is_computed_again(base_folder, data, tmp_path):
     report.write_text("{}", encoding="utf-8")
     assert run(app, command).exit_code == 2
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_report_whose_base_has_another_name_now(base_folder, data, tmp_path, monkeypatch):
+    """Its fingerprint tells which embedded base it means, unless --base names one."""
+    assets, mark = tmp_path / "assets", FewShotGAN.from_pretrained(base_folder).bank.fingerprint()
+    monkeypatch.setattr("fewshot_gan.hub.names.ASSETS", assets)
+    shutil.copytree(base_folder, assets / "bases" / "faces-32")
+    FewShotGAN(tiny_mobile(5)).save_pretrained(assets / "bases" / "faces")
+    (assets / "bases" / "fingerprints.json").write_text(json.dumps({"faces-32": mark}), encoding="utf-8")
+    report, run = tmp_path / "report.json", CliRunner().invoke
+    done = run(app, ["evaluate", str(data), "--base", "faces-32", "--num-images", "6", "--out", str(report)])
+    assert done.exit_code == 0, done.output
+    stored = json.loads(report.read_text(encoding="utf-8"))
+    stored["source"]["base"] = "faces"  # as it was called then
+    report.write_text(json.dumps(stored), encoding="utf-8")
+    again = ["evaluate", str(data), "--protocol", str(report)]
+    assert f"equal to {report}" in run(app, again).output
+    assert "report is of another network: base_fingerprint" in run(app, [*again, "--base", "faces"]).output
 
 
 def test_reports_of_other_shapes_are_refused(pipe, data, tmp_path):

@@ -44,6 +44,7 @@ def test_base_model_is_a_repo_of_the_hub(card, tmp_path, monkeypatch):
     """What the Hub links: never a name or folder of this machine."""
     for base, want in (
         ("ffhq", "fewshot-gan/ffhq"),  # embedded, and published there
+        ("ffhq-256", "fewshot-gan/ffhq-256"),
         ("me/faces", "me/faces"),
         (str(tmp_path / "base"), None),
         ("dogs", None),
@@ -204,6 +205,8 @@ def as_ffhq(mobile, tmp_path, monkeypatch):
     assets = tmp_path / "assets"
     monkeypatch.setattr("fewshot_gan.hub.names.ASSETS", assets)
     FewShotGAN(mobile).save_pretrained(assets / "bases" / "ffhq")
+    recorded = json.dumps({"ffhq": fingerprint(mobile)})
+    (assets / "bases" / "fingerprints.json").write_text(recorded, encoding="utf-8")
     LeFTAdapter.for_model(mobile, base_model_name_or_path="ffhq").save_pretrained(assets / "adapters" / "ffhq" / "pen")
     return assets
 
@@ -217,6 +220,12 @@ def test_copies_of_a_restricted_base_stay_restricted(as_ffhq, card, tmp_path):
     assert pushed.data.base_model == "me/faces" and "non-commercial" in pushed.text
     copy = FewShotGAN.from_pretrained(shutil.copytree(as_ffhq / "bases" / "ffhq", tmp_path / "copy"))
     assert "These weights derive from" in ModelCard.load(write_base_card(copy, tmp_path / "copy", "copy")).text
+    (as_ffhq / "bases" / "ffhq").rename(as_ffhq / "bases" / "ffhq-256")
+    shutil.copytree(tmp_path / "copy", as_ffhq / "bases" / "ffhq")  # a name that went to another base meanwhile
+    recorded = json.dumps({"ffhq": "0" * 16, "ffhq-256": fingerprint(copy.generator)})
+    (as_ffhq / "bases" / "fingerprints.json").write_text(recorded, encoding="utf-8")
+    old = card(base_model_name_or_path="ffhq")
+    assert 'from_pretrained("ffhq-256")' in old.text and old.data.base_model == "fewshot-gan/ffhq-256"
     write_collection_card(as_ffhq / "adapters" / "ffhq", "pens")
     assert "non-commercial" in (as_ffhq / "adapters" / "ffhq" / "README.md").read_text(encoding="utf-8")
 

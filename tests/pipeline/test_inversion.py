@@ -210,7 +210,7 @@ def test_inside_no_grad(pipe, known, features):
 
 @pytest.mark.slow
 def test_faces_of_the_embedded_base_are_found_again():
-    pipe = FewShotGAN.from_pretrained("ffhq")
+    pipe = FewShotGAN.from_pretrained("ffhq-256")
     w = pipe.generator.mapping(torch.randn(8, 512, generator=torch.Generator().manual_seed(11)), truncation_psi=0.7)
     with torch.no_grad():
         images = pipe.generator(w, latent_space="w+").clamp(-1, 1)

@@ -1,5 +1,7 @@
 """The pipeline: one seed gives one picture, adapters come and go, files round-trip, bad input ends in one sentence."""
 
+import copy
+import json
 import os
 import shutil
 import subprocess
@@ -8,10 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from helpers.every_pipeline import TOLERANCE, images
+from helpers.networks import tiny_mobile
 from PIL import Image
 
-from fewshot_gan import FewShotGAN
+from fewshot_gan import FewShotGAN, pipeline_inputs
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.models import SNGANGenerator
 
@@ -211,6 +215,95 @@ def test_embedded_names_are_listed(pipe, monkeypatch, tmp_path, base_folder):
         FewShotGAN.from_pretrained("tyni")
     with pytest.raises(FileNotFoundError, match="embedded adapters: ink;"):
         loaded.load_adapter("inc")
+
+
+@pytest.fixture
+def two_bases(monkeypatch, tmp_path):
+    """Assets with the bases `small` and `large`, which both have an `ink`; only `small` has a `pen`."""
+    monkeypatch.setattr("fewshot_gan.hub.names.ASSETS", tmp_path)
+    marks, looks = {}, {"small": ("ink", "pen"), "large": ("ink",)}
+    for seed, (base, names) in enumerate(looks.items()):
+        made = FewShotGAN(tiny_mobile(seed))
+        made.save_pretrained(tmp_path / "bases" / base)
+        marks[base] = made.bank.fingerprint()
+        for name in names:
+            look = LeFTAdapter.for_model(made.generator, base_model_name_or_path=base)
+            look.save_pretrained(tmp_path / "adapters" / base / name)
+    (tmp_path / "bases" / "fingerprints.json").write_text(json.dumps(marks), encoding="utf-8")
+    return tmp_path
+
+
+def test_an_embedded_adapter_is_that_of_the_pipelines_base(two_bases, monkeypatch):
+    assert FewShotGAN.list_embedded() == {"large": ["ink"], "small": ["ink", "pen"]}
+    for base in ("small", "large"):
+        loaded = FewShotGAN.from_pretrained(base).load_adapter("ink").bank.adapters["ink"]
+        assert loaded.config.base_model_name_or_path == base
+    copied = FewShotGAN.from_pretrained(shutil.copytree(two_bases / "bases" / "large", two_bases / "copy"))
+    assert copied.load_adapter("ink").bank.adapters["ink"].config.base_model_name_or_path == "large"
+    assert FewShotGAN.from_pretrained("small").load_adapter("pen").active_adapters() == ["pen"]
+    message = "embedded adapter 'pen' is of 'small', not of this base; load its base .*from_pretrained.'small'. .--base"
+    with pytest.raises(FileNotFoundError, match=message):
+        copied.load_adapter("pen")
+    with pytest.raises(FileNotFoundError, match="adapter 'ink' is of 'large' and 'small', not of this base"):
+        FewShotGAN(tiny_mobile(9)).load_adapter("ink")
+    assert LeFTAdapter.from_pretrained("pen").config.base_model_name_or_path == "small"
+    with pytest.raises(ValueError, match="bases 'large' and 'small' have an adapter 'ink' each; load that of one base"):
+        LeFTAdapter.from_pretrained("ink")
+    monkeypatch.chdir(two_bases)  # a folder of one's own beats the adapter of another base
+    own = LeFTAdapter.for_model(copied.generator, base_model_name_or_path="mine")
+    own.save_pretrained(two_bases / "pen")
+    assert copied.load_adapter("pen").bank.adapters["pen"].config.base_model_name_or_path == "mine"
+
+
+def test_the_fingerprint_of_an_embedded_base_names_it(two_bases, mobile):
+    """Whatever the config calls the base: a name may go to another base."""
+    large = FewShotGAN.from_pretrained("large")
+    small = FewShotGAN.from_pretrained("small").generator
+    for called, also in (("large", ", which its config calls 'large'"), ("small", ""), (None, "")):
+        with pytest.raises(ValueError, match=rf"'small' \(fingerprint \w+\){also}, not on .*from_pretrained.'small'."):
+            large.load_adapter(LeFTAdapter.for_model(small, base_model_name_or_path=called), "look")
+    stranger = LeFTAdapter.for_model(tiny_mobile(9), base_model_name_or_path="small")
+    with pytest.raises(ValueError, match="was trained on 'small' .fingerprint [0-9a-f]{16}., not on this generator"):
+        large.load_adapter(stranger, "look")
+
+
+LANDMARKS = {name: [float(i), 2.5] for i, name in enumerate(pipeline_inputs.LANDMARKS)}
+
+
+def test_mean_landmarks_stay_with_the_base(mobile, tmp_path):
+    """In `model_index.json`, in no particular order, through saving, loading and sharing, also with plain diffusers."""
+    pipe = FewShotGAN(mobile, mean_landmarks=LANDMARKS)
+    pipe.save_pretrained(tmp_path)
+    for loaded in (
+        FewShotGAN.from_pretrained(tmp_path),
+        FewShotGAN.from_pipe(pipe),
+        DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True),
+        copy.deepcopy(pipe),
+    ):
+        assert loaded.config.mean_landmarks == LANDMARKS
+    assert FewShotGAN(mobile).config.mean_landmarks is None
+
+
+@pytest.mark.parametrize(
+    "points, message",
+    [
+        ({**LANDMARKS, "chin": [0, 0]}, "give a point .x, y. in px for each of left_eye_outer, "),
+        ({"nose": [1, 2]}, "mean_landmarks has nose; give a point"),
+        ([[1, 2]] * 5, "mean_landmarks has list; give a point"),
+        ({**LANDMARKS, "nose": [1, 2, 3]}, "mean_landmarks: nose is .1, 2, 3.; give .x, y. in px"),
+        ({**LANDMARKS, "nose": [1, float("nan")]}, "mean_landmarks: nose is .1, nan."),
+        ({**LANDMARKS, "nose": [1, True]}, "mean_landmarks: nose is .1, True."),
+        ({**LANDMARKS, "nose": "12"}, "mean_landmarks: nose is '12'"),
+    ],
+)
+def test_landmarks_that_are_none(mobile, tmp_path, points, message):
+    with pytest.raises(ValueError, match=message):
+        FewShotGAN(mobile, mean_landmarks=points)
+    FewShotGAN(mobile).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text(encoding="utf-8")) | {"mean_landmarks": points}
+    (tmp_path / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ValueError, match="mean_landmarks"):
+        FewShotGAN.from_pretrained(tmp_path)
 
 
 def run_python(code, tmp_path, **env):

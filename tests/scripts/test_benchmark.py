@@ -461,7 +461,7 @@ def finished(output, method, look, kid, balanced, seed=0, judging=None):
 
 
 JUDGING = {"num": 500, "num_true": 1000, "seed": 1, "true_seed": 2, "spatial_images": 500, "truncation_psi": 0.7}
-JUDGING |= {"side": 256, "base": "ffhq", "base_fingerprint": "f" * 16, "features_sha256": "a" * 64}
+JUDGING |= {"side": 256, "base": "ffhq-256", "base_fingerprint": "f" * 16, "features_sha256": "a" * 64}
 
 
 @pytest.fixture

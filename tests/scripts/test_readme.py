@@ -1,7 +1,8 @@
 """README.md does what it says: every block of it runs, in a folder where only the files that it names are.
 
-TABLE is what is run of each command, smaller; python blocks run as they stand but for PYTHON. A new command in the
-README needs a row here, and a row whose command is gone fails as well.
+TABLE is what is run of each command, smaller, and on the 256 px base where the size does not matter; python blocks run
+as they stand but for PYTHON. A new command in the README needs a row here, and a row whose command is gone fails as
+well.
 """
 
 import re
@@ -51,26 +52,37 @@ TABLE = {
         r"\(6 pictures",
     ),
     "fewshot-gan generate --adapter sketch --num-images 100000 --format webdataset --batch-size 32 --out sketches/": (
-        {"100000": "5", "--batch-size 32": "--batch-size 2 --shard-size 3"},
+        {"100000": "5 --base ffhq-256", "--batch-size 32": "--batch-size 2 --shard-size 3"},
         ["sketches/00000.tar", "sketches/00001.tar", "sketches/.generation.json"],
         r"\(5 pictures",
     ),
     "torchrun --nproc_per_node 8 -m fewshot_gan.cli generate --adapter sketch --num-images 100000 --format parquet "
     "--out sketches/": (
-        {"--nproc_per_node 8": "--nproc_per_node 2", "100000": "4 --shard-size 2", "sketches/": "others/"},
+        {
+            "--nproc_per_node 8": "--nproc_per_node 2",
+            "100000": "4 --shard-size 2 --base ffhq-256",
+            "sketches/": "others/",
+        },
         ["others/00000.parquet", "others/00001.parquet"],  # another format is refused in sketches/
         r"\(4 pictures",
     ),
-    "fewshot-gan export --adapter sketch --format onnx --out sketch.onnx": ({}, ["sketch.onnx"], "256 px, within"),
+    "fewshot-gan export --adapter sketch --format onnx --out sketch.onnx": (
+        {"--format onnx": "--format onnx --base ffhq-256"},
+        ["sketch.onnx"],
+        "256 px, within",
+    ),
     "fewshot-gan evaluate my-pictures/ --adapter sketch --num-images 5000 --out report.json": (
-        {"5000": "10"},
+        {"5000": "10 --base ffhq-256"},
         ["report.json"],
         r"^frechet +\d",
     ),
     "fewshot-gan evaluate my-pictures/ --protocol report.json": ({}, ["report.json"], "equal to report.json"),
     "fewshot-gan invert photo.jpg --out me.safetensors && fewshot-gan generate --latents me.safetensors "
     "--adapter sketch": (
-        {"--out me.safetensors": "--out me.safetensors --steps 1"},
+        {
+            "--out me.safetensors": "--out me.safetensors --steps 1 --base ffhq-256",
+            "--adapter sketch": "--adapter sketch --base ffhq-256",
+        },
         ["me.safetensors", "me-sheet.png", "faces.png"],
         r"photo.jpg \d+\.\d dB",
     ),
@@ -81,17 +93,17 @@ TABLE = {
     ),
     "fewshot-gan info me/my-look": ({}, [], "left, 90,998 numbers"),
     "fewshot-gan adapt my_ten_images/ --out runs/mine": (
-        {"--out runs/mine": "--out runs/mine --steps 1 --batch-size 2"},
+        {"--out runs/mine": "--out runs/mine --steps 1 --batch-size 2 --base ffhq-256"},
         ["runs/mine/adapter_model.safetensors"],
         "runs/mine",
     ),
     "fewshot-gan generate --adapter runs/mine --compare --out mine.png": (
-        {"--compare": "--compare --num-images 1"},
+        {"--compare": "--compare --num-images 1 --base ffhq-256"},
         ["mine.png"],
         r"\(2 pictures",
     ),
     'fewshot-gan adapt --text "anime painting" --out runs/anime': (  # CLIP: a tiny one, in the Hub's place
-        {"--out runs/anime": "--out runs/anime --steps 1 --batch-size 1"},
+        {"--out runs/anime": "--out runs/anime --steps 1 --batch-size 1 --base ffhq-256"},
         ["runs/anime/adapter_model.safetensors"],
         "runs/anime",
     ),
@@ -116,7 +128,10 @@ TABLE = {
         "",
     ),
     "accelerate launch training/adafm.py --data my_hundred_images --groups G4 --output_dir runs/mine": (
-        {"--groups G4": "--groups G4 --max_train_steps 1 --train_batch_size 1 --sample_steps 0 --num_threads 1"},
+        {
+            "--data": "--base ffhq-256 --data",
+            "--groups G4": "--groups G4 --max_train_steps 1 --train_batch_size 1 --sample_steps 0 --num_threads 1",
+        },
         ["runs/mine/adapter_model.safetensors"],
         "",
     ),
@@ -183,7 +198,7 @@ def test_links_pictures_and_files_are_there(page):
 def pictures(tmp_path_factory):
     """Ten faces of the base, one drawing of it, and an adapter folder."""
     folder = tmp_path_factory.mktemp("pictures")
-    pipe = FewShotGAN.from_pretrained("ffhq").load_adapter("sketch")
+    pipe = FewShotGAN.from_pretrained("ffhq-256").load_adapter("sketch")
     for i, image in enumerate(pipe(10, seed=50, adapter_names="__base__").images):
         image.save(folder / f"{i}.png")
     pipe(1, seed=70).images[0].save(folder / "one_drawing.png")
@@ -286,7 +301,7 @@ def test_the_command_and_the_extras_are_installed():
 
 
 def after_use(names):
-    assert [image.size for image in names["images"]] == [(256, 256)] * 4
+    assert [image.size for image in names["images"]] == [(1024, 1024)] * 4
     assert names["images"][0].tobytes() != names["same_faces"][0].tobytes()
     again = names["pipe"](num_images=2, seed=0, batch_size=1, adapter_names="__base__")
     for one, other in zip(again.images, names["same_faces"], strict=False):  # in batches of another size
@@ -302,7 +317,7 @@ def after_many(names):
 
 
 def after_photo(names):
-    assert names["mine"][0].size == (256, 256) and len(names["found"].psnr) == 1
+    assert names["mine"][0].size == (1024, 1024) and len(names["found"].psnr) == 1
 
 
 def after_share(names):

@@ -249,6 +249,17 @@ def test_refusals(train, tmp_path, method, options, message):
     assert not (tmp_path / "run" / "adapter_config.json").exists()
 
 
+@pytest.mark.parametrize("method", ["lfs_gan", "d3t", "cdc", "finetune"])
+def test_a_base_without_a_discriminator_is_refused_at_once(train, mobile, tmp_path, monkeypatch, method):
+    """Before D3T-GAN has projected the training images for minutes."""
+    FewShotGAN(mobile).save_pretrained(tmp_path / "alone")
+    monkeypatch.setattr("fewshot_gan.methods.d3t.project", lambda *a, **k: pytest.fail("it projects"))
+    message = "preset 'paper' start from the base's own discriminator, and '.*alone' has none; use a projected one"
+    with pytest.raises(ValueError, match=message):
+        train(method, "--preset=paper", f"--base={tmp_path / 'alone'}")
+    assert not (tmp_path / "run" / "adapter_config.json").exists()
+
+
 def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data):
     other = data.parent / "noise"
     other.mkdir()

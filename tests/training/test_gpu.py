@@ -25,7 +25,7 @@ METHODS = [
 @pytest.mark.parametrize("name", ["__base__", "sketch"])
 def test_pictures_equal_the_cpus(name):
     shown = {"num_images": 2, "seed": 0, "output_type": "pt", "adapter_names": name}
-    pipe = FewShotGAN.from_pretrained("ffhq").load_adapter("sketch")
+    pipe = FewShotGAN.from_pretrained("ffhq-256").load_adapter("sketch")
     on_cpu = pipe(**shown).images
     on_gpu = pipe.to("cuda")(**shown).images  # on the CPU again, wherever they were drawn
     assert pipe.device.type == "cuda"

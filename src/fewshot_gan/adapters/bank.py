@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..hub import embedded_bases, is_repo_id
+from ..hub import embedded_base_of, embedded_bases, is_repo_id
 from ..models.layers import Adaptation, adaptable_layers, adapted
 from ..ops.weight_cache import tensors_version
 from ..utils.hashing import fingerprint
@@ -84,6 +84,8 @@ class AdapterBank(Fusing):
             raise ValueError(
                 f"an adapter {name!r} is already loaded; give this one another adapter_name, or delete that one first"
             )
+        if embedded_base_of(adapter.config.base_fingerprint):  # names the base; of another size no layer would fit
+            self._check_base(name, adapter)
         for path, spec in adapter.config.target_modules.items():
             wanted = LayerSpec(**{**spec, "shape": tuple(spec["shape"])})
             own = LayerSpec.of(self._layers[path]) if path in self._layers else None
@@ -95,12 +97,7 @@ class AdapterBank(Fusing):
                     f"adapter {name!r} does not fit this {type(self.model).__name__}: it adapts {path} of shape "
                     f"{wanted.shape}, here {difference}; {self._way_out(adapter)}"
                 )
-        base_fingerprint = adapter.config.base_fingerprint
-        if base_fingerprint is not None and base_fingerprint != (own_fingerprint := self.fingerprint()):
-            raise ValueError(
-                f"adapter {name!r} was trained on {adapter.config.base_model_name_or_path!r} (fingerprint "
-                f"{base_fingerprint}), not on this generator (fingerprint {own_fingerprint}); {self._way_out(adapter)}"
-            )
+        self._check_base(name, adapter)
         try:
             adapter.check()
         except ValueError as error:
@@ -110,6 +107,21 @@ class AdapterBank(Fusing):
             self._forget(name)
             self.adapters[name], self._factors[name] = adapter, adapter.factors()
             self._install()
+
+    def _check_base(self, name: str, adapter: Adapter) -> None:
+        """Refuse an adapter whose config has the fingerprint of another base.
+
+        Raises:
+            ValueError: names that base: an embedded one by its present name.
+        """
+        mark, called = adapter.config.base_fingerprint, adapter.config.base_model_name_or_path
+        if mark is not None and mark != (own_fingerprint := self.fingerprint()):
+            known = embedded_base_of(mark)
+            also = f", which its config calls {called!r}" if known and called not in (None, known) else ""
+            raise ValueError(
+                f"adapter {name!r} was trained on {known or called!r} (fingerprint {mark}){also}, not on this "
+                f"generator (fingerprint {own_fingerprint}); {self._way_out(adapter)}"
+            )
 
     def fingerprint(self) -> str:
         """Return `fingerprint(model)`; it is computed again only after a weight changed."""
@@ -146,7 +158,7 @@ class AdapterBank(Fusing):
 
     @staticmethod
     def _way_out(adapter: Adapter) -> str:
-        base = adapter.config.base_model_name_or_path
+        base = embedded_base_of(adapter.config.base_fingerprint) or adapter.config.base_model_name_or_path
         if not base:
             return "load the base it was made for"
         if base in embedded_bases() or is_repo_id(base) or Path(base).is_dir():

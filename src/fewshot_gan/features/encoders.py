@@ -79,9 +79,9 @@ class FeatureEncoder(Encoder):
 
     Statistics over positions describe texture, lines and colours rather than where objects are (arXiv 1703.06868). Each
     depth is scaled to unit length, so that none dominates. The deepest blocks, which respond to objects, are left out.
-    For three looks of `ffhq`, the embedding difference (adapted − source) of a face has a cosine of 0.89 to 0.95 with
-    the mean difference of other faces. Dividing each channel by its standard deviation over faces lowers that to 0.7,
-    since it amplifies differences between faces.
+    For three looks of `ffhq-256`, the embedding difference (adapted − source) of a face has a cosine of 0.89 to 0.95
+    with the mean difference of other faces. Dividing each channel by its standard deviation over faces lowers that to
+    0.7, since it amplifies differences between faces.
 
     Args:
         features: a `FeatureNetwork`.

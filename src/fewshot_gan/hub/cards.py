@@ -1,6 +1,5 @@
 """Model cards: type, origin, licence, metrics and usage of adapters, hypernetworks and bases."""
 
-import json
 import shutil
 import tomllib
 from collections import Counter
@@ -14,16 +13,18 @@ from ..utils.files import replace_file, replace_text
 from ..utils.hashing import fingerprint
 from ..utils.json_files import read_json
 from ..version import __version__
-from .names import adapter_folders, embedded_adapters, embedded_bases, is_repo_id, portable_name
+from .names import adapter_folders, embedded_base_of, embedded_bases, is_repo_id, portable_name
 from .reports import eval_results, report_lines, report_of
 
-EMBEDDED_LICENCES = {  # base: what its weights descend from
-    "ffhq": "derive from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source Code License-NC), trained on FFHQ images (CC BY-NC-SA "
-    "4.0): **non-commercial use only**. The Apache-2.0 licence of fewshot_gan covers the code, not these weights.",
-}
-EMBEDDED_REPOS = {"ffhq": "fewshot-gan/ffhq"}  # where embedded bases are published
-LICENCE_LINKS = {"ffhq": "https://nvlabs.github.io/stylegan2/license.html"}  # the strictest of what it descends from
-PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png")
+_FFHQ = (
+    "derive from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source Code License-NC), trained on FFHQ images (CC BY-NC-SA 4.0): "
+    "**non-commercial use only**. The Apache-2.0 licence of fewshot_gan covers the code, not these weights."
+)
+EMBEDDED_LICENCES = dict.fromkeys(("ffhq", "ffhq-256"), _FFHQ)  # base: what its weights descend from
+EMBEDDED_REPOS = {name: f"fewshot-gan/{name}" for name in EMBEDDED_LICENCES}  # where embedded bases are published
+# the strictest licence of what a base descends from
+LICENCE_LINKS = dict.fromkeys(EMBEDDED_LICENCES, "https://nvlabs.github.io/stylegan2/license.html")
+PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png", "images/*.jpg")
 SAMPLES, SEED = 8, 0  # of the grid of a base
 
 
@@ -278,30 +279,6 @@ def write_base_card(
     return _write(folder, name, lines, picture, list(details.tags), [origin], report=report)
 
 
-def write_recipe_card(
-    folder, name: str, origin: str, how: list[str], grid=None, details: Details | None = None
-) -> Path:
-    """Write `README.md` into the folder of a repo that tells how to make a base, and holds none.
-
-    Args:
-        folder: of the card.
-        name: title of the card.
-        origin: embedded base that has the same ancestors, and so the same licence.
-        how: lines of the section on making and using it.
-        grid: as of `write_adapter_card`.
-        details: further content of the card.
-
-    Returns:
-        Path of the card.
-    """
-    folder, details = Path(folder), details or Details()
-    picture = _place_grid(grid, folder)
-    lines = ["**This repo holds no weights**: it tells how to make a base from what others published.", ""]
-    lines += [*_shown(picture, details.caption), "## Use", "", *how, ""]
-    lines += [*_licence([origin], "The weights that this makes"), *details.lines()]
-    return _write(folder, name, lines, picture, list(details.tags), [origin])
-
-
 def write_kernels_card(folder, name: str, repo_id: str, details: Details | None = None) -> Path:
     """Write `README.md` of a kernels repo: what the package's own says, for this repo, and the details.
 
@@ -408,13 +385,10 @@ def _base_of(config, instead: str | None = None) -> tuple[str | None, str | None
     A copy of an embedded base is recognised by its fingerprint. Another local folder is called `instead`, else by its
     last part.
     """
-    base, mark = config.get("base_model_name_or_path"), config.get("base_fingerprint")
-    twins = {
-        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_fingerprint"): name
-        for name in EMBEDDED_LICENCES
-        for folder in embedded_adapters(name).values()
-    }
-    origin = base if base in EMBEDDED_LICENCES else twins.get(mark) if mark else None
+    base, twin = config.get("base_model_name_or_path"), embedded_base_of(config.get("base_fingerprint"))
+    if twin is not None and base in embedded_bases():
+        base = twin  # an embedded base may have had another name when the adapter was made
+    origin = next((name for name in (twin, base) if name in EMBEDDED_LICENCES), None)
     if not (base in embedded_bases() or is_repo_id(base)):
         base = instead or origin or (base and Path(base).name)
     return base, origin

@@ -10,7 +10,7 @@ from ..version import __version__
 from . import names
 from .cache import check_cache, refuse_fault_of_cache
 from .causes import cause, hub_errors, page_of, why_not_fetched
-from .names import embedded_adapters, embedded_bases, is_repo_id
+from .names import embedded_adapters, embedded_bases, folders_per_base, is_repo_id
 
 REPO_FILES = ("*.json", "*.safetensors", "*.md")  # needed for loading; sample pictures are not downloaded
 HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")  # of downloads
@@ -39,16 +39,25 @@ def resolve_folder(
         FileNotFoundError: there is no such folder, and no such repo on the Hub, or it may not be read, or the Hub
             cannot be reached.
         OSError: the cache cannot be written.
-        ValueError: `subfolder`, or the name of a file in the repo, leads out of the folder.
+        ValueError: `subfolder`, or the name of a file in the repo, leads out of the folder; several embedded bases have
+            an adapter of this name.
     """
-    embedded = {n: names.ASSETS / "bases" / n for n in embedded_bases()} if kind == "base" else {}
-    embedded = embedded_adapters() if kind == "adapter" else embedded
+    embedded = {n: [names.ASSETS / "bases" / n] for n in embedded_bases()} if kind == "base" else {}
+    if kind == "adapter":
+        looks = sorted({look for base in embedded_bases() for look in embedded_adapters(base)})
+        embedded = {look: list(folders_per_base(look).values()) for look in looks}
     name, part = expanded(name_or_path), PureWindowsPath(subfolder or "")  # understands both slashes, and drive letters
     known = f"embedded {kind}s: {', '.join(embedded) or 'none'}"
     if part.anchor or ".." in part.parts:
         raise ValueError(f"subfolder={subfolder!r} leads out of {name!r}; give a folder inside it, like 'looks/ink'")
     if name in embedded:
-        folder, place = embedded[name], ""
+        (folder, *others), place = embedded[name], ""
+        if others:
+            bases = [folder.parent.name for folder in embedded[name]]
+            raise ValueError(
+                f"the embedded bases {' and '.join(map(repr, bases))} have an adapter {name!r} each; load that of one "
+                f"base with FewShotGAN.from_pretrained({bases[0]!r}).load_adapter({name!r})"
+            )
     elif Path(name).is_dir():
         folder, place = Path(name), ""
     elif is_repo_id(name):

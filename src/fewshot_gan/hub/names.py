@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from ..utils.files import finish_replacing
+from ..utils.json_files import read_json
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -15,9 +16,25 @@ def embedded_bases() -> list[str]:
     return sorted(p.parent.name for p in (ASSETS / "bases").glob("*/model_index.json"))
 
 
-def embedded_adapters(base: str | None = None) -> dict[str, Path]:
-    """Return name → folder of the adapters that ship with the package, all or those of one base."""
-    return {p.parent.name: p.parent for p in sorted((ASSETS / "adapters").glob(f"{base or '*'}/*/adapter_config.json"))}
+def embedded_base_of(fingerprint: str | None) -> str | None:
+    """Return the name of the embedded base that has this fingerprint; None if none has it.
+
+    `bases/fingerprints.json` records the fingerprints, so that no weights are read for this.
+    """
+    path = ASSETS / "bases" / "fingerprints.json"
+    recorded = read_json(path) if path.is_file() else {}
+    return next((name for name, mark in recorded.items() if mark == fingerprint), None)
+
+
+def embedded_adapters(base: str) -> dict[str, Path]:
+    """Return name → folder of the adapters of an embedded base that ship with the package."""
+    return {p.parent.name: p.parent for p in sorted((ASSETS / "adapters" / base).glob("*/adapter_config.json"))}
+
+
+def folders_per_base(adapter: str) -> dict[str, Path]:
+    """Return embedded base → folder of its embedded adapter of this name; empty if no base has one."""
+    found = {base: embedded_adapters(base).get(adapter) for base in embedded_bases()}
+    return {base: folder for base, folder in found.items() if folder is not None}
 
 
 def embedded_datasets() -> dict[str, Path]:

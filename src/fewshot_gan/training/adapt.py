@@ -43,6 +43,7 @@ class Run:
         self.push_to_hub, self.folder = config.tracking.push_to_hub, Path(config.output_dir)
         self.base, self.pipe = config.base, FewShotGAN.from_pretrained(config.base)
         self.method.prepare_base(self)
+        self._refuse_missing_discriminator()
         self.pictures: torch.Tensor | None = None  # uint8 [K, 3, R, R]
         self.images: torch.Tensor | None = None  # the same in [-1, 1]
         self.data = "" if config.data is None else str(embedded_datasets().get(config.data, config.data))
@@ -50,6 +51,15 @@ class Run:
             self.pictures = load_images(self.data, self.pipe.generator.resolution, self.method.least_images)
             self.images = to_floats(self.pictures).to(self.device)
         self.record = self._record()
+
+    def _refuse_missing_discriminator(self) -> None:
+        """Refuse a base that lacks the discriminator which the losses start from, before minutes of preparations."""
+        if getattr(self.config, "discriminator", None) == "source" and self.pipe.discriminator is None:
+            raise ValueError(
+                f"the losses of preset {self.preset!r} start from the base's own discriminator, and {self.base!r} has "
+                "none; use a projected one (--preset few_images, or --discriminator projected of the scripts), or the "
+                "folder of a base that has one"
+            )
 
     def _record(self) -> dict:
         """Return what the adapter's config records of its training."""

@@ -76,7 +76,10 @@ def evaluate(
     asked |= {"features": features, "pairs": pairs, "text": text, "neighbour": neighbour}
     asked["crops"] = crops
     if published is not None:
-        there = published.get("source", {})
+        there = dict(published.get("source", {}))
+        if there.get("base") in hub.embedded_bases():  # it may have had another name when the report was made
+            known = hub.embedded_base_of(published["network"]["base_fingerprint"])
+            there["base"] = known or there["base"]
         source = {name: there.get(name) if value is None else value for name, value in source.items()}
         kept = {"crops": 0} | published["protocol"]  # without crops, also in reports of older versions
         asked = {name: kept.get(name) if value is None else value for name, value in asked.items()}

@@ -22,12 +22,15 @@ def info(
     token: Annotated[str | None, typer.Option(help="Token that may read a private repo.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list with one object per adapter.")] = False,
 ):
-    """Show type, size, base and changed layers of an adapter."""
-    folder = hub.resolve_folder(adapter, kind="adapter", subfolder=subfolder, revision=revision, token=token)
-    folders = adapters_in(folder)
-    if not folders:
-        raise FileNotFoundError(f"{adapter} is no adapter: neither it nor a subfolder has an adapter_config.json")
-    facts = [_facts(path, Path(subfolder or adapter).name if path == folder else path.name) for path in folders]
+    """Show type, size, base and changed layers of an adapter; of an embedded one, for each base that has it."""
+    if len(embedded := hub.folders_per_base(adapter)) > 1 and subfolder is None:
+        facts = [_facts(path, adapter) for path in embedded.values()]
+    else:
+        folder = hub.resolve_folder(adapter, kind="adapter", subfolder=subfolder, revision=revision, token=token)
+        folders = adapters_in(folder)
+        if not folders:
+            raise FileNotFoundError(f"{adapter} is no adapter: neither it nor a subfolder has an adapter_config.json")
+        facts = [_facts(path, Path(subfolder or adapter).name if path == folder else path.name) for path in folders]
     print(json.dumps(facts, indent=1) if as_json else "\n".join(map(_describe, facts)))
 
 
@@ -81,12 +84,12 @@ def list_embedded():
             for weights in sorted(folder.glob("*/*.safetensors"))
         ]
         print(f"  {name}: {'; '.join(parts)}")
-    adapters = hub.embedded_adapters()
+    adapters = [(base, *look) for base in bases for look in hub.embedded_adapters(base).items()]
     print("adapters" if adapters else "adapters: none")
-    for name, folder in adapters.items():
+    for base, name, folder in adapters:
         kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["adapter_type"]
         weights = folder / "adapter_model.safetensors"
-        print(f"  {name} (for {folder.parent.name}): {kind}, {_count(weights):,} numbers, {_size(weights)}")
+        print(f"  {name} (for {base}): {kind}, {_count(weights):,} numbers, {_size(weights)}")
     datasets = hub.embedded_datasets()
     print("datasets" if datasets else "datasets: none")
     for name, folder in datasets.items():

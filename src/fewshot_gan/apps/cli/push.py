@@ -49,7 +49,7 @@ def _check_pushable(folder: Path) -> list[str]:
     if (index := folder / "model_index.json").is_file():
         listed = {name: value for name, value in read_json(index).items() if isinstance(value, list) and value[0]}
         parts = [name for name in listed if not name.startswith("_")]
-        patterns = ["model_index.json", "README.md", "images/*.png", "pipeline.py"]
+        patterns = ["model_index.json", "README.md", "images/*.png", "images/*.jpg", "pipeline.py"]
         patterns += [f"{name}/{files}" for name in parts for files in ("*.json", "*.safetensors", "fewshot_gan.py")]
         weights = {name: list((folder / name).glob("*.safetensors")) for name in parts}
     elif found := adapters_in(folder):
