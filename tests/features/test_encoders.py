@@ -101,7 +101,7 @@ def test_feature_embedding_equals_loops(features, eyes):
 
 @pytest.fixture(scope="module")
 def drawings():
-    paths = sorted(embedded_datasets()["pencil"].glob("*.png"))[:4]
+    paths = sorted(embedded_datasets()["pencil-256"].glob("*.png"))[:4]
     return torch.stack([square(read_image(path), 128) for path in paths]).float() / 127.5 - 1
 
 

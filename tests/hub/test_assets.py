@@ -130,10 +130,12 @@ def test_lorelei_draws_each_face_for_itself(pipe):
     assert own["luminance"] > other["luminance"] + 0.1 and own["edge"] > 1.4 * other["edge"]
 
 
-def test_example_pictures():
-    folder = embedded_datasets()["pencil"]
-    pictures = [Image.open(p) for p in sorted(folder.glob("*.png"))]
-    assert len(pictures) == 10 and all(p.size == (256, 256) for p in pictures)
+@pytest.mark.parametrize(("name", "side"), [("pencil", 1024), ("pencil-256", 256)])
+def test_example_pictures(name, side):
+    folder = embedded_datasets()[name]
+    paths = sorted(path for path in folder.iterdir() if path.suffix != ".json")
+    assert len(paths) == 10 and all(Image.open(path).size == (side, side) for path in paths)
+    assert sum(path.stat().st_size for path in paths) <= 2.5e6
     assert json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["style"] == "filter:pencil"
 
 

@@ -46,7 +46,7 @@ TABLE = {
     "pip install torch==2.13.0 '.[demo]'": None,
     "fewshot-gan demo": None,  # a browser drives it in test_demo.py
     "fewshot-gan list": ({}, [], r"sketch \(for ffhq\): left"),
-    "fewshot-gan generate --adapter sketch --adapter poster --interpolate 6 --out strip.png": (
+    "fewshot-gan generate --base ffhq-256 --adapter sketch --adapter poster --interpolate 6 --out strip.png": (
         {"--interpolate 6": "--interpolate 6 --num-images 1"},
         ["strip.png"],
         r"\(6 pictures",

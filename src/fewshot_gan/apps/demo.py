@@ -233,7 +233,7 @@ def page(studio: Studio):
     several = {"height": "max-content", "fit_columns": False, **pictures_only}
     status = {"container": True, "padding": True, "min_height": 64}
     pencil = embedded_datasets().get("pencil")
-    examples = sorted(str(path) for path in pencil.glob("*.png")) if pencil else []
+    examples = sorted(str(path) for path in pencil.glob("*.webp")) if pencil else []
     options = {"analytics_enabled": False, "delete_cache": (3600, 3600), "fill_width": True}
     with gr.Blocks(title="fewshot_gan", **options) as blocks:
         key, strengths = gr.BrowserState(storage_key="fewshot-gan-demo"), gr.State({})
