@@ -220,14 +220,21 @@ def test_less_memory_is_predicted_for_fewer_pictures(trainer, monkeypatch):
 
 def test_a_run_that_needs_more_memory_than_there_is_says_so(trainer, monkeypatch):
     run = trainer(train_batch_size=6, micro_batch_size=2)
-    needed = {batch: predict_memory(run, batch) for batch in (6, 4, 3)}
     used = estimates.used_memory()
     monkeypatch.setattr(estimates, "used_memory", lambda: used)
-    monkeypatch.setattr(estimates, "available_memory", lambda: predict_memory(run, 4) - used)
-    with pytest.raises(ValueError, match=r"would need .* GB of memory, but .* GB are available; give .*size 4"):
-        check_memory(run)
-    monkeypatch.setattr(estimates, "available_memory", lambda: 2 * needed[6])
-    assert check_memory(run)[0] == pytest.approx(needed[6], rel=0.1)
+    needed = predict_memory(run)
+    ways = {
+        predict_memory(run, micro_batch=1): r"give micro_batch_size=1 or train_batch_size=5$",
+        predict_memory(run, 3): r"give train_batch_size=3$",
+        used: r"close other programs, or use a machine with more$",
+    }
+    for limit, way in ways.items():
+        assert limit < needed
+        monkeypatch.setattr(estimates, "available_memory", lambda limit=limit: limit - used)
+        with pytest.raises(ValueError, match=rf"would need .* GB of memory, but .* GB are available; {way}"):
+            check_memory(run)
+    monkeypatch.setattr(estimates, "available_memory", lambda: needed - used)
+    assert check_memory(run) == (needed, needed)
 
 
 def test_an_estimate_leaves_no_trace(trainer):

@@ -186,8 +186,12 @@ class Trainer(TrainingRun):
             self.fewshot = FewShotAugment(translation=0.0)
         self.report = self._report(images)
 
-    def graphs_kept(self, batch: int) -> int | None:
+    def graphs_kept(self, batch: int, micro_batch: int | None = None) -> int | None:
         """Return how many of `batch` images keep their activations for the backward pass.
+
+        Args:
+            batch: number of images.
+            micro_batch: `micro_batch_size`, see `TrainingConfig`; None: that of the run.
 
         Returns:
             None if the batch is drawn at once; otherwise its images are drawn one by one.
@@ -195,7 +199,7 @@ class Trainer(TrainingRun):
         Raises:
             ValueError: the generator cannot draw the images of a batch one by one.
         """
-        size = self.config.micro_batch_size
+        size = self.config.micro_batch_size if micro_batch is None else micro_batch
         if not self.generator.has_styles:
             if 0 < size < batch:
                 raise ValueError(

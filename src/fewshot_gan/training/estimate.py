@@ -82,16 +82,17 @@ def generator_graph(generator, batch: int) -> int:
     return kept + 4 * sum(parameter.numel() for parameter in sizes.parameters())
 
 
-def predict_memory(trainer: "Trainer", batch: int | None = None) -> int:
+def predict_memory(trainer: "Trainer", batch: int | None = None, micro_batch: int | None = None) -> int:
     """Predict the peak of the memory of a run in bytes, before its first step.
 
     Args:
         trainer: of the run.
         batch: number of images per step; None: that of the run.
+        micro_batch: number of images whose activations are kept, see `TrainingConfig`; None: that of the run.
     """
     objective, generator, config = trainer.objective, trainer.generator, trainer.config
     batch, resolution = batch or config.train_batch_size, generator.resolution
-    kept = trainer.graphs_kept(batch)
+    kept = trainer.graphs_kept(batch, micro_batch)
     drawn_at_once = generator_graph(generator, batch if kept is None else 1)
     graphs = drawn_at_once * (kept or 1) + PASSING * drawn_at_once
     if config.mixed_precision == "bf16":
@@ -125,15 +126,13 @@ def check_memory(trainer: "Trainer") -> tuple[int, int]:
     needed, available = predict_memory(trainer), _available(trainer.device)
     if needed <= available:
         return needed, available
-    config = trainer.config
-    smaller = next((b for b in range(config.train_batch_size - 1, 0, -1) if predict_memory(trainer, b) <= available), 0)
-    ways = []
-    if trainer.graphs_kept(config.train_batch_size) not in (None, 1):
-        ways.append("--micro_batch_size 1")
-    if smaller:
-        ways.append(f"--train_batch_size {smaller}")
+    whole, singly = trainer.config.train_batch_size, 1 if trainer.generator.has_styles else None
+    ways = ["micro_batch_size=1"] if singly and predict_memory(trainer, whole, singly) <= available else []
+    fitting = [batch for batch in range(1, whole) if predict_memory(trainer, batch) <= available]
+    if fitting:
+        ways.append(f"train_batch_size={fitting[-1]}")
     if trainer.generator.resolution > 256:
-        ways.append("--base ffhq-256")
+        ways.append("a smaller base, e.g. 'ffhq-256'")
     way = f"give {' or '.join(ways)}" if ways else "close other programs, or use a machine with more"
     raise ValueError(
         f"this run would need {gigabytes(needed)} of memory, but {gigabytes(available)} are available; {way}"

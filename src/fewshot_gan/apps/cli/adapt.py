@@ -43,6 +43,9 @@ def adapt(
         float | None, number("Learning rate of the adapter.", 1e-12, 1000, "1e-12 to 1000, e.g. 0.005")
     ] = None,
     batch_size: Annotated[int | None, count("Pictures per step.")] = None,
+    micro_batch_size: Annotated[
+        int | None, count("Pictures whose activations are in memory at once; 1 needs least. Default: by the base.")
+    ] = None,
     real_zoom: Annotated[
         float | None,
         number(
@@ -84,6 +87,7 @@ def adapt(
         max_train_steps=steps,
         learning_rate=learning_rate,
         train_batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
         real_zoom=real_zoom,
         seed=seed,
         push_to_hub=push_to_hub,
