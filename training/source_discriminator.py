@@ -20,7 +20,8 @@ from fewshot_gan import FewShotGAN, LeFTAdapter
 from fewshot_gan.features import load_features
 from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.objective import Objective
-from fewshot_gan.methods.views import cut, draw_corners, reduced
+from fewshot_gan.methods.views import draw_corners, reduced
+from fewshot_gan.metrics import native_crops
 from fewshot_gan.models.projected import ProjectedDiscriminator
 from fewshot_gan.training.augment import FewShotAugment
 from fewshot_gan.training.launch import command, start, start_trackers
@@ -84,12 +85,11 @@ def run(args: argparse.Namespace) -> dict:
         if draw is not None:
             views = [augment.apply(views[0], draw)]
         if crops:
-            rows, corners = range(len(x)), draw_corners(len(x), x.shape[-1], args.view_size, places)
-            views.append(
-                cut(x, rows, corners, args.view_size)
-                if draw is None
-                else augment.recolour(augment.crop(x, draw, rows, corners, args.view_size), draw)
-            )
+            corners = draw_corners(len(x), 1, x.shape[-1], args.view_size, places)
+            if draw is None:
+                views.append(native_crops(x, corners, args.view_size))
+            else:
+                views.append(augment.recolour(augment.crop(x, draw, corners, args.view_size), draw))
         return [dict(zip(levels, features(view, levels), strict=True)) for view in views]
 
     def strength(random):

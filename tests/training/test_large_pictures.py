@@ -18,7 +18,8 @@ from fewshot_gan.methods.hyperdomain import HyperDomainObjective
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
 from fewshot_gan.methods.objective import ObjectiveConfig
 from fewshot_gan.methods.pair import Latents
-from fewshot_gan.methods.views import cut, reduced
+from fewshot_gan.methods.views import reduced
+from fewshot_gan.metrics import native_crops
 from fewshot_gan.training import engine
 from fewshot_gan.training import estimate as estimates
 from fewshot_gan.training.augment import FewShotAugment
@@ -69,10 +70,10 @@ def test_a_crop_is_a_part_of_the_augmented_picture():
     augment, x = FewShotAugment(), torch.randn(8, 3, R, R, generator=seeded())
     draw = augment.sample(8, seeded(1))
     assert draw["flip"].any() and not draw["flip"].all()
-    rows, corners = list(range(8)), torch.randint(8, R - S - 8, (8, 2), generator=seeded(2))  # 8: the largest shift
-    want = cut(augment.apply(x, draw, colour=False), rows, corners, S)
-    assert torch.equal(augment.crop(x, draw, rows, corners, S), want)
-    at_border = augment.crop(x, draw, rows, torch.zeros(8, 2, dtype=torch.long), S)
+    corners = torch.randint(8, R - S - 8, (8, 2, 2), generator=seeded(2))  # 8: the largest shift
+    want = native_crops(augment.apply(x, draw, colour=False), corners, S)
+    assert torch.equal(augment.crop(x, draw, corners, S), want)
+    at_border = augment.crop(x, draw, torch.zeros(8, 1, 2, dtype=torch.long), S)
     assert at_border.shape == (8, 3, S, S) and at_border.isfinite().all()
 
 

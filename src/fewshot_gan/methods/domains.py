@@ -12,6 +12,7 @@ from torch import nn
 from ..features import FeatureNetwork
 from ..features.encoders import Encoder, templated
 from ..inversion import PerceptualDistance, lpips_network
+from ..metrics import native_crops
 from ..utils.frozen import Frozen
 from ..utils.hashing import hash_tensor, hash_text
 from ..utils.random import seeded
@@ -30,7 +31,7 @@ from .statistics import (
     sliced_wasserstein,
     structure_distance,
 )
-from .views import cut, draw_corners, reduced
+from .views import draw_corners, reduced
 
 SOURCE_SAMPLES = 32  # pictures whose mean embedding is the source domain if references have no latents
 RECONSTRUCTION_SIZE = 256  # largest side in pixels of the pictures that l2 and perceptual terms compare
@@ -319,12 +320,14 @@ class Domains(nn.Module):
             random: CPU generator.
         """
         c, resolution = self.config, adapted.shape[-1]
-        losses = self._view_losses(adapted, source, domains, random, None)
-        if self.cropped(resolution):
-            rows = list(range(len(adapted))) * c.crops
-            corners = draw_corners(len(rows), resolution, c.view_size, random)
-            of_crops = self._view_losses(adapted[rows], source[rows], [domains[row] for row in rows], random, corners)
-            losses |= {f"{name}_crops": c.crop_weight * loss for name, loss in of_crops.items()}
+        views = [reduced(images, c.view_size) for images in (adapted, source)]
+        losses = self._view_losses(*views, domains, random, None)
+        if crops := self.cropped(resolution):
+            corners = draw_corners(len(adapted), crops, resolution, c.view_size, random)
+            views = [native_crops(images, corners, c.view_size) for images in (adapted, source)]
+            of_crops = [domain for domain in domains for _ in range(crops)]
+            seen = self._view_losses(*views, of_crops, random, corners.flatten(0, 1))
+            losses |= {f"{name}_crops": c.crop_weight * loss for name, loss in seen.items()}
         return losses
 
     def _view_losses(
@@ -335,17 +338,23 @@ class Domains(nn.Module):
         random: torch.Generator,
         corners: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """Return the losses of `_set_losses` on the crops at `corners` `[B, 2]`; None: on the whole pictures."""
+        """Return the losses of `_set_losses` on what is seen of the pictures.
+
+        Args:
+            adapted, source: whole pictures, reduced, or crops, `[N, 3, H, W]`.
+            domains: index of the domain of each, `[N]`.
+            random: CPU generator.
+            corners: places of the crops, `[N, 2]`, at which references are cropped too; None: whole pictures.
+        """
         c, losses = self.config, {}
 
-        def view(images: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        def view(references: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+            """Show references as the generated pictures of `rows`."""
             if corners is None:
-                return reduced(images, c.view_size)
-            places = corners[[rows[i % len(rows)] for i in range(len(images))]]
-            return cut(images, range(len(images)), places, c.view_size)
+                return reduced(references, c.view_size)
+            places = corners[[rows[i % len(rows)] for i in range(len(references))]]
+            return native_crops(references, places[:, None], c.view_size)
 
-        everything = range(len(adapted))
-        adapted, source = view(adapted, everything), view(source, everything)
         maps: dict[int, torch.Tensor] = {}
         real_maps: list[Sequence[torch.Tensor]] = []  # per level, then per domain
         compares_features = c.statistics_weight or c.wasserstein_weight

@@ -3,10 +3,9 @@
 A feature network of photographs sees a 1024 px picture only reduced, so strokes finer than the reduced pixels teach
 nothing. Crops of the same size at native scale show them (any-resolution training, arXiv 2204.07156).
 
-Shape legend: B images, N crops, R resolution, S side of reduced pictures and of crops.
+Shape legend: B images, n crops of each, R resolution, S side of reduced pictures and of crops.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,19 +44,17 @@ def reduced(images: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(images, size=(size, size), mode="area")
 
 
-def draw_corners(num: int, resolution: int, size: int, random: torch.Generator) -> torch.Tensor:
-    """Draw the upper left corners (y, x) of `num` crops of `size` px, uniformly inside the picture; `[num, 2]`."""
-    return torch.randint(resolution - size + 1, (num, 2), generator=random, device="cpu")
-
-
-def cut(images: torch.Tensor, rows: Sequence[int], corners: torch.Tensor, size: int) -> torch.Tensor:
-    """Return native crops `[N, 3, size, size]` of `images` `[B, 3, R, R]`.
+def draw_corners(num: int, crops: int, resolution: int, size: int, random: torch.Generator) -> torch.Tensor:
+    """Draw where to crop pictures: upper left corners (y, x), uniform inside the picture.
 
     Args:
-        images: the pictures.
-        rows: N indices of pictures.
-        corners: upper left corners (y, x), int64 `[N, 2]`.
-        size: side of the crops in pixels.
+        num: number B of pictures.
+        crops: number n of crops of each.
+        resolution: side of the pictures in pixels.
+        size: side of a crop in pixels.
+        random: CPU generator.
+
+    Returns:
+        int64 `[B, n, 2]`, as `metrics.native_crops` takes them.
     """
-    places = zip(rows, corners.tolist(), strict=True)
-    return torch.stack([images[row, :, y : y + size, x : x + size] for row, (y, x) in places])
+    return torch.randint(resolution - size + 1, (num, crops, 2), generator=random, device="cpu")

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..methods.views import cut
-from ..metrics import luminance
+from ..metrics import luminance, native_crops
 
 _POLICIES = ("color", "translation", "cutout")
 
@@ -160,29 +159,26 @@ class FewShotAugment:
         x = _translate(x, params["shift"], "reflect", self.translation)
         return self.recolour(x, params) if colour else x
 
-    def crop(
-        self, images: Tensor, params: dict[str, Tensor], rows: Sequence[int], corners: Tensor, size: int
-    ) -> Tensor:
+    def crop(self, images: Tensor, params: dict[str, Tensor], corners: Tensor, size: int) -> Tensor:
         """Return crops of the flipped and moved images, without computing the whole of them.
 
         Where a crop would show the border that `apply` fills, it is moved into the image instead.
 
         Args:
             images: float `[B, 3, R, R]`.
-            params: of `sample`, one entry per crop.
-            rows: N indices of images.
-            corners: upper left corners (y, x) of the crops in the augmented images, int64 `[N, 2]`.
+            params: from `sample(B)`.
+            corners: upper left corners (y, x) of n crops of each augmented image, int64 `[B, n, 2]`.
             size: side S of the crops in pixels.
 
         Returns:
-            `[N, 3, S, S]`, colours unchanged.
+            `[B * n, 3, S, S]`, the n crops of an image one after another; colours unchanged.
         """
         room = images.shape[-1] - size
-        moved = corners - _shifts(params["shift"], images.shape[-2:], self.translation)
-        flip = params["flip"].tolist()
-        left = torch.where(params["flip"], room - moved[:, 1], moved[:, 1])
-        x = cut(images, rows, torch.stack([moved[:, 0], left], 1).clamp(0, room), size)
-        return torch.stack([crop.flip(2) if flipped else crop for crop, flipped in zip(x, flip, strict=True)])
+        top, left = (corners - _shifts(params["shift"], images.shape[-2:], self.translation)[:, None]).unbind(2)
+        flip = params["flip"].cpu()[:, None].expand_as(left)
+        left = torch.where(flip, room - left, left)
+        crops = native_crops(images, torch.stack([top, left], 2).clamp(0, room), size)
+        return torch.where(_per_image(flip.flatten().float(), crops) > 0, crops.flip(3), crops)
 
     def recolour(self, x: Tensor, params: dict[str, Tensor]) -> Tensor:
         """Return images `[B, 3, H, W]` with the brightness, saturation and contrast of one draw."""

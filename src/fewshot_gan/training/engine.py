@@ -18,7 +18,8 @@ from ..methods.adv_aug import attack, undisturbed
 from ..methods.objective import Batch, reduces
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
-from ..methods.views import Views, cut, draw_corners, reduced
+from ..methods.views import Views, draw_corners, reduced
+from ..metrics import native_crops
 from ..models.labels import refuse_classes
 from ..models.network import evaluating
 from ..utils.hashing import hash_tensor
@@ -226,21 +227,20 @@ class Trainer(TrainingRun):
         plain = self.fewshot.apply(images, draw, colour=False)
         return Views(plain if kind == "flip" else self.fewshot.recolour(plain, draw), plain), draw
 
-    def crop(self, images: torch.Tensor, draw: dict | None, rows: list[int], corners: torch.Tensor) -> Views:
-        """Return native crops `[N, 3, S, S]` of `images` under the augmentation `draw`, see `augment`.
+    def crop(self, images: torch.Tensor, draw: dict | None, corners: torch.Tensor) -> Views:
+        """Return native crops `[B * n, 3, S, S]` of `images` under the augmentation `draw`, see `augment`.
 
         Args:
             images: `[B, 3, R, R]`, not augmented.
             draw: augmentation of the images; None if they are not moved.
-            rows: N indices of images.
-            corners: places of the crops `[N, 2]` in the augmented images.
+            corners: places of n crops of each augmented image, `[B, n, 2]`.
         """
         size = self.objective.config.view_size
         if draw is not None:
-            draw = {name: values[rows] for name, values in draw.items()}
-            plain = self.fewshot.crop(images, draw, rows, corners, size)
-            return Views(plain if self.config.augment == "flip" else self.fewshot.recolour(plain, draw), plain)
-        plain = cut(images, rows, corners, size)
+            plain = self.fewshot.crop(images, draw, corners, size)
+            of_crops = {name: values.repeat_interleave(corners.shape[1], 0) for name, values in draw.items()}
+            return Views(plain if self.config.augment == "flip" else self.fewshot.recolour(plain, of_crops), plain)
+        plain = native_crops(images, corners, size)
         return Views(self.diffaugment(plain, self.random) if self.config.policy else plain, plain)
 
     def train_step(self) -> dict[str, float]:
@@ -303,12 +303,11 @@ class Trainer(TrainingRun):
             batch.source_view = view if draw is None else self.fewshot.apply(view, draw, colour=False)
         self._observe(batch)
         if crops := objective.cropped(self.generator.resolution):
-            rows = list(range(len(latents))) * crops
-            corners = draw_corners(len(rows), self.generator.resolution, size, self.random)
-            views = [self.crop(x, d, rows, corners) for x, d in ((drawn.images, draw), (pictures, real_draw))]
+            corners = draw_corners(len(latents), crops, self.generator.resolution, size, self.random)
+            views = [self.crop(x, d, corners) for x, d in ((drawn.images, draw), (pictures, real_draw))]
             batch.crops = replace(batch, fake=views[0], real=views[1], source_view=None, source_features={})
             if source is not None:
-                batch.crops.source_view = self.crop(source, draw, rows, corners).plain
+                batch.crops.source_view = self.crop(source, draw, corners).plain
             self._observe(batch.crops)
         return batch, parts
 
