@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from fewshot_gan import pipeline
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.apps import generation
-from fewshot_gan.apps.generation import MANIFEST, write_pictures
+from fewshot_gan.apps.generation import MANIFEST, usual_batch, write_pictures
 from fewshot_gan.cli import app
 from fewshot_gan.data import grids
 from fewshot_gan.data.grids import shrink
@@ -448,6 +448,19 @@ def test_the_command_line_reduces_pictures(base_folder, adapter_folder, tmp_path
 @pytest.mark.parametrize("side, pictures", [(16, 1024), (256, 1024), (512, 1024), (1024, 256), (2048, 64), (2**16, 1)])
 def test_shards_of_large_pictures_hold_fewer(side, pictures):
     assert generation.usual_shard(side) == pictures
+
+
+def test_large_pictures_are_drawn_in_small_batches(base_folder, tmp_path, monkeypatch):
+    assert [generation.usual_batch(side) for side in (16, 512, 1024)] == [8, 8, 2]
+    sizes, draw = [], FewShotGAN.__call__
+    monkeypatch.setattr(
+        FewShotGAN, "__call__", lambda self, n, **k: sizes.append(k["batch_size"]) or draw(self, n, **k)
+    )
+    for resolution, more, size in ((32, [], 8), (1024, [], 2), (1024, ["--batch-size", "3"], 3)):
+        monkeypatch.setattr(generation, "usual_batch", lambda side, r=resolution, f=usual_batch: f(side * r // 32))
+        command = ["generate", "--base", str(base_folder), "--num-images", "4", "--out", str(tmp_path / "a.png"), *more]
+        assert CliRunner().invoke(app, command).exit_code == 0 and set(sizes) == {size}
+        sizes.clear()
 
 
 def test_shards_are_chosen_by_the_size_that_is_written(pipe, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from ..utils.errors import explain, is_bug
 from ..utils.text import duration
 from .demo_guard import private_folder
 from .demo_pictures import Pictures
-from .generation import device
+from .generation import device, usual_batch
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ Captioned = list[tuple[str, Image.Image]]  # captions and pictures
 PREVIEW_FACES, PREVIEW_STEPS = 4, 5  # training previews: number of faces, and steps between two previews
 PHOTO_PREVIEW_STEPS = 3
 PHOTO_STEPS, LOOK_STEPS = 150, 60
-PACE = {"photo": 0.35, "look": 2.8}  # seconds per step for ffhq on two cores, used until a job was timed here
+# seconds per step on two cores for bases of up to 512 px, and larger ones; used until a job was timed here
+PACE, LARGE_PACE = {"photo": 0.35, "look": 2.8}, {"photo": 1.6, "look": 6.0}
 PATIENCE = 600.0  # seconds after which a job stops that nobody watches
 OWN_LOOKS = 20  # most looks that one visitor can teach
 VISITORS = 100  # most visitors whose looks are kept; beyond that the one unseen for longest is forgotten
@@ -188,7 +189,7 @@ class Studio:
         for source in [*sources, *adapters]:
             self.pipe.load_adapter(source)
         self.base, self.looks = base, self.pipe.loaded_adapters()
-        self.pace = dict(PACE)
+        self.pace = dict(PACE if self.pipe.generator.resolution <= 512 else LARGE_PACE)
         self.measured: set[str] = set()
         self._visitors: OrderedDict[str, Visitor] = OrderedDict()
         self._lock = threading.RLock()  # guards the visitors; held for microseconds
@@ -270,6 +271,7 @@ class Studio:
 
     def _pictures(self, adapter_names: Sequence[Mapping[str, float]], **options: Any) -> list[Image.Image]:
         """Return one PIL image per entry of `adapter_names`; nobody else draws at the same time."""
+        options["batch_size"] = usual_batch(self.pipe.generator.resolution)
         with self._drawing:
             images = self.pipe(len(adapter_names), adapter_names=adapter_names, **options).images
         return cast(list[Image.Image], images)  # the pipeline's default output type

@@ -12,7 +12,6 @@ from ...utils.files import replace_file, write_folder
 from .options import (
     Adapters,
     Base,
-    BatchSize,
     FileFormat,
     NoiseMode,
     Psi,
@@ -44,7 +43,7 @@ def generate(
         list[int] | None,
         number("Class of a class-conditional base: one for all pictures, or repeat for one per picture.", 0, 2**31 - 1),
     ] = None,
-    batch_size: BatchSize = 8,
+    batch_size: Annotated[int | None, count("Pictures per forward pass; default 8, or 2 above 512 px.")] = None,
     latents: Annotated[
         Path | None, path_option("Draw these latents, a file of fewshot-gan invert, instead of random ones.")
     ] = None,
@@ -111,7 +110,8 @@ def generate(
             "several processes can only write a folder together, with --format; start a single process otherwise"
         )
     pipe, loaded = load_pipeline(base, names, weights)
-    options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value, "batch_size": batch_size}
+    options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value}
+    options["batch_size"] = batch_size or generation.usual_batch(pipe.generator.resolution)
     if class_label:
         options["class_labels"] = class_label[0] if len(class_label) == 1 else class_label
     if latents is not None:
