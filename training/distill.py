@@ -28,9 +28,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from fewshot_gan.convert import convert_checkpoint
+from fewshot_gan.data.grids import SHEET_TILE
 from fewshot_gan.data.images import to_bytes
 from fewshot_gan.features import load_features
 from fewshot_gan.methods.losses import logistic_d_loss, logistic_g_loss, r1_penalty
+from fewshot_gan.methods.views import reduced
 from fewshot_gan.metrics import frechet_distance, psnr
 from fewshot_gan.models import StyleGAN2Discriminator
 from fewshot_gan.ops import haar
@@ -346,7 +348,7 @@ class Distillation(TrainingRun):
     def show_samples(self) -> None:
         teachers = torch.from_numpy(np.array(self.val_x[:8])).float()
         rows = teachers, self.ema(self.val_w[:8].to(self.device), latent_space="w").cpu()
-        self.report.show(self.step, torch.cat([torch.cat([*row], 2) for row in rows], 1))
+        self.report.show(self.step, rows)
 
     @property
     def result(self) -> FewShotGAN:
@@ -440,7 +442,8 @@ def evaluate(args, teacher, device):
     }
     (work / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
-    sheet = torch.cat([torch.cat(list(rows[:8]), 2) for rows in (val_x, val_student, val_x[8:], val_student[8:])], 1)
+    rows = (reduced(x[:8], SHEET_TILE) for x in (val_x, val_student, val_x[8:], val_student[8:]))
+    sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
     picture = to_bytes(sheet).permute(1, 2, 0).numpy()
     Image.fromarray(picture).save(work / "evaluation.png")
 

@@ -126,8 +126,7 @@ def run(args: argparse.Namespace) -> dict:
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
             report.add(step + 1, {"d": losses[-1]})
             if step % SHOWN_EVERY == 0 or step + 1 == args.steps:
-                rows = [torch.cat([*reduced(x, args.view_size)], 2) for x in (real, fake)]
-                report.show(step + 1, torch.cat(rows, 1))
+                report.show(step + 1, (real, fake))
                 report.write()
         judge.eval()
         random = torch.Generator().manual_seed(args.seed + 1)

@@ -309,7 +309,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         # a compiled network cannot take torch generators, from which random noise is drawn
         if self._compiled is not None and options.get("noise_mode") != "random" and not is_offloaded(self.generator):
             network, compiled = self._compiled, True
-        images: list[Any] = [None] * num_images
+        images = torch.empty(0)
         with self.bank.drawing(looks, compiled) as batch_context:
             for batch in batches if len(batches) < 4 else cast(Any, self).progress_bar(batches):
                 batch_options = dict(options)
@@ -320,9 +320,9 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
                 with batch_context(batch):
                     drawn = network(latents[batch].to(device, self.generator.dtype), **batch_options)
                 drawn = ((drawn.float() + 1) / 2).clamp(0, 1).cpu()
-                for i, image in zip(batch, drawn, strict=True):
-                    images[i] = image
-        return torch.stack(images)
+                images = images if len(images) else drawn.new_empty(num_images, *drawn.shape[1:])
+                images[batch] = drawn
+        return images
 
     def stream(
         self,
@@ -475,4 +475,4 @@ def _as_output_type(images: torch.Tensor, output_type: str) -> list[Image.Image]
     arrays = images.permute(0, 2, 3, 1).numpy()
     if output_type == "np":
         return arrays
-    return [Image.fromarray(array) for array in (arrays * 255).round().astype(np.uint8)]
+    return [Image.fromarray((array * 255).round().astype(np.uint8)) for array in arrays]  # one by one: less memory

@@ -198,7 +198,7 @@ class NetworkPipeline(DiffusionPipeline):
             ValueError: the adapter is not loaded, several are active and none is named, there is no token, or the Hub
                 refused or cannot be reached.
         """
-        from .data.grids import make_grid
+        from .data.grids import SHEET_TILE, make_grid
         from .hub import push_folder
         from .hub.cards import write_base_card
 
@@ -214,7 +214,7 @@ class NetworkPipeline(DiffusionPipeline):
             if self.bank.fused is None:
                 same = {"seed": 0, "class_labels": pipe.some_labels(CARD_FACES)}
                 rows = [pipe(CARD_FACES, adapter_names=look, **same).images for look in (BASE, adapter_name)]
-                grid = make_grid([image for row in rows for image in row], CARD_FACES)
+                grid = make_grid([image for row in rows for image in row], CARD_FACES, SHEET_TILE)
             options |= {"base": self.base_name, "grid": grid, "variant": variant}
             return self.bank.adapters[str(adapter_name)].push_to_hub(repo_id, **options)
         with tempfile.TemporaryDirectory() as temp:

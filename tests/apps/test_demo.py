@@ -274,8 +274,6 @@ def test_words():
     assert demo.outcome(job) == '<p class="failed" role="alert">&lt;b&gt;no&lt;/b&gt;</p>'
     job.state = "done"
     assert demo.outcome(job) == "Done: 4 steps."
-    picture = Image.new("RGB", (4, 4))
-    assert demo.captioned([("<i>", picture)]) == [(picture, "<i>")]
 
 
 def test_losses_of_the_curves():
@@ -376,8 +374,8 @@ def chromium():
 
 
 def pixels(page, source):
-    """Return a picture of the page as an array."""
-    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())), dtype=int)
+    """Return the full picture of a preview on the page as an array."""
+    return np.asarray(Image.open(io.BytesIO(page.request.get(source.replace(".jpg", ".png")).body())), dtype=int)
 
 
 class Visit:
@@ -509,9 +507,15 @@ def test_faces_in_the_browser(visit):
     assert other.sources() == first  # nobody else's page changed
     assert v.page.locator(".faces img").nth(1).get_attribute("alt") == "Face 2: no look"
     with v.page.expect_download() as download:
-        v.page.locator(".faces").get_by_role("link").nth(1).click()
+        v.page.get_by_role("link", name="Save Face 2").click()
     assert download.value.suggested_filename == "face-0-2.png"
-    assert Image.open(download.value.path()).size[0] in (32, 256)
+    assert np.array_equal(Image.open(download.value.path()), pixels(v.page, mixed[1]))
+    with v.page.expect_popup() as opened:  # a click shows the full picture
+        v.page.locator(".faces img").nth(1).click()
+    assert opened.value.url == mixed[1].replace(".jpg", ".png")
+    opened.value.wait_for_load_state()
+    assert opened.value.evaluate("document.images[0].naturalWidth") == len(pixels(v.page, mixed[1]))
+    opened.value.close()
     for i, label in enumerate(v.page.get_by_role("group").get_by_role("checkbox").all()):
         before = v.sources()
         v.choose(f"Look of face {i + 3}", label.evaluate("box => box.closest('label').innerText.trim()"))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +16,13 @@ from helpers.networks import tiny_mobile
 from PIL import Image
 from typer.testing import CliRunner
 
+from fewshot_gan import pipeline
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.apps import generation
-from fewshot_gan.apps.generation import MANIFEST, write_pictures
+from fewshot_gan.apps.generation import MANIFEST, usual_batch, write_pictures
 from fewshot_gan.cli import app
+from fewshot_gan.data import grids
+from fewshot_gan.data.grids import shrink
 from fewshot_gan.models import BigGANGenerator, SNGANGenerator
 from fewshot_gan.pipeline import FewShotGAN
 
@@ -111,6 +115,54 @@ def test_a_stream_takes_what_is_given_per_image(pipe):
         next(pipe.stream(2, seed=1, generator=torch.Generator()))
     with pytest.raises(ValueError, match="one generator for all"):
         next(pipe.stream(2, generator=[torch.Generator()] * 2))
+
+
+def test_tiles_and_strips_are_the_pipelines_pictures_reduced(pipe, perturbed):
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(pipe.generator, rank=2)), "ink")
+    options = {"seed": 4, "noise_mode": "random", "batch_size": 2}
+
+    def small(images):
+        return pixels(shrink(image, 16) for image in images).astype(int)
+
+    tiles = generation.draw_tiles(pipe, 5, 16, **options)
+    assert np.array_equal(pixels(tiles), small(pipe(5, **options).images))
+    latents = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    for given in ({}, {"latents": latents}):
+        strips = generation.draw_strips(pipe, "__base__", "ink", 4, 3, 16, **given, **options)
+        want = small(pipe.interpolate("__base__", "ink", 4, num_images=3, **given, **options).images)
+        # 1: rows of another batch may round to the neighbouring grey level
+        assert pixels(strips).shape == (12, 16, 16, 3) and np.abs(pixels(strips) - want).max() <= 1
+
+
+def test_strips_of_classes():
+    pipe = FewShotGAN(BigGANGenerator((16, 16, 8), 1, chunk_dim=3, shared_dim=4, num_classes=3).eval())
+    options = {"seed": 4, "class_labels": [2, 0]}
+    strips = generation.draw_strips(pipe, "__base__", "__base__", 2, 2, 64, **options)
+    want = pixels(pipe.interpolate("__base__", "__base__", 2, num_images=2, **options).images).astype(int)
+    assert np.abs(pixels(strips) - want).max() <= 1
+    with pytest.raises(ValueError, match="labels"):
+        generation.draw_strips(pipe, "__base__", "__base__", 2, 3, 64, **options)
+
+
+@pytest.mark.parametrize("draw", ["tiles", "strips"])
+def test_a_grid_holds_one_batch_at_full_size(pipe, monkeypatch, draw):
+    """A thousand pictures of 1024 px are 3 GB; their tiles of 512 px are a quarter of that."""
+    full, most, to_pil = [], [], pipeline._as_output_type
+
+    def counted(images, output_type):
+        pictures = to_pil(images, output_type)
+        full.extend(map(weakref.ref, pictures))
+        most.append(sum(picture() is not None for picture in full))
+        return pictures
+
+    monkeypatch.setattr(pipeline, "_as_output_type", counted)
+    if draw == "tiles":
+        generation.draw_tiles(pipe, 12, 16, seed=0, batch_size=2)
+        assert max(most) <= 4 and len(most) == 6  # the batch that is reduced, and the next one
+    else:
+        pipe.load_adapter(LeFTAdapter.for_model(pipe.generator, rank=2), "ink")
+        generation.draw_strips(pipe, "__base__", "ink", 3, 5, 16, seed=0)
+        assert max(most) <= 6 and len(most) == 5
 
 
 # ------------------------------------------------------------------------------------------------------------ formats
@@ -366,6 +418,58 @@ def test_the_command_line_takes_every_option(base_folder, adapter_folder, tmp_pa
     assert np.array_equal([image for _, image, _ in found], pixels(want))
 
 
+def test_the_command_line_reduces_pictures(base_folder, adapter_folder, tmp_path, monkeypatch):
+    def generate(out, *more):
+        command = ["generate", "--base", base_folder, "--adapter", adapter_folder, "--out", tmp_path / out, *more]
+        result = CliRunner().invoke(app, [str(a) for a in command])
+        assert result.exit_code == 0, result.stderr
+
+    pipe = FewShotGAN.from_pretrained(base_folder).load_adapter(adapter_folder, "ink")
+    want = pipe(3, seed=0).images
+    small = pixels(shrink(image, 16) for image in want)
+    generate("small.png", "--num-images", 3, "--size", 16)
+    assert np.asarray(Image.open(tmp_path / "small.png")).shape == (2 * 16 + grids.GAP, 2 * 16 + grids.GAP, 3)
+    generate("strip.png", "--num-images", 1, "--size", 16, "--interpolate", 3)
+    assert Image.open(tmp_path / "strip.png").size == (3 * 16 + 2 * grids.GAP, 16)
+    generate("folder", "--num-images", 3, "--size", 16, "--separate")
+    assert np.array_equal([image for _, image, _ in rows(tmp_path / "folder")], small)
+    generate("tars", "--num-images", 3, "--size", 16, "--format", "webdataset")
+    assert np.array_equal([image for _, image, _ in rows(tmp_path / "tars")], small)
+    assert json.loads((tmp_path / "tars" / MANIFEST).read_text(encoding="utf-8"))["size"] == 16
+    monkeypatch.setattr(grids, "TILE", 24)  # as 512 px is for a base of 1024 px
+    for out, more, side in (("a.png", (), 24), ("b.png", ("--size", 32), 32)):
+        generate(out, "--num-images", 3, *more)
+        tiles = [shrink(image, side) for image in want]
+        assert Image.open(tmp_path / out).tobytes() == grids.make_grid(tiles, 2, side).tobytes()
+    generate("full", "--num-images", 3, "--separate")
+    assert np.array_equal([image for _, image, _ in rows(tmp_path / "full")], pixels(want))
+
+
+@pytest.mark.parametrize("side, pictures", [(16, 1024), (256, 1024), (512, 1024), (1024, 256), (2048, 64), (2**16, 1)])
+def test_shards_of_large_pictures_hold_fewer(side, pictures):
+    assert generation.usual_shard(side) == pictures
+
+
+def test_large_pictures_are_drawn_in_small_batches(base_folder, tmp_path, monkeypatch):
+    assert [generation.usual_batch(side) for side in (16, 512, 1024)] == [8, 8, 2]
+    sizes, draw = [], FewShotGAN.__call__
+    monkeypatch.setattr(
+        FewShotGAN, "__call__", lambda self, n, **k: sizes.append(k["batch_size"]) or draw(self, n, **k)
+    )
+    for resolution, more, size in ((32, [], 8), (1024, [], 2), (1024, ["--batch-size", "3"], 3)):
+        monkeypatch.setattr(generation, "usual_batch", lambda side, r=resolution, f=usual_batch: f(side * r // 32))
+        command = ["generate", "--base", str(base_folder), "--num-images", "4", "--out", str(tmp_path / "a.png"), *more]
+        assert CliRunner().invoke(app, command).exit_code == 0 and set(sizes) == {size}
+        sizes.clear()
+
+
+def test_shards_are_chosen_by_the_size_that_is_written(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "SHARD_PIXELS", 2 * 32**2)
+    for out, options, shards in (("full", {}, 4), ("small", {"size": 16}, 1), ("asked", {"shard_size": 4}, 2)):
+        write_pictures(pipe, tmp_path / out, 8, file_format="webdataset", **options)
+        assert len(list((tmp_path / out).glob("*.tar"))) == shards
+
+
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
@@ -388,6 +492,7 @@ def test_another_run_is_refused_in_the_same_folder(pipe, tmp_path, monkeypatch, 
     assert "noise_mode was 'const', now 'none'" in refused(noise_mode="none")
     assert "format was 'webdataset', now 'parquet'" in refused(file_format="parquet")
     assert "shard_size was 4, now 8" in refused(shard_size=8)
+    assert "size was None, now 16" in refused(size=16)
     assert "looks was" in refused(looks={"": {}})
     assert "latents was None, now" in refused(latents=torch.zeros(4, 16))
     with torch.no_grad():
@@ -411,6 +516,8 @@ def test_what_makes_no_sense_is_refused_before_there_is_a_folder(pipe, tmp_path,
         ({"shard_size": 4}, "a png folder has a file per picture"),
         ({"file_format": "parquet", "shard_size": 0}, "shard_size=0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"size": 15}, "size 15: give a whole number of px from 16 to 32, the size of this base's pictures"),
+        ({"size": 33}, "size 33: give a whole number"),
         ({"seed": 2**63}, "whole number from 0 to 2\\^63 - 1"),
         ({"noise_mode": "pink"}, "pink"),
         ({"class_labels": 1}, "knows no classes"),

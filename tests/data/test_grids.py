@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.cli import app
-from fewshot_gan.data.grids import GAP, WRITTEN, check_grid, grid_size, make_grid
+from fewshot_gan.data.grids import GAP, TILE, WRITTEN, check_grid, check_size, grid_size, make_grid, shrink
 
 
 @pytest.mark.parametrize("count, columns", [(1, 1), (5, 3), (6, 3), (7, 3), (2, 4)])
@@ -17,6 +18,25 @@ def test_a_grid_has_the_size_that_is_checked(count, columns):
     grid = make_grid([Image.new("RGB", (32, 20))] * count, columns)
     assert grid.size == grid_size(count, columns, 32, 20)
     assert grid.size == (columns * 32 + (columns - 1) * GAP, -(-count // columns) * 24 - GAP)
+
+
+def test_large_images_become_tiles():
+    stripes = Image.effect_noise((64, 32), 200).convert("RGB")
+    assert shrink(stripes, 64) is stripes  # what is small enough stays as it is
+    small = shrink(stripes, 16)
+    assert small.size == (16, 8)
+    means = np.asarray(stripes, float).reshape(8, 4, 16, 4, 3).mean((1, 3))
+    assert np.abs(np.asarray(small) - means).mean() < 15  # no pixel is left out: single pixels would be 100 away
+    grid = make_grid([stripes] * 3, 2, tile=16)
+    assert grid.size == grid_size(3, 2, 16, 8) and grid.crop((0, 0, 16, 8)).tobytes() == small.tobytes()
+    assert make_grid([stripes.resize((1024, 1024))], 1).size == (TILE, TILE) == (512, 512)
+
+
+def test_sizes():
+    assert check_size(None, 8) == 8 and check_size(8, 8) == 8 and check_size(16, 1024) == 16
+    for size in (15, 1025, 16.0, "64"):
+        with pytest.raises(ValueError, match=f"^size {size!r}: give a whole number of px from 16 to 1,024"):
+            check_size(size, 1024)
 
 
 BOUNDED = {ending: limit for ending, limit in WRITTEN.items() if limit <= 2**20}

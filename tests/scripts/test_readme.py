@@ -51,8 +51,8 @@ TABLE = {
         ["strip.png"],
         r"\(6 pictures",
     ),
-    "fewshot-gan generate --adapter sketch --num-images 100000 --format webdataset --batch-size 32 --out sketches/": (
-        {"100000": "5 --base ffhq-256", "--batch-size 32": "--batch-size 2 --shard-size 3"},
+    "fewshot-gan generate --adapter sketch --num-images 100000 --format webdataset --batch-size 4 --out sketches/": (
+        {"100000": "5 --base ffhq-256", "--batch-size 4": "--batch-size 2 --shard-size 3"},
         ["sketches/00000.tar", "sketches/00001.tar", "sketches/.generation.json"],
         r"\(5 pictures",
     ),

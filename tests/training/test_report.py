@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from helpers.run_pages import Page, check_run, read_events, read_losses, read_page
 from PIL import Image
 
+from fewshot_gan.data.images import to_bytes
 from fewshot_gan.training import charts, page
 from fewshot_gan.training.report import LOSSES_NAME, PAGE_NAME, Report, TrainingDiverged, reported
 
@@ -226,14 +227,14 @@ def test_a_run_that_never_began_leaves_the_page_of_another(make):
 def test_pictures_over_time(make):
     report = make(400, shared=32)
     report.begin()
-    base = torch.rand(3, 32, 8 * 32) * 2 - 1
-    report.show(0, torch.cat([base, base], 1))
+    base = torch.rand(8, 3, 32, 32) * 2 - 1
+    report.show(0, [base, base])
     report.write()
     fresh = Page((report.folder / PAGE_NAME).read_text(encoding="utf-8"))
     assert fresh.state == "running" and "Pictures of the same latents at step 0" in fresh.images
     for step in range(10, 410, 10):
         report.add(step, {"d": 1.0})
-        report.show(step, torch.cat([base, torch.rand(3, 32, 8 * 32) * 2 - 1], 1))
+        report.show(step, [base, torch.rand(8, 3, 32, 32) * 2 - 1])
     report.end("finished")
     found = read_page(report.folder)
     assert Image.open(report.folder / "samples" / "step-000400.png").size == (256, 64)
@@ -246,6 +247,23 @@ def test_pictures_over_time(make):
     assert max(step for step, _ in resumed.grids()) == 200
 
 
+def test_large_pictures_are_reduced_in_sample_grids(make):
+    report = make(2, shared=512)
+    report.begin()
+    base, drawn = (torch.rand(2, 3, 512, 512, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(2))
+    for step in (0, 1):
+        report.show(step, [base, drawn * step + base * (1 - step)])
+        report.add(step + 1, {"d": 1.0})
+    report.end("finished")
+    grid = Image.open(report.folder / "samples" / "step-000001.png")
+    assert grid.size == (2 * 256, 2 * 256)
+    area = to_bytes(base[1].unflatten(2, (256, 2)).unflatten(1, (256, 2)).mean((2, 4)))  # each pixel the mean of four
+    left = torch.from_numpy(np.array(grid))[:256, 256:].permute(2, 0, 1)
+    assert (left.int() - area.int()).abs().max() <= 1
+    strips = [x for x in read_page(report.folder).images if "latent" in x]  # the base's row alone, and step 1 without
+    assert strips[0].startswith("Pictures of the base") and [x[-1] for x in strips[1:]] == ["1"]
+
+
 def test_the_page_stays_small_and_is_written_fast(make):
     report = make(400, shared=256)
     report.images = torch.randint(0, 256, (12, 3, 256, 256), dtype=torch.uint8)
@@ -254,7 +272,7 @@ def test_the_page_stays_small_and_is_written_fast(make):
     for step in range(1, 401):
         report.add(step, {name: told(step)["d"] for name in "abcdefghij"})
     each = (time.perf_counter() - began) / 400
-    noise = torch.rand(3, 768, 1536) * 2 - 1  # pictures that no JPEG makes small
+    noise = torch.rand(3, 6, 3, 256, 256) * 2 - 1  # pictures that no JPEG makes small
     for step in (200, 300, 400):
         report.show(step, noise)
     report.end("finished")

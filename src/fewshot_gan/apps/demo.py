@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from functools import partial
 from html import escape
 
-from PIL import Image
-
 from ..data.files import FORMAT_OF
 from ..hub import embedded_datasets
 from ..utils.errors import explain
 from ..utils.text import in_short
 from .demo_guard import SameSite, ended_by_sigterm, private_folder
+from .demo_pictures import PictureServer
 from .studio import CHOSEN, LOOK_STEPS, MISSING, OWN_LOOKS, PHOTO_STEPS, PLAIN, Job, Studio, duration, title
 
 FACES = 8  # pictures in the grid
@@ -29,11 +28,23 @@ BLANK = "<br><br>"  # keeps the height of a status line while Gradio draws a pro
 CSS = """
 .gradio-container {max-width: 1240px !important; margin: 0 auto !important}
 .faces {display: grid !important; grid-template-columns: repeat(4, minmax(0, 1fr))}
-.caption-label {max-width: 100% !important; white-space: normal !important}
-#thumbs .grid-container {grid: auto-flow auto / repeat(auto-fill, minmax(72px, 1fr)) !important}
+.gallery {display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px}
+#thumbs .gallery {grid-template-columns: repeat(auto-fill, minmax(96px, 1fr))}
+#thumbs figcaption {display: none}
+.faces .html-container, .html-container:has(> * > .gallery) {padding: 0 !important}
+.faces .picture img {border-radius: 0 !important}
+.gallery figure {margin: 0; min-width: 0}
+.gallery figcaption {padding: 4px 2px; font-size: 0.875rem; overflow-wrap: anywhere}
+.picture {position: relative}
+.picture img {display: block; width: 100%; height: auto; aspect-ratio: 1; border-radius: 4px}
+.picture .save {position: absolute; right: 4px; bottom: 4px; padding: 2px 8px; border-radius: 4px;
+  background: rgba(0, 0, 0, 0.65); color: white; font-size: 0.75rem; line-height: 1.5; text-decoration: none;
+  opacity: 0; transition: opacity 0.1s}
+.picture:hover .save, .picture:focus-within .save {opacity: 1}
+@media (hover: none) {.picture .save {opacity: 1}}
 .failed {color: var(--error-text-color)}
 @media (max-width: 640px) {
-  .faces, #found .grid-container, #learning .grid-container {grid: auto-flow auto / repeat(2, 1fr) !important}
+  .faces, #found .gallery, #learning .gallery {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}
 }
 """
 ON_LOAD = """() => {
@@ -53,11 +64,6 @@ def look_of(choice: str, chosen: Mapping[str, float]) -> dict[str, float]:
     if choice == CHOSEN:
         return dict(chosen)
     return {} if choice == PLAIN else {choice: 1.0}
-
-
-def captioned(pictures: Sequence[tuple[str, Image.Image]]) -> list[tuple[Image.Image, str]]:
-    """Return pictures as `gr.Gallery` takes them: the picture first, then its caption."""
-    return [(image, caption) for caption, image in pictures]
 
 
 def progress_text(job: Job) -> str:
@@ -104,8 +110,7 @@ def page(studio: Studio):
     Raises:
         ImportError: Gradio is not installed.
     """
-    gr = gradio()
-    from gradio.processing_utils import save_pil_to_cache
+    gr, pictures = gradio(), studio.pictures
 
     @contextmanager
     def errors_as_toasts():
@@ -132,18 +137,15 @@ def page(studio: Studio):
             looks = [look_of(choice, chosen) for choice in own]
             images = studio.draw(key, looks, seed=int(seed), psi=psi)
             cells = [
-                gr.Image(
-                    save_pil_to_cache(image, faces[i].GRADIO_CACHE, name=f"face-{int(seed)}-{i + 1}", format="png"),
-                    alt_text=f"Face {i + 1}: {title(look)}",
-                )
-                for i, (look, image) in enumerate(zip(looks, images, strict=True))
+                pictures.show(image, f"Face {i}: {title(look)}", f"face-{int(seed)}-{i}")
+                for i, (look, image) in enumerate(zip(looks, images, strict=True), 1)
             ]
             yield [f"Drew {FACES} faces in {time.perf_counter() - start:.1f} s.", *cells]
 
     def draw_photo(key, chosen, strengths):
         with errors_as_toasts():
-            pictures = studio.photo_in(key, weights(chosen, strengths))
-        return [captioned(pictures), gr.Column(visible=True)] if pictures else [gr.skip()] * 2
+            drawn = studio.photo_in(key, weights(chosen, strengths))
+        return [pictures.gallery(drawn), gr.Column(visible=True)] if drawn else [gr.skip()] * 2
 
     def follow(kind):
         """Return an event that shows the progress of a visitor's job until it is over, then how it ended."""
@@ -174,7 +176,7 @@ def page(studio: Studio):
         """Return a job's pictures and their column, unless the page shows these pictures already."""
         if before is not None and before[0] is job.pictures:
             return [gr.skip()] * 2
-        return [captioned(job.pictures), gr.Column(visible=bool(job.pictures))]
+        return [pictures.gallery(job.pictures), gr.Column(visible=bool(job.pictures))]
 
     async def watch_photo(key, chosen, strengths):
         before = None
@@ -209,13 +211,13 @@ def page(studio: Studio):
             await asyncio.to_thread(studio.teach, key, files or [], name, int(steps))
 
     def show_crops(files):
-        note, crops = "", []
+        note, squares = "", []
         try:
-            crops = [image for _, image in studio.squares(files or [])]
-            note = f"{len(crops)} pictures, as training sees them:" if crops else ""
+            squares = studio.squares(files or [])
+            note = f"{len(squares)} pictures, as training sees them:" if squares else ""
         except ValueError as error:  # stays beside the files until the visitor changes them
             note = failure(explain(error))
-        return note, crops, gr.Column(visible=bool(note)), gr.Column(visible=bool(crops))
+        return note, pictures.gallery(squares), gr.Column(visible=bool(note)), gr.Column(visible=bool(squares))
 
     def show_sliders(key, chosen, strengths):
         shown, labels = weights(chosen, strengths), studio.labels(key)
@@ -229,8 +231,6 @@ def page(studio: Studio):
 
     hidden = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
     shown = {"api_visibility": "private", "concurrency_limit": None}
-    pictures_only = {"interactive": False, "show_label": False, "format": "png", "buttons": ["download"]}
-    several = {"height": "max-content", "fit_columns": False, **pictures_only}
     status = {"container": True, "padding": True, "min_height": 64}
     pencil = embedded_datasets().get("pencil")
     examples = sorted(str(path) for path in pencil.glob("*.webp")) if pencil else []
@@ -272,7 +272,7 @@ def page(studio: Studio):
                     with gr.Row(elem_classes="faces"):
                         for i in range(FACES):
                             with gr.Group():
-                                faces.append(gr.Image(container=False, **pictures_only))
+                                faces.append(gr.HTML(apply_default_css=False))
                                 own.append(
                                     gr.Dropdown(
                                         [CHOSEN, PLAIN, *studio.looks], value=CHOSEN, label=f"Look of face {i + 1}",
@@ -303,7 +303,7 @@ def page(studio: Studio):
                         stop_photo = gr.Button("Stop", variant="stop", visible=False)
                     photo_status = gr.HTML("Your face appears here in the looks.", elem_id="photo-status", **status)
                     with gr.Column(visible=False, elem_id="found") as found_column:
-                        found = gr.Gallery(columns=4, **several)
+                        found = gr.HTML(apply_default_css=False)
                 with gr.Tab("New look"):
                     gr.Markdown(
                         "Choose about ten pictures of faces in one style. Faces should fill the middle: training "
@@ -316,7 +316,7 @@ def page(studio: Studio):
                     with gr.Column(visible=False, elem_id="thumbs") as thumbs:
                         crops_note = gr.HTML()
                         with gr.Column(visible=False) as crops_column:
-                            crops = gr.Gallery(columns=5, **several)
+                            crops = gr.HTML(apply_default_css=False)
                     with gr.Row(equal_height=True):
                         name = gr.Textbox("my look", label="Name", info="At most 40 characters.", max_length=40)
                         look_steps = gr.Slider(
@@ -328,7 +328,7 @@ def page(studio: Studio):
                         stop_look = gr.Button("Stop", variant="stop", visible=False)
                     look_status = gr.HTML("Faces appear here as training goes on.", elem_id="look-status", **status)
                     with gr.Column(visible=False, elem_id="learning") as learning_column:
-                        learning = gr.Gallery(columns=4, **several)
+                        learning = gr.HTML(apply_default_css=False)
                     with gr.Accordion("Losses", open=False):
                         curves = gr.LinePlot(x="step", y="loss", color="network", height=240, elem_id="losses")
                     downloads = gr.File(
@@ -452,7 +452,12 @@ def serve(
                     run_history=False,
                     max_file_size="50mb",
                     max_threads=MAX_EVENTS,
-                    app_kwargs={"middleware": [Middleware(SameSite, allowed_hosts=list(allowed_hosts))]},
+                    app_kwargs={
+                        "middleware": [
+                            Middleware(SameSite, allowed_hosts=list(allowed_hosts)),
+                            Middleware(PictureServer, pictures=studio.pictures),
+                        ]
+                    },
                     quiet=True,
                     prevent_thread_lock=True,
                 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..catalogue import ADAPTERS, METHODS, TICKETS
-from ..data.grids import make_grid
+from ..data.grids import SHEET_TILE, make_grid
 from ..utils.files import replace_file, replace_text
 from ..utils.hashing import fingerprint
 from ..utils.json_files import read_json
@@ -250,7 +250,7 @@ def write_base_card(
         look = "__base__" if pipe.bank.fused is None else None  # fused adapters are part of what was saved
         labels = pipe.some_labels(SAMPLES)
         images = pipe(SAMPLES, seed=SEED, truncation_psi=psi, adapter_names=look, class_labels=labels).images
-        grid = make_grid(images, SAMPLES // 2)
+        grid = make_grid(images, SAMPLES // 2, SHEET_TILE)
         shown = "" if labels is None else f", class_labels={labels}"
         call = f"pipe({SAMPLES}, seed={SEED}, truncation_psi={psi}{shown})"
         caption = f"`{call}`: the first {SAMPLES} pictures, not selected."

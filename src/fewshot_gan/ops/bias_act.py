@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .channel_scale import broadcast_channels, needs_grad, scale_channels
-from .dispatch import is_traced, kernels_for
+from .dispatch import is_exported, is_traced, kernels_for
 
 _ACTIVATIONS = {  # name: (function of (x, in place?), gain that keeps the variance of a unit Gaussian)
     "linear": (lambda x, inplace: x, 1.0),
@@ -94,9 +94,8 @@ def bias_act(
     if scale is not None and terms and reuse and not (is_traced() or needs_grad(x, scale, *terms)):
         # the gain goes into the small tensors instead of the feature map
         terms, fused_scale, gain = [term * gain for term in terms], broadcast_channels(scale * gain, x), 1
-    if len(terms) == 2 and all(
-        term.shape[0] == 1 < x.shape[0] for term in terms
-    ):  # the same for all samples: add the two once
+    # the same for all samples: add the two once; an exported file would store the sum, as large as the feature map
+    if len(terms) == 2 and not is_exported() and all(term.shape[0] == 1 < x.shape[0] for term in terms):
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         terms = [terms[0].expand(-1, x.shape[1], -1, -1).contiguous(memory_format=layout).add_(terms[1])]
     if fused_scale is not None:

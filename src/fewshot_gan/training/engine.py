@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from ..adapters import AdapterBank
 from ..adapters.trainable import Trainable
 from ..data.datasets import InfiniteBatches
+from ..data.grids import SHEET_TILE
 from ..methods.adv_aug import attack, undisturbed
 from ..methods.objective import Batch, reduces
 from ..methods.pair import Latents, Pair
@@ -421,9 +422,9 @@ class Trainer(TrainingRun):
         for look in [self.bank.using({}), *self.objective.looks(self.bank, name)]:
             with look, evaluating(self.generator):
                 chunks = z.split(self.config.train_batch_size)
-                rows.append(torch.cat([self.pair.adapted(Latents(chunk)).images.cpu() for chunk in chunks]))
-        grid = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
-        self.report.show(self.step, grid)
+                drawn = (self.pair.adapted(Latents(chunk)).images for chunk in chunks)
+                rows.append(torch.cat([reduced(images, SHEET_TILE).cpu() for images in drawn]))
+        self.report.show(self.step, rows)
 
     # ------------------------------------------------------------------ its report
 

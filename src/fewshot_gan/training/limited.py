@@ -278,8 +278,7 @@ class LimitedTrainer(TrainingRun):
         )
         with evaluating(self.averaged) as network:
             images = network(z, labels)
-        rows = [torch.cat(list(row), 2) for row in images.split(COLUMNS)]
-        self.report.show(self.step, torch.cat(rows, 1))
+        self.report.show(self.step, images.split(COLUMNS))
 
     def _report(self, tag: str) -> Report:
         g, d = self.generator, self.discriminator

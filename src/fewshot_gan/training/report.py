@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property, wraps
 from pathlib import Path
@@ -21,7 +21,9 @@ from accelerate import Accelerator
 from accelerate import __version__ as accelerate_version
 from PIL import Image
 
+from ..data.grids import SHEET_TILE
 from ..data.images import to_bytes
+from ..methods.views import reduced
 from ..utils.files import replace_file, replace_text
 from ..utils.folder_lock import locked
 from ..utils.numbered import numbered_paths
@@ -64,10 +66,11 @@ class Report:
         steps: number of training steps in all.
         title: what is trained, and by which method.
         tag: prefix of every name that is sent to trackers, e.g. "round-03/".
-        shared: height in pixels of the top row of each sample grid, which shows pictures of the source and so is the
-            same in all grids; 0: there is no such row.
+        shared: resolution of the pictures in the top row of each sample grid, which shows pictures of the source and
+            so is the same in all grids; 0: there is no such row.
 
     Attributes:
+        shared: height in pixels of the top row of the sample grids, whose pictures are at most 256 px; 0: see above.
         step: number of steps done; with `rounds`, the sum over them.
         state: None before `begin`, then "running", and in the end "finished", "stopped" or "diverged".
         message: why the run stopped or diverged.
@@ -90,7 +93,7 @@ class Report:
         self, folder, accelerator: Accelerator, steps: int, title: str = "training", tag: str = "", shared: int = 0
     ):
         self.folder, self.accelerator, self.steps = Path(folder), accelerator, steps
-        self.title, self.tag, self.shared = title, tag, shared
+        self.title, self.tag, self.shared = title, tag, min(shared, SHEET_TILE)
         self.state: str | None = None
         self.message, self.data, self.command = "", "", command()
         self.facts: dict[str, str] = {}
@@ -164,9 +167,15 @@ class Report:
             with (self.folder / LOSSES_NAME).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def show(self, step: int, grid: torch.Tensor) -> None:
-        """Write the sample grid `[3, H, W]` (values −1 to 1) to `samples/step-N.png` and send it to TensorBoard."""
+    def show(self, step: int, rows: Iterable[torch.Tensor]) -> None:
+        """Write a sample grid to `samples/step-N.png` and send it to TensorBoard.
+
+        Args:
+            step: number of the step.
+            rows: pictures of each row, `[N, 3, R, R]` with values −1 to 1. Pictures above 256 px are reduced to 256 px.
+        """
         self.there()
+        grid = torch.cat([torch.cat(list(reduced(row, SHEET_TILE)), 2) for row in rows], 1)  # [3, H, W]
         picture = to_bytes(grid.cpu()).permute(1, 2, 0).numpy()
         replace_file(self._samples_of(step), Image.fromarray(picture).save)
         for tracker in self.accelerator.trackers:

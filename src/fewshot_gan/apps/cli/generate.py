@@ -12,7 +12,6 @@ from ...utils.files import replace_file, write_folder
 from .options import (
     Adapters,
     Base,
-    BatchSize,
     FileFormat,
     NoiseMode,
     Psi,
@@ -44,7 +43,7 @@ def generate(
         list[int] | None,
         number("Class of a class-conditional base: one for all pictures, or repeat for one per picture.", 0, 2**31 - 1),
     ] = None,
-    batch_size: BatchSize = 8,
+    batch_size: Annotated[int | None, count("Pictures per forward pass; default 8, or 2 above 512 px.")] = None,
     latents: Annotated[
         Path | None, path_option("Draw these latents, a file of fewshot-gan invert, instead of random ones.")
     ] = None,
@@ -60,7 +59,13 @@ def generate(
     ] = None,
     shard_size: Annotated[
         int | None,
-        count("Pictures per file of webdataset (tar) and parquet; default 1024."),
+        count("Pictures per file of webdataset (tar) and parquet; default 1024, or 256 above 512 px."),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Reduce the pictures to this many px, 16 or more; default: the base's size, in a grid at most 512."
+        ),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Draw a row without adapters, then a row per adapter.")
@@ -105,23 +110,27 @@ def generate(
             "several processes can only write a folder together, with --format; start a single process otherwise"
         )
     pipe, loaded = load_pipeline(base, names, weights)
-    options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value, "batch_size": batch_size}
+    options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value}
+    options["batch_size"] = batch_size or generation.usual_batch(pipe.generator.resolution)
     if class_label:
         options["class_labels"] = class_label[0] if len(class_label) == 1 else class_label
     if latents is not None:
         options["latents"] = read_latents(latents)
         num_images = len(options["latents"])
+    side = grids.check_size(size, pipe.generator.resolution)
+    tile = min(side, grids.TILE) if size is None else side
     looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
     columns = interpolate or (num_images if compare else math.ceil(math.sqrt(num_images)))
     if not (separate or file_format):
-        grids.check_grid(out, num_images * (interpolate or len(looks)), columns, pipe.generator.resolution)
+        grids.check_grid(out, num_images * (interpolate or len(looks)), columns, tile)
     if interpolate is not None:
         first, last = [BASE, *loaded][-2:]
-        images = pipe.interpolate(first, last, interpolate, num_images=num_images, **options).images
-        replace_file(out, grids.make_grid(images, columns).save)
+        images = generation.draw_strips(pipe, first, last, interpolate, num_images, tile, **options)
+        replace_file(out, grids.make_grid(images, columns, tile).save)
         print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
         return
     if file_format or separate:
+        options["size"] = size
         options["looks"] = {f"{next(iter(look), 'base')}-" if compare else "": look for look in looks}
     if file_format:
         pipe.to(generation.device())
@@ -137,11 +146,11 @@ def generate(
 
         write_folder(out, write)
     else:
-        rows = []
+        tiles = []
         for look in looks:
             pipe.set_adapters(look)
-            rows += pipe(num_images, **options).images
-        replace_file(out, grids.make_grid(rows, columns).save)
+            tiles += generation.draw_tiles(pipe, num_images, tile, **options)
+        replace_file(out, grids.make_grid(tiles, columns, tile).save)
     if processes:
         processes.destroy_process_group()
     if not processes or processes.is_main_process:
