@@ -320,13 +320,13 @@ class Domains(nn.Module):
             random: CPU generator.
         """
         c, resolution = self.config, adapted.shape[-1]
-        views = [reduced(images, c.view_size) for images in (adapted, source)]
-        losses = self._view_losses(*views, domains, random, None)
+        small = reduced(adapted, c.view_size), reduced(source, c.view_size)
+        losses = self._view_losses(*small, domains, random, None)
         if crops := self.cropped(resolution):
             corners = draw_corners(len(adapted), crops, resolution, c.view_size, random)
-            views = [native_crops(images, corners, c.view_size) for images in (adapted, source)]
+            native = native_crops(adapted, corners, c.view_size), native_crops(source, corners, c.view_size)
             of_crops = [domain for domain in domains for _ in range(crops)]
-            seen = self._view_losses(*views, of_crops, random, corners.flatten(0, 1))
+            seen = self._view_losses(*native, of_crops, random, corners.flatten(0, 1))
             losses |= {f"{name}_crops": c.crop_weight * loss for name, loss in seen.items()}
         return losses
 
