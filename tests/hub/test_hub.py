@@ -205,12 +205,12 @@ def test_only_the_subfolder_is_downloaded(hub):
 
 def test_a_subfolder_cannot_leave(hub, folder):
     for bad in ("..", "../run", "images/../..", "/etc", "C:\\", "\\\\host\\share", "a\\..\\..\\b"):
-        for name in ("me/ink", str(folder), "sketch"):
+        for name in ("me/ink", str(folder), "lorelei"):
             assert "leads out of" in refusal(name, ValueError, subfolder=bad)
     assert hub.log == []
     assert resolve_folder(folder, kind="adapter", subfolder="images") == folder / "images"
     assert "has no folder 'nothing'" in refusal(str(folder), subfolder="nothing")
-    assert "has no folder 'nothing'" in refusal("sketch", subfolder="nothing")  # an embedded one
+    assert "has no folder 'nothing'" in refusal("lorelei", subfolder="nothing")  # an embedded one
 
 
 def test_who_may_read(hub):
