@@ -539,7 +539,8 @@ def test_the_demo_asks_no_proxy_for_itself(monkeypatch):
 # ------------------------------------------------------------------------------------------- what the package declares
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-IMPORTED_AS = {  # where a distribution's name is not that of what it brings
+IMPORTED_AS = {
+    "dlib_bin": "dlib",  # where a distribution's name is not that of what it brings
     "pillow": "PIL",
     "dicebear_core": "dicebear",
     "pyyaml": "yaml",

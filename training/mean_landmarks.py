@@ -1,6 +1,6 @@
 """Measures where a base of faces has its mean face: five landmarks, to which photos are aligned.
 
-    pip install dlib-bin face_recognition_models
+    pip install '.[photo]'
     python training/mean_landmarks.py --base ffhq
     python training/mean_landmarks.py --base runs/ffhq-256/pipeline --write
 
@@ -28,7 +28,7 @@ from fewshot_gan.utils.json_files import read_json
 from fewshot_gan.utils.ranges import COUNT, FINITE, check_number
 from fewshot_gan.utils.threads import add_threads_option, set_threads
 
-PACKAGES = "pip install dlib-bin face_recognition_models"
+PACKAGES = "pip install 'fewshot_gan[photo]'"
 MODEL = "shape_predictor_5_face_landmarks.dat"
 DETECTOR_SIDE = 512  # px of the picture in which faces are sought; a face fills it, so more pixels find no more
 

@@ -53,5 +53,5 @@ def test_refusals(measure, own_base, monkeypatch, capsys):
 def test_without_dlib(script, monkeypatch):
     module = script("mean_landmarks")
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install dlib-bin face_recognition_models"):
+    with pytest.raises(FileNotFoundError, match=r"pip install 'fewshot_gan\[photo\]'"):
         module.five_points()
