@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fewshot_gan import __version__
 from fewshot_gan.data.datasets import load_images
-from fewshot_gan.data.images import to_bytes, to_floats
+from fewshot_gan.data.images import reduced, to_bytes, to_floats
 from fewshot_gan.features import FeatureNetwork, load_features
 from fewshot_gan.metrics import (
     CROP_SEED,
@@ -167,9 +167,7 @@ class Describer:
 
 def as_pictures(images: Tensor) -> Tensor:
     """Float `[B, 3, R, R]` in [-1, 1] as a picture file would hold them: uint8, at most `SIDE` px."""
-    if images.shape[-1] > SIDE:
-        images = F.interpolate(images.float(), size=(SIDE, SIDE), mode="area")
-    return to_bytes(images).cpu()
+    return to_bytes(reduced(images.float(), SIDE)).cpu()
 
 
 def describe(

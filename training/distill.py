@@ -29,10 +29,9 @@ from tqdm.auto import tqdm
 
 from fewshot_gan.convert import convert_checkpoint
 from fewshot_gan.data.grids import SHEET_TILE
-from fewshot_gan.data.images import to_bytes
+from fewshot_gan.data.images import reduced, to_bytes
 from fewshot_gan.features import load_features
 from fewshot_gan.methods.losses import logistic_d_loss, logistic_g_loss, r1_penalty
-from fewshot_gan.methods.views import reduced
 from fewshot_gan.metrics import frechet_distance, psnr
 from fewshot_gan.models import StyleGAN2Discriminator
 from fewshot_gan.ops import haar

@@ -17,10 +17,11 @@ import torch
 from tqdm.auto import tqdm
 
 from fewshot_gan import FewShotGAN, LeFTAdapter
+from fewshot_gan.data.images import reduced
 from fewshot_gan.features import load_features
 from fewshot_gan.methods.losses import hinge_d_loss
 from fewshot_gan.methods.objective import Objective
-from fewshot_gan.methods.views import draw_corners, reduced
+from fewshot_gan.methods.views import draw_corners
 from fewshot_gan.metrics import native_crops
 from fewshot_gan.models.projected import ProjectedDiscriminator
 from fewshot_gan.training.augment import FewShotAugment

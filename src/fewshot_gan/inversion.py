@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data.images import check_range
+from .data.images import check_range, reduced
 from .features.lpips import load_lpips
 from .metrics import psnr
 from .models.labels import refuse_classes
@@ -98,14 +98,10 @@ class LPIPSDistance(nn.Module):
 
     def __init__(self, net: nn.Module, targets: torch.Tensor):
         super().__init__()
-        self.net, self.targets = net, self._small(targets)
-
-    @staticmethod
-    def _small(images: torch.Tensor) -> torch.Tensor:
-        return images if images.shape[-1] <= 256 else F.interpolate(images, size=(256, 256), mode="area")
+        self.net, self.targets = net, reduced(targets, 256)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, 3, H, W] -> [B]
-        return self.net(self._small(images), self.targets).flatten()
+        return self.net(reduced(images, 256), self.targets).flatten()
 
 
 def latent_statistics(generator: Network, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from helpers.networks import tiny_mobile, tiny_stylegan2
 
 from fewshot_gan.adapters import AdapterBank, DomainVectorAdapter, LeFTAdapter
+from fewshot_gan.data.images import reduced
 from fewshot_gan.features.encoders import FeatureEncoder
 from fewshot_gan.methods import pair as pair_module
 from fewshot_gan.methods.cdc import CDCConfig, CDCObjective
@@ -18,7 +19,6 @@ from fewshot_gan.methods.hyperdomain import HyperDomainObjective
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
 from fewshot_gan.methods.objective import ObjectiveConfig
 from fewshot_gan.methods.pair import Latents
-from fewshot_gan.methods.views import reduced
 from fewshot_gan.metrics import native_crops
 from fewshot_gan.training import engine
 from fewshot_gan.training import estimate as estimates

@@ -8,12 +8,23 @@ import os
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from ..utils.files import user_path
 from .files import COMMON, read_picture, upright
 
 MIN_SIDE = 32
+
+
+def reduced(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Return `[B, 3, R, R]` averaged down to `[B, 3, size, size]`; the images themselves if R ≤ `size` or `size` is 0.
+
+    Every pixel is the mean of the pixels that it covers.
+    """
+    if not 0 < size < max(images.shape[-2:]):
+        return images
+    return F.interpolate(images, size=(size, size), mode="area")
 
 
 def to_bytes(images: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.images import check_floats
+from ..data.images import check_floats, reduced
 from .base import FeatureNetwork
 from .weights import FETCHING, fault_of_cache, hash_of_weights
 
@@ -40,9 +39,7 @@ class LPIPSFeatures(FeatureNetwork):
     def spatial(self, images: Tensor, size: int | None = None) -> Tensor:
         """Return float16 `[B, E]` of images `[B, 3, H, W]` in [-1, 1], reduced to `size` px (None: 256) if larger."""
         check_floats(images)
-        size = size or self.spatial_side
-        if max(images.shape[2:]) > size:
-            images = F.interpolate(images, size=(size, size), mode="area")
+        images = reduced(images, size or self.spatial_side)
         vectors = []
         for maps, linear in zip(self.net.net(self.net.scaling_layer(images.float())), self.net.lins, strict=True):
             weight = linear.model[-1].weight.clamp_min(0).sqrt()  # [1, C, 1, 1]; training keeps it at 0 or above

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.images import reduced
 from ..inversion import PerceptualDistance, latent_statistics
 from ..models.bounds import MAX_RESOLUTION
 from ..models.projected import ProjectedDiscriminator
@@ -29,7 +30,7 @@ from .method import Method, Run
 from .objective import Batch, Discriminator, Objective, ObjectiveConfig
 from .pair import Latents, Pair
 from .projections import ProjectionOptions, complete, project, recorded
-from .views import Views, reduced
+from .views import Views
 
 
 def feature_transfer_loss(source: list[torch.Tensor], target: list[torch.Tensor]) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.images import reduced
 from ..features import FeatureNetwork
 from ..features.encoders import Encoder, templated
 from ..inversion import PerceptualDistance, lpips_network
@@ -31,7 +32,7 @@ from .statistics import (
     sliced_wasserstein,
     structure_distance,
 )
-from .views import draw_corners, reduced
+from .views import draw_corners
 
 SOURCE_SAMPLES = 32  # pictures whose mean embedding is the source domain if references have no latents
 RECONSTRUCTION_SIZE = 256  # largest side in pixels of the pictures that l2 and perceptual terms compare

@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import nn
 
+from ..data.images import reduced
 from ..features import FeatureNetwork
 from ..models.labels import refuse_classes
 from ..models.plain import PlainDiscriminator
@@ -31,7 +32,7 @@ from .statistics import (
     sliced_wasserstein,
     structure_distance,
 )
-from .views import Views, reduced
+from .views import Views
 
 SMALLEST_VIEW = 32  # px; what feature networks take
 VIEW_RANGES = dict.fromkeys(("view_size", "crops", "crop_weight"), NOT_NEGATIVE)

@@ -9,7 +9,6 @@ Shape legend: B images, n crops of each, R resolution, S side of reduced picture
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 
 @dataclass
@@ -32,16 +31,6 @@ class Views:
     def to(self, device) -> "Views":
         """Return the views on `device`."""
         return Views(self.colour.to(device), self.plain.to(device))
-
-
-def reduced(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Return `[B, 3, R, R]` averaged down to `[B, 3, size, size]`; the images themselves if R ≤ `size` or `size` is 0.
-
-    Every pixel is the mean of the pixels that it covers.
-    """
-    if not 0 < size < images.shape[-1]:
-        return images
-    return F.interpolate(images, size=(size, size), mode="area")
 
 
 def draw_corners(num: int, crops: int, resolution: int, size: int, random: torch.Generator) -> torch.Tensor:

@@ -15,11 +15,12 @@ from ..adapters import AdapterBank
 from ..adapters.trainable import Trainable
 from ..data.datasets import InfiniteBatches
 from ..data.grids import SHEET_TILE
+from ..data.images import reduced
 from ..methods.adv_aug import attack, undisturbed
 from ..methods.objective import Batch, reduces
 from ..methods.pair import Latents, Pair
 from ..methods.statistics import CONTENT_LEVELS
-from ..methods.views import Views, draw_corners, reduced
+from ..methods.views import Views, draw_corners
 from ..metrics import native_crops
 from ..models.labels import refuse_classes
 from ..models.network import evaluating

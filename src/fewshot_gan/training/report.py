@@ -22,8 +22,7 @@ from accelerate import __version__ as accelerate_version
 from PIL import Image
 
 from ..data.grids import SHEET_TILE
-from ..data.images import to_bytes
-from ..methods.views import reduced
+from ..data.images import reduced, to_bytes
 from ..utils.files import replace_file, replace_text
 from ..utils.folder_lock import locked
 from ..utils.numbered import numbered_paths

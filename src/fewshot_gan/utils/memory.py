@@ -65,15 +65,3 @@ def used_memory() -> int:
     import psutil
 
     return psutil.Process().memory_info().rss
-
-
-def peak_memory() -> int:
-    """Return the largest number of bytes of memory that this process has occupied."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return getattr(psutil.Process().memory_info(), "peak_wset", 0)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
