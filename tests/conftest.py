@@ -22,6 +22,20 @@ from helpers.stylegan2_checkpoints import nvidia_writer  # noqa: E402
 _charts: dict = {}  # number and kinds of curves, and scale → SVG
 
 
+# Coverage doubles the time of Python code. These files take long, and other files run the same lines.
+WITHOUT_COVERAGE = """
+    test_demo_guard test_diffusers_conformity test_diffusers_pipelines test_docs test_domains test_export test_fuzz
+    test_hub_cards test_kernels test_kills test_lottery test_machines test_offloaded_pipelines test_peft_conformity
+    test_plain_diffusers test_plugins test_readme
+""".split()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in WITHOUT_COVERAGE:
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(autouse=True)
 def quick_charts(request, monkeypatch):
     """Draw charts of each kind once: matplotlib takes longer than the training of a tiny network.

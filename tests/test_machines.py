@@ -111,13 +111,12 @@ def test_home_on_the_command_line(home, base_folder, adapter_folder, pencil, fea
     run("generate", "--base=~/base", "--num-images=1", "--separate", "--out=~/separate")
     run("invert", "~/pencil/0.png", "--base=~/base", "--steps=1", "--out=~/me.safetensors")
     run("generate", "--base=~/base", "--latents=~/me.safetensors", "--out=~/me.png")
-    run("export", "--base=~/base", "--out=~/net.onnx")
     run("info", "~/ink")
     run("adapt", "~/pencil", "--base=~/base", "--steps=1", "--batch-size=2", "--out=~/runs/ink", "--num-threads=1")
     config = json.loads((home / "runs" / "ink" / "adapter_config.json").read_text("utf-8"))
     assert config["base_model_name_or_path"] == str(home / "base")
-    made = {"base", "ink", "pencil", "new", "separate", "me.safetensors", "me-sheet.png", "me.png", "net.onnx", "runs"}
-    assert set(os.listdir(home)) == made
+    made = {"base", "ink", "pencil", "new", "separate", "me.safetensors", "me-sheet.png", "me.png", "runs"}
+    assert {name for name in os.listdir(home) if not name.startswith(".")} == made  # matplotlib has hidden ones
 
 
 def test_home_of_sources(home, pencil):

@@ -285,7 +285,7 @@ def test_state_dicts(tmp_path, checkpoints, in_this_process):
                 break
         torch.save(data, path)
 
-    fuzz("state dicts", make, lambda: convert_checkpoint(path))
+    fuzz("state dicts", make, lambda: convert_checkpoint(path), CASES // 2)  # these take longest
 
 
 def test_ir(tmp_path, checkpoints):
