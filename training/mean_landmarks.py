@@ -7,30 +7,23 @@
 dlib finds the points in `--num` pictures of the base; the result is their mean, in px of the base's pictures (x to the
 right, y down, centres of pixels at whole numbers). Prints them as JSON; `--write` puts them into the `model_index.json`
 of a base in a folder, and `pipe.config.mean_landmarks` reads them from there. The names are those of dlib's points in
-dlib's order: `fewshot_gan.pipeline_inputs.LANDMARKS`.
+dlib's order: `fewshot_gan.faces.LANDMARKS`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
 from fewshot_gan import FewShotGAN
-from fewshot_gan.pipeline_inputs import LANDMARKS
+from fewshot_gan.faces import LANDMARKS, find_faces
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_text, user_path
 from fewshot_gan.utils.json_files import read_json
 from fewshot_gan.utils.ranges import COUNT, FINITE, check_number
 from fewshot_gan.utils.threads import add_threads_option, set_threads
-
-PACKAGES = "pip install 'fewshot_gan[photo]'"
-MODEL = "shape_predictor_5_face_landmarks.dat"
-DETECTOR_SIDE = 512  # px of the picture in which faces are sought; a face fills it, so more pixels find no more
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[float]]:
@@ -48,14 +41,14 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     index = user_path(args.base) / "model_index.json"
     if args.write and not index.is_file():
         p.error(f"--write changes model_index.json, and {args.base} is no folder of a base; give its folder")
-    points = mean_landmarks(args.base, args.num, args.psi, args.seed, five_points())
+    points = mean_landmarks(args.base, args.num, args.psi, args.seed)
     print(json.dumps(points, indent=1))
     if args.write:
         replace_text(index, json.dumps(read_json(index) | {"mean_landmarks": points}, indent=2) + "\n")
     return points
 
 
-def mean_landmarks(base: str, num: int, psi: float, seed: int, find: Callable) -> dict[str, list[float]]:
+def mean_landmarks(base: str, num: int, psi: float, seed: int) -> dict[str, list[float]]:
     """Return name → mean point of the faces that a base draws.
 
     Args:
@@ -63,49 +56,20 @@ def mean_landmarks(base: str, num: int, psi: float, seed: int, find: Callable) -
         num: pictures.
         psi: truncation.
         seed: of the latents.
-        find: picture → points of its face, see `five_points`.
 
     Raises:
+        ImportError: the extra `photo` is not installed.
         ValueError: there is a picture without a face.
     """
     pictures = FewShotGAN.from_pretrained(base)(num, seed=seed, truncation_psi=psi, batch_size=1).images
-    found = [find(picture) for picture in pictures]
-    if missing := [str(i) for i, points in enumerate(found) if points is None]:
+    found = [find_faces(picture) for picture in pictures]
+    if missing := [str(i) for i, faces in enumerate(found) if not faces]:
         raise ValueError(
             f"no face was found in picture {', '.join(missing)} of {num} at psi {psi}; take a base of faces, or a "
             "lower --psi"
         )
-    return {name: [round(float(v), 2) for v in point] for name, point in zip(LANDMARKS, np.mean(found, 0), strict=True)}
-
-
-def five_points() -> Callable:
-    """Return a function from a PIL image to the five points `[5, 2]` of its largest face in px; None without a face.
-
-    The models are read from `face_recognition_models` by path: its own code needs a package that is gone from Python.
-
-    Raises:
-        FileNotFoundError: one of the two packages is missing.
-    """
-    package = find_spec("face_recognition_models")
-    if find_spec("dlib") is None or package is None or package.origin is None:
-        raise FileNotFoundError(f"the landmarks need dlib and its models; {PACKAGES}")
-    import dlib
-
-    detector = dlib.get_frontal_face_detector()
-    predictor = dlib.shape_predictor(str(Path(package.origin).parent / "models" / MODEL))
-
-    def find(picture):
-        scale = max(1.0, picture.width / DETECTOR_SIDE)
-        small = picture.resize((round(picture.width / scale), round(picture.height / scale)))
-        faces = detector(np.asarray(small), 1)
-        if not faces:
-            return None
-        face = max(faces, key=lambda box: box.area())
-        corners = [round(v * scale) for v in (face.left(), face.top(), face.right(), face.bottom())]
-        shape = predictor(np.asarray(picture), dlib.rectangle(*corners))
-        return [[point.x, point.y] for point in shape.parts()]
-
-    return find
+    mean = np.mean([faces[0].landmarks for faces in found], 0)
+    return {name: [round(float(v), 2) for v in point] for name, point in zip(LANDMARKS, mean, strict=True)}
 
 
 if __name__ == "__main__":

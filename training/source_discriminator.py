@@ -44,6 +44,7 @@ def main(argv=None) -> dict:
     p.add_argument("--learning_rate", type=float, default=1e-3)
     p.add_argument("--psi", type=float, default=0.7, help="truncation of the base's images")
     p.add_argument("--disturbance", type=float, default=0.1, help="largest spread of LeFT's noise; log-uniform")
+    p.add_argument("--least_disturbance", type=float, default=0.003, help="least spread of it")
     p.add_argument("--held_out", type=int, default=64, help="images of either kind for the report")
     p.add_argument("--view_size", type=int, default=256, help="px; larger images are reduced to it, and cropped to it")
     p.add_argument("--seed", type=int, default=0)
@@ -58,8 +59,12 @@ def run(args: argparse.Namespace) -> dict:
     """Train the heads, judge them on pictures that they have not seen, and write both."""
     for name in ("steps", "batch_size", "held_out", "view_size"):
         check_number(name, getattr(args, name), COUNT, whole=True)
-    for name, allowed in (("learning_rate", POSITIVE), ("disturbance", POSITIVE), ("psi", FINITE)):
+    numbers = {"learning_rate": POSITIVE, "disturbance": POSITIVE, "least_disturbance": POSITIVE, "psi": FINITE}
+    for name, allowed in numbers.items():
         check_number(name, getattr(args, name), allowed)
+    least, most = args.least_disturbance, args.disturbance
+    if least > most:
+        raise ValueError(f"least_disturbance={least:g} is above disturbance={most:g}; give at most that")
     accelerator = start(args.output_dir, seed=args.seed, report_to=args.report_to, num_threads=args.num_threads)
     pipe, features = FewShotGAN.from_pretrained(args.base), load_features()
     generator, bank = pipe.generator.eval(), pipe.bank
@@ -94,7 +99,7 @@ def run(args: argparse.Namespace) -> dict:
         return [dict(zip(levels, features(view, levels), strict=True)) for view in views]
 
     def strength(random):
-        return args.disturbance * 0.03 ** float(torch.rand((), generator=random))
+        return most * (least / most) ** float(torch.rand((), generator=random))
 
     random, places = (torch.Generator().manual_seed(seed) for seed in (args.seed, args.seed + 2))
     judge = ProjectedDiscriminator.for_images(

@@ -8,7 +8,7 @@ faces are distorted.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .data.images import check_range, reduced
+from .faces import Alignment
 from .features.lpips import load_lpips
 from .metrics import psnr
 from .models.labels import refuse_classes
@@ -29,12 +30,13 @@ from .utils.random import LIMIT, check_seed, seeded
 
 logger = logging.getLogger(__name__)
 
+VIEW = 256  # px to which larger pictures are reduced for perceptual distances
 BLOCKS = (0, 2, 4, 10)  # of EfficientNet-Lite0: half the size down to a sixteenth
 MEAN_SAMPLES = 4096  # latents over which mean and standard deviation of w are computed
 SPACES = ("w", "w+")
 OFFSET_RATE = 0.2  # learning rate of the offsets of w+ relative to that of the shared part
 SLOPE = 0.2  # of the leaky ReLU in the mapping network
-VERSION = 2  # raise it when the same picture gets another latent: latents cached on disk are then computed again
+VERSION = 3  # raise it when the same picture gets another latent: latents cached on disk are then computed again
 FLOOR = 1e-3  # least variance of a direction of w, relative to the mean variance
 
 
@@ -45,17 +47,20 @@ class Inversion(NamedTuple):
         latents: w+ `[N, num_ws, w_dim]` (in space "w" the rows of a latent are equal), float32 on the CPU.
         images: reconstructions `[N, 3, R, R]` in [-1, 1], on the CPU.
         psnr: of each reconstruction in dB, see `metrics.psnr`.
+        alignments: where each picture lies in its photo, from `FewShotGAN.invert`; None for a picture as it is.
     """
 
     latents: torch.Tensor
     images: torch.Tensor
     psnr: list[float]
+    alignments: Sequence[Alignment | None] = ()
 
 
 class PerceptualDistance(nn.Module):
     """Distance of pictures `[B, 3, H, W]` in [-1, 1] to fixed target pictures, one value per picture.
 
-    It is the mean squared difference of feature maps; each level is divided by the mean square of the target's map.
+    Larger pictures are reduced to 256 px. It is the mean squared difference of feature maps; each level is divided by
+    the mean square of the target's map.
 
     Args:
         features: a `FeatureNetwork`.
@@ -67,11 +72,11 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         self.features, self.blocks = features, blocks
         with torch.no_grad():
-            self.maps = features(targets, blocks)
+            self.maps = features(reduced(targets, VIEW), blocks)
             self.energy = [m.square().mean((1, 2, 3)) + 1e-8 for m in self.maps]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, 3, H, W] -> [B]
-        maps = self.features(images, self.blocks)
+        maps = self.features(reduced(images, VIEW), self.blocks)
         levels = zip(maps, self.maps, self.energy, strict=True)
         return torch.stack([(a - b).square().mean((1, 2, 3)) / e for a, b, e in levels]).mean(0)
 
@@ -98,10 +103,10 @@ class LPIPSDistance(nn.Module):
 
     def __init__(self, net: nn.Module, targets: torch.Tensor):
         super().__init__()
-        self.net, self.targets = net, reduced(targets, 256)
+        self.net, self.targets = net, reduced(targets, VIEW)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # [B, 3, H, W] -> [B]
-        return self.net(reduced(images, 256), self.targets).flatten()
+        return self.net(reduced(images, VIEW), self.targets).flatten()
 
 
 def latent_statistics(generator: Network, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

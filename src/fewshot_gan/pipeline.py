@@ -1,7 +1,6 @@
 """`FewShotGAN`: a generator with its adapters, loaded, called, saved and shared like any diffusers pipeline."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, cast
@@ -14,8 +13,8 @@ from PIL import Image
 from .adapter_loader import AdapterMixin
 from .adapters import BASE, AdapterBank
 from .adapters.looks import Look, look_per_image, without_zeros
+from .faces import check_landmarks
 from .hub import embedded_adapters, embedded_bases
-from .inversion import Inversion, invert
 from .models import AnyDiscriminator, AnyGenerator
 from .models.labels import labels_of_images, start_from_w
 from .models.latents import check_latents
@@ -23,13 +22,12 @@ from .models.projected import ProjectedDiscriminator
 from .ops import dispatch
 from .pipeline_base import NetworkPipeline, drawing
 from .pipeline_inputs import (
-    as_floats,
-    check_landmarks,
     check_whole_number,
     choose_generator,
     is_per_image,
     noise_generator,
 )
+from .pipeline_person import PersonMixin
 from .utils.offloading import is_offloaded
 
 MOST_PSI = 1000  # far beyond any use; larger ones overflow
@@ -52,7 +50,7 @@ class FewShotGANOutput(BaseOutput):
     latents: torch.Tensor
 
 
-class FewShotGAN(AdapterMixin, NetworkPipeline):
+class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
     """Generate images with a pretrained GAN and few-shot adapters.
 
     Its networks are put in evaluation mode.
@@ -63,7 +61,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         projected_discriminator: optional; heads on frozen features, trained on images of the base. Few-shot training
             starts from it likewise.
         truncation_psi: default ψ of `__call__`; None: 0.7 for style-based generators, 1 for others.
-        mean_landmarks: of a base of faces, where they lie on average: the names in `pipeline_inputs.LANDMARKS` →
+        mean_landmarks: of a base of faces, where they lie on average: the names in `faces.LANDMARKS` →
             `[x, y]` in px of a picture of this generator (x to the right, y down, centres of pixels at whole numbers).
             `pipe.config.mean_landmarks` returns them. None: not known.
 
@@ -109,6 +107,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         truncation_cutoff: int | None = None,
         noise_mode: str = "const",
         adapter_names: AdapterName | Sequence[AdapterName] = None,
+        person: str | None = None,
         output_type: str = "pil",
         batch_size: int = 8,
         return_dict: bool = True,
@@ -131,6 +130,8 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
             noise_mode: "const", "random" or "none".
             adapter_names: None: the active adapters; a name: that adapter alone; `{name: weight}`: a blend; a list: one
                 of these per image, drawn together in each batch. "__base__" is the unadapted generator.
+            person: a loaded adapter of `personalize`: draw the person of its photos. Its latents are used in turn, and
+                it acts in every look that does not name it; a list of looks draws one image each.
             output_type: "pil", "np" or "pt".
             batch_size: images per forward pass; changes memory and speed only. It is not the number of images, as in
                 other pipelines.
@@ -141,6 +142,9 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
                 missing, an adapter is not loaded, a list has another length than `num_images`, or the pipeline's
                 generator was replaced.
         """
+        if person is not None:
+            of_person = self.prepare_person(person, num_images, adapter_names, latents, latent_space)
+            latents, latent_space, adapter_names = of_person
         if latents is not None:
             num_images = len(check_latents(latents, self.generator.dtype))
         self.check_inputs(
@@ -355,6 +359,14 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         generator = choose_generator(seed, generator)
         if isinstance(generator, list):
             raise ValueError("a stream has one generator for all images; a list of them is for a single call")
+        if (person := options.pop("person", None)) is not None:
+            given = (options.pop(name, None) for name in ("adapter_names", "latents", "latent_space"))
+            latents, options["latent_space"], looks = self.prepare_person(person, num_images, *given)
+            options |= {"latents": latents, "adapter_names": looks}
+            if len(latents) != num_images:
+                raise ValueError(
+                    f"adapter_names has {len(latents)} entries for {num_images} images; give one per image"
+                )
         per_image = {name: options.pop(name) for name in PER_IMAGE if is_per_image(options.get(name))}
         for name, values in per_image.items():
             if len(values) != num_images:
@@ -376,35 +388,6 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         classes = getattr(self.generator, "num_classes", None)
         return None if classes is None else [i % classes for i in range(num_images)]
 
-    @drawing
-    def invert(self, images, *, space: str = "w", steps: int = 150, seed: int = 0, **options) -> Inversion:
-        """Find latents from which the base draws given pictures: `pipe(latents=pipe.invert(photo).latents)`.
-
-        Args:
-            images: a PIL image, a path or a NumPy array `[H, W, 3]` (uint8, or floats of 0…1), several of them, or a
-                tensor `[N, 3, R, R]` in [-1, 1] or uint8. Pictures that are no tensors are cropped to the centre
-                square and resized; a face should fill the square as in pictures of the base.
-            space: "w" stays within what the base has learned; "w+" comes closer to the picture and adapts less well.
-            steps: of the optimisation; each takes a second per picture for `ffhq` on two cores, a third for `ffhq-256`.
-            seed: of the noise that the optimisation adds.
-            options: of `inversion.invert`: `learning_rate`, `perceptual`, `batch_size`, `progress`, …
-
-        Returns:
-            `latents` w+ `[N, num_ws, w_dim]`, `images` `[N, 3, R, R]` in [-1, 1] and `psnr` of each in dB.
-
-        Raises:
-            ValueError: pictures or options out of range.
-            FileNotFoundError: a path without a file.
-            ImportError: no perceptual network is installed and `perceptual="none"` was not given.
-        """
-        if not self.generator.has_styles:
-            raise ValueError(
-                f"a {type(self.generator).__name__} has no w to search; use a style-based base, e.g. 'ffhq'"
-            )
-        images = as_floats(images, self.generator.resolution)
-        with nullcontext() if self.bank.fused is not None else self.bank.using({}):
-            return invert(self.generator, images, space=space, steps=steps, seed=seed, **options)
-
     @torch.no_grad()
     def interpolate(
         self, adapter_a: str, adapter_b: str, steps: int = 5, *, num_images: int = 1, **options
@@ -412,7 +395,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         """Draw strips of pictures from one look to another: weights 1 − t and t, t from 0 to 1 in equal steps.
 
         Args:
-            adapter_a, adapter_b: loaded adapters; "__base__" for the unadapted generator.
+            adapter_a, adapter_b: loaded adapters; "__base__" for the unadapted generator, or for the person alone.
             steps: pictures per strip, both ends included; at least 2.
             num_images: number of strips, each with its own latent and noise; ignored when `latents` are given.
             options: of `__call__`, except `adapter_names`.
@@ -431,6 +414,9 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         if "adapter_names" in options:
             raise ValueError("interpolate chooses adapter_names itself; give adapter_a and adapter_b")
         seed, generator, latents = (options.pop(name, None) for name in ("seed", "generator", "latents"))
+        if (person := options.pop("person", None)) is not None:
+            space = options.pop("latent_space", None)
+            latents, options["latent_space"], _ = self.prepare_person(person, num_images, None, latents, space)
         generator = choose_generator(seed, generator)
         if latents is not None:
             check_latents(latents, self.generator.dtype)
@@ -438,7 +424,7 @@ class FewShotGAN(AdapterMixin, NetworkPipeline):
         latents, generators = self.prepare_latents(num_images, generator, latents, space, options.get("truncation_psi"))
         ts = [step / (steps - 1) for step in range(steps)]
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in ts]
-        looks = [without_zeros(look) for look in looks]
+        looks = [({} if person is None else {person: 1.0}) | without_zeros(look) for look in looks]
         labels = self.prepare_class_labels(options.pop("class_labels", None), len(latents), latents, space)
         if labels is not None:
             options["class_labels"] = labels.repeat_interleave(steps, 0)

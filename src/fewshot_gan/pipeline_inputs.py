@@ -1,33 +1,12 @@
 """Checks and conversions of what calls of a pipeline accept."""
 
-import math
-from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 
 from .data.images import check_signed, read_squares, to_floats
 from .utils.random import seeded
-
-# in the order of dlib's model of five points; the person's left eye is on the right of a picture
-LANDMARKS = ("left_eye_outer", "left_eye_inner", "right_eye_outer", "right_eye_inner", "nose")
-
-
-def check_landmarks(points) -> None:
-    """Refuse landmarks that are not one `[x, y]` of finite numbers for each name in `LANDMARKS`; None is no landmarks.
-
-    Raises:
-        ValueError: says which point is missing, unknown or no pair of numbers.
-    """
-    if points is None:
-        return
-    if not isinstance(points, Mapping) or set(points) != set(LANDMARKS):
-        given = ", ".join(map(str, points))[:200] if isinstance(points, Mapping) else type(points).__name__
-        raise ValueError(f"mean_landmarks has {given}; give a point [x, y] in px for each of {', '.join(LANDMARKS)}")
-    for name, point in points.items():
-        is_pair = isinstance(point, list | tuple) and len(point) == 2
-        if not is_pair or not all(isinstance(v, Real) and type(v) is not bool and math.isfinite(v) for v in point):
-            raise ValueError(f"mean_landmarks: {name} is {repr(point)[:60]}; give [x, y] in px")
 
 
 def check_whole_number(name: str, value, least: int = 1) -> None:

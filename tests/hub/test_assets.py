@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from fewshot_gan import FewShotGAN
+from fewshot_gan.faces import LANDMARKS
 from fewshot_gan.hub import ASSETS, embedded_adapters, embedded_base_of, embedded_bases, embedded_datasets
 from fewshot_gan.metrics import luminance, paired_correlations, psnr
-from fewshot_gan.pipeline_inputs import LANDMARKS
 from fewshot_gan.utils.safetensors_files import read_tensors
 
 

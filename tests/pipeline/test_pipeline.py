@@ -15,7 +15,7 @@ from helpers.every_pipeline import TOLERANCE, images
 from helpers.networks import tiny_mobile
 from PIL import Image
 
-from fewshot_gan import FewShotGAN, pipeline_inputs
+from fewshot_gan import FewShotGAN, faces
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.models import SNGANGenerator
 
@@ -267,7 +267,7 @@ def test_the_fingerprint_of_an_embedded_base_names_it(two_bases, mobile):
         large.load_adapter(stranger, "look")
 
 
-LANDMARKS = {name: [float(i), 2.5] for i, name in enumerate(pipeline_inputs.LANDMARKS)}
+LANDMARKS = {name: [float(i), 2.5] for i, name in enumerate(faces.LANDMARKS)}
 
 
 def test_mean_landmarks_stay_with_the_base(mobile, tmp_path):

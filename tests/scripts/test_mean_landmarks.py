@@ -1,11 +1,12 @@
-"""The mean landmarks of a base: means over its pictures, where a pipeline finds them, and refusals. No dlib here."""
+"""The mean landmarks of a base: means over its pictures, where a pipeline finds them, and refusals."""
 
 import json
 
+import numpy as np
 import pytest
 
 from fewshot_gan import FewShotGAN
-from fewshot_gan.pipeline_inputs import LANDMARKS
+from fewshot_gan.faces import LANDMARKS, Face
 
 
 @pytest.fixture
@@ -15,9 +16,9 @@ def measure(script, monkeypatch):
 
     def find(picture):
         red = picture.resize((1, 1)).getpixel((0, 0))[0]
-        return [[red + i, 2 * red + i] for i in range(5)]
+        return [Face((0, 0, 1, 1), np.array([[red + i, 2 * red + i] for i in range(5)]))]
 
-    monkeypatch.setattr(module, "five_points", lambda: find)
+    monkeypatch.setattr(module, "find_faces", find)
     module.find = find
     return module
 
@@ -34,7 +35,7 @@ def test_means_over_the_pictures(measure, own_base, capsys):
     assert json.loads(capsys.readouterr().out) == points and list(points) == list(LANDMARKS)
     found = [measure.find(x) for x in FewShotGAN.from_pretrained(own_base)(3, seed=4, truncation_psi=0.5).images]
     for i, name in enumerate(LANDMARKS):
-        want = [sum(one[i][k] for one in found) / 3 for k in (0, 1)]
+        want = [sum(faces[0].landmarks[i, k] for faces in found) / 3 for k in (0, 1)]
         assert points[name] == pytest.approx(want, abs=0.006)  # two decimals
     assert FewShotGAN.from_pretrained(own_base).config.mean_landmarks is None
     assert measure.main([*options, "--write"]) == points
@@ -45,13 +46,6 @@ def test_refusals(measure, own_base, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         measure.main(["--base=ffhq-256", "--write"])  # not those that ship with the package
     assert "ffhq-256 is no folder of a base" in capsys.readouterr().err
-    monkeypatch.setattr(measure, "five_points", lambda: lambda picture: None)
+    monkeypatch.setattr(measure, "find_faces", lambda picture: [])
     with pytest.raises(ValueError, match="no face was found in picture 0, 1 of 2 at psi 0.5; take a base of faces"):
         measure.main([f"--base={own_base}", "--num=2"])
-
-
-def test_without_dlib(script, monkeypatch):
-    module = script("mean_landmarks")
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"pip install 'fewshot_gan\[photo\]'"):
-        module.five_points()

@@ -21,7 +21,7 @@ from helpers.hub_server import connected
 from helpers.plain_checkpoints import biggan
 from helpers.saved_models import tiny_clip
 from helpers.stylegan2_checkpoints import W, pt_generator
-from PIL import Image, ImageChops
+from PIL import ImageChops
 from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN
@@ -214,7 +214,7 @@ def place(pictures, nvidia, tmp_path, monkeypatch):
         (here / name).mkdir(parents=True)
         for i in range(10):
             (here / name / f"{i}.png").symlink_to(pictures / f"{i}.png")
-    Image.open(pictures / "0.png").resize((300, 400)).save(here / "photo.jpg")
+    shutil.copy(ROOT / "tests" / "golden" / "astronaut.jpg", here / "photo.jpg")
     (here / "one_drawing.png").symlink_to(pictures / "one_drawing.png")
     (here / "training").symlink_to(ROOT / "training")
     nvidia.write(here / "network-snapshot.pkl", nvidia.networks())

@@ -24,6 +24,8 @@ from .registry import REGISTRY
 from .spec import LayerSpec, stored
 from .trainable import Trainable
 
+LATENTS = "person_latents"  # name of the tensor in the file
+
 
 class Adapted(NamedTuple):
     """Weight, bias and scales of one layer under an adapter.
@@ -131,9 +133,13 @@ class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):  # pyright: ign
         raise NotImplementedError
 
     @torch.inference_mode(False)  # tensors made in inference mode could never be trained
-    def _build(self, target_modules: dict[str, dict]) -> None:
+    def _build(self, target_modules: dict[str, dict], latents_shape: Sequence[int] | None = None) -> None:
         if not target_modules:
             raise ValueError("target_modules is empty: an adapter needs at least one layer to act on")
+        if latents_shape is not None:
+            if len(latents_shape) not in (2, 3) or min(latents_shape) < 1:
+                raise ValueError(f"latents_shape={list(latents_shape)}: give [P, w_dim] or [P, num_ws, w_dim]")
+            self.register_buffer(LATENTS, torch.zeros(*latents_shape, dtype=torch.float32, device="cpu"))
         for path, spec in target_modules.items():
             parent: nn.Module = self
             *ancestors, leaf = path.split(".")
@@ -188,6 +194,11 @@ class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):  # pyright: ign
                     f"{name} has NaN or infinite numbers, so the adapter would only draw noise; train again with a "
                     "lower learning rate or take an earlier checkpoint"
                 )
+
+    @property
+    def latents(self) -> torch.Tensor | None:
+        """Latents w `[P, w_dim]` or w+ `[P, num_ws, w_dim]` of the photos it learned to draw, or None."""
+        return self._buffers.get(LATENTS)
 
     def factors(self) -> dict[str, Factors]:
         """Return module path → factors."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
@@ -79,6 +80,11 @@ class BlendAdapter(Adapter):
     def part_adapters(self) -> list[Adapter]:
         """The blended adapters."""
         return cast(list[Adapter], list(self.members))
+
+    @property
+    def latents(self) -> torch.Tensor | None:
+        """Those of the first blended adapter that has any, or None."""
+        return next((part.latents for part in self.part_adapters if part.latents is not None), None)
 
     @property
     def only_scales(self) -> bool:

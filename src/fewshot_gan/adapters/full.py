@@ -32,6 +32,7 @@ class FullAdapter(Adapter):
 
     Args:
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
+        latents_shape: shape of `Adapter.latents`, for an adapter of a person; None: it has none.
     """
 
     adapter_type = "full"
@@ -48,9 +49,10 @@ class FullAdapter(Adapter):
         base_fingerprint: str | None = None,
         method: str | None = None,
         training: dict | None = None,
+        latents_shape: list[int] | None = None,
     ):
         super().__init__()
-        self._build(target_modules)
+        self._build(target_modules, latents_shape)
 
     def make_factors(self, spec: LayerSpec, path: str) -> Factors:
         return FullFactors(spec)

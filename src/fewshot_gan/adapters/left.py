@@ -114,9 +114,10 @@ class LeFTAdapter(Adapter):
         rank: r ≥ 1; None: one γ and one β per weight.
         use_activation: apply a ReLU to the inner product of the multiplicative factors, as in the paper.
         target_modules, base_model_name_or_path, base_fingerprint, method, training: see `Adapter`.
+        latents_shape: shape of `Adapter.latents`, for an adapter of a person; None: it has none.
 
     Raises:
-        ValueError: rank below 1.
+        ValueError: rank below 1, or another shape.
     """
 
     adapter_type = "left"
@@ -133,12 +134,13 @@ class LeFTAdapter(Adapter):
         base_fingerprint: str | None = None,
         method: str | None = None,
         training: dict | None = None,
+        latents_shape: list[int] | None = None,
     ):
         super().__init__()
         if rank is not None and (not isinstance(rank, int) or isinstance(rank, bool) or rank < 1):
             raise ValueError(f"rank={rank}: give 1 or more, or None for one factor per weight")
         self.rank, self.use_activation = rank, use_activation
-        self._build(target_modules)
+        self._build(target_modules, latents_shape)
 
     @classmethod
     def fresh(cls, generator, options, **settings) -> "LeFTAdapter":

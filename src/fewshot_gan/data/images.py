@@ -110,12 +110,21 @@ def read_squares(images, resolution: int) -> torch.Tensor:
     Raises:
         FileNotFoundError, ValueError: there is no image, a file does not exist, or an image is unreadable or too small.
     """
+    return torch.stack([square(image, resolution) for image in as_images(images)])
+
+
+def as_images(images) -> list[Image.Image]:
+    """Read a PIL image, a path or a NumPy array (see `from_array`), or a list of them, upright and in RGB.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no image, a file does not exist, or an image is unreadable.
+    """
     if isinstance(images, np.ndarray):
         images = list(images) if images.ndim == 4 else [images]
     image_list = images if isinstance(images, list | tuple) else [images]
     if not image_list:
         raise ValueError("there is no picture; give at least one picture")
-    return torch.stack([square(_to_rgb(image), resolution) for image in image_list])
+    return [_to_rgb(image) for image in image_list]
 
 
 def _to_rgb(image) -> Image.Image:

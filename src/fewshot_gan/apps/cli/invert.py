@@ -14,13 +14,18 @@ from .root import app, begin
 
 @app.command()
 def invert(
-    photos: Annotated[list[Path], path_argument("Photos; the centre square of each is used.")],
+    photos: Annotated[list[Path], path_argument("Photos of faces.")],
     base: Base = "ffhq",
     space: Annotated[
         Space, typer.Option(help="Latent space: w looks more like the base's pictures, w+ is closer to the photo.")
     ] = Space.w,
     steps: Annotated[int, count("Optimisation steps.")] = 150,
     seed: Annotated[int, seed_option("Seed of the noise in the optimisation.")] = 0,
+    align: Annotated[
+        bool, typer.Option(help="Bring the face to where the base draws faces; else use the centre square.")
+    ] = True,
+    face: Annotated[int, typer.Option(min=0, help="Which of several faces, from 0, the largest.")] = 0,
+    all_faces: Annotated[bool, typer.Option("--all-faces", help="One result for each face of a photo.")] = False,
     out: Annotated[
         Path,
         path_option("File of the latents; NAME-sheet.png beside it shows photos and results."),
@@ -37,27 +42,25 @@ def invert(
             f"{sheet} would be overwritten by the picture of the result, but is one of the photos; give another --out"
         )
 
+    import torch
+    from PIL import Image
     from safetensors.torch import save_file
 
+    from ...faces import read_faces
     from ...pipeline import FewShotGAN
 
     begin(num_threads)
     pipe = FewShotGAN.from_pretrained(base)
-    squares = [_squared(path, pipe.generator.resolution) for path in photos]
-    inversion = pipe.invert(squares, space=space.value, steps=steps, seed=seed)
+    squares, names = [], []
+    which = "all" if all_faces else face
+    for photo in photos:
+        found, _ = read_faces(photo, pipe.generator.resolution, pipe.config.mean_landmarks, align, which)
+        squares += list(found)
+        names += [photo.name] * len(found)
+    inversion = pipe.invert(torch.stack(squares), space=space.value, steps=steps, seed=seed)
     replace_file(out, lambda path: save_file({"latents": inversion.latents.contiguous()}, path))
     drawn = pipe(latents=inversion.latents).images
-    replace_file(sheet, grids.make_grid([*squares, *drawn], len(drawn)).save)
-    psnr_per_photo = ", ".join(
-        f"{path.name} {value:.1f} dB" for path, value in zip(photos, inversion.psnr, strict=True)
-    )
+    shown = [Image.fromarray(square.permute(1, 2, 0).numpy()) for square in squares]
+    replace_file(sheet, grids.make_grid([*shown, *drawn], len(drawn)).save)
+    psnr_per_photo = ", ".join(f"{name} {value:.1f} dB" for name, value in zip(names, inversion.psnr, strict=True))
     print(f"{out}  ({psnr_per_photo}; {time.perf_counter() - start:.0f} s)")
-
-
-def _squared(path: Path, size: int):
-    """Return the centre square of a photo, `size` px wide."""
-    from PIL import Image
-
-    from ...data.images import read_image, square
-
-    return Image.fromarray(square(read_image(path), size).permute(1, 2, 0).numpy())

@@ -1,0 +1,205 @@
+"""Methods of a pipeline for photos and the people in them."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .adapters import BASE
+from .adapters.looks import Look, look_per_image
+from .faces import Alignment, read_faces
+from .inversion import Inversion, invert
+from .pipeline_base import drawing
+from .pipeline_inputs import as_floats
+
+if TYPE_CHECKING:
+    from .pipeline_base import NetworkPipeline as Pipeline
+else:
+    Pipeline = object  # a mixin: the pipeline comes from the other base class
+
+
+class PersonMixin(Pipeline):
+    """Methods of `FewShotGAN` that find photos in the latent space, and draw the person of an adapter."""
+
+    if TYPE_CHECKING:
+        generator: Any
+
+        def __call__(self, *args, **options) -> Any: ...
+
+    @drawing
+    def invert(
+        self,
+        images,
+        *,
+        space: str = "w",
+        steps: int = 150,
+        seed: int = 0,
+        align: bool = True,
+        face: int | str = 0,
+        **options,
+    ) -> Inversion:
+        """Find latents from which the base draws given pictures: `pipe(latents=pipe.invert(photo).latents)`.
+
+        Args:
+            images: a PIL image, a path or a NumPy array `[H, W, 3]` (uint8, or floats of 0…1), several of them, or a
+                tensor `[N, 3, R, R]` in [-1, 1] or uint8, which is taken as it is.
+            space: "w" stays within what the base has learned; "w+" comes closer to the picture and adapts less well.
+            steps: of the optimisation; each takes a second per picture for `ffhq` on two cores, a third for `ffhq-256`.
+            seed: of the noise that the optimisation adds.
+            align: bring a face to where those of the base lie, if the base has `mean_landmarks` and the extra `photo`
+                is installed; otherwise the centre square is used.
+            face: which of several faces, from 0, the largest; "all": one result for each.
+            options: of `inversion.invert`: `learning_rate`, `perceptual`, `batch_size`, `progress`, …
+
+        Returns:
+            `latents` w+ `[N, num_ws, w_dim]`, `images` `[N, 3, R, R]` in [-1, 1], `psnr` of each in dB, and
+            `alignments`, where each lies in its photo, for `faces.paste`.
+
+        Raises:
+            ValueError: pictures or options out of range, or a photo without a face.
+            FileNotFoundError: a path without a file.
+            ImportError: no perceptual network is installed and `perceptual="none"` was not given.
+        """
+        if not self.generator.has_styles:
+            raise ValueError(
+                f"a {type(self.generator).__name__} has no w to search; use a style-based base, e.g. 'ffhq'"
+            )
+        alignments: list[Alignment | None] = [None] * len(images) if isinstance(images, torch.Tensor) else []
+        if not isinstance(images, torch.Tensor):
+            landmarks = self.config.mean_landmarks
+            images, alignments = read_faces(images, self.generator.resolution, landmarks, align, face)
+        images = as_floats(images, self.generator.resolution)
+        with nullcontext() if self.bank.fused is not None else self.bank.using({}):
+            found = invert(self.generator, images, space=space, steps=steps, seed=seed, **options)
+        return found._replace(alignments=alignments)
+
+    def personalize(
+        self,
+        photos,
+        adapter_name: str = "me",
+        *,
+        steps: int = 120,
+        adapter: str = "left",
+        output_dir=None,
+        inversion_steps: int = 100,
+        align: bool = True,
+        face: int = 0,
+        seed: int = 0,
+        progress: bool = True,
+        **options,
+    ):
+        """Learn to draw the person of one or several photos, and load the result as an adapter.
+
+        The photos are aligned and inverted, and an adapter learns what is missing (pivotal tuning, arXiv 2106.05744).
+        It acts together with looks: `pipe(person="me", adapter_names="sketch")`. Its file holds the latents.
+
+        Args:
+            photos: 1 to 20 photos of one person, as of `invert`.
+            adapter_name: name under which the adapter is loaded; "" does not load it.
+            steps: of the training, each on one photo.
+            adapter: "left" (0.2 MB), or "full": all weights, closer to the photo and 75 times as large.
+            output_dir: folder of the adapter, its checkpoints and `report.html`; an interrupted call with the same
+                options goes on there. None: nothing is kept on disk.
+            inversion_steps: steps of `invert`.
+            align, face: of `invert`.
+            seed: of everything random.
+            progress: show progress bars.
+            options: of `training.personalize.personalize`: `config`, `settings`, `on_step`.
+
+        Returns:
+            The adapter. The pipeline's active adapters stay the same.
+
+        Raises:
+            ValueError: too many photos, a photo without a face, a taken name, or an option that is out of range.
+            ImportError: the extra `train` is not installed.
+        """
+        if not self.generator.has_styles:
+            raise ValueError(
+                f"a {type(self.generator).__name__} has no w to search; use a style-based base, e.g. 'ffhq'"
+            )
+        if adapter_name:
+            self.bank.refuse_while_fused("load an adapter")
+            if adapter_name in self.bank.adapters:
+                raise ValueError(f"there is an adapter {adapter_name!r}; choose another adapter_name, or delete it")
+        # the training is built on pipelines, so this module cannot import it
+        train = import_module("fewshot_gan.training.personalize").personalize
+        trained = train(
+            self,
+            photos,
+            steps=steps,
+            adapter=adapter,
+            output_dir=output_dir,
+            inversion_steps=inversion_steps,
+            align=align,
+            face=face,
+            seed=seed,
+            progress=progress,
+            **options,
+        )
+        if adapter_name:
+            self.bank.add(adapter_name, trained)
+        return trained
+
+    def draw_person(self, person: str | None = None, **options):
+        """Draw the person of an adapter of `personalize`: `pipe.load_adapter("me/").draw_person()`.
+
+        Args:
+            person: name of the adapter; None: the only loaded one that has latents.
+            options: of `__call__`; by default each latent is drawn once.
+
+        Raises:
+            ValueError: no loaded adapter has latents, or several have and none is named.
+        """
+        if person is None:
+            people = [name for name, adapter in self.bank.adapters.items() if adapter.latents is not None]
+            if len(people) != 1:
+                found = f"there are {', '.join(people)}; name one" if people else "no loaded adapter has any"
+                raise ValueError(f"a person is drawn by an adapter with latents, and {found}")
+            (person,) = people
+        options.setdefault("num_images", len(self._latents_of(person)))
+        return self(person=person, **options)
+
+    def prepare_person(
+        self,
+        person: str,
+        num_images: int,
+        adapter_names: Any = None,
+        latents: torch.Tensor | None = None,
+        latent_space: str | None = None,
+    ) -> tuple[torch.Tensor, str, Sequence[Look]]:
+        """Return latents `[N, …]`, their space and looks `[N]` of pictures of a person; see `__call__`.
+
+        Args:
+            person: name of the adapter.
+            num_images: N; a list of `adapter_names` determines it instead.
+            adapter_names: see `__call__`.
+            latents, latent_space: of `__call__`, which must be None.
+
+        Raises:
+            ValueError: the adapter is not loaded or has no latents, or latents are given as well.
+        """
+        if latents is not None or latent_space is not None:
+            raise ValueError(f"person={person!r} brings its own latents; leave latents and latent_space out")
+        own = self._latents_of(person)
+        if adapter_names is not None and not isinstance(adapter_names, str | Mapping):
+            num_images = len(adapter_names)
+        names = [adapter_names] * num_images if isinstance(adapter_names, str | Mapping | None) else adapter_names
+        looks = look_per_image(names, num_images, self.bank.current())
+        looks = [
+            look if name == BASE or person in look else {person: 1.0, **look}
+            for name, look in zip(names, looks, strict=True)
+        ]
+        rows = torch.arange(num_images) % len(own)
+        return own[rows], "w" if own.ndim == 2 else "w+", looks
+
+    def _latents_of(self, person: str) -> torch.Tensor:
+        self.bank.check({person: 1.0})
+        latents = self.bank.adapters[person].latents
+        if latents is None:
+            raise ValueError(
+                f"the adapter {person!r} is of a look and has no latents of a person; give adapter_names={person!r}, "
+                "or an adapter of personalize"
+            )
+        return latents.detach().float().cpu()
