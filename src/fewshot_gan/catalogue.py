@@ -171,8 +171,9 @@ METHODS: Catalogue[MethodEntry] = Catalogue(
         ),
     ],
 )
-# trained by a script of its own, so not in METHODS; model cards name it
+# trained in ways of their own, so not in METHODS; model cards name them
 TICKETS = MethodEntry("lottery", "fewshot_gan.training.lottery:run", "GAN lottery tickets", "2103.00397")
+PIVOTAL = MethodEntry("pivotal_tuning", "fewshot_gan.training.personalize:personalize", "pivotal tuning", "2106.05744")
 ADAPTERS: Catalogue[AdapterEntry] = Catalogue(
     "adapter type",
     [

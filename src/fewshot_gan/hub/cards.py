@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..catalogue import ADAPTERS, METHODS, TICKETS
+from ..catalogue import ADAPTERS, METHODS, PIVOTAL, TICKETS
 from ..data.grids import SHEET_TILE, make_grid
 from ..utils.files import replace_file, replace_text
 from ..utils.hashing import fingerprint
@@ -23,6 +23,13 @@ _FFHQ = (
 EMBEDDED_LICENCES = dict.fromkeys(("ffhq", "ffhq-256"), _FFHQ)  # base: what its weights descend from
 EMBEDDED_REPOS = {name: f"fewshot-gan/{name}" for name in EMBEDDED_LICENCES}  # where embedded bases are published
 # the strictest licence of what a base descends from
+PERSON = [  # on the card of an adapter of a person
+    "## Whose face",
+    "",
+    "The adapter draws a real person. Write here who it is. Share it only if this person agreed, and do not use it to",
+    "deceive or harass.",
+    "",
+]
 LICENCE_LINKS = dict.fromkeys(EMBEDDED_LICENCES, "https://nvlabs.github.io/stylegan2/license.html")
 PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png", "images/*.jpg")
 SAMPLES, SEED = 8, 0  # of the grid of a base
@@ -107,14 +114,18 @@ def write_adapter_card(
     options += [f"of {' and '.join(part['adapter_type'] for part in config['parts'])}"] if config.get("parts") else []
     size = "".join(f", {file.stat().st_size:,} bytes" for file in sorted(folder.glob("adapter_model*.safetensors"))[:1])
     fingerprint = f" (fingerprint `{config.base_fingerprint}`)" if config.base_fingerprint else ""
-    lines = [
-        f"A few-shot adapter: it teaches a new look to the generator {_named(base)}, whose weights stay as they are.",
-        "",
-    ]
+    what = f"it teaches a new look to the generator {_named(base)}, whose weights stay as they are"
+    person, draw = [], None
+    if adapter.latents is not None:
+        photos = f"{len(adapter.latents)} photo{'s' * (len(adapter.latents) > 1)}"
+        what = f"with it the generator {_named(base)} draws the person of {photos}; its weights stay as they are"
+        person, draw = PERSON, "draw_person()"
+    lines = [f"A few-shot adapter: {what}.", ""]
     usual = "Above the base's pictures, below the adapted ones, for the same latents; not selected."
     lines += [
         *_shown(picture, details.caption or usual),
-        *_usage(published or "the base", f'pipe.load_adapter("{repo_id or name}")', needs=details.needs),
+        *_usage(published or "the base", f'pipe.load_adapter("{repo_id or name}")', needs=details.needs, draw=draw),
+        *person,
         "## What it is",
         "",
         f"- Type: {', '.join([kind.markdown if kind else adapter.adapter_type, *options])}",
@@ -359,10 +370,17 @@ def _shown(picture: str | None, caption: str | None) -> list[str]:
     return [f"![Samples]({picture})", "", *([caption, ""] if caption else [])] if picture else []
 
 
-def _usage(base: str, load: str | None = None, labels: list[int] | None = None, needs: str | None = None) -> list[str]:
+def _usage(
+    base: str,
+    load: str | None = None,
+    labels: list[int] | None = None,
+    needs: str | None = None,
+    draw: str | None = None,
+) -> list[str]:
     options = "" if labels is None else f", class_labels={labels}"
     steps = [f'pipe = FewShotGAN.from_pretrained("{base}")', *([load] if load else [])]
-    code = ["from fewshot_gan import FewShotGAN", "", *steps, f"images = pipe(num_images=4, seed=0{options}).images"]
+    call = f"pipe.{draw}" if draw else f"pipe(num_images=4, seed=0{options})"
+    code = ["from fewshot_gan import FewShotGAN", "", *steps, f"images = {call}.images"]
     return ["## Use", "", *([needs, ""] if needs else []), "```python", *code, "```", ""]
 
 
@@ -416,7 +434,8 @@ def _named(base: str | None) -> str:
 
 def _objective(method: str | None) -> str:
     """The method that trained an adapter, with a link to its paper."""
-    entry = TICKETS if method == TICKETS.name else METHODS.get(method or "")
+    own = {entry.name: entry for entry in (TICKETS, PIVOTAL)}
+    entry = own.get(method or "") or METHODS.get(method or "")
     return entry.markdown if entry else method or "not recorded"
 
 

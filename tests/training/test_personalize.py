@@ -1,0 +1,177 @@
+"""A person from photos: the adapter draws them from its own latents, alone and in looks, and leaves the base alone."""
+
+import json
+
+import pytest
+import torch
+from helpers.networks import tiny_mobile
+from PIL import Image
+
+from fewshot_gan import FewShotGAN, LeFTAdapter
+from fewshot_gan.adapters import DomainVectorAdapter
+from fewshot_gan.methods.pair import Latents
+from fewshot_gan.methods.pivotal import PivotalConfig, PivotalObjective
+from fewshot_gan.metrics import psnr
+from fewshot_gan.training.personalize import personalize
+
+R = 32
+
+
+@pytest.fixture(autouse=True)
+def tiny_features(features, monkeypatch):
+    for place in ("features", "training.personalize"):
+        monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda **options: features)
+    monkeypatch.setattr("fewshot_gan.inversion.lpips_network", lambda device="cpu": None)
+
+
+@pytest.fixture
+def photos():
+    """Pictures that the base does not draw: other colours and a stripe, uint8 `[3, 3, R, R]`."""
+    pictures = FewShotGAN(tiny_mobile()).to("cpu")(3, seed=5, output_type="pt").images
+    pictures = 0.6 * pictures + 0.4 * torch.tensor([0.9, 0.5, 0.2])[:, None, None]
+    pictures[..., 12:18] = 0.1
+    return (255 * pictures).round().to(torch.uint8)
+
+
+@pytest.fixture
+def pipe(perturbed):
+    pipe = FewShotGAN(tiny_mobile())
+    pipe.bank.add("look", perturbed(LeFTAdapter.for_model(pipe.generator), 0))
+    return pipe
+
+
+QUICK = {"inversion_steps": 20, "steps": 30, "progress": False}
+
+
+def test_the_photo_comes_out(pipe, photos):
+    before = {name: tensor.clone() for name, tensor in pipe.generator.state_dict().items()}
+    pictures = pipe(2, seed=0, adapter_names="__base__", output_type="pt").images
+    photo = photos[:1]
+    found = pipe.invert(photo, steps=QUICK["inversion_steps"], progress=False)
+    me = pipe.personalize(photo, **{**QUICK, "steps": 120})
+    drawn = pipe(person="me", output_type="pt")
+    assert torch.equal(drawn.latents, me.latents) and me.latents.shape == (1, pipe.generator.w_dim)
+    assert (me.latents - found.latents[:, 0]).abs().max() < 2e-3 * found.latents.abs().max()  # rounded
+    better = psnr(2 * drawn.images - 1, photo / 127.5 - 1) - psnr(found.images, photo / 127.5 - 1)
+    assert better > 1
+    assert pipe.active_adapters() == [] and set(pipe.bank.adapters) == {"look", "me"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pipe.generator.state_dict().items())
+    assert torch.equal(pipe(2, seed=0, adapter_names="__base__", output_type="pt").images, pictures)
+    assert not any(path.startswith("mapping") for path in me.config.target_modules)
+
+
+def test_it_is_the_same_each_time_and_resumes(pipe, photos, tmp_path):
+    def learn(folder, **options):
+        torch.rand(3)  # what was drawn before does not matter
+        return pipe.personalize(photos[:2], "", output_dir=tmp_path / folder, **QUICK, **options)
+
+    class Killed(Exception):
+        pass
+
+    def kill(trainer, losses):
+        if trainer.step == 17:
+            raise Killed
+
+    state = torch.get_rng_state()
+    learn("whole")
+    settings = {"settings": {"checkpointing_steps": 5}}
+    with pytest.raises(Killed):
+        learn("killed", on_step=kill, **settings)
+    learn("killed", **settings)
+    learn("again")
+    files = [tmp_path / folder / "adapter_model.safetensors" for folder in ("whole", "again", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
+    assert set(pipe.bank.adapters) == {"look"}
+    torch.set_rng_state(state)
+    with pytest.raises(ValueError, match="photos was"):
+        pipe.personalize(photos[2:], "", output_dir=tmp_path / "whole", **QUICK)
+
+
+def test_the_file_holds_the_person(pipe, photos, tmp_path):
+    pipe.personalize(photos, "us", output_dir=tmp_path / "us", **QUICK)
+    want = pipe.draw_person("us", output_type="pt").images
+    assert want.shape == (3, 3, R, R)
+    config = json.loads((tmp_path / "us" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["latents_shape"] == [3, pipe.generator.w_dim] and config["method"] == "pivotal_tuning"
+    other = FewShotGAN(tiny_mobile()).load_adapter(tmp_path / "us")
+    assert torch.equal(other.draw_person(output_type="pt").images, want)
+    four = other(4, person="us", output_type="pt").images
+    assert torch.allclose(four, want[[0, 1, 2, 0]], atol=1e-5)
+    card = (tmp_path / "us" / "README.md").read_text(encoding="utf-8")
+    assert "pivotal tuning" in card and "agreed" in card
+    pipe.add_weighted_adapter(["us", "look"], [1.0, 0.5], "drawing")
+    blended = pipe(person="us", adapter_names={"us": 1.0, "look": 0.5}, output_type="pt").images
+    assert torch.allclose(pipe(person="drawing", output_type="pt").images, blended, atol=1e-5)
+
+
+def test_looks_of_a_person(pipe, photos):
+    me = pipe.personalize(photos[:1], **QUICK)
+    w = {"latents": me.latents, "latent_space": "w", "output_type": "pt"}
+    looks = [None, "look", {"me": 0.5, "look": 0.7}, "__base__", "me"]
+    shown = pipe(person="me", adapter_names=looks, output_type="pt").images
+    sums = [{"me": 1.0}, {"me": 1.0, "look": 1.0}, {"me": 0.5, "look": 0.7}, "__base__", {"me": 1.0}]
+    for picture, look in zip(shown, sums, strict=True):
+        assert torch.allclose(picture, pipe(**w, adapter_names=look).images[0], atol=1e-5)
+    pipe.set_adapters("look", 0.5)
+    active = pipe(person="me", output_type="pt").images
+    assert torch.allclose(active, pipe(**w, adapter_names={"me": 1.0, "look": 0.5}).images, atol=1e-5)
+    strip = pipe.interpolate("__base__", "look", 3, person="me", output_type="pt").images
+    halves = [{"me": 1.0, "look": t} for t in (0.0, 0.5, 1.0)]
+    for picture, look in zip(strip, halves, strict=True):
+        assert torch.allclose(picture, pipe(**w, adapter_names=look).images[0], atol=1e-5)
+    parts = [part.images for part in pipe.stream(5, person="me", adapter_names=looks, batch_size=2, output_type="pt")]
+    assert torch.allclose(torch.cat(parts), pipe(person="me", adapter_names=looks, output_type="pt").images, atol=1e-5)
+
+
+def test_far_pictures_are_held(photos):
+    """Locality keeps the pictures of other latents nearer to the base's."""
+    changes = []
+    for weight in (0.0, 20.0):
+        pipe = FewShotGAN(tiny_mobile())
+        config = PivotalConfig(locality_weight=weight, locality_every=1)
+        pipe.personalize(photos[:1], config=config, inversion_steps=5, steps=40, progress=False)
+        w = pipe(64, seed=1, adapter_names="__base__", output_type="pt").images
+        changes.append(float((pipe(64, seed=1, adapter_names="me", output_type="pt").images - w).abs().mean()))
+    assert changes[1] < 0.8 * changes[0]
+
+
+def test_a_step_is_on_one_photo_and_its_own_pivot(features, pipe, photos):
+    pivots = torch.randn(3, pipe.generator.w_dim)
+    objective = PivotalObjective(PivotalConfig(locality_weight=0.0), photos / 127.5 - 1, pivots, features)
+    seen = []
+
+    class Seen:
+        def adapted(self, latents: Latents):
+            seen.append(latents.w)
+            return type("Drawn", (), {"images": photos[len(seen) - 1 : len(seen)] / 127.5 - 1})
+
+    for step in range(3):
+        (losses,) = objective.regularisers(Seen(), 1, step, torch.Generator())
+        assert all(float(loss) < 1e-9 for loss in losses.values())  # the photo itself
+    assert torch.equal(torch.cat(seen), pivots)
+
+
+def test_refusals(pipe, photos, perturbed):
+    with pytest.raises(ValueError, match="no loaded adapter has any"):
+        pipe.draw_person()
+    with pytest.raises(ValueError, match="'look' is of a look and has no latents of a person"):
+        pipe(person="look")
+    with pytest.raises(ValueError, match="'me'"):
+        pipe(person="me")
+    with pytest.raises(ValueError, match=r"adapter='domain_vector' cannot hold .* give 'left' or 'full'"):
+        pipe.personalize(photos, adapter="domain_vector", **QUICK)
+    with pytest.raises(ValueError, match="21 photos: give 1 to 20 of one person"):
+        pipe.personalize(photos[:1].expand(21, -1, -1, -1), **QUICK)
+    with pytest.raises(ValueError, match="there is an adapter 'look'; choose another adapter_name"):
+        pipe.personalize(photos, "look", **QUICK)
+    with pytest.raises(ValueError, match="steps=0"):
+        pipe.personalize(photos, **{**QUICK, "steps": 0})
+    with pytest.raises(ValueError, match="an adapter is of one person"):
+        personalize(pipe, [Image.new("RGB", (64, 64))], face="all")
+    pipe.personalize(photos[:1], **QUICK)
+    with pytest.raises(ValueError, match="brings its own latents"):
+        pipe(person="me", latents=torch.zeros(1, pipe.generator.w_dim), latent_space="w")
+    vector = DomainVectorAdapter.for_model(pipe.generator)
+    assert vector.latents is None and pipe.bank.adapters["look"].latents is None
+    with pytest.raises(ValueError, match=r"latents_shape=\[1\]: give"):
+        LeFTAdapter.for_model(pipe.generator, latents_shape=[1])
