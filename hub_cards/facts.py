@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 ORG = "fewshot-gan"  # owner named in the cards in this folder; publish.py --org writes them for another owner
-BASE = "ffhq-256"  # of the looks
+BASE = "ffhq"  # of the looks
 WHEEL = "random_face-2021.7.21.1-py3-none-any.whl"
 NUM = 200  # pictures of a report, drawn and true
 DRAWN_SEED, TRUE_SEED = 800_000, 900_000  # of the reports; used for no training and no choice
@@ -51,9 +51,9 @@ TEACHER = (
     "all of it as non-commercial."
 )
 FROM_BASE = (
-    "The base `ffhq-256` was distilled from a MobileStyleGAN that descends from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source "
-    "Code License-NC) and the FFHQ photographs (CC BY-NC-SA 4.0); see its card. The adapter works only with this base "
-    "and is non-commercial like it."
+    "The base `ffhq` is a MobileStyleGAN that descends from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source Code License-NC) "
+    "and the FFHQ photographs (CC BY-NC-SA 4.0); see its card. The adapter works only with this base and is "
+    "non-commercial like it."
 )
 NEEDS = "Needs the fewshot_gan package: `pip install torch==2.13.0 .` in its repository. No GPU."
 NO_DATASET = "No data set of the Hub was used, so the card names none."
@@ -79,11 +79,11 @@ ROWS = "the same faces (`pipe(8, seed=0)`, not selected)"
 GRID = f"Rows: the base; the true filter; this adapter, which was not trained on these pictures. Columns: {ROWS}."
 
 
-def of_five(name: str) -> str:
-    """Sentence on how the looks of training/lifelong.py were trained."""
+def made_by(name: str) -> str:
+    """Sentence on the training pictures of a filter."""
     return (
-        f"Trained on ten pictures of the base under {name} filter, as one of the five looks of `python "
-        "training/lifelong.py`. "
+        "Trained on ten pictures of the base (seed 7, psi 0.7) under this filter, `python training/make_domain.py "
+        f"--base ffhq --style filter:{name} --format webp`. "
     )
 
 
@@ -100,7 +100,7 @@ def filtered(name: str, made: str, results: str, limit: str) -> Facts:
     return Facts(
         kind="adapter",
         lineage=(FROM_BASE, made + NO_DATASET),
-        truth=(f"OMP_NUM_THREADS=1 python training/make_domain.py --base ffhq-256 --style filter:{name} {options}",),
+        truth=(f"OMP_NUM_THREADS=1 python training/make_domain.py --base ffhq --style filter:{name} {options}",),
         true_is=f"the filter `{name}` on pictures of the base from other latents",
         filter=name,
         caption=GRID,
@@ -175,25 +175,22 @@ REPOS = {
     ),
     "sketch": filtered(
         "pencil",
-        made="Trained on the ten pictures of the included example set `pencil`: pictures of the base (seed 7, psi 0.7) "
-        "under a pencil filter, `python training/make_domain.py --base ffhq-256 --style filter:pencil`. ",
-        results="sketch: LeFT rank 1 from ten pencil drawings",
-        limit="More graphite and less ink than the true filter, a little grey where the paper should be white, and a "
-        "faint dotted texture on dark flat backgrounds.",
+        made=made_by("pencil") + "They are the included example set `pencil`. ",
+        results="Looks at 1024 px",
+        limit="Dark hair keeps more grey than under the true filter, and a few faces put on glasses, which several of "
+        "the ten drawings wear.",
     ),
     "ink": filtered(
         "ink",
-        made=of_five("an ink"),
-        results="Lifelong: five looks in turn, none forgotten",
-        limit="Half way to the true look (200 steps of a recipe tuned for pencil): backgrounds and hair keep grey "
-        "tones where the true look is black or white.",
+        made=made_by("ink"),
+        results="Looks at 1024 px",
+        limit="Backgrounds keep grey tones where the true filter is black or white.",
     ),
     "poster": filtered(
         "poster",
-        made=of_five("a poster"),
-        results="Lifelong: five looks in turn, none forgotten",
-        limit="Half way to the true look (200 steps of a recipe tuned for pencil): strong colour and dark contours, "
-        "but not the flat levels.",
+        made=made_by("poster"),
+        results="Looks at 1024 px",
+        limit="Strong colour and dark contours, but soft steps between the flat levels of the true filter.",
     ),
     "lorelei": Facts(
         kind="adapter",
@@ -201,14 +198,14 @@ REPOS = {
             FROM_BASE,
             "Trained on ten drawings of the DiceBear style Lorelei, a remix of a work by Lisa Wischofsky under "
             "CC0 1.0, "
-            "rendered by `python training/make_domain.py --style dicebear:lorelei`. " + NO_DATASET,
+            "rendered by `python training/make_domain.py --style dicebear:lorelei --resolution 1024`. " + NO_DATASET,
         ),
         truth=(
-            f"python training/make_domain.py --style dicebear:lorelei --num {NUM} --seed {TRUE_SEED} "
+            f"python training/make_domain.py --style dicebear:lorelei --resolution 1024 --num {NUM} --seed {TRUE_SEED} "
             "--out data/lorelei-true",
         ),
         true_is="other drawings of that style, which share no pose with the faces",
-        results="lorelei: a large gap from ten drawings, without collapse",
+        results="Looks at 1024 px",
         caption=f"Rows: the base; this adapter. Columns: {ROWS}.",
         limits=(
             "It comes near the style but does not reach it, see precision and coverage. Hair, pose, shape of the head "

@@ -125,10 +125,10 @@ BREAKAGES = {
     "free licence": (card("license: other", "license: mit"), "license is mit"),
     "no library": (card("library_name: fewshot_gan\n", ""), "the front matter has no library_name"),
     "other task": (card("pipeline_tag: uncond", "pipeline_tag: cond"), "pipeline_tag is conditional"),
-    "no base": (card("base_model: fewshot-gan/ffhq-256\n", ""), "the front matter has no base_model"),
+    "no base": (card("base_model: fewshot-gan/ffhq\n", ""), "the front matter has no base_model"),
     "base without owner": (
-        card("base_model: fewshot-gan/ffhq-256", "base_model: ffhq-256"),
-        "base_model ffhq-256 names no owner",
+        card("base_model: fewshot-gan/ffhq", "base_model: ffhq"),
+        "base_model ffhq names no owner",
     ),
     "no YAML": (card("license: other", "license: [other"), "the front matter is not valid"),
     "no section": (card("## Limits and misuse", "## More"), "there is no section 'Limits and misuse'"),
@@ -182,7 +182,7 @@ def test_stale_weights_give_no_cards(scripts, staged, tmp_path, monkeypatch):
     build, publish = scripts
     assets = shutil.copytree(ASSETS / "adapters", tmp_path / "assets" / "adapters").parent
     (assets / "bases").symlink_to(ASSETS / "bases")
-    weights(assets / "adapters" / "ffhq-256" / "ink")
+    weights(assets / "adapters" / "ffhq" / "ink")
     monkeypatch.setattr("fewshot_gan.hub.names.ASSETS", assets)
     with pytest.raises(ValueError, match="the card of ink was not written: the report is of other weights"):
         build.build(tmp_path / "out", names=["lorelei", "ink"])
@@ -202,12 +202,12 @@ def test_the_numbers_of_a_report_are_in_the_front_matter(name):
 
 
 def test_grids_show_what_the_weights_draw():
-    pipe = FewShotGAN.from_pretrained("ffhq-256").load_adapter("lorelei")
+    pipe = FewShotGAN.from_pretrained("ffhq").load_adapter("lorelei")
     with Image.open(ROOT / "lorelei" / "images" / "grid.jpg") as grid:
-        assert grid.size == (8 * 132 - 4, 2 * 132 - 4)
+        assert grid.size == (8 * 260 - 4, 2 * 260 - 4)
         for row, look in enumerate(("__base__", "lorelei")):
-            drawn = pipe(1, seed=0, adapter_names=look).images[0].resize((128, 128), Image.Resampling.LANCZOS)
-            kept = grid.crop((0, 132 * row, 128, 132 * row + 128))
+            drawn = pipe(1, seed=0, adapter_names=look).images[0].resize((256, 256), Image.Resampling.LANCZOS)
+            kept = grid.crop((0, 260 * row, 256, 260 * row + 256))
             a, b = (torch.tensor(list(x.convert("L").tobytes())).float() for x in (drawn, kept))
             assert (a - b).abs().mean() < 4  # of 255: what JPEG costs; the next face is 40 away
 
@@ -227,7 +227,7 @@ def test_without_push_it_only_tells(scripts, hub, capsys):
     lines = said.out.splitlines()
     assert lines[0].startswith("me/poster  (model, ") and len(lines) == 7
     rows = {name: (int(size.replace(",", "")), mark) for name, size, mark in map(str.split, lines[1:])}
-    content = (ASSETS / "adapters/ffhq-256/poster/adapter_model.safetensors").read_bytes()
+    content = (ASSETS / "adapters/ffhq/poster/adapter_model.safetensors").read_bytes()
     assert rows["adapter_model.safetensors"] == (len(content), hashlib.sha256(content).hexdigest())
     assert set(rows) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "images/grid.jpg"} | {
         "report.json",
@@ -260,7 +260,7 @@ def test_all_of_it_there_and_back(scripts, staged, hub):
         assert hub.files(f"me/{name}") == here
         assert len(hub.repos[f"me/{name}"].messages) == 2  # that of creating it, and one commit
 
-    embedded = FewShotGAN.from_pretrained("ffhq-256").load_adapter("sketch")
+    embedded = FewShotGAN.from_pretrained("ffhq").load_adapter("sketch")
     drawn = run_card(hub, "me/sketch")
     assert [x.tobytes() for x in drawn["images"]] == [x.tobytes() for x in embedded(4, seed=0).images]
     pipe = drawn["pipe"].load_adapter("me/looks", "lore", subfolder="lorelei")
@@ -293,9 +293,9 @@ def test_a_private_repo_and_a_public_one(scripts, hub, capsys):
 
 def test_a_hypernetwork_only_where_there_is_one(scripts, lint, hub, tmp_path):
     build, publish = scripts
-    pipe = FewShotGAN.from_pretrained("ffhq-256")
+    pipe = FewShotGAN.from_pretrained("ffhq")
     size = {"embedding_dim": 24, "width": 8, "backbone_depth": 1, "head_depth": 1}
-    network = DomainHyperNetwork.for_model(pipe.generator, **size, base_model_name_or_path="ffhq-256").eval()
+    network = DomainHyperNetwork.for_model(pipe.generator, **size, base_model_name_or_path="ffhq").eval()
     network.register_to_config(encoder=str(tmp_path / "eyes"))
     network.save_pretrained(tmp_path / "hyper")
     with pytest.raises(ValueError, match="holds no record of a training"):
@@ -305,7 +305,7 @@ def test_a_hypernetwork_only_where_there_is_one(scripts, lint, hub, tmp_path):
     publish.main(["--org", "me", "--repos", "hypernetwork", "--hypernetwork", str(tmp_path / "hyper")])
     build.build(tmp_path / "out", hypernetwork=tmp_path / "hyper", names=["hypernetwork"])
     text = ModelCard.load(tmp_path / "out" / "hypernetwork" / "README.md")
-    assert text.data.base_model == "fewshot-gan/ffhq-256" and "nothing is claimed of how good" in text.text
+    assert text.data.base_model == "fewshot-gan/ffhq" and "nothing is claimed of how good" in text.text
     assert str(tmp_path) not in str(text)
     folder = build.stage("hypernetwork", tmp_path / "staged", tmp_path / "out", tmp_path / "hyper")
     assert lint("hypernetwork", folder, hypernetwork=tmp_path / "hyper") == []

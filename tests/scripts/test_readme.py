@@ -46,8 +46,8 @@ TABLE = {
     "pip install torch==2.13.0 '.[demo]'": None,
     "fewshot-gan demo": None,  # a browser drives it in test_demo.py
     "fewshot-gan list": ({}, [], r"sketch \(for ffhq\): left"),
-    "fewshot-gan generate --base ffhq-256 --adapter sketch --adapter poster --interpolate 6 --out strip.png": (
-        {"--interpolate 6": "--interpolate 6 --num-images 1"},
+    "fewshot-gan generate --adapter sketch --adapter poster --interpolate 6 --out strip.png": (
+        {"--interpolate 6": "--interpolate 6 --num-images 1 --base ffhq-256"},
         ["strip.png"],
         r"\(6 pictures",
     ),
@@ -311,9 +311,9 @@ def after_use(names):
 
 def after_many(names):
     assert len(names["mixed"]) == 4 and len(names["strip"]) == 6 and Path("mine/adapter_model.safetensors").is_file()
-    base = FewShotGAN.from_pretrained("ffhq-256").generator.state_dict()
-    assert all(torch.equal(v, base[k]) for k, v in names["small"].generator.state_dict().items() if k in base)
-    assert names["small"].active_adapters() == ["ink"]
+    base = FewShotGAN.from_pretrained("ffhq").generator.state_dict()
+    assert all(torch.equal(v, base[k]) for k, v in names["pipe"].generator.state_dict().items() if k in base)
+    assert names["pipe"].active_adapters() == ["ink"]
 
 
 def after_photo(names):

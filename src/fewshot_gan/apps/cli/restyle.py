@@ -1,0 +1,78 @@
+"""`fewshot-gan restyle`."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...data import grids
+from ...utils.files import replace_file
+from .options import Adapters, Base, Threads, number, path_argument, path_option, seed_option
+from .root import app, begin, refuse_existing
+from .sources import load_pipeline, named_looks
+
+
+@app.command()
+def restyle(
+    photos: Annotated[list[Path], path_argument("1 to 20 photos of one person.")],
+    base: Base = "ffhq",
+    adapter: Adapters = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="Weight of each look, in order; default 1. By depth: coarse:0,fine:1.")
+    ] = None,
+    steps: Annotated[int, number("Training steps of the likeness.", 1, 10_000)] = 120,
+    align: Annotated[
+        bool, typer.Option(help="Bring the face to where the base draws faces; else use the centre square.")
+    ] = True,
+    face: Annotated[int, number("Which of several faces, from 0, the largest.", 0, 1000)] = 0,
+    seed: Annotated[int, seed_option("Seed of the search and of the training.")] = 0,
+    out: Annotated[Path, path_option("File of the grid: photo, likeness, and each look.")] = Path("me.png"),
+    keep: Annotated[
+        Path | None, path_option("Folder for the adapter of the person, for --adapter and load_adapter.")
+    ] = None,
+    paste_back: Annotated[
+        bool, typer.Option("--paste-back", help="Also write NAME-LOOK.png: the photo with the face redrawn in it.")
+    ] = False,
+    num_threads: Threads = None,
+):
+    """Draw a person of your photos in looks: align, find, learn the likeness, draw."""
+    start = time.perf_counter()
+    names, weights = named_looks(adapter, weight)
+    grids.check_grid(out, 1, 1, 1)
+    if keep is not None:
+        refuse_existing(keep)
+
+    from PIL import Image
+
+    from ...data.images import read_image
+    from ...faces import paste, read_faces
+
+    begin(num_threads)
+    pipe, looks = load_pipeline(base, names, weights)
+    columns = ["likeness", *looks]
+    pasted = {
+        (index, name): out.with_name(f"{out.stem}{f'-{index + 1}' * (len(photos) > 1)}-{name}{out.suffix}")
+        for index in range(len(photos) if paste_back else 0)
+        for name in columns
+    }
+    if overwritten := {path.resolve() for path in (out, *pasted.values())} & {photo.resolve() for photo in photos}:
+        raise ValueError(f"{', '.join(map(str, overwritten))} is one of the photos; give another --out")
+    images = [read_image(photo) for photo in photos]
+    squares, places = read_faces(images, pipe.generator.resolution, pipe.config.mean_landmarks, align, face)
+    if paste_back and None in places:
+        raise ValueError("--paste-back needs the place of the face, which was not looked for; leave it out")
+    person = next(name for name in ("me", *(f"me_{i}" for i in range(2, 100))) if name not in pipe.bank.adapters)
+    pipe.personalize(squares, person, steps=steps, seed=seed, output_dir=keep)
+    drawn = {}  # look → a picture of each photo
+    for name, look in zip(columns, ({}, *({name: weight} for name, weight in looks.items())), strict=True):
+        drawn[name] = pipe(len(photos), person=person, adapter_names={person: 1.0, **look}, batch_size=1).images
+    rows = []
+    for index, square in enumerate(squares):
+        rows += [Image.fromarray(square.permute(1, 2, 0).numpy()), *(pictures[index] for pictures in drawn.values())]
+    for (index, name), path in pasted.items():
+        if (place := places[index]) is not None:
+            replace_file(path, paste(images[index], drawn[name][index], place).save)
+    replace_file(out, grids.make_grid(rows, 1 + len(columns)).save)
+    kept = f", adapter in {keep}" if keep is not None else ""
+    print(f"{out}  (photo, {', '.join(columns)}{kept}; {time.perf_counter() - start:.0f} s)")

@@ -1,0 +1,96 @@
+"""`fewshot-gan restyle` and the face options of `invert`: a photo with a face becomes a grid, an adapter and photos."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.networks import tiny_mobile
+from PIL import Image
+from typer.testing import CliRunner
+
+from fewshot_gan import FewShotGAN, LeFTAdapter
+from fewshot_gan.cli import app
+
+PHOTO = Path(__file__).parents[1] / "golden" / "astronaut.jpg"
+POINTS = {"left_eye_outer": [21.5, 15.2], "left_eye_inner": [18.4, 15.4], "right_eye_outer": [10.4, 15.2]}
+POINTS |= {"right_eye_inner": [13.5, 15.4], "nose": [16.0, 21.3]}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch, features, perturbed):
+    """A folder with a base of 32 px faces, two looks, and photos with one face, two and none."""
+    monkeypatch.chdir(tmp_path)
+    for module in ("features", "training.personalize"):
+        monkeypatch.setattr(f"fewshot_gan.{module}.load_features", lambda **options: features)
+    pipe = FewShotGAN(tiny_mobile(), mean_landmarks=POINTS)
+    pipe.save_pretrained("base")
+    for seed, name in enumerate(("ink", "oil")):
+        perturbed(LeFTAdapter.for_model(pipe.generator), seed).save_pretrained(name)
+    shutil.copy(PHOTO, "photo.jpg")
+    photo = Image.open(PHOTO)
+    two = Image.new("RGB", (800, 512), "grey")
+    two.paste(photo, (0, 0))
+    two.paste(photo.crop((140, 20, 320, 220)), (600, 150))
+    two.save("two.png")
+    Image.effect_noise((200, 150), 60).convert("RGB").save("none.png")
+
+
+def run(*arguments, code=0):
+    done = CliRunner().invoke(app, [*arguments])
+    assert done.exit_code == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+QUICK = ("--base", "base", "--steps", "3", "--num-threads", "1")
+
+
+def test_a_photo_in_looks(tmp_path):
+    looks = ("--adapter", "ink", "--adapter", "oil", "--weight", "1", "--weight", "0.5")
+    said = run("restyle", "photo.jpg", *QUICK, *looks, "--keep", "me", "--paste-back", "--out", "me.png")
+    assert said.startswith("me.png  (photo, likeness, ink, oil, adapter in me; ")
+    grid = Image.open("me.png")
+    assert grid.size == (4 * 32 + 3 * 4, 32)
+    pipe = FewShotGAN.from_pretrained("base").load_adapter("me")
+    pipe.load_adapter("ink").load_adapter("oil")
+    drawn = pipe(person="me", adapter_names=["me", "ink", {"me": 1, "oil": 0.5}]).images
+    for i, picture in enumerate(drawn, 1):
+        shown = np.asarray(grid.crop((36 * i, 0, 36 * i + 32, 32))).astype(int)
+        assert np.abs(shown - np.asarray(picture)).max() <= 1
+    photo = np.asarray(Image.open("photo.jpg").convert("RGB")).astype(int)
+    for name in ("likeness", "ink", "oil"):
+        pasted = np.asarray(Image.open(f"me-{name}.png")).astype(int)
+        assert pasted.shape == photo.shape and (pasted[300:] == photo[300:]).all()
+        assert np.abs(pasted - photo)[60:140, 190:260].mean() > 2
+    assert {p.name for p in tmp_path.iterdir() if p.name.startswith("me")} == {
+        *("me", "me.png", "me-likeness.png", "me-ink.png", "me-oil.png")
+    }
+
+
+def test_several_photos_of_one_person():
+    run("restyle", "photo.jpg", "two.png", *QUICK, "--adapter", "ink", "--keep", "me", "--out", "us.png")
+    assert Image.open("us.png").size == (3 * 32 + 2 * 4, 2 * 32 + 4)
+    assert FewShotGAN.from_pretrained("base").load_adapter("me").bank.adapters["me"].latents.shape[0] == 2
+
+
+def test_refusals(tmp_path):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for arguments, sentence in (
+        (("none.png",), "no face was found in the photo (200x150 px)"),
+        (("photo.jpg", "--face", "3"), "face=3: the photo has 1 face; give a number below 1"),
+        (("photo.jpg", "--no-align", "--paste-back"), "--paste-back needs the place of the face"),
+        (("photo.jpg", "--keep", "ink"), "ink exists and is not an empty folder"),
+        (("photo.jpg", "--out", "photo.jpg"), "is one of the photos; give another --out"),
+        (("nowhere.jpg",), "there is no picture 'nowhere.jpg'"),
+        (("photo.jpg", "--steps", "0"), "--steps 0: give 1 to 10000"),
+    ):
+        assert sentence in run("restyle", *QUICK[:2], *arguments, code=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_invert_takes_faces():
+    said = run("invert", "two.png", "photo.jpg", *QUICK, "--all-faces", "--out", "all.safetensors")
+    assert said.count("two.png") == 2 and said.count("photo.jpg") == 1
+    assert Image.open("all-sheet.png").size == (3 * 36 - 4, 2 * 36 - 4)
+    run("invert", "none.png", *QUICK, "--no-align", "--out", "none.safetensors")
+    assert "no face was found" in run("invert", "none.png", *QUICK, "--out", "x.safetensors", code=2)
