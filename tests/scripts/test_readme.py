@@ -77,14 +77,21 @@ TABLE = {
         r"^frechet +\d",
     ),
     "fewshot-gan evaluate my-pictures/ --protocol report.json": ({}, ["report.json"], "equal to report.json"),
-    "fewshot-gan invert photo.jpg --out me.safetensors && fewshot-gan generate --latents me.safetensors "
-    "--adapter sketch": (
-        {
-            "--out me.safetensors": "--out me.safetensors --steps 1 --base ffhq-256",
-            "--adapter sketch": "--adapter sketch --base ffhq-256",
-        },
-        ["me.safetensors", "me-sheet.png", "faces.png"],
+    "pip install torch==2.13.0 '.[train,photo]'": None,
+    "fewshot-gan restyle photo.jpg --adapter sketch --adapter ink --out me.png --keep me/": (
+        {"--out me.png": "--out me.png --steps 1 --base ffhq-256"},
+        ["me.png", "me/adapter_model.safetensors"],
+        r"photo, likeness, sketch, ink, adapter in me",
+    ),
+    "fewshot-gan invert photo.jpg --out me.safetensors": (
+        {"--out me.safetensors": "--out me.safetensors --steps 1 --base ffhq-256"},
+        ["me.safetensors", "me-sheet.png"],
         r"photo.jpg \d+\.\d dB",
+    ),
+    "fewshot-gan generate --latents me.safetensors --adapter sketch": (
+        {"--adapter sketch": "--adapter sketch --base ffhq-256"},
+        ["faces.png"],
+        r"\(1 pictures",
     ),
     "fewshot-gan push FOLDER me/my-look": (
         {"FOLDER": "mine"},
@@ -138,6 +145,7 @@ TABLE = {
 }
 PYTHON = {  # what is shortened in python blocks
     'pipe.invert("photo.jpg")': 'pipe.invert("photo.jpg", steps=1)',
+    'pipe.personalize("photo.jpg")': 'pipe.personalize("photo.jpg", steps=1, inversion_steps=1)',
 }
 
 
@@ -318,6 +326,7 @@ def after_many(names):
 
 def after_photo(names):
     assert names["mine"][0].size == (1024, 1024) and len(names["found"].psnr) == 1
+    assert len(names["looks"]) == 4 and len(names["strip"]) == 5
 
 
 def after_share(names):

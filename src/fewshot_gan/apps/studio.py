@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from ..data.images import read_image, square, to_bytes
+from ..data.images import as_image, read_image, square, to_bytes
 from ..hub import embedded_adapters, embedded_bases
 from ..hub.cards import PUBLISHED, portable_base
 from ..pipeline import FewShotGAN
@@ -468,11 +468,6 @@ def read_square(file: str, size: int, name: str) -> torch.Tensor:
             return square(read_image(file), size, name)
     except (ValueError, OSError) as error:
         raise ValueError(explain(error).replace(str(file), Path(file).name)) from error
-
-
-def as_image(picture: torch.Tensor) -> Image.Image:
-    """Convert a uint8 tensor `[3, H, W]` to a PIL image."""
-    return Image.fromarray(picture.permute(1, 2, 0).numpy())
 
 
 def pack(folder: Path, file: Path) -> None:

@@ -48,6 +48,11 @@ def to_floats(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.to(torch.float32) / 127.5 - 1
 
 
+def as_image(picture: torch.Tensor) -> Image.Image:
+    """Convert uint8 `[3, H, W]` to a PIL image."""
+    return Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+
+
 def check_floats(*images: torch.Tensor) -> None:
     """Check that images are floating point. Does not read their values, so that no GPU has to be waited for.
 

@@ -43,9 +43,9 @@ def invert(
         )
 
     import torch
-    from PIL import Image
     from safetensors.torch import save_file
 
+    from ...data.images import as_image
     from ...faces import read_faces
     from ...pipeline import FewShotGAN
 
@@ -60,7 +60,7 @@ def invert(
     inversion = pipe.invert(torch.stack(squares), space=space.value, steps=steps, seed=seed)
     replace_file(out, lambda path: save_file({"latents": inversion.latents.contiguous()}, path))
     drawn = pipe(latents=inversion.latents).images
-    shown = [Image.fromarray(square.permute(1, 2, 0).numpy()) for square in squares]
+    shown = [as_image(square) for square in squares]
     replace_file(sheet, grids.make_grid([*shown, *drawn], len(drawn)).save)
     psnr_per_photo = ", ".join(f"{name} {value:.1f} dB" for name, value in zip(names, inversion.psnr, strict=True))
     print(f"{out}  ({psnr_per_photo}; {time.perf_counter() - start:.0f} s)")

@@ -43,9 +43,7 @@ def restyle(
     if keep is not None:
         refuse_existing(keep)
 
-    from PIL import Image
-
-    from ...data.images import read_image
+    from ...data.images import as_image, read_image
     from ...faces import paste, read_faces
 
     begin(num_threads)
@@ -69,7 +67,7 @@ def restyle(
         drawn[name] = pipe(len(photos), person=person, adapter_names={person: 1.0, **look}, batch_size=1).images
     rows = []
     for index, square in enumerate(squares):
-        rows += [Image.fromarray(square.permute(1, 2, 0).numpy()), *(pictures[index] for pictures in drawn.values())]
+        rows += [as_image(square), *(pictures[index] for pictures in drawn.values())]
     for (index, name), path in pasted.items():
         if (place := places[index]) is not None:
             replace_file(path, paste(images[index], drawn[name][index], place).save)
