@@ -286,6 +286,19 @@ def test_the_page_stays_small_and_is_written_fast(make):
     assert min(times) < 3  # seconds for ten losses; 0.2 on an idle core, 1.1 on a slow one that others share
 
 
+def test_a_chart_that_is_kept_does_not_stop_the_run(make, monkeypatch):
+    """matplotlib keeps figures until Python collects cycles, at any time."""
+    kept, draw = [], charts._draw
+    monkeypatch.setattr(charts, "_draw", lambda lines, logarithmic: kept.append(lines) or draw(lines, logarithmic))
+    report = make()
+    report.begin()
+    fill(report, 1, 5)
+    report.write()
+    fill(report, 6, 7)
+    report.end("finished")
+    assert kept and len(report.curves["d"][0]) == 7
+
+
 def test_rounds_share_a_page(make):
     whole = make(8, name="run", title="lottery")
     for number in range(2):

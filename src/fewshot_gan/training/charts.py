@@ -58,7 +58,8 @@ def chart(name: str, curves: dict[str, Curve], colours: dict[str, str] | None = 
     """
     lines = []
     for label, (steps, values) in curves.items():
-        steps, values = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+        # copies: a view would forbid the run to append to its curve for as long as matplotlib keeps the figure
+        steps, values = np.array(steps, dtype=float), np.array(values, dtype=float)
         if colours is None:
             lines.append(_Line(label, "raw", *thin_out(steps, values), None))
         colour = None if colours is None else colours[label]
