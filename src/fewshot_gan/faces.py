@@ -51,6 +51,10 @@ class Face(NamedTuple):
     landmarks: np.ndarray
 
 
+class NoFace(ValueError):
+    """Raised when a photo shows no face."""
+
+
 class Alignment(NamedTuple):
     """Where the square of a base lies in a photo.
 
@@ -273,7 +277,8 @@ def read_faces(
         uint8 `[N, 3, resolution, resolution]`, and the alignment of each; None for a centre square.
 
     Raises:
-        ValueError: a photo has no such face, cannot be read or is too small.
+        NoFace: a photo has no face.
+        ValueError: a photo has no face of this number, cannot be read or is too small.
         FileNotFoundError: a path without a file.
     """
     number = face if isinstance(face, int) and not isinstance(face, bool) else -1
@@ -291,7 +296,7 @@ def read_faces(
         name = "the photo" if len(photos) == 1 else f"photo {index + 1} of {len(photos)}"
         found = find_faces(photo)
         if not found:
-            raise ValueError(
+            raise NoFace(
                 f"no face was found in {name} ({photo.width}x{photo.height} px); give a photo with an upright face of "
                 "at least 40 px, or align=False (--no-align) for its centre square"
             )

@@ -1,16 +1,22 @@
 """`fewshot-gan restyle` and the face options of `invert`: a photo with a face becomes a grid, an adapter and photos."""
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.networks import tiny_mobile
 from PIL import Image
 from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN, LeFTAdapter
+from fewshot_gan.apps.studio import Studio
+from fewshot_gan.apps.uploads import read_face
 from fewshot_gan.cli import app
+from fewshot_gan.data.images import as_image
+from fewshot_gan.faces import read_faces
 
 PHOTO = Path(__file__).parents[1] / "golden" / "astronaut.jpg"
 POINTS = {"left_eye_outer": [21.5, 15.2], "left_eye_inner": [18.4, 15.4], "right_eye_outer": [10.4, 15.2]}
@@ -94,3 +100,21 @@ def test_invert_takes_faces():
     assert Image.open("all-sheet.png").size == (3 * 36 - 4, 2 * 36 - 4)
     run("invert", "none.png", *QUICK, "--no-align", "--out", "none.safetensors")
     assert "no face was found" in run("invert", "none.png", *QUICK, "--out", "x.safetensors", code=2)
+
+
+def test_the_demo_finds_the_face(tmp_path):
+    """An upload is aligned as the command line does it; one without a face is refused in the page's words."""
+    studio = Studio("base", folder=None)
+    try:
+        assert studio.aligns
+        with pytest.raises(ValueError, match="^no face was found in the photo: choose one that shows a face from the"):
+            studio.find_photo(studio.enter(None), "none.png")
+        assert torch.equal(read_face("photo.jpg", 32, POINTS), read_faces("photo.jpg", 32, POINTS)[0][0])
+        key = studio.enter(None)
+        job = studio.find_photo(key, "photo.jpg", steps=2)
+        while not job.over:
+            time.sleep(0.02)
+        want = as_image(read_faces("photo.jpg", 32, POINTS)[0][0])
+        assert job.state == "done" and studio.visitor(key).photo.tobytes() == want.tobytes()
+    finally:
+        studio.close()

@@ -19,7 +19,7 @@ import torch
 from helpers.tensors import smooth_picture
 from PIL import EpsImagePlugin, Image, ImageOps
 
-from fewshot_gan.apps import demo, studio
+from fewshot_gan.apps import demo, studio, uploads
 from fewshot_gan.data import files as picture_files
 from fewshot_gan.data.datasets import load_images
 from fewshot_gan.data.files import ENDINGS, FORMAT_OF, read_picture, why_unread
@@ -473,8 +473,8 @@ def test_the_demo_decodes_one_picture_at_a_time(tmp_path, monkeypatch):
         inside.pop()
         return smooth_picture()
 
-    monkeypatch.setattr(studio, "read_image", slow)
-    threads = [threading.Thread(target=studio.read_square, args=("a.png", 32, "a.png")) for _ in range(6)]
+    monkeypatch.setattr(uploads, "read_image", slow)
+    threads = [threading.Thread(target=uploads.read_square, args=("a.png", 32, "a.png")) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

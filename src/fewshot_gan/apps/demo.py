@@ -281,8 +281,8 @@ def page(studio: Studio):
                                 )  # fmt: skip
                 with gr.Tab("Your photo"):
                     gr.Markdown(
-                        "Choose a photo whose face fills the middle. You get a natural face in the same pose that "
-                        "resembles the person, not an exact likeness."
+                        f"Choose a photo {'of a face' if studio.aligns else 'whose face fills the middle'}. You get a "
+                        "natural face in the same pose that resembles the person, not an exact likeness."
                     )
                     photo = gr.Image(
                         type="filepath", image_mode=None, sources=["upload"], label="Photo", height=240,

@@ -19,7 +19,8 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from ..data.images import as_image, read_image, square, to_bytes
+from ..data.images import as_image, to_bytes
+from ..faces import can_find_faces
 from ..hub import embedded_adapters, embedded_bases
 from ..hub.cards import PUBLISHED, portable_base
 from ..pipeline import FewShotGAN
@@ -28,6 +29,7 @@ from ..utils.text import duration
 from .demo_guard import private_folder
 from .demo_pictures import Pictures
 from .generation import device, usual_batch
+from .uploads import read_face, read_square
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,6 @@ PACE, LARGE_PACE = {"photo": 0.35, "look": 2.8}, {"photo": 1.6, "look": 6.0}
 PATIENCE = 600.0  # seconds after which a job stops that nobody watches
 OWN_LOOKS = 20  # most looks that one visitor can teach
 VISITORS = 100  # most visitors whose looks are kept; beyond that the one unseen for longest is forgotten
-DECODING = threading.Lock()  # decode one upload at a time: each may take half a gigabyte
 LABEL = re.compile(r"\w[\w -]{0,39}")
 CHOSEN, PLAIN = "As chosen", "No look"  # choices for one picture besides the names of looks
 MISSING = "the demo needs the {} package, which is not installed: pip install 'fewshot_gan[demo]'"
@@ -319,11 +320,13 @@ class Studio:
             steps: number of optimisation steps.
 
         Raises:
-            ValueError: there is no photo, it cannot be read or is too small, or this visitor's last search still runs.
+            ValueError: there is no photo, it cannot be read, is too small or shows no face, or this visitor's last
+                search still runs.
         """
         if path is None:
             raise ValueError("there is no photo yet: choose one first")
-        photo = read_square(path, self.pipe.generator.resolution, "the photo")
+        size, landmarks = self.pipe.generator.resolution, self.pipe.config.mean_landmarks
+        photo = read_face(path, size, landmarks) if self.aligns else read_square(path, size, "the photo")
         visitor = self.visitor(key)
 
         def work(job: Job) -> None:
@@ -341,6 +344,11 @@ class Studio:
             visitor.photo, visitor.latents = cropped, inversion.latents
 
         return self._start(visitor, Job("photo", steps), work)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether faces in photos are found and brought to where the base draws faces."""
+        return self.pipe.config.mean_landmarks is not None and can_find_faces()
 
     def teach(self, key: str, files: Sequence[str], label: str, steps: int = LOOK_STEPS, seed: int = 0) -> Job:
         """Start to teach a look with LFS-GAN. When the job is done, the visitor has the look and its zip file.
@@ -455,19 +463,6 @@ class Studio:
             if over:
                 return
             await asyncio.sleep(every)
-
-
-def read_square(file: str, size: int, name: str) -> torch.Tensor:
-    """Read an uploaded picture as uint8 `[3, size, size]`. Errors call it `name` and never show its folder.
-
-    Raises:
-        ValueError: the file is missing, cannot be read, or is too small.
-    """
-    try:
-        with DECODING:
-            return square(read_image(file), size, name)
-    except (ValueError, OSError) as error:
-        raise ValueError(explain(error).replace(str(file), Path(file).name)) from error
 
 
 def pack(folder: Path, file: Path) -> None:
