@@ -64,10 +64,10 @@ class Judge:
         box = max(found, key=lambda box: box.area())
         return np.array(self.network.compute_face_descriptor(pixels, self.predictor(pixels, box)))
 
-    def distance(self, a: Image.Image, b: Image.Image) -> float:
-        """Return the distance of the faces in two pictures; NaN if one has no face."""
+    def distance(self, a: Image.Image, b: Image.Image) -> float | None:
+        """Return the distance of the faces in two pictures; None if one shows no face."""
         first, second = self.embed(a), self.embed(b)
-        return math.nan if first is None or second is None else float(np.linalg.norm(first - second))
+        return None if first is None or second is None else round(float(np.linalg.norm(first - second)), 4)
 
 
 def stand_ins(pipe: FewShotGAN, num: int) -> list[Image.Image]:
@@ -135,20 +135,20 @@ def main(argv: list[str] | None = None) -> dict:
     return report
 
 
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return round(mean(known), 4) if known else math.nan
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(mean(known), 4) if known else None
 
 
-def measure(pipe, photo, args, judge: Judge, features) -> tuple[dict[str, dict[str, float]], list[Image.Image]]:
+def measure(pipe, photo, args, judge: Judge, features) -> tuple[dict[str, dict], list[Image.Image]]:
     """Return stage → numbers of one photo, and the pictures of its row in the sheet."""
     squares, _ = faces.read_faces(photo, pipe.generator.resolution, pipe.config.mean_landmarks)
     target, distance = squares / 127.5 - 1, PerceptualDistance(features, squares / 127.5 - 1)
     truth = as_image(squares[0])
 
-    def numbers(drawn, seconds: float) -> dict[str, float]:
+    def numbers(drawn, seconds: float) -> dict:
         return {
-            "identity": round(judge.distance(truth, as_image(to_bytes(drawn)[0])), 4),
+            "identity": judge.distance(truth, as_image(to_bytes(drawn)[0])),
             "psnr": round(psnr(drawn, target), 2),
             "perceptual": round(float(distance(drawn)), 4),
             "seconds": round(seconds, 1),
@@ -173,8 +173,7 @@ def measure(pipe, photo, args, judge: Judge, features) -> tuple[dict[str, dict[s
         shown += [of_person]
         if look in FILTERS:
             true = as_image(to_bytes(apply_filter(target, FILTERS[look]))[0])
-            ids = {"identity": judge.distance(true, of_person), "identity_of_w": judge.distance(true, of_w)}
-            stages[look] = {key: round(value, 4) for key, value in ids.items()}
+            stages[look] = {"identity": judge.distance(true, of_person), "identity_of_w": judge.distance(true, of_w)}
     pipe.delete_adapters("me")
     return stages, shown
 
