@@ -119,10 +119,9 @@ class PersonMixin(Pipeline):
             raise ValueError(
                 f"a {type(self.generator).__name__} has no w to search; use a style-based base, e.g. 'ffhq'"
             )
-        if adapter_name:
-            self.bank.refuse_while_fused("load an adapter")
-            if adapter_name in self.bank.adapters:
-                raise ValueError(f"there is an adapter {adapter_name!r}; choose another adapter_name, or delete it")
+        self.bank.refuse_while_fused("learn a person")
+        if adapter_name and adapter_name in self.bank.adapters:
+            raise ValueError(f"there is an adapter {adapter_name!r}; choose another adapter_name, or delete it")
         # the training is built on pipelines, so this module cannot import it
         train = import_module("fewshot_gan.training.personalize").personalize
         trained = train(

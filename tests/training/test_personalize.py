@@ -78,9 +78,14 @@ def test_it_is_the_same_each_time_and_resumes(pipe, photos, tmp_path):
     with pytest.raises(Killed):
         learn("killed", on_step=kill, **settings)
     learn("killed", **settings)
+    pipe.set_adapters("look")  # looks that are active take no part
     learn("again")
     files = [tmp_path / folder / "adapter_model.safetensors" for folder in ("whole", "again", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
+    pipe.fuse_adapters()
+    with pytest.raises(ValueError, match="fused"):
+        learn("fused")
+    pipe.unfuse_adapters()
     assert set(pipe.bank.adapters) == {"look"}
     torch.set_rng_state(state)
     with pytest.raises(ValueError, match="photos was"):

@@ -5,6 +5,7 @@ network is trained by pivotal tuning (`methods.pivotal`, arXiv 2106.05744), thro
 """
 
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 
 from ..adapters import Adapter
 from ..adapters.base import LATENTS
-from ..catalogue import ADAPTERS
+from ..catalogue import ADAPTERS, PIVOTAL
 from ..data.images import to_floats
 from ..faces import read_faces
 from ..features import load_features
@@ -28,7 +29,6 @@ from ..utils.ranges import COUNT, check_number
 from .engine import Trainer, TrainingConfig
 from .launch import holding
 
-METHOD = "pivotal_tuning"
 MOST_PHOTOS = 20
 KINDS = ("left", "full")  # kinds of adapters whose files hold latents
 SETTINGS: dict[str, Any] = {  # of `TrainingConfig`, in place of its defaults
@@ -43,6 +43,7 @@ SETTINGS: dict[str, Any] = {  # of `TrainingConfig`, in place of its defaults
     "checkpointing_steps": 40,
     "checkpoints_total_limit": 1,
 }
+_seeding = threading.Lock()  # new factors draw from torch's one generator
 LEARNING_RATES = {"left": 5e-3, "full": 3e-4}
 
 
@@ -92,7 +93,7 @@ def personalize(
     device = pipe._execution_device
     pivots = pipe.invert(squares, steps=inversion_steps, seed=seed, progress=progress).latents[:, 0]
     pivots = pivots.half().float()  # as they are stored
-    generator = deepcopy(pipe.generator).requires_grad_(False)
+    generator = deepcopy(pipe.generator).float().requires_grad_(False)
     config = config or PivotalConfig()
     options: dict[str, Any] = SETTINGS | {"learning_rate": LEARNING_RATES[adapter]} | (settings or {})
     with nullcontext(output_dir) if output_dir else tempfile.TemporaryDirectory(prefix="person-") as folder:
@@ -101,17 +102,16 @@ def personalize(
         record = asdict(replace(training, output_dir="")) | asdict(config) | {"num_images": len(squares)}
         record.pop("output_dir")
         cls: Any = ADAPTERS.load(adapter)
-        torch_state = torch.get_rng_state()
-        torch.manual_seed(seed)  # initial values of the factors
-        fresh = cls.for_model(
-            generator,
-            roles=[role for role in cls.roles if role != "mapping"],  # the pivots are w, which no mapping draws
-            latents_shape=list(pivots.shape),
-            base_model_name_or_path=pipe.base_name,
-            method=METHOD,
-            training=record,
-        )
-        torch.set_rng_state(torch_state)
+        with _seeding, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # initial values of the factors
+            fresh = cls.for_model(
+                generator,
+                roles=[role for role in cls.roles if role != "mapping"],  # the pivots are w, which no mapping draws
+                latents_shape=list(pivots.shape),
+                base_model_name_or_path=pipe.base_name,
+                method=PIVOTAL.name,
+                training=record,
+            )
         getattr(fresh, LATENTS).copy_(pivots)
         pictures = squares if squares.dtype == torch.uint8 else ((squares + 1) * 127.5).round().to(torch.uint8)
         objective = PivotalObjective(
