@@ -166,6 +166,26 @@ def test_large_photos_are_cut_and_pasted(photo):
     assert back.size == large.size
 
 
+def test_photos_of_phones_lie_on_their_side(photo, tmp_path):
+    """EXIF says how to turn them, and a transparent part becomes white."""
+    want, (place,) = faces.read_faces(photo, 64, scaled(64))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it
+    photo.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    turned, (same,) = faces.read_faces(tmp_path / "turned.png", 64, scaled(64))
+    assert torch.equal(turned, want) and np.array_equal(same.matrix, place.matrix)
+    clear = photo.convert("RGBA")
+    clear.putalpha(Image.new("L", clear.size, 255))
+    assert torch.equal(faces.read_faces(clear, 64, scaled(64))[0], want)
+
+
+def test_heic_photos(photo, tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(photo).save(tmp_path / "photo.heic", quality=95)
+    squares, _ = faces.read_faces(tmp_path / "photo.heic", 64, scaled(64))
+    assert (squares.float() - faces.read_faces(photo, 64, scaled(64))[0].float()).abs().mean() < 6
+
+
 # ------------------------------------------------------------------------------------------------------ in a pipeline
 
 
