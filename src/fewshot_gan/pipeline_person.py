@@ -106,7 +106,7 @@ class PersonMixin(Pipeline):
             align, face: of `invert`.
             seed: of everything random.
             progress: show progress bars.
-            options: of `training.personalize.personalize`: `config`, `settings`, `on_step`.
+            options: of `training.personalize.personalize`: `latents`, `config`, `settings`, `on_step`.
 
         Returns:
             The adapter. The pipeline's active adapters stay the same.

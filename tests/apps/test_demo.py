@@ -53,7 +53,7 @@ def adapter_folders(base_folder, tmp_path_factory):
 @pytest.fixture
 def studio(base_folder, adapter_folders, features, monkeypatch):
     monkeypatch.setattr(type(features), "sha256", "0" * 64, raising=False)
-    for place in ("methods.method", "features"):
+    for place in ("methods.method", "features", "training.personalize"):
         monkeypatch.setattr(f"fewshot_gan.{place}.load_features", lambda device="cpu", **kwargs: features.to(device))
     studio = Studio(str(base_folder), [str(folder) for folder in adapter_folders])
     yield studio
@@ -132,6 +132,31 @@ def test_a_photo_is_found_and_drawn_in_looks(studio, pictures):
     alone = FewShotGAN.from_pretrained(studio.base).invert(pictures[0], steps=12, progress=False)
     assert torch.equal(studio.visitor(key).latents, alone.latents)
     assert studio.photo_in(other, {}) == []  # nobody else's
+
+
+def test_a_person_is_learned_and_drawn_in_looks(studio, pictures, monkeypatch, features):
+    monkeypatch.setattr("fewshot_gan.training.personalize.load_features", lambda **options: features)
+    key, loaded = studio.enter(None), set(studio.pipe.bank.adapters)
+    studio.visitor(key).jobs["photo"] = finished(studio.find_photo(key, pictures[0], "w", steps=8))
+    resembling = studio.photo_in(key, {})
+    job = finished(studio.find_photo(key, pictures[0], "person", steps=40))
+    assert (job.state, job.done, job.error) == ("done", 40, "")
+    shown = studio.photo_in(key, {"dots": 1.0})
+    assert [caption for caption, _ in shown] == ["Your photo", "Found face", "dots"]
+
+    def away(pictures):
+        photo, drawn = (np.asarray(picture).astype(int) for _, picture in pictures[:2])
+        return np.abs(photo - drawn).mean()
+
+    assert away(shown) < 0.9 * away(resembling)
+    visitor = studio.visitor(key)
+    (first,) = set(studio.pipe.bank.adapters) - loaded
+    assert first == visitor.person and first not in studio.labels(key)
+    finished(studio.find_photo(key, pictures[1], "person", steps=10))
+    (second,) = set(studio.pipe.bank.adapters) - loaded
+    assert second == visitor.person != first  # that of the photo before is gone
+    finished(studio.find_photo(key, pictures[1], "w", steps=3))
+    assert set(studio.pipe.bank.adapters) == loaded and visitor.person is None
 
 
 @pytest.mark.parametrize(
@@ -539,14 +564,14 @@ def test_the_keyboard_reaches_everything(visit):
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_a_photo_in_the_browser(visit, pictures, tmp_path, width):
+def test_a_photo_in_the_browser(visit, pictures, width):
     v = visit(width)
     v.tab("Your photo")
     v.check()
     v.button("Find my face").click()
     v.says("body", "there is no photo yet")
     v.shot("photo_error")
-    photo = save_faces(FewShotGAN.from_pretrained("ffhq"), tmp_path, 1)[0] if SHOTS else pictures[0]
+    photo = Path(__file__).parents[1] / "golden" / "astronaut.jpg" if SHOTS else pictures[0]
     v.page.locator("input[type=file]:not([webkitdirectory])").first.set_input_files(photo)
     v.page.locator("img[alt='Your photo']").first.wait_for()
     v.shot("photo_before")
@@ -555,10 +580,10 @@ def test_a_photo_in_the_browser(visit, pictures, tmp_path, width):
     v.says("#photo-status", re.compile(r"Step \d+ of 300"))
     v.button("Stop").click()
     v.says("#photo-status", re.compile(r"Stopped after \d+ of 300 steps"))
-    v.number("Search steps", 60 if SHOTS else 5)
+    v.number("Search steps", 150 if SHOTS else 5)
     v.button("Find my face").click()
     if SHOTS:
-        v.says("#photo-status", re.compile(r"Step [23]\d of 60"))
+        v.says("#photo-status", re.compile(r"Step [78]\d of 150"))
         v.shot("photo_during")
     v.says("#photo-status", re.compile(r"Done: \d+ steps"))
     v.page.locator("#found .caption-label").nth(2).wait_for()

@@ -281,8 +281,8 @@ def page(studio: Studio):
                                 )  # fmt: skip
                 with gr.Tab("Your photo"):
                     gr.Markdown(
-                        f"Choose a photo {'of a face' if studio.aligns else 'whose face fills the middle'}. You get a "
-                        "natural face in the same pose that resembles the person, not an exact likeness."
+                        f"Choose a photo {'of a face' if studio.aligns else 'whose face fills the middle'}. The page "
+                        "learns to draw this person, and shows the result in every look."
                     )
                     photo = gr.Image(
                         type="filepath", image_mode=None, sources=["upload"], label="Photo", height=240,
@@ -295,8 +295,8 @@ def page(studio: Studio):
                         info=studio.expected("photo", PHOTO_STEPS),
                     )  # fmt: skip
                     closeness = gr.Radio(
-                        [("A natural face", "w"), ("Closer to the photo", "w+")], value="w", label="Look for",
-                        info="A natural face takes looks better.",
+                        [("This person", "person"), ("A natural face that resembles the person", "w")],
+                        value="person", label="Look for",
                     )  # fmt: skip
                     with gr.Row(equal_height=True):
                         find = gr.Button("Find my face", variant="primary")

@@ -7,7 +7,6 @@ import tempfile
 import threading
 import time
 import uuid
-import zipfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +21,15 @@ from PIL import Image
 from ..data.images import as_image, to_bytes
 from ..faces import can_find_faces
 from ..hub import embedded_adapters, embedded_bases
-from ..hub.cards import PUBLISHED, portable_base
+from ..hub.cards import portable_base
+from ..methods.pair import Latents
 from ..pipeline import FewShotGAN
 from ..utils.errors import explain, is_bug
 from ..utils.text import duration
 from .demo_guard import private_folder
 from .demo_pictures import Pictures
 from .generation import device, usual_batch
-from .uploads import read_face, read_square
+from .uploads import pack, read_face, read_square
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +152,7 @@ class Visitor:
         files: zip file of each taught look, by the visitor's name for it.
         photo: the cropped photo, or None before its latents were found.
         latents: w+ latents `[1, num_ws, w_dim]` of the photo, or None.
+        person: name in the pipeline of the adapter that draws the person of the photo, or None.
         jobs: the latest job of each kind, "photo" and "look".
     """
 
@@ -159,6 +160,7 @@ class Visitor:
     files: dict[str, Path] = field(default_factory=dict)
     photo: Image.Image | None = None
     latents: torch.Tensor | None = None
+    person: str | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
 
     @property
@@ -231,7 +233,7 @@ class Studio:
 
     def _forget(self, visitor: Visitor) -> None:
         self.pipe.set_adapters([])  # an active adapter cannot be deleted
-        self.pipe.delete_adapters(list(visitor.looks.values()))
+        self.pipe.delete_adapters([*visitor.looks.values(), *([visitor.person] if visitor.person else [])])
         for file in visitor.files.values():
             file.unlink(missing_ok=True)
 
@@ -249,6 +251,7 @@ class Studio:
         seed: int = 0,
         psi: float | None = None,
         latents: torch.Tensor | None = None,
+        person: str | None = None,
     ) -> list[Image.Image]:
         """Draw one picture per look.
 
@@ -258,6 +261,7 @@ class Studio:
             seed: seed of the faces: picture i is that of `pipe(n, seed=seed)`, whatever the looks.
             psi: truncation ψ; None uses the base's own.
             latents: w+ latents `[1, num_ws, w_dim]` to draw in every look instead of the seed's faces.
+            person: name in the pipeline of an adapter that acts in every look.
 
         Raises:
             ValueError: this visitor does not have one of the looks, or a number is out of range.
@@ -265,7 +269,8 @@ class Studio:
         own = self.visitor(key).looks
         for name in (name for look in looks for name in look if name not in self.looks and name not in own):
             raise ValueError(f"there is no look {name!r}; there are {', '.join(self.labels(key)) or 'none'}")
-        named = [{own.get(name, name): weight for name, weight in look.items()} for look in looks]
+        always = {person: 1.0} if person else {}
+        named = [always | {own.get(name, name): weight for name, weight in look.items()} for look in looks]
         if latents is not None:
             return self._pictures(named, seed=seed, latents=latents.expand(len(looks), -1, -1))
         return self._pictures(named, seed=seed, truncation_psi=psi, class_labels=self.pipe.some_labels(len(looks)))
@@ -290,7 +295,7 @@ class Studio:
         looks = [dict(chosen)] if chosen else []
         if len(chosen) != 1:
             looks += [{name: 1.0} for name in chosen or self.labels(key)]
-        drawn = self.draw(key, [{}, *looks], latents=visitor.latents)
+        drawn = self.draw(key, [{}, *looks], latents=visitor.latents, person=visitor.person)
         captions = ["Your photo", "Found face", *map(title, looks)]
         return list(zip(captions, [visitor.photo, *drawn], strict=True))
 
@@ -311,13 +316,14 @@ class Studio:
         return f"{steps} steps take {duration(steps * self.pace[kind])} {here}"
 
     def find_photo(self, key: str, path: str | None, space: str = "w", steps: int = PHOTO_STEPS) -> Job:
-        """Start to find the latents of a photo.
+        """Start to find the latents of a photo, or to learn the person on it.
 
         Args:
             key: key of the visitor.
             path: uploaded photo, or None if there is none.
-            space: latent space, "w" or "w+", see `FewShotGAN.invert`.
-            steps: number of optimisation steps.
+            space: latent space, "w" or "w+", see `FewShotGAN.invert`; or "person": a latent w, and an adapter of the
+                person, see `FewShotGAN.personalize`.
+            steps: number of optimisation steps; for a person, two fifths of them search the latent.
 
         Raises:
             ValueError: there is no photo, it cannot be read, is too small or shows no face, or this visitor's last
@@ -326,6 +332,7 @@ class Studio:
         if path is None:
             raise ValueError("there is no photo yet: choose one first")
         size, landmarks = self.pipe.generator.resolution, self.pipe.config.mean_landmarks
+        is_person = space == "person"
         photo = read_face(path, size, landmarks) if self.aligns else read_square(path, size, "the photo")
         visitor = self.visitor(key)
 
@@ -333,15 +340,32 @@ class Studio:
             self._finder = self._finder or FewShotGAN.from_pretrained(self.base).to(device())
             cropped = as_image(photo)
 
-            def on_step(done, drawn):
-                shown = None
-                if done % PHOTO_PREVIEW_STEPS == 1:
-                    shown = [("Your photo", cropped), ("Found so far", as_image(to_bytes(drawn[0].cpu())))]
-                job.report(done, shown)
+            def shown(drawn):
+                return [("Your photo", cropped), ("Found so far", as_image(to_bytes(drawn[0].cpu())))]
 
-            job.pictures = [("Your photo", cropped)]
-            inversion = self._finder.invert(photo[None], space=space, steps=steps, progress=False, on_step=on_step)
-            visitor.photo, visitor.latents = cropped, inversion.latents
+            def on_step(done, drawn):
+                job.report(done, shown(drawn) if done % PHOTO_PREVIEW_STEPS == 1 else None)
+
+            def on_training_step(trainer, losses):
+                picture = None
+                if trainer.step % PHOTO_PREVIEW_STEPS == 0:
+                    with torch.no_grad():
+                        picture = shown(trainer.pair.adapted(Latents(w=trainer.objective.pivots)).images)
+                job.report(searching + trainer.step, picture)
+
+            job.pictures, options = [("Your photo", cropped)], {"progress": False, "on_step": on_step}
+            searching = max(1, 2 * steps // 5) if is_person else steps
+            found = self._finder.invert(photo[None], space="w" if is_person else space, steps=searching, **options)
+            person, old = None, visitor.person
+            if is_person and steps > searching:
+                options = {"latents": found.latents, "steps": steps - searching, "on_step": on_training_step}
+                person = uuid.uuid4().hex  # visitors never see it
+                self.pipe.load_adapter(self._finder.personalize(photo[None], "", **options), person)
+            with self._lock:
+                visitor.photo, visitor.latents, visitor.person = cropped, found.latents, person
+            if old is not None:
+                self.pipe.set_adapters([])  # an active adapter cannot be deleted
+                self.pipe.delete_adapters(old)
 
         return self._start(visitor, Job("photo", steps), work)
 
@@ -463,13 +487,6 @@ class Studio:
             if over:
                 return
             await asyncio.sleep(every)
-
-
-def pack(folder: Path, file: Path) -> None:
-    """Zip the files of an adapter that are meant for publishing, inside a folder named like `folder`."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)}):
-            archive.write(path, Path(folder.name) / path.relative_to(folder))
 
 
 def title(look: Mapping[str, float]) -> str:

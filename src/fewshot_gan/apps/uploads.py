@@ -1,6 +1,7 @@
-"""Read uploaded pictures for the demo. Errors call a file by its name and never show its folder."""
+"""Files that visitors of the demo upload and download. Errors call a file by its name and never show its folder."""
 
 import threading
+import zipfile
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from ..data.images import read_image, square
 from ..faces import NoFace, read_faces
+from ..hub.cards import PUBLISHED
 from ..utils.errors import explain
 
 DECODING = threading.Lock()  # decode one upload at a time: each may take half a gigabyte
@@ -43,3 +45,10 @@ def read_face(file: str, size: int, mean_landmarks: Mapping) -> torch.Tensor:
     """
     with _by_name(file):
         return read_faces(read_image(file), size, mean_landmarks)[0][0]
+
+
+def pack(folder: Path, file: Path) -> None:
+    """Zip the files of an adapter that are meant for publishing, inside a folder named like `folder`."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted({path for pattern in PUBLISHED for path in folder.glob(pattern)}):
+            archive.write(path, Path(folder.name) / path.relative_to(folder))

@@ -55,6 +55,7 @@ def personalize(
     adapter: str = "left",
     output_dir=None,
     inversion_steps: int = 100,
+    latents: torch.Tensor | None = None,
     align: bool = True,
     face: int = 0,
     seed: int = 0,
@@ -68,6 +69,7 @@ def personalize(
     Args:
         pipe: the base; it is not changed.
         photos, steps, adapter, output_dir, inversion_steps, align, face, seed, progress: see there.
+        latents: w+ of the photos from `invert` in space "w", `[P, num_ws, w_dim]`; None: they are searched.
         config: weights of the losses.
         settings: of `TrainingConfig`, e.g. `learning_rate`.
         on_step: of `Trainer.train`.
@@ -91,8 +93,12 @@ def personalize(
     if not 1 <= len(squares) <= MOST_PHOTOS:
         raise ValueError(f"{len(squares)} photos: give 1 to {MOST_PHOTOS} of one person")
     device = pipe._execution_device
-    pivots = pipe.invert(squares, steps=inversion_steps, seed=seed, progress=progress).latents[:, 0]
-    pivots = pivots.half().float()  # as they are stored
+    found: Any = latents
+    if found is None:
+        found = pipe.invert(squares, steps=inversion_steps, seed=seed, progress=progress).latents
+    if found.shape != (len(squares), pipe.generator.num_ws, pipe.generator.w_dim):
+        raise ValueError(f"latents of shape {tuple(found.shape)} are not one w+ for each of {len(squares)} photos")
+    pivots = found[:, 0].half().float()  # as they are stored
     generator = deepcopy(pipe.generator).float().requires_grad_(False)
     config = config or PivotalConfig()
     options: dict[str, Any] = SETTINGS | {"learning_rate": LEARNING_RATES[adapter]} | (settings or {})
