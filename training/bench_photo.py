@@ -29,7 +29,7 @@ from PIL import Image
 from fewshot_gan import FewShotGAN, faces
 from fewshot_gan.data.files import FORMAT_OF
 from fewshot_gan.data.grids import SHEET_TILE, make_grid
-from fewshot_gan.data.images import as_image, as_images, to_bytes
+from fewshot_gan.data.images import as_image, to_bytes
 from fewshot_gan.features import load_features
 from fewshot_gan.inversion import PerceptualDistance
 from fewshot_gan.metrics import psnr
@@ -110,8 +110,8 @@ def main(argv: list[str] | None = None) -> dict:
         pipe.load_adapter(look)
     if args.photos:
         paths = [file for path in args.photos for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        names = [path.name for path in paths if path.suffix.lower() in FORMAT_OF]
-        photos = as_images([path for path in paths if path.suffix.lower() in FORMAT_OF])
+        photos: list = [path for path in paths if path.suffix.lower() in FORMAT_OF]
+        names = [f"{i}: {path.name}" for i, path in enumerate(photos)]
     else:
         names, photos = [f"stand-in {i}" for i in range(args.num)], stand_ins(pipe, args.num)
     judge, features, rows, tiles = Judge(), load_features(), {}, []

@@ -1,8 +1,8 @@
 """Find faces in photos, align them to the mean face of a base, and paste a square back into its photo.
 
 dlib's frontal detector (HOG) finds the faces and its model of five points the corners of the eyes and the nose. The
-alignment is the similarity transform that brings these points nearest to the mean landmarks of a base, in least squares
-(Umeyama 1991): a base draws faces where its training pictures had them.
+alignment is the similarity transform that brings the mean landmarks of a base nearest to these points, in least squares
+in px of the photo (Umeyama 1991): a base draws faces where its training pictures had them.
 
 The extra `photo` installs what the search needs: dlib (Boost Software License) and `face_recognition_models`, whose
 `shape_predictor_5_face_landmarks.dat` its author put into the public domain (CC0). The model of 68 points in the same
@@ -11,10 +11,12 @@ package may not be used commercially; it is not read.
 
 import logging
 import math
+import os
+import threading
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .data.images import as_images, square
+from .data.files import upright
+from .data.images import listed, square, to_rgb
 
 # in the order of dlib's model of five points; the person's left eye is on the right of a picture
 LANDMARKS = ("left_eye_outer", "left_eye_inner", "right_eye_outer", "right_eye_inner", "nose")
@@ -37,6 +40,7 @@ FEATHER = 0.12  # width of the border over which a pasted square fades, as a sha
 STRIP = 512  # rows of a photo that are pasted at once, which bounds the memory
 
 logger = logging.getLogger(__name__)
+_detecting = threading.Lock()  # dlib keeps the picture inside the detector and lets other threads run meanwhile
 
 
 class Face(NamedTuple):
@@ -128,10 +132,10 @@ def _dlib() -> Any:  # its functions are not known to type checkers
 
 
 def find_faces(photo: Image.Image) -> list[Face]:
-    """Find upright and tilted faces of at least 40 px, in photos reduced to 800 px on the longer side.
+    """Find upright and tilted faces that are 40 px wide after the photo is reduced to 800 px on the longer side.
 
     Args:
-        photo: an RGB image.
+        photo: an image of any mode; landmarks and boxes are in px of the upright image.
 
     Returns:
         Faces, the largest first; an empty list if there are none.
@@ -140,14 +144,15 @@ def find_faces(photo: Image.Image) -> list[Face]:
         ImportError: the extra `photo` is not installed.
     """
     detector, _ = _detector_and_predictor()
-    factor = max(1.0, max(photo.size) / DETECTOR_SIDE)
-    small = photo.convert("RGB")
+    photo = upright(photo)
+    factor, small = _reduction(photo), photo
     if factor > 1:
         small = small.resize([max(1, round(side / factor)) for side in photo.size], Image.Resampling.BOX)
     found = []  # (score, tilt, left, top, right, bottom) in px of the turned picture
     for tilt in TILTS:
         turned = small.rotate(tilt, Image.Resampling.BILINEAR) if tilt else small
-        boxes, scores, _ = detector.run(np.asarray(turned), 1, 0.0)
+        with _detecting:
+            boxes, scores, _ = detector.run(np.asarray(turned), 1, 0.0)
         corners = [(box.left(), box.top(), box.right(), box.bottom()) for box in boxes]
         found += [(score, tilt, *corner) for score, corner in zip(scores, corners, strict=True)]
         if max((score for score, *_ in found), default=0.0) > SURE:
@@ -170,6 +175,11 @@ def find_faces(photo: Image.Image) -> list[Face]:
     return sorted(faces, key=lambda face: face.box[2] - face.box[0], reverse=True)
 
 
+def _reduction(photo: Image.Image) -> float:
+    """Return by what the sides of a photo are divided before faces are sought."""
+    return max(1.0, max(photo.size) / DETECTOR_SIDE)
+
+
 def _turn(angle: float) -> np.ndarray:
     return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
@@ -185,7 +195,7 @@ def _five_points(photo: Image.Image, middle: np.ndarray, half: float, angle: flo
 
 
 def align(landmarks, targets, size: int) -> Alignment:
-    """Return the similarity transform that brings landmarks of a photo nearest to those of a base (Umeyama 1991).
+    """Return the similarity transform that brings landmarks of a base nearest to those of a photo (Umeyama 1991).
 
     Args:
         landmarks: `[P, 2]` in px of the photo.
@@ -210,26 +220,31 @@ def align(landmarks, targets, size: int) -> Alignment:
 
 def cut(photo: Image.Image, alignment: Alignment) -> Image.Image:
     """Return the square of an alignment as an RGB image; outside of the photo it is filled with its reflection."""
+    photo = upright(photo)
     corners = alignment.corners()
     margin = 4 * max(1.0, alignment.scale)
     left, top = (int(v) for v in np.floor(corners.min(0) - margin).clip(0, np.array(photo.size) - 2))
     right, bottom = (int(v) for v in np.ceil(corners.max(0) + margin).clip([left + 2, top + 2], photo.size))
-    part = photo.crop((left, top, right, bottom)).convert("RGB")
-    factor = max(1, math.floor(alignment.scale))
-    factor = min(factor, *part.size)
-    if factor > 1:
-        part = part.reduce(factor)
+    part = photo.crop((left, top, right, bottom))
+    size = np.array(part.size)
+    if alignment.scale > 1:  # an antialiased filter: every pixel of the photo counts
+        part = part.resize([max(2, round(side / alignment.scale)) for side in part.size], Image.Resampling.LANCZOS)
+    shrunk = np.array(part.size) / size
     matrix = alignment.matrix.copy()
-    matrix[:, 2] = (matrix[:, 2] - (left, top) + 0.5) / factor - 0.5
-    matrix[:, :2] /= factor
+    matrix[:, 2] = (matrix[:, 2] - (left, top) + 0.5) * shrunk - 0.5
+    matrix[:, :2] *= shrunk[:, None]
     return _to_image(_sampled(_to_tensor(part), matrix, (alignment.size, alignment.size)))
 
 
 def paste(photo: Image.Image, picture: Image.Image, alignment: Alignment) -> Image.Image:
-    """Return a copy of the photo with a picture of any size at the place of the square; its border fades out."""
-    result = photo.convert("RGB")
-    if result is photo:
-        result = photo.copy()
+    """Return a copy of the photo with a picture of any size at the place of the square; its border fades out.
+
+    Args:
+        photo: as it was aligned; the result is upright and in RGB.
+        picture: what the generator drew in place of the square.
+        alignment: of the face in the upright photo.
+    """
+    result = upright(photo).copy()
     corners = alignment.corners()
     left, top = (int(v) for v in np.floor(corners.min(0)).clip(0, photo.size))
     right, bottom = (int(v) for v in np.ceil(corners.max(0) + 1).clip(0, photo.size))
@@ -281,30 +296,37 @@ def read_faces(
         ValueError: a photo has no face of this number, cannot be read or is too small.
         FileNotFoundError: a path without a file.
     """
-    number = face if isinstance(face, int) and not isinstance(face, bool) else -1
+    number = int(face) if isinstance(face, Integral) and not isinstance(face, bool) else -1
     if face != "all" and number < 0:
         raise ValueError(f"face={face!r}: give a number from 0, the largest face, or 'all'")
-    photos = as_images(images)
-    if not align_faces or mean_landmarks is None:
-        return torch.stack([square(photo, resolution) for photo in photos]), [None] * len(photos)
-    if not can_find_faces():
+    sources, reason = listed(images), "align=False"
+    if mean_landmarks is None:
+        align_faces, reason = False, "this base has no mean_landmarks"
+    elif align_faces and not can_find_faces():
+        align_faces, reason = False, f"the extra is missing: {PACKAGES}"
         logger.warning(f"faces are not looked for, so the centre square of a photo is used; {PACKAGES} changes that")
-        return torch.stack([square(photo, resolution) for photo in photos]), [None] * len(photos)
-    targets = [mean_landmarks[name] for name in LANDMARKS]
+    if not align_faces and face not in (0, "all"):
+        raise ValueError(f"face={face!r}: faces are not looked for ({reason}); leave face out")
     squares, alignments = [], []
-    for index, photo in enumerate(photos):
-        name = "the photo" if len(photos) == 1 else f"photo {index + 1} of {len(photos)}"
-        found = find_faces(photo)
+    for index, source in enumerate(sources):  # one after the other: a decoded photo may take half a gigabyte
+        photo = to_rgb(source)
+        if not align_faces:
+            squares.append(square(photo, resolution))
+            alignments.append(None)
+            continue
+        found, name = find_faces(photo), "the photo" if len(sources) == 1 else f"photo {index + 1} of {len(sources)}"
+        name = Path(source).name if isinstance(source, str | os.PathLike) else name
         if not found:
             raise NoFace(
-                f"no face was found in {name} ({photo.width}x{photo.height} px); give a photo with an upright face of "
-                "at least 40 px, or align=False (--no-align) for its centre square"
+                f"no face was found in {name} ({photo.width}x{photo.height} px); give a photo with an upright face, at "
+                f"least {math.ceil(40 * _reduction(photo))} px wide, or align=False (--no-align) for its centre square"
             )
         if number >= len(found):
             raise ValueError(
                 f"face={face}: {name} has {len(found)} face{'s' * (len(found) > 1)}; give a number below "
                 f"{len(found)}, from 0, the largest"
             )
+        targets = [mean_landmarks[landmark] for landmark in LANDMARKS]  # pyright: ignore[reportOptionalSubscript]
         for one in found if face == "all" else [found[number]]:
             alignments.append(align(one.landmarks, targets, resolution))
             squares.append(torch.from_numpy(np.array(cut(photo, alignments[-1]))).permute(2, 0, 1))

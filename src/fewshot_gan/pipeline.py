@@ -131,7 +131,8 @@ class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
             adapter_names: None: the active adapters; a name: that adapter alone; `{name: weight}`: a blend; a list: one
                 of these per image, drawn together in each batch. "__base__" is the unadapted generator.
             person: a loaded adapter of `personalize`: draw the person of its photos. Its latents are used in turn, and
-                it acts in every look that does not name it; a list of looks draws one image each.
+                it acts at weight 1 in every look that does not name it; a list of looks draws one image each.
+                "__base__" draws its latents without it.
             output_type: "pil", "np" or "pt".
             batch_size: images per forward pass; changes memory and speed only. It is not the number of images, as in
                 other pipelines.
@@ -361,7 +362,7 @@ class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
             raise ValueError("a stream has one generator for all images; a list of them is for a single call")
         if (person := options.pop("person", None)) is not None:
             given = (options.pop(name, None) for name in ("adapter_names", "latents", "latent_space"))
-            latents, options["latent_space"], looks = self.prepare_person(person, num_images, *given)
+            latents, options["latent_space"], looks = self.prepare_person(person, num_images, *given, skip=skip)
             options |= {"latents": latents, "adapter_names": looks}
             if len(latents) != num_images:
                 raise ValueError(
@@ -424,7 +425,7 @@ class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
         latents, generators = self.prepare_latents(num_images, generator, latents, space, options.get("truncation_psi"))
         ts = [step / (steps - 1) for step in range(steps)]
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in ts]
-        looks = [({} if person is None else {person: 1.0}) | without_zeros(look) for look in looks]
+        looks = [without_zeros(look) | ({} if person is None else {person: 1.0}) for look in looks]
         labels = self.prepare_class_labels(options.pop("class_labels", None), len(latents), latents, space)
         if labels is not None:
             options["class_labels"] = labels.repeat_interleave(steps, 0)

@@ -11,8 +11,10 @@ from .adapters import BASE
 from .adapters.looks import Look, look_per_image
 from .faces import Alignment, read_faces
 from .inversion import Inversion, invert
+from .models.layers import as_ws
 from .pipeline_base import drawing
-from .pipeline_inputs import as_floats
+from .pipeline_inputs import as_floats, check_whole_number
+from .utils.offloading import refuse_hooks
 
 if TYPE_CHECKING:
     from .pipeline_base import NetworkPipeline as Pipeline
@@ -100,8 +102,8 @@ class PersonMixin(Pipeline):
             adapter_name: name under which the adapter is loaded; "" does not load it.
             steps: of the training, each on one photo.
             adapter: "left" (0.2 MB), or "full": all weights, closer to the photo and 75 times as large.
-            output_dir: folder of the adapter, its checkpoints and `report.html`; an interrupted call with the same
-                options goes on there. None: nothing is kept on disk.
+            output_dir: folder of the adapter, its latents, checkpoints and `report.html`; an interrupted call with the
+                same photos and options goes on there. None: nothing is kept on disk.
             inversion_steps: steps of `invert`.
             align, face: of `invert`.
             seed: of everything random.
@@ -114,14 +116,16 @@ class PersonMixin(Pipeline):
         Raises:
             ValueError: too many photos, a photo without a face, a taken name, or an option that is out of range.
             ImportError: the extra `train` is not installed.
+            TrainingDiverged: a loss is not finite.
         """
         if not self.generator.has_styles:
             raise ValueError(
                 f"a {type(self.generator).__name__} has no w to search; use a style-based base, e.g. 'ffhq'"
             )
         self.bank.refuse_while_fused("learn a person")
-        if adapter_name and adapter_name in self.bank.adapters:
-            raise ValueError(f"there is an adapter {adapter_name!r}; choose another adapter_name, or delete it")
+        refuse_hooks(self.generator, "learn a person with")
+        if adapter_name:
+            self.bank.check_name(adapter_name)
         # the training is built on pipelines, so this module cannot import it
         train = import_module("fewshot_gan.training.personalize").personalize
         trained = train(
@@ -167,33 +171,39 @@ class PersonMixin(Pipeline):
         adapter_names: Any = None,
         latents: torch.Tensor | None = None,
         latent_space: str | None = None,
+        skip: int = 0,
     ) -> tuple[torch.Tensor, str, Sequence[Look]]:
-        """Return latents `[N, …]`, their space and looks `[N]` of pictures of a person; see `__call__`.
+        """Return latents `[N, num_ws, w_dim]`, "w+" and looks `[N]` of pictures of a person; see `__call__`.
 
         Args:
             person: name of the adapter.
             num_images: N; a list of `adapter_names` determines it instead.
             adapter_names: see `__call__`.
             latents, latent_space: of `__call__`, which must be None.
+            skip: number of the first picture.
 
         Raises:
             ValueError: the adapter is not loaded or has no latents, or latents are given as well.
         """
+        check_whole_number("num_images", num_images)
         if latents is not None or latent_space is not None:
             raise ValueError(f"person={person!r} brings its own latents; leave latents and latent_space out")
         own = self._latents_of(person)
-        if adapter_names is not None and not isinstance(adapter_names, str | Mapping):
+        if isinstance(adapter_names, Sequence) and not isinstance(adapter_names, str):
             num_images = len(adapter_names)
-        names = [adapter_names] * num_images if isinstance(adapter_names, str | Mapping | None) else adapter_names
+        is_one = isinstance(adapter_names, str | Mapping | None)
+        names: Any = [adapter_names] * num_images if is_one else adapter_names
         looks = look_per_image(names, num_images, self.bank.current())
         looks = [
             look if name == BASE or person in look else {person: 1.0, **look}
             for name, look in zip(names, looks, strict=True)
         ]
-        rows = torch.arange(num_images) % len(own)
-        return own[rows], "w" if own.ndim == 2 else "w+", looks
+        own = as_ws(own, self.generator.num_ws, self.generator.w_dim)
+        return own[(skip + torch.arange(num_images)) % len(own)], "w+", looks
 
     def _latents_of(self, person: str) -> torch.Tensor:
+        if not isinstance(person, str):
+            raise ValueError(f"person={person!r}: give the name of a loaded adapter")
         self.bank.check({person: 1.0})
         latents = self.bank.adapters[person].latents
         if latents is None:

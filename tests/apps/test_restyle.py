@@ -82,8 +82,8 @@ def test_several_photos_of_one_person():
 def test_refusals(tmp_path):
     before = sorted(path.name for path in tmp_path.iterdir())
     for arguments, sentence in (
-        (("none.png",), "no face was found in the photo (200x150 px)"),
-        (("photo.jpg", "--face", "3"), "face=3: the photo has 1 face; give a number below 1"),
+        (("none.png",), "no face was found in none.png (200x150 px)"),
+        (("photo.jpg", "--face", "3"), "face=3: photo.jpg has 1 face; give a number below 1"),
         (("photo.jpg", "--no-align", "--paste-back"), "--paste-back needs the place of the face"),
         (("photo.jpg", "--keep", "ink"), "ink exists and is not an empty folder"),
         (("photo.jpg", "--out", "photo.jpg"), "is one of the photos; give another --out"),

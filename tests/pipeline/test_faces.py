@@ -2,6 +2,7 @@
 
 import logging
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,40 @@ def test_photos_of_phones_lie_on_their_side(photo, tmp_path):
     clear = photo.convert("RGBA")
     clear.putalpha(Image.new("L", clear.size, 255))
     assert torch.equal(faces.read_faces(clear, 64, scaled(64))[0], want)
+
+
+def test_the_photo_as_pillow_opens_it(photo, tmp_path):
+    """What is pasted comes out upright, as it was aligned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.crop((0, 0, 400, 512)).rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    opened = Image.open(tmp_path / "turned.png")
+    assert np.abs(faces.find_faces(opened)[0].landmarks - EYES).max() < 1.5
+    squares, (place,) = faces.read_faces(tmp_path / "turned.png", 128, scaled(128))
+    pasted = faces.paste(opened, Image.new("RGB", (64, 64), (255, 0, 0)), place)
+    assert pasted.size == (400, 512) and pasted.getpixel((224, 120)) == (255, 0, 0)
+    grey = Image.fromarray(np.full((80, 80), 257 * 100, np.uint16))
+    assert (
+        faces.paste(grey, Image.new("RGB", (8, 8)), faces.Alignment(np.eye(2, 3), 8)).getpixel((70, 70)) == (100,) * 3
+    )
+
+
+def test_threads_find_faces_at_once(photo):
+    others = [photo, photo.rotate(10), photo.crop((50, 0, 450, 400)), photo.resize((300, 300))]
+    want = [[face.landmarks.tolist() for face in faces.find_faces(x)] for x in others]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = list(pool.map(faces.find_faces, others))
+            assert [[face.landmarks.tolist() for face in one] for one in found] == want
+
+
+def test_fine_patterns_are_averaged(photo):
+    """Stripes of one pixel become grey at any reduction, not a pattern of their own."""
+    stripes = np.zeros((400, 400, 3), np.uint8)
+    stripes[:, ::2] = 255
+    for scale in (1.9, 2.3, 3.7):
+        place = faces.Alignment(scale * np.eye(2, 3) + [[0, 0, 20], [0, 0, 20]], 80)
+        assert np.asarray(faces.cut(Image.fromarray(stripes), place)).std() < 30
 
 
 def test_heic_photos(photo, tmp_path):

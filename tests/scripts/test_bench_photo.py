@@ -33,7 +33,7 @@ def test_a_report_of_two_photos(bench, tmp_path):
     files = [f"--out={tmp_path / 'report.json'}", f"--sheet={tmp_path / 'sheet.png'}"]
     report = bench.main([*options, *files, "--photos", str(tmp_path / "photos")])
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report
-    assert list(report["photos"]) == ["a.jpg", "b.jpg"] and list(report["mean"]) == ["w", "w+", "person"]
+    assert list(report["photos"]) == ["0: a.jpg", "1: b.jpg"] and list(report["mean"]) == ["w", "w+", "person"]
     for stage, means in report["mean"].items():
         values = [row[stage]["psnr"] for row in report["photos"].values()]
         assert means["psnr"] == pytest.approx(sum(values) / 2, abs=0.01) and values[0] == values[1]  # one photo twice

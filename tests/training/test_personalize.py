@@ -1,6 +1,7 @@
 """A person from photos: the adapter draws them from its own latents, alone and in looks, and leaves the base alone."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 
 from fewshot_gan import FewShotGAN, LeFTAdapter
 from fewshot_gan.adapters import DomainVectorAdapter
-from fewshot_gan.methods.pair import Latents
+from fewshot_gan.methods.pair import Latents, Pair
 from fewshot_gan.methods.pivotal import PivotalConfig, PivotalObjective
 from fewshot_gan.metrics import psnr
 from fewshot_gan.training.personalize import personalize
@@ -50,7 +51,9 @@ def test_the_photo_comes_out(pipe, photos):
     found = pipe.invert(photo, steps=QUICK["inversion_steps"], progress=False)
     me = pipe.personalize(photo, **{**QUICK, "steps": 120})
     drawn = pipe(person="me", output_type="pt")
-    assert torch.equal(drawn.latents, me.latents) and me.latents.shape == (1, pipe.generator.w_dim)
+    assert me.latents.shape == (1, pipe.generator.w_dim)
+    assert torch.equal(drawn.latents, me.latents[:, None].expand(-1, pipe.generator.num_ws, -1))
+    assert torch.equal(pipe(latents=drawn.latents, adapter_names="me", output_type="pt").images, drawn.images)
     assert (me.latents - found.latents[:, 0]).abs().max() < 2e-3 * found.latents.abs().max()  # rounded
     better = psnr(2 * drawn.images - 1, photo / 127.5 - 1) - psnr(found.images, photo / 127.5 - 1)
     assert better > 1
@@ -98,6 +101,8 @@ def test_the_file_holds_the_person(pipe, photos, tmp_path):
     assert want.shape == (3, 3, R, R)
     config = json.loads((tmp_path / "us" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["latents_shape"] == [3, pipe.generator.w_dim] and config["method"] == "pivotal_tuning"
+    (skipped,) = pipe.stream(2, skip=2, person="us", adapter_names=["us"] * 2, output_type="pt")
+    assert torch.allclose(skipped.images, want[[2, 0]], atol=1e-5)
     other = FewShotGAN(tiny_mobile()).load_adapter(tmp_path / "us")
     assert torch.equal(other.draw_person(output_type="pt").images, want)
     four = other(4, person="us", output_type="pt").images
@@ -124,6 +129,9 @@ def test_looks_of_a_person(pipe, photos):
     halves = [{"me": 1.0, "look": t} for t in (0.0, 0.5, 1.0)]
     for picture, look in zip(strip, halves, strict=True):
         assert torch.allclose(picture, pipe(**w, adapter_names=look).images[0], atol=1e-5)
+    strip = pipe.interpolate("me", "look", 3, person="me", output_type="pt").images
+    assert torch.allclose(strip[2], pipe(**w, adapter_names={"me": 1.0, "look": 1.0}).images[0], atol=1e-5)
+    assert torch.allclose(strip[0], strip[1] - (strip[1] - strip[0]), atol=1e-5)
     parts = [part.images for part in pipe.stream(5, person="me", adapter_names=looks, batch_size=2, output_type="pt")]
     assert torch.allclose(torch.cat(parts), pipe(person="me", adapter_names=looks, output_type="pt").images, atol=1e-5)
 
@@ -156,6 +164,64 @@ def test_a_step_is_on_one_photo_and_its_own_pivot(features, pipe, photos):
     assert torch.equal(torch.cat(seen), pivots)
 
 
+def test_locality_looks_at_every_photo(features, pipe, photos, monkeypatch):
+    """However many there are, not only at those whose turn coincides with that of the term."""
+    pivots = torch.randn(2, pipe.generator.w_dim)
+    objective = PivotalObjective(PivotalConfig(), photos[:2] / 127.5 - 1, pivots, features)
+    seen = []
+    monkeypatch.setattr(torch, "lerp", lambda pivot, w, psi: seen.append(pivot[0, 0].clone()) or w)
+    pair = Pair(pipe.generator, pipe.bank)
+    for step in range(0, 16, 4):
+        list(objective.regularisers(pair, 1, step, torch.Generator()))
+    assert torch.equal(torch.stack(seen), pivots[[0, 1, 0, 1]])
+
+
+def test_latents_that_are_given_or_kept(pipe, photos, tmp_path, monkeypatch):
+    found = pipe.invert(photos[:1], steps=20, progress=False).latents
+    want = pipe.personalize(photos[:1], "", output_dir=tmp_path / "me", **QUICK).state_dict()
+    monkeypatch.setattr(FewShotGAN, "invert", None)  # neither of these searches again
+    given = pipe.personalize(photos[:1], "", latents=found, **QUICK).state_dict()
+    kept = pipe.personalize(photos[:1], "", output_dir=tmp_path / "me", **QUICK).state_dict()
+    for name, tensor in want.items():
+        assert torch.equal(tensor, given[name]) and torch.equal(tensor, kept[name])
+    wide = found + torch.arange(found.shape[1])[:, None]
+    for bad in (wide, found[:, 0], found[:, :, :3]):
+        with pytest.raises(ValueError, match=r"are not \[1, 8, 16\] with equal rows; give those of pipe.invert"):
+            pipe.personalize(photos[:1], latents=bad, **QUICK)
+    with pytest.raises(ValueError, match="NaN"):
+        pipe.personalize(photos[:1], latents=found * math.nan, **QUICK)
+    with torch.inference_mode():
+        pipe.personalize(photos[:1].clone(), latents=found, **QUICK)
+
+
+def test_a_base_in_another_precision(photos):
+    pipe = FewShotGAN(tiny_mobile()).to(torch.bfloat16)
+    pipe.bank.fingerprint()
+    me = pipe.personalize(photos[:1], **QUICK)
+    assert me.config.base_fingerprint == pipe.bank.fingerprint() and "me" in pipe.bank.adapters
+
+
+def test_bad_input_is_refused_before_the_search(pipe, photos, monkeypatch):
+    monkeypatch.setattr(FewShotGAN, "invert", None)
+    for options, sentence in (
+        ({"adapter_name": "a/b"}, "'a/b' cannot be that of a folder"),
+        ({"adapter_name": "__base__"}, "names the unadapted generator"),
+        ({"settings": {"lr": 1}}, "settings has lr; known: adam_beta1, "),
+        ({"settings": {"seed": 1}}, "settings has seed; known: "),
+        ({"settings": {"learning_rate": -1}}, "learning_rate"),
+        ({"photos": torch.zeros(1, 3, 8, 8)}, r"photos of shape \[1, 3, 8, 8\] are not \[P, 3, 32, 32\]"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            pipe.personalize(**({"photos": photos, **QUICK} | options))
+
+
+def test_latents_in_a_file_fit_the_base(pipe, photos, tmp_path):
+    for shape, sentence in (([1, 7], r"latents of shape \[1, 7\]"), ([21, 16], r"P at most 20")):
+        LeFTAdapter.for_model(pipe.generator, latents_shape=shape).save_pretrained(tmp_path / "bad")
+        with pytest.raises(ValueError, match=sentence):
+            pipe.load_adapter(tmp_path / "bad")
+
+
 def test_refusals(pipe, photos, perturbed):
     with pytest.raises(ValueError, match="no loaded adapter has any"):
         pipe.draw_person()
@@ -167,7 +233,7 @@ def test_refusals(pipe, photos, perturbed):
         pipe.personalize(photos, adapter="domain_vector", **QUICK)
     with pytest.raises(ValueError, match="21 photos: give 1 to 20 of one person"):
         pipe.personalize(photos[:1].expand(21, -1, -1, -1), **QUICK)
-    with pytest.raises(ValueError, match="there is an adapter 'look'; choose another adapter_name"):
+    with pytest.raises(ValueError, match="an adapter 'look' is already loaded; give this one another adapter_name"):
         pipe.personalize(photos, "look", **QUICK)
     with pytest.raises(ValueError, match="steps=0"):
         pipe.personalize(photos, **{**QUICK, "steps": 0})
@@ -178,5 +244,8 @@ def test_refusals(pipe, photos, perturbed):
         pipe(person="me", latents=torch.zeros(1, pipe.generator.w_dim), latent_space="w")
     vector = DomainVectorAdapter.for_model(pipe.generator)
     assert vector.latents is None and pipe.bank.adapters["look"].latents is None
+    for options in ({"num_images": 2.5}, {"num_images": -1}, {"adapter_names": 5}, {"person": ["me"]}):
+        with pytest.raises(ValueError):
+            pipe(**({"person": "me"} | options))
     with pytest.raises(ValueError, match=r"latents_shape=\[1\]: give"):
         LeFTAdapter.for_model(pipe.generator, latents_shape=[1])

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from ..ops.weight_cache import tensors_version
 from ..utils.hashing import fingerprint
 from ..utils.locks import SharedLock
 from ..utils.offloading import execution_device
-from .base import Adapter, Factors
+from .base import MOST_PHOTOS, Adapter, Factors
 from .blend import BlendAdapter
 from .copies import bank_state, restore_bank
 from .effective import BankAdaptation, LayerBlend, RowBlend, RowVectors, bank_lock
@@ -76,14 +77,7 @@ class AdapterBank(Fusing):
                 differ, or the fingerprint differs; a value of the adapter is not finite.
         """
         self.refuse_while_fused("load an adapter")
-        if name == BASE:
-            raise ValueError(f"{BASE!r} names the unadapted generator; choose another adapter_name")
-        if not isinstance(name, str) or not re.fullmatch(ADAPTER_NAME, name):
-            raise ValueError(f"adapter name {name!r} cannot be that of a folder (empty, '/', '.x', …); choose another")
-        if name in self.adapters and not replace:
-            raise ValueError(
-                f"an adapter {name!r} is already loaded; give this one another adapter_name, or delete that one first"
-            )
+        self.check_name(name, replace)
         if embedded_base_of(adapter.config.base_fingerprint):  # names the base; of another size no layer would fit
             self._check_base(name, adapter)
         for path, spec in adapter.config.target_modules.items():
@@ -98,6 +92,7 @@ class AdapterBank(Fusing):
                     f"{wanted.shape}, here {difference}; {self._way_out(adapter)}"
                 )
         self._check_base(name, adapter)
+        self._check_latents(name, adapter)
         try:
             adapter.check()
         except ValueError as error:
@@ -107,6 +102,39 @@ class AdapterBank(Fusing):
             self._forget(name)
             self.adapters[name], self._factors[name] = adapter, adapter.factors()
             self._install()
+
+    def check_name(self, name: str, replace: bool = False) -> None:
+        """Refuse a name under which no adapter can be loaded; see `add`.
+
+        Raises:
+            ValueError: the name is taken or invalid.
+        """
+        if name == BASE:
+            raise ValueError(f"{BASE!r} names the unadapted generator; choose another adapter_name")
+        if not isinstance(name, str) or not re.fullmatch(ADAPTER_NAME, name):
+            raise ValueError(f"adapter name {name!r} cannot be that of a folder (empty, '/', '.x', …); choose another")
+        if name in self.adapters and not replace:
+            raise ValueError(
+                f"an adapter {name!r} is already loaded; give this one another adapter_name, or delete that one first"
+            )
+
+    def _check_latents(self, name: str, adapter: Adapter) -> None:
+        """Refuse latents of photos that this generator cannot draw.
+
+        Raises:
+            ValueError: they have another shape than w or w+ of this generator, or are too many.
+        """
+        if adapter.latents is None:
+            return
+        model: Any = self.model
+        shape = tuple(adapter.latents.shape)
+        known = [(model.w_dim,), (model.num_ws, model.w_dim)] if getattr(model, "has_styles", False) else []
+        if shape[1:] not in known or shape[0] > MOST_PHOTOS:
+            takes = f"[P, {model.w_dim}] or [P, {model.num_ws}, {model.w_dim}], P at most {MOST_PHOTOS}"
+            raise ValueError(
+                f"adapter {name!r} holds latents of shape {list(shape)}, and this {type(model).__name__} takes "
+                f"{takes if known else 'none'}; the file is damaged or of another base: fetch it again"
+            )
 
     def _check_base(self, name: str, adapter: Adapter) -> None:
         """Refuse an adapter whose config has the fingerprint of another base.

@@ -25,6 +25,7 @@ from .spec import LayerSpec, stored
 from .trainable import Trainable
 
 LATENTS = "person_latents"  # name of the tensor in the file
+MOST_PHOTOS = 20  # of one person
 
 
 class Adapted(NamedTuple):
@@ -206,7 +207,10 @@ class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):  # pyright: ign
 
     def settings(self) -> dict:
         """Return the options with which the adapter was made."""
-        return {n: self.config[n] for n in inspect.signature(type(self).__init__).parameters if n != "self"}
+        options = {n: self.config[n] for n in inspect.signature(type(self).__init__).parameters if n != "self"}
+        if options.get("latents_shape", 0) is None:  # older versions warn about options that they do not know
+            del options["latents_shape"]
+        return options
 
     def attach(self, bank, name: str) -> None:
         bank.add(name, self)

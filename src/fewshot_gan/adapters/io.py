@@ -54,10 +54,7 @@ class AdapterFiles(_Files):
     def stored_config(self) -> dict:
         """Return the content of `adapter_config.json`; with the state dict it makes the adapter, see `load_adapter`."""
         versions = {"format_version": FORMAT_VERSION, "fewshot_gan_version": __version__}
-        settings = self.settings()
-        if settings.get("latents_shape", 0) is None:  # older versions warn about settings that they do not know
-            del settings["latents_shape"]
-        return {"adapter_type": self.adapter_type, **versions, **settings}
+        return {"adapter_type": self.adapter_type, **versions, **self.settings()}
 
     def save_pretrained(
         self, save_directory, *, variant: str | None = None, push_to_hub: bool = False, repo_id=None, **push_options

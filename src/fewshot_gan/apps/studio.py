@@ -290,14 +290,21 @@ class Studio:
             chosen: weights of looks. Several are shown blended, then each alone at full weight; none shows every look.
         """
         visitor = self.visitor(key)
-        if visitor.photo is None or visitor.latents is None:
+        with self._lock:
+            photo, latents, person = visitor.photo, visitor.latents, visitor.person
+        if photo is None or latents is None:
             return []
         looks = [dict(chosen)] if chosen else []
         if len(chosen) != 1:
             looks += [{name: 1.0} for name in chosen or self.labels(key)]
-        drawn = self.draw(key, [{}, *looks], latents=visitor.latents, person=visitor.person)
+        try:
+            drawn = self.draw(key, [{}, *looks], latents=latents, person=person)
+        except ValueError:
+            if visitor.person == person:
+                raise
+            return self.photo_in(key, chosen)  # a new photo was found while this drawing waited
         captions = ["Your photo", "Found face", *map(title, looks)]
-        return list(zip(captions, [visitor.photo, *drawn], strict=True))
+        return list(zip(captions, [photo, *drawn], strict=True))
 
     def squares(self, files: Sequence[str]) -> Captioned:
         """Return the names of uploaded pictures and the pictures as training sees them: square, at the base's size.

@@ -115,24 +115,29 @@ def read_squares(images, resolution: int) -> torch.Tensor:
     Raises:
         FileNotFoundError, ValueError: there is no image, a file does not exist, or an image is unreadable or too small.
     """
-    return torch.stack([square(image, resolution) for image in as_images(images)])
+    return torch.stack([square(to_rgb(image), resolution) for image in listed(images)])
 
 
-def as_images(images) -> list[Image.Image]:
-    """Read a PIL image, a path or a NumPy array (see `from_array`), or a list of them, upright and in RGB.
+def listed(images) -> list:
+    """Return a list of what `to_rgb` reads: of one PIL image, path or NumPy array, or of several.
 
     Raises:
-        FileNotFoundError, ValueError: there is no image, a file does not exist, or an image is unreadable.
+        ValueError: there is none.
     """
     if isinstance(images, np.ndarray):
         images = list(images) if images.ndim == 4 else [images]
-    image_list = images if isinstance(images, list | tuple) else [images]
-    if not image_list:
+    sources = list(images) if isinstance(images, list | tuple) else [images]
+    if not sources:
         raise ValueError("there is no picture; give at least one picture")
-    return [_to_rgb(image) for image in image_list]
+    return sources
 
 
-def _to_rgb(image) -> Image.Image:
+def to_rgb(image) -> Image.Image:
+    """Read a PIL image, a path or a NumPy array (see `from_array`), upright and in RGB.
+
+    Raises:
+        FileNotFoundError, ValueError: the file does not exist, or the image is unreadable.
+    """
     if isinstance(image, Image.Image):
         try:
             return upright(image)

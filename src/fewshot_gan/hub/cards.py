@@ -22,7 +22,6 @@ _FFHQ = (
 )
 EMBEDDED_LICENCES = dict.fromkeys(("ffhq", "ffhq-256"), _FFHQ)  # base: what its weights descend from
 EMBEDDED_REPOS = {name: f"fewshot-gan/{name}" for name in EMBEDDED_LICENCES}  # where embedded bases are published
-# the strictest licence of what a base descends from
 PERSON = [  # on the card of an adapter of a person
     "## Whose face",
     "",
@@ -30,6 +29,7 @@ PERSON = [  # on the card of an adapter of a person
     "deceive or harass.",
     "",
 ]
+# the strictest licence of what a base descends from
 LICENCE_LINKS = dict.fromkeys(EMBEDDED_LICENCES, "https://nvlabs.github.io/stylegan2/license.html")
 PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png", "images/*.jpg")
 SAMPLES, SEED = 8, 0  # of the grid of a base

@@ -110,6 +110,8 @@ class PivotalObjective(nn.Module):
             losses["crops"] = c.crop_weight * crops(native_crops(drawn, corners, c.view_size)).mean()
         yield losses
         if c.locality_weight and step % c.locality_every == 0:
+            which = step // c.locality_every % len(self.photos)  # each photo in turn
+            pivot = self.pivots[which : which + 1]
             with torch.no_grad(), pair.bank.using({}):
                 w = pair.ws(pair.draw(1, random))
                 near = torch.lerp(as_ws(pivot, *w.shape[1:]), w, c.locality_psi)

@@ -42,6 +42,7 @@ class TrainingRun:
     """
 
     name = "training"  # label of the progress bar
+    progress = True  # whether there is one
     report: Report
 
     def __init__(self, config, accelerator: Accelerator):
@@ -162,7 +163,7 @@ class TrainingRun:
         config, accelerator, report = self.config, self.accelerator, self.report
         main, total, kept_at = accelerator.is_main_process, config.max_train_steps, self.step
         end = total if stop_after is None else min(stop_after, total)
-        bar = tqdm(total=total, initial=self.step, disable=not main, desc=self.name)
+        bar = tqdm(total=total, initial=self.step, disable=not (main and self.progress), desc=self.name)
         with bar, asked_to_stop(accelerator) as asked:
             while self.step < end and not asked():
                 logs = self.train_step()

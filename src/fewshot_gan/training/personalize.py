@@ -9,27 +9,32 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 from ..adapters import Adapter
-from ..adapters.base import LATENTS
+from ..adapters.base import LATENTS, MOST_PHOTOS
 from ..catalogue import ADAPTERS, PIVOTAL
-from ..data.images import to_floats
+from ..data.images import listed, to_bytes, to_floats
 from ..faces import read_faces
 from ..features import load_features
 from ..hub.cards import write_adapter_card
 from ..methods.pivotal import PivotalConfig, PivotalObjective
-from ..utils.files import user_path
+from ..models.latents import check_latents
+from ..pipeline_inputs import as_floats
+from ..utils.files import replace_file, user_path
+from ..utils.hashing import hash_tensor
 from ..utils.ranges import COUNT, check_number
+from ..utils.safetensors_files import read_header, read_tensors
 from .engine import Trainer, TrainingConfig
 from .launch import holding
 
-MOST_PHOTOS = 20
+LATENTS_NAME = "latents.safetensors"  # of the search, for a call that goes on
 KINDS = ("left", "full")  # kinds of adapters whose files hold latents
 SETTINGS: dict[str, Any] = {  # of `TrainingConfig`, in place of its defaults
     "train_batch_size": 1,
@@ -47,6 +52,8 @@ _seeding = threading.Lock()  # new factors draw from torch's one generator
 LEARNING_RATES = {"left": 5e-3, "full": 3e-4}
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def personalize(
     pipe,
     photos,
@@ -85,53 +92,87 @@ def personalize(
         )
     if face == "all":
         raise ValueError("face='all': an adapter is of one person; give the number of one face")
-    if isinstance(photos, torch.Tensor):
-        squares = photos
-    else:
-        landmarks = pipe.config.mean_landmarks
-        squares, _ = read_faces(photos, pipe.generator.resolution, landmarks, align, face)
-    if not 1 <= len(squares) <= MOST_PHOTOS:
-        raise ValueError(f"{len(squares)} photos: give 1 to {MOST_PHOTOS} of one person")
-    device = pipe._execution_device
-    found: Any = latents
-    if found is None:
-        found = pipe.invert(squares, steps=inversion_steps, seed=seed, progress=progress).latents
-    if found.shape != (len(squares), pipe.generator.num_ws, pipe.generator.w_dim):
-        raise ValueError(f"latents of shape {tuple(found.shape)} are not one w+ for each of {len(squares)} photos")
-    pivots = found[:, 0].half().float()  # as they are stored
-    generator = deepcopy(pipe.generator).float().requires_grad_(False)
+    own = {field.name for field in fields(TrainingConfig)} - {"output_dir", "max_train_steps", "seed"}
+    if unknown := set(settings or {}) - own:
+        raise ValueError(f"settings has {', '.join(sorted(unknown))}; known: {', '.join(sorted(own))}")
     config = config or PivotalConfig()
     options: dict[str, Any] = SETTINGS | {"learning_rate": LEARNING_RATES[adapter]} | (settings or {})
+    count = len(photos) if isinstance(photos, torch.Tensor) else len(listed(photos))
+    if not 1 <= count <= MOST_PHOTOS:
+        raise ValueError(f"{count} photos: give 1 to {MOST_PHOTOS} of one person")
     with nullcontext(output_dir) if output_dir else tempfile.TemporaryDirectory(prefix="person-") as folder:
-        folder = str(user_path(folder))
-        training = TrainingConfig(folder, max_train_steps=steps, seed=seed, **options)
-        record = asdict(replace(training, output_dir="")) | asdict(config) | {"num_images": len(squares)}
-        record.pop("output_dir")
-        cls: Any = ADAPTERS.load(adapter)
-        with _seeding, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # initial values of the factors
-            fresh = cls.for_model(
-                generator,
-                roles=[role for role in cls.roles if role != "mapping"],  # the pivots are w, which no mapping draws
-                latents_shape=list(pivots.shape),
-                base_model_name_or_path=pipe.base_name,
-                method=PIVOTAL.name,
-                training=record,
+        training = TrainingConfig(str(user_path(folder)), max_train_steps=steps, seed=seed, **options)
+        pictures = _pictures(pipe, photos, align, face)
+        accelerator = Accelerator(cpu=pipe._execution_device.type == "cpu")
+        if accelerator.device.type != pipe._execution_device.type:
+            raise ValueError(
+                f"the pipeline is on {pipe._execution_device.type}, but this process trains on "
+                f"{accelerator.device.type}; move the pipeline there, or start a new process"
             )
-        getattr(fresh, LATENTS).copy_(pivots)
-        pictures = squares if squares.dtype == torch.uint8 else ((squares + 1) * 127.5).round().to(torch.uint8)
-        objective = PivotalObjective(
-            config, to_floats(pictures).to(device), pivots.to(device), load_features(device=device)
+        with holding(training.output_dir, accelerator):
+            search = {"steps": inversion_steps, "seed": seed, "progress": progress}
+            pivots = _pivots(pipe, pictures, latents, Path(training.output_dir, LATENTS_NAME), search)
+            return _train(pipe, pictures, pivots, adapter, config, training, accelerator, progress, on_step)
+
+
+def _pictures(pipe, photos, align: bool, face: int) -> torch.Tensor:
+    """Return aligned photos as uint8 `[P, 3, R, R]`."""
+    size = pipe.generator.resolution
+    if not isinstance(photos, torch.Tensor):
+        return read_faces(photos, size, pipe.config.mean_landmarks, align, face)[0]
+    if photos.ndim != 4 or photos.shape[1:] != (3, size, size):
+        raise ValueError(f"photos of shape {list(photos.shape)} are not [P, 3, {size}, {size}]; crop and resize them")
+    return to_bytes(as_floats(photos, size))
+
+
+def _pivots(pipe, pictures: torch.Tensor, latents, file: Path, search: dict[str, Any]) -> torch.Tensor:
+    """Return w `[P, w_dim]` of the photos, rounded as it is stored: given, kept by an earlier call, or searched."""
+    generator, wanted = pipe.generator, (len(pictures), pipe.generator.num_ws, pipe.generator.w_dim)
+    mark = {"photos": hash_tensor(pictures), **{name: str(search[name]) for name in ("steps", "seed")}}
+    if latents is not None:
+        if check_latents(latents).shape != wanted or not (latents == latents[:, :1]).all():
+            raise ValueError(
+                f"latents of shape {list(latents.shape)} are not {list(wanted)} with equal rows; give those of "
+                'pipe.invert(photos, space="w"), or leave them out'
+            )
+    elif file.is_file() and read_header(file).metadata == mark:
+        latents = read_tensors(file)["latents"]
+    else:
+        latents = pipe.invert(pictures, **search).latents
+        replace_file(file, lambda path: save_file({"latents": latents[:, 0].contiguous()}, path, metadata=mark))
+    w = latents[:, 0] if latents.ndim == 3 else latents
+    assert w.shape[1:] == (generator.w_dim,)
+    return w.float().half().float()
+
+
+def _train(pipe, pictures, pivots, kind, config, training, accelerator, progress, on_step) -> Adapter:
+    """Train in a folder that is locked; see `personalize`."""
+    device, folder = accelerator.device, Path(training.output_dir)
+    generator = deepcopy(pipe.generator).float().requires_grad_(False)
+    record = asdict(training) | asdict(config) | {"num_images": len(pictures)}
+    record.pop("output_dir")
+    cls: Any = ADAPTERS.load(kind)
+    with _seeding, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(training.seed)  # initial values of the factors
+        fresh = cls.for_model(
+            generator,
+            roles=[role for role in cls.roles if role != "mapping"],  # the pivots are w, which no mapping draws
+            latents_shape=list(pivots.shape),
+            base_model_name_or_path=pipe.base_name,
+            method=PIVOTAL.name,
+            training=record,
         )
-        accelerator = Accelerator(cpu=device.type == "cpu")
-        with holding(folder, accelerator):
-            trainer = Trainer(generator, fresh, objective, None, training, accelerator)
-            trainer.report.data = f"{len(squares)} photos of a person"
+    fresh.register_to_config(base_fingerprint=pipe.bank.fingerprint())  # of the weights as the pipeline has them
+    getattr(fresh, LATENTS).copy_(pivots)
+    features = load_features(device=device)
+    objective = PivotalObjective(config, to_floats(pictures).to(device), pivots.to(device), features)
+    trainer = Trainer(generator, fresh, objective, None, training, accelerator)
+    trainer.progress = progress
+    trainer.report.data = f"{len(pictures)} photos of a person"
 
-            def finish(trained: Any) -> Any:
-                if output_dir:
-                    write_adapter_card(trained, folder, Path(folder).name)
-                return trained
+    def finish(trained: Any) -> Any:
+        write_adapter_card(trained, folder, folder.name)
+        return trained
 
-            trained: Any = trainer.train(on_step=on_step, finish=finish)
-        return trained.eval().requires_grad_(False)
+    trained: Any = trainer.train(on_step=on_step, finish=finish)
+    return trained.eval().requires_grad_(False)

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,8 @@ from ...utils.files import replace_file
 from .options import Adapters, Base, Threads, number, path_argument, path_option, seed_option
 from .root import app, begin, refuse_existing
 from .sources import load_pipeline, named_looks
+
+MOST_PHOTOS = 20  # that of `adapters.base`, which takes a second to import
 
 
 @app.command()
@@ -40,8 +42,12 @@ def restyle(
     start = time.perf_counter()
     names, weights = named_looks(adapter, weight)
     grids.check_grid(out, 1, 1, 1)
-    if keep is not None:
+    if not 1 <= len(photos) <= MOST_PHOTOS:
+        raise ValueError(f"{len(photos)} photos: give 1 to {MOST_PHOTOS} of one person")
+    if keep is not None and not (keep / "losses.jsonl").is_file():  # an interrupted call goes on there
         refuse_existing(keep)
+
+    import torch
 
     from ...data.images import as_image, read_image
     from ...faces import paste, read_faces
@@ -49,28 +55,35 @@ def restyle(
     begin(num_threads)
     pipe, looks = load_pipeline(base, names, weights)
     columns = ["likeness", *looks]
-    pasted = {
-        (index, name): out.with_name(f"{out.stem}{f'-{index + 1}' * (len(photos) > 1)}-{name}{out.suffix}")
-        for index in range(len(photos) if paste_back else 0)
-        for name in columns
-    }
-    if overwritten := {path.resolve() for path in (out, *pasted.values())} & {photo.resolve() for photo in photos}:
+    pasted = [
+        [out.with_name(f"{out.stem}{f'-{i}' * (len(photos) > 1)}-{name}{out.suffix}") for name in columns]
+        for i in range(1, 1 + len(photos) * paste_back)
+    ]
+    written = {path.resolve() for path in (out, *(path for row in pasted for path in row))}
+    if overwritten := written & {photo.resolve() for photo in photos}:
         raise ValueError(f"{', '.join(map(str, overwritten))} is one of the photos; give another --out")
-    images = [read_image(photo) for photo in photos]
-    squares, places = read_faces(images, pipe.generator.resolution, pipe.config.mean_landmarks, align, face)
+    landmarks = pipe.config.mean_landmarks
+    found = [read_faces(photo, pipe.generator.resolution, landmarks, align, face) for photo in photos]
+    squares, places = torch.cat([square for square, _ in found]), [place for _, (place,) in found]
     if paste_back and None in places:
-        raise ValueError("--paste-back needs the place of the face, which was not looked for; leave it out")
+        raise ValueError(
+            "--paste-back needs the place of the face: leave out --no-align, install fewshot_gan[photo], and take a "
+            "base with mean_landmarks such as ffhq"
+        )
     person = next(name for name in ("me", *(f"me_{i}" for i in range(2, 100))) if name not in pipe.bank.adapters)
     pipe.personalize(squares, person, steps=steps, seed=seed, output_dir=keep)
-    drawn = {}  # look → a picture of each photo
-    for name, look in zip(columns, ({}, *({name: weight} for name, weight in looks.items())), strict=True):
-        drawn[name] = pipe(len(photos), person=person, adapter_names={person: 1.0, **look}, batch_size=1).images
+    drawn: list[Any] = [
+        pipe(len(photos), person=person, adapter_names={person: 1.0, **look}, batch_size=1).images
+        for look in ({}, *({name: weight} for name, weight in looks.items()))
+    ]
     rows = []
-    for index, square in enumerate(squares):
-        rows += [as_image(square), *(pictures[index] for pictures in drawn.values())]
-    for (index, name), path in pasted.items():
-        if (place := places[index]) is not None:
-            replace_file(path, paste(images[index], drawn[name][index], place).save)
+    for i, square in enumerate(squares):
+        rows += [as_image(square), *(pictures[i] for pictures in drawn)]
+    for i, paths in enumerate(pasted):
+        photo, place = read_image(photos[i]), places[i]
+        for path, pictures in zip(paths, drawn, strict=True):
+            if place is not None:
+                replace_file(path, paste(photo, pictures[i], place).save)
     replace_file(out, grids.make_grid(rows, 1 + len(columns)).save)
     kept = f", adapter in {keep}" if keep is not None else ""
     print(f"{out}  (photo, {', '.join(columns)}{kept}; {time.perf_counter() - start:.0f} s)")
