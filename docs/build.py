@@ -24,7 +24,7 @@ import pdoc.doc
 import pdoc.render
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("html", "j2", "json", "jsonl", "md", "py")  # `cards.py` is a file, not an attribute
+FILES = ("html", "j2", "jpg", "json", "jsonl", "md", "png", "py")  # `cards.py` is a file, not an attribute
 PAGES = {  # Markdown file → name of its page
     "CONTRIBUTING.md": "CONTRIBUTING",
     "CHANGELOG.md": "CHANGELOG",

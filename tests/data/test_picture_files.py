@@ -369,7 +369,10 @@ def test_files_are_refused_by_their_size(tmp_path):
         read_image(path)
 
 
-@pytest.mark.parametrize("form", [form for form in ENDINGS if why_unread(f"a{ENDINGS[form][0]}") is None])
+WRITABLE = [form for form in ENDINGS if form != "HEIF" and why_unread(f"a{ENDINGS[form][0]}") is None]
+
+
+@pytest.mark.parametrize("form", WRITABLE)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.97])
 def test_truncated_and_damaged_files_end_in_one_sentence(tmp_path, form, share):
     """AVIF's decoder raises RuntimeError, others SyntaxError, IndexError, struct.error …"""

@@ -219,6 +219,10 @@ def test_heic_photos(photo, tmp_path):
     heif.from_pillow(photo).save(tmp_path / "photo.heic", quality=95)
     squares, _ = faces.read_faces(tmp_path / "photo.heic", 64, scaled(64))
     assert (squares.float() - faces.read_faces(photo, 64, scaled(64))[0].float()).abs().mean() < 6
+    content = (tmp_path / "photo.heic").read_bytes()
+    (tmp_path / "cut.heic").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"cut.heic cannot be read as an image \("):
+        faces.read_faces(tmp_path / "cut.heic", 64, scaled(64))
 
 
 # ------------------------------------------------------------------------------------------------------ in a pipeline

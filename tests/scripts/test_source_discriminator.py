@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from helpers.run_pages import check_run, read_events
 
@@ -17,6 +18,7 @@ def test_heads_learn_the_base_without_data(base_folder, features, tmp_path, scri
         options = [
             f"--base={base_folder}",
             "--disturbance=2",
+            "--least_disturbance=0.06",
             "--learning_rate=0.01",
             "--held_out=4",
             "--num_threads=1",
@@ -40,3 +42,7 @@ def test_heads_learn_the_base_without_data(base_folder, features, tmp_path, scri
     pipe.save_pretrained(tmp_path / "base")  # from now on, part of the base
     kept = FewShotGAN.from_pretrained(tmp_path / "base").projected_discriminator.state_dict()
     assert all(torch.equal(value, kept[key]) for key, value in judge.state_dict().items())
+    with pytest.raises(SystemExit, match="least_disturbance=3 is above disturbance=2; give at most that"):
+        source_discriminator.main(
+            [f"--base={base_folder}", "--disturbance=2", "--least_disturbance=3", "--output_dir=x"]
+        )
