@@ -87,26 +87,26 @@ def made_by(name: str) -> str:
     )
 
 
-def filtered(name: str, made: str, results: str, limit: str) -> Facts:
-    """Facts of an adapter that was trained on a filter with LFS-GAN.
+def filtered(name: str, limit: str, more: str = "", method: str = "d3t") -> Facts:
+    """Facts of an adapter that was trained on a filter.
 
     Args:
         name: name of the filter.
-        made: sentence on the training pictures.
-        results: title of a section of RESULTS.md.
         limit: limit of this look, listed before those of every look.
+        more: further sentence on the training pictures.
+        method: key of `PAPERS`, besides LFS-GAN, whose adapters all looks are.
     """
     options = f"--num {NUM} --seed {TRUE_SEED} --out data/{name}-true"
     return Facts(
         kind="adapter",
-        lineage=(FROM_BASE, made + NO_DATASET),
+        lineage=(FROM_BASE, made_by(name) + more + NO_DATASET),
         truth=(f"OMP_NUM_THREADS=1 python training/make_domain.py --base ffhq --style filter:{name} {options}",),
         true_is=f"the filter `{name}` on pictures of the base from other latents",
         filter=name,
         caption=GRID,
-        results=results,
+        results="Looks at 1024 px",
         limits=(limit, *EVERY_LOOK),
-        papers=("lfs", "projected", "mobilestylegan", "stylegan2", "stylegan"),
+        papers=(*dict.fromkeys((method, "lfs")), "projected", "mobilestylegan", "stylegan2", "stylegan"),
         tags=(name, "faces"),
     )
 
@@ -175,21 +175,17 @@ REPOS = {
     ),
     "sketch": filtered(
         "pencil",
-        made=made_by("pencil") + "They are the included example set `pencil`. ",
-        results="Looks at 1024 px",
         limit="Dark hair keeps more grey than under the true filter, and a few faces put on glasses, which several of "
         "the ten drawings wear.",
+        more="They are the included example set `pencil`. ",
+        method="lfs",
     ),
     "ink": filtered(
         "ink",
-        made=made_by("ink"),
-        results="Looks at 1024 px",
         limit="Backgrounds keep grey tones where the true filter is black or white.",
     ),
     "poster": filtered(
         "poster",
-        made=made_by("poster"),
-        results="Looks at 1024 px",
         limit="Strong colour and dark contours, but soft steps between the flat levels of the true filter.",
     ),
     "lorelei": Facts(
