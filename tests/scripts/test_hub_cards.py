@@ -70,7 +70,7 @@ def test_they_are_what_the_weights_give_now(scripts, tmp_path):
 
 def test_they_stay_small_and_quote_sections_that_exist(scripts):
     build, _ = scripts
-    assert sum(map(len, kept_files(ROOT).values())) < 900e3
+    assert sum(map(len, kept_files(ROOT).values())) < 2e6
     results = (ROOT.parent / "training" / "RESULTS.md").read_text(encoding="utf-8")
     for about in (*build.repos().values(), build.facts.HYPERNETWORK):
         assert not about.results or f"\n## {about.results}\n" in results
@@ -140,7 +140,7 @@ BREAKAGES = {
     ),
     "unfinished": (card("## Lineage", "## Lineage\nTODO"), "unfinished: TODO"),
     "other hash": (
-        card("config.json | 7,946 |", "config.json | 7,943 |"),
+        card("config.json | 10,388 |", "config.json | 7,943 |"),
         "adapter_config.json is",
     ),
     "a file more": (
