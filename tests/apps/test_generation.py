@@ -311,15 +311,16 @@ def test_a_failed_run_goes_on(pipe, tmp_path, monkeypatch, file_format):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, threading
 import fewshot_gan.utils.files
 from fewshot_gan.cli import app
-replace, done = os.replace, []
+replace, done, one_by_one = os.replace, [], threading.Lock()  # several threads write pictures
 def killing(source, target):
-    done.append(target)
-    if len(done) == 4:  # the manifest and two others are there
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
+    with one_by_one:
+        if len(done) == 3:  # the manifest and two others are there
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+        done.append(target)
 fewshot_gan.utils.files.os.replace = killing
 app()
 """
