@@ -246,8 +246,8 @@ def paste(photo: Image.Image, picture: Image.Image, alignment: Alignment) -> Ima
     """
     result = upright(photo).copy()
     corners = alignment.corners()
-    left, top = (int(v) for v in np.floor(corners.min(0)).clip(0, photo.size))
-    right, bottom = (int(v) for v in np.ceil(corners.max(0) + 1).clip(0, photo.size))
+    left, top = (int(v) for v in np.floor(corners.min(0)).clip(0, result.size))
+    right, bottom = (int(v) for v in np.ceil(corners.max(0) + 1).clip(0, result.size))
     if right <= left or bottom <= top:
         return result
     side = min(picture.width, max(8, math.ceil(alignment.size * alignment.scale)))

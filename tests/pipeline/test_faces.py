@@ -190,6 +190,9 @@ def test_the_photo_as_pillow_opens_it(photo, tmp_path):
     squares, (place,) = faces.read_faces(tmp_path / "turned.png", 128, scaled(128))
     pasted = faces.paste(opened, Image.new("RGB", (64, 64), (255, 0, 0)), place)
     assert pasted.size == (400, 512) and pasted.getpixel((224, 120)) == (255, 0, 0)
+    corner = faces.Alignment(np.eye(2, 3) + [[0, 0, 300], [0, 0, 430]], 80)  # below what the lying picture has
+    low = faces.paste(opened, Image.new("RGB", (64, 64), (255, 0, 0)), corner)
+    assert low.getpixel((340, 470)) == (255, 0, 0)
     grey = Image.fromarray(np.full((80, 80), 257 * 100, np.uint16))
     assert (
         faces.paste(grey, Image.new("RGB", (8, 8)), faces.Alignment(np.eye(2, 3), 8)).getpixel((70, 70)) == (100,) * 3

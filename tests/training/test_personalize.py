@@ -9,10 +9,11 @@ from helpers.networks import tiny_mobile
 from PIL import Image
 
 from fewshot_gan import FewShotGAN, LeFTAdapter
-from fewshot_gan.adapters import DomainVectorAdapter
+from fewshot_gan.adapters import DomainVectorAdapter, FullAdapter
 from fewshot_gan.methods.pair import Latents, Pair
 from fewshot_gan.methods.pivotal import PivotalConfig, PivotalObjective
 from fewshot_gan.metrics import psnr
+from fewshot_gan.models import SNGANGenerator
 from fewshot_gan.training.personalize import personalize
 
 R = 32
@@ -220,6 +221,10 @@ def test_latents_in_a_file_fit_the_base(pipe, photos, tmp_path):
         LeFTAdapter.for_model(pipe.generator, latents_shape=shape).save_pretrained(tmp_path / "bad")
         with pytest.raises(ValueError, match=sentence):
             pipe.load_adapter(tmp_path / "bad")
+    without_styles = FewShotGAN(SNGANGenerator(channels=8))
+    adapter = FullAdapter.for_model(without_styles.generator, latents_shape=[1, 16])
+    with pytest.raises(ValueError, match="this SNGANGenerator takes none"):
+        without_styles.load_adapter(adapter, "me")
 
 
 def test_refusals(pipe, photos, perturbed):

@@ -130,10 +130,10 @@ class AdapterBank(Fusing):
         shape = tuple(adapter.latents.shape)
         known = [(model.w_dim,), (model.num_ws, model.w_dim)] if getattr(model, "has_styles", False) else []
         if shape[1:] not in known or shape[0] > MOST_PHOTOS:
-            takes = f"[P, {model.w_dim}] or [P, {model.num_ws}, {model.w_dim}], P at most {MOST_PHOTOS}"
+            takes = " or ".join(str(["P", *size]).replace("'", "") for size in known) or "none"
             raise ValueError(
                 f"adapter {name!r} holds latents of shape {list(shape)}, and this {type(model).__name__} takes "
-                f"{takes if known else 'none'}; the file is damaged or of another base: fetch it again"
+                f"{takes}, P at most {MOST_PHOTOS}; the file is damaged or of another base: fetch it again"
             )
 
     def _check_base(self, name: str, adapter: Adapter) -> None:
