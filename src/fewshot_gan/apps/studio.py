@@ -232,10 +232,13 @@ class Studio:
         return visitor
 
     def _forget(self, visitor: Visitor) -> None:
-        self.pipe.set_adapters([])  # an active adapter cannot be deleted
-        self.pipe.delete_adapters([*visitor.looks.values(), *([visitor.person] if visitor.person else [])])
+        self._unload(*visitor.looks.values(), visitor.person)
         for file in visitor.files.values():
             file.unlink(missing_ok=True)
+
+    def _unload(self, *names: str | None) -> None:
+        self.pipe.set_adapters([])  # an active adapter cannot be deleted
+        self.pipe.delete_adapters([name for name in names if name])
 
     def labels(self, key: str) -> list[str]:
         """Return the names of the looks that this visitor can choose."""
@@ -353,11 +356,10 @@ class Studio:
             def on_step(done, drawn):
                 job.report(done, shown(drawn) if done % PHOTO_PREVIEW_STEPS == 1 else None)
 
+            @torch.no_grad()
             def on_training_step(trainer, losses):
-                picture = None
-                if trainer.step % PHOTO_PREVIEW_STEPS == 0:
-                    with torch.no_grad():
-                        picture = shown(trainer.pair.adapted(Latents(w=trainer.objective.pivots)).images)
+                is_due, pivots = trainer.step % PHOTO_PREVIEW_STEPS == 0, Latents(w=trainer.objective.pivots)
+                picture = shown(trainer.pair.adapted(pivots).images) if is_due else None
                 job.report(searching + trainer.step, picture)
 
             job.pictures, options = [("Your photo", cropped)], {"progress": False, "on_step": on_step}
@@ -365,14 +367,12 @@ class Studio:
             found = self._finder.invert(photo[None], space="w" if is_person else space, steps=searching, **options)
             person, old = None, visitor.person
             if is_person and steps > searching:
-                options = {"latents": found.latents, "steps": steps - searching, "on_step": on_training_step}
-                person = uuid.uuid4().hex  # visitors never see it
-                self.pipe.load_adapter(self._finder.personalize(photo[None], "", **options), person)
+                person, options = uuid.uuid4().hex, {"steps": steps - searching, "on_step": on_training_step}
+                learned = self._finder.personalize(photo[None], "", latents=found.latents, **options)
+                self.pipe.load_adapter(learned, person)
             with self._lock:
                 visitor.photo, visitor.latents, visitor.person = cropped, found.latents, person
-            if old is not None:
-                self.pipe.set_adapters([])  # an active adapter cannot be deleted
-                self.pipe.delete_adapters(old)
+            self._unload(old)
 
         return self._start(visitor, Job("photo", steps), work)
 
@@ -445,8 +445,7 @@ class Studio:
                     raise ValueError(explain(error).replace(str(pictures), "the upload")) from error
                 finally:
                     if preview in self.pipe.bank.adapters:
-                        self.pipe.set_adapters([])
-                        self.pipe.delete_adapters(preview)
+                        self._unload(preview)
                 base = portable_base(adapter.config, self.base)
                 adapter.register_to_config(base_model_name_or_path=base)
                 adapter.save_pretrained(run)

@@ -21,7 +21,7 @@ from ..utils.ranges import SHARE, Range, check_numbers
 from .checks import required
 from .directional import draw_each, offsets_l1, offsets_l2, reference_loss
 from .losses import total
-from .objective import VIEW_RANGES, check_views, num_crops
+from .objective import VIEW_RANGES, StepHooks, check_views, num_crops
 from .pair import Latents, Pair
 from .statistics import (
     CONTENT_LEVELS,
@@ -161,7 +161,7 @@ NEED_PICTURES = ("statistics_weight", "wasserstein_weight", "colour_weight")
 NEED_FEATURES = ("statistics_weight", "wasserstein_weight", "content_weight")
 
 
-class Domains(nn.Module):
+class Domains(StepHooks):
     """Embeddings of N domains, and losses on them.
 
     Args:
@@ -252,13 +252,6 @@ class Domains(nn.Module):
     def settings(self) -> dict:
         """See `Objective.settings`."""
         return {**asdict(self.config), **self._domains, "encoders": [encoder.identity for encoder in self.encoders]}
-
-    def looks(self, bank, name: str) -> list:
-        """See `Objective.looks`."""
-        return [bank.using({name: 1.0})]
-
-    def prepare(self, adapter, step: int) -> None:
-        """See `Objective.prepare`."""
 
     def _refuse(self, names: Sequence[str], reason: str) -> None:
         """Raise an error if a setting of these names differs from its default."""

@@ -228,7 +228,23 @@ class Batch:
         return required(self.source, "this batch has no source images; the objective must set needs_source")
 
 
-class Objective(nn.Module):
+class StepHooks(nn.Module):
+    """What a trainer asks of every objective besides its losses; the defaults suit an adapter that always acts."""
+
+    def looks(self, bank, name: str) -> list:
+        """Return one context per row of sample images; the row is drawn inside it.
+
+        Args:
+            bank: adapter bank of the generator.
+            name: name of the trained adapter in the bank.
+        """
+        return [bank.using({name: 1.0})]
+
+    def prepare(self, adapter, step: int) -> None:
+        """Switch `requires_grad` of the adapter's parameters before a step; by default all of them are trained."""
+
+
+class Objective(StepHooks):
     """The losses of one training step; subclasses add terms.
 
     Terms on what is seen of the pictures belong into `view_losses` and `discriminator_view_losses`, which are called
@@ -351,18 +367,6 @@ class Objective(nn.Module):
     def draw(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Latents:
         """Sample the `batch` latents of this step."""
         return pair.draw(batch, random, self.config.style_mixing)
-
-    def looks(self, bank, name: str) -> list:
-        """Return one context per row of sample images; the row is drawn inside it.
-
-        Args:
-            bank: adapter bank of the generator.
-            name: name of the trained adapter in the bank.
-        """
-        return [bank.using({name: 1.0})]
-
-    def prepare(self, adapter, step: int) -> None:
-        """Switch `requires_grad` of the adapter's parameters before a step; by default all of them are trained."""
 
     def logits(self, views: Views, features: dict, step: int) -> list[torch.Tensor]:
         """Return the logit maps of a batch: one for a source discriminator, one per level for a projected one."""

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
 
 from ..data.images import reduced
 from ..features import FeatureNetwork
@@ -22,6 +21,7 @@ from ..models.layers import as_ws
 from ..utils.frozen import Frozen
 from ..utils.hashing import hash_tensor
 from ..utils.ranges import COUNT, NOT_NEGATIVE, Range, check_numbers
+from .objective import StepHooks
 from .pair import Latents, Pair
 from .views import draw_corners
 
@@ -63,7 +63,7 @@ class PivotalConfig:
         check_numbers(self, self.RANGES)
 
 
-class PivotalObjective(nn.Module):
+class PivotalObjective(StepHooks):
     """Losses of pivotal tuning, one photo in each step.
 
     Args:
@@ -85,13 +85,6 @@ class PivotalObjective(nn.Module):
     def settings(self) -> dict:
         """See `Objective.settings`."""
         return {**asdict(self.config), "photos": hash_tensor(self.photos), "pivots": hash_tensor(self.pivots)}
-
-    def looks(self, bank, name: str) -> list:
-        """See `Objective.looks`."""
-        return [bank.using({name: 1.0})]
-
-    def prepare(self, adapter, step: int) -> None:
-        """See `Objective.prepare`."""
 
     def regularisers(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Iterator[dict]:
         """See `Objective.regularisers`; these are all losses of a step."""

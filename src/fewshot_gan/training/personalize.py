@@ -35,7 +35,6 @@ from .engine import Trainer, TrainingConfig
 from .launch import holding
 
 LATENTS_NAME = "latents.safetensors"  # of the search, for a call that goes on
-KINDS = ("left", "full")  # kinds of adapters whose files hold latents
 SETTINGS: dict[str, Any] = {  # of `TrainingConfig`, in place of its defaults
     "train_batch_size": 1,
     "adam_beta1": 0.9,
@@ -48,8 +47,8 @@ SETTINGS: dict[str, Any] = {  # of `TrainingConfig`, in place of its defaults
     "checkpointing_steps": 40,
     "checkpoints_total_limit": 1,
 }
+LEARNING_RATES = {"left": 5e-3, "full": 3e-4}  # of the kinds of adapters whose files hold latents
 _seeding = threading.Lock()  # new factors draw from torch's one generator
-LEARNING_RATES = {"left": 5e-3, "full": 3e-4}
 
 
 @torch.inference_mode(False)
@@ -86,10 +85,9 @@ def personalize(
     """
     check_number("steps", steps, COUNT, whole=True)
     check_number("inversion_steps", inversion_steps, COUNT, whole=True)
-    if adapter not in KINDS:
-        raise ValueError(
-            f"adapter={adapter!r} cannot hold the latents of a person; give {' or '.join(map(repr, KINDS))}"
-        )
+    if adapter not in LEARNING_RATES:
+        kinds = " or ".join(map(repr, LEARNING_RATES))
+        raise ValueError(f"adapter={adapter!r} cannot hold the latents of a person; give {kinds}")
     if face == "all":
         raise ValueError("face='all': an adapter is of one person; give the number of one face")
     own = {field.name for field in fields(TrainingConfig)} - {"output_dir", "max_train_steps", "seed"}
@@ -127,8 +125,12 @@ def _pictures(pipe, photos, align: bool, face: int) -> torch.Tensor:
 
 def _pivots(pipe, pictures: torch.Tensor, latents, file: Path, search: dict[str, Any]) -> torch.Tensor:
     """Return w `[P, w_dim]` of the photos, rounded as it is stored: given, kept by an earlier call, or searched."""
-    generator, wanted = pipe.generator, (len(pictures), pipe.generator.num_ws, pipe.generator.w_dim)
-    mark = {"photos": hash_tensor(pictures), **{name: str(search[name]) for name in ("steps", "seed")}}
+    wanted = len(pictures), pipe.generator.num_ws, pipe.generator.w_dim
+    mark = {
+        "photos": hash_tensor(pictures),
+        "base": pipe.bank.fingerprint(),
+        **{name: str(search[name]) for name in ("steps", "seed")},
+    }
     if latents is not None:
         if check_latents(latents).shape != wanted or not (latents == latents[:, :1]).all():
             raise ValueError(
@@ -141,7 +143,6 @@ def _pivots(pipe, pictures: torch.Tensor, latents, file: Path, search: dict[str,
         latents = pipe.invert(pictures, **search).latents
         replace_file(file, lambda path: save_file({"latents": latents[:, 0].contiguous()}, path, metadata=mark))
     w = latents[:, 0] if latents.ndim == 3 else latents
-    assert w.shape[1:] == (generator.w_dim,)
     return w.float().half().float()
 
 

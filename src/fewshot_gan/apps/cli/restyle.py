@@ -12,8 +12,6 @@ from .options import Adapters, Base, Threads, number, path_argument, path_option
 from .root import app, begin, refuse_existing
 from .sources import load_pipeline, named_looks
 
-MOST_PHOTOS = 20  # that of `adapters.base`, which takes a second to import
-
 
 @app.command()
 def restyle(
@@ -42,16 +40,17 @@ def restyle(
     start = time.perf_counter()
     names, weights = named_looks(adapter, weight)
     grids.check_grid(out, 1, 1, 1)
-    if not 1 <= len(photos) <= MOST_PHOTOS:
-        raise ValueError(f"{len(photos)} photos: give 1 to {MOST_PHOTOS} of one person")
     if keep is not None and not (keep / "losses.jsonl").is_file():  # an interrupted call goes on there
         refuse_existing(keep)
 
     import torch
 
+    from ...adapters.base import MOST_PHOTOS
     from ...data.images import as_image, read_image
     from ...faces import paste, read_faces
 
+    if len(photos) > MOST_PHOTOS:  # before they are decoded
+        raise ValueError(f"{len(photos)} photos: give 1 to {MOST_PHOTOS} of one person")
     begin(num_threads)
     pipe, looks = load_pipeline(base, names, weights)
     columns = ["likeness", *looks]
