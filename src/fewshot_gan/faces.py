@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from numbers import Integral, Real
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from .data.files import upright
 from .data.images import listed, square, to_rgb
@@ -38,6 +38,7 @@ SURE = 0.35  # score of the detector above which nearly every find is a face; wi
 LANDMARK_SIDE = 512  # px of the square in which the points of a face are found, which is half as wide
 FEATHER = 0.12  # width of the border over which a pasted square fades, as a share of its side
 STRIP = 512  # rows of a photo that are pasted at once, which bounds the memory
+DARK, LIGHT = (20, 20, 20), (255, 210, 60)  # of outlines
 
 logger = logging.getLogger(__name__)
 _detecting = threading.Lock()  # dlib keeps the picture inside the detector and lets other threads run meanwhile
@@ -138,7 +139,7 @@ def find_faces(photo: Image.Image) -> list[Face]:
         photo: an image of any mode; landmarks and boxes are in px of the upright image.
 
     Returns:
-        Faces, the largest first; an empty list if there are none.
+        Faces, the one with the most distant landmarks first; an empty list if there are none.
 
     Raises:
         ImportError: the extra `photo` is not installed.
@@ -172,7 +173,8 @@ def find_faces(photo: Image.Image) -> list[Face]:
             angle = math.atan2(across[1], across[0])
         box = [*(middle - half), *(middle + half)]
         faces.append(Face(tuple(int(v) for v in np.rint(box)), points))  # pyright: ignore[reportArgumentType]
-    return sorted(faces, key=lambda face: face.box[2] - face.box[0], reverse=True)
+    # by the points: the detector knows few sizes of boxes
+    return sorted(faces, key=lambda face: float(np.std(face.landmarks, 0).max()), reverse=True)
 
 
 def _reduction(photo: Image.Image) -> float:
@@ -234,6 +236,27 @@ def cut(photo: Image.Image, alignment: Alignment) -> Image.Image:
     matrix[:, 2] = (matrix[:, 2] - (left, top) + 0.5) * shrunk - 0.5
     matrix[:, :2] *= shrunk[:, None]
     return _to_image(_sampled(_to_tensor(part), matrix, (alignment.size, alignment.size)))
+
+
+def outlined(photo: Image.Image, alignments: Sequence[Alignment], side: int) -> Image.Image:
+    """Return the upright photo, at most `side` px wide and high, with the outlines of squares drawn into it.
+
+    Args:
+        photo: an image of any mode.
+        alignments: of the squares; the outline of the first is twice as thick.
+        side: of the result.
+    """
+    photo = upright(photo)
+    factor = max(1.0, max(photo.size) / side)
+    small = photo.resize([max(1, round(length / factor)) for length in photo.size], Image.Resampling.BOX)
+    pen, width = ImageDraw.Draw(small), max(2, max(small.size) // 160)
+    for index, alignment in reversed(list(enumerate(alignments))):
+        corners = [tuple((corner + 0.5) / factor - 0.5) for corner in alignment.corners()]
+        thickness = width if index else 2 * width
+        # a dark line around a light one can be seen on every ground
+        for colour, extra in ((DARK, 2), (LIGHT, 0)):
+            pen.line([*corners, *corners[:2]], fill=colour, width=thickness + extra, joint="curve")
+    return small
 
 
 def paste(photo: Image.Image, picture: Image.Image, alignment: Alignment) -> Image.Image:

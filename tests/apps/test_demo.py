@@ -27,7 +27,8 @@ from typer.testing import CliRunner
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.apps import demo
-from fewshot_gan.apps.studio import CHOSEN, PLAIN, Job, Stopped, Studio, duration, title
+from fewshot_gan.apps.jobs import Job, Stopped
+from fewshot_gan.apps.studio import CHOSEN, PLAIN, Studio, duration, title
 from fewshot_gan.cli import app
 
 SHOTS = os.environ.get("FEWSHOT_GAN_SCREENSHOTS")
@@ -248,14 +249,14 @@ def test_work_that_nobody_watches_ends(monkeypatch):
     job.report(1, losses={"g": 2.0})
     job.report(2, losses={"g": 1.0})
     assert job.history == {"g": [2.0, 1.0]} and job.remaining() == pytest.approx(8 * job.pace())
-    monkeypatch.setattr("fewshot_gan.apps.studio.PATIENCE", -1.0)
+    monkeypatch.setattr("fewshot_gan.apps.jobs.PATIENCE", -1.0)
     with pytest.raises(Stopped):
         job.report(3)
 
     def broken(job):
         raise RuntimeError("out\nof memory")
 
-    monkeypatch.setattr("fewshot_gan.apps.studio.PATIENCE", 60.0)
+    monkeypatch.setattr("fewshot_gan.apps.jobs.PATIENCE", 60.0)
     failed = Job("look", 10)
     failed.run(broken)
     way_out = "use smaller batches or a smaller network, or end other programs"

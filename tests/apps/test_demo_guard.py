@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from fewshot_gan.apps.demo_guard import PREFIX, SameSite, private_folder
-from fewshot_gan.apps.studio import Job, Studio
+from fewshot_gan.apps.jobs import Job
+from fewshot_gan.apps.studio import Studio
 
 BOUNDARY = "----of-this-test"
 

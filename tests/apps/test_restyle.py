@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN, LeFTAdapter
 from fewshot_gan.apps.studio import Studio
-from fewshot_gan.apps.uploads import read_face
+from fewshot_gan.apps.uploads import read_photo
 from fewshot_gan.cli import app
 from fewshot_gan.data.images import as_image
 from fewshot_gan.faces import read_faces
@@ -109,7 +109,8 @@ def test_the_demo_finds_the_face(tmp_path):
         assert studio.aligns
         with pytest.raises(ValueError, match="^no face was found in the photo: choose one that shows a face from the"):
             studio.find_photo(studio.enter(None), "none.png")
-        assert torch.equal(read_face("photo.jpg", 32, POINTS), read_faces("photo.jpg", 32, POINTS)[0][0])
+        assert torch.equal(read_photo("photo.jpg", 32, POINTS).square, read_faces("photo.jpg", 32, POINTS)[0][0])
+        assert (studio.look_at("photo.jpg").faces, studio.look_at("two.png").faces) == (1, 2)
         key = studio.enter(None)
         job = studio.find_photo(key, "photo.jpg", steps=2)
         while not job.over:

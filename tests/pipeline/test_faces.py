@@ -265,3 +265,17 @@ def test_without_the_extra(pipe, photo, monkeypatch, caplog):
         squares, places = faces.read_faces(photo, 32, pipe.config.mean_landmarks)
     assert places == [None] and r"fewshot_gan[photo]" in caplog.text
     assert torch.equal(squares, faces.read_faces(photo, 32, None)[0])
+
+
+def test_outlines_lie_around_the_face():
+    """The middle of each side of the square has the outline's colour; the photo elsewhere is as before."""
+    photo = Image.new("RGB", (300, 200), "grey")
+    alignments = [faces.Alignment(np.array([[1.0, 0, x], [0, 1.0, 40]]), 80) for x in (30, 180)]
+    shown = faces.outlined(photo, alignments, 150)
+    assert shown.size == (150, 100)
+    for left in (15, 90):
+        for x, y in ((left + 20, 20), (left + 20, 60), (left, 40), (left + 40, 40)):
+            corner = shown.crop((x - 1, y - 1, x + 1, y + 1))
+            assert faces.LIGHT in [colour for _, colour in corner.getcolors()]
+        assert shown.getpixel((left + 20, 40)) == (128, 128, 128)
+    assert photo.getcolors() == [(300 * 200, (128, 128, 128))]

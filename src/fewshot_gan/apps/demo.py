@@ -18,7 +18,8 @@ from ..utils.errors import explain
 from ..utils.text import in_short
 from .demo_guard import SameSite, ended_by_sigterm, private_folder
 from .demo_pictures import PictureServer
-from .studio import CHOSEN, LOOK_STEPS, MISSING, OWN_LOOKS, PHOTO_STEPS, PLAIN, Job, Studio, duration, title
+from .jobs import Job
+from .studio import CHOSEN, LOOK_STEPS, MISSING, OWN_LOOKS, PHOTO_STEPS, PLAIN, Studio, duration, title
 
 FACES = 8  # pictures in the grid
 MAX_EVENTS = 2000  # events served at once; Gradio counts a waiting event like a computing one, and a job has two
@@ -85,6 +86,15 @@ def outcome(job: Job) -> str:
     if job.state == "stopped":
         return f"Stopped after {job.done} of {job.steps} steps; nothing was kept."
     return f"Done: {job.steps} steps."
+
+
+def faces_found(count: int) -> str:
+    """Return what the page says about a photo with `count` faces; 0: none were sought."""
+    if count == 0:
+        return "The middle of the photo is used."
+    if count == 1:
+        return "The face in the frame is used."
+    return f"{count} faces were found. The one in the thick frame is used; to use another, crop the photo to it."
 
 
 def failure(message: str) -> str:
@@ -177,6 +187,16 @@ def page(studio: Studio):
         if before is not None and before[0] is job.pictures:
             return [gr.skip()] * 2
         return [pictures.gallery(job.pictures), gr.Column(visible=bool(job.pictures))]
+
+    def look_at_photo(path):
+        """Show at once where the face is, or why the photo cannot be used; this stays until the photo is changed."""
+        if path is None:
+            return "Your face appears here in the looks.", None, gr.Column(visible=False)
+        try:
+            photo = studio.look_at(path)
+        except ValueError as error:
+            return failure(explain(error)), None, gr.Column(visible=False)
+        return faces_found(photo.faces), pictures.gallery([("Your photo", photo.shown)]), gr.Column(visible=True)
 
     async def watch_photo(key, chosen, strengths):
         before = None
@@ -345,6 +365,7 @@ def page(studio: Studio):
         entered.then(draw, **drawing)
         entered.then(draw_photo, looks, found_outputs, **hidden)
         found_inputs, look_inputs = [key, photo, closeness, photo_steps], [key, files, name, look_steps]
+        photo.input(look_at_photo, photo, [photo_status, found, found_column], **hidden)
         finding = find.click(start_photo, found_inputs, None, **hidden)
         teaching = teach.click(start_look, look_inputs, None, **hidden)
         for event in (entered.then, finding.success(lambda: BLANK, None, photo_status, **hidden).then):

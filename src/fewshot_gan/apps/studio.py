@@ -24,123 +24,26 @@ from ..hub import embedded_adapters, embedded_bases
 from ..hub.cards import portable_base
 from ..methods.pair import Latents
 from ..pipeline import FewShotGAN
-from ..utils.errors import explain, is_bug
+from ..utils.errors import explain
 from ..utils.text import duration
 from .demo_guard import private_folder
 from .demo_pictures import Pictures
 from .generation import device, usual_batch
-from .uploads import pack, read_face, read_square
+from .jobs import Captioned, Job
+from .uploads import Photo, pack, read_photo, read_square
 
 logger = logging.getLogger(__name__)
 
-Captioned = list[tuple[str, Image.Image]]  # captions and pictures
 PREVIEW_FACES, PREVIEW_STEPS = 4, 5  # training previews: number of faces, and steps between two previews
 PHOTO_PREVIEW_STEPS = 3
 PHOTO_STEPS, LOOK_STEPS = 150, 60
 # seconds per step on two cores for bases of up to 512 px, and larger ones; used until a job was timed here
 PACE, LARGE_PACE = {"photo": 0.35, "look": 2.8}, {"photo": 1.6, "look": 6.0}
-PATIENCE = 600.0  # seconds after which a job stops that nobody watches
 OWN_LOOKS = 20  # most looks that one visitor can teach
 VISITORS = 100  # most visitors whose looks are kept; beyond that the one unseen for longest is forgotten
 LABEL = re.compile(r"\w[\w -]{0,39}")
 CHOSEN, PLAIN = "As chosen", "No look"  # choices for one picture besides the names of looks
 MISSING = "the demo needs the {} package, which is not installed: pip install 'fewshot_gan[demo]'"
-
-
-class Stopped(Exception):
-    """Raised inside a job whose visitor stopped it or left."""
-
-
-class Job:
-    """Background work that reports its progress and can be stopped between two steps.
-
-    Args:
-        kind: "photo" or "look".
-        steps: number of steps.
-
-    Attributes:
-        done: number of steps done.
-        state: "waiting", "running", "done", "stopped" or "failed".
-        pictures: captions and pictures to show now. The list is replaced, never changed.
-        history: values of each loss so far, by its name.
-        error: why the job failed, in one sentence; empty unless `state` is "failed".
-        watched: time at which somebody last watched the job, from `time.monotonic`.
-    """
-
-    def __init__(self, kind: str, steps: int):
-        self.kind, self.steps, self.done, self.state, self.error = kind, steps, 0, "waiting", ""
-        self.pictures: Captioned = []
-        self.history: dict[str, list[float]] = {}
-        self.watched = time.monotonic()
-        self._first_step: float | None = None  # time at which the first step was done
-        self._latest_step = 0.0
-        self._stop = threading.Event()
-
-    @property
-    def over(self) -> bool:
-        """Whether the job has ended, for whatever reason."""
-        return self.state in ("done", "stopped", "failed")
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the job was told to stop and still finishes a step."""
-        return self._stop.is_set() and not self.over
-
-    def stop(self) -> None:
-        """Ask the job to end after the current step."""
-        self._stop.set()
-
-    def go_on(self) -> None:
-        """Check between two steps whether to go on.
-
-        Raises:
-            Stopped: the job was told to stop, or nobody has watched it for `PATIENCE` seconds.
-        """
-        if self._stop.is_set() or time.monotonic() - self.watched > PATIENCE:
-            raise Stopped
-
-    def report(self, done: int, pictures: Captioned | None = None, losses: Mapping[str, float] | None = None) -> None:
-        """Record a step.
-
-        Args:
-            done: number of steps done.
-            pictures: captions and pictures to show from now on; None keeps the current ones.
-            losses: value of each loss in this step.
-
-        Raises:
-            Stopped: see `go_on`.
-        """
-        self.done, self._latest_step = done, time.monotonic()
-        self._first_step = self._first_step or self._latest_step
-        self.pictures = self.pictures if pictures is None else pictures
-        for name, value in (losses or {}).items():
-            self.history.setdefault(name, []).append(value)
-        self.go_on()
-
-    def run(self, work: Callable[["Job"], None]) -> None:
-        """Do the work. Errors are not raised but recorded in `state` and `error`."""
-        try:
-            self.go_on()
-            self.state = "running"
-            work(self)
-            self.state = "done"
-        except Stopped:
-            self.state = "stopped"
-        except Exception as error:  # nothing above this in the thread could report it
-            if not isinstance(error, ValueError | OSError | ImportError):
-                logger.exception("a job of the demo failed")
-            self.error, self.state = explain(error, is_bug(error)), "failed"
-
-    def pace(self) -> float | None:
-        """Return the seconds per step, or None before two steps are done."""
-        if self._first_step is None or self.done < 2:
-            return None
-        return (self._latest_step - self._first_step) / (self.done - 1)
-
-    def remaining(self) -> float | None:
-        """Return the estimated seconds until the job is done, or None before two steps are done."""
-        pace = self.pace()
-        return None if pace is None else pace * (self.steps - self.done)
 
 
 @dataclass
@@ -325,6 +228,17 @@ class Studio:
         here = "on this machine" if kind in self.measured else "on two cores"
         return f"{steps} steps take {duration(steps * self.pace[kind])} {here}"
 
+    def look_at(self, path: str | None) -> Photo:
+        """Read an uploaded photo and find its faces.
+
+        Raises:
+            ValueError: there is no photo, it cannot be read, is too small or shows no face.
+        """
+        if path is None:
+            raise ValueError("there is no photo yet: choose one first")
+        landmarks = self.pipe.config.mean_landmarks if self.aligns else None
+        return read_photo(path, self.pipe.generator.resolution, landmarks)
+
     def find_photo(self, key: str, path: str | None, space: str = "w", steps: int = PHOTO_STEPS) -> Job:
         """Start to find the latents of a photo, or to learn the person on it.
 
@@ -336,22 +250,17 @@ class Studio:
             steps: number of optimisation steps; for a person, two fifths of them search the latent.
 
         Raises:
-            ValueError: there is no photo, it cannot be read, is too small or shows no face, or this visitor's last
-                search still runs.
+            ValueError: as of `look_at`, or this visitor's last search still runs.
         """
-        if path is None:
-            raise ValueError("there is no photo yet: choose one first")
-        size, landmarks = self.pipe.generator.resolution, self.pipe.config.mean_landmarks
-        is_person = space == "person"
-        photo = read_face(path, size, landmarks) if self.aligns else read_square(path, size, "the photo")
+        photo, is_person = self.look_at(path), space == "person"
         visitor = self.visitor(key)
 
         def work(job: Job) -> None:
             self._finder = self._finder or FewShotGAN.from_pretrained(self.base).to(device())
-            cropped = as_image(photo)
+            square = photo.square[None]
 
             def shown(drawn):
-                return [("Your photo", cropped), ("Found so far", as_image(to_bytes(drawn[0].cpu())))]
+                return [("Your photo", photo.shown), ("Found so far", as_image(to_bytes(drawn[0].cpu())))]
 
             def on_step(done, drawn):
                 job.report(done, shown(drawn) if done % PHOTO_PREVIEW_STEPS == 1 else None)
@@ -362,16 +271,16 @@ class Studio:
                 picture = shown(trainer.pair.adapted(pivots).images) if is_due else None
                 job.report(searching + trainer.step, picture)
 
-            job.pictures, options = [("Your photo", cropped)], {"progress": False, "on_step": on_step}
+            job.pictures, options = [("Your photo", photo.shown)], {"progress": False, "on_step": on_step}
             searching = max(1, 2 * steps // 5) if is_person else steps
-            found = self._finder.invert(photo[None], space="w" if is_person else space, steps=searching, **options)
+            found = self._finder.invert(square, space="w" if is_person else space, steps=searching, **options)
             person, old = None, visitor.person
             if is_person and steps > searching:
                 person, options = uuid.uuid4().hex, {"steps": steps - searching, "on_step": on_training_step}
-                learned = self._finder.personalize(photo[None], "", latents=found.latents, **options)
+                learned = self._finder.personalize(square, "", latents=found.latents, **options)
                 self.pipe.load_adapter(learned, person)
             with self._lock:
-                visitor.photo, visitor.latents, visitor.person = cropped, found.latents, person
+                visitor.photo, visitor.latents, visitor.person = as_image(photo.square), found.latents, person
             self._unload(old)
 
         return self._start(visitor, Job("photo", steps), work)

@@ -5,14 +5,17 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from PIL import Image
 
-from ..data.images import read_image, square
-from ..faces import NoFace, read_faces
+from ..data.images import as_image, read_image, square
+from ..faces import NoFace, outlined, read_faces
 from ..hub.cards import PUBLISHED
 from ..utils.errors import explain
 
+SHOWN_SIDE = 1024  # px of the longer side of a photo with outlines
 DECODING = threading.Lock()  # decode one upload at a time: each may take half a gigabyte
 
 
@@ -37,14 +40,38 @@ def read_square(file: str, size: int, name: str) -> torch.Tensor:
         return square(read_image(file), size, name)
 
 
-def read_face(file: str, size: int, mean_landmarks: Mapping) -> torch.Tensor:
-    """Read the largest face of a photo as uint8 `[3, size, size]`, see `faces.read_faces`.
+class Photo(NamedTuple):
+    """An uploaded photo.
+
+    Attributes:
+        square: uint8 `[3, size, size]`, what is searched in the latent space.
+        shown: the photo with the outline of this square, or the square itself if faces were not sought.
+        faces: how many faces were found; 0 if none were sought.
+    """
+
+    square: torch.Tensor
+    shown: Image.Image
+    faces: int
+
+
+def read_photo(file: str, size: int, mean_landmarks: Mapping | None) -> Photo:
+    """Read the largest face of a photo, see `faces.read_faces`.
+
+    Args:
+        file: the upload.
+        size: side of the square in px.
+        mean_landmarks: of the base; None: take the centre square.
 
     Raises:
-        ValueError: the file is missing, cannot be read, or shows no face.
+        ValueError: the file is missing, cannot be read, is too small, or shows no face.
     """
+    if mean_landmarks is None:
+        centre = read_square(file, size, "the photo")
+        return Photo(centre, as_image(centre), 0)
     with _by_name(file):
-        return read_faces(read_image(file), size, mean_landmarks)[0][0]
+        photo = read_image(file)
+        squares, alignments = read_faces(photo, size, mean_landmarks, face="all")
+        return Photo(squares[0], outlined(photo, [a for a in alignments if a is not None], SHOWN_SIDE), len(squares))
 
 
 def pack(folder: Path, file: Path) -> None:
