@@ -7,10 +7,11 @@
 Without `--photos` the photos are pictures of the base (seed 700000, psi 0.7) that are turned by up to 10 degrees,
 shifted, and lit otherwise: portraits that anybody can make again.
 
-Rows: w and w+ (`pipe.invert`), and the person (`pipe.personalize`), each beside the aligned photo. `identity` is the
-distance of the embeddings of dlib's recognition network: below 0.6 for photos of one person. No loss uses it.
-`perceptual` is the distance that the training minimises. With `--looks` the drawing of the person, and that of w, are
-compared with the filter of the look applied to the photo itself.
+Rows: the estimate of the base's encoder, w found from the mean latent and from the estimate, w+ (`pipe.invert`), and
+the person (`pipe.personalize`), each beside the aligned photo. `identity` is the distance of the embeddings of dlib's
+recognition network: below 0.6 for photos of one person. No loss uses it. `perceptual` is the distance that the training
+minimises. With `--looks` the drawing of the person, and that of w, are compared with the filter of the look applied to
+the photo itself. `change_of_others` is how much the adapter of the person changes other faces, in pixels from 0 to 1.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from fewshot_gan import FewShotGAN, faces
@@ -40,7 +42,7 @@ from fewshot_gan.utils.ranges import COUNT, check_number
 from fewshot_gan.utils.threads import add_threads_option, set_threads
 
 RECOGNITION = "dlib_face_recognition_resnet_model_v1.dat"  # its author put it into the public domain (CC0)
-STAND_IN_SEED = 700_000
+STAND_IN_SEED, OTHERS_SEED = 700_000, 800_000
 FILTERS = {"sketch": "pencil", "ink": "ink", "poster": "poster"}  # looks whose true drawing of a photo is known
 
 
@@ -94,8 +96,9 @@ def main(argv: list[str] | None = None) -> dict:
     p.add_argument("--base", default="ffhq", help="base of faces: embedded name, folder or Hub repo (default: ffhq)")
     p.add_argument("--photos", type=user_path, nargs="*", help="photos, or folders of them; default: stand-ins")
     p.add_argument("--num", type=int, default=32, help="stand-ins (default: 32)")
-    p.add_argument("--inversion_steps", type=int, default=100, help="of pipe.invert and pipe.personalize")
+    p.add_argument("--inversion_steps", type=int, default=50, help="of pipe.invert and pipe.personalize")
     p.add_argument("--steps", type=int, default=120, help="of pipe.personalize")
+    p.add_argument("--others", type=int, default=64, help="random faces that the person should not change")
     p.add_argument("--adapter", default="left", help="left or full")
     p.add_argument("--looks", nargs="*", default=[], help=f"looks to draw, of {', '.join(FILTERS)} with their truth")
     p.add_argument("--out", type=user_path, required=True, help="report, JSON")
@@ -103,7 +106,7 @@ def main(argv: list[str] | None = None) -> dict:
     add_threads_option(p)
     args = p.parse_args(argv)
     set_threads(args.num_threads)
-    for name in ("num", "inversion_steps", "steps"):
+    for name in ("num", "inversion_steps", "steps", "others"):
         check_number(name, getattr(args, name), COUNT, whole=True)
     pipe = FewShotGAN.from_pretrained(args.base)
     for look in args.looks:
@@ -140,6 +143,20 @@ def _mean(values: list[float | None]) -> float | None:
     return round(mean(known), 4) if known else None
 
 
+def change_of_others(pipe: FewShotGAN, num: int) -> float:
+    """Return the mean absolute change, pixels from 0 to 1, of `num` random faces by the adapter "me"."""
+    changes = []
+    for first in range(0, num, 4):
+        options: Any = {"seed": OTHERS_SEED + first, "output_type": "pt"}
+        before, after, again = (
+            pipe(min(4, num - first), adapter_names=name, **options).images for name in ("__base__", "me", "__base__")
+        )
+        if not torch.equal(before, again):
+            raise RuntimeError("the base draws other pictures after the adapter acted; please report this")
+        changes += (after - before).abs().mean((1, 2, 3)).tolist()
+    return round(mean(changes), 4)
+
+
 def measure(pipe, photo, args, judge: Judge, features) -> tuple[dict[str, dict], list[Image.Image]]:
     """Return stage → numbers of one photo, and the pictures of its row in the sheet."""
     squares, _ = faces.read_faces(photo, pipe.generator.resolution, pipe.config.mean_landmarks)
@@ -154,18 +171,22 @@ def measure(pipe, photo, args, judge: Judge, features) -> tuple[dict[str, dict],
             "seconds": round(seconds, 1),
         }
 
+    searches = {"w from the mean": {"start": "mean"}, "w": {}, "w+": {"space": "w+"}}
+    searches = {name: {"steps": args.inversion_steps, **options} for name, options in searches.items()}
+    if pipe.latent_encoder is not None:
+        searches = {"estimate": {"steps": 0}, **searches}
     found, stages, shown = {}, {}, [truth]
-    for space in ("w", "w+"):
+    for name, options in searches.items():
         start = time.perf_counter()
-        found[space] = pipe.invert(squares, space=space, steps=args.inversion_steps, progress=False)
-        stages[space] = numbers(found[space].images, time.perf_counter() - start)
-        shown.append(as_image(to_bytes(found[space].images)[0]))
+        found[name] = pipe.invert(squares, progress=False, **options)
+        stages[name] = numbers(found[name].images, time.perf_counter() - start)
+        shown.append(as_image(to_bytes(found[name].images)[0]))
     start = time.perf_counter()
     options = {"steps": args.steps, "inversion_steps": args.inversion_steps, "adapter": args.adapter}
     pipe.personalize(squares, "me", progress=False, **options)
     seconds = time.perf_counter() - start
     drawn = pipe(person="me", adapter_names="me", output_type="pt").images * 2 - 1
-    stages["person"] = numbers(drawn, seconds)
+    stages["person"] = {**numbers(drawn, seconds), "change_of_others": change_of_others(pipe, args.others)}
     shown.append(as_image(to_bytes(drawn)[0]))
     for look in args.looks:
         of_person = pipe(person="me", adapter_names=look).images[0]

@@ -25,6 +25,7 @@ _EXPORTS = {  # name: module that defines it
     "GPGANGenerator": ".models.gp_gan",
     "GPGANDiscriminator": ".models.gp_gan",
     "TailoredGenerator": ".models.tailored",
+    "LatentEncoder": ".models.latent_encoder",
     "ProjectedDiscriminator": ".models.projected",
     "NetworkOutput": ".models.network",
     "ModelMixin": "diffusers",  # diffusers' pipeline loader looks it up on the package that model_index.json names

@@ -231,6 +231,7 @@ BACKBONES: Catalogue[Entry] = Catalogue(
             "gp_gan": ("GPGANGenerator", "GPGANDiscriminator"),
             "tailored": ("TailoredGenerator",),
             "projected": ("ProjectedDiscriminator",),
+            "latent_encoder": ("LatentEncoder",),
         }.items()
         for name in names
     ],

@@ -22,6 +22,7 @@ from .faces import Alignment
 from .features.lpips import load_lpips
 from .metrics import psnr
 from .models.labels import refuse_classes
+from .models.latent_encoder import SLOPE, VIEW
 from .models.latents import check_latents
 from .models.network import Network
 from .utils.frozen import frozen
@@ -30,12 +31,10 @@ from .utils.random import LIMIT, check_seed, seeded
 
 logger = logging.getLogger(__name__)
 
-VIEW = 256  # px to which larger pictures are reduced for perceptual distances
 BLOCKS = (0, 2, 4, 10)  # of EfficientNet-Lite0: half the size down to a sixteenth
 MEAN_SAMPLES = 4096  # latents over which mean and standard deviation of w are computed
 SPACES = ("w", "w+")
 OFFSET_RATE = 0.2  # learning rate of the offsets of w+ relative to that of the shared part
-SLOPE = 0.2  # of the leaky ReLU in the mapping network
 VERSION = 3  # raise it when the same picture gets another latent: latents cached on disk are then computed again
 FLOOR = 1e-3  # least variance of a direction of w, relative to the mean variance
 
@@ -149,6 +148,10 @@ class WhitenedLatents:
         """Map v `[…, w_dim]` to w of the same shape."""
         return F.leaky_relu(self.mean + (v * self.spread) @ self.axes.T, SLOPE)
 
+    def to_v(self, w: torch.Tensor) -> torch.Tensor:
+        """Map w `[…, w_dim]` to v of the same shape."""
+        return ((F.leaky_relu(w, 1 / SLOPE) - self.mean) @ self.axes) / self.spread
+
 
 @torch.inference_mode(False)
 @torch.enable_grad()
@@ -159,6 +162,7 @@ def invert(
     space: str = "w",
     steps: int = 150,
     seed: int = 0,
+    start: torch.Tensor | None = None,
     learning_rate: float = 0.2,
     pixel_weight: float = 1.0,
     prior_weight: float = 1e-3,
@@ -177,8 +181,9 @@ def invert(
         generator: a base generator; active adapters act.
         images: `[N, 3, R, R]` in [-1, 1], R the generator's resolution.
         space: "w" (one w for all layers; the picture stays a face) or "w+" (one w per layer; closer to the picture).
-        steps: of Adam, with 5 % warm-up and cosine decay.
+        steps: of Adam, with 5 % warm-up and cosine decay; 0 with `start` draws the start.
         seed: of the annealed noise on the latents.
+        start: w `[N, w_dim]` from which the search starts, e.g. of a `LatentEncoder`; None: the mean latent.
         learning_rate: peak learning rate.
         pixel_weight: of the mean squared pixel difference.
         prior_weight: of mean(v²), which keeps w near latents that the mapping network produces.
@@ -202,9 +207,11 @@ def invert(
     if images.ndim != 4 or images.shape[1:] != (3, size, size) or len(images) == 0:
         raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, {size}, {size}]; crop and resize them")
     check_range(images)
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
+    for name, value, least in (("steps", steps, int(start is None)), ("batch_size", batch_size, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")
+    if start is not None and check_latents(start, name="start").shape != (len(images), generator.w_dim):
+        raise ValueError(f"start of shape {list(start.shape)} is not w {[len(images), generator.w_dim]}")
     if isinstance(perceptual, str) and perceptual not in ("auto", "none"):
         raise ValueError(f"unknown perceptual {perceptual!r}; known: auto, none, or a FeatureNetwork")
     for name, network in (("base", generator), ("perceptual network", perceptual)):
@@ -228,17 +235,20 @@ def invert(
 
     bar = tqdm(total=steps * math.ceil(len(images) / batch_size), desc="inverting", disable=not progress)
     with bar, frozen(generator):
-        for start in range(0, len(images), batch_size):
-            targets = images[start : start + batch_size].to(device, torch.float32)
+        for first in range(0, len(images), batch_size):
+            targets = images[first : first + batch_size].to(device, torch.float32)
             distance = None if distance_to is None else distance_to(targets)
             shape = (generator.num_ws if space == "w+" else 1, white.mean.numel())
-            shared = white.mean.new_zeros(len(targets), 1, shape[1]).requires_grad_(True)
+            shared = white.mean.new_zeros(len(targets), 1, shape[1])
+            if start is not None:
+                shared = white.to_v(start[first : first + batch_size].to(shared))[:, None]
+            shared = shared.detach().requires_grad_(True)
             # w+ is a shared w plus an offset per layer, so that the shared part converges as fast as in W
             offsets = white.mean.new_zeros(len(targets), *shape).requires_grad_(space == "w+")
             optimizer = torch.optim.Adam([{"params": [shared], "scale": 1.0}], lr=learning_rate)
             if space == "w+":
                 optimizer.add_param_group({"params": [offsets], "scale": OFFSET_RATE})
-            randoms = [seeded((seed + 1_000_003 * (start + i)) % LIMIT) for i in range(len(targets))]
+            randoms = [seeded((seed + 1_000_003 * (first + i)) % LIMIT) for i in range(len(targets))]
             for step in range(steps):
                 progress_made = step / steps
                 rate = min(1.0, (step + 1) / max(1.0, 0.05 * steps)) * (0.5 + 0.5 * math.cos(math.pi * progress_made))
@@ -259,7 +269,7 @@ def invert(
                 optimizer.step()
                 bar.update()
                 if on_step is not None:
-                    on_step(start // batch_size * steps + step + 1, drawn.detach())
+                    on_step(first // batch_size * steps + step + 1, drawn.detach())
             with torch.no_grad():
                 latents = white.to_w(shared + offsets).expand(-1, generator.num_ws, -1)
                 drawn = draw(latents).clamp(-1, 1)

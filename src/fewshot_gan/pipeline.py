@@ -17,6 +17,7 @@ from .faces import check_landmarks
 from .hub import embedded_adapters, embedded_bases
 from .models import AnyDiscriminator, AnyGenerator
 from .models.labels import labels_of_images, start_from_w
+from .models.latent_encoder import LatentEncoder
 from .models.latents import check_latents
 from .models.projected import ProjectedDiscriminator
 from .ops import dispatch
@@ -60,6 +61,7 @@ class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
         discriminator: optional; few-shot training starts from it.
         projected_discriminator: optional; heads on frozen features, trained on images of the base. Few-shot training
             starts from it likewise.
+        latent_encoder: optional; estimates the w of a picture, from which `invert` starts.
         truncation_psi: default ψ of `__call__`; None: 0.7 for style-based generators, 1 for others.
         mean_landmarks: of a base of faces, where they lie on average: the names in `faces.LANDMARKS` →
             `[x, y]` in px of a picture of this generator (x to the right, y down, centres of pixels at whole numbers).
@@ -69,7 +71,7 @@ class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
         ValueError: `mean_landmarks` lacks a point, or has another one, or one that is no pair of finite numbers.
     """
 
-    _optional_components = ["discriminator", "projected_discriminator"]
+    _optional_components = ["discriminator", "projected_discriminator", "latent_encoder"]
     model_cpu_offload_seq = "generator"
 
     def __init__(
@@ -77,6 +79,7 @@ class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
         generator: AnyGenerator,
         discriminator: AnyDiscriminator | None = None,
         projected_discriminator: ProjectedDiscriminator | None = None,
+        latent_encoder: LatentEncoder | None = None,
         truncation_psi: float | None = None,
         mean_landmarks: dict[str, list[float]] | None = None,
     ):
@@ -85,7 +88,10 @@ class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
         if truncation_psi is None:
             truncation_psi = 0.7 if generator.has_styles else 1.0
         self.register_modules(
-            generator=generator, discriminator=discriminator, projected_discriminator=projected_discriminator
+            generator=generator,
+            discriminator=discriminator,
+            projected_discriminator=projected_discriminator,
+            latent_encoder=latent_encoder,
         )
         self.register_to_config(truncation_psi=truncation_psi, mean_landmarks=mean_landmarks)
         self.bank = AdapterBank(generator)

@@ -10,6 +10,7 @@ import torch
 from .adapters import BASE
 from .adapters.looks import Look, look_per_image
 from .faces import Alignment, read_faces
+from .features import load_features
 from .inversion import Inversion, invert
 from .models.layers import as_ws
 from .pipeline_base import drawing
@@ -27,6 +28,7 @@ class PersonMixin(Pipeline):
 
     if TYPE_CHECKING:
         generator: Any
+        latent_encoder: Any
 
         def __call__(self, *args, **options) -> Any: ...
 
@@ -40,6 +42,7 @@ class PersonMixin(Pipeline):
         seed: int = 0,
         align: bool = True,
         face: int | str = 0,
+        start: str | torch.Tensor = "auto",
         **options,
     ) -> Inversion:
         """Find latents from which the base draws given pictures: `pipe(latents=pipe.invert(photo).latents)`.
@@ -49,10 +52,13 @@ class PersonMixin(Pipeline):
                 tensor `[N, 3, R, R]` in [-1, 1] or uint8, which is taken as it is.
             space: "w" stays within what the base has learned; "w+" comes closer to the picture and adapts less well.
             steps: of the optimisation; each takes a second per picture for `ffhq` on two cores, a third for `ffhq-256`.
+                0 draws the estimate of the base's `latent_encoder` as it is.
             seed: of the noise that the optimisation adds.
             align: bring a face to where those of the base lie, if the base has `mean_landmarks` and the extra `photo`
                 is installed; otherwise the centre square is used.
             face: which of several faces, from 0, the largest; "all": one result for each.
+            start: "auto": the estimate of the base's `latent_encoder`, if it has one and its feature network is
+                installed; "mean": the mean latent; or w `[N, w_dim]`.
             options: of `inversion.invert`: `learning_rate`, `perceptual`, `batch_size`, `progress`, …
 
         Returns:
@@ -73,9 +79,31 @@ class PersonMixin(Pipeline):
             landmarks = self.config.mean_landmarks
             images, alignments = read_faces(images, self.generator.resolution, landmarks, align, face)
         images = as_floats(images, self.generator.resolution)
+        if isinstance(start, str):
+            if start not in ("auto", "mean"):
+                raise ValueError(f"unknown start {start!r}; known: auto, mean, or w [N, {self.generator.w_dim}]")
+            options["start"] = self.estimate(images) if start == "auto" else None
+        else:
+            options["start"] = start
         with nullcontext() if self.bank.fused is not None else self.bank.using({}):
             found = invert(self.generator, images, space=space, steps=steps, seed=seed, **options)
         return found._replace(alignments=alignments)
+
+    def estimate(self, images: torch.Tensor) -> torch.Tensor | None:
+        """Estimate the w `[N, w_dim]` of pictures `[N, 3, R, R]` in [-1, 1] by the base's `latent_encoder`.
+
+        Returns:
+            None if the base has none, or the feature network is not installed.
+        """
+        encoder = self.latent_encoder
+        if encoder is None:
+            return None
+        try:
+            features = load_features(device=encoder.device)
+        except ImportError:
+            return None
+        with torch.no_grad():
+            return torch.cat([encoder(image[None].to(encoder.device), features) for image in images]).float().cpu()
 
     def personalize(
         self,
@@ -85,7 +113,7 @@ class PersonMixin(Pipeline):
         steps: int = 120,
         adapter: str = "left",
         output_dir=None,
-        inversion_steps: int = 100,
+        inversion_steps: int = 50,
         align: bool = True,
         face: int = 0,
         seed: int = 0,

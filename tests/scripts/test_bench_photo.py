@@ -11,6 +11,7 @@ from fewshot_gan import FewShotGAN
 
 PHOTO = Path(__file__).parents[1] / "golden" / "astronaut.jpg"
 POINTS = {"left_eye_outer": [21.5, 15.2], "left_eye_inner": [18.4, 15.4], "right_eye_outer": [10.4, 15.2]}
+STAGES = ["w from the mean", "w", "w+", "person"]
 POINTS |= {"right_eye_inner": [13.5, 15.4], "nose": [16.0, 21.3]}
 
 
@@ -29,15 +30,16 @@ def test_a_report_of_two_photos(bench, tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "photos" / name).write_bytes(PHOTO.read_bytes())
     (tmp_path / "photos" / "notes.txt").write_text("no photo", encoding="utf-8")
-    options = ["--steps=2", "--inversion_steps=2", "--num_threads=1", f"--base={tmp_path / 'base'}"]
+    options = ["--steps=2", "--inversion_steps=2", "--num_threads=1", "--others=5", f"--base={tmp_path / 'base'}"]
     files = [f"--out={tmp_path / 'report.json'}", f"--sheet={tmp_path / 'sheet.png'}"]
     report = bench.main([*options, *files, "--photos", str(tmp_path / "photos")])
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report
-    assert list(report["photos"]) == ["0: a.jpg", "1: b.jpg"] and list(report["mean"]) == ["w", "w+", "person"]
+    assert list(report["photos"]) == ["0: a.jpg", "1: b.jpg"] and list(report["mean"]) == STAGES
     for stage, means in report["mean"].items():
         values = [row[stage]["psnr"] for row in report["photos"].values()]
+        assert ("change_of_others" in means) == (stage == "person") and means.get("change_of_others", 1) > 0
         assert means["psnr"] == pytest.approx(sum(values) / 2, abs=0.01) and values[0] == values[1]  # one photo twice
-    assert Image.open(tmp_path / "sheet.png").size == (4 * 36 - 4, 2 * 36 - 4)
+    assert Image.open(tmp_path / "sheet.png").size == (5 * 36 - 4, 2 * 36 - 4)
 
 
 def test_one_person_is_nearer_than_another_face(bench):

@@ -247,7 +247,7 @@ class Studio:
             path: uploaded photo, or None if there is none.
             space: latent space, "w" or "w+", see `FewShotGAN.invert`; or "person": a latent w, and an adapter of the
                 person, see `FewShotGAN.personalize`.
-            steps: number of optimisation steps; for a person, two fifths of them search the latent.
+            steps: number of optimisation steps; for a person, a third of them search the latent.
 
         Raises:
             ValueError: as of `look_at`, or this visitor's last search still runs.
@@ -272,7 +272,7 @@ class Studio:
                 job.report(searching + trainer.step, picture)
 
             job.pictures, options = [("Your photo", photo.shown)], {"progress": False, "on_step": on_step}
-            searching = max(1, 2 * steps // 5) if is_person else steps
+            searching = max(1, steps // 3) if is_person else steps
             found = self._finder.invert(square, space="w" if is_person else space, steps=searching, **options)
             person, old = None, visitor.person
             if is_person and steps > searching:

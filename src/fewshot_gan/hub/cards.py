@@ -33,6 +33,7 @@ PERSON = [  # on the card of an adapter of a person
 LICENCE_LINKS = dict.fromkeys(EMBEDDED_LICENCES, "https://nvlabs.github.io/stylegan2/license.html")
 PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png", "images/*.jpg")
 SAMPLES, SEED = 8, 0  # of the grid of a base
+NETWORKS = ("generator", "discriminator", "projected_discriminator", "latent_encoder")  # parts of a base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +267,7 @@ def write_base_card(
         call = f"pipe({SAMPLES}, seed={SEED}, truncation_psi={psi}{shown})"
         caption = f"`{call}`: the first {SAMPLES} pictures, not selected."
     picture = _place_grid(grid or None, folder)
-    networks = {name: getattr(pipe, name) for name in ("generator", "discriminator", "projected_discriminator")}
+    networks = {name: getattr(pipe, name) for name in NETWORKS}
     lines = [
         f"A generator of {generator.resolution} px pictures, to be taught new looks by few-shot adapters.",
         "",

@@ -60,7 +60,7 @@ def personalize(
     steps: int = 120,
     adapter: str = "left",
     output_dir=None,
-    inversion_steps: int = 100,
+    inversion_steps: int = 50,
     latents: torch.Tensor | None = None,
     align: bool = True,
     face: int = 0,
