@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {  # of `TrainingConfig`, in place of its defaults
     "checkpointing_steps": 40,
     "checkpoints_total_limit": 1,
 }
-LEARNING_RATES = {"left": 5e-3, "full": 3e-4}  # of the kinds of adapters whose files hold latents
+LEARNING_RATES = {"left": 1e-2, "full": 3e-4}  # of the kinds of adapters whose files hold latents
 _seeding = threading.Lock()  # new factors draw from torch's one generator
 
 
