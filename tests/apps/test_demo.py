@@ -33,6 +33,9 @@ from fewshot_gan.cli import app
 
 SHOTS = os.environ.get("FEWSHOT_GAN_SCREENSHOTS")
 CHROMIUM = shutil.which("chromium")
+PHOTO = Path(__file__).parents[1] / "golden" / "astronaut.jpg"
+POINTS = {"left_eye_outer": [21.5, 15.2], "left_eye_inner": [18.4, 15.4], "right_eye_outer": [10.4, 15.2]}
+POINTS |= {"right_eye_inner": [13.5, 15.4], "nose": [16.0, 21.3]}
 WAIT = 600_000 if SHOTS else 60_000  # ms
 
 
@@ -358,14 +361,16 @@ def ended(server):
 
 
 @pytest.fixture(scope="module")
-def address(base_folder, adapter_folders):
-    """The demo as the command line serves it."""
+def address(base_folder, adapter_folders, tmp_path_factory):
+    """The demo as the command line serves it, with a base of faces."""
+    faces = tmp_path_factory.mktemp("faces") / "base"
+    FewShotGAN(FewShotGAN.from_pretrained(base_folder).generator, mean_landmarks=POINTS).save_pretrained(faces)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "fewshot_gan.cli", "demo", "--no-browser", "--port", str(port)]
     if not SHOTS:
-        command += ["--base", str(base_folder), *(f"--adapter={folder}" for folder in adapter_folders)]
+        command += ["--base", str(faces), *(f"--adapter={folder}" for folder in adapter_folders)]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     interruptible = partial(
         signal.signal, signal.SIGINT, signal.default_int_handler
@@ -564,17 +569,46 @@ def test_the_keyboard_reaches_everything(visit):
     v.drawn(before)
 
 
+PHOTOS = {  # what the page says about them
+    "two.jpg": "2 faces were found. The one in the thick frame is used",
+    "landscape.jpg": "no face was found in the photo",
+    "broken.heic": "broken.heic cannot be read as an image",
+}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Photos that people choose: two faces, none, and a file that was cut short."""
+    photo = Image.open(PHOTO)
+    two = Image.new("RGB", (800, 512), "grey")
+    two.paste(photo, (0, 0))
+    two.paste(photo.crop((140, 20, 320, 220)), (600, 150))
+    two.save(tmp_path / "two.jpg")
+    sky = np.linspace(200, 90, 300)[:, None, None] * np.array([0.7, 0.85, 1.0])
+    Image.fromarray(np.broadcast_to(sky, (300, 400, 3)).astype(np.uint8)).save(tmp_path / "landscape.jpg")
+    (tmp_path / "broken.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    return tmp_path
+
+
 @pytest.mark.parametrize("width", [1280, 400])
-def test_a_photo_in_the_browser(visit, pictures, width):
+def test_a_photo_in_the_browser(visit, photos, width):
     v = visit(width)
     v.tab("Your photo")
     v.check()
     v.button("Find my face").click()
     v.says("body", "there is no photo yet")
     v.shot("photo_error")
-    photo = Path(__file__).parents[1] / "golden" / "astronaut.jpg" if SHOTS else pictures[0]
-    v.page.locator("input[type=file]:not([webkitdirectory])").first.set_input_files(photo)
-    v.page.locator("img[alt='Your photo']").first.wait_for()
+    for name, said in PHOTOS.items():  # at once, before any button is pressed
+        v.page.locator("input[type=file]:not([webkitdirectory])").first.set_input_files(photos / name)
+        v.says("#photo-status", said)
+        v.check()
+        v.shot(f"photo_{Path(name).stem}")
+        assert v.page.locator("#found .caption-label").count() == ("face" in said and "no face" not in said)
+        v.page.get_by_role("button", name="Remove Image").first.click()
+        v.says("#photo-status", "Your face appears here")
+    v.page.locator("input[type=file]:not([webkitdirectory])").first.set_input_files(PHOTO)
+    v.says("#photo-status", "The face in the frame is used.")
+    v.page.locator("#found img[alt='Your photo']").first.wait_for()
     v.shot("photo_before")
     v.number("Search steps", 300)
     v.button("Find my face").click()

@@ -73,6 +73,17 @@ def test_a_photo_in_looks(tmp_path):
     }
 
 
+def test_the_weight_of_the_person_in_looks():
+    """The likeness has full weight; in a look the person has the given one."""
+    run("restyle", "photo.jpg", *QUICK, "--adapter", "ink", "--likeness", "0.5", "--keep", "me", "--out", "half.png")
+    pipe = FewShotGAN.from_pretrained("base").load_adapter("me").load_adapter("ink")
+    drawn = pipe(person="me", adapter_names=["me", {"me": 0.5, "ink": 1}, {"me": 1, "ink": 1}]).images
+    likeness, half, whole = (np.asarray(picture).astype(int) for picture in drawn)
+    grid = np.asarray(Image.open("half.png")).astype(int)
+    assert np.abs(grid[:, 36:68] - likeness).max() <= 1 and np.abs(grid[:, 72:104] - half).max() <= 1
+    assert np.abs(half - whole).max() > 2
+
+
 def test_several_photos_of_one_person():
     run("restyle", "photo.jpg", "two.png", *QUICK, "--adapter", "ink", "--keep", "me", "--out", "us.png")
     assert Image.open("us.png").size == (3 * 32 + 2 * 4, 2 * 32 + 4)
@@ -88,6 +99,7 @@ def test_refusals(tmp_path):
         (("photo.jpg", "--keep", "ink"), "ink exists and is not an empty folder"),
         (("photo.jpg", "--out", "photo.jpg"), "is one of the photos; give another --out"),
         (("nowhere.jpg",), "there is no picture 'nowhere.jpg'"),
+        (("photo.jpg", "--likeness", "3"), "--likeness 3.0: give 0 to 2"),
         (("photo.jpg", "--steps", "0"), "--steps 0: give 1 to 10000"),
     ):
         assert sentence in run("restyle", *QUICK[:2], *arguments, code=2)

@@ -224,8 +224,7 @@ def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_
             last = latest_checkpoint(folder)
             kept = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written before it"
             raise TrainingDiverged(
-                f"loss {name!r} became {value} at step {step}; {kept}; try a lower learning rate than "
-                f"{learning_rate:g}"
+                f"loss {name!r} became {value} at step {step}; {kept}; try a lower learning rate than {learning_rate:g}"
             )
     total: Any = sum(losses.values())
     total.backward()

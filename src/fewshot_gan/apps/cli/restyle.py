@@ -22,6 +22,9 @@ def restyle(
         list[str] | None, typer.Option(help="Weight of each look, in order; default 1. By depth: coarse:0,fine:1.")
     ] = None,
     steps: Annotated[int, number("Training steps of the likeness.", 1, 10_000)] = 120,
+    likeness: Annotated[
+        float, number("Weight of the person in each look; 0.5 to 0.7 draws far looks more cleanly.", 0, 2)
+    ] = 1.0,
     align: Annotated[
         bool, typer.Option(help="Bring the face to where the base draws faces; else use the centre square.")
     ] = True,
@@ -72,8 +75,8 @@ def restyle(
     person = next(name for name in ("me", *(f"me_{i}" for i in range(2, 100))) if name not in pipe.bank.adapters)
     pipe.personalize(squares, person, steps=steps, seed=seed, output_dir=keep)
     drawn: list[Any] = [
-        pipe(len(photos), person=person, adapter_names={person: 1.0, **look}, batch_size=1).images
-        for look in ({}, *({name: weight} for name, weight in looks.items()))
+        pipe(len(photos), person=person, adapter_names=look, batch_size=1).images
+        for look in ({person: 1.0}, *({person: likeness, name: weight} for name, weight in looks.items()))
     ]
     rows = []
     for i, square in enumerate(squares):
