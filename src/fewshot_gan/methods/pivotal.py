@@ -43,8 +43,8 @@ class PivotalConfig:
     perceptual_weight: float = 1.0
     view_size: int = VIEW
     crops: int = 1
-    crop_weight: float = 1.0
-    l2_weight: float = 2.0
+    crop_weight: float = 0.25
+    l2_weight: float = 12.0
     l1_weight: float = 0.5
     locality_weight: float = 0.5
     locality_every: int = 4
