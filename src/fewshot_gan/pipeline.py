@@ -12,7 +12,7 @@ from PIL import Image
 
 from .adapter_loader import AdapterMixin
 from .adapters import BASE, AdapterBank
-from .adapters.looks import Look, look_per_image, without_zeros
+from .adapters.looks import Look, look_per_image, with_person, without_zeros
 from .faces import check_landmarks
 from .hub import embedded_adapters, embedded_bases
 from .models import AnyDiscriminator, AnyGenerator
@@ -137,7 +137,8 @@ class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
             adapter_names: None: the active adapters; a name: that adapter alone; `{name: weight}`: a blend; a list: one
                 of these per image, drawn together in each batch. "__base__" is the unadapted generator.
             person: a loaded adapter of `personalize`: draw the person of its photos. Its latents are used in turn, and
-                it acts at weight 1 in every look that does not name it; a list of looks draws one image each.
+                it acts in every look that does not name it: at weight 1 alone, at 0.7 beside a look of weight 1. A list
+                of looks draws one image each.
                 "__base__" draws its latents without it.
             output_type: "pil", "np" or "pt".
             batch_size: images per forward pass; changes memory and speed only. It is not the number of images, as in
@@ -431,7 +432,9 @@ class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
         latents, generators = self.prepare_latents(num_images, generator, latents, space, options.get("truncation_psi"))
         ts = [step / (steps - 1) for step in range(steps)]
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in ts]
-        looks = [without_zeros(look) | ({} if person is None else {person: 1.0}) for look in looks]
+        looks = [without_zeros(look) for look in looks]
+        if person is not None:  # it stays while the looks change
+            looks = [with_person({k: v for k, v in look.items() if k != person}, person) for look in looks]
         labels = self.prepare_class_labels(options.pop("class_labels", None), len(latents), latents, space)
         if labels is not None:
             options["class_labels"] = labels.repeat_interleave(steps, 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .adapters import BASE
-from .adapters.looks import Look, look_per_image
+from .adapters.looks import Look, look_per_image, with_person
 from .faces import Alignment, read_faces
 from .features import load_features
 from .inversion import Inversion, invert
@@ -222,10 +222,7 @@ class PersonMixin(Pipeline):
         is_one = isinstance(adapter_names, str | Mapping | None)
         names: Any = [adapter_names] * num_images if is_one else adapter_names
         looks = look_per_image(names, num_images, self.bank.current())
-        looks = [
-            look if name == BASE or person in look else {person: 1.0, **look}
-            for name, look in zip(names, looks, strict=True)
-        ]
+        looks = [look if name == BASE else with_person(look, person) for name, look in zip(names, looks, strict=True)]
         own = as_ws(own, self.generator.num_ws, self.generator.w_dim)
         return own[(skip + torch.arange(num_images)) % len(own)], "w+", looks
 

@@ -590,7 +590,7 @@ def photos(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_a_photo_in_the_browser(visit, photos, width):
     v = visit(width)
     v.tab("Your photo")
@@ -615,10 +615,10 @@ def test_a_photo_in_the_browser(visit, photos, width):
     v.says("#photo-status", re.compile(r"Step \d+ of 300"))
     v.button("Stop").click()
     v.says("#photo-status", re.compile(r"Stopped after \d+ of 300 steps"))
-    v.number("Search steps", 150 if SHOTS else 5)
+    v.number("Search steps", 120 if SHOTS else 5)
     v.button("Find my face").click()
     if SHOTS:
-        v.says("#photo-status", re.compile(r"Step [78]\d of 150"))
+        v.says("#photo-status", re.compile(r"Step [67]\d of 120"))
         v.shot("photo_during")
     v.says("#photo-status", re.compile(r"Done: \d+ steps"))
     v.page.locator("#found .caption-label").nth(2).wait_for()

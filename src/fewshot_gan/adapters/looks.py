@@ -11,6 +11,7 @@ from typing import Any, cast
 BASE = "__base__"  # the unadapted generator, wherever an adapter may be named
 NAMED_RESOLUTIONS = {"coarse": 4, "middle": 16, "fine": 64}  # StyleGAN §3.1, arXiv 1812.04948
 LARGEST_WEIGHT = 1000  # on the command line
+LIKENESS = 0.7  # weight of a person beside one whole look; nearest to true drawings, see training/RESULTS.md
 TOO_LARGE = 1e30  # such weights would overflow
 
 Weight = float | Mapping[int | str, float]
@@ -100,6 +101,28 @@ def look_per_image(adapter_names, num_images: int, current: Look) -> list[Look]:
 def without_zeros(look: Look) -> dict[str, Weight]:
     """Return the part of a look that acts: the adapters whose weight is another number than 0, or a schedule."""
     return {name: weight for name, weight in look.items() if weight != 0}
+
+
+def with_person(look: Look, person: str) -> dict[str, Weight]:
+    """Add the adapter of a person to a look, unless the look names it.
+
+    Its weight is 1 without looks, 0.7 beside a look of weight 1 or more, and between these for weaker looks.
+
+    Args:
+        look: of an image; "__base__" counts as no look.
+        person: name of the adapter.
+
+    Raises:
+        ValueError: see `check_weight`.
+    """
+    if person in look:
+        return dict(look)
+    strength = 0.0
+    for name, weight in look.items():
+        check_weight(weight, name)
+        if name != BASE:
+            strength += max(abs(alpha) for alpha in (weight.values() if isinstance(weight, Mapping) else [weight]))
+    return {person: 1 - (1 - LIKENESS) * min(1.0, strength), **look}
 
 
 def check_weight(weight, name: str) -> None:

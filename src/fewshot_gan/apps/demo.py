@@ -37,7 +37,7 @@ CSS = """
 .gallery figure {margin: 0; min-width: 0}
 .gallery figcaption {padding: 4px 2px; font-size: 0.875rem; overflow-wrap: anywhere}
 .picture {position: relative}
-.picture img {display: block; width: 100%; height: auto; aspect-ratio: 1; border-radius: 4px}
+.picture img {display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain; border-radius: 4px}
 .picture .save {position: absolute; right: 4px; bottom: 4px; padding: 2px 8px; border-radius: 4px;
   background: rgba(0, 0, 0, 0.65); color: white; font-size: 0.75rem; line-height: 1.5; text-decoration: none;
   opacity: 0; transition: opacity 0.1s}

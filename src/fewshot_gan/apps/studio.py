@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
+from ..adapters.looks import with_person
 from ..data.images import as_image, to_bytes
 from ..faces import can_find_faces
 from ..hub import embedded_adapters, embedded_bases
@@ -175,8 +176,8 @@ class Studio:
         own = self.visitor(key).looks
         for name in (name for look in looks for name in look if name not in self.looks and name not in own):
             raise ValueError(f"there is no look {name!r}; there are {', '.join(self.labels(key)) or 'none'}")
-        always = {person: 1.0} if person else {}
-        named = [always | {own.get(name, name): weight for name, weight in look.items()} for look in looks]
+        named = [{own.get(name, name): weight for name, weight in look.items()} for look in looks]
+        named = [with_person(look, person) for look in named] if person else named
         if latents is not None:
             return self._pictures(named, seed=seed, latents=latents.expand(len(looks), -1, -1))
         return self._pictures(named, seed=seed, truncation_psi=psi, class_labels=self.pipe.some_labels(len(looks)))

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...adapters.looks import LIKENESS
 from ...data import grids
 from ...utils.files import replace_file
 from .options import Adapters, Base, Threads, number, path_argument, path_option, seed_option
@@ -23,8 +24,8 @@ def restyle(
     ] = None,
     steps: Annotated[int, number("Training steps of the likeness.", 1, 10_000)] = 120,
     likeness: Annotated[
-        float, number("Weight of the person in each look; 0.5 to 0.7 draws far looks more cleanly.", 0, 2)
-    ] = 1.0,
+        float, number("Weight of the person beside each look; less draws far looks more cleanly.", 0, 2)
+    ] = LIKENESS,
     align: Annotated[
         bool, typer.Option(help="Bring the face to where the base draws faces; else use the centre square.")
     ] = True,
