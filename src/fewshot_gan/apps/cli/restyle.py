@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ...adapters.looks import LIKENESS
 from ...data import grids
 from ...utils.files import replace_file
 from .options import Adapters, Base, Threads, number, path_argument, path_option, seed_option
@@ -24,8 +23,9 @@ def restyle(
     ] = None,
     steps: Annotated[int, number("Training steps of the likeness.", 1, 10_000)] = 120,
     likeness: Annotated[
-        float, number("Weight of the person beside each look; less draws far looks more cleanly.", 0, 2)
-    ] = LIKENESS,
+        float | None,
+        number("Weight of the person beside each look; default 0.7. Less draws far looks more cleanly.", 0, 2),
+    ] = None,
     align: Annotated[
         bool, typer.Option(help="Bring the face to where the base draws faces; else use the centre square.")
     ] = True,
@@ -50,6 +50,7 @@ def restyle(
     import torch
 
     from ...adapters.base import MOST_PHOTOS
+    from ...adapters.looks import LIKENESS
     from ...data.images import as_image, read_image
     from ...faces import paste, read_faces
 
@@ -57,6 +58,7 @@ def restyle(
         raise ValueError(f"{len(photos)} photos: give 1 to {MOST_PHOTOS} of one person")
     begin(num_threads)
     pipe, looks = load_pipeline(base, names, weights)
+    likeness = LIKENESS if likeness is None else likeness
     columns = ["likeness", *looks]
     pasted = [
         [out.with_name(f"{out.stem}{f'-{i}' * (len(photos) > 1)}-{name}{out.suffix}") for name in columns]
