@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from ..adapters.looks import with_person
+from ..adapters.looks import Look, with_person
 from ..data.images import as_image, to_bytes
 from ..faces import can_find_faces
 from ..hub import embedded_adapters, embedded_bases
@@ -182,7 +182,7 @@ class Studio:
             return self._pictures(named, seed=seed, latents=latents.expand(len(looks), -1, -1))
         return self._pictures(named, seed=seed, truncation_psi=psi, class_labels=self.pipe.some_labels(len(looks)))
 
-    def _pictures(self, adapter_names: Sequence[Mapping[str, float]], **options: Any) -> list[Image.Image]:
+    def _pictures(self, adapter_names: Sequence[Look], **options: Any) -> list[Image.Image]:
         """Return one PIL image per entry of `adapter_names`; nobody else draws at the same time."""
         options["batch_size"] = usual_batch(self.pipe.generator.resolution)
         with self._drawing:
