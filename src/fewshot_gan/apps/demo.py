@@ -194,7 +194,7 @@ def page(studio: Studio):
             return "Your face appears here in the looks.", None, gr.Column(visible=False)
         try:
             photo = studio.look_at(path)
-        except ValueError as error:
+        except (ValueError, OSError, ImportError) as error:
             return failure(explain(error)), None, gr.Column(visible=False)
         return faces_found(photo.faces), pictures.gallery([("Your photo", photo.shown)]), gr.Column(visible=True)
 
