@@ -153,6 +153,17 @@ class WhitenedLatents:
         return ((F.leaky_relu(w, 1 / SLOPE) - self.mean) @ self.axes) / self.spread
 
 
+def check_targets(images: torch.Tensor, size: int) -> None:
+    """Refuse pictures that are not `[N, 3, size, size]`, at least one, in [-1, 1].
+
+    Raises:
+        ValueError: says what they are.
+    """
+    if images.ndim != 4 or images.shape[1:] != (3, size, size) or len(images) == 0:
+        raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, {size}, {size}]; crop and resize them")
+    check_range(images)
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
 def invert(
@@ -204,9 +215,7 @@ def invert(
     size = generator.resolution
     if space not in SPACES:
         raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
-    if images.ndim != 4 or images.shape[1:] != (3, size, size) or len(images) == 0:
-        raise ValueError(f"images of shape {tuple(images.shape)} are not [N, 3, {size}, {size}]; crop and resize them")
-    check_range(images)
+    check_targets(images, size)
     for name, value, least in (("steps", steps, int(start is None)), ("batch_size", batch_size, 1)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")

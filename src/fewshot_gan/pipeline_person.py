@@ -11,11 +11,11 @@ from .adapters import BASE
 from .adapters.looks import Look, look_per_image, with_person
 from .faces import Alignment, read_faces
 from .features import load_features
-from .inversion import Inversion, invert
+from .inversion import Inversion, check_targets, invert
 from .models.layers import as_ws
 from .pipeline_base import drawing
 from .pipeline_inputs import as_floats, check_whole_number
-from .utils.offloading import refuse_hooks
+from .utils.offloading import execution_device, refuse_hooks
 
 if TYPE_CHECKING:
     from .pipeline_base import NetworkPipeline as Pipeline
@@ -79,6 +79,7 @@ class PersonMixin(Pipeline):
             landmarks = self.config.mean_landmarks
             images, alignments = read_faces(images, self.generator.resolution, landmarks, align, face)
         images = as_floats(images, self.generator.resolution)
+        check_targets(images, self.generator.resolution)
         if isinstance(start, str):
             if start not in ("auto", "mean"):
                 raise ValueError(f"unknown start {start!r}; known: auto, mean, or w [N, {self.generator.w_dim}]")
@@ -98,12 +99,13 @@ class PersonMixin(Pipeline):
         encoder = self.latent_encoder
         if encoder is None:
             return None
+        device = execution_device(encoder)
         try:
-            features = load_features(device=encoder.device)
+            features = load_features(device=device)
         except ImportError:
             return None
         with torch.no_grad():
-            return torch.cat([encoder(image[None].to(encoder.device), features) for image in images]).float().cpu()
+            return torch.cat([encoder(image[None].to(device), features) for image in images]).float().cpu()
 
     def personalize(
         self,

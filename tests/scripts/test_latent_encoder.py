@@ -113,6 +113,13 @@ def test_without_the_feature_network_the_search_starts_from_the_mean(encoder, ba
     assert torch.equal(pipe.invert(pictures, **options).latents, bare.invert(pictures, **options).latents)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 32, 32), (1, 3, 16, 16), (1, 1, 32, 32), (3, 32, 32)])
+def test_pictures_are_checked_before_they_are_estimated(encoder, base_folder, shape):
+    pipe = FewShotGAN.from_pretrained(base_folder, latent_encoder=encoder)
+    with pytest.raises(ValueError, match=r"are not \[N, 3, 32, 32\]; crop and resize them"):
+        pipe.invert(torch.zeros(shape))
+
+
 @pytest.mark.parametrize(
     "options, sentence",
     [
