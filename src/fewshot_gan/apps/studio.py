@@ -39,7 +39,7 @@ PREVIEW_FACES, PREVIEW_STEPS = 4, 5  # training previews: number of faces, and s
 PHOTO_PREVIEW_STEPS = 3
 PHOTO_STEPS, LOOK_STEPS = 150, 60
 # seconds per step on two cores for bases of up to 512 px, and larger ones; used until a job was timed here
-PACE, LARGE_PACE = {"photo": 0.35, "look": 2.8}, {"photo": 1.6, "look": 6.0}
+PACE, LARGE_PACE = {"photo": 0.35, "look": 2.8}, {"photo": 0.8, "look": 6.0}
 OWN_LOOKS = 20  # most looks that one visitor can teach
 VISITORS = 100  # most visitors whose looks are kept; beyond that the one unseen for longest is forgotten
 LABEL = re.compile(r"\w[\w -]{0,39}")
