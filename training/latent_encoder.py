@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from fewshot_gan import FewShotGAN
 from fewshot_gan.data.images import reduced
 from fewshot_gan.features import load_features
-from fewshot_gan.inversion import WhitenedLatents
+from fewshot_gan.inversion import WhitenedLatents, latent_statistics
 from fewshot_gan.models.latent_encoder import BLOCKS, VIEW, LatentEncoder, describe
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_text, user_path
@@ -84,7 +84,7 @@ def samples(pipe, features, white: WhitenedLatents, num: int, seed: int):
     """Yield descriptions `[N, F]` of disturbed pictures of the base, and their latents v `[N, D]`, batch by batch."""
     generator = pipe.generator
     with torch.no_grad():
-        mean = generator.mapping(torch.randn(4096, generator.z_dim, generator=seeded(0)))[:, 0].mean(0)
+        mean, _ = latent_statistics(generator)
         for first in range(0, num, BATCH):
             random, count = seeded(seed + first), min(BATCH, num - first)
             w = generator.mapping(torch.randn(count, generator.z_dim, generator=random))[:, 0]
@@ -122,8 +122,7 @@ def disturb(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
 class Fit:
     """Sums of a linear regression of v on descriptions, whose pictures need not be kept."""
 
-    def __init__(self):
-        self.count, self.x, self.xx, self.xy = 0, torch.empty(0), torch.empty(0), torch.empty(0)
+    count = 0
 
     def add(self, values: torch.Tensor, v: torch.Tensor) -> None:
         """Add descriptions `[N, F]` and latents `[N, D]`."""
@@ -155,19 +154,16 @@ class Fit:
         spread = covariance.diagonal().clamp_min(1e-12).sqrt()  # every value counts alike, whatever its unit
         covariance /= spread * spread[:, None]
         shared /= spread[:, None]
-        best, scores = None, {}
+        maps, scores = {}, {}
         for ridge in ridges:
             damped = covariance.clone()
             damped.diagonal().add_(ridge)
             weights = torch.cholesky_solve(shared, torch.linalg.cholesky(damped))  # [F, D]
             _, axes = torch.linalg.eigh(weights.T @ covariance @ weights)  # of what is predicted
             axes = axes[:, -rank:]
-            found = LinearMap((weights / spread[:, None]) @ axes, axes, self.origin + x, y)
-            scores[ridge] = float(1 - (v - found(values)).square().sum() / (v - y).square().sum())
-            if best is None or scores[ridge] == max(scores.values()):
-                best = found
-        assert best is not None
-        return best, scores
+            maps[ridge] = LinearMap((weights / spread[:, None]) @ axes, axes, self.origin + x, y)
+            scores[ridge] = float(1 - (v - maps[ridge](values)).square().sum() / (v - y).square().sum())
+        return maps[max(scores, key=scores.__getitem__)], scores
 
 
 class LinearMap:
