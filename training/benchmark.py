@@ -43,8 +43,10 @@ from fewshot_gan.metrics import (
     frechet_distance,
     intra_cluster_distance,
     kernel_distance,
+    lightness_following,
     mean_of_pairs,
     native_crops,
+    order_correlation,
     paired_correlations,
     pairwise_distances,
     plain_features,
@@ -68,6 +70,12 @@ NATIVE = {  # key: field of `Described`
     "native_plain_x1e3": "native_plain",
 }
 DISTANCES = ("kid_x1e3", "frechet", "unseen_x1e3", "plain_x1e3", *NATIVE)  # their ratio is to the source: 0 is perfect
+OF_SOURCE = {  # those of the source with itself are 1
+    "correlation_with_source",
+    "native_correlation_with_source",
+    "lightness_following",
+    "identity_order",
+}
 CHUNK = 64  # pictures of up to SIDE px in memory at a time
 CHUNK_PIXELS = 2**20  # of larger ones: 4 of 512 px, 1 of 1024 px, which are also drawn fastest one by one
 
@@ -214,6 +222,8 @@ def measure(
         "plain_x1e3": 1e3 * kernel_distance(images.plain, truth.plain),
         **diversity(images, centres),
         "correlation_with_source": _correlations(images.pictures, source.pictures),
+        "lightness_following": lightness_following(to_floats(source.pictures), to_floats(images.pictures)),
+        "identity_order": order_correlation(*(pairwise_distances(x.spatial) for x in (source, images))),
     }
     if native := images.native_pooled.numel() > 0:
         for key, field in NATIVE.items():
@@ -260,7 +270,7 @@ def judge(
         report[key]["ratio"] = report[key]["adapted"] / report[key]["source"]
     for key, value in diversity(truth, centres).items():
         report[key] |= {"true": value, "ratio": report[key]["adapted"] / value}
-    for key in report.keys() & {"correlation_with_source", "native_correlation_with_source"}:
+    for key in report.keys() & OF_SOURCE:
         report[key] = rows["adapted"][key]
     return report
 
@@ -307,7 +317,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         return bench.main(argv)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--adapter", required=True, help="adapter name, folder or Hub id")
-    parser.add_argument("--style", required=True, help="filter:NAME or dicebear:NAME, what the adapter was trained on")
+    parser.add_argument(
+        "--style",
+        required=True,
+        help="filter:NAME or dicebear:NAME, what it was trained on; or folder:PATH, other pictures of the look",
+    )
     parser.add_argument("--out", type=user_path, required=True, help="JSON report to write")
     parser.add_argument("--sheet", type=user_path, help="PNG to write: rows source, adapted, true")
     parser.add_argument(
@@ -350,7 +364,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     if args.crops < 0:
         parser.error(f"--crops {args.crops} is below 0; give 0 for no native numbers, usual are {CROPS}")
     try:
-        kind, style = parse_style(args.style)
+        kind, style = parse_truth(args.style)
     except ValueError as error:
         parser.error(str(error))
     true_seed = args.seed + 1_000_003 if args.true_seed is None else args.true_seed
@@ -375,6 +389,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     def true_pictures() -> Iterator[Tensor]:
         if kind == "filter":
             yield from (apply_filter(chunk, style) for chunk in render(true_seed, adapter_names="__base__"))
+        elif kind == "folder":
+            yield from pictures_of(style, resolution)
         else:
             yield from drawings(style, args.num, resolution, true_seed)
 
@@ -420,6 +436,22 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         replace_file(args.crop_sheet, crop_sheet(shown).save)
     print(text)
     return report
+
+
+def parse_truth(style: str) -> tuple[str, str]:
+    """`parse_style`, or `"folder:PATH" -> ("folder", PATH)`.
+
+    Raises:
+        ValueError: another form, or an unknown name.
+    """
+    kind, _, name = style.partition(":")
+    return (kind, str(user_path(name))) if kind == "folder" and name else parse_style(style)
+
+
+def pictures_of(folder: str, resolution: int) -> Iterator[Tensor]:
+    """The pictures of a folder in chunks of float `[b, 3, R, R]` in [-1, 1]."""
+    for chunk in load_images(folder, resolution).split(chunk_size(resolution)):
+        yield to_floats(chunk)
 
 
 def drawings(style: str, num: int, resolution: int, seed: int) -> Iterator[Tensor]:

@@ -34,6 +34,7 @@ _EXPORTS = {  # name: module that defines it
     "Adapter": ".adapters",
     "BlendAdapter": ".adapters",
     "DomainHyperNetwork": ".adapters",
+    "DeltaWAdapter": ".adapters",
     "DomainVectorAdapter": ".adapters",
     "FullAdapter": ".adapters",
     "GANMemoryAdapter": ".adapters",

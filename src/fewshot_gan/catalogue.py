@@ -157,6 +157,7 @@ METHODS: Catalogue[MethodEntry] = Catalogue(
     [
         MethodEntry("lfs_gan", "fewshot_gan.methods.lfs_gan:LFSMethod", "LFS-GAN", "2308.11917"),
         MethodEntry("d3t", "fewshot_gan.methods.d3t:D3TMethod", "D3T-GAN", "2205.06032"),
+        MethodEntry("pairs", "fewshot_gan.methods.pairs:PairsMethod", "pairs by style mixing", "2112.11641"),
         MethodEntry("cdc", "fewshot_gan.methods.cdc:CDCMethod", "cross-domain correspondence", "2104.06820"),
         MethodEntry(
             "finetune",
@@ -191,6 +192,14 @@ ADAPTERS: Catalogue[AdapterEntry] = Catalogue(
             "2210.08884",
             learning_rate=0.02,
             shown=("placement", "parametrization"),
+        ),
+        AdapterEntry(
+            "delta_w",
+            "fewshot_gan.adapters.delta_w:DeltaWAdapter",
+            "Δw, a shift of the latent",
+            "2305.06671",
+            learning_rate=0.02,
+            shown=("shared",),
         ),
         AdapterEntry(
             "adafm",

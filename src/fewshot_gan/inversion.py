@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -178,7 +178,7 @@ def invert(
     pixel_weight: float = 1.0,
     prior_weight: float = 1e-3,
     noise: float = 0.05,
-    perceptual="auto",
+    perceptual: Any = "auto",
     batch_size: int = 4,
     progress: bool = True,
     on_step: Callable[[int, torch.Tensor], None] | None = None,

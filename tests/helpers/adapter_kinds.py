@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from fewshot_gan.adapters import (
     AdaFMAdapter,
+    DeltaWAdapter,
     DomainVectorAdapter,
     FullAdapter,
     GANMemoryAdapter,
@@ -29,6 +30,8 @@ KINDS = {
     "domain-full-pre": (DomainVectorAdapter, {"parametrization": "full", "placement": "pre_demod"}),
     "adafm": (AdaFMAdapter, {}),
     "adafm-specific": (AdaFMAdapter, {"target_modules": ["synthesis.b16.*"], "modules_to_save": ["synthesis.b8"]}),
+    "delta-w": (DeltaWAdapter, {}),
+    "delta-w-shared": (DeltaWAdapter, {"shared": True}),
     "gan-memory": (GANMemoryAdapter, {}),
     "ticket": (TicketAdapter, {}),
     "ticket-values": (TicketAdapter, {"keep_values": True}),

@@ -265,3 +265,39 @@ def test_kid_of_whole_sets_as_subsets_is_kid():
     assert mean == pytest.approx(metrics.kernel_distance(a, b), rel=1e-9) and std < 1e-9
     with pytest.raises(ValueError, match="size 2 to 12"):
         metrics.kernel_distance_of_subsets(a, b)
+
+
+def test_lightness_follows_where_hair_and_cheeks_are():
+    def faces(hair, skin):
+        pictures = torch.zeros(len(hair), 3, 128, 128)
+        pictures[:, :, 8:28, 44:84] = torch.tensor(hair)[:, None, None, None]
+        for left in (36, 76):
+            pictures[:, :, 72:88, left : left + 16] = torch.tensor(skin)[:, None, None, None]
+        return pictures
+
+    source = faces([-0.8, -0.2, 0.5, 0.9], [0.1, 0.3, 0.2, 0.6])
+    look = faces([-0.5, -0.2, 0.15, 0.35], [0.6, 0.2, 0.3, 0.1])
+    found = metrics.lightness_following(source, look)
+    assert found["hair_correlation"] == pytest.approx(1) and found["hair_spread"] == pytest.approx(0.5)
+    wanted = torch.corrcoef(torch.tensor([[0.1, 0.3, 0.2, 0.6], [0.6, 0.2, 0.3, 0.1]]))[0, 1]
+    assert found["skin_correlation"] == pytest.approx(wanted.item(), abs=1e-4)
+    same = metrics.lightness_following(source, source[:1].expand(4, -1, -1, -1))
+    assert same["hair_correlation"] == 0 and same["hair_spread"] == 0
+    with pytest.raises(ValueError, match="at least two"):
+        metrics.lightness_following(source[:1], look[:1])
+    with pytest.raises(ValueError, match="4 adapted|3 adapted"):
+        metrics.lightness_following(source, look[:3])
+
+
+def test_order_correlation_is_spearmans():
+    spearmanr = pytest.importorskip("scipy.stats").spearmanr
+
+    points = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    before = torch.cdist(points, points)
+    after = torch.cdist(points + 0.5 * torch.randn(7, 3, generator=torch.Generator().manual_seed(1)), points)
+    above = torch.triu_indices(7, 7, 1)
+    wanted = spearmanr(before[above[0], above[1]], after[above[0], above[1]]).statistic
+    assert metrics.order_correlation(before, after) == pytest.approx(wanted)
+    assert metrics.order_correlation(before, before.square()) == pytest.approx(1)
+    with pytest.raises(ValueError, match="give two \\[N, N\\] with N of 3 or more"):
+        metrics.order_correlation(before[:2, :2], after[:2, :2])

@@ -124,6 +124,20 @@ def test_pixel_is_the_mean_of_each_cell():
     torch.testing.assert_close(domains.apply_filter(x, "pixel"), cells, rtol=0, atol=1e-6)  # float32 means
 
 
+@pytest.mark.parametrize("name", ["halftone", "hatch"])
+@pytest.mark.parametrize("size", [256, 512])
+def test_dots_and_lines_are_drawn_where_it_is_dark(name, size):
+    ramp = torch.linspace(-1, 1, size).expand(1, 3, size, size)
+    drawn = (domains.apply_filter(ramp, name)[0, 0] + 1) / 2
+    tones = drawn.mean(0).view(8, -1).mean(1)
+    assert (tones.diff() > -0.02).all() and tones[0] < 0.25 and tones[-1] > 0.9  # darker where the picture is darker
+    assert ((drawn < 0.25) | (drawn > 0.75)).float().mean() > 0.6  # ink and paper, hardly any grey
+    middle = drawn[:, size // 3 : size // 2]
+    rows = middle - middle.mean()
+    again = (rows[: -8 * size // 256] * rows[8 * size // 256 :]).mean() / rows.square().mean()
+    assert again > 0.8  # diagonal lines and dots recur every 8 px of 256
+
+
 def test_sepia_depends_on_each_pixel_alone_and_is_warm():
     x = smooth_pictures()
     out = domains.apply_filter(x, "sepia")

@@ -12,7 +12,7 @@ TRAINING = Path(__file__).parents[2] / "training"
 TEXT = (TRAINING / "README.md").read_text(encoding="utf-8")
 SECTIONS = {title: body for title, body in re.findall(r"^## (.+)\n((?:(?!^## ).*\n?)*)", TEXT, re.MULTILINE)}
 SCRIPTS = sorted(path.name for path in TRAINING.glob("*.py"))
-METHODS = {"lfs": "lfs_gan", "d3t": "d3t", "cdc": "cdc", "adafm": "adafm", "finetune": "finetune"}
+METHODS = {"lfs": "lfs_gan", "d3t": "d3t", "pairs": "pairs", "cdc": "cdc", "adafm": "adafm", "finetune": "finetune"}
 METHODS["hyperdomainnet"] = "hyperdomainnet"
 WITHOUT = ("adapt.py", "bench_looks.py", "bench_report.py", "measured.py")  # options
 MORE = {"lifelong.py": "lfs.py", "stepper.py": "lfs.py", "curves.py": "lfs.py"}  # whose options they speak of too

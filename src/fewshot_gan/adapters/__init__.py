@@ -5,6 +5,7 @@ from .adafm import AdaFMAdapter
 from .bank import BASE, AdapterBank
 from .base import Adapter
 from .blend import BlendAdapter
+from .delta_w import DeltaWAdapter
 from .domain_vector import DomainVectorAdapter
 from .full import FullAdapter
 from .gan_memory import GANMemoryAdapter
@@ -21,6 +22,7 @@ __all__ = [
     "Adapter",
     "AdapterBank",
     "BlendAdapter",
+    "DeltaWAdapter",
     "DomainHyperNetwork",
     "DomainVectorAdapter",
     "FullAdapter",

@@ -74,7 +74,7 @@ def progress_text(job: Job) -> str:
     if job.state == "waiting":
         return "Waiting for another visitor's job to end …"
     if job.done == 0:
-        return "Loading the networks …"
+        return " ".join(filter(None, ("Loading the networks …", job.note)))
     left = job.remaining()
     return f"Step {job.done} of {job.steps}" + ("" if left is None else f" · {duration(left)} left")
 
@@ -85,7 +85,7 @@ def outcome(job: Job) -> str:
         return failure(job.error)
     if job.state == "stopped":
         return f"Stopped after {job.done} of {job.steps} steps; nothing was kept."
-    return f"Done: {job.steps} steps."
+    return " ".join(filter(None, (f"Done: {job.steps} steps.", escape(job.note))))
 
 
 def faces_found(count: int) -> str:

@@ -31,12 +31,14 @@ class Job:
         state: "waiting", "running", "done", "stopped" or "failed".
         pictures: captions and pictures to show now. The list is replaced, never changed.
         history: values of each loss so far, by its name.
+        note: what the visitor may know of the way it works, in one sentence, or empty.
         error: why the job failed, in one sentence; empty unless `state` is "failed".
         watched: time at which somebody last watched the job, from `time.monotonic`.
     """
 
     def __init__(self, kind: str, steps: int):
         self.kind, self.steps, self.done, self.state, self.error = kind, steps, 0, "waiting", ""
+        self.note = ""
         self.pictures: Captioned = []
         self.history: dict[str, list[float]] = {}
         self.watched = time.monotonic()

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from ..adapters.looks import Look, with_person
+from ..data.datasets import load_images
 from ..data.images import as_image, to_bytes
 from ..faces import can_find_faces
 from ..hub import embedded_adapters, embedded_bases
@@ -292,7 +293,7 @@ class Studio:
         return self.pipe.config.mean_landmarks is not None and can_find_faces()
 
     def teach(self, key: str, files: Sequence[str], label: str, steps: int = LOOK_STEPS, seed: int = 0) -> Job:
-        """Start to teach a look with LFS-GAN. When the job is done, the visitor has the look and its zip file.
+        """Start to teach a look, with the method that its pictures suggest. When the job is done, the visitor has the look and its zip file.
 
         Args:
             key: key of the visitor.
@@ -308,6 +309,7 @@ class Studio:
         """
         try:
             from ..training import adapt
+            from ..training.choice import choose_for
             from ..training.config import make_run
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("fewshot_gan"):
@@ -349,8 +351,10 @@ class Studio:
 
                 before = faces({}, "Base, face")
                 job.pictures = before
+                choice = choose_for(self.pipe, load_images(pictures, self.pipe.generator.resolution))
+                job.note = f"Method {choice.method}: {choice.reason}."
                 try:
-                    adapter: Any = adapt.run(make_run("lfs_gan", **options), on_step=on_step)
+                    adapter: Any = adapt.run(make_run(choice.method, **options, **choice.options), on_step=on_step)
                 except (ValueError, OSError) as error:  # the visitor need not know where the upload lies
                     raise ValueError(explain(error).replace(str(pictures), "the upload")) from error
                 finally:

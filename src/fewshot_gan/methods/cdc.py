@@ -110,6 +110,11 @@ class CDCConfig(ObjectiveConfig):
 
     RANGES = ObjectiveConfig.RANGES | dict.fromkeys(("anchor_every", "anchor_sigma"), NOT_NEGATIVE)
 
+    @property
+    def relates(self) -> bool:
+        """Whether the relation loss acts."""
+        return self.relation_weight > 0 and self.diversity == "own"
+
 
 class CDCObjective(Objective):
     """Adversarial fine-tuning with anchors, a patch head and the relation loss.
@@ -142,11 +147,11 @@ class CDCObjective(Objective):
 
     @property
     def needs_source(self) -> bool:
-        return self.config.relation_weight > 0 or super().needs_source
+        return self.config.relates or super().needs_source
 
     @property
     def largest_map(self) -> int:
-        return MAX_RESOLUTION if self.config.relation_weight else 0
+        return MAX_RESOLUTION if self.config.relates else super().largest_map
 
     def draw(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Latents:
         """Sample latents; only those of other steps than anchor steps get style mixing."""
@@ -168,7 +173,7 @@ class CDCObjective(Objective):
 
     def generator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses = super().generator_losses(batch)
-        if self.config.relation_weight:
+        if self.config.relates:
             names = sorted(batch.drawn.features)  # as published, each step compares one random level
             name = names[int(torch.randint(len(names), (), generator=batch.random, device="cpu"))]
             relation = relation_loss([batch.require_source().features[name]], [batch.drawn.features[name]])

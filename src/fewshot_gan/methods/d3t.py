@@ -165,9 +165,14 @@ class D3TConfig(ObjectiveConfig):
         )
 
     @property
+    def relates(self) -> bool:
+        """Whether the relation loss acts."""
+        return self.relation_weight > 0 and self.diversity == "own"
+
+    @property
     def needs_latents(self) -> bool:
         """Whether a term uses training images projected into the latent space."""
-        weights = self.feature_weight, self.relation_weight, self.reconstruction_weight
+        weights = self.feature_weight, self.relation_weight * self.relates, self.reconstruction_weight
         return self.transformed_every > 0 and max(weights) > 0
 
 
@@ -215,7 +220,7 @@ class D3TObjective(Objective):
             self._source = Frozen(source)
             image, device = self._real[:1], next(self.discriminator.parameters()).device
             features = {level: x.to(device) for level, x in self.observe(image, self.levels).items()}
-            maps, _ = self._run_discriminator(source, Views(image, image).to(device), features)
+            maps, _ = self.run_discriminator(source, Views(image, image).to(device), features)
             self.adapters = nn.ModuleDict({name: identity_convolution(x.shape[1]) for name, x in maps.items()})
 
     def _apply(self, fn, recurse=True):
@@ -234,7 +239,7 @@ class D3TObjective(Objective):
 
     @property
     def needs_source(self) -> bool:
-        return self.config.feature_weight > 0 or self.config.relation_weight > 0 or super().needs_source
+        return self.config.feature_weight > 0 or self.config.relates or super().needs_source
 
     def draw(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Latents:
         """Sample latents; every `transformed_every`-th step samples them around projected training images.
@@ -242,7 +247,7 @@ class D3TObjective(Objective):
         These are ŵ = w*_i + σ·ε, or a convex combination of two w*.
         """
         c = self.config
-        if not c.needs_latents or step % c.transformed_every:
+        if not c.needs_latents or not c.transformed_every or step % c.transformed_every:
             return super().draw(pair, batch, step, random)
         codes, w_std = self._required_codes(), required(self._w_std, "pass w_std, the standard deviation of w")
         first, second = torch.randint(len(codes), (2, batch), generator=random, device="cpu")
@@ -260,7 +265,8 @@ class D3TObjective(Objective):
     @property
     def largest_map(self) -> int:
         c = self.config
-        return (c.feature_resolution or MAX_RESOLUTION) if c.feature_weight or c.relation_weight else 0
+        own = (c.feature_resolution or MAX_RESOLUTION) if c.feature_weight or c.relates else 0
+        return max(own, super().largest_map)
 
     def discriminator_view_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses, c = super().discriminator_view_losses(batch), self.config
@@ -273,13 +279,13 @@ class D3TObjective(Objective):
 
     def generator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses, c = super().generator_losses(batch), self.config
-        if c.feature_weight or c.relation_weight:
+        if c.feature_weight or c.relates:
             largest = c.feature_resolution or batch.drawn.images.shape[-1] // 2
             names = [name for name in batch.drawn.features if int(name[1:]) <= largest]
             source, target = ([drawn.features[n] for n in names] for drawn in (batch.require_source(), batch.drawn))
             if c.feature_weight:
                 losses["transfer"] = c.feature_weight * feature_transfer_loss(source, target)
-            if c.relation_weight:
+            if c.relates:
                 losses["relation"] = c.relation_weight * relation_loss(source, target)
         origin = batch.latents.origin
         if c.reconstruction_weight and origin is not None and (has_target := origin >= 0).any():
@@ -291,19 +297,11 @@ class D3TObjective(Objective):
 
     def _distil(self, views: Views, features: dict) -> torch.Tensor:
         """Return the distillation loss on real or on fake images."""
-        maps, logits = self._run_discriminator(self.discriminator, views, features)
+        maps, logits = self.run_discriminator(self.discriminator, views, features)
         source = required(self._source.value, "there is no source to distil from; distillation_weight was 0")
         with torch.no_grad():
-            source_maps, source_logits = self._run_discriminator(source, views, features)
+            source_maps, source_logits = self.run_discriminator(source, views, features)
         return distillation_loss(source_maps, source_logits, maps, logits, self.adapters)
-
-    def _run_discriminator(self, discriminator: Discriminator, views: Views, features: dict):
-        """Return feature maps by name, and the list of logit maps."""
-        if self.config.discriminator == "projected":
-            logits, maps = discriminator(features, return_features=True)
-            return maps, logits
-        logits, maps = discriminator(views.colour, return_features=True)
-        return maps, [logits]
 
 
 class D3TMethod(Method):

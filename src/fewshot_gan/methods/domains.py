@@ -21,7 +21,7 @@ from ..utils.ranges import SHARE, Range, check_numbers
 from .checks import required
 from .directional import draw_each, offsets_l1, offsets_l2, reference_loss
 from .losses import total
-from .objective import VIEW_RANGES, StepHooks, check_views, num_crops
+from .objective import StepHooks
 from .pair import Latents, Pair
 from .statistics import (
     CONTENT_LEVELS,
@@ -32,7 +32,7 @@ from .statistics import (
     sliced_wasserstein,
     structure_distance,
 )
-from .views import draw_corners
+from .views import VIEW_RANGES, check_views, draw_corners, num_crops
 
 SOURCE_SAMPLES = 32  # pictures whose mean embedding is the source domain if references have no latents
 RECONSTRUCTION_SIZE = 256  # largest side in pixels of the pictures that l2 and perceptual terms compare

@@ -21,6 +21,7 @@ from ..utils.frozen import Frozen
 from ..utils.ranges import COUNT, NOT_NEGATIVE, SHARE, check_numbers
 from .adv_aug import AdvAugConfig, attack, tapped, undisturbed
 from .checks import required
+from .diversity import DIVERSITIES, LARGEST_MAP, contrastive_loss
 from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty, total
 from .pair import Drawn, Latents, Pair
 from .statistics import (
@@ -32,35 +33,7 @@ from .statistics import (
     sliced_wasserstein,
     structure_distance,
 )
-from .views import Views
-
-SMALLEST_VIEW = 32  # px; what feature networks take
-VIEW_RANGES = dict.fromkeys(("view_size", "crops", "crop_weight"), NOT_NEGATIVE)
-
-
-def reduces(config, resolution: int) -> bool:
-    """Return whether losses with these settings see pictures of `resolution` px reduced to `view_size`."""
-    return 0 < config.view_size < resolution
-
-
-def num_crops(config, resolution: int) -> int:
-    """Return the number of native crops that losses with these settings see of each picture of `resolution` px."""
-    return config.crops if config.crop_weight and reduces(config, resolution) else 0
-
-
-def check_views(config) -> None:
-    """Refuse a `view_size` that feature networks cannot see, and `crops` without it.
-
-    Raises:
-        ValueError: in one sentence.
-    """
-    if 0 < config.view_size < SMALLEST_VIEW:
-        raise ValueError(
-            f"view_size={config.view_size}: feature networks see nothing in so small a picture; give {SMALLEST_VIEW} "
-            "or more, e.g. 256, or 0 to reduce no picture"
-        )
-    if config.crops and not config.view_size:
-        raise ValueError(f"crops={config.crops}: view_size=0 gives them no size; give view_size, e.g. 256")
+from .views import VIEW_RANGES, Views, check_views, num_crops, reduces
 
 
 @dataclass(frozen=True)
@@ -86,6 +59,9 @@ class ObjectiveConfig:
         crops: number of crops of that size, at native scale, that the losses also see of each picture. Generated,
             training and source pictures are cropped at the same place. 0 = none.
         crop_weight: weight of the losses on crops, relative to those on whole pictures.
+        diversity: "own": the term of the method, if it has one; "dcl": `diversity.contrastive_loss` in its place, on
+            feature maps of the generator up to 64 px and of the discriminator (DCL, arXiv 2203.03190).
+        dcl_weight: weight of that loss.
         adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug of the adversarial loss, see `AdvAugConfig`. It perturbs
             the input of the discriminator's last layers, and the generator's styles or first feature map.
     """
@@ -107,6 +83,8 @@ class ObjectiveConfig:
     view_size: int = 0
     crops: int = 0
     crop_weight: float = 1.0
+    diversity: str = field(default="own", metadata={"choices": list(DIVERSITIES)})
+    dcl_weight: float = 0.5
     adv_steps: int = 0
     adv_gamma: float = 0.01
     adv_direction: str = "paper"
@@ -116,6 +94,7 @@ class ObjectiveConfig:
         **dict.fromkeys(("r1_every", "path_length_every"), COUNT),
         **dict.fromkeys(("freeze_d", "deepest_level", "adv_steps", "adv_gamma"), NOT_NEGATIVE),
         **VIEW_RANGES,
+        "dcl_weight": NOT_NEGATIVE,
         "style_mixing": SHARE,
     }
 
@@ -124,6 +103,13 @@ class ObjectiveConfig:
         if self.adv_aug.acts and not self.adversarial_weight:
             raise ValueError(f"adv_steps={self.adv_steps} attacks the adversarial loss, but adversarial_weight is 0")
         check_views(self)
+        if self.diversity not in DIVERSITIES:
+            raise ValueError(f"diversity={self.diversity!r}: choose one of {', '.join(DIVERSITIES)}")
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether pictures are contrasted with those of the source."""
+        return self.diversity == "dcl" and self.dcl_weight > 0
 
     @property
     def adv_aug(self) -> AdvAugConfig:
@@ -193,8 +179,7 @@ class Batch:
         source_view: `[B, 3, R, R]`, `source` with the geometric augmentation of `fake.plain`; None unless the
             objective sets `compares_views`.
         fake_features, real_features: level of the feature network → feature map of `fake.colour`, `real.colour`.
-        source_features: level → feature map of `source_view`, at `statistics.CONTENT_LEVELS`; empty unless
-            `content_weight` is set.
+        source_features: level → feature map of `source_view`, at `Objective.source_levels`.
         crops: the batch of native crops; None if the objective has no `crops`, or pictures no larger than `view_size`.
     """
 
@@ -335,12 +320,12 @@ class Objective(StepHooks):
     @property
     def largest_map(self) -> int:
         """Largest resolution of the generator's feature maps that terms compare; 0: none are."""
-        return 0
+        return LARGEST_MAP if self.config.contrasts else 0
 
     @property
     def compares_views(self) -> bool:
         """Whether a term compares the augmented image with the source image under the same augmentation."""
-        return self.config.content_weight > 0 or self.config.structure_weight > 0
+        return self.config.content_weight > 0 or self.config.structure_weight > 0 or self.config.contrasts
 
     @property
     def needs_source(self) -> bool:
@@ -356,6 +341,13 @@ class Objective(StepHooks):
     def moment_levels(self) -> tuple[int, ...]:
         """The levels whose moments and distributions are compared."""
         return tuple(level for level in MOMENT_LEVELS if level <= self.config.deepest_level)
+
+    @property
+    def source_levels(self) -> tuple[int, ...]:
+        """The levels of the source's feature maps that terms compare."""
+        own = {*CONTENT_LEVELS} if self.config.content_weight else set()
+        contrasted = {*self.HEADS} if self.config.contrasts and self.config.discriminator == "projected" else set()
+        return tuple(sorted(own | contrasted))
 
     def observe(self, images: torch.Tensor, levels) -> dict[int, torch.Tensor]:
         """Return level → feature map of `images` `[B, 3, H, W]`, differentiable; empty if no term uses features."""
@@ -373,6 +365,14 @@ class Objective(StepHooks):
         if self.config.discriminator == "projected":
             return self.discriminator(features)
         return [self.discriminator(views.colour)]
+
+    def run_discriminator(self, discriminator: Discriminator, views: Views, features: dict):
+        """Return feature maps by name, and the list of logit maps."""
+        if self.config.discriminator == "projected":
+            logits, maps = discriminator(features, return_features=True)
+            return maps, logits
+        logits, maps = discriminator(views.colour, return_features=True)
+        return maps, [logits]
 
     def last_layers(self, step: int) -> list[nn.Module]:
         """Return the layers that compute the logits of this step from features."""
@@ -430,7 +430,12 @@ class Objective(StepHooks):
 
         Gradients reach the adapter through `batch.drawn`, `batch.fake` and `batch.fake_features`.
         """
-        return self._of_all_views(self.view_losses, batch)
+        losses = self._of_all_views(self.view_losses, batch)
+        if self.config.contrasts:
+            names = [name for name in batch.drawn.features if int(name[1:]) <= LARGEST_MAP]
+            source, target = ([drawn.features[n] for n in names] for drawn in (batch.require_source(), batch.drawn))
+            losses["dcl"] = self.config.dcl_weight * contrastive_loss(source, target)
+        return losses
 
     def view_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the weighted losses of the generator on whole pictures, or on the crops that `batch` shows."""
@@ -451,6 +456,11 @@ class Objective(StepHooks):
         if c.structure_weight:
             source = required(batch.source_view, "this batch has no source images; the objective must set needs_source")
             losses["structure"] = c.structure_weight * structure_distance(fake.plain, source)
+        if c.contrasts:
+            view = required(batch.source_view, "this batch has no source images; the objective must set needs_source")
+            sides = (Views(view, view), batch.source_features), (fake, batch.fake_features)
+            of_source, of_fake = (self.run_discriminator(self.discriminator, *side)[0].values() for side in sides)
+            losses["dcl_d"] = c.dcl_weight * contrastive_loss(list(of_source), list(of_fake))
         return losses
 
     def images_of_regularisers(self, batch: int) -> int:

@@ -54,12 +54,13 @@ class ProjectionOptions:
             check_number("projection_prior", self.projection_prior, NOT_NEGATIVE)
 
 
-def complete(options, config):
+def complete(options, config, defaults=DEFAULTS):
     """Return `options` with defaults in place of None.
 
     Args:
         options: a `ProjectionOptions`, or another dataclass with its fields.
         config: weights of an objective; `needs_latents` says whether a term uses projected images.
+        defaults: option → value.
 
     Raises:
         ValueError: an option was given, but no term uses projected images.
@@ -68,7 +69,7 @@ def complete(options, config):
         value = getattr(options, option.name)
         if value is not None and not config.needs_latents:
             raise ValueError(f"--{option.name} {value} is of projected images, but no term here uses any; leave it out")
-    return replace(options, **{name: value for name, value in DEFAULTS.items() if getattr(options, name) is None})
+    return replace(options, **{name: value for name, value in defaults.items() if getattr(options, name) is None})
 
 
 def recorded(options) -> dict:
@@ -110,6 +111,9 @@ def project(path: Path, pipe, images: torch.Tensor, options, seed: int, dry: boo
         **{name: str(value) for name, value in recorded(options).items()},
         "seed": str(seed),
     }
+    start = pipe.estimate(images)
+    if start is not None:
+        made_of["start"] = hash_tensor(start)
     if lpips_network(str(images.device)) is not None:  # latents depend on the perceptual distance
         made_of["perceptual"] = "lpips"
     if path.is_file():
@@ -127,6 +131,7 @@ def project(path: Path, pipe, images: torch.Tensor, options, seed: int, dry: boo
         steps=options.projection_steps,
         prior_weight=options.projection_prior,
         seed=seed,
+        start=start,
     )
     codes = (inversion.latents if options.space == "w+" else inversion.latents[:, 0]).contiguous()
     psnr = " ".join(f"{value:.1f}" for value in inversion.psnr)

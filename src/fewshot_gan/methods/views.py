@@ -10,6 +10,36 @@ from dataclasses import dataclass
 
 import torch
 
+from ..utils.ranges import NOT_NEGATIVE
+
+SMALLEST_VIEW = 32  # px; what feature networks take
+VIEW_RANGES = dict.fromkeys(("view_size", "crops", "crop_weight"), NOT_NEGATIVE)
+
+
+def reduces(config, resolution: int) -> bool:
+    """Return whether losses with these settings see pictures of `resolution` px reduced to `view_size`."""
+    return 0 < config.view_size < resolution
+
+
+def num_crops(config, resolution: int) -> int:
+    """Return the number of native crops that losses with these settings see of each picture of `resolution` px."""
+    return config.crops if config.crop_weight and reduces(config, resolution) else 0
+
+
+def check_views(config) -> None:
+    """Refuse a `view_size` that feature networks cannot see, and `crops` without it.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if 0 < config.view_size < SMALLEST_VIEW:
+        raise ValueError(
+            f"view_size={config.view_size}: feature networks see nothing in so small a picture; give {SMALLEST_VIEW} "
+            "or more, e.g. 256, or 0 to reduce no picture"
+        )
+    if config.crops and not config.view_size:
+        raise ValueError(f"crops={config.crops}: view_size=0 gives them no size; give view_size, e.g. 256")
+
 
 @dataclass
 class Views:

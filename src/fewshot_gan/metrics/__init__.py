@@ -19,7 +19,7 @@ from .diversity import (
     spatial_embedding,
 )
 from .images import LUMINANCE, luminance, psnr, sobel
-from .pairs import paired_correlations
+from .pairs import FACE_PLACES, FACE_SIDE, lightness_following, order_correlation, paired_correlations
 from .plain import PLAIN_GAIN, SCALES, plain_features
 
 __all__ = [
@@ -43,6 +43,10 @@ __all__ = [
     "PLAIN_GAIN",
     "plain_features",
     "paired_correlations",
+    "FACE_PLACES",
+    "FACE_SIDE",
+    "lightness_following",
+    "order_correlation",
     "spatial_embedding",
     "pairwise_distances",
     "spatial_distance",

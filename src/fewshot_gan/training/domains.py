@@ -98,6 +98,42 @@ def _ink(x: Tensor) -> Tensor:
     return (_contours(grey, 1.0 * unit, 220.0 * times, 0.012 + 0.008 / times) * shadow).expand_as(x)
 
 
+PITCH = 8 / math.sqrt(2)  # px at a side of 256: distance of dots and lines, so that diagonal ones recur every 8 px
+
+
+def _halftone(x: Tensor) -> Tensor:
+    """Newspaper print: black dots on a grid turned by 45°, the larger the darker the picture is there."""
+    unit = x.shape[-1] / 256
+    grey = gaussian_blur(luminance(x), 1.0 * unit)
+    across, down = _places(x, 45.0)
+    period = PITCH * unit
+    screen = 0.5 + 0.25 * (torch.cos(2 * math.pi / period * across) + torch.cos(2 * math.pi / period * down))
+    return torch.sigmoid(6.0 * unit * (1.15 * grey - screen + 0.02)).expand_as(x)  # an edge is one or two pixels wide
+
+
+def _hatch(x: Tensor) -> Tensor:
+    """Pen hatching: more directions of parallel lines the darker the picture is there, and contours."""
+    unit = x.shape[-1] / 256
+    grey = luminance(x)
+    tone = gaussian_blur(grey, 2.0 * unit)
+    paper = _contours(grey, 1.0 * unit, 150.0 * math.sqrt(max(1.0, unit)), 0.015)
+    for angle, darkest in ((45.0, 0.68), (135.0, 0.48), (90.0, 0.3), (0.0, 0.16)):
+        across, _ = _places(x, angle)
+        lines = 0.5 + 0.5 * torch.cos(2 * math.pi / (PITCH * unit) * across)
+        drawn = torch.sigmoid(8.0 * unit * (lines - 0.62)) * torch.sigmoid(25.0 * (darkest - tone))
+        paper = paper * (1 - 0.85 * drawn)
+    return paper.expand_as(x)
+
+
+def _places(x: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+    """Coordinates `[1, 1, H, W]` in px, from the middle, along two axes turned by `angle` degrees."""
+    height, width = x.shape[-2:]
+    down = torch.arange(height, dtype=torch.float32, device=x.device)[:, None] - (height - 1) / 2
+    across = torch.arange(width, dtype=torch.float32, device=x.device)[None, :] - (width - 1) / 2
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return (cos * across + sin * down)[None, None].to(x.dtype), (cos * down - sin * across)[None, None].to(x.dtype)
+
+
 def _contours(grey: Tensor, sigma: float, sharpness: float, offset: float) -> Tensor:
     """1 on flat and light ground, falling to 0 on the dark side of an edge."""
     difference = gaussian_blur(grey, sigma) - gaussian_blur(grey, 1.6 * sigma)
@@ -126,6 +162,8 @@ FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
     "pixel": _pixel,
     "poster": _poster,
     "ink": _ink,
+    "halftone": _halftone,
+    "hatch": _hatch,
 }
 
 
@@ -134,10 +172,10 @@ def apply_filter(images: Tensor, name: str) -> Tensor:
 
     Args:
         images: float `[B, 3, H, W]`, clamped to [-1, 1] first.
-        name: a key of `FILTERS`: pencil, sepia, pixel, poster, ink.
+        name: a key of `FILTERS`: pencil, sepia, pixel, poster, ink, halftone, hatch.
 
     Returns:
-        float `[B, 3, H, W]` in [-1, 1]; three equal channels for pencil and ink.
+        float `[B, 3, H, W]` in [-1, 1]; three equal channels for pencil, ink, halftone and hatch.
 
     Raises:
         ValueError: an unknown filter.

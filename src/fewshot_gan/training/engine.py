@@ -17,10 +17,9 @@ from ..data.datasets import InfiniteBatches
 from ..data.grids import SHEET_TILE
 from ..data.images import reduced
 from ..methods.adv_aug import attack, undisturbed
-from ..methods.objective import Batch, reduces
+from ..methods.objective import Batch
 from ..methods.pair import Latents, Pair
-from ..methods.statistics import CONTENT_LEVELS
-from ..methods.views import Views, draw_corners
+from ..methods.views import Views, draw_corners, reduces
 from ..metrics import native_crops
 from ..models.labels import refuse_classes
 from ..models.network import evaluating
@@ -319,8 +318,8 @@ class Trainer(TrainingRun):
         batch.fake_features = objective.observe(batch.fake.colour, objective.levels)
         with torch.no_grad():
             batch.real_features = objective.observe(batch.real.colour, objective.levels)
-            if objective.config.content_weight and batch.source_view is not None:
-                batch.source_features = objective.observe(batch.source_view, CONTENT_LEVELS)
+            if batch.source_view is not None and (levels := objective.source_levels):
+                batch.source_features = objective.observe(batch.source_view, levels)
 
     def _attack(self, batch: Batch, losses: dict[str, torch.Tensor]) -> None:
         """Add AdvAug's generator loss: the adversarial loss of perturbed styles or feature maps."""

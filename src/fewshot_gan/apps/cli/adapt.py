@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from ...utils.errors import needing
 from .options import Base, Threads, count, entry_option, number, path_option, seed_option
 from .root import app, begin
 
+USUAL = "lfs_gan"  # of a preset that is named without a method
 TRAINABLE = [name for name in ADAPTERS.own() if ADAPTERS[name].trainable]
 
 
@@ -33,7 +34,9 @@ def adapt(
     rank: Annotated[int | None, number("Rank of a left adapter; 0: one factor per weight.", 0, 10_000)] = None,
     method: Annotated[
         str | None,
-        entry_option(METHODS, "Paper whose losses teach it; default lfs_gan, for words hyperdomainnet."),
+        entry_option(
+            METHODS, "Paper whose losses teach it; default: chosen by the pictures; for words hyperdomainnet."
+        ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Weights and settings: few_images, for a CPU; paper, as published; or another.")
@@ -68,9 +71,11 @@ def adapt(
     with needing("training", "train"):
         from ...training import adapt as adaptation
         from ...training.config import make_run
-    method = method or ("hyperdomainnet" if text else "lfs_gan")
     if (data is None) == (text is None):
         raise ValueError("a look is shown by pictures or named by words: give a folder of about ten, or --text")
+    chosen: dict[str, Any] = {}
+    if method is None:
+        method, chosen = _method(base, data, preset)
     if text is not None and method != "hyperdomainnet":
         raise ValueError(f"--method {method} learns from pictures; --text needs hyperdomainnet")
     if real_zoom is not None and not METHODS.load(method).Objective.uses_images:
@@ -81,14 +86,14 @@ def adapt(
         base=base,
         data=data,
         text=text,
-        preset=preset,
+        preset=preset or chosen.get("preset"),
         adapter=adapter,
         rank=rank,
         max_train_steps=steps,
         learning_rate=learning_rate,
         train_batch_size=batch_size,
         micro_batch_size=micro_batch_size,
-        real_zoom=real_zoom,
+        real_zoom=chosen.get("real_zoom") if real_zoom is None else real_zoom,
         seed=seed,
         push_to_hub=push_to_hub,
         hub_model_id=hub_model_id,
@@ -100,3 +105,17 @@ def adapt(
     adaptation.run(run)
     if not dry_run:
         print(f"{out}  ({time.perf_counter() - start:.0f} s)")
+
+
+def _method(base: str, data: str | None, preset: str | None) -> tuple[str, dict[str, Any]]:
+    """Return the method of a run that names none, and its settings."""
+    if data is None:
+        return "hyperdomainnet", {}
+    if preset is not None:
+        return USUAL, {}
+    from ...training.choice import choose_method
+
+    choice = choose_method(base, data)
+    settings = "".join(f" --{name.replace('_', '-')} {value}" for name, value in choice.options.items())
+    print(f"chosen: --method {choice.method}{settings}; {choice.reason}")
+    return choice.method, choice.options
