@@ -293,7 +293,9 @@ class Studio:
         return self.pipe.config.mean_landmarks is not None and can_find_faces()
 
     def teach(self, key: str, files: Sequence[str], label: str, steps: int = LOOK_STEPS, seed: int = 0) -> Job:
-        """Start to teach a look, with the method that its pictures suggest. When the job is done, the visitor has the look and its zip file.
+        """Start to teach a look by the method that suits its pictures.
+
+        When the job is done, the visitor has the look and its zip file.
 
         Args:
             key: key of the visitor.

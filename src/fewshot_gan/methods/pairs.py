@@ -101,10 +101,16 @@ def _blurred(places: torch.Tensor) -> torch.Tensor:
 
 
 def figure_share(pictures: torch.Tensor) -> torch.Tensor:
-    """Return how much of each cell shows the figure, not a flat ground: `[K, 3, R, R]` → `[CELLS, CELLS]`, mean over pictures.
+    """Return how much of each cell shows the figure, not a flat ground, as the mean over pictures.
 
     The ground of a picture is the median colour of its upper border. It counts if most of the border has it, in most
     pictures; otherwise everything is figure.
+
+    Args:
+        pictures: `[K, 3, R, R]` in [-1, 1].
+
+    Returns:
+        `[CELLS, CELLS]` in [0, 1].
     """
     half, fine = FINE // 2, _places(pictures)
     border = torch.cat([fine[:, :, 0], fine[:, :, :half, 0], fine[:, :, :half, -1]], 2)  # [K, 3, n]
@@ -117,9 +123,9 @@ def figure_share(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def sure_cells(share: torch.Tensor) -> torch.Tensor:
-    """Return how much each cell tells of `figure_share`: 1 in the figure of most pictures, ¼ in the ground of all, or 0.
+    """Return how much the colour of each cell counts: 1 in the figure of most pictures, ¼ in the ground of all, else 0.
 
-    Cells at the side of the figure do not count: there, other faces have a ground, whose colour does not follow.
+    `share` is that of `figure_share`. Cells at the side of the figure do not count: there, other faces have a ground, whose colour does not follow.
     """
     is_figure, is_ground = share > 0.8, share < 0.02
     inside = F.max_pool2d((~is_figure).float()[None, None], (1, 3), 1, (0, 1))[0, 0] == 0

@@ -34,9 +34,7 @@ def adapt(
     rank: Annotated[int | None, number("Rank of a left adapter; 0: one factor per weight.", 0, 10_000)] = None,
     method: Annotated[
         str | None,
-        entry_option(
-            METHODS, "Paper whose losses teach it; default: chosen by the pictures; for words hyperdomainnet."
-        ),
+        entry_option(METHODS, "Paper whose losses teach it; default: by the pictures, or hyperdomainnet for words."),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Weights and settings: few_images, for a CPU; paper, as published; or another.")
