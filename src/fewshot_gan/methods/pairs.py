@@ -125,7 +125,8 @@ def figure_share(pictures: torch.Tensor) -> torch.Tensor:
 def sure_cells(share: torch.Tensor) -> torch.Tensor:
     """Return how much the colour of each cell counts: 1 in the figure of most pictures, ¼ in the ground of all, else 0.
 
-    `share` is that of `figure_share`. Cells at the side of the figure do not count: there, other faces have a ground, whose colour does not follow.
+    `share` is that of `figure_share`. Cells at the side of the figure do not count: there, other faces have a ground,
+    whose colour does not follow.
     """
     is_figure, is_ground = share > 0.8, share < 0.02
     inside = F.max_pool2d((~is_figure).float()[None, None], (1, 3), 1, (0, 1))[0, 0] == 0
