@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from helpers.adapter_kinds import KINDS, NOISY, assert_same, batch_of, latents, specs_of, weights_of
+from helpers.networks import tiny_mobile
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -13,6 +14,7 @@ from fewshot_gan.adapters import (
     Adapter,
     AdapterBank,
     DomainVectorAdapter,
+    FullAdapter,
     LayerSpec,
     LeFTAdapter,
 )
@@ -268,3 +270,26 @@ def test_files_for_the_256_px_mobile_network_are_small(cls, limit, tmp_path):
     weights = tmp_path / "adapter_model.safetensors"
     assert weights.stat().st_size <= limit
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= limit
+
+
+def test_an_adapter_starts_from_that_of_a_smaller_base(perturbed):
+    small, large = tiny_mobile(), tiny_mobile(block_channels=(16, 16, 16, 8))
+    start = perturbed(LeFTAdapter.for_model(small), 3)
+    adapter = LeFTAdapter.for_model(large)
+    copied = adapter.start_from(start)
+    shared = [p for p, f in start.factors().items() if shapes(adapter.factors().get(p)) == shapes(f)]
+    assert 0 < copied == len(shared) < len(adapter.factors())
+    for path, factors in adapter.factors().items():
+        fresh = LeFTAdapter.for_model(large).factors()[path]
+        same = start.factors()[path] if path in shared else fresh
+        for name, tensor in factors.named_tensors().items():
+            if path in shared or not any(noisy in name for noisy in (*NOISY, "add_in")):
+                assert torch.equal(tensor, same.named_tensors()[name]), (path, name)
+    with pytest.raises(ValueError, match="a full adapter cannot start from one of type left"):
+        FullAdapter.for_model(large).start_from(start)
+    with pytest.raises(ValueError, match="no layer of the adapter to start from has the path and the shapes"):
+        LeFTAdapter.for_model(large, rank=2).start_from(start)
+
+
+def shapes(factors):
+    return None if factors is None else {name: t.shape for name, t in factors.named_tensors().items()}

@@ -56,8 +56,12 @@ class Factors(nn.Module):
 
     def tensors(self) -> list[torch.Tensor]:
         """Return the tensors that `forward` depends on besides its arguments."""
-        own = [*self._parameters.values(), *self._buffers.values()]
-        return [tensor for tensor in own if tensor is not None]
+        return list(self.named_tensors().values())
+
+    def named_tensors(self) -> dict[str, torch.Tensor]:
+        """Return name → tensor of this layer's own parameters and buffers."""
+        own = {**self._parameters, **self._buffers}
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
 
     def initialise(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Become the identity for this stored weight and bias.
@@ -204,6 +208,40 @@ class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):  # pyright: ign
     def factors(self) -> dict[str, Factors]:
         """Return module path → factors."""
         return {path: cast(Factors, self.get_submodule(path)) for path in self.config.target_modules}
+
+    @torch.no_grad()
+    def start_from(self, other: "Adapter") -> int:
+        """Take the values of another adapter in all layers that both adapt.
+
+        Args:
+            other: of the same type and options; its base may be another one, e.g. a smaller one with the same lower
+                layers.
+
+        Returns:
+            The number of these layers. Others keep their values.
+
+        Raises:
+            ValueError: the types differ, or no layer has the same path and shapes.
+        """
+        if type(other) is not type(self):
+            raise ValueError(
+                f"a {self.adapter_type} adapter cannot start from one of type {other.adapter_type}; train that type, "
+                "or leave start_from out"
+            )
+        copied, theirs = 0, other.factors()
+        for path, factors in self.factors().items():
+            tensors = factors.named_tensors()
+            given = theirs[path].named_tensors() if path in theirs else {}
+            if tensors and {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in given.items()}:
+                copied += 1
+                for name, tensor in tensors.items():
+                    tensor.copy_(given[name])
+        if not copied:
+            raise ValueError(
+                "no layer of the adapter to start from has the path and the shapes of one here; take an adapter of "
+                "this base, or of a smaller one of the same family, with the same options"
+            )
+        return copied
 
     def settings(self) -> dict:
         """Return the options with which the adapter was made."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..adapters import load_adapter
 from ..adapters.trainable import Trainable
 from ..catalogue import METHODS
 from ..data.datasets import load_images, provenance
@@ -71,6 +72,8 @@ class Run:
         record |= self.method.record(self)
         for name in ("output_dir", *(() if self.method.Objective.uses_images else JUDGED)):
             record.pop(name)
+        if start := self.settings.start_from:
+            record["start_from"] = portable_name(start)
         if previous := getattr(self.settings.adapter_options, "previous", None):
             record["previous"] = portable_name(previous)
         return record
@@ -78,7 +81,11 @@ class Run:
     def new_adapter(self, **options) -> Any:
         settings = {"method": self.method.name, "training": self.record, "base_model_name_or_path": self.base}
         options = {**settings, **options}
-        return self.settings.adapter_class.fresh(self.pipe.generator, self.settings.adapter_options, **options)
+        adapter = self.settings.adapter_class.fresh(self.pipe.generator, self.settings.adapter_options, **options)
+        if start := self.settings.start_from:
+            copied = adapter.start_from(load_adapter(start))
+            self.accelerator.print(f"{copied} of {len(adapter.factors())} layers start from {start}")
+        return adapter
 
     def main_process_first(self) -> AbstractContextManager:
         return self.accelerator.main_process_first()

@@ -23,7 +23,16 @@ PRESETS = {
     "text": "terms, weights and rates as published, for words",
 }
 JUDGED = ("d_learning_rate", "augment", "real_zoom")  # settings of methods that show training images to a discriminator
-PATHS = ("base", "data", "output_dir", "previous", "projections", "texts", "ticket")  # options in which `~` is expanded
+PATHS = (
+    "base",
+    "data",
+    "output_dir",
+    "previous",
+    "projections",
+    "start_from",
+    "texts",
+    "ticket",
+)  # options in which `~` is expanded
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class RunOptions:
         data: image folder, zip archive, embedded set or `datasets` id; None: the look is named by words.
         adapter: kind of adapter; None: the method's.
         preset: weights and settings to start from; None: the method's default.
+        start_from: adapter whose layers a new one starts from; None: it starts as the identity.
     """
 
     base: str = field(
@@ -71,6 +81,13 @@ class RunOptions:
     )
     adapter: str | None = None
     preset: str | None = None
+    start_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "adapter whose layers a new one starts from, of the same kind; it may be of a smaller base with "
+            "the same lower layers"
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,7 @@ class RunConfig:
         adapter: kind of adapter.
         adapter_options: options of that kind.
         preset: name of the preset that `training` and `objective` start from.
+        start_from: see `RunOptions`.
         training: settings of the run.
         objective: weights of the terms.
         tracking: trackers, threads, the Hub.
@@ -99,6 +117,7 @@ class RunConfig:
     objective: ObjectiveConfig
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
     dry_run: bool = False
+    start_from: str | None = None
 
     @property
     def output_dir(self) -> str:
@@ -164,6 +183,7 @@ def make_run(method: str = "lfs_gan", **options: Any) -> RunConfig:
         objective=objective,
         tracking=tracking,
         dry_run=dry_run,
+        start_from=run_options.start_from,
     )
     chosen_method.check(run)
     chosen_method.complete(objective)
