@@ -21,6 +21,18 @@ from fewshot_gan.training.command_line import parse
 pytestmark = pytest.mark.usefixtures("tiny_features")
 
 
+def test_a_run_starts_from_another_adapter(train, tmp_path, capsys):
+    first = train("lfs_gan", out="first")
+    capsys.readouterr()
+    second = train("lfs_gan", f"--start_from={tmp_path / 'first'}", "--learning_rate=1e-12", "--ema_decay=0")
+    layers = len(first.factors())
+    assert f"{layers} of {layers} layers start from" in capsys.readouterr().out
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    assert second.config.training["start_from"].endswith("first")
+    with pytest.raises(ValueError, match="a full adapter cannot start from one of type left"):
+        train("cdc", f"--start_from={tmp_path / 'first'}", out="other")
+
+
 @pytest.mark.parametrize(
     "method, options, kind",
     [
@@ -34,6 +46,8 @@ pytestmark = pytest.mark.usefixtures("tiny_features")
         ("d3t", ["--distillation_weight=0", "--projection_steps=2", "--space=w+"], "left"),
         ("d3t", ["--preset=paper", "--projection_steps=2", "--adapter=domain_vector"], "domain_vector"),
         ("d3t", ["--preset=large_gap", "--real_zoom=1.5"], "left"),
+        ("d3t", ["--preset=large_gap", "--diversity=dcl", "--adapter=delta_w"], "delta_w"),
+        ("pairs", ["--projection_steps=2", "--pair_quality=0", "--pair_start=0.4", "--pair_layer=2"], "left"),
         ("hyperdomainnet", [], "domain_vector"),
         ("hyperdomainnet", ["--preset=image", "--projection_steps=2"], "domain_vector"),
         ("hyperdomainnet", ["--indomain_weight=1", "--adapter=left"], "left"),
@@ -45,7 +59,7 @@ def test_each_method_trains_and_records_itself(train, tmp_path, base_folder, met
     assert stored.adapter_type == kind and stored.config.method == method
     assert all(torch.equal(v, stored.state_dict()[k]) for k, v in result.state_dict().items())
     assert stored.config.training["max_train_steps"] == 2 and stored.config.training["num_images"] == 3
-    usual = {"full": 2e-4, "adafm": 1e-3, "domain_vector": 0.01 if "--preset=image" in options else 0.02}
+    usual = {"full": 2e-4, "adafm": 1e-3, "delta_w": 0.02, "domain_vector": 0.01 if "--preset=image" in options else 0.02}
     assert stored.config.training["learning_rate"] == usual.get(kind, 5e-3)
     if "--scratch" not in options:
         fresh = type(stored).for_model(FewShotGAN.from_pretrained(base_folder).generator)
