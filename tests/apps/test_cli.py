@@ -286,7 +286,7 @@ def test_adapt_trains_and_resumes(cli, base_folder, pencil, features, monkeypatc
     monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda **kwargs: features)
     arguments = ["adapt", pencil, "--out", "runs/ink", "--base", base_folder, "--steps", 2, "--batch-size", 2]
     code, out, err = cli(*arguments, "--rank", 2, "--seed", 3)
-    assert code == 0 and "runs/ink  (" in out, err
+    assert code == 0 and "runs/ink  (" in out and "chosen: --method lfs_gan; the pictures show what" in out, err
     config = json.loads(Path("runs/ink/adapter_config.json").read_text(encoding="utf-8"))
     assert (config["adapter_type"], config["rank"], config["training"]["seed"]) == ("left", 2, 3)
     assert config["training"]["max_train_steps"] == 2 and config["training"]["num_images"] == 3

@@ -20,8 +20,10 @@ from fewshot_gan.methods.pairs import (
     PairsObjective,
     counterpart_quality,
     figure_share,
+    landmark_share,
     landmark_weights,
     pair_distance,
+    plain_cells,
     sure_cells,
 )
 from fewshot_gan.methods.views import Views
@@ -75,6 +77,18 @@ def test_figure_and_ground():
     noisy = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert figure_share(noisy).min() == 1  # without a flat ground everything is figure
     assert sure_cells(torch.ones(CELLS, CELLS)).min() == 1
+
+
+def test_cells_with_details_say_nothing_of_colours():
+    pictures = heads(COLOURS)
+    pictures[:, :, 20:24, 20:24] = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(2, 2)  # one cell
+    plain = plain_cells(pictures)
+    assert plain[5, 5] < 0.01 and plain[7, 7] == 1
+    near = landmark_share(LANDMARKS, 32, CELLS)
+    assert near.max() <= 1 and near[7, 5] > 0.9 and near[0, 0] < 0.01
+    assert landmark_share(None, 32, CELLS).max() == 0
+    weight = ColourMap(pictures, pictures, near).weight
+    assert weight[7, 5] < 0.2 * weight[8, 8] and weight[5, 5] < 0.01
 
 
 def test_eyes_and_mouth_count_more():
@@ -158,11 +172,13 @@ def test_steps_of_pairs_mix_latents_and_learn_the_picture(build, pair, mobile):
     codes = as_ws(objective._required_codes()[origin], mobile.num_ws, mobile.w_dim)
     assert torch.equal(later.latents.w[:, :2], codes[:, :2]) and not torch.equal(later.latents.w[:, 2:], codes[:, 2:])
     losses = objective.generator_losses(later)
-    assert {"pairs", "coarse"} <= set(losses) and "colour_map" not in losses
+    assert {"pairs", "coarse", "colour_map"} <= set(losses)
     whole = build(pair_start=0.4, pair_every=2, pair_pull=0.0, pair_others=1.0).generator_losses(
         batch_at(objective, pair, 4)
     )
-    assert losses["statistics"].item() == pytest.approx(0.1 * whole["statistics"].item(), rel=1e-4)
+    assert losses["statistics"].item() == pytest.approx(
+        objective.config.pair_others * whole["statistics"].item(), rel=1e-4
+    )
     sum(losses.values()).backward()
     trained = pair.bank.adapters["training"]
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.parameters())

@@ -59,7 +59,12 @@ def test_each_method_trains_and_records_itself(train, tmp_path, base_folder, met
     assert stored.adapter_type == kind and stored.config.method == method
     assert all(torch.equal(v, stored.state_dict()[k]) for k, v in result.state_dict().items())
     assert stored.config.training["max_train_steps"] == 2 and stored.config.training["num_images"] == 3
-    usual = {"full": 2e-4, "adafm": 1e-3, "delta_w": 0.02, "domain_vector": 0.01 if "--preset=image" in options else 0.02}
+    usual = {
+        "full": 2e-4,
+        "adafm": 1e-3,
+        "delta_w": 0.02,
+        "domain_vector": 0.01 if "--preset=image" in options else 0.02,
+    }
     assert stored.config.training["learning_rate"] == usual.get(kind, 5e-3)
     if "--scratch" not in options:
         fresh = type(stored).for_model(FewShotGAN.from_pretrained(base_folder).generator)

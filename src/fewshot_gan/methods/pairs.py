@@ -35,6 +35,7 @@ CELLS = 16  # larger places, in which colours are compared
 FINE = 64  # places of `ColourMap` along a side
 GROUND = 0.1  # largest difference of a colour in [-1, 1] from that of its flat ground
 COARSE = 64  # px of the reduced pictures whose colours a pair compares
+DETAIL = 0.15  # spread of a colour in [-1, 1] within a cell, with which the cell counts 1/e
 LANDMARK_SPREAD = 0.08  # standard deviation of the weight around an eye or the mouth, as a share of the side
 MOUTH = 0.4  # how far below the nose the mouth lies, in distances of the nose from the eyes
 
@@ -47,14 +48,15 @@ class ColourMap:
 
     Args:
         counterparts, pictures: `[K, 3, R, R]` in [-1, 1].
+        features: share of an eye or the mouth in each cell, see `landmark_share`; such cells do not count.
 
     Attributes:
         slope: of each place, `[FINE, FINE]`.
-        weight: how much each cell counts, `[CELLS, CELLS]` with mean 1, see `sure_cells`.
+        weight: how much each cell counts, `[CELLS, CELLS]` with mean 1, see `sure_cells` and `plain_cells`.
     """
 
-    def __init__(self, counterparts: torch.Tensor, pictures: torch.Tensor):
-        weight = sure_cells(figure_share(pictures))
+    def __init__(self, counterparts: torch.Tensor, pictures: torch.Tensor, features: torch.Tensor | float = 0.0):
+        weight = sure_cells(figure_share(pictures)) * plain_cells(pictures) * (1 - features)
         self.weight = weight / weight.mean().clamp_min(1e-8)
         source, look = _places(counterparts), _places(pictures)
         self.source_mean, self.look_mean = source.mean(0), look.mean(0)
@@ -133,25 +135,48 @@ def sure_cells(share: torch.Tensor) -> torch.Tensor:
     return inside.float() + 0.25 * is_ground.float()
 
 
+def plain_cells(pictures: torch.Tensor) -> torch.Tensor:
+    """Return how plain pictures `[K, 3, R, R]` are in each cell, `[CELLS, CELLS]`: 1 for one colour, 0 for details.
+
+    The colour of a cell with an eye or brows says nothing of faces that have them elsewhere.
+    """
+    cells = _places(pictures).unfold(2, FINE // CELLS, FINE // CELLS).unfold(3, FINE // CELLS, FINE // CELLS)
+    detail = cells.flatten(4).std(4, correction=0).mean((0, 1))
+    return torch.exp(-(detail / DETAIL).square())
+
+
+def landmark_share(landmarks, resolution: int, size: int) -> torch.Tensor:
+    """Return how near each position is to an eye or the mouth, `[size, size]` in [0, 1].
+
+    Args:
+        landmarks: `mean_landmarks` of a base, in px of pictures of `resolution`; None gives 0.
+        resolution: of these pictures.
+        size: side of the map.
+    """
+    nearest = torch.zeros(size, size, dtype=torch.float32, device="cpu")
+    if landmarks is None:
+        return nearest
+    points = {
+        name: torch.tensor(point, dtype=torch.float32, device="cpu") / resolution for name, point in landmarks.items()
+    }
+    eyes = [(points[f"{side}_eye_outer"] + points[f"{side}_eye_inner"]) / 2 for side in ("left", "right")]
+    nose = points["nose"]
+    mouth = nose + MOUTH * (nose - (eyes[0] + eyes[1]) / 2)
+    places = (torch.arange(size, device="cpu") + 0.5) / size
+    for x, y in (*eyes, mouth):
+        distance = (places[None, :] - x).square() + (places[:, None] - y).square()
+        nearest = torch.maximum(nearest, torch.exp(-distance / (2 * LANDMARK_SPREAD**2)))
+    return nearest
+
+
 def landmark_weights(landmarks, resolution: int, size: int, weight: float) -> torch.Tensor:
     """Return the weight of each position in a comparison, `[1, 1, size, size]` with mean 1.
 
     Args:
-        landmarks: `mean_landmarks` of a base, in px of pictures of `resolution`; None gives equal weights.
-        resolution: of these pictures.
-        size: side of the map.
+        landmarks, resolution, size: see `landmark_share`; without landmarks the weights are equal.
         weight: how much more an eye or the mouth counts than other places; 0 gives equal weights.
     """
-    weights = torch.ones(size, size, dtype=torch.float32, device="cpu")
-    if landmarks is not None and weight:
-        points = {name: torch.tensor(point) / resolution for name, point in landmarks.items()}
-        eyes = [(points[f"{side}_eye_outer"] + points[f"{side}_eye_inner"]) / 2 for side in ("left", "right")]
-        nose = points["nose"]
-        mouth = nose + MOUTH * (nose - (eyes[0] + eyes[1]) / 2)
-        places = (torch.arange(size, device="cpu") + 0.5) / size
-        for x, y in (*eyes, mouth):
-            distance = (places[None, :] - x).square() + (places[:, None] - y).square()
-            weights += weight * torch.exp(-distance / (2 * LANDMARK_SPREAD**2))
+    weights = 1 + weight * landmark_share(landmarks, resolution, size)
     return (weights / weights.mean())[None, None]
 
 
@@ -209,15 +234,15 @@ class PairsConfig(D3TConfig):
             out of the pairs.
     """
 
-    pair_weight: float = 4.0
+    pair_weight: float = 2.0
     coarse_weight: float = 0.5
-    pair_start: float = 0.4
+    pair_start: float = 0.5
     pair_every: int = 1
     pair_layer: int = 8
     pair_pull: float = 0.15
-    pair_others: float = 0.1
+    pair_others: float = 0.3
     landmark_weight: float = 4.0
-    colour_map_weight: float = 8.0
+    colour_map_weight: float = 12.0
     pair_quality: float = 0.1
 
     RANGES = D3TConfig.RANGES | {
@@ -273,7 +298,8 @@ class PairsObjective(D3TObjective):
                 f"the base draws no faces like these pictures (quality {best}; pairs need {config.pair_quality}): use "
                 "--method d3t --preset large_gap"
             )
-        self.colour_map = ColourMap(counterparts[self.paired], real[self.paired])
+        near = landmark_share(landmarks, real.shape[-1], CELLS)
+        self.colour_map = ColourMap(counterparts[self.paired], real[self.paired], near.to(real.device))
         self._counterparts = reduced(counterparts, config.view_size)
 
     def weights(self, size: int) -> torch.Tensor:
@@ -307,7 +333,7 @@ class PairsObjective(D3TObjective):
 
     def generator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses, c = super().generator_losses(batch), self.config
-        if c.colour_map_weight and not self.draws_pairs(batch.step, batch.progress):
+        if c.colour_map_weight:
             distance = self.colour_map.distance(batch.drawn.images, batch.require_source().images)
             losses["colour_map"] = c.colour_map_weight * distance
         if self.draws_pairs(batch.step, batch.progress):

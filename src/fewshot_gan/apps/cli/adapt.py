@@ -71,9 +71,9 @@ def adapt(
         from ...training.config import make_run
     if (data is None) == (text is None):
         raise ValueError("a look is shown by pictures or named by words: give a folder of about ten, or --text")
-    chosen: dict[str, Any] = {}
+    chosen, told = {}, ""
     if method is None:
-        method, chosen = _method(base, data, preset)
+        method, chosen, told = _method(base, data, preset)
     if text is not None and method != "hyperdomainnet":
         raise ValueError(f"--method {method} learns from pictures; --text needs hyperdomainnet")
     if real_zoom is not None and not METHODS.load(method).Objective.uses_images:
@@ -100,20 +100,21 @@ def adapt(
     )
     start = time.perf_counter()
     begin(num_threads)
+    if told:
+        print(told)
     adaptation.run(run)
     if not dry_run:
         print(f"{out}  ({time.perf_counter() - start:.0f} s)")
 
 
-def _method(base: str, data: str | None, preset: str | None) -> tuple[str, dict[str, Any]]:
-    """Return the method of a run that names none, and its settings."""
+def _method(base: str, data: str | None, preset: str | None) -> tuple[str, dict[str, Any], str]:
+    """Return the method of a run that names none, its settings, and what to tell about them."""
     if data is None:
-        return "hyperdomainnet", {}
+        return "hyperdomainnet", {}, ""
     if preset is not None:
-        return USUAL, {}
+        return USUAL, {}, ""
     from ...training.choice import choose_method
 
     choice = choose_method(base, data)
     settings = "".join(f" --{name.replace('_', '-')} {value}" for name, value in choice.options.items())
-    print(f"chosen: --method {choice.method}{settings}; {choice.reason}")
-    return choice.method, choice.options
+    return choice.method, choice.options, f"chosen: --method {choice.method}{settings}; {choice.reason}"
