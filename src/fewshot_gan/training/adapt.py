@@ -81,7 +81,7 @@ class Run:
     def new_adapter(self, **options) -> Any:
         settings = {"method": self.method.name, "training": self.record, "base_model_name_or_path": self.base}
         options = {**settings, **options}
-        adapter = self.settings.adapter_class.fresh(self.pipe.generator, self.settings.adapter_options, **options)
+        adapter: Any = self.settings.adapter_class.fresh(self.pipe.generator, self.settings.adapter_options, **options)
         if start := self.settings.start_from:
             copied = adapter.start_from(load_adapter(start))
             self.accelerator.print(f"{copied} of {len(adapter.factors())} layers start from {start}")
