@@ -409,8 +409,12 @@ def test_info_shows_an_embedded_adapter_of_each_base(cli, base_folder, adapter_f
         look.write_text(json.dumps(config), encoding="utf-8")
     code, out, err = cli("info", "ink", "--json")
     assert code == 0 and [facts["base_model_name_or_path"] for facts in json.loads(out)] == ["one", "two"]
+    pictures = tmp_path / "assets" / "datasets" / "drawings"
+    pictures.mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(pictures / "000.webp")
+    (pictures / "dataset.json").write_text("{}", encoding="utf-8")
     code, out, err = cli("list")
-    assert "ink (for one): left" in out and "ink (for two): left" in out
+    assert "ink (for one): left" in out and "ink (for two): left" in out and "drawings: 1 pictures" in out
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"PK\x03\x04", b"hello", b"\x80\x04N."])

@@ -133,13 +133,15 @@ def test_lorelei_draws_each_face_for_itself(pipe):
     assert own["luminance"] > other["luminance"] + 0.1 and own["edge"] > 1.4 * other["edge"]
 
 
-@pytest.mark.parametrize(("name", "side"), [("pencil", 1024), ("pencil-256", 256)])
+@pytest.mark.parametrize(("name", "side"), [("pencil", 1024), ("pencil-256", 256), ("toon", 256)])
 def test_example_pictures(name, side):
     folder = embedded_datasets()[name]
     paths = sorted(path for path in folder.iterdir() if path.suffix != ".json")
     assert len(paths) == 10 and all(Image.open(path).size == (side, side) for path in paths)
     assert sum(path.stat().st_size for path in paths) <= 2.5e6
-    assert json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["style"] == "filter:pencil"
+    info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    assert ("MIT" if name == "toon" else "base") in info["licence"]["name"] and info["licence"]["text"]
+    assert (info["style"] == "filter:pencil") == (name != "toon")
 
 
 def test_every_base_has_its_licence_beside_it():

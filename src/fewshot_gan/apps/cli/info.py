@@ -93,7 +93,7 @@ def list_embedded():
     datasets = hub.embedded_datasets()
     print("datasets" if datasets else "datasets: none")
     for name, folder in datasets.items():
-        pictures = list(folder.glob("*.png"))
+        pictures = [path for path in folder.iterdir() if path.suffix != ".json"]
         print(f"  {name}: {len(pictures)} pictures, {_size(*pictures)}")
 
 
