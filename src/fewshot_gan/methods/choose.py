@@ -6,7 +6,7 @@ Three questions decide (training/RESULTS.md, "The choice of the method"):
   look (`statistics.content_distance`), is then hardly further from the base's random pictures than theirs from each
   other.
 - Otherwise, does the base have counterparts of the pictures? Their inversion comes much nearer than the mean picture.
-- Is there a flat ground, on which the figure is smaller than in the base's pictures?
+- Is there a flat ground, on which the figure is smaller than in the base's pictures (`framing`)?
 """
 
 from dataclasses import dataclass, field
@@ -14,16 +14,13 @@ from typing import Any
 
 import torch
 
-from ..data.images import reduced
 from ..features import FeatureNetwork
-from ..inversion import VIEW, invert, latent_statistics
+from ..inversion import invert, latent_statistics
 from ..models.latents import check_latents
 from ..models.layers import as_ws
-from ..utils.random import seeded
-from .pairs import counterpart_quality, figure_share
-from .statistics import CONTENT_LEVELS, self_similarity
+from .framing import find_framing, layout_distances, layouts, own_pictures
+from .pairs import counterpart_quality, has_flat_ground
 
-SAMPLES = 16  # pictures of the base
 SAME_SCENE = 1.35  # largest ratio of the distances of pictures of the base's scene
 INVERTED = 4  # pictures that are inverted
 INVERSION_STEPS = 30
@@ -61,33 +58,22 @@ def choose(pipe, images: torch.Tensor, features: FeatureNetwork) -> Choice:
     Returns:
         "lfs_gan", "pairs" or "d3t" with preset "large_gap". It depends on the base and the pictures alone.
     """
-    z = torch.randn(SAMPLES, pipe.generator.z_dim, generator=seeded(0), dtype=torch.float32, device="cpu")
-    with pipe.bank.using({}):
-        ws = pipe.generator.mapping(z.to(images.device), truncation_psi=0.7)
-        own = torch.cat([reduced(pipe.generator(w, latent_space="w+").float(), VIEW) for w in ws.split(1)])
-    between = _layout_distances(features, own, own)
-    apart = between[~torch.eye(len(own), dtype=torch.bool, device=between.device)].mean()
-    scene = float(_layout_distances(features, reduced(images, VIEW), own).mean() / apart)
+    own = layouts(features, own_pictures(pipe, images.device))
+    between = layout_distances(own, own)
+    apart = between[~torch.eye(len(between), dtype=torch.bool, device=between.device)].mean()
+    scene = float(layout_distances(layouts(features, images), own).mean() / apart)
     if scene <= SAME_SCENE:
         reason = "the pictures show what the base draws, in other colours or strokes, so everything else is kept"
         return Choice("lfs_gan", reason=reason, scene=scene)
-    quality = float(_qualities(pipe, images[:INVERTED], features).mean())
-    share = figure_share(images)
-    options = {"real_zoom": 1.5} if share[:, [0, -1]].mean() < 0.25 else {}
+    has_ground = has_flat_ground(images)
+    framing, _ = find_framing(features, images, own, has_ground)
+    quality = float(_qualities(pipe, framing.apply(images[:INVERTED]), features).mean())
     if quality >= COUNTERPART:
         reason = "the base can draw a face near to each picture, so it learns from pairs of them"
-        return Choice("pairs", {"preset": "pairs"} | options, reason, scene, quality)
+        return Choice("pairs", {"preset": "pairs"}, reason, scene, quality)
     reason = "the base draws nothing near to these pictures, so their shapes and colours are learned, not their pairs"
-    return Choice("d3t", {"preset": "large_gap"} | options, reason, scene, quality)
-
-
-def _layout_distances(features: FeatureNetwork, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared difference of self-similarities of pictures `[A, …]` and `[B, …]`, `[A, B]`."""
-    total = torch.zeros(len(a), len(b), device=a.device)
-    maps = [[self_similarity(x) for x in features(pictures, CONTENT_LEVELS)] for pictures in (a, b)]
-    for x, y in zip(*maps, strict=True):
-        total += torch.stack([(row - y).square().mean((1, 2)) for row in x])
-    return total
+    zoom = {"real_zoom": 1.5} if has_ground and framing.zoom > 1 else {}
+    return Choice("d3t", {"preset": "large_gap"} | zoom, reason, scene, quality)
 
 
 def _qualities(pipe, images: torch.Tensor, features: FeatureNetwork) -> torch.Tensor:

@@ -133,6 +133,15 @@ class Method:
                 "AdaFM transfer GP-GANs too, and training/lottery.py trains the others"
             )
 
+    def prepare_images(self, run: Run, images: torch.Tensor) -> torch.Tensor:
+        """Return the training images as this method needs them, by default as they are.
+
+        Args:
+            run: the run; its `images` are not set yet.
+            images: `[K, 3, R, R]` in [−1, 1] on the run's device, R the generator's resolution.
+        """
+        return images
+
     def record(self, run: Run) -> dict[str, Any]:
         """Return further JSON values for the training record in the adapter's config.
 

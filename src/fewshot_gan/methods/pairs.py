@@ -11,7 +11,7 @@ the pictures. It predicts how dark the hair and skin of any face are in the look
 Shape legend: B images, K training images, L `num_ws`, D `w_dim`, R resolution.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -24,12 +24,14 @@ from ..models.layers import as_ws
 from ..utils.ranges import COUNT, NOT_NEGATIVE, SHARE
 from .checks import required
 from .d3t import D3TConfig, D3TMethod, D3TObjective
+from .framing import Framing, find_framing, layouts, own_pictures
 from .losses import total
 from .method import Run
 from .objective import Batch
 from .pair import Latents, Pair
-from .projections import DEFAULTS, as_layers, complete
+from .projections import DEFAULTS, ProjectionOptions, as_layers, complete
 
+FRAMINGS = ("auto", "none")
 BLOCKS = (0, 2, 4, 10, 14)  # of EfficientNet-Lite0
 CELLS = 16  # larger places, in which colours are compared
 FINE = 64  # places of `ColourMap` along a side
@@ -114,14 +116,25 @@ def figure_share(pictures: torch.Tensor) -> torch.Tensor:
     Returns:
         `[CELLS, CELLS]` in [0, 1].
     """
-    half, fine = FINE // 2, _places(pictures)
-    border = torch.cat([fine[:, :, 0], fine[:, :, :half, 0], fine[:, :, :half, -1]], 2)  # [K, 3, n]
-    ground = border.median(2).values
-    is_flat = ((border - ground[:, :, None]).abs().amax(1) < GROUND).float().mean(1) > 0.6  # [K]
+    fine = _places(pictures)
+    ground, is_flat = _grounds(fine)
     if is_flat.float().mean() <= 0.5:
         return torch.ones(CELLS, CELLS, dtype=torch.float32, device=pictures.device)
     differs = (fine[is_flat] - ground[is_flat][:, :, None, None]).abs().amax(1) > GROUND
     return F.avg_pool2d(differs.float().mean(0)[None, None], FINE // CELLS)[0, 0]
+
+
+def has_flat_ground(pictures: torch.Tensor) -> bool:
+    """Return whether most pictures `[K, 3, R, R]` in [-1, 1] show a figure on a flat ground, see `figure_share`."""
+    return bool(_grounds(_places(pictures))[1].float().mean() > 0.5)
+
+
+def _grounds(fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the colour `[K, 3]` of each picture's ground, and whether it is flat, `[K]`."""
+    half = FINE // 2
+    border = torch.cat([fine[:, :, 0], fine[:, :, :half, 0], fine[:, :, :half, -1]], 2)  # [K, 3, n]
+    ground = border.median(2).values
+    return ground, ((border - ground[:, :, None]).abs().amax(1) < GROUND).float().mean(1) > 0.6
 
 
 def sure_cells(share: torch.Tensor) -> torch.Tensor:
@@ -352,12 +365,47 @@ class PairsObjective(D3TObjective):
         return losses
 
 
+@dataclass(frozen=True)
+class PairsOptions(ProjectionOptions):
+    """Options of `ProjectionOptions`, and how training pictures are framed.
+
+    Attributes:
+        framing: "auto" enlarges and shifts them so that they are laid out like the base's, "none" takes them as they
+            are.
+    """
+
+    framing: str = field(
+        default="auto",
+        metadata={"choices": list(FRAMINGS), "help": "auto: enlarge and shift pictures to the base's layout; or none"},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.framing not in FRAMINGS:
+            raise ValueError(f"framing={self.framing!r}: choose one of {', '.join(FRAMINGS)}")
+
+
 class PairsMethod(D3TMethod):
     """Pairs of training pictures and their counterparts in the base (after arXiv 2112.11641)."""
 
     name = "pairs"
-    Config, Objective = PairsConfig, PairsObjective
+    Config, Objective, Options = PairsConfig, PairsObjective, PairsOptions
     presets = ("pairs",)
+
+    def __init__(self, options=None):
+        super().__init__(options)
+        self.framing = Framing()
+
+    def prepare_images(self, run: Run, images: torch.Tensor) -> torch.Tensor:
+        if self.options.framing == "auto":
+            features = self.features(run)
+            own = layouts(features, own_pictures(run.pipe, images.device))
+            self.framing, _ = find_framing(features, images, own, has_flat_ground(images))
+            print(f"framing: enlarged {self.framing.zoom:g} times, moved down by {self.framing.shift:.1%} of the side")
+        return self.framing.apply(images)
+
+    def record(self, run: Run) -> dict:
+        return {**super().record(run), "zoom": self.framing.zoom, "shift": self.framing.shift}
 
     def complete(self, config: D3TConfig) -> None:
         self.options = complete(self.options, config, DEFAULTS | {"projection_steps": 50})
