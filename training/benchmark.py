@@ -356,10 +356,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     args = parser.parse_args(argv)
     set_threads(args.num_threads)
     for name in ("num", "spatial_images"):
-        if getattr(args, name) < 2:
+        if getattr(args, name) < 3:
             option = name.replace("_", "-")
             parser.error(
-                f"--{option} {getattr(args, name)} is below 2; distances need at least 2 images, usual are 500"
+                f"--{option} {getattr(args, name)} is below 3; distances need at least 3 images, usual are 500"
             )
     if args.crops < 0:
         parser.error(f"--crops {args.crops} is below 0; give 0 for no native numbers, usual are {CROPS}")

@@ -1,6 +1,6 @@
-"""D3T-GAN: data-dependent transfer from projected training images, and a distilled judge (arXiv 2205.06032).
+"""Learn a look from pairs of its pictures and the faces nearest to them (after JoJoGAN, arXiv 2112.11641).
 
-    accelerate launch training/pairs.py --base ffhq --data pencil --output_dir runs/sketch-pairs
+    accelerate launch training/pairs.py --base ffhq --data toon --output_dir runs/toon
 
 To resume, run the same command again. `--help` lists every weight and setting.
 """

@@ -353,9 +353,10 @@ class Studio:
 
                 before = faces({}, "Base, face")
                 job.pictures = before
-                choice = choose_for(self.pipe, load_images(pictures, self.pipe.generator.resolution))
-                job.note = f"Method {choice.method}: {choice.reason}."
                 try:
+                    loaded = load_images(pictures, self.pipe.generator.resolution)
+                    choice = choose_for(self.pipe, loaded, lambda *_: job.go_on())
+                    job.note = f"Method {choice.method}: {choice.reason}."
                     adapter: Any = adapt.run(make_run(choice.method, **options, **choice.options), on_step=on_step)
                 except (ValueError, OSError) as error:  # the visitor need not know where the upload lies
                     raise ValueError(explain(error).replace(str(pictures), "the upload")) from error
@@ -402,7 +403,8 @@ class Studio:
         """
         job, before = self.visitor(key).jobs.get(kind), None
         while job is not None:
-            job.watched, over, now = time.monotonic(), job.over, (job.state, job.done, job.stopping, id(job.pictures))
+            job.watched, over = time.monotonic(), job.over
+            now = job.state, job.done, job.stopping, job.note, id(job.pictures)
             if now != before:
                 yield job
             before = now

@@ -263,6 +263,7 @@ class AdaFMMethod(Method):
             ("path_length_weight", run.config.path_length_weight, 0.0),
             ("content_weight", run.config.content_weight, 0.0),
             ("structure_weight", run.config.structure_weight, 0.0),
+            ("diversity", run.config.diversity, "own"),
         ):
             if value != usual:
                 raise ValueError(

@@ -9,16 +9,16 @@ Three questions decide (training/RESULTS.md, "The choice of the method"):
 - Is there a flat ground, on which the figure is smaller than in the base's pictures (`framing`)?
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..features import FeatureNetwork
-from ..inversion import invert, latent_statistics
-from ..models.latents import check_latents
+from ..inversion import VIEW, invert, latent_statistics
 from ..models.layers import as_ws
-from .framing import find_framing, layout_distances, layouts, own_pictures
+from .framing import MOST, find_framing, layout_distances, layouts, own_pictures
 from .pairs import counterpart_quality, has_flat_ground
 
 SAME_SCENE = 1.35  # largest ratio of the distances of pictures of the base's scene
@@ -47,13 +47,16 @@ class Choice:
 
 
 @torch.no_grad()
-def choose(pipe, images: torch.Tensor, features: FeatureNetwork) -> Choice:
+def choose(
+    pipe, images: torch.Tensor, features: FeatureNetwork, on_step: Callable[[int, torch.Tensor], None] | None = None
+) -> Choice:
     """Choose the method that learns a look best from these pictures.
 
     Args:
         pipe: the base, a `FewShotGAN` with styles.
         images: training pictures `[K, 3, R, R]` in [-1, 1].
         features: frozen feature network.
+        on_step: of `inversion.invert`; its exceptions end the choice.
 
     Returns:
         "lfs_gan", "pairs" or "d3t" with preset "large_gap". It depends on the base and the pictures alone.
@@ -61,13 +64,13 @@ def choose(pipe, images: torch.Tensor, features: FeatureNetwork) -> Choice:
     own = layouts(features, own_pictures(pipe, images.device))
     between = layout_distances(own, own)
     apart = between[~torch.eye(len(between), dtype=torch.bool, device=between.device)].mean()
-    scene = float(layout_distances(layouts(features, images), own).mean() / apart)
+    scene = float(layout_distances(layouts(features, images[:MOST]), own).mean() / apart)
     if scene <= SAME_SCENE:
         reason = "the pictures show what the base draws, in other colours or strokes, so everything else is kept"
         return Choice("lfs_gan", reason=reason, scene=scene)
     has_ground = has_flat_ground(images)
-    framing, _ = find_framing(features, images, own, has_ground)
-    quality = float(_qualities(pipe, framing.apply(images[:INVERTED]), features).mean())
+    framing = find_framing(features, images, own, has_ground)
+    quality = float(_qualities(pipe, framing.apply(images[:INVERTED]), features, on_step).mean())
     if quality >= COUNTERPART:
         reason = "the base can draw a face near to each picture, so it learns from pairs of them"
         return Choice("pairs", {"preset": "pairs"}, reason, scene, quality)
@@ -76,11 +79,13 @@ def choose(pipe, images: torch.Tensor, features: FeatureNetwork) -> Choice:
     return Choice("d3t", {"preset": "large_gap"} | zoom, reason, scene, quality)
 
 
-def _qualities(pipe, images: torch.Tensor, features: FeatureNetwork) -> torch.Tensor:
+def _qualities(pipe, images: torch.Tensor, features: FeatureNetwork, on_step) -> torch.Tensor:
     """Return `counterpart_quality` `[N]` of pictures after a short inversion."""
-    generator, start = pipe.generator, pipe.estimate(images)
-    mean = check_latents(latent_statistics(generator)[0][None])
+    generator = pipe.generator
+    options = {"start": pipe.estimate(images), "perceptual": features, "progress": False, "on_step": on_step}
+    batch_size = INVERTED if generator.resolution <= VIEW else 1  # one graph of 1024 px takes 1 GB
     with pipe.bank.using({}):
-        found = invert(generator, images, steps=INVERSION_STEPS, start=start, perceptual=features, progress=False)
-        drawn = generator(as_ws(mean, generator.num_ws, generator.w_dim).to(images), latent_space="w+").float()
+        found = invert(generator, images, steps=INVERSION_STEPS, batch_size=batch_size, **options)
+        mean = latent_statistics(generator)[0][None].to(images)
+        drawn = generator(as_ws(mean, generator.num_ws, generator.w_dim), latent_space="w+").float()
     return counterpart_quality(features, images, found.images.to(images), drawn)

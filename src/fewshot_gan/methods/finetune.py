@@ -41,6 +41,8 @@ class FinetuneMethod(Method):
     Config, Objective, Options, adapter = FinetuneConfig, FinetuneObjective, FinetuneOptions, "full"
 
     def check(self, run) -> None:
+        if self.options.scratch and run.start_from:
+            raise ValueError("--scratch starts from random weights, and --start_from from an adapter; leave one out")
         if self.options.scratch and run.adapter != "full":
             raise ValueError(f"--scratch replaces every weight, which --adapter {run.adapter} cannot store; use full")
 

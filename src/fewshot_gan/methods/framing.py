@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from ..data.images import reduced
 from ..features import FeatureNetwork
 from ..inversion import VIEW
+from ..utils.offloading import execution_device
 from ..utils.random import seeded
 from .statistics import CONTENT_LEVELS, self_similarity
 
 SAMPLES = 16  # pictures of the base
+MOST = 16  # training pictures
 PSI = 0.7  # their truncation
 ZOOMS, SHIFTS = (1.0, 1.15, 1.3, 1.45), (-0.09, -0.045, 0.0, 0.045, 0.09)
 LEAST_GAIN = 0.1  # share of the distance by which another framing must be nearer than that of the pictures
@@ -53,9 +55,11 @@ class Framing(NamedTuple):
 def own_pictures(pipe, device: torch.device | str) -> torch.Tensor:
     """Return random pictures of a base, reduced to 256 px, `[SAMPLES, 3, 256, 256]`; the same in every call."""
     z = torch.randn(SAMPLES, pipe.generator.z_dim, generator=seeded(0), dtype=torch.float32, device="cpu")
+    generator = pipe.generator
     with pipe.bank.using({}):
-        ws = pipe.generator.mapping(z.to(device), truncation_psi=PSI)
-        return torch.cat([reduced(pipe.generator(w, latent_space="w+").float(), VIEW) for w in ws.split(1)])
+        ws = generator.mapping(z.to(execution_device(generator), generator.dtype), truncation_psi=PSI)
+        drawn = [reduced(generator(w, latent_space="w+").float(), VIEW) for w in ws.split(1)]
+    return torch.cat(drawn).to(device)
 
 
 @torch.no_grad()
@@ -70,26 +74,19 @@ def layout_distances(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tens
     return torch.stack(levels).sum(0)
 
 
-def find_framing(
-    features: FeatureNetwork, images: torch.Tensor, own: list[torch.Tensor], flat_ground: bool
-) -> tuple[Framing, float]:
+def find_framing(features: FeatureNetwork, images: torch.Tensor, own: list[torch.Tensor], flat_ground: bool) -> Framing:
     """Find the framing with which pictures are laid out most like the base's.
 
     Args:
         features: frozen feature network.
-        images: training pictures `[K, 3, R, R]` in [-1, 1].
+        images: training pictures `[K, 3, R, R]` in [-1, 1]; the first `MOST` are looked at.
         own: `layouts` of `own_pictures`.
         flat_ground: whether the ground around the figures is flat, so that more of it may come into sight.
-
-    Returns:
-        The framing, and the mean distance of the layouts with it.
     """
-    small = reduced(images, VIEW)
+    small = reduced(images[:MOST], VIEW)
     found = {}
     for framing in (Framing(*values) for values in product(ZOOMS, SHIFTS)):
         if flat_ground or not framing.shows_border:
             found[framing] = float(layout_distances(layouts(features, framing.apply(small)), own).mean())
     best = min(found, key=lambda framing: found[framing])
-    if found[best] > (1 - LEAST_GAIN) * found[Framing()]:
-        best = Framing()
-    return best, found[best]
+    return best if found[best] <= (1 - LEAST_GAIN) * found[Framing()] else Framing()

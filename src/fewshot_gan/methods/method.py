@@ -48,6 +48,10 @@ class Run(Protocol):
     dry: bool
     push_to_hub: bool
 
+    def print(self, text: str) -> None:
+        """Print a line, in the main process only."""
+        ...
+
     def new_adapter(self, **options) -> Adapter:
         """Return a new adapter of the chosen kind for `pipe.generator`.
 
@@ -133,15 +137,6 @@ class Method:
                 "AdaFM transfer GP-GANs too, and training/lottery.py trains the others"
             )
 
-    def prepare_images(self, run: Run, images: torch.Tensor) -> torch.Tensor:
-        """Return the training images as this method needs them, by default as they are.
-
-        Args:
-            run: the run; its `images` are not set yet.
-            images: `[K, 3, R, R]` in [−1, 1] on the run's device, R the generator's resolution.
-        """
-        return images
-
     def record(self, run: Run) -> dict[str, Any]:
         """Return further JSON values for the training record in the adapter's config.
 
@@ -150,7 +145,7 @@ class Method:
         return {}
 
     def prepare_adapter(self, run: Run) -> Adapter:
-        """Return the adapter to train; before training it must not change the generator's images.
+        """Return the adapter to train. A new one does not change the generator's images before it is trained.
 
         By default it is a new adapter of the kind that the user chose.
         """

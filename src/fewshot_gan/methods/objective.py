@@ -59,8 +59,8 @@ class ObjectiveConfig:
         crops: number of crops of that size, at native scale, that the losses also see of each picture. Generated,
             training and source pictures are cropped at the same place. 0 = none.
         crop_weight: weight of the losses on crops, relative to those on whole pictures.
-        diversity: "own": the term of the method, if it has one; "dcl": `diversity.contrastive_loss` in its place, on
-            feature maps of the generator up to 64 px and of the discriminator (DCL, arXiv 2203.03190).
+        diversity: "own": the relation loss of the method, if it has one; "dcl": `diversity.contrastive_loss` in its
+            place, on feature maps of the generator up to 64 px and of the discriminator (DCL, arXiv 2203.03190).
         dcl_weight: weight of that loss.
         adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug of the adversarial loss, see `AdvAugConfig`. It perturbs
             the input of the discriminator's last layers, and the generator's styles or first feature map.
@@ -105,11 +105,13 @@ class ObjectiveConfig:
         check_views(self)
         if self.diversity not in DIVERSITIES:
             raise ValueError(f"diversity={self.diversity!r}: choose one of {', '.join(DIVERSITIES)}")
+        if self.diversity == "dcl" and not self.dcl_weight:
+            raise ValueError("diversity='dcl' with dcl_weight=0 does nothing; give dcl_weight, e.g. 0.5, or 'own'")
 
     @property
     def contrasts(self) -> bool:
         """Whether pictures are contrasted with those of the source."""
-        return self.diversity == "dcl" and self.dcl_weight > 0
+        return self.diversity == "dcl"
 
     @property
     def adv_aug(self) -> AdvAugConfig:

@@ -24,7 +24,7 @@ from ..models.layers import as_ws
 from ..utils.ranges import COUNT, NOT_NEGATIVE, SHARE
 from .checks import required
 from .d3t import D3TConfig, D3TMethod, D3TObjective
-from .framing import Framing, find_framing, layouts, own_pictures
+from .framing import find_framing, layouts, own_pictures
 from .losses import total
 from .method import Run
 from .objective import Batch
@@ -266,6 +266,19 @@ class PairsConfig(D3TConfig):
         **dict.fromkeys(("pair_every", "pair_layer"), COUNT),
     }
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.pair_weight and not self.colour_map_weight:
+            raise ValueError(
+                "pair_weight=0 and colour_map_weight=0 learn nothing from pairs; use the method d3t, or give one"
+            )
+        if self.pair_weight and self.pair_start == 1:
+            raise ValueError("pair_start=1: no step learns from pairs; give less, e.g. 0.5, or pair_weight=0")
+        if self.reconstruction_weight:
+            raise ValueError(
+                f"reconstruction_weight={self.reconstruction_weight} has the aim of pair_weight; give that alone"
+            )
+
     @classmethod
     def pairs(cls) -> Self:
         """Return D3T's weights for far looks, then pairs (training/RESULTS.md)."""
@@ -281,6 +294,7 @@ class PairsObjective(D3TObjective):
 
     Args:
         config, real, options: see `D3TObjective`; `codes` are those of all training pictures.
+        targets: training pictures as pairs compare them, see `framing`, `[K, 3, R, R]` in [-1, 1].
         counterparts: pictures of the source at `codes`, `[K, 3, R, R]` in [-1, 1].
         quality: `[K]`, see `counterpart_quality`.
         steps: of the run.
@@ -294,6 +308,7 @@ class PairsObjective(D3TObjective):
         config: PairsConfig,
         real: torch.Tensor,
         *,
+        targets: torch.Tensor,
         counterparts: torch.Tensor,
         quality: torch.Tensor,
         steps: int,
@@ -312,7 +327,8 @@ class PairsObjective(D3TObjective):
                 "--method d3t --preset large_gap"
             )
         near = landmark_share(landmarks, real.shape[-1], CELLS)
-        self.colour_map = ColourMap(counterparts[self.paired], real[self.paired], near.to(real.device))
+        self.colour_map = ColourMap(counterparts[self.paired], targets[self.paired], near.to(targets.device))
+        self._targets = reduced(targets, config.view_size)
         self._counterparts = reduced(counterparts, config.view_size)
 
     def weights(self, size: int) -> torch.Tensor:
@@ -354,7 +370,7 @@ class PairsObjective(D3TObjective):
             origin = required(batch.latents.origin, "steps of pairs draw latents of training pictures")
             images = reduced(batch.drawn.images, c.view_size)
             source = batch.require_source().images
-            targets = self._real[origin].to(images.device)
+            targets = self._targets[origin].to(images.device)
             targets = self.colour_map.recoloured(targets, self._counterparts[origin].to(source), source)
             distance = pair_distance(self.require_features(), images, targets, self.weights)
             losses["pairs"] = c.pair_weight * distance
@@ -367,11 +383,12 @@ class PairsObjective(D3TObjective):
 
 @dataclass(frozen=True)
 class PairsOptions(ProjectionOptions):
-    """Options of `ProjectionOptions`, and how training pictures are framed.
+    """Options of `ProjectionOptions`, and how the pictures of pairs are framed.
 
     Attributes:
-        framing: "auto" enlarges and shifts them so that they are laid out like the base's, "none" takes them as they
-            are.
+        projection_steps: see `ProjectionOptions`; default 50.
+        framing: "auto" enlarges and shifts pictures so that they are laid out like the base's, "none" takes them as
+            they are. The other terms always see them as they are.
     """
 
     framing: str = field(
@@ -392,39 +409,42 @@ class PairsMethod(D3TMethod):
     Config, Objective, Options = PairsConfig, PairsObjective, PairsOptions
     presets = ("pairs",)
 
-    def __init__(self, options=None):
-        super().__init__(options)
-        self.framing = Framing()
-
-    def prepare_images(self, run: Run, images: torch.Tensor) -> torch.Tensor:
-        if self.options.framing == "auto":
-            features = self.features(run)
-            own = layouts(features, own_pictures(run.pipe, images.device))
-            self.framing, _ = find_framing(features, images, own, has_flat_ground(images))
-            print(f"framing: enlarged {self.framing.zoom:g} times, moved down by {self.framing.shift:.1%} of the side")
-        return self.framing.apply(images)
-
-    def record(self, run: Run) -> dict:
-        return {**super().record(run), "zoom": self.framing.zoom, "shift": self.framing.shift}
-
     def complete(self, config: D3TConfig) -> None:
         self.options = complete(self.options, config, DEFAULTS | {"projection_steps": 50})
 
     def judges(self, run: Run) -> dict:
-        judges = super().judges(run)
-        generator, images = run.pipe.generator, required(run.images, "pairs learn from images; give --data")
-        codes = judges.get("codes")
-        if codes is None:
-            return judges
+        images, generator = required(run.images, "pairs learn from images; give --data"), run.pipe.generator
+        if run.config.pair_layer >= generator.num_ws:
+            raise ValueError(
+                f"pair_layer={run.config.pair_layer}: {run.base} has {generator.num_ws} layers; give less, e.g. "
+                f"{generator.num_ws // 2}"
+            )
+        generator.to(run.device)
+        targets = self._framed(run, images)
+        judges = self._judges_of(run, targets)
         with torch.no_grad(), run.pipe.bank.using({}):
-            mean = latent_statistics(generator)[0]
-            latents = as_layers(torch.cat([codes, mean[None].to(codes)]), generator)
+            mean = latent_statistics(generator)[0][None]
+            latents = torch.cat([as_layers(codes, generator) for codes in (judges["codes"], mean)])
             drawn = torch.cat([generator(w, latent_space="w+").float() for w in latents.split(1)]).clamp(-1, 1)
-        quality = counterpart_quality(judges["features"], images, drawn[:-1], drawn[-1:])
-        print("counterparts: quality " + " ".join(f"{value:.2f}" for value in quality.tolist()))
+        quality = counterpart_quality(judges["features"], targets, drawn[:-1], drawn[-1:])
+        if run.dry:  # nothing was projected
+            quality = torch.ones(len(images), dtype=torch.float32, device="cpu")
+        else:
+            run.print("counterparts: quality " + " ".join(f"{value:.2f}" for value in quality.tolist()))
         return judges | {
+            "targets": targets,
             "counterparts": drawn[:-1],
             "quality": quality,
             "steps": run.training.max_train_steps,
             "landmarks": run.pipe.config.mean_landmarks,
         }
+
+    def _framed(self, run: Run, images: torch.Tensor) -> torch.Tensor:
+        """Return the training images as pairs compare them."""
+        if self.options.framing == "none":
+            return images
+        features = self.features(run)
+        own = layouts(features, own_pictures(run.pipe, images.device))
+        framing = find_framing(features, images, own, has_flat_ground(images))
+        run.print(f"pairs: enlarged {framing.zoom:g} times, moved down by {framing.shift:.1%} of the side")
+        return framing.apply(images)

@@ -12,7 +12,7 @@ from ..inversion import SPACES, VERSION, invert, latent_statistics, lpips_networ
 from ..models.latents import check_latents
 from ..models.layers import as_ws
 from ..utils.files import replace_file, user_path
-from ..utils.hashing import hash_tensor
+from ..utils.hashing import fingerprint, hash_tensor
 from ..utils.ranges import COUNT, NOT_NEGATIVE, check_number
 from ..utils.safetensors_files import read_header, read_tensors
 
@@ -111,9 +111,9 @@ def project(path: Path, pipe, images: torch.Tensor, options, seed: int, dry: boo
         **{name: str(value) for name, value in recorded(options).items()},
         "seed": str(seed),
     }
-    start = pipe.estimate(images)
-    if start is not None:
-        made_of["start"] = hash_tensor(start)
+    encoder = pipe.latent_encoder
+    if encoder is not None:
+        made_of["encoder"] = fingerprint(encoder)
     if lpips_network(str(images.device)) is not None:  # latents depend on the perceptual distance
         made_of["perceptual"] = "lpips"
     if path.is_file():
@@ -131,7 +131,7 @@ def project(path: Path, pipe, images: torch.Tensor, options, seed: int, dry: boo
         steps=options.projection_steps,
         prior_weight=options.projection_prior,
         seed=seed,
-        start=start,
+        start=None if encoder is None else pipe.estimate(images),
     )
     codes = (inversion.latents if options.space == "w+" else inversion.latents[:, 0]).contiguous()
     psnr = " ".join(f"{value:.1f}" for value in inversion.psnr)

@@ -13,7 +13,7 @@ from ..adapters import load_adapter
 from ..adapters.trainable import Trainable
 from ..catalogue import METHODS
 from ..data.datasets import load_images, provenance
-from ..data.images import to_bytes, to_floats
+from ..data.images import to_floats
 from ..hub import embedded_datasets, portable_name
 from ..hub.cards import write_adapter_card
 from ..pipeline import FewShotGAN
@@ -50,11 +50,7 @@ class Run:
         self.data = "" if config.data is None else str(embedded_datasets().get(config.data, config.data))
         if self.data:
             self.pictures = load_images(self.data, self.pipe.generator.resolution, self.method.least_images)
-            loaded = to_floats(self.pictures).to(self.device)
-            self.images = self.method.prepare_images(self, loaded)
-            if self.images is not loaded:
-                self.pictures = to_bytes(self.images).cpu()
-                self.images = to_floats(self.pictures).to(self.device)
+            self.images = to_floats(self.pictures).to(self.device)
         self.record = self._record()
 
     def _refuse_missing_discriminator(self) -> None:
@@ -82,13 +78,16 @@ class Run:
             record["previous"] = portable_name(previous)
         return record
 
+    def print(self, text: str) -> None:
+        self.accelerator.print(text)
+
     def new_adapter(self, **options) -> Any:
         settings = {"method": self.method.name, "training": self.record, "base_model_name_or_path": self.base}
         options = {**settings, **options}
         adapter: Any = self.settings.adapter_class.fresh(self.pipe.generator, self.settings.adapter_options, **options)
         if start := self.settings.start_from:
             copied = adapter.start_from(load_adapter(start))
-            self.accelerator.print(f"{copied} of {len(adapter.factors())} layers start from {start}")
+            self.print(f"{copied} of {len(adapter.factors())} layers start from {start}")
         return adapter
 
     def main_process_first(self) -> AbstractContextManager:

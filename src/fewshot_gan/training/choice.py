@@ -1,35 +1,64 @@
 """Choose the method of a run from its pictures; behind `fewshot-gan adapt` and the demo without a named method."""
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
 
+from ..catalogue import METHODS
 from ..data.datasets import load_images
 from ..data.images import to_floats
 from ..features import load_features
 from ..hub import embedded_datasets
 from ..methods.choose import Choice, choose
 from ..pipeline import FewShotGAN
+from ..utils.json_files import read_json
+from .checkpoints import latest_checkpoint
 
-USUAL = "lfs_gan"  # method of bases without styles or faces to compare with
+USUAL = "lfs_gan"  # method of bases that none can adapt, which then says so
 
 
 @torch.inference_mode(False)
-def choose_method(base: str, data: str) -> Choice:
-    """Choose the method for a set of pictures, see `methods.choose.choose`.
+def choose_method(base: str, data: str, folder: str | os.PathLike) -> tuple[str, dict[str, Any], str]:
+    """Choose the method for a set of pictures, see `methods.choose.choose`, or take that of a run to go on with.
 
     Args:
         base: embedded name, folder or repo id.
         data: image folder, zip archive, embedded set or `datasets` id.
+        folder: output folder of the run.
+
+    Returns:
+        The method, further options of `make_run`, and the reason.
 
     Raises:
         ValueError, OSError: bad data or base, each with one sentence.
     """
+    if (begun := _begun(Path(folder))) is not None:
+        return *begun, f"the run in {folder} uses it"
     pipe = FewShotGAN.from_pretrained(base)
-    return choose_for(pipe, load_images(str(embedded_datasets().get(data, data)), pipe.generator.resolution))
+    if torch.cuda.is_available():
+        pipe.to("cuda")
+    choice = choose_for(pipe, load_images(str(embedded_datasets().get(data, data)), pipe.generator.resolution))
+    return choice.method, choice.options, choice.reason
 
 
-def choose_for(pipe, pictures: torch.Tensor) -> Choice:
-    """Choose the method for pictures, uint8 `[K, 3, R, R]`, on a loaded base."""
+def _begun(folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """Return method and options of the run in a folder, or None."""
+    for place in (folder, latest_checkpoint(folder)):
+        if place is not None and (file := place / "adapter_config.json").is_file():
+            config = read_json(file)
+            training = config.get("training") or {}
+            if config.get("method") in METHODS:
+                options = {"preset": training.get("preset"), "real_zoom": training.get("real_zoom")}
+                return config["method"], {name: value for name, value in options.items() if value is not None}
+    return None
+
+
+def choose_for(pipe, pictures: torch.Tensor, on_step: Callable[[int, torch.Tensor], None] | None = None) -> Choice:
+    """Choose the method for pictures, uint8 `[K, 3, R, R]`, on a loaded base; for `on_step` see `choose`."""
     if not pipe.generator.has_styles or getattr(pipe.generator, "num_classes", None):
-        return Choice(USUAL, reason="on this base it is the only method that needs no counterparts of the pictures")
+        return Choice(USUAL, reason="this base has no styles, or has classes")
     device = pipe.generator.device
-    return choose(pipe, to_floats(pictures).to(device), load_features(device=device))
+    return choose(pipe, to_floats(pictures).to(device), load_features(device=device), on_step)

@@ -130,7 +130,7 @@ class RunConfig:
     def flat(self) -> dict[str, Any]:
         """Return option → value of all settings, for trackers."""
         named = {"method": self.method.name, "base": self.base, "data": self.data}
-        named |= {"adapter": self.adapter, "preset": self.preset}
+        named |= {"adapter": self.adapter, "preset": self.preset, "start_from": self.start_from}
         for part in (self.method.options, self.adapter_options, self.training, self.objective, self.tracking):
             named |= asdict(part)
         return named

@@ -140,8 +140,9 @@ class Trainer(TrainingRun):
             refuse_classes(generator, "few-shot training")
         if config.policy and objective.compares_views:
             raise ValueError(
-                f"augment={config.augment!r} moves each image on its own, so content and structure terms cannot "
-                "compare it with its source; use augment='fewshot', or content_weight=0 and structure_weight=0"
+                f"augment={config.augment!r} moves each image on its own, so content, structure and dcl terms cannot "
+                "compare it with its source; use augment='fewshot', or content_weight=0, structure_weight=0 and "
+                "diversity='own'"
             )
         if config.mixed_precision != "no" and objective.uses_images and objective.config.adv_aug.acts:
             raise ValueError(

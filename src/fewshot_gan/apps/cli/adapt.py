@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -71,50 +71,43 @@ def adapt(
         from ...training.config import make_run
     if (data is None) == (text is None):
         raise ValueError("a look is shown by pictures or named by words: give a folder of about ten, or --text")
-    chosen, told = {}, ""
+    is_chosen = method is None and data is not None and preset is None
     if method is None:
-        method, chosen, told = _method(base, data, preset)
+        method = USUAL if data is not None else "hyperdomainnet"
     if text is not None and method != "hyperdomainnet":
         raise ValueError(f"--method {method} learns from pictures; --text needs hyperdomainnet")
     if real_zoom is not None and not METHODS.load(method).Objective.uses_images:
         raise ValueError(f"--method {method} looks at whole pictures, never enlarged; leave out --real-zoom")
-    run = make_run(
-        method,
-        output_dir=out,
-        base=base,
-        data=data,
-        text=text,
-        preset=preset or chosen.get("preset"),
-        adapter=adapter,
-        rank=rank,
-        max_train_steps=steps,
-        learning_rate=learning_rate,
-        train_batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        real_zoom=chosen.get("real_zoom") if real_zoom is None else real_zoom,
-        seed=seed,
-        push_to_hub=push_to_hub,
-        hub_model_id=hub_model_id,
-        num_threads=num_threads,
-        dry_run=dry_run,
-    )
+    options = {
+        "output_dir": out,
+        "base": base,
+        "data": data,
+        "text": text,
+        "preset": preset,
+        "adapter": adapter,
+        "rank": rank,
+        "max_train_steps": steps,
+        "learning_rate": learning_rate,
+        "train_batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "real_zoom": real_zoom,
+        "seed": seed,
+        "push_to_hub": push_to_hub,
+        "hub_model_id": hub_model_id,
+        "num_threads": num_threads,
+        "dry_run": dry_run,
+    }
+    run = make_run(method, **options)  # refuses wrong options before pictures are looked at
     start = time.perf_counter()
     begin(num_threads)
-    if told:
-        print(told)
+    if is_chosen and data is not None:
+        from ...training.choice import choose_method
+
+        method, chosen, reason = choose_method(base, data, out)
+        chosen = {name: value for name, value in chosen.items() if options[name] is None}
+        run = make_run(method, **options | chosen)
+        settings = "".join(f" --{name.replace('_', '-')} {value}" for name, value in chosen.items())
+        print(f"chosen: --method {method}{settings}; {reason}")
     adaptation.run(run)
     if not dry_run:
         print(f"{out}  ({time.perf_counter() - start:.0f} s)")
-
-
-def _method(base: str, data: str | None, preset: str | None) -> tuple[str, dict[str, Any], str]:
-    """Return the method of a run that names none, its settings, and what to tell about them."""
-    if data is None:
-        return "hyperdomainnet", {}, ""
-    if preset is not None:
-        return USUAL, {}, ""
-    from ...training.choice import choose_method
-
-    choice = choose_method(base, data)
-    settings = "".join(f" --{name.replace('_', '-')} {value}" for name, value in choice.options.items())
-    return choice.method, choice.options, f"chosen: --method {choice.method}{settings}; {choice.reason}"
