@@ -10,7 +10,6 @@ from fewshot_gan.adapters import AdapterBank, LeFTAdapter
 from fewshot_gan.methods import choose as choosing
 from fewshot_gan.methods.cdc import relation_loss
 from fewshot_gan.methods.diversity import contrastive_loss
-from fewshot_gan.methods.framing import Framing, find_framing, layouts
 from fewshot_gan.methods.objective import Batch
 from fewshot_gan.methods.pair import Pair
 from fewshot_gan.methods.pairs import (
@@ -144,7 +143,6 @@ def build(features, mobile):
     def make(quality=(0.5, 0.0, 0.5), **changes):
         config = replace(PairsConfig.pairs(), pair_layer=2, **changes)
         options = {
-            "targets": REAL,
             "counterparts": counterparts,
             "quality": torch.tensor(quality),
             "landmarks": LANDMARKS,
@@ -238,40 +236,12 @@ def test_three_numbers_choose_the_method(monkeypatch, features, scene, quality, 
         return torch.full((len(a[0]), len(b[0])), 1.0 if len(calls) == 1 else scene)
 
     monkeypatch.setattr(choosing, "layout_distances", distances)
-    monkeypatch.setattr(choosing, "find_framing", lambda *args: Framing(1.3, 0.0))
-    monkeypatch.setattr(choosing, "_qualities", lambda pipe, images, features: torch.full((len(images),), quality))
-    monkeypatch.setattr("fewshot_gan.methods.framing.SAMPLES", 2)
+    monkeypatch.setattr(
+        choosing, "_qualities", lambda pipe, images, features, on_step: torch.full((len(images),), quality)
+    )
+    monkeypatch.setattr(choosing, "SAMPLES", 2)
     pictures = (heads(COLOURS, 256) * 127.5 + 127.5).byte()
     choice = choose_for(pipe, pictures)
     assert (choice.method, choice.options.get("preset")) == (method, preset)
     assert choice.reason and choice.scene == pytest.approx(scene)
-    assert choice.options.get("real_zoom") == (1.5 if method == "d3t" else None)  # a flat ground around the heads
-
-
-class Greys:
-    """A feature network whose maps are the pictures, reduced to 16 px."""
-
-    def __call__(self, images, levels):
-        return [torch.nn.functional.adaptive_avg_pool2d(images, 16) for _ in levels]
-
-
-def test_the_framing_of_a_base_is_found():
-    truth = Framing(1.3, -0.045)
-    own = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    own = torch.nn.functional.interpolate(own, size=(64, 64), mode="bicubic").clamp(-1, 1)
-    smaller = Framing(1 / truth.zoom, -truth.shift / truth.zoom).apply(own)
-    base = layouts(Greys(), own)
-    assert find_framing(Greys(), smaller, base, flat_ground=True) == truth
-    assert find_framing(Greys(), own, base, flat_ground=True) == Framing()  # nothing to gain
-    inside = find_framing(Greys(), smaller, base, flat_ground=False)
-    assert not inside.shows_border and Framing(1.0, 0.045).shows_border and not Framing(1.3, 0.045).shows_border
-
-
-def test_reframing_moves_what_is_seen():
-    picture = -torch.ones(1, 3, 64, 64)
-    picture[:, :, 28:36, 28:36] = 1.0
-    assert Framing().apply(picture) is picture
-    moved = Framing(2.0, 0.25).apply(picture)[0, 0]
-    rows = (moved > 0).any(1).nonzero().flatten()
-    assert (rows[0].item(), rows[-1].item()) == (40, 55)  # 16 px high around row 48
-    assert moved.min() == -1 and moved.max() == 1
+    assert choice.options.get("real_zoom") == {"d3t": 1.5, "pairs": 1.25}.get(method)  # a flat ground around the heads

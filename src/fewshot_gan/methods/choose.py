@@ -6,7 +6,7 @@ Three questions decide (training/RESULTS.md, "The choice of the method"):
   look (`statistics.content_distance`), is then hardly further from the base's random pictures than theirs from each
   other.
 - Otherwise, does the base have counterparts of the pictures? Their inversion comes much nearer than the mean picture.
-- Is there a flat ground, on which the figure is smaller than in the base's pictures (`framing`)?
+- Is there a flat ground? The figures are then smaller than in the base's pictures, and training enlarges them.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,18 @@ from typing import Any
 
 import torch
 
+from ..data.images import reduced
 from ..features import FeatureNetwork
 from ..inversion import VIEW, invert, latent_statistics
 from ..models.layers import as_ws
-from .framing import MOST, find_framing, layout_distances, layouts, own_pictures
+from ..utils.offloading import execution_device
+from ..utils.random import seeded
 from .pairs import counterpart_quality, has_flat_ground
+from .statistics import CONTENT_LEVELS, self_similarity
+
+SAMPLES = 16  # pictures of the base
+PSI = 0.7  # their truncation
+MOST = 16  # training pictures that are looked at
 
 SAME_SCENE = 1.35  # largest ratio of the distances of pictures of the base's scene
 INVERTED = 4  # pictures that are inverted
@@ -68,15 +75,38 @@ def choose(
     if scene <= SAME_SCENE:
         reason = "the pictures show what the base draws, in other colours or strokes, so everything else is kept"
         return Choice("lfs_gan", reason=reason, scene=scene)
-    has_ground = has_flat_ground(images)
-    framing = find_framing(features, images, own, has_ground)
-    quality = float(_qualities(pipe, framing.apply(images[:INVERTED]), features, on_step).mean())
+    quality = float(_qualities(pipe, images[:INVERTED], features, on_step).mean())
+    is_smaller = has_flat_ground(images)  # the base's faces fill their pictures
     if quality >= COUNTERPART:
         reason = "the base can draw a face near to each picture, so it learns from pairs of them"
-        return Choice("pairs", {"preset": "pairs"}, reason, scene, quality)
+        zoom = {"real_zoom": 1.25} if is_smaller else {}
+        return Choice("pairs", {"preset": "pairs"} | zoom, reason, scene, quality)
     reason = "the base draws nothing near to these pictures, so their shapes and colours are learned, not their pairs"
-    zoom = {"real_zoom": 1.5} if has_ground and framing.zoom > 1 else {}
+    zoom = {"real_zoom": 1.5} if is_smaller else {}
     return Choice("d3t", {"preset": "large_gap"} | zoom, reason, scene, quality)
+
+
+@torch.no_grad()
+def own_pictures(pipe, device: torch.device | str) -> torch.Tensor:
+    """Return random pictures of a base, reduced to 256 px, `[SAMPLES, 3, 256, 256]`; the same in every call."""
+    z = torch.randn(SAMPLES, pipe.generator.z_dim, generator=seeded(0), dtype=torch.float32, device="cpu")
+    generator = pipe.generator
+    with pipe.bank.using({}):
+        ws = generator.mapping(z.to(execution_device(generator), generator.dtype), truncation_psi=PSI)
+        drawn = [reduced(generator(w, latent_space="w+").float(), VIEW) for w in ws.split(1)]
+    return torch.cat(drawn).to(device)
+
+
+@torch.no_grad()
+def layouts(features: FeatureNetwork, images: torch.Tensor) -> list[torch.Tensor]:
+    """Return the self-similarities of pictures `[B, 3, R, R]` at `CONTENT_LEVELS`, each `[B, P, P]`."""
+    return [self_similarity(x) for x in features(reduced(images, VIEW), CONTENT_LEVELS)]
+
+
+def layout_distances(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+    """Return the mean squared difference of `layouts` of A and of B pictures, summed over levels, `[A, B]`."""
+    levels = [torch.stack([(row - y).square().mean((1, 2)) for row in x]) for x, y in zip(a, b, strict=True)]
+    return torch.stack(levels).sum(0)
 
 
 def _qualities(pipe, images: torch.Tensor, features: FeatureNetwork, on_step) -> torch.Tensor:

@@ -318,12 +318,9 @@ class D3TMethod(Method):
         return recorded(self.options) if run.config.needs_latents else {}
 
     def judges(self, run: Run) -> dict:
-        return self._judges_of(run, required(run.images, "D3T-GAN learns from images; give --data"))
-
-    def _judges_of(self, run: Run, images: torch.Tensor) -> dict:
-        """Return the arguments of the objective, with projections of `images` if a term uses them."""
         judges = super().judges(run)
         if run.config.needs_latents:
+            images = required(run.images, "D3T-GAN learns from images; give --data")
             path, seed = run.folder / "projections.safetensors", run.training.seed
             with run.main_process_first():
                 judges["codes"] = project(path, run.pipe, images, self.options, seed, run.dry)

@@ -11,7 +11,7 @@ the pictures. It predicts how dark the hair and skin of any face are in the look
 Shape legend: B images, K training images, L `num_ws`, D `w_dim`, R resolution.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -24,14 +24,12 @@ from ..models.layers import as_ws
 from ..utils.ranges import COUNT, NOT_NEGATIVE, SHARE
 from .checks import required
 from .d3t import D3TConfig, D3TMethod, D3TObjective
-from .framing import find_framing, layouts, own_pictures
 from .losses import total
 from .method import Run
 from .objective import Batch
 from .pair import Latents, Pair
-from .projections import DEFAULTS, ProjectionOptions, as_layers, complete
+from .projections import DEFAULTS, as_layers, complete
 
-FRAMINGS = ("auto", "none")
 BLOCKS = (0, 2, 4, 10, 14)  # of EfficientNet-Lite0
 CELLS = 16  # larger places, in which colours are compared
 FINE = 64  # places of `ColourMap` along a side
@@ -294,7 +292,6 @@ class PairsObjective(D3TObjective):
 
     Args:
         config, real, options: see `D3TObjective`; `codes` are those of all training pictures.
-        targets: training pictures as pairs compare them, see `framing`, `[K, 3, R, R]` in [-1, 1].
         counterparts: pictures of the source at `codes`, `[K, 3, R, R]` in [-1, 1].
         quality: `[K]`, see `counterpart_quality`.
         steps: of the run.
@@ -308,7 +305,6 @@ class PairsObjective(D3TObjective):
         config: PairsConfig,
         real: torch.Tensor,
         *,
-        targets: torch.Tensor,
         counterparts: torch.Tensor,
         quality: torch.Tensor,
         steps: int,
@@ -327,8 +323,7 @@ class PairsObjective(D3TObjective):
                 "--method d3t --preset large_gap"
             )
         near = landmark_share(landmarks, real.shape[-1], CELLS)
-        self.colour_map = ColourMap(counterparts[self.paired], targets[self.paired], near.to(targets.device))
-        self._targets = reduced(targets, config.view_size)
+        self.colour_map = ColourMap(counterparts[self.paired], real[self.paired], near.to(real.device))
         self._counterparts = reduced(counterparts, config.view_size)
 
     def weights(self, size: int) -> torch.Tensor:
@@ -370,7 +365,7 @@ class PairsObjective(D3TObjective):
             origin = required(batch.latents.origin, "steps of pairs draw latents of training pictures")
             images = reduced(batch.drawn.images, c.view_size)
             source = batch.require_source().images
-            targets = self._targets[origin].to(images.device)
+            targets = self._real[origin].to(images.device)
             targets = self.colour_map.recoloured(targets, self._counterparts[origin].to(source), source)
             distance = pair_distance(self.require_features(), images, targets, self.weights)
             losses["pairs"] = c.pair_weight * distance
@@ -381,32 +376,11 @@ class PairsObjective(D3TObjective):
         return losses
 
 
-@dataclass(frozen=True)
-class PairsOptions(ProjectionOptions):
-    """Options of `ProjectionOptions`, and how the pictures of pairs are framed.
-
-    Attributes:
-        projection_steps: see `ProjectionOptions`; default 50.
-        framing: "auto" enlarges and shifts pictures so that they are laid out like the base's, "none" takes them as
-            they are. The other terms always see them as they are.
-    """
-
-    framing: str = field(
-        default="auto",
-        metadata={"choices": list(FRAMINGS), "help": "auto: enlarge and shift pictures to the base's layout; or none"},
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.framing not in FRAMINGS:
-            raise ValueError(f"framing={self.framing!r}: choose one of {', '.join(FRAMINGS)}")
-
-
 class PairsMethod(D3TMethod):
     """Pairs of training pictures and their counterparts in the base (after arXiv 2112.11641)."""
 
     name = "pairs"
-    Config, Objective, Options = PairsConfig, PairsObjective, PairsOptions
+    Config, Objective = PairsConfig, PairsObjective
     presets = ("pairs",)
 
     def complete(self, config: D3TConfig) -> None:
@@ -420,31 +394,19 @@ class PairsMethod(D3TMethod):
                 f"{generator.num_ws // 2}"
             )
         generator.to(run.device)
-        targets = self._framed(run, images)
-        judges = self._judges_of(run, targets)
+        judges = super().judges(run)
         with torch.no_grad(), run.pipe.bank.using({}):
             mean = latent_statistics(generator)[0][None]
             latents = torch.cat([as_layers(codes, generator) for codes in (judges["codes"], mean)])
             drawn = torch.cat([generator(w, latent_space="w+").float() for w in latents.split(1)]).clamp(-1, 1)
-        quality = counterpart_quality(judges["features"], targets, drawn[:-1], drawn[-1:])
+        quality = counterpart_quality(judges["features"], images, drawn[:-1], drawn[-1:])
         if run.dry:  # nothing was projected
             quality = torch.ones(len(images), dtype=torch.float32, device="cpu")
         else:
             run.print("counterparts: quality " + " ".join(f"{value:.2f}" for value in quality.tolist()))
         return judges | {
-            "targets": targets,
             "counterparts": drawn[:-1],
             "quality": quality,
             "steps": run.training.max_train_steps,
             "landmarks": run.pipe.config.mean_landmarks,
         }
-
-    def _framed(self, run: Run, images: torch.Tensor) -> torch.Tensor:
-        """Return the training images as pairs compare them."""
-        if self.options.framing == "none":
-            return images
-        features = self.features(run)
-        own = layouts(features, own_pictures(run.pipe, images.device))
-        framing = find_framing(features, images, own, has_flat_ground(images))
-        run.print(f"pairs: enlarged {framing.zoom:g} times, moved down by {framing.shift:.1%} of the side")
-        return framing.apply(images)
