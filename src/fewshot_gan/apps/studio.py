@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 PREVIEW_FACES, PREVIEW_STEPS = 4, 5  # training previews: number of faces, and steps between two previews
 PHOTO_PREVIEW_STEPS = 3
 PHOTO_STEPS, LOOK_STEPS = 150, 60
+PAIR_SEARCH_STEPS = 20  # of the faces nearest to the pictures of a look, before its training
 # seconds per step on two cores for bases of up to 512 px, and larger ones; used until a job was timed here
 PACE, LARGE_PACE = {"photo": 0.35, "look": 2.8}, {"photo": 0.8, "look": 6.0}
 OWN_LOOKS = 20  # most looks that one visitor can teach
@@ -357,6 +358,8 @@ class Studio:
                     loaded = load_images(pictures, self.pipe.generator.resolution)
                     choice = choose_for(self.pipe, loaded, lambda *_: job.go_on())
                     job.note = f"Method {choice.method}: {choice.reason}."
+                    if choice.method == "pairs":
+                        options["projection_steps"] = PAIR_SEARCH_STEPS
                     adapter: Any = adapt.run(make_run(choice.method, **options, **choice.options), on_step=on_step)
                 except (ValueError, OSError) as error:  # the visitor need not know where the upload lies
                     raise ValueError(explain(error).replace(str(pictures), "the upload")) from error
