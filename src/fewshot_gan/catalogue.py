@@ -157,7 +157,7 @@ METHODS: Catalogue[MethodEntry] = Catalogue(
     [
         MethodEntry("lfs_gan", "fewshot_gan.methods.lfs_gan:LFSMethod", "LFS-GAN", "2308.11917"),
         MethodEntry("d3t", "fewshot_gan.methods.d3t:D3TMethod", "D3T-GAN", "2205.06032"),
-        MethodEntry("pairs", "fewshot_gan.methods.pairs:PairsMethod", "pairs by style mixing", "2112.11641"),
+        MethodEntry("pairs", "fewshot_gan.methods.pairs:PairsMethod", "pairs of pictures and faces", "2112.11641"),
         MethodEntry("cdc", "fewshot_gan.methods.cdc:CDCMethod", "cross-domain correspondence", "2104.06820"),
         MethodEntry(
             "finetune",

@@ -1,6 +1,7 @@
 """Pairs: the colours that follow, the places that count, which steps learn from them, and the choice of a method."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def build(features, mobile):
         counterparts = mobile(as_ws(codes, mobile.num_ws, mobile.w_dim), latent_space="w+").clamp(-1, 1)
 
     def make(quality=(0.5, 0.0, 0.5), **changes):
-        config = replace(PairsConfig.pairs(), pair_layer=2, **changes)
+        config = replace(PairsConfig.pairs(), **{"pair_layer": 2, "pair_weight": 2.0} | changes)
         options = {
             "counterparts": counterparts,
             "quality": torch.tensor(quality),
@@ -219,29 +220,52 @@ def test_dcl_replaces_the_relation_loss(build, pair):
         build(diversity="all")
 
 
-@pytest.mark.parametrize(
-    "scene, quality, method, preset",
-    [(1.1, 0.0, "lfs_gan", None), (2.0, 0.4, "pairs", "pairs"), (2.0, 0.1, "d3t", "large_gap")],
-)
-def test_three_numbers_choose_the_method(monkeypatch, features, scene, quality, method, preset):
-    from fewshot_gan import FewShotGAN
-    from fewshot_gan.training.choice import choose_for
+def squares(places, size=256):
+    """Pictures of dark squares on white, one for each list of places (top, left)."""
+    pictures = torch.ones(len(places), 3, size, size)
+    for picture, corners in zip(pictures, places, strict=True):
+        for top, left in corners:
+            picture[:, top : top + 64, left : left + 64] = -0.5
+    return pictures
 
-    pipe = FewShotGAN.from_pretrained("ffhq-256")
-    monkeypatch.setattr("fewshot_gan.training.choice.load_features", lambda **kwargs: features)
-    calls = []
 
-    def distances(a, b):
-        calls.append(len(a[0]))
-        return torch.full((len(a[0]), len(b[0])), 1.0 if len(calls) == 1 else scene)
+def test_layouts_choose_the_method(monkeypatch):
+    """The base draws two squares side by side, a little here or there."""
+    from fewshot_gan.training import choice as training
 
-    monkeypatch.setattr(choosing, "layout_distances", distances)
-    monkeypatch.setattr(
-        choosing, "_qualities", lambda pipe, images, features, on_step: torch.full((len(images),), quality)
-    )
-    monkeypatch.setattr(choosing, "SAMPLES", 2)
-    pictures = (heads(COLOURS, 256) * 127.5 + 127.5).byte()
-    choice = choose_for(pipe, pictures)
-    assert (choice.method, choice.options.get("preset")) == (method, preset)
-    assert choice.reason and choice.scene == pytest.approx(scene)
-    assert choice.options.get("real_zoom") == {"d3t": 1.5, "pairs": 1.25}.get(method)  # a flat ground around the heads
+    class Pipe:
+        generator = SimpleNamespace(has_styles=True, device=torch.device("cpu"))
+
+    random = torch.Generator().manual_seed(0)
+    moved = torch.randint(-24, 25, (22, 2), generator=random).tolist()
+    own = squares([[(96 + y, 40 + x), (96 + y, 150 + x)] for y, x in moved[:16]])
+    monkeypatch.setattr(choosing, "own_pictures", lambda pipe, device: own)
+    monkeypatch.setattr(training, "load_features", lambda **kwargs: Positions())
+
+    def choose(pictures):
+        return training.choose_for(Pipe(), ((pictures + 1) * 127.5).round().byte())
+
+    alike = squares([[(96 + y, 40 + x), (96 + y, 150 + x)] for y, x in moved[16:]])
+    choice = choose(-alike)  # in other colours
+    assert (choice.method, choice.options) == ("lfs_gan", {}) and 0.5 < choice.scene < 1.45
+    other = squares([[(8 + y, 96 + x)] for y, x in [(0, 0), (2, 1), (1, 3), (3, 2)]])
+    choice = choose(other)
+    assert (choice.method, choice.options) == ("pairs", {"preset": "pairs", "real_zoom": 1.25})
+    assert 1.45 < choice.scene < 1.85 and choice.mixture < 1
+    monkeypatch.setattr(choosing, "OTHER_FACES", choice.scene - 0.01)
+    choice = choose(other)
+    assert (choice.method, choice.options) == ("d3t", {"preset": "large_gap", "real_zoom": 1.5})
+    assert "unlike" in choice.reason
+    mixed = torch.cat([other[:2], squares([[(180, 8)], [(180, 180), (8, 8)]]), -own[:1]])
+    monkeypatch.setattr(choosing, "SAME_SCENE", 0.0)
+    monkeypatch.setattr(choosing, "MIXED", choose(mixed).mixture - 0.1)
+    choice = choose(mixed)
+    assert choice.method == "d3t" and choice.mixture > choose(other).mixture and "differ much" in choice.reason
+
+
+class Positions:
+    """A feature network whose maps are reduced pictures, with one channel more: a constant."""
+
+    def __call__(self, images, levels):
+        small = torch.nn.functional.adaptive_avg_pool2d(images, 16)
+        return [torch.cat([small, torch.full_like(small[:, :1], 0.1)], 1) for _ in levels]

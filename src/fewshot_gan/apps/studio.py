@@ -356,7 +356,7 @@ class Studio:
                 job.pictures = before
                 try:
                     loaded = load_images(pictures, self.pipe.generator.resolution)
-                    choice = choose_for(self.pipe, loaded, lambda *_: job.go_on())
+                    choice = choose_for(self.pipe, loaded)
                     job.note = f"Method {choice.method}: {choice.reason}."
                     if choice.method == "pairs":
                         options["projection_steps"] = PAIR_SEARCH_STEPS

@@ -1,37 +1,36 @@
-"""Choose the method for a set of training pictures, from what they have in common with the base's own pictures.
+"""Choose the method for a set of training pictures by their layout.
 
-Three questions decide (training/RESULTS.md, "The choice of the method"):
+The layout of a picture is the self-similarity of its feature maps (`statistics.self_similarity`), which ignores the
+look. It is compared with that of random pictures of the base, of the pictures as they are and blurred: a blur removes
+dots and hatching. Distances are relative to those of the base's pictures from each other (training/RESULTS.md, "The
+choice of the method").
 
-- Is the scene that of the base, in other colours or strokes? The self-similarity of feature maps, which ignores the
-  look (`statistics.content_distance`), is then hardly further from the base's random pictures than theirs from each
-  other.
-- Otherwise, does the base have counterparts of the pictures? Their inversion comes much nearer than the mean picture.
-- Is there a flat ground? The figures are then smaller than in the base's pictures, and training enlarges them.
+- Pictures at about the distance of the base's own show its scenes in other colours or strokes.
+- Pictures that differ among themselves far more than the base's do show different things.
+- Others are other faces if they are not too far away, and something else beyond.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..data.images import reduced
 from ..features import FeatureNetwork
-from ..inversion import VIEW, invert, latent_statistics
-from ..models.layers import as_ws
+from ..inversion import VIEW
 from ..utils.offloading import execution_device
 from ..utils.random import seeded
-from .pairs import counterpart_quality, has_flat_ground
+from .pairs import has_flat_ground
 from .statistics import CONTENT_LEVELS, self_similarity
 
 SAMPLES = 16  # pictures of the base
 PSI = 0.7  # their truncation
 MOST = 16  # training pictures that are looked at
-
-SAME_SCENE = 1.35  # largest ratio of the distances of pictures of the base's scene
-INVERTED = 4  # pictures that are inverted
-INVERSION_STEPS = 30
-COUNTERPART = 0.3  # least mean quality of counterparts from which pairs are learned
+BLURRED = 40  # px, to which blurred pictures are reduced before they are enlarged again
+SAME_SCENE = 1.45  # largest distance of pictures of the base's scenes; of seven filters 1.08 to 1.30
+OTHER_FACES = 1.85  # largest distance of other faces; of 3D heads 1.66, of robots 1.92, of flat drawings 2.07 and more
+MIXED = 2.4  # distance among the pictures above which they show different things; of one kind of drawing up to 2.06
 
 
 @dataclass(frozen=True)
@@ -42,51 +41,51 @@ class Choice:
         method: name of the method.
         options: further options of `make_run`.
         reason: one sentence for the user.
-        scene: distance of the pictures' layout from that of the base's, 1 for the base's own.
-        quality: mean `counterpart_quality` of some pictures; None if it was not needed.
+        scene: distance of the pictures' layout from that of the base's; those of the base have 1.
+        mixture: distance of the pictures' layouts from each other, in the same unit.
     """
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     scene: float = 1.0
-    quality: float | None = None
+    mixture: float = 1.0
 
 
 @torch.no_grad()
-def choose(
-    pipe, images: torch.Tensor, features: FeatureNetwork, on_step: Callable[[int, torch.Tensor], None] | None = None
-) -> Choice:
+def choose(pipe, images: torch.Tensor, features: FeatureNetwork) -> Choice:
     """Choose the method that learns a look best from these pictures.
 
     Args:
         pipe: the base, a `FewShotGAN` with styles.
-        images: training pictures `[K, 3, R, R]` in [-1, 1].
+        images: training pictures `[K, 3, R, R]` in [-1, 1], two or more; the first `MOST` are looked at.
         features: frozen feature network.
-        on_step: of `inversion.invert`; its exceptions end the choice.
 
     Returns:
         "lfs_gan", "pairs" or "d3t" with preset "large_gap". It depends on the base and the pictures alone.
     """
-    own = layouts(features, own_pictures(pipe, images.device))
-    between = layout_distances(own, own)
-    apart = between[~torch.eye(len(between), dtype=torch.bool, device=between.device)].mean()
-    scene = float(layout_distances(layouts(features, images[:MOST]), own).mean() / apart)
+    images, own = images[:MOST], own_pictures(pipe, images.device)
+    scenes, mixture = [], 1.0
+    for change in (_unchanged, _blurred):
+        theirs, ours = (layouts(features, change(reduced(pictures, VIEW))) for pictures in (images, own))
+        unit = _among(ours)
+        scenes.append(float(layout_distances(theirs, ours).mean() / unit))
+        mixture = float(_among(theirs) / unit)
+    scene = min(scenes)
+    # faces on a flat ground are smaller than those of a base, which fill their pictures
+    is_smaller = has_flat_ground(images)
     if scene <= SAME_SCENE:
         reason = "the pictures show what the base draws, in other colours or strokes, so everything else is kept"
-        return Choice("lfs_gan", reason=reason, scene=scene)
-    quality = float(_qualities(pipe, images[:INVERTED], features, on_step).mean())
-    is_smaller = has_flat_ground(images)  # the base's faces fill their pictures
-    if quality >= COUNTERPART:
-        reason = "the base can draw a face near to each picture, so it learns from pairs of them"
-        zoom = {"real_zoom": 1.25} if is_smaller else {}
-        return Choice("pairs", {"preset": "pairs"} | zoom, reason, scene, quality)
-    reason = "the base draws nothing near to these pictures, so their shapes and colours are learned, not their pairs"
-    zoom = {"real_zoom": 1.5} if is_smaller else {}
-    return Choice("d3t", {"preset": "large_gap"} | zoom, reason, scene, quality)
+        return Choice("lfs_gan", {}, reason, scene, mixture)
+    if mixture <= MIXED and scene <= OTHER_FACES:
+        reason = "the pictures show other faces, so colours of skin and hair are learned to follow the base's faces"
+        return Choice("pairs", {"preset": "pairs"} | _zoom(1.25, is_smaller), reason, scene, mixture)
+    reason = "the pictures are unlike what the base draws, so shapes and colours are learned, not kept"
+    if mixture > MIXED:
+        reason = "the pictures differ much from each other, so what they share is learned; one look does better"
+    return Choice("d3t", {"preset": "large_gap"} | _zoom(1.5, is_smaller), reason, scene, mixture)
 
 
-@torch.no_grad()
 def own_pictures(pipe, device: torch.device | str) -> torch.Tensor:
     """Return random pictures of a base, reduced to 256 px, `[SAMPLES, 3, 256, 256]`; the same in every call."""
     z = torch.randn(SAMPLES, pipe.generator.z_dim, generator=seeded(0), dtype=torch.float32, device="cpu")
@@ -97,10 +96,9 @@ def own_pictures(pipe, device: torch.device | str) -> torch.Tensor:
     return torch.cat(drawn).to(device)
 
 
-@torch.no_grad()
 def layouts(features: FeatureNetwork, images: torch.Tensor) -> list[torch.Tensor]:
-    """Return the self-similarities of pictures `[B, 3, R, R]` at `CONTENT_LEVELS`, each `[B, P, P]`."""
-    return [self_similarity(x) for x in features(reduced(images, VIEW), CONTENT_LEVELS)]
+    """Return the self-similarities of pictures `[B, 3, H, W]` at `CONTENT_LEVELS`, each `[B, P, P]`."""
+    return [self_similarity(x) for x in features(images, CONTENT_LEVELS)]
 
 
 def layout_distances(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
@@ -109,13 +107,20 @@ def layout_distances(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tens
     return torch.stack(levels).sum(0)
 
 
-def _qualities(pipe, images: torch.Tensor, features: FeatureNetwork, on_step) -> torch.Tensor:
-    """Return `counterpart_quality` `[N]` of pictures after a short inversion."""
-    generator = pipe.generator
-    options = {"start": pipe.estimate(images), "perceptual": features, "progress": False, "on_step": on_step}
-    batch_size = INVERTED if generator.resolution <= VIEW else 1  # one graph of 1024 px takes 1 GB
-    with pipe.bank.using({}):
-        found = invert(generator, images, steps=INVERSION_STEPS, batch_size=batch_size, **options)
-        mean = latent_statistics(generator)[0][None].to(images)
-        drawn = generator(as_ws(mean, generator.num_ws, generator.w_dim), latent_space="w+").float()
-    return counterpart_quality(features, images, found.images.to(images), drawn)
+def _among(of: list[torch.Tensor]) -> torch.Tensor:
+    """Return the mean distance of different pictures of one set."""
+    distances = layout_distances(of, of)
+    return distances.sum() / (len(distances) * (len(distances) - 1))
+
+
+def _unchanged(images: torch.Tensor) -> torch.Tensor:
+    return images
+
+
+def _blurred(images: torch.Tensor) -> torch.Tensor:
+    small = F.adaptive_avg_pool2d(images, BLURRED)
+    return F.interpolate(small, size=images.shape[-2:], mode="bicubic").clamp(-1, 1)
+
+
+def _zoom(factor: float, is_smaller: bool) -> dict[str, float]:
+    return {"real_zoom": factor} if is_smaller else {}

@@ -1,12 +1,13 @@
 """Learn from pairs: each training picture and the face that the base draws nearest to it, its counterpart.
 
-Training pictures that show faces are inverted to w. Style mixing gives many latents of one counterpart: their lower
-layers, which decide pose, shape and expression, are the counterpart's, the upper ones a random latent's. From all of
-them the adapted generator learns to draw the picture (JoJoGAN, arXiv 2112.11641). Differs from the paper: it learns an
-adapter, on the features of EfficientNet, after and beside the terms of D3T-GAN, which keep random faces clean.
+Training pictures that show faces are inverted to w. Ten such pairs show which colours become which. `ColourMap` is a
+regression from the colours of the counterparts to those of the pictures. It predicts how dark the hair and skin of any
+face are in the look, and the adapted generator learns that beside the terms of D3T-GAN.
 
-Ten pairs also show which colours become which. `ColourMap` is a regression from the colours of counterparts to those of
-the pictures. It predicts how dark the hair and skin of any face are in the look.
+With `pair_weight` it also learns to draw each picture from its counterpart, as JoJoGAN does (arXiv 2112.11641). Style
+mixing gives many latents of one counterpart: their lower layers, which decide pose, shape and expression, are the
+counterpart's, the upper ones a random latent's. Differs from the paper: it learns an adapter, on the features of
+EfficientNet.
 
 Shape legend: B images, K training images, L `num_ws`, D `w_dim`, R resolution.
 """
@@ -245,7 +246,7 @@ class PairsConfig(D3TConfig):
             out of the pairs.
     """
 
-    pair_weight: float = 2.0
+    pair_weight: float = 0.0
     coarse_weight: float = 0.5
     pair_start: float = 0.5
     pair_every: int = 1
@@ -279,7 +280,7 @@ class PairsConfig(D3TConfig):
 
     @classmethod
     def pairs(cls) -> Self:
-        """Return D3T's weights for far looks, then pairs (training/RESULTS.md)."""
+        """Return D3T's weights for far looks, with colours that follow the source (training/RESULTS.md)."""
         return super().large_gap()
 
     @property
@@ -382,6 +383,7 @@ class PairsMethod(D3TMethod):
     name = "pairs"
     Config, Objective = PairsConfig, PairsObjective
     presets = ("pairs",)
+    settings = {"max_train_steps": 200}
 
     def complete(self, config: D3TConfig) -> None:
         self.options = complete(self.options, config, DEFAULTS | {"projection_steps": 50})

@@ -1,7 +1,6 @@
 """Choose the method of a run from its pictures; behind `fewshot-gan adapt` and the demo without a named method."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,9 @@ def _begun(folder: Path) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def choose_for(pipe, pictures: torch.Tensor, on_step: Callable[[int, torch.Tensor], None] | None = None) -> Choice:
-    """Choose the method for pictures, uint8 `[K, 3, R, R]`, on a loaded base; for `on_step` see `choose`."""
+def choose_for(pipe, pictures: torch.Tensor) -> Choice:
+    """Choose the method for pictures, uint8 `[K, 3, R, R]`, on a loaded base."""
     if not pipe.generator.has_styles or getattr(pipe.generator, "num_classes", None):
         return Choice(USUAL, reason="this base has no styles, or has classes")
     device = pipe.generator.device
-    return choose(pipe, to_floats(pictures).to(device), load_features(device=device), on_step)
+    return choose(pipe, to_floats(pictures).to(device), load_features(device=device))

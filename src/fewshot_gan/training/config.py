@@ -16,7 +16,7 @@ from .launch import default_precision
 PRESETS = {
     "few_images": "signals that learn a set of pictures in few steps, on pretrained features",
     "large_gap": "few_images without projected images, feature transfer and distillation, for looks far from the base",
-    "pairs": "large_gap, then pairs of the pictures and the faces nearest to them",
+    "pairs": "large_gap, with colours of skin and hair that follow the person",
     "abstract": "the published terms alone, on pretrained features",
     "paper": "the terms and weights as published, on the base's own discriminator; rates as in few_images, but adafm's",
     "image": "terms, weights and rates as published, for a picture",
