@@ -50,7 +50,8 @@ class DeltaWFactors(Factors):
         return super()._apply(fn, recurse)
 
     def forward(self, weight, bias):
-        shift = weight.float() @ self.shift / weight.shape[1] ** 0.5
+        kind = torch.promote_types(weight.dtype, self.shift.dtype)
+        shift = weight.to(kind) @ self.shift.to(kind) / weight.shape[1] ** 0.5
         return Adapted(weight, None if bias is None else bias + shift.to(bias.dtype))
 
 

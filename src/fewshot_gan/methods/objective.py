@@ -300,7 +300,9 @@ class Objective(StepHooks):
 
     def settings(self) -> dict:
         """Return JSON values that a resumed run must have in common with its start: weights and other inputs."""
-        return asdict(self.config)
+        settings = asdict(self.config)
+        unused = () if self.config.contrasts else ("diversity", "dcl_weight")  # runs of older versions have none
+        return {name: value for name, value in settings.items() if name not in unused}
 
     @property
     def features(self) -> FeatureNetwork | None:
