@@ -69,7 +69,7 @@ def test_corrupt_config(saved, text):
 
 def test_unknown_type_newer_format_and_unknown_setting(saved):
     edit_config(saved, adapter_type="lora")
-    refuses(saved, "type 'lora'; known types: adafm, blend, domain_vector, full")
+    refuses(saved, "type 'lora'; known types: adafm, blend, delta_w, domain_vector, full")
     edit_config(saved, adapter_type="left", format_version=99)
     refuses(saved, "adapter format 99.*reads up to 1; upgrade")
     edit_config(saved, format_version=1, flavour="x", rank="2", **{"odd\x1b[31m": 1})

@@ -566,6 +566,7 @@ def test_every_method_in_every_precision(stylegan2_base, tmp_path, data, method,
         ]
         argv += [*RUN, f"--preset={preset}", f"--mixed_precision={precision}", "--max_train_steps=1"]
         argv += ["--projection_steps=1"] if (method == "d3t" and preset != "large_gap") or preset == "image" else []
+        argv += ["--projection_steps=1", "--pair_quality=0"] if method == "pairs" else []
         argv += ["--adafm_start=0"] if (method, preset) == ("adafm", "paper") else []
         adapt.main(method, argv)
         ((_, losses[precision]),) = read_losses(tmp_path / precision)

@@ -390,7 +390,7 @@ class PairsMethod(D3TMethod):
 
     def judges(self, run: Run) -> dict:
         images, generator = required(run.images, "pairs learn from images; give --data"), run.pipe.generator
-        if run.config.pair_layer >= generator.num_ws:
+        if run.config.pair_weight and run.config.pair_layer >= generator.num_ws:
             raise ValueError(
                 f"pair_layer={run.config.pair_layer}: {run.base} has {generator.num_ws} layers; give less, e.g. "
                 f"{generator.num_ws // 2}"
