@@ -280,7 +280,7 @@ def test_a_base_without_a_discriminator_is_refused_at_once(train, mobile, tmp_pa
     assert not (tmp_path / "run" / "adapter_config.json").exists()
 
 
-def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data):
+def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data, monkeypatch):
     other = data.parent / "noise"
     other.mkdir()
     for i, image in enumerate(IMAGES.flip(1)):
@@ -300,11 +300,9 @@ def test_a_hypernetwork_learns_folders_and_predicts(base_folder, tmp_path, data)
     again = tmp_path / "resumed"  # killed after one step, then resumed
     command[command.index(f"--output_dir={out}")] = f"--output_dir={again}"
     original = hypernetwork.Trainer.train
-    hypernetwork.Trainer.train = lambda self, finish: original(self, stop_after=1)
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(hypernetwork.Trainer, "train", lambda self, finish: original(self, stop_after=1))
         hypernetwork.run(hypernetwork.parse(command))
-    finally:
-        hypernetwork.Trainer.train = original
     resumed = hypernetwork.run(hypernetwork.parse(command))
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in resumed.state_dict().items())
     pages = [check_run(folder, 2) for folder in (out, again)]
