@@ -172,6 +172,7 @@ METHODS: Catalogue[MethodEntry] = Catalogue(
         ),
     ],
 )
+USUAL_METHOD = "lfs_gan"  # where neither a user nor pictures name one
 # trained in ways of their own, so not in METHODS; model cards name them
 TICKETS = MethodEntry("lottery", "fewshot_gan.training.lottery:run", "GAN lottery tickets", "2103.00397")
 PIVOTAL = MethodEntry("pivotal_tuning", "fewshot_gan.training.personalize:personalize", "pivotal tuning", "2106.05744")

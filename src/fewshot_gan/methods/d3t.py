@@ -281,8 +281,8 @@ class D3TObjective(Objective):
         losses, c = super().generator_losses(batch), self.config
         if c.feature_weight or c.relates:
             largest = c.feature_resolution or batch.drawn.images.shape[-1] // 2
-            names = [name for name in batch.drawn.features if int(name[1:]) <= largest]
-            source, target = ([drawn.features[n] for n in names] for drawn in (batch.require_source(), batch.drawn))
+            pair = batch.require_source(), batch.drawn
+            source, target = (list(drawn.small(largest).features.values()) for drawn in pair)
             if c.feature_weight:
                 losses["transfer"] = c.feature_weight * feature_transfer_loss(source, target)
             if c.relates:

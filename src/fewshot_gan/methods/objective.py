@@ -436,8 +436,8 @@ class Objective(StepHooks):
         """
         losses = self._of_all_views(self.view_losses, batch)
         if self.config.contrasts:
-            names = [name for name in batch.drawn.features if int(name[1:]) <= LARGEST_MAP]
-            source, target = ([drawn.features[n] for n in names] for drawn in (batch.require_source(), batch.drawn))
+            pair = batch.require_source(), batch.drawn
+            source, target = (list(drawn.small(LARGEST_MAP).features.values()) for drawn in pair)
             losses["dcl"] = self.config.dcl_weight * contrastive_loss(source, target)
         return losses
 

@@ -115,10 +115,10 @@ def figure_share(pictures: torch.Tensor) -> torch.Tensor:
     Returns:
         `[CELLS, CELLS]` in [0, 1].
     """
+    if not has_flat_ground(pictures):
+        return torch.ones(CELLS, CELLS, dtype=torch.float32, device=pictures.device)
     fine = _places(pictures)
     ground, is_flat = _grounds(fine)
-    if is_flat.float().mean() <= 0.5:
-        return torch.ones(CELLS, CELLS, dtype=torch.float32, device=pictures.device)
     differs = (fine[is_flat] - ground[is_flat][:, :, None, None]).abs().amax(1) > GROUND
     return F.avg_pool2d(differs.float().mean(0)[None, None], FINE // CELLS)[0, 0]
 
@@ -370,10 +370,9 @@ class PairsObjective(D3TObjective):
             targets = self.colour_map.recoloured(targets, self._counterparts[origin].to(source), source)
             distance = pair_distance(self.require_features(), images, targets, self.weights)
             losses["pairs"] = c.pair_weight * distance
-            difference = (F.adaptive_avg_pool2d(images - targets, COARSE)).abs() * self.weights(COARSE).to(
-                images.device
-            )
-            losses["coarse"] = c.pair_weight * c.coarse_weight * difference.mean()
+            difference = F.adaptive_avg_pool2d(images - targets, COARSE).abs()
+            weighted = difference * self.weights(COARSE).to(images.device)
+            losses["coarse"] = c.pair_weight * c.coarse_weight * weighted.mean()
         return losses
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..catalogue import METHODS
+from ..catalogue import METHODS, USUAL_METHOD
 from ..data.datasets import load_images
 from ..data.images import to_floats
 from ..features import load_features
@@ -15,8 +15,6 @@ from ..methods.choose import Choice, choose
 from ..pipeline import FewShotGAN
 from ..utils.json_files import read_json
 from .checkpoints import latest_checkpoint
-
-USUAL = "lfs_gan"  # method of bases that none can adapt, which then says so
 
 
 @torch.inference_mode(False)
@@ -58,6 +56,6 @@ def _begun(folder: Path) -> tuple[str, dict[str, Any]] | None:
 def choose_for(pipe, pictures: torch.Tensor) -> Choice:
     """Choose the method for pictures, uint8 `[K, 3, R, R]`, on a loaded base."""
     if not pipe.generator.has_styles or getattr(pipe.generator, "num_classes", None):
-        return Choice(USUAL, reason="this base has no styles, or has classes")
+        return Choice(USUAL_METHOD, reason="this base has no styles, or has classes")
     device = pipe.generator.device
     return choose(pipe, to_floats(pictures).to(device), load_features(device=device))

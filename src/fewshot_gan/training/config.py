@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..adapters import Adapter
-from ..catalogue import ADAPTERS, METHODS
+from ..catalogue import ADAPTERS, METHODS, USUAL_METHOD
 from ..methods.method import Method
 from ..methods.objective import ObjectiveConfig
 from ..utils.files import expanded
@@ -136,7 +136,7 @@ class RunConfig:
         return named
 
 
-def make_run(method: str = "lfs_gan", **options: Any) -> RunConfig:
+def make_run(method: str = USUAL_METHOD, **options: Any) -> RunConfig:
     """Resolve an adaptation run: options that were given, then the preset's, then defaults.
 
     Args:

@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 
-from ...catalogue import ADAPTERS, METHODS
+from ...catalogue import ADAPTERS, METHODS, USUAL_METHOD
 from ...training.interrupt import interruptible
 from ...utils.errors import needing
 from .options import Base, Threads, count, entry_option, number, path_option, seed_option
 from .root import app, begin
 
-USUAL = "lfs_gan"  # of a preset that is named without a method
 TRAINABLE = [name for name in ADAPTERS.own() if ADAPTERS[name].trainable]
 
 
@@ -73,7 +72,7 @@ def adapt(
         raise ValueError("a look is shown by pictures or named by words: give a folder of about ten, or --text")
     is_chosen = method is None and data is not None and preset is None
     if method is None:
-        method = USUAL if data is not None else "hyperdomainnet"
+        method = USUAL_METHOD if data is not None else "hyperdomainnet"
     if text is not None and method != "hyperdomainnet":
         raise ValueError(f"--method {method} learns from pictures; --text needs hyperdomainnet")
     if real_zoom is not None and not METHODS.load(method).Objective.uses_images:
