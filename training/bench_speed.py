@@ -35,7 +35,6 @@ from fewshot_gan.metrics import psnr
 from fewshot_gan.models import StyleGAN2Generator, layers, stylegan2
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_text, user_path
-from fewshot_gan.utils.memory import keep_freed_memory
 from fewshot_gan.utils.threads import set_threads, usual_threads
 
 
@@ -55,7 +54,6 @@ def main(argv: list[str] | None = None) -> dict:
     for folder in args.beside:
         if not (folder / "training" / "lfs.py").is_file():
             p.error(f"--beside {folder} is no checkout of this repository: it has no training/lfs.py")
-    keep_freed_memory()
     set_threads(args.num_threads)
     report = {"machine": machine(args.device), "rows": []}
     for name in args.only:

@@ -26,7 +26,6 @@ from fewshot_gan.inversion import WhitenedLatents, latent_statistics
 from fewshot_gan.models.latent_encoder import BLOCKS, VIEW, LatentEncoder, describe
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_text, user_path
-from fewshot_gan.utils.memory import keep_freed_memory
 from fewshot_gan.utils.random import seeded
 from fewshot_gan.utils.ranges import COUNT, POSITIVE, check_number
 from fewshot_gan.utils.threads import add_threads_option, set_threads
@@ -53,7 +52,6 @@ def main(argv: list[str] | None = None) -> dict:
     for value in args.ridge:
         check_number("ridge", value, POSITIVE)
     set_threads(args.num_threads)
-    keep_freed_memory()
     pipe, features = FewShotGAN.from_pretrained(args.base), load_features()
     if not pipe.generator.has_styles:
         raise ValueError(f"{args.base} has no w; give a style-based base, e.g. 'ffhq'")

@@ -19,7 +19,6 @@ def tiny_features(features, monkeypatch):
 def fit(script, monkeypatch, features, base_folder, tmp_path):
     module = script("latent_encoder")
     monkeypatch.setattr(module, "load_features", lambda: features)
-    monkeypatch.setattr(module, "keep_freed_memory", lambda: True)
 
     def run(name, *options):
         return module.main([f"--base={base_folder}", f"--output_dir={tmp_path / name}", "--num_threads=1", *options])

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration
 
 from ..utils.folder_lock import locked
-from ..utils.memory import keep_freed_memory
 from ..utils.random import check_seed
 from ..utils.ranges import NOT_NEGATIVE, check_number
 from ..utils.threads import set_threads, usual_threads
@@ -98,7 +97,6 @@ def start(
     check_number("num_threads", num_threads, NOT_NEGATIVE, whole=True)
     check_seed(seed)
     check_launch(mixed_precision)
-    keep_freed_memory()
     folder = Path(folder)
     project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
     count = int(os.environ.get("WORLD_SIZE") or 1)

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import cast
 
 from .files import LEFTOVER
+from .memory import keep_freed_memory
 from .text import plain, plain_lines
 
 BUG = NEGATIVE = 1
@@ -108,7 +109,8 @@ def boundary(debug: bool = False, through: tuple[type[BaseException], ...] = ())
 
 @contextmanager
 def script() -> Iterator[None]:
-    """Use `boundary` for a script, with the option `--debug` anywhere among its arguments."""
+    """Use `boundary` for a script, with the option `--debug` anywhere among its arguments, and keep freed memory."""
+    keep_freed_memory()
     if "--debug" in sys.argv[1:]:
         sys.argv.remove("--debug")  # the script's parser does not have it
         os.environ[DEBUG] = "1"  # also for child processes
