@@ -177,6 +177,7 @@ class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
             space = latent_space or ("w+" if latents.ndim == 3 else "z")
             options = {"latent_space": space, "truncation_psi": psi, "noise_mode": noise_mode}
             options["truncation_cutoff"] = truncation_cutoff
+            looks = self.fade_persons(looks, latents, labels, options)
         images = self._draw_images(latents, generators, labels, looks, options, batch_size)
         latents = latents.cpu()
         images = _as_output_type(images, output_type)

@@ -7,20 +7,40 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .adapters import BASE
-from .adapters.looks import Look, look_per_image, with_person
+from .adapters import BASE, BlendAdapter
+from .adapters.looks import Look, look_per_image, scaled, with_person, without_zeros
 from .faces import Alignment, read_faces
 from .features import load_features
 from .inversion import Inversion, check_targets, invert
 from .models.layers import as_ws
 from .pipeline_base import drawing
 from .pipeline_inputs import as_floats, check_whole_number
-from .utils.offloading import execution_device, refuse_hooks
+from .utils.offloading import execution_device, fetch_tensor, refuse_hooks
 
 if TYPE_CHECKING:
     from .pipeline_base import NetworkPipeline as Pipeline
 else:
     Pipeline = object  # a mixin: the pipeline comes from the other base class
+
+
+WHOLE = 0.75  # a person's adapter acts wholly up to this part of the way from its photo to the mean face
+
+
+def nearness(ws: torch.Tensor, photos: torch.Tensor, mean_w: torch.Tensor) -> float:
+    """Return how strongly the adapter of a person acts at `ws`: 1 near a photo, 0 where the mean face is nearer.
+
+    It acts wholly up to 0.75 of the distance from the photo to the mean face, and falls evenly to none at the whole
+    distance. Of random faces at ψ = 0.7, 99.5 % are farther away from a person than the mean face is.
+
+    Args:
+        ws: `[L, D]` of a picture.
+        photos: `[M, L, D]`, the latents of the person's photos; the nearest counts.
+        mean_w: `[D]`.
+    """
+    distance = (photos - ws).square().mean((1, 2)).sqrt()
+    reach = (photos - mean_w).square().mean((1, 2)).sqrt()
+    falling = ((reach - distance) / (reach * (1 - WHOLE))).clamp(0, 1)
+    return float(torch.where(distance <= WHOLE * reach, 1.0, falling).max())  # a photo may be the mean face itself
 
 
 class PersonMixin(Pipeline):
@@ -125,7 +145,8 @@ class PersonMixin(Pipeline):
         """Learn to draw the person of one or several photos, and load the result as an adapter.
 
         The photos are aligned and inverted, and an adapter learns what is missing (pivotal tuning, arXiv 2106.05744).
-        It acts together with looks: `pipe(person="me", adapter_names="sketch")`. Its file holds the latents. At 1024 px
+        It acts together with looks: `pipe(person="me", adapter_names="sketch")`. Its file holds the latents. Pipelines
+        let it act near these latents only, see `nearness`, so other faces stay as they are. At 1024 px
         on a CPU, call `utils.memory.keep_freed_memory` before: the training then takes 0.6 times as long.
 
         Args:
@@ -226,8 +247,59 @@ class PersonMixin(Pipeline):
         names: Any = [adapter_names] * num_images if is_one else adapter_names
         looks = look_per_image(names, num_images, self.bank.current())
         looks = [look if name == BASE else with_person(look, person) for name, look in zip(names, looks, strict=True)]
-        own = as_ws(own, self.generator.num_ws, self.generator.w_dim)
+        own = as_ws(own, *self._ws_shape())
         return own[(skip + torch.arange(num_images)) % len(own)], "w+", looks
+
+    def fade_persons(
+        self, looks: Sequence[Look] | None, latents: torch.Tensor, labels: torch.Tensor | None, options: dict[str, Any]
+    ) -> list[Look] | None:
+        """Let the adapters of persons act on pictures near their photos only, so that other faces stay as they are.
+
+        An adapter of `personalize` is trained at the latents of its photos. At w it acts by `nearness(w, latents)`.
+
+        Args:
+            looks: one per image, or None: the active adapters draw all images.
+            latents: z `[N, z_dim]`, w or w+ of the images.
+            labels: int64 `[N]`, or None.
+            options: of the generator's `map_latents`, and others, which do not matter.
+
+        Returns:
+            Looks with the weights that are left; the same looks if no such adapter acts, inside a block of
+            `bank.using`, and while adapters are fused into the weights.
+        """
+        if not self.generator.has_styles or self.bank.fused is not None or (looks is None and self.bank.in_block()):
+            return looks if looks is None else list(looks)
+        acting = [self.bank.current()] * len(latents) if looks is None else looks
+        adapters = {name: self.bank.adapters[name] for look in acting for name in look}
+        persons = {
+            name: as_ws(adapter.latents.detach().float().cpu(), *self._ws_shape())
+            for name, adapter in adapters.items()
+            if adapter.latents is not None and not isinstance(adapter, BlendAdapter)  # a blend holds looks as well
+        }
+        if not persons:
+            return looks if looks is None else list(looks)
+        device = execution_device(self.generator)
+        mean_w = fetch_tensor(self.generator.mapping, "w_avg").float().cpu()
+        names = ("latent_space", "truncation_psi", "truncation_cutoff")
+        mapped = {name: options[name] for name in names}
+        faded = []
+        with torch.no_grad(), self.bank.using({}):
+            for i, look in enumerate(acting):
+                if not persons.keys() & look.keys():
+                    faded.append(look)
+                    continue
+                label = None if labels is None else labels[i : i + 1].to(device)
+                row = latents[i : i + 1].to(device, self.generator.dtype)  # alone: another batch rounds otherwise
+                ws = self.generator.map_latents(row, class_labels=label, **mapped)[0].float().cpu()
+                left = {
+                    name: scaled(weight, nearness(ws, persons[name], mean_w)) if name in persons else weight
+                    for name, weight in look.items()
+                }
+                faded.append(without_zeros(left))
+        return faded
+
+    def _ws_shape(self) -> tuple[int, int]:
+        return self.generator.num_ws, self.generator.w_dim
 
     def _latents_of(self, person: str) -> torch.Tensor:
         if not isinstance(person, str):

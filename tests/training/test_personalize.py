@@ -14,6 +14,7 @@ from fewshot_gan.methods.pair import Latents, Pair
 from fewshot_gan.methods.pivotal import PivotalConfig, PivotalObjective
 from fewshot_gan.metrics import psnr
 from fewshot_gan.models import SNGANGenerator
+from fewshot_gan.pipeline_person import nearness
 from fewshot_gan.training.personalize import personalize
 
 R = 32
@@ -135,6 +136,60 @@ def test_looks_of_a_person(pipe, photos):
     assert torch.allclose(strip[0], strip[1] - (strip[1] - strip[0]), atol=1e-5)
     parts = [part.images for part in pipe.stream(5, person="me", adapter_names=looks, batch_size=2, output_type="pt")]
     assert torch.allclose(torch.cat(parts), pipe(person="me", adapter_names=looks, output_type="pt").images, atol=1e-5)
+
+
+def test_other_faces_stay_as_they_are(pipe, photos):
+    """The person's adapter acts near its latents, less and less up to the distance of the mean face, and not beyond."""
+    me = pipe.personalize(photos[:1], **{**QUICK, "adapter": "full"})
+    w, mean_w = me.latents[0], pipe.generator.mapping.w_avg
+    across = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
+    across -= (across @ (w - mean_w)) / (w - mean_w).square().sum() * (w - mean_w)
+    across *= (w - mean_w).norm() / across.norm()
+    latents = torch.stack([w, w + 0.7 * across, w + 0.875 * across, w + across, w + 3 * across, mean_w])
+    want = [1.0, 1.0, 0.5, 0.0, 0.0, 0.0]
+    options = {"latents": latents, "latent_space": "w", "output_type": "pt"}
+    pipe.set_adapters("me")
+    active = pipe(**options).images
+    for i, weight in enumerate(want):
+        one = {**options, "latents": latents[i : i + 1]}
+        with pipe.bank.using({"me": weight}):  # inside, looks are as they were asked for
+            alone = pipe(**one).images[0]
+        assert torch.allclose(active[i], alone, atol=1e-4), i
+        if not weight:
+            assert torch.equal(pipe(**one).images, pipe(**one, adapter_names="__base__").images)
+    assert torch.allclose(pipe(**options, batch_size=4).images, active, atol=1e-5)
+    ended = pipe(**{**options, "latents": latents[:1]}, truncation_psi=0.0).images
+    assert torch.equal(
+        ended, pipe(**{**options, "latents": latents[:1]}, truncation_psi=0.0, adapter_names="__base__").images
+    )
+    beside = pipe(**options, adapter_names={"me": {4: 0.0, 16: 0.6}, "look": 1.0}).images
+    halved = pipe(**options, adapter_names={"me": {4: 0.0, 16: 0.3}, "look": 1.0}).images
+    with pipe.bank.using({"me": {4: 0.0, 16: 0.3}, "look": 1.0}):
+        assert torch.allclose(pipe(**options).images[2], beside[2], atol=1e-4)
+    assert not torch.allclose(halved[0], beside[0], atol=1e-3)
+    assert torch.allclose(beside[3:], pipe(**options, adapter_names="look").images[3:], atol=1e-5)
+    pipe.add_weighted_adapter(["me", "look"], [1.0, 1.0], "drawing")  # a blend holds a look: it acts on every face
+    assert torch.allclose(
+        pipe(**options, adapter_names="drawing").images[:2],
+        pipe(**options, adapter_names={"me": 1.0, "look": 1.0}).images[:2],
+        atol=1e-4,
+    )
+    assert not torch.allclose(
+        pipe(**options, adapter_names="drawing").images[3:],
+        pipe(**options, adapter_names="__base__").images[3:],
+        atol=1e-3,
+    )
+
+
+def test_the_nearest_photo_counts():
+    mean_w, photos = torch.zeros(4), torch.zeros(2, 3, 4)
+    photos[0, :, 0], photos[1, :, 1] = 1.0, 2.0
+    assert nearness(photos[1], photos, mean_w) == 1
+    ws = photos[0].clone()
+    ws[0, 0] += 1.5  # one of three layers: the root of the mean square is 0.866
+    assert math.isclose(nearness(ws, photos, mean_w), (1 - 0.75**0.5) / 0.25, rel_tol=1e-5)
+    still = torch.zeros(1, 3, 4)  # the mean face itself
+    assert nearness(still[0], still, mean_w) == 1 and nearness(photos[0], still, mean_w) == 0
 
 
 def test_far_pictures_are_held(photos):

@@ -264,6 +264,10 @@ class AdapterBank(Fusing):
         with self._adapted(self._adaptations_of_rows(self._resolve(looks))):
             yield
 
+    def in_block(self) -> bool:
+        """Return whether this thread is inside a block of `using`, `using_rows` or `using_vectors`."""
+        return any(layer.active_adaptation() is not layer.adaptation for layer in self._layers.values())
+
     @contextmanager
     def drawing(self, looks: Sequence[Look] | None, compiled: bool = False):
         """Keep the generator's weights and the looks as they are now while this thread draws several batches.
@@ -289,8 +293,7 @@ class AdapterBank(Fusing):
     def _current_adaptations(self) -> Mapping[str, Adaptation | None]:
         """Return module path → adaptation that acts in this thread now."""
         with bank_lock:
-            if any(layer.active_adaptation() is not layer.adaptation for layer in self._layers.values()):
-                # inside a `using` block
+            if self.in_block():
                 return {path: layer.active_adaptation() for path, layer in self._layers.items()}
             return self._unwritten if self.fused is not None else self._blends_of(self.current())
 

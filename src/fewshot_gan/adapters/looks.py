@@ -125,6 +125,13 @@ def with_person(look: Look, person: str) -> dict[str, Weight]:
     return {person: 1 - (1 - LIKENESS) * min(1.0, strength), **look}
 
 
+def scaled(weight: Weight, factor: float) -> Weight:
+    """Return a weight, or each value of a schedule, times `factor`."""
+    if isinstance(weight, Mapping):
+        return {resolution: alpha * factor for resolution, alpha in weight.items()}
+    return weight * factor
+
+
 def check_weight(weight, name: str) -> None:
     """Refuse a weight that is neither a finite number nor a schedule of such.
 
