@@ -138,7 +138,7 @@ def test_a_photo_is_found_and_drawn_in_looks(studio, pictures):
     assert studio.photo_in(other, {}) == []  # nobody else's
 
 
-def test_a_person_is_learned_and_drawn_in_looks(studio, pictures, monkeypatch, features):
+def test_a_person_is_learned_and_drawn_in_looks(studio, pictures, monkeypatch, features, base_folder, tmp_path):
     monkeypatch.setattr("fewshot_gan.training.personalize.load_features", lambda **options: features)
     key, loaded = studio.enter(None), set(studio.pipe.bank.adapters)
     studio.visitor(key).jobs["photo"] = finished(studio.find_photo(key, pictures[0], "w", steps=8))
@@ -154,13 +154,23 @@ def test_a_person_is_learned_and_drawn_in_looks(studio, pictures, monkeypatch, f
 
     assert away(shown) < 0.9 * away(resembling)
     visitor = studio.visitor(key)
+    weak, usual, named = (
+        np.asarray(studio.photo_in(key, {"dots": 1.0}, *given)[2][1]).astype(int) for given in ((0.0,), (), (0.7,))
+    )
+    assert np.array_equal(usual, named) and np.abs(weak - usual).mean() > 1
+    zipfile.ZipFile(visitor.person_file).extractall(tmp_path)
+    assert {"README.md", "adapter_config.json"} <= {path.name for path in (tmp_path / "me").iterdir()}
+    home = FewShotGAN.from_pretrained(base_folder).load_adapter(tmp_path / "me").draw_person().images[0]
+    assert np.abs(np.asarray(home).astype(int) - np.asarray(shown[1][1])).max() <= 1
+    first_file = visitor.person_file
     (first,) = set(studio.pipe.bank.adapters) - loaded
     assert first == visitor.person and first not in studio.labels(key)
     finished(studio.find_photo(key, pictures[1], "person", steps=10))
     (second,) = set(studio.pipe.bank.adapters) - loaded
     assert second == visitor.person != first  # that of the photo before is gone
+    assert visitor.person_file.is_file() and not first_file.exists()
     finished(studio.find_photo(key, pictures[1], "w", steps=3))
-    assert set(studio.pipe.bank.adapters) == loaded and visitor.person is None
+    assert set(studio.pipe.bank.adapters) == loaded and visitor.person is None and visitor.person_file is None
 
 
 @pytest.mark.parametrize(
@@ -630,6 +640,12 @@ def test_a_photo_in_the_browser(visit, photos, width):
     v.page.wait_for_function(
         "count => document.querySelectorAll('#found .caption-label').length === count", arg=3 + len(boxes)
     )
+    before = v.page.locator("#found img").nth(2).get_attribute("src")
+    v.number("Likeness in the looks", 0.3)
+    v.page.wait_for_function("src => document.querySelectorAll('#found img')[2].src !== src", arg=before)
+    with v.page.expect_download() as download:
+        v.page.locator("#person-file a").first.click()
+    assert download.value.suggested_filename == "me.zip"
     v.check()
     v.shot("photo_after")
 

@@ -103,14 +103,15 @@ def without_zeros(look: Look) -> dict[str, Weight]:
     return {name: weight for name, weight in look.items() if weight != 0}
 
 
-def with_person(look: Look, person: str) -> dict[str, Weight]:
+def with_person(look: Look, person: str, likeness: float = LIKENESS) -> dict[str, Weight]:
     """Add the adapter of a person to a look, unless the look names it.
 
-    Its weight is 1 without looks, 0.7 beside a look of weight 1 or more, and between these for weaker looks.
+    Its weight is 1 without looks, `likeness` beside a look of weight 1 or more, and between these for weaker looks.
 
     Args:
         look: of an image; "__base__" counts as no look.
         person: name of the adapter.
+        likeness: weight of the person beside a whole look; less draws far looks more cleanly.
 
     Raises:
         ValueError: see `check_weight`.
@@ -122,7 +123,7 @@ def with_person(look: Look, person: str) -> dict[str, Weight]:
         check_weight(weight, name)
         if name != BASE:
             strength += max(abs(alpha) for alpha in (weight.values() if isinstance(weight, Mapping) else [weight]))
-    return {person: 1 - (1 - LIKENESS) * min(1.0, strength), **look}
+    return {person: 1 - (1 - likeness) * min(1.0, strength), **look}
 
 
 def scaled(weight: Weight, factor: float) -> Weight:

@@ -12,14 +12,26 @@ from contextlib import contextmanager
 from functools import partial
 from html import escape
 
+from ..adapters.looks import LIKENESS
 from ..data.files import FORMAT_OF
 from ..hub import embedded_datasets
 from ..utils.errors import explain
 from ..utils.text import in_short
 from .demo_guard import SameSite, ended_by_sigterm, private_folder
 from .demo_pictures import PictureServer
-from .jobs import Job
-from .studio import CHOSEN, LOOK_STEPS, MISSING, OWN_LOOKS, PHOTO_STEPS, PLAIN, Studio, duration, title
+from .demo_texts import faces_found, failure, outcome, progress_text
+from .studio import (
+    CHOSEN,
+    LOOK_STEPS,
+    MISSING,
+    OWN_LOOKS,
+    PHOTO_STEPS,
+    PLAIN,
+    Studio,
+    look_of,
+    title,
+    weights,
+)
 
 FACES = 8  # pictures in the grid
 MAX_EVENTS = 2000  # events served at once; Gradio counts a waiting event like a computing one, and a job has two
@@ -53,53 +65,6 @@ ON_LOAD = """() => {
   for (const id of ["drawn", "photo-status", "look-status"])
     document.getElementById(id)?.setAttribute("aria-live", "polite");
 }"""
-
-
-def weights(chosen: Sequence[str], strengths: Mapping[str, float]) -> dict[str, float]:
-    """Return the weight of each chosen look: the visitor's setting, else an equal share rounded to a twentieth."""
-    return {name: strengths.get(name, max(1, round(20 / len(chosen))) / 20) for name in chosen}
-
-
-def look_of(choice: str, chosen: Mapping[str, float]) -> dict[str, float]:
-    """Return the weights for one picture's choice: the looks chosen for all, no look, or one look alone."""
-    if choice == CHOSEN:
-        return dict(chosen)
-    return {} if choice == PLAIN else {choice: 1.0}
-
-
-def progress_text(job: Job) -> str:
-    """Return what a job that is not over is doing, with an estimate of the time left."""
-    if job.stopping:
-        return "Stopping after this step …"
-    if job.state == "waiting":
-        return "Waiting for another visitor's job to end …"
-    if job.done == 0:
-        return " ".join(filter(None, ("Loading the networks …", job.note)))
-    left = job.remaining()
-    return f"Step {job.done} of {job.steps}" + ("" if left is None else f" · {duration(left)} left")
-
-
-def outcome(job: Job) -> str:
-    """Return as HTML how a job ended."""
-    if job.state == "failed":
-        return failure(job.error)
-    if job.state == "stopped":
-        return f"Stopped after {job.done} of {job.steps} steps; nothing was kept."
-    return " ".join(filter(None, (f"Done: {job.steps} steps.", escape(job.note))))
-
-
-def faces_found(count: int) -> str:
-    """Return what the page says about a photo with `count` faces; 0: none were sought."""
-    if count == 0:
-        return "The middle of the photo is used."
-    if count == 1:
-        return "The face in the frame is used."
-    return f"{count} faces were found. The one in the thick frame is used; to use another, crop the photo to it."
-
-
-def failure(message: str) -> str:
-    """Return an error message as HTML that screen readers announce."""
-    return f'<p class="failed" role="alert">{escape(message)}</p>'
 
 
 def losses(history: Mapping[str, Sequence[float]]):
@@ -152,9 +117,14 @@ def page(studio: Studio):
             ]
             yield [f"Drew {FACES} faces in {time.perf_counter() - start:.1f} s.", *cells]
 
-    def draw_photo(key, chosen, strengths):
+    def person_of(key):
+        """Return the likeness and the download of the visitor's person, which are hidden where there is none."""
+        file = studio.visitor(key).person_file
+        return [gr.Slider(visible=file is not None), gr.File(file and str(file), visible=file is not None)]
+
+    def draw_photo(key, chosen, strengths, likeness):
         with errors_as_toasts():
-            drawn = studio.photo_in(key, weights(chosen, strengths))
+            drawn = studio.photo_in(key, weights(chosen, strengths), likeness)
         return [pictures.gallery(drawn), gr.Column(visible=True)] if drawn else [gr.skip()] * 2
 
     def follow(kind):
@@ -198,16 +168,16 @@ def page(studio: Studio):
             return failure(explain(error)), None, gr.Column(visible=False)
         return faces_found(photo.faces), pictures.gallery([("Your photo", photo.shown)]), gr.Column(visible=True)
 
-    async def watch_photo(key, chosen, strengths):
+    async def watch_photo(key, chosen, strengths, likeness):
         before = None
-        yield [gr.skip()] * 4
+        yield [gr.skip()] * 6
         async for job in studio.watch(key, "photo"):
             results, controls, before = preview(job, before), buttons(job, before), state(job)
             if job.over and job.state != "done" and not studio.visitor(key).photo:
                 results = [None, gr.Column(visible=False)]
             elif job.over:
-                results = await asyncio.to_thread(draw_photo, key, chosen, strengths)
-            yield *results, *controls
+                results = await asyncio.to_thread(draw_photo, key, chosen, strengths, likeness)
+            yield *results, *controls, *(person_of(key) if job.over else [gr.skip()] * 2)
 
     async def start_photo(key, path, closeness, steps):
         with errors_as_toasts():
@@ -322,8 +292,16 @@ def page(studio: Studio):
                         find = gr.Button("Find my face", variant="primary")
                         stop_photo = gr.Button("Stop", variant="stop", visible=False)
                     photo_status = gr.HTML("Your face appears here in the looks.", elem_id="photo-status", **status)
+                    likeness = gr.Slider(
+                        *(0, 1.2, LIKENESS), step=0.05, label="Likeness in the looks", visible=False,
+                        info="More keeps the person, less draws the look more cleanly.",
+                    )  # fmt: skip
                     with gr.Column(visible=False, elem_id="found") as found_column:
                         found = gr.HTML(apply_default_css=False)
+                    person_file = gr.File(
+                        label="This person: unzip, then load_adapter(folder).draw_person()", interactive=False,
+                        visible=False, elem_id="person-file",
+                    )  # fmt: skip
                 with gr.Tab("New look"):
                     gr.Markdown(
                         "Choose about ten pictures of faces in one style. Faces should fill the middle: training "
@@ -357,26 +335,28 @@ def page(studio: Studio):
                     )  # fmt: skip
 
         looks = [key, chosen, strengths]
+        photo_looks = [*looks, likeness]
         drawing = {"inputs": [key, seed, psi, chosen, strengths, *own], "outputs": [drawn, *faces], **hidden}
         found_outputs = [found, found_column]
         look_outputs = [learning, learning_column, curves, teach, stop_look, chosen, downloads, *own]
         blocks.load(None, js=ON_LOAD)
         entered = blocks.load(enter, key, [key, chosen, downloads, *own], **hidden)
         entered.then(draw, **drawing)
-        entered.then(draw_photo, looks, found_outputs, **hidden)
+        entered.then(draw_photo, photo_looks, found_outputs, **hidden)
         found_inputs, look_inputs = [key, photo, closeness, photo_steps], [key, files, name, look_steps]
         photo.input(look_at_photo, photo, [photo_status, found, found_column], **hidden)
         finding = find.click(start_photo, found_inputs, None, **hidden)
         teaching = teach.click(start_look, look_inputs, None, **hidden)
         for event in (entered.then, finding.success(lambda: BLANK, None, photo_status, **hidden).then):
             event(follow("photo"), key, photo_status, **shown)
-            event(watch_photo, looks, [*found_outputs, find, stop_photo], **hidden)
+            event(watch_photo, photo_looks, [*found_outputs, find, stop_photo, likeness, person_file], **hidden)
         for event in (entered.then, teaching.success(lambda: BLANK, None, look_status, **hidden).then):
             event(follow("look"), key, look_status, **shown)
             event(watch_look, key, look_outputs, **hidden)
         changes = [seed.change, psi.change, chosen.change, strengths.change, *(choice.change for choice in own)]
         gr.on(changes, draw, **drawing, trigger_mode="always_last")
-        gr.on([chosen.change, strengths.change], draw_photo, looks, found_outputs, trigger_mode="always_last", **hidden)
+        shown_changes = [chosen.change, strengths.change, likeness.change]
+        gr.on(shown_changes, draw_photo, photo_looks, found_outputs, trigger_mode="always_last", **hidden)
         chosen.change(show_sliders, looks, sliders, **hidden)
         for i, slider in enumerate(sliders):
             slider.input(partial(set_strength, number=i), [key, slider, strengths], strengths, **hidden)

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from ..adapters.looks import Look, with_person
+from ..adapters.looks import LIKENESS, Look, with_person
 from ..data.datasets import load_images
 from ..data.images import as_image, to_bytes
 from ..faces import can_find_faces
@@ -56,6 +56,7 @@ class Visitor:
     Attributes:
         looks: name of each taught look in the pipeline, by the visitor's name for it.
         files: zip file of each taught look, by the visitor's name for it.
+        person_file: zip file of the adapter of the person, or None.
         photo: the cropped photo, or None before its latents were found.
         latents: w+ latents `[1, num_ws, w_dim]` of the photo, or None.
         person: name in the pipeline of the adapter that draws the person of the photo, or None.
@@ -67,6 +68,7 @@ class Visitor:
     photo: Image.Image | None = None
     latents: torch.Tensor | None = None
     person: str | None = None
+    person_file: Path | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
 
     @property
@@ -139,8 +141,9 @@ class Studio:
 
     def _forget(self, visitor: Visitor) -> None:
         self._unload(*visitor.looks.values(), visitor.person)
-        for file in visitor.files.values():
-            file.unlink(missing_ok=True)
+        for file in (*visitor.files.values(), visitor.person_file):
+            if file is not None:
+                file.unlink(missing_ok=True)
 
     def _unload(self, *names: str | None) -> None:
         self.pipe.set_adapters([])  # an active adapter cannot be deleted
@@ -161,6 +164,7 @@ class Studio:
         psi: float | None = None,
         latents: torch.Tensor | None = None,
         person: str | None = None,
+        likeness: float = LIKENESS,
     ) -> list[Image.Image]:
         """Draw one picture per look.
 
@@ -171,6 +175,7 @@ class Studio:
             psi: truncation ψ; None uses the base's own.
             latents: w+ latents `[1, num_ws, w_dim]` to draw in every look instead of the seed's faces.
             person: name in the pipeline of an adapter that acts in every look.
+            likeness: its weight beside a whole look.
 
         Raises:
             ValueError: this visitor does not have one of the looks, or a number is out of range.
@@ -179,7 +184,7 @@ class Studio:
         for name in (name for look in looks for name in look if name not in self.looks and name not in own):
             raise ValueError(f"there is no look {name!r}; there are {', '.join(self.labels(key)) or 'none'}")
         named = [{own.get(name, name): weight for name, weight in look.items()} for look in looks]
-        named = [with_person(look, person) for look in named] if person else named
+        named = [with_person(look, person, likeness) for look in named] if person else named
         if latents is not None:
             return self._pictures(named, seed=seed, latents=latents.expand(len(looks), -1, -1))
         return self._pictures(named, seed=seed, truncation_psi=psi, class_labels=self.pipe.some_labels(len(looks)))
@@ -191,12 +196,13 @@ class Studio:
             images = self.pipe(len(adapter_names), adapter_names=adapter_names, **options).images
         return cast(list[Image.Image], images)  # the pipeline's default output type
 
-    def photo_in(self, key: str, chosen: Mapping[str, float]) -> Captioned:
+    def photo_in(self, key: str, chosen: Mapping[str, float], likeness: float = LIKENESS) -> Captioned:
         """Return the visitor's photo, the face found for it, and that face in looks; empty before a face was found.
 
         Args:
             key: key of the visitor.
             chosen: weights of looks. Several are shown blended, then each alone at full weight; none shows every look.
+            likeness: weight of the person beside a whole look.
         """
         visitor = self.visitor(key)
         with self._lock:
@@ -207,11 +213,11 @@ class Studio:
         if len(chosen) != 1:
             looks += [{name: 1.0} for name in chosen or self.labels(key)]
         try:
-            drawn = self.draw(key, [{}, *looks], latents=latents, person=person)
+            drawn = self.draw(key, [{}, *looks], latents=latents, person=person, likeness=likeness)
         except ValueError:
             if visitor.person == person:
                 raise
-            return self.photo_in(key, chosen)  # a new photo was found while this drawing waited
+            return self.photo_in(key, chosen, likeness)  # a new photo was found while this drawing waited
         captions = ["Your photo", "Found face", *map(title, looks)]
         return list(zip(captions, [photo, *drawn], strict=True))
 
@@ -277,14 +283,20 @@ class Studio:
             job.pictures, options = [("Your photo", photo.shown)], {"progress": False, "on_step": on_step}
             searching = max(1, steps // 3) if is_person else steps
             found = self._finder.invert(square, space="w" if is_person else space, steps=searching, **options)
-            person, old = None, visitor.person
+            person, file, old, old_file = None, None, visitor.person, visitor.person_file
             if is_person and steps > searching:
                 person, options = uuid.uuid4().hex, {"steps": steps - searching, "on_step": on_training_step}
-                learned = self._finder.personalize(square, "", latents=found.latents, **options)
+                with tempfile.TemporaryDirectory(dir=self._folder.name) as temp:
+                    run = Path(temp) / "me"
+                    learned = self._finder.personalize(square, "", latents=found.latents, output_dir=run, **options)
+                    file = self._packed(learned, run)
                 self.pipe.load_adapter(learned, person)
             with self._lock:
-                visitor.photo, visitor.latents, visitor.person = as_image(photo.square), found.latents, person
+                visitor.photo, visitor.latents = as_image(photo.square), found.latents
+                visitor.person, visitor.person_file = person, file
             self._unload(old)
+            if old_file is not None:
+                old_file.unlink(missing_ok=True)
 
         return self._start(visitor, Job("photo", steps), work)
 
@@ -366,11 +378,7 @@ class Studio:
                 finally:
                     if preview in self.pipe.bank.adapters:
                         self._unload(preview)
-                base = portable_base(adapter.config, self.base)
-                adapter.register_to_config(base_model_name_or_path=base)
-                adapter.save_pretrained(run)
-                file = Path(tempfile.mkdtemp(dir=self._folder.name)) / f"{label}.zip"
-                pack(run, file)
+                file = self._packed(adapter, run)
                 self.pipe.load_adapter(adapter, finished)
                 with self._lock:
                     visitor.looks[label], visitor.files[label] = finished, file
@@ -378,6 +386,14 @@ class Studio:
                 job.pictures = [picture for pair in zip(before, after, strict=True) for picture in pair]
 
         return self._start(visitor, Job("look", steps), work)
+
+    def _packed(self, adapter: Any, folder: Path) -> Path:
+        """Save an adapter in `folder` and return a zip file of it, named like the folder."""
+        adapter.register_to_config(base_model_name_or_path=portable_base(adapter.config, self.base))
+        adapter.save_pretrained(folder)
+        file = Path(tempfile.mkdtemp(dir=self._folder.name)) / f"{folder.name}.zip"
+        pack(folder, file)
+        return file
 
     def _start(self, visitor: Visitor, job: Job, work: Callable[[Job], None]) -> Job:
         with self._lock:
@@ -414,6 +430,18 @@ class Studio:
             if over:
                 return
             await asyncio.sleep(every)
+
+
+def weights(chosen: Sequence[str], strengths: Mapping[str, float]) -> dict[str, float]:
+    """Return the weight of each chosen look: the visitor's setting, else an equal share rounded to a twentieth."""
+    return {name: strengths.get(name, max(1, round(20 / len(chosen))) / 20) for name in chosen}
+
+
+def look_of(choice: str, chosen: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights for one picture's choice: the looks chosen for all, no look, or one look alone."""
+    if choice == CHOSEN:
+        return dict(chosen)
+    return {} if choice == PLAIN else {choice: 1.0}
 
 
 def title(look: Mapping[str, float]) -> str:

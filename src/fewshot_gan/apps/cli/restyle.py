@@ -24,7 +24,7 @@ def restyle(
     steps: Annotated[int, number("Training steps of the likeness.", 1, 10_000)] = 120,
     likeness: Annotated[
         float | None,
-        number("Weight of the person beside each look; default 0.7. Less draws far looks more cleanly.", 0, 2),
+        number("Weight of the person beside a whole look; default 0.7. Less draws far looks more cleanly.", 0, 2),
     ] = None,
     align: Annotated[
         bool, typer.Option(help="Bring the face to where the base draws faces; else use the centre square.")
@@ -50,7 +50,7 @@ def restyle(
     import torch
 
     from ...adapters.base import MOST_PHOTOS
-    from ...adapters.looks import LIKENESS
+    from ...adapters.looks import LIKENESS, with_person
     from ...data.images import as_image, read_image
     from ...faces import paste, read_faces
 
@@ -58,7 +58,6 @@ def restyle(
         raise ValueError(f"{len(photos)} photos: give 1 to {MOST_PHOTOS} of one person")
     begin(num_threads)
     pipe, looks = load_pipeline(base, names, weights)
-    likeness = LIKENESS if likeness is None else likeness
     columns = ["likeness", *looks]
     pasted = [
         [out.with_name(f"{out.stem}{f'-{i}' * (len(photos) > 1)}-{name}{out.suffix}") for name in columns]
@@ -77,10 +76,9 @@ def restyle(
         )
     person = next(name for name in ("me", *(f"me_{i}" for i in range(2, 100))) if name not in pipe.bank.adapters)
     pipe.personalize(squares, person, steps=steps, seed=seed, output_dir=keep)
-    drawn: list[Any] = [
-        pipe(len(photos), person=person, adapter_names=look, batch_size=1).images
-        for look in ({person: 1.0}, *({person: likeness, name: weight} for name, weight in looks.items()))
-    ]
+    shown = [{}, *({name: weight} for name, weight in looks.items())]
+    shown = [with_person(look, person, LIKENESS if likeness is None else likeness) for look in shown]
+    drawn: list[Any] = [pipe(len(photos), person=person, adapter_names=look, batch_size=1).images for look in shown]
     rows = []
     for i, square in enumerate(squares):
         rows += [as_image(square), *(pictures[i] for pictures in drawn)]

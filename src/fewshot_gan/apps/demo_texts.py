@@ -1,0 +1,41 @@
+"""What the demo's page says about jobs, photos and errors."""
+
+from html import escape
+
+from ..utils.text import duration
+from .jobs import Job
+
+
+def progress_text(job: Job) -> str:
+    """Return what a job that is not over is doing, with an estimate of the time left."""
+    if job.stopping:
+        return "Stopping after this step …"
+    if job.state == "waiting":
+        return "Waiting for another visitor's job to end …"
+    if job.done == 0:
+        return " ".join(filter(None, ("Loading the networks …", job.note)))
+    left = job.remaining()
+    return f"Step {job.done} of {job.steps}" + ("" if left is None else f" · {duration(left)} left")
+
+
+def outcome(job: Job) -> str:
+    """Return as HTML how a job ended."""
+    if job.state == "failed":
+        return failure(job.error)
+    if job.state == "stopped":
+        return f"Stopped after {job.done} of {job.steps} steps; nothing was kept."
+    return " ".join(filter(None, (f"Done: {job.steps} steps.", escape(job.note))))
+
+
+def faces_found(count: int) -> str:
+    """Return what the page says about a photo with `count` faces; 0: none were sought."""
+    if count == 0:
+        return "The middle of the photo is used."
+    if count == 1:
+        return "The face in the frame is used."
+    return f"{count} faces were found. The one in the thick frame is used; to use another, crop the photo to it."
+
+
+def failure(message: str) -> str:
+    """Return an error message as HTML that screen readers announce."""
+    return f'<p class="failed" role="alert">{escape(message)}</p>'
