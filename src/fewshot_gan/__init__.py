@@ -39,6 +39,7 @@ _EXPORTS = {  # name: module that defines it
     "FullAdapter": ".adapters",
     "GANMemoryAdapter": ".adapters",
     "LeFTAdapter": ".adapters",
+    "LoRAAdapter": ".adapters",
     "TicketAdapter": ".adapters",
     # what reads texts and pictures for a hypernetwork
     "load_encoder": ".features.encoders",

@@ -187,6 +187,13 @@ ADAPTERS: Catalogue[AdapterEntry] = Catalogue(
             shown=("rank",),
         ),
         AdapterEntry(
+            "lora",
+            "fewshot_gan.adapters.lora:LoRAAdapter",
+            "LoRA, low-rank differences of weights",
+            "2106.09685",
+            shown=("rank",),
+        ),
+        AdapterEntry(
             "domain_vector",
             "fewshot_gan.adapters.domain_vector:DomainVectorAdapter",
             "domain vector",

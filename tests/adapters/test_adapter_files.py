@@ -68,8 +68,8 @@ def test_corrupt_config(saved, text):
 
 
 def test_unknown_type_newer_format_and_unknown_setting(saved):
-    edit_config(saved, adapter_type="lora")
-    refuses(saved, "type 'lora'; known types: adafm, blend, delta_w, domain_vector, full")
+    edit_config(saved, adapter_type="dora")
+    refuses(saved, "type 'dora'; known types: adafm, blend, delta_w, domain_vector, full")
     edit_config(saved, adapter_type="left", format_version=99)
     refuses(saved, "adapter format 99.*reads up to 1; upgrade")
     edit_config(saved, format_version=1, flavour="x", rank="2", **{"odd\x1b[31m": 1})
@@ -209,8 +209,8 @@ def test_damaged_blends(mobile, perturbed, tmp_path):
         assert "not of type list[dict[str, float]]" in damage(tmp_path, weights=first(changed))
     assert "name other layers" in damage(tmp_path, weights=lambda w: [{}, w[1]])
     assert "one set of weights per part" in damage(tmp_path, weights=lambda w: w[:1])
-    other = damage(tmp_path, parts=lambda p: [{**p[0], "adapter_type": "lora"}, p[1]])
-    assert "a part of a blend is of type 'lora'" in other
+    other = damage(tmp_path, parts=lambda p: [{**p[0], "adapter_type": "dora"}, p[1]])
+    assert "a part of a blend is of type 'dora'" in other
     damage(tmp_path, parts=["left", "left"])
     outer = {"mapping.fc0": {"shape": [16, 16], "bias": True, "role": "mapping", "demodulation": "none"}}
     assert "are not those of its parts" in damage(tmp_path, target_modules=outer)

@@ -13,6 +13,7 @@ from fewshot_gan.adapters import (
     GANMemoryAdapter,
     LayerSpec,
     LeFTAdapter,
+    LoRAAdapter,
     TicketAdapter,
 )
 from fewshot_gan.models.layers import adaptable_layers
@@ -36,8 +37,10 @@ KINDS = {
     "ticket": (TicketAdapter, {}),
     "ticket-values": (TicketAdapter, {"keep_values": True}),
     "full": (FullAdapter, {}),
+    "lora": (LoRAAdapter, {"rank": 2}),
+    "lora-alpha": (LoRAAdapter, {"rank": 1, "lora_alpha": 0.5}),
 }
-NOISY = ("add_core", "add_kernel")  # of convolutions; of linear layers it is add_in
+NOISY = ("add_core", "add_kernel", "lora_A")  # of convolutions; of linear layers of LeFT it is add_in
 
 
 def half_masks(generator, seed):

@@ -327,7 +327,7 @@ def test_the_command_line_offers_every_trainable_kind():
     assert f"One of {', '.join(catalogue.METHODS.own())}, or of a plugin." in shown
     assert f"One of {', '.join(trainable())}, or of a plugin." in shown
     assert set(trainable()) == set(trainable_types())
-    assert set(trainable_types()) == {"adafm", "delta_w", "domain_vector", "full", "gan_memory", "left"}
+    assert set(trainable_types()) == {"adafm", "delta_w", "domain_vector", "full", "gan_memory", "left", "lora"}
 
 
 # -------------------------------------------------------------------------------------- augmentation of every objective

@@ -12,6 +12,7 @@ from .gan_memory import GANMemoryAdapter
 from .hypernetwork import DomainHyperNetwork
 from .io import load_adapter, read_adapter
 from .left import LeFTAdapter
+from .lora import LoRAAdapter
 from .registry import trainable_types
 from .spec import LayerSpec
 from .ticket import TicketAdapter, magnitude_masks
@@ -29,6 +30,7 @@ __all__ = [
     "GANMemoryAdapter",
     "LayerSpec",
     "LeFTAdapter",
+    "LoRAAdapter",
     "TicketAdapter",
     "fingerprint",
     "load_adapter",

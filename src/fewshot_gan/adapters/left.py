@@ -3,15 +3,13 @@
 Shape legend: O/I outputs and inputs, k kernel size, r rank.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from ..utils.ranges import Range, check_number
 from .base import Adapted, Adapter, Factors
 from .spec import LayerSpec
+from .trainable import RankOptions
 
 # Differs from the paper, where both factors of an additive pair start at zero, so that neither ever gets a gradient.
 # Here one factor of each pair starts as small noise; the product is still exactly zero.
@@ -88,23 +86,6 @@ class ElementwiseFactors(Factors):
         return Adapted(weight * self.gamma + self.beta, bias)
 
 
-@dataclass(frozen=True)
-class LeFTOptions:
-    """Options of a new LeFT adapter.
-
-    Attributes:
-        rank: rank of the factors of a convolution; 0: one factor per weight.
-    """
-
-    rank: int | None = field(
-        default=None, metadata={"help": "rank of left's factors: default 1; 0 = one factor per weight"}
-    )
-
-    def __post_init__(self):
-        if self.rank is not None:
-            check_number("rank", self.rank, Range(0, 10_000), whole=True)
-
-
 class LeFTAdapter(Adapter):
     """Learnable factorised tensors (arXiv 2308.11917) for mapping, affine and linear layers, convolutions and to_rgb.
 
@@ -121,7 +102,7 @@ class LeFTAdapter(Adapter):
     """
 
     adapter_type = "left"
-    Options = LeFTOptions
+    Options = RankOptions
     roles = ("mapping", "affine", "linear", "conv", "depthwise", "skip", "to_rgb")
 
     @register_to_config

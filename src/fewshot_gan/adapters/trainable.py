@@ -1,14 +1,34 @@
 """What a training asks of the module whose numbers it learns: an adapter, or a network that predicts adapters."""
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
 from ..utils.options import NoOptions, given
+from ..utils.ranges import Range, check_number
 
 if TYPE_CHECKING:
     from .bank import AdapterBank
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """Options of a new adapter of low-rank factors.
+
+    Attributes:
+        rank: of the factors of a layer; 0: one factor per weight.
+    """
+
+    rank: int | None = field(
+        default=None,
+        metadata={"help": "rank of the factors: of left default 1, 0 = one factor per weight; of lora default 8"},
+    )
+
+    def __post_init__(self):
+        if self.rank is not None:
+            check_number("rank", self.rank, Range(0, 10_000), whole=True)
 
 
 class Trainable(nn.Module):

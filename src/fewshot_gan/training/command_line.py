@@ -37,7 +37,7 @@ def parser(method: str) -> HfArgumentParser:
     parts = [
         optional(RunOptions, required=("data",) if cls.needs_images else (), more=run_help),
         optional(cls.Options),
-        *(optional(ADAPTERS.load(kind).Options) for kind in trainable()),
+        *map(optional, dict.fromkeys(ADAPTERS.load(kind).Options for kind in trainable())),
         optional(TrackingOptions),
         optional(TrainingConfig, skipped, ("output_dir",), usual=usual, published=cls.published),
         optional(cls.Config, usual="the preset's"),
