@@ -29,6 +29,7 @@ from .losses import total
 from .method import Method, Run
 from .objective import Batch, Discriminator, Objective, ObjectiveConfig
 from .pair import Latents, Pair
+from .parts import PartStatistics
 from .projections import ProjectionOptions, complete, project, recorded
 from .views import Views
 
@@ -95,6 +96,8 @@ class D3TConfig(ObjectiveConfig):
             random; 0 means no step does, and no image is projected.
         code_sigma: standard deviation of the noise on a projected latent, in units of the standard deviation of w.
         mix_probability: probability of a convex combination of two projected latents instead of noise.
+        part_weight: weight of `PartStatistics.distance` of eyes and mouth, on a base with `mean_landmarks`; not in the
+            paper.
     """
 
     feature_weight: float = 1.0
@@ -106,9 +109,12 @@ class D3TConfig(ObjectiveConfig):
     transformed_every: int = 2
     code_sigma: float = 0.1
     mix_probability: float = 0.5
+    part_weight: float = 0.0
 
     RANGES = ObjectiveConfig.RANGES | {
-        **dict.fromkeys(("feature_resolution", "distillation_final", "transformed_every", "code_sigma"), NOT_NEGATIVE),
+        **dict.fromkeys(
+            ("feature_resolution", "distillation_final", "transformed_every", "code_sigma", "part_weight"), NOT_NEGATIVE
+        ),
         "mix_probability": SHARE,
     }
 
@@ -184,6 +190,7 @@ class D3TObjective(Objective):
         codes: projected training images, w `[K, D]` or w+ `[K, L, D]` (`inversion.invert`); None if no term uses them.
         w_std: standard deviation of w `[D]` (`inversion.latent_statistics`); None if no term uses `codes`.
         projected: see `Objective`.
+        landmarks: `mean_landmarks` of the base, or None.
         options: `discriminator` and `features`, see `Objective`. The chosen discriminator is also the frozen source D_s
             of the distillation.
 
@@ -201,11 +208,17 @@ class D3TObjective(Objective):
         codes: torch.Tensor | None = None,
         w_std: torch.Tensor | None = None,
         projected: ProjectedDiscriminator | None = None,
+        landmarks=None,
         seed: int = 0,
         **options,
     ):
         super().__init__(config, real, projected=projected, seed=seed, **options)
         c = config
+        self._parts: PartStatistics | None = None
+        if c.part_weight and landmarks is not None:
+            self.require_features()
+            self.uses_features = True
+            self._parts = PartStatistics(lambda x: self.observe(x, self.moment_levels), real, landmarks)
         if c.needs_latents and (codes is None or w_std is None):
             raise ValueError("knowledge transfer starts from projected training images: pass codes and w_std")
         self._codes, self._w_std, self._real = codes, w_std, reduced(real, c.view_size)
@@ -233,9 +246,11 @@ class D3TObjective(Objective):
         return required(self._codes, "this objective has no projected training images: pass codes")
 
     def settings(self) -> dict:
-        return super().settings() | (
-            {"codes": hash_tensor(self._required_codes())} if self.config.needs_latents else {}
-        )
+        settings = super().settings()
+        if not self.config.part_weight:  # runs of older versions have none
+            del settings["part_weight"]
+        codes = {"codes": hash_tensor(self._required_codes())} if self.config.needs_latents else {}
+        return settings | codes
 
     @property
     def needs_source(self) -> bool:
@@ -287,6 +302,8 @@ class D3TObjective(Objective):
                 losses["transfer"] = c.feature_weight * feature_transfer_loss(source, target)
             if c.relates:
                 losses["relation"] = c.relation_weight * relation_loss(source, target)
+        if self._parts is not None:
+            losses["parts"] = c.part_weight * self._parts.distance(batch.drawn.images, batch.random)
         origin = batch.latents.origin
         if c.reconstruction_weight and origin is not None and (has_target := origin >= 0).any():
             targets = self._real[origin[has_target]].to(batch.drawn.images.device)
@@ -318,7 +335,7 @@ class D3TMethod(Method):
         return recorded(self.options) if run.config.needs_latents else {}
 
     def judges(self, run: Run) -> dict:
-        judges = super().judges(run)
+        judges = super().judges(run) | {"landmarks": run.pipe.config.mean_landmarks}
         if run.config.needs_latents:
             images = required(run.images, "D3T-GAN learns from images; give --data")
             path, seed = run.folder / "projections.safetensors", run.training.seed

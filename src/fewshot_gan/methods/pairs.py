@@ -12,7 +12,7 @@ EfficientNet.
 Shape legend: B images, K training images, L `num_ws`, D `w_dim`, R resolution.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -29,20 +29,16 @@ from .losses import total
 from .method import Run
 from .objective import Batch
 from .pair import Latents, Pair
+from .parts import eyes_and_mouth
 from .projections import DEFAULTS, as_layers, complete
-from .statistics import moment_distance, sliced_wasserstein
-from .views import SMALLEST_VIEW
 
 BLOCKS = (0, 2, 4, 10, 14)  # of EfficientNet-Lite0
 CELLS = 16  # larger places, in which colours are compared
 FINE = 64  # places of `ColourMap` along a side
-PART_SIDE = 256  # px of the width of eyes and mouth as the feature network sees them
 GROUND = 0.1  # largest difference of a colour in [-1, 1] from that of its flat ground
 COARSE = 64  # px of the reduced pictures whose colours a pair compares
 DETAIL = 0.15  # spread of a colour in [-1, 1] within a cell, with which the cell counts 1/e
 LANDMARK_SPREAD = 0.08  # standard deviation of the weight around an eye or the mouth, as a share of the side
-EYES, LIPS = (1.7, 1.0), (1.2, 0.8)  # width and height of `face_parts`, in distances of the eyes' outer corners
-MOUTH = 0.4  # how far below the nose the mouth lies, in distances of the nose from the eyes
 
 
 class ColourMap:
@@ -172,58 +168,12 @@ def landmark_share(landmarks, resolution: int, size: int) -> torch.Tensor:
     nearest = torch.zeros(size, size, dtype=torch.float32, device="cpu")
     if landmarks is None:
         return nearest
-    eyes, mouth, _ = _eyes_and_mouth(landmarks, resolution)
+    eyes, mouth, _ = eyes_and_mouth(landmarks, resolution)
     places = (torch.arange(size, device="cpu") + 0.5) / size
     for x, y in (*eyes, mouth):
         distance = (places[None, :] - x).square() + (places[:, None] - y).square()
         nearest = torch.maximum(nearest, torch.exp(-distance / (2 * LANDMARK_SPREAD**2)))
     return nearest
-
-
-@dataclass(frozen=True)
-class Part:
-    """A rectangle around eyes or mouth, in shares of the side of a picture; see `face_parts`."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-
-    def of(self, images: torch.Tensor, width: int) -> torch.Tensor:
-        """Return this part of pictures `[B, 3, R, R]`, resized to `width` px."""
-        side = images.shape[-1]
-        left, top = round(self.left * side), round(self.top * side)
-        right, bottom = round((self.left + self.width) * side), round((self.top + self.height) * side)
-        size = max(SMALLEST_VIEW, round(width * self.height / self.width)), width
-        part = images[:, :, max(0, top) : bottom, max(0, left) : right].float()
-        return F.interpolate(part, size=size, mode="bilinear", antialias=True).clamp(-1, 1)
-
-
-def face_parts(landmarks, resolution: int) -> list[Part]:
-    """Return the rectangles of both eyes and of the mouth.
-
-    They are large, since eyes and mouth of a look may lie elsewhere and be larger than those of the base.
-
-    Args:
-        landmarks: `mean_landmarks` of a base, in px of pictures of `resolution`.
-        resolution: of these pictures.
-    """
-    eyes, mouth, unit = _eyes_and_mouth(landmarks, resolution)
-    (x, y), (u, v) = ((eyes[0] + eyes[1]) / 2).tolist(), mouth.tolist()
-    return [
-        Part(x - EYES[0] * unit / 2, y - EYES[1] * unit / 2, EYES[0] * unit, EYES[1] * unit),
-        Part(u - LIPS[0] * unit / 2, v - LIPS[1] * unit / 2, LIPS[0] * unit, LIPS[1] * unit),
-    ]
-
-
-def _eyes_and_mouth(landmarks, resolution: int) -> tuple[list[torch.Tensor], torch.Tensor, float]:
-    """Return the middles of both eyes, that of the mouth, and the distance of the eyes' outer corners; as shares."""
-    points = {
-        name: torch.tensor(point, dtype=torch.float32, device="cpu") / resolution for name, point in landmarks.items()
-    }
-    eyes = [(points[f"{side}_eye_outer"] + points[f"{side}_eye_inner"]) / 2 for side in ("left", "right")]
-    mouth = points["nose"] + MOUTH * (points["nose"] - (eyes[0] + eyes[1]) / 2)
-    return eyes, mouth, float((points["left_eye_outer"] - points["right_eye_outer"]).norm())
 
 
 def landmark_weights(landmarks, resolution: int, size: int, weight: float) -> torch.Tensor:
@@ -299,9 +249,8 @@ class PairsConfig(D3TConfig):
     pair_pull: float = 0.15
     pair_others: float = 0.3
     landmark_weight: float = 4.0
-    colour_map_weight: float = 12.0
+    colour_map_weight: float = 20.0
     pair_quality: float = 0.1
-    part_weight: float = 0.0
 
     RANGES = D3TConfig.RANGES | {
         **dict.fromkeys(
@@ -327,8 +276,8 @@ class PairsConfig(D3TConfig):
 
     @classmethod
     def pairs(cls) -> Self:
-        """Return D3T's weights for far looks, with colours that follow the source (training/RESULTS.md)."""
-        return super().large_gap()
+        """Return D3T's weights for far looks, with eyes and mouth of the look (training/RESULTS.md)."""
+        return replace(super().large_gap(), part_weight=1.0)
 
     @property
     def needs_latents(self) -> bool:
@@ -343,7 +292,6 @@ class PairsObjective(D3TObjective):
         counterparts: pictures of the source at `codes`, `[K, 3, R, R]` in [-1, 1].
         quality: `[K]`, see `counterpart_quality`.
         steps: of the run.
-        landmarks: `mean_landmarks` of the base, or None.
     """
 
     config: PairsConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # set once, in __init__
@@ -359,7 +307,7 @@ class PairsObjective(D3TObjective):
         landmarks=None,
         **options,
     ):
-        super().__init__(config, real, **options)
+        super().__init__(config, real, landmarks=landmarks, **options)
         self.require_features()
         self.steps, self._resolution, self._landmarks = steps, real.shape[-1], landmarks
         self._weights: dict[int, torch.Tensor] = {}
@@ -373,28 +321,6 @@ class PairsObjective(D3TObjective):
         near = landmark_share(landmarks, real.shape[-1], CELLS)
         self.colour_map = ColourMap(counterparts[self.paired], real[self.paired], near.to(real.device))
         self._counterparts = reduced(counterparts, config.view_size)
-        self._parts: list[tuple[Part, list[torch.Tensor], torch.Tensor]] = []
-        if config.part_weight and landmarks is not None:
-            with torch.no_grad():
-                for part in face_parts(landmarks, real.shape[-1]):
-                    shown = part.of(real, PART_SIDE)
-                    maps = list(self.observe(shown, self.moment_levels).values())
-                    self._parts.append((part, maps, shown))
-
-    def part_distance(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """Return how much the statistics of eyes and mouth differ from those of the training pictures.
-
-        Args:
-            images: of the adapted generator, `[B, 3, R, R]`.
-            random: CPU generator.
-        """
-        terms = []
-        for part, real, shown in self._parts:
-            seen = part.of(images, PART_SIDE)
-            fake = list(self.observe(seen, self.moment_levels).values())
-            terms += [moment_distance(a, b) for a, b in zip(fake, real, strict=True)]
-            terms += [sliced_wasserstein(a, b, random) for a, b in zip([*fake, seen], [*real, shown], strict=True)]
-        return total(terms) / len(self._parts)
 
     def weights(self, size: int) -> torch.Tensor:
         """Return `landmark_weights` of a map with this side."""
@@ -430,8 +356,6 @@ class PairsObjective(D3TObjective):
         if c.colour_map_weight:
             distance = self.colour_map.distance(batch.drawn.images, batch.require_source().images)
             losses["colour_map"] = c.colour_map_weight * distance
-        if self._parts:
-            losses["parts"] = c.part_weight * self.part_distance(batch.drawn.images, batch.random)
         if self.draws_pairs(batch.step, batch.progress):
             losses = {name: c.pair_others * loss for name, loss in losses.items()}
             origin = required(batch.latents.origin, "steps of pairs draw latents of training pictures")
@@ -480,5 +404,4 @@ class PairsMethod(D3TMethod):
             "counterparts": drawn[:-1],
             "quality": quality,
             "steps": run.training.max_train_steps,
-            "landmarks": run.pipe.config.mean_landmarks,
         }

@@ -42,6 +42,7 @@ MEANING = {
     "coarse": "small training images from their counterparts",
     "colour": "colours of the training images",
     "colour_map": "colours of places, as the pairs predict them from the source",
+    "parts": "features of eyes and mouth, as in the training images",
     "content": "content of the source picture",
     "crops": "perceptual distance of native crops to the reference",
     "dcl": "each picture nearest to its own source picture, in the generator",
