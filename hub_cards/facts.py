@@ -212,6 +212,24 @@ REPOS = {
         papers=("d3t", "lfs", "projected", "mobilestylegan", "stylegan2", "stylegan"),
         tags=("drawing", "faces"),
     ),
+    "toon": Facts(
+        kind="adapter",
+        lineage=(
+            FROM_BASE,
+            "Trained on the embedded set `toon`: ten heads of Fluent Emoji in 3D (Microsoft, MIT) from the npm package "
+            "@lobehub/fluent-emoji-3d 1.1.0, flattened on white. " + NO_DATASET,
+        ),
+        numbers=(TOON_NUMBERS,),
+        results="toon: characters whose colours follow the person",
+        caption=f"Rows: the base; this adapter. Columns: {ROWS}.",
+        limits=(
+            "Hair, skin, pose and the outline of the face follow the base. Smiles are closed, beards fade, "
+            "glasses are thin, and both eyes look to one side in some faces.",
+            *EVERY_LOOK,
+        ),
+        papers=("d3t", "lora", "gfpgan", "projected", "mobilestylegan", "stylegan2", "stylegan"),
+        tags=("cartoon", "faces"),
+    ),
     "looks": Facts(
         kind="collection",
         lineage=(
@@ -267,6 +285,17 @@ HYPERNETWORK = Facts(
 )
 
 PAPERS = {
+    "lora": """@inproceedings{hu2022lora,
+  title = {{LoRA}: Low-Rank Adaptation of Large Language Models},
+  author = {Edward J. Hu and Yelong Shen and Phillip Wallis and Zeyuan Allen-Zhu and Yuanzhi Li and Shean Wang and
+    Lu Wang and Weizhu Chen},
+  booktitle = {ICLR}, year = {2022}, eprint = {2106.09685}, archivePrefix = {arXiv}
+}""",
+    "gfpgan": """@inproceedings{wang2021gfpgan,
+  title = {Towards Real-World Blind Face Restoration with Generative Facial Prior},
+  author = {Xintao Wang and Yu Li and Honglun Zhang and Ying Shan},
+  booktitle = {CVPR}, year = {2021}, eprint = {2101.04061}, archivePrefix = {arXiv}
+}""",
     "stylegan": """@inproceedings{karras2019stylegan,
   title = {A Style-Based Generator Architecture for Generative Adversarial Networks},
   author = {Tero Karras and Samuli Laine and Timo Aila},

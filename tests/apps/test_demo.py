@@ -121,6 +121,31 @@ def test_visitors_draw_at_once_and_alike(studio):
     assert all(got[i] == [want[i]] * 5 for i in range(len(looks)))
 
 
+def test_closing_waits_for_what_is_drawn(studio, monkeypatch):
+    """A process that ends while a thread draws aborts."""
+    key, drawing, may_end, ended = studio.enter(None), threading.Event(), threading.Event(), threading.Event()
+    draw = type(studio.pipe).__call__
+
+    def slowly(pipe, *arguments, **options):
+        drawing.set()
+        assert may_end.wait(60)
+        return draw(pipe, *arguments, **options)
+
+    monkeypatch.setattr(type(studio.pipe), "__call__", slowly)
+    drawer = threading.Thread(target=studio.draw, args=(key, [{}]))
+    closer = threading.Thread(target=lambda: (studio.close(), ended.set()))
+    drawer.start()
+    assert drawing.wait(60)
+    closer.start()
+    assert not ended.wait(0.2)
+    may_end.set()
+    drawer.join(60)
+    closer.join(60)
+    assert ended.is_set() and not drawer.is_alive()
+    with pytest.raises(ValueError, match="is being closed"):
+        studio.draw(key, [{}])
+
+
 def test_a_photo_is_found_and_drawn_in_looks(studio, pictures):
     key, other = studio.enter(None), studio.enter(None)
     assert studio.photo_in(key, {}) == []

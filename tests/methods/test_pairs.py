@@ -73,7 +73,7 @@ def test_figure_and_ground():
     share = figure_share(heads(COLOURS))
     assert share[CELLS // 2, CELLS // 2] == 1 and share[0].max() == 0
     sure = sure_cells(share)
-    assert sure[CELLS // 2, CELLS // 2] == 1 and sure[0, 0] == 0.25
+    assert sure[CELLS // 2, CELLS // 2] == 1 and sure[0, 0] == 1
     assert sure[CELLS // 2, CELLS // 4] == 0  # at the side of the figure
     noisy = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert figure_share(noisy).min() == 1  # without a flat ground everything is figure
@@ -254,7 +254,7 @@ def test_layouts_choose_the_method(monkeypatch):
     assert 1.45 < choice.scene < 1.85 and choice.mixture < 1
     monkeypatch.setattr(choosing, "OTHER_FACES", choice.scene - 0.01)
     choice = choose(other)
-    assert (choice.method, choice.options) == ("d3t", {"preset": "large_gap", "real_zoom": 1.5})
+    assert (choice.method, choice.options) == ("d3t", {"preset": "large_gap", "adapter": "lora", "real_zoom": 1.5})
     assert "unlike" in choice.reason
     mixed = torch.cat([other[:2], squares([[(180, 8)], [(180, 180), (8, 8)]]), -own[:1]])
     monkeypatch.setattr(choosing, "SAME_SCENE", 0.0)

@@ -109,9 +109,16 @@ class Studio:
         self._folder = private_folder() if folder is None else folder
         self.pictures = Pictures(Path(self._folder.name) / "pictures")
         self._finder: FewShotGAN | None = None
+        self._closing = False
 
     def close(self) -> None:
-        """Stop all jobs, wait for their current steps, and delete the files."""
+        """Stop all jobs, wait for their current steps and for pictures that are being drawn, and delete the files.
+
+        A process that ends while one of its threads draws would abort.
+        """
+        self._closing = True
+        with self._drawing:
+            pass
         for visitor in self._visitors.values():
             for job in visitor.jobs.values():
                 job.stop()
@@ -193,6 +200,8 @@ class Studio:
         """Return one PIL image per entry of `adapter_names`; nobody else draws at the same time."""
         options["batch_size"] = usual_batch(self.pipe.generator.resolution)
         with self._drawing:
+            if self._closing:
+                raise ValueError("the demo is being closed; start it again")
             images = self.pipe(len(adapter_names), adapter_names=adapter_names, **options).images
         return cast(list[Image.Image], images)  # the pipeline's default output type
 

@@ -83,7 +83,7 @@ def choose(pipe, images: torch.Tensor, features: FeatureNetwork) -> Choice:
     reason = "the pictures are unlike what the base draws, so shapes and colours are learned, not kept"
     if mixture > MIXED:
         reason = "the pictures differ much from each other, so what they share is learned; one look does better"
-    return Choice("d3t", {"preset": "large_gap"} | _zoom(1.5, is_smaller), reason, scene, mixture)
+    return Choice("d3t", {"preset": "large_gap", "adapter": "lora"} | _zoom(1.5, is_smaller), reason, scene, mixture)
 
 
 def own_pictures(pipe, device: torch.device | str) -> torch.Tensor:

@@ -137,14 +137,14 @@ def _grounds(fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sure_cells(share: torch.Tensor) -> torch.Tensor:
-    """Return how much the colour of each cell counts: 1 in the figure of most pictures, ¼ in the ground of all, else 0.
+    """Return whether the colour of each cell counts: 1 in the figure of most pictures and in the ground of all, else 0.
 
     `share` is that of `figure_share`. Cells at the side of the figure do not count: there, other faces have a ground,
     whose colour does not follow.
     """
     is_figure, is_ground = share > 0.8, share < 0.02
     inside = F.max_pool2d((~is_figure).float()[None, None], (1, 3), 1, (0, 1))[0, 0] == 0
-    return inside.float() + 0.25 * is_ground.float()
+    return inside.float() + is_ground.float()
 
 
 def plain_cells(pictures: torch.Tensor) -> torch.Tensor:
@@ -374,7 +374,7 @@ class PairsObjective(D3TObjective):
 class PairsMethod(D3TMethod):
     """Pairs of training pictures and their counterparts in the base (after arXiv 2112.11641)."""
 
-    name = "pairs"
+    name, adapter = "pairs", "lora"
     Config, Objective = PairsConfig, PairsObjective
     presets = ("pairs",)
     settings = {"max_train_steps": 200}

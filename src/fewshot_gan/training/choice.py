@@ -48,7 +48,8 @@ def _begun(folder: Path) -> tuple[str, dict[str, Any]] | None:
             config = read_json(file)
             training = config.get("training") or {}
             if config.get("method") in METHODS:
-                options = {"preset": training.get("preset"), "real_zoom": training.get("real_zoom")}
+                options = {name: training.get(name) for name in ("preset", "real_zoom")}
+                options["adapter"] = config.get("adapter_type")
                 return config["method"], {name: value for name, value in options.items() if value is not None}
     return None
 
