@@ -137,12 +137,14 @@ def _grounds(fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sure_cells(share: torch.Tensor) -> torch.Tensor:
-    """Return whether the colour of each cell counts: 1 in the figure of most pictures and in the ground of all, else 0.
+    """Return 1 for cells whose colour counts, those in the figure or in the ground of most pictures, and 0 for others.
 
-    `share` is that of `figure_share`. Cells at the side of the figure do not count: there, other faces have a ground,
-    whose colour does not follow.
+    Cells at the side of the figure do not count: there, other faces have a ground, whose colour does not follow.
+
+    Args:
+        share: of `figure_share`.
     """
-    is_figure, is_ground = share > 0.8, share < 0.02
+    is_figure, is_ground = share > 0.8, share < 0.1
     inside = F.max_pool2d((~is_figure).float()[None, None], (1, 3), 1, (0, 1))[0, 0] == 0
     return inside.float() + is_ground.float()
 
