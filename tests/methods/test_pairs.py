@@ -65,6 +65,8 @@ def test_a_colour_map_finds_which_colours_follow():
     painted = colours.recoloured(look[:1], source[:1], new)
     assert torch.allclose(painted[0, :, 32, 32], torch.tensor((0.2, 0.65, -0.05)), atol=0.08)
     assert torch.equal(painted[0, :, 0], look[0, :, 0])  # the ground stays
+    figure = colours.weight[CELLS // 2, CELLS // 2]
+    assert colours.weight[0, 0] == figure > 1  # a large ground takes no weight from the figure
     right, wrong = heads([predicted.tolist()]), heads([(0.9, -0.9, 0.9)])
     assert colours.distance(right, new) < 0.05 < 0.3 < colours.distance(wrong, new)
 
@@ -72,12 +74,13 @@ def test_a_colour_map_finds_which_colours_follow():
 def test_figure_and_ground():
     share = figure_share(heads(COLOURS))
     assert share[CELLS // 2, CELLS // 2] == 1 and share[0].max() == 0
-    sure = sure_cells(share)
-    assert sure[CELLS // 2, CELLS // 2] == 1 and sure[0, 0] == 1
-    assert sure[CELLS // 2, CELLS // 4] == 0  # at the side of the figure
+    figure, ground = sure_cells(share)
+    assert figure[CELLS // 2, CELLS // 2] == 1 and ground[CELLS // 2, CELLS // 2] == 0
+    assert figure[0, 0] == 0 and ground[0, 0] == 1
+    assert figure[CELLS // 2, CELLS // 4] == ground[CELLS // 2, CELLS // 4] == 0  # at the side of the figure
     noisy = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert figure_share(noisy).min() == 1  # without a flat ground everything is figure
-    assert sure_cells(torch.ones(CELLS, CELLS)).min() == 1
+    assert sure_cells(torch.ones(CELLS, CELLS))[0].min() == 1
 
 
 def test_cells_with_details_say_nothing_of_colours():

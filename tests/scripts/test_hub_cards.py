@@ -20,7 +20,7 @@ from fewshot_gan.ops import dispatch
 
 ROOT = Path(__file__).parents[2] / "hub_cards"
 MODULES = ("facts", "lint", "build", "publish")
-CARDS = ("ffhq", "ffhq-256", "sketch", "ink", "poster", "lorelei", "looks", "stylegan-ops")
+CARDS = ("ffhq", "ffhq-256", "sketch", "ink", "poster", "lorelei", "toon", "looks", "stylegan-ops")
 
 
 @pytest.fixture(scope="module")

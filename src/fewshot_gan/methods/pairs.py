@@ -53,12 +53,14 @@ class ColourMap:
 
     Attributes:
         slope: of each place, `[FINE, FINE]`.
-        weight: how much each cell counts, `[CELLS, CELLS]` with mean 1, see `sure_cells` and `plain_cells`.
+        weight: how much each cell counts, `[CELLS, CELLS]`, see `sure_cells` and `plain_cells`; the mean over all cells
+            of those in the figure is 1, to which the ground adds.
     """
 
     def __init__(self, counterparts: torch.Tensor, pictures: torch.Tensor, features: torch.Tensor | float = 0.0):
-        weight = sure_cells(figure_share(pictures)) * plain_cells(pictures) * (1 - features)
-        self.weight = weight / weight.mean().clamp_min(1e-8)
+        figure, ground = sure_cells(figure_share(pictures))
+        figure = figure * plain_cells(pictures) * (1 - features)
+        self.weight = (figure + ground) / figure.mean().clamp_min(1e-8)
         source, look = _places(counterparts), _places(pictures)
         self.source_mean, self.look_mean = source.mean(0), look.mean(0)
         source, look = source - self.source_mean, look - self.look_mean
@@ -83,7 +85,7 @@ class ColourMap:
         return (pictures + shift).clamp(-1, 1)
 
     def distance(self, images: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """Return the weighted mean absolute difference of the colours of cells from those predicted of `source`.
+        """Return the mean weighted absolute difference of the colours of cells from those predicted of `source`.
 
         Args:
             images, source: `[B, 3, R, R]`, row i of both from the same latent.
@@ -136,8 +138,8 @@ def _grounds(fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return ground, ((border - ground[:, :, None]).abs().amax(1) < GROUND).float().mean(1) > 0.6
 
 
-def sure_cells(share: torch.Tensor) -> torch.Tensor:
-    """Return 1 for cells whose colour counts, those in the figure or in the ground of most pictures, and 0 for others.
+def sure_cells(share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return 1 for cells in the figure of most pictures and 0 for others, and the same for the ground.
 
     Cells at the side of the figure do not count: there, other faces have a ground, whose colour does not follow.
 
@@ -146,7 +148,7 @@ def sure_cells(share: torch.Tensor) -> torch.Tensor:
     """
     is_figure, is_ground = share > 0.8, share < 0.1
     inside = F.max_pool2d((~is_figure).float()[None, None], (1, 3), 1, (0, 1))[0, 0] == 0
-    return inside.float() + is_ground.float()
+    return inside.float(), is_ground.float()
 
 
 def plain_cells(pictures: torch.Tensor) -> torch.Tensor:
