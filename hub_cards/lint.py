@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import yaml
-from facts import BASE, Facts
+from facts import BASE, REPOS, Facts
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
@@ -150,7 +150,8 @@ def _numbers(name: str, about: Facts, folder: Path, weights: dict, card: ModelCa
     """Compare the reports with the weights, and the numbers on the card with the reports."""
     parts = [(folder, weights["adapters"])] if about.truth else []
     if about.kind == "collection":
-        parts = [(folder / look, {look: mark}) for look, mark in weights["adapters"].items()]
+        marks = weights["adapters"].items()
+        parts = [(folder / look, {look: mark}) for look, mark in marks if REPOS[look].truth]
     sentences = []
     for place, adapters in parts:
         wanted = {REPORTS[0]: adapters} | ({REPORTS[1]: {}} if adapters else {})
