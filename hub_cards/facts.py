@@ -222,8 +222,8 @@ REPOS = {
         numbers=(
             "There is no report, because the true pictures, a hundred other heads of the set, are not in the "
             "repository of fewshot_gan. Against them, 100 drawn pictures have 0.16 times the KID of the base's, 0.16 "
-            "times by a network that took no part in the training, and follow the lightness of the person's hair and skin "
-            "(correlations 0.91 and 0.90).",
+            "times by a network that took no part in the training, and follow the lightness of the person's hair "
+            "and skin (correlations 0.91 and 0.90).",
         ),
         results="toon: characters whose colours follow the person",
         caption=f"Rows: the base; this adapter. Columns: {ROWS}.",
