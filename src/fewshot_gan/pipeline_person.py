@@ -270,11 +270,13 @@ class PersonMixin(Pipeline):
         if not self.generator.has_styles or self.bank.fused is not None or (looks is None and self.bank.in_block()):
             return looks if looks is None else list(looks)
         acting = [self.bank.current()] * len(latents) if looks is None else looks
-        adapters = {name: self.bank.adapters[name] for look in acting for name in look}
+        adapters = {name: self.bank.adapters.get(name) for look in acting for name in look}
         persons = {
             name: as_ws(adapter.latents.detach().float().cpu(), *self._ws_shape())
             for name, adapter in adapters.items()
-            if adapter.latents is not None and not isinstance(adapter, BlendAdapter)  # a blend holds looks as well
+            if adapter is not None
+            and adapter.latents is not None
+            and not isinstance(adapter, BlendAdapter)  # a blend holds looks as well
         }
         if not persons:
             return looks if looks is None else list(looks)

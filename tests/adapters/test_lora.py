@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewshot_gan.adapters import Adapter, AdapterBank, LoRAAdapter
+from fewshot_gan.adapters import Adapter, AdapterBank, LayerSpec, LoRAAdapter
 from fewshot_gan.adapters.full import FullFactors
 from fewshot_gan.adapters.lora import LoRAFactors
 from fewshot_gan.adapters.trainable import RankOptions
@@ -56,6 +56,14 @@ def test_it_starts_as_the_identity_at_the_scale_of_each_weight(mobile):
             spread = float(layers[path].stored()[0].detach().std())
             assert math.isclose(float(factors.lora_A.detach().std()), spread / 2, rel_tol=0.5), path
             assert not factors.lora_B.any()
+
+
+def test_a_constant_weight_can_learn():
+    spec = LayerSpec((32, 32, 1, 1))
+    factors = LoRAFactors(spec, 2, 1.0)
+    factors.initialise(torch.zeros(spec.shape), None)
+    factors(torch.zeros(spec.shape), None).weight[0].sum().backward()
+    assert factors.lora_A.detach().abs().min() > 0 and factors.lora_B.grad.abs().sum() > 0
 
 
 def test_the_factors_learn_at_rates_of_their_own(adapter):

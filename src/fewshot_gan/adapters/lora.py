@@ -21,7 +21,8 @@ RATES = {"lora_A": 0.1, "bias_delta": 0.5, "weight_delta": 0.2}  # shares of the
 class LoRAFactors(Factors):
     """Ŵ = W + α/r · B A and b̂ = b + Δb, with A `[r, I, k, k]` and B `[O, r, 1, 1]`; `[r, I]` and `[O, r]` if linear.
 
-    B starts at 0, and A as noise with the spread of W: bases differ in the scale at which they store weights.
+    B starts at 0, and A as noise with the spread of W: bases differ in the scale at which they store weights. If W is
+    constant the spread is 1, since zeros in both would never learn.
     """
 
     def __init__(self, spec: LayerSpec, rank: int, scaling: float):
@@ -34,7 +35,7 @@ class LoRAFactors(Factors):
 
     def initialise(self, weight, bias):
         with torch.no_grad():
-            self.lora_A.mul_(weight.float().std().cpu())
+            self.lora_A.mul_(float(weight.float().std()) or 1.0)
 
     def forward(self, weight, bias):
         delta = (self.lora_B.flatten(1) @ self.lora_A.flatten(1)).reshape(weight.shape)
