@@ -265,7 +265,7 @@ class PersonMixin(Pipeline):
 
         Returns:
             Looks with the weights that are left; the same looks if no such adapter acts, inside a block of
-            `bank.using`, and while adapters are fused into the weights.
+            `AdapterBank.using`, and while adapters are fused into the weights.
         """
         if not self.generator.has_styles or self.bank.fused is not None or (looks is None and self.bank.in_block()):
             return looks if looks is None else list(looks)
