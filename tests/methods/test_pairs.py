@@ -71,6 +71,16 @@ def test_a_colour_map_finds_which_colours_follow():
     assert colours.distance(right, new) < 0.05 < 0.3 < colours.distance(wrong, new)
 
 
+def test_a_ground_alone_keeps_a_bounded_weight():
+    """All of the figure shows details, so no cell of it is sure."""
+    look = heads(COLOURS)
+    look[:, :, 16:48, 16:48] = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    colours = ColourMap(look, look)
+    assert colours.weight.isfinite().all() and 0 < colours.weight.mean() < 11
+    distant = colours.distance(torch.zeros_like(look), look)
+    assert 0 < distant < 11
+
+
 def test_figure_and_ground():
     share = figure_share(heads(COLOURS))
     assert share[CELLS // 2, CELLS // 2] == 1 and share[0].max() == 0

@@ -54,13 +54,14 @@ class ColourMap:
     Attributes:
         slope: of each place, `[FINE, FINE]`.
         weight: how much each cell counts, `[CELLS, CELLS]`, see `sure_cells` and `plain_cells`; the mean over all cells
-            of those in the figure is 1, to which the ground adds.
+            of those in the figure is 1, to which the ground adds at most 10.
     """
 
     def __init__(self, counterparts: torch.Tensor, pictures: torch.Tensor, features: torch.Tensor | float = 0.0):
         figure, ground = sure_cells(figure_share(pictures))
         figure = figure * plain_cells(pictures) * (1 - features)
-        self.weight = (figure + ground) / figure.mean().clamp_min(1e-8)
+        least = (0.1 * ground.mean()).clamp_min(1e-8)  # a figure without sure cells leaves the ground alone
+        self.weight = (figure + ground) / figure.mean().clamp_min(least)
         source, look = _places(counterparts), _places(pictures)
         self.source_mean, self.look_mean = source.mean(0), look.mean(0)
         source, look = source - self.source_mean, look - self.look_mean
