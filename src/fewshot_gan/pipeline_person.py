@@ -146,8 +146,8 @@ class PersonMixin(Pipeline):
 
         The photos are aligned and inverted, and an adapter learns what is missing (pivotal tuning, arXiv 2106.05744).
         It acts together with looks: `pipe(person="me", adapter_names="sketch")`. Its file holds the latents. Pipelines
-        let it act near these latents only, see `nearness`, so other faces stay as they are. At 1024 px
-        on a CPU, call `utils.memory.keep_freed_memory` before: the training then takes 0.6 times as long.
+        let it act near these latents only, see `nearness`, so other faces stay as they are. At 1024
+        px on a CPU, call `utils.memory.keep_freed_memory` before: the training then takes 0.6 times as long.
 
         Args:
             photos: 1 to 20 photos of one person, as of `invert`.
@@ -251,7 +251,7 @@ class PersonMixin(Pipeline):
         return own[(skip + torch.arange(num_images)) % len(own)], "w+", looks
 
     def fade_persons(
-        self, looks: Sequence[Look] | None, latents: torch.Tensor, labels: torch.Tensor | None, options: dict[str, Any]
+        self, looks: list[Look] | None, latents: torch.Tensor, labels: torch.Tensor | None, options: dict[str, Any]
     ) -> list[Look] | None:
         """Let the adapters of persons act on pictures near their photos only, so that other faces stay as they are.
 
@@ -261,40 +261,37 @@ class PersonMixin(Pipeline):
             looks: one per image, or None: the active adapters draw all images.
             latents: z `[N, z_dim]`, w or w+ of the images.
             labels: int64 `[N]`, or None.
-            options: of the generator's `map_latents`, and others, which do not matter.
+            options: of the generator's `forward`: `latent_space`, `truncation_psi`, `truncation_cutoff`, `noise_mode`.
 
         Returns:
-            Looks with the weights that are left; the same looks if no such adapter acts, inside a block of
+            Looks with the weights that are left; `looks` itself if no such adapter acts, inside a block of
             `AdapterBank.using`, and while adapters are fused into the weights.
         """
-        if not self.generator.has_styles or self.bank.fused is not None or (looks is None and self.bank.in_block()):
-            return looks if looks is None else list(looks)
-        acting = [self.bank.current()] * len(latents) if looks is None else looks
-        adapters = {name: self.bank.adapters.get(name) for look in acting for name in look}
         persons = {
-            name: as_ws(adapter.latents.detach().float().cpu(), *self._ws_shape())
-            for name, adapter in adapters.items()
-            if adapter is not None
-            and adapter.latents is not None
-            and not isinstance(adapter, BlendAdapter)  # a blend holds looks as well
+            name: adapter.latents
+            for name, adapter in list(self.bank.adapters.items())  # other threads may load one meanwhile
+            if adapter.latents is not None and not isinstance(adapter, BlendAdapter)  # a blend holds looks as well
         }
-        if not persons:
-            return looks if looks is None else list(looks)
+        if not persons or self.bank.fused is not None or (looks is None and self.bank.in_block()):
+            return looks
+        acting = [self.bank.current()] * len(latents) if looks is None else looks
+        if not any(persons.keys() & look.keys() for look in acting):
+            return looks
+        photos = {name: as_ws(own.detach().float().cpu(), *self._ws_shape()) for name, own in persons.items()}
         device = execution_device(self.generator)
         mean_w = fetch_tensor(self.generator.mapping, "w_avg").float().cpu()
-        names = ("latent_space", "truncation_psi", "truncation_cutoff")
-        mapped = {name: options[name] for name in names}
+        mapped = {name: value for name, value in options.items() if name != "noise_mode"}
         faded = []
         with torch.no_grad(), self.bank.using({}):
             for i, look in enumerate(acting):
-                if not persons.keys() & look.keys():
+                if not photos.keys() & look.keys():
                     faded.append(look)
                     continue
                 label = None if labels is None else labels[i : i + 1].to(device)
                 row = latents[i : i + 1].to(device, self.generator.dtype)  # alone: another batch rounds otherwise
                 ws = self.generator.map_latents(row, class_labels=label, **mapped)[0].float().cpu()
                 left = {
-                    name: scaled(weight, nearness(ws, persons[name], mean_w)) if name in persons else weight
+                    name: scaled(weight, nearness(ws, photos[name], mean_w)) if name in photos else weight
                     for name, weight in look.items()
                 }
                 faded.append(without_zeros(left))

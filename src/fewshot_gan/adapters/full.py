@@ -11,20 +11,30 @@ from .base import Adapted, Adapter, Factors, select_layers
 from .spec import LayerSpec
 
 
-class FullFactors(Factors):
+class BiasDifference(Factors):
+    """b̂ = b + Δb, for factors that change the weight in their own way; Δb starts at 0."""
+
+    def add_bias_delta(self, spec: LayerSpec) -> None:
+        """Make Δb, after the parameters of the weight: optimisers number parameters in the order of their making."""
+        self.bias_delta = (
+            nn.Parameter(torch.zeros(spec.shape[0], dtype=torch.float32, device="cpu")) if spec.bias else None
+        )
+
+    def shifted(self, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """Return b̂, or None for a layer without bias."""
+        return bias if bias is None or self.bias_delta is None else bias + self.bias_delta
+
+
+class FullFactors(BiasDifference):
     """Ŵ = W + ΔW and b̂ = b + Δb; both differences start at 0."""
 
     def __init__(self, spec: LayerSpec):
         super().__init__()
         self.weight_delta = nn.Parameter(torch.zeros(spec.shape, dtype=torch.float32, device="cpu"))
-        self.bias_delta = (
-            nn.Parameter(torch.zeros(spec.shape[0], dtype=torch.float32, device="cpu")) if spec.bias else None
-        )
+        self.add_bias_delta(spec)
 
     def forward(self, weight, bias):
-        if bias is not None and self.bias_delta is not None:
-            bias = bias + self.bias_delta
-        return Adapted(weight + self.weight_delta, bias)
+        return Adapted(weight + self.weight_delta, self.shifted(bias))
 
 
 class FullAdapter(Adapter):

@@ -11,14 +11,14 @@ from torch import nn
 
 from ..utils.ranges import COUNT, POSITIVE, check_number
 from .base import Adapted, Adapter, Factors
-from .full import FullFactors
+from .full import BiasDifference, FullFactors
 from .spec import LayerSpec
 from .trainable import RankOptions
 
 RATES = {"lora_A": 0.1, "bias_delta": 0.5, "weight_delta": 0.2}  # shares of the learning rate; that of B is 1 (LoRA+)
 
 
-class LoRAFactors(Factors):
+class LoRAFactors(BiasDifference):
     """Ŵ = W + α/r · B A and b̂ = b + Δb, with A `[r, I, k, k]` and B `[O, r, 1, 1]`; `[r, I]` and `[O, r]` if linear.
 
     B starts at 0, and A as noise with the spread of W: bases differ in the scale at which they store weights. If W is
@@ -31,7 +31,7 @@ class LoRAFactors(Factors):
         ones = (1,) * (len(shape) - 2)
         self.lora_A = nn.Parameter(torch.randn(rank, *shape[1:], dtype=torch.float32, device="cpu") / rank**0.5)
         self.lora_B = nn.Parameter(torch.zeros(shape[0], rank, *ones, dtype=torch.float32, device="cpu"))
-        self.bias_delta = nn.Parameter(torch.zeros(shape[0], dtype=torch.float32, device="cpu")) if spec.bias else None
+        self.add_bias_delta(spec)
 
     def initialise(self, weight, bias):
         with torch.no_grad():
@@ -39,9 +39,7 @@ class LoRAFactors(Factors):
 
     def forward(self, weight, bias):
         delta = (self.lora_B.flatten(1) @ self.lora_A.flatten(1)).reshape(weight.shape)
-        if bias is not None and self.bias_delta is not None:
-            bias = bias + self.bias_delta
-        return Adapted(weight + self.scaling * delta, bias)
+        return Adapted(weight + self.scaling * delta, self.shifted(bias))
 
 
 class LoRAAdapter(Adapter):

@@ -259,8 +259,7 @@ class PairsConfig(D3TConfig):
 
     RANGES = D3TConfig.RANGES | {
         **dict.fromkeys(
-            ("pair_weight", "coarse_weight", "pair_others", "landmark_weight", "colour_map_weight", "part_weight"),
-            NOT_NEGATIVE,
+            ("pair_weight", "coarse_weight", "pair_others", "landmark_weight", "colour_map_weight"), NOT_NEGATIVE
         ),
         **dict.fromkeys(("pair_start", "pair_pull", "pair_quality"), SHARE),
         **dict.fromkeys(("pair_every", "pair_layer"), COUNT),
