@@ -17,6 +17,7 @@ from ..data.datasets import InfiniteBatches
 from ..data.grids import SHEET_TILE
 from ..data.images import reduced
 from ..methods.adv_aug import attack, undisturbed
+from ..methods.importance import FilterImportance
 from ..methods.objective import Batch
 from ..methods.pair import Latents, Pair
 from ..methods.views import Views, draw_corners, reduces
@@ -35,6 +36,7 @@ from .report import Report
 
 AUGMENTS = ("fewshot", "diffaugment", "flip", "none")
 VIEW_SETTINGS = ("view_size", "crops", "crop_weight")  # without effect on images up to `view_size`
+IMPORTANCE_SETTINGS = ("keep_filters", "prune_filters", "importance_every")
 GRAPH_BUDGET = 5 * 2**29  # bytes of activations that are kept of images drawn one by one
 
 
@@ -62,6 +64,10 @@ class TrainingConfig:
             all of it), "flip" or "none".
         real_zoom: training images are enlarged by factors up to this; for looks framed more widely than the base.
         mixed_precision: "no" or "bf16" (the generator's features; losses stay fp32).
+        keep_filters: share of the filters of each convolution, the most important ones, that keep the base's weights
+            (AdAM, RICK); for adapters `full` and `adafm`.
+        prune_filters: share of them, the least important ones, that become zero by the end.
+        importance_every: steps from one choice of these filters to the next.
         checkpointing_steps, checkpoints_total_limit: how often and how many.
         sample_steps: sample grids every this many steps and at the end; 0 = none.
         seed: of everything random.
@@ -83,6 +89,9 @@ class TrainingConfig:
     augment: str = "fewshot"
     real_zoom: float = 1.0
     mixed_precision: str = "no"
+    keep_filters: float = 0.0
+    prune_filters: float = 0.0
+    importance_every: int = 50
     checkpointing_steps: int = 100
     checkpoints_total_limit: int = 2
     sample_steps: int = 100
@@ -97,6 +106,9 @@ class TrainingConfig:
         "lr_decay_start": NOT_NEGATIVE,
         "lr_final": NOT_NEGATIVE,
         "real_zoom": Range(1, 4, example="1 (none) or 1.5"),
+        "keep_filters": Range(0, 1, below=True, example="0 (none) or 0.5"),
+        "prune_filters": Range(0, 1, below=True, example="0 (none) or 0.03"),
+        "importance_every": COUNT,
     }
 
     def __post_init__(self):
@@ -112,6 +124,11 @@ class TrainingConfig:
                 raise ValueError(
                     f"unknown augment {self.augment!r}; known: {', '.join(AUGMENTS)}, or {error}"
                 ) from None
+
+    @property
+    def chooses_filters(self) -> bool:
+        """Whether filters are kept or pruned by their importance."""
+        return self.keep_filters > 0 or self.prune_filters > 0
 
     @property
     def policy(self) -> str | None:
@@ -172,6 +189,10 @@ class Trainer(TrainingRun):
         betas = (config.adam_beta1, config.adam_beta2)
         groups = self.adapter.parameter_groups(config.learning_rate)
         self.optimizer = torch.optim.Adam(groups, lr=config.learning_rate, betas=betas)
+        self.importance = None
+        if config.chooses_filters:
+            choice = config.keep_filters, config.prune_filters, config.importance_every, config.max_train_steps
+            self.importance = FilterImportance(self.adapter, self.generator, *choice)
         judged = objective.uses_images and objective.config.adversarial_weight > 0
         self.d_parameters = [p for p in self.objective.parameters() if p.requires_grad and judged]
         self.d_optimizer = None
@@ -272,11 +293,15 @@ class Trainer(TrainingRun):
             logs |= self._backward(losses)
         if (penalty := self.adapter.penalty(step)) is not None:
             logs |= self._backward({"adapter": penalty})
-        self._apply(self.optimizer, list(self.adapter.parameters()))
+        self._apply(self.optimizer, list(self.adapter.parameters()), self.importance)
         for parameter in self.d_parameters:
             parameter.requires_grad_(True)
         if self.average is not None:
             self.average.update(step)
+        if self.importance is not None:
+            self.importance.enforce(self.adapter)
+            if self.ema is not None:
+                self.importance.enforce(self.ema)
         self.step += 1
         return logs
 
@@ -348,8 +373,10 @@ class Trainer(TrainingRun):
     def _backward(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
         return backward(losses, self.step, self.folder, self.config.learning_rate)
 
-    def _apply(self, optimizer, parameters) -> None:
+    def _apply(self, optimizer, parameters, importance: FilterImportance | None = None) -> None:
         average_gradients(self.accelerator, parameters)
+        if importance is not None:
+            importance.before_update(optimizer, self.step)
         optimizer.step()
 
     # ------------------------------------------------------------------ the run
@@ -379,6 +406,7 @@ class Trainer(TrainingRun):
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "d_optimizer": self.d_optimizer and self.d_optimizer.state_dict(),
+            "importance": self.importance and self.importance.state_dict(),
             "batches": self.batches and self.batches.state_dict(),
             "random": self.random.get_state(),
             "noise": torch.get_rng_state() if self.generator.training else None,
@@ -390,7 +418,7 @@ class Trainer(TrainingRun):
             self.ema.load_state_dict(state["ema"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for part in ("d_optimizer", "batches"):
+        for part in ("d_optimizer", "batches", "importance"):
             if getattr(self, part) is not None:
                 getattr(self, part).load_state_dict(state[part])
         self.random.set_state(state["random"])
@@ -405,6 +433,7 @@ class Trainer(TrainingRun):
         adapter |= {name: hash_tensor(tensor) for name, tensor in self.adapter.fixed_tensors().items()}
         settings = {**asdict(self.config), **self.objective.settings(), **adapter}
         unused = ("micro_batch_size",) if self.micro_batch_size is None else ()
+        unused += () if self.config.chooses_filters else IMPORTANCE_SETTINGS  # runs of older versions have none
         if not reduces(self.objective.config, self.generator.resolution):
             unused += VIEW_SETTINGS
         settings = {name: value for name, value in settings.items() if name not in unused}
