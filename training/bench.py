@@ -85,6 +85,34 @@ METHODS = {
     "d3t-domain_vector": Method("d3t", "d3t.py", "domain_vector", PROJECTED, 3000),
     "hyperdomainnet-domain_vector": Method("hyperdomainnet", "hyperdomainnet.py", "domain_vector", (), 300),
 }
+# what the papers claim, each term on its own, and later work
+CLAIMS = {
+    "lfs-seeking-left": Method("lfs_gan", "lfs.py", "left", ("--mode_seeking_weight=1",), 3000),
+    "cdc-dcl-full": Method("cdc", "cdc.py", "full", ("--diversity=dcl",), 5000),
+    "importance-full": Method(
+        "finetune", "finetune.py", "full", ("--keep_filters=0.5", "--prune_filters=0.03", "--importance_every=10"), 5000
+    ),
+    "d3t-transfer-left": Method("d3t", "d3t.py", "left", (*PROJECTED, "--distillation_weight=0"), 3000),
+    "d3t-distillation-left": Method(
+        "d3t", "d3t.py", "left", ("--feature_weight=0", "--relation_weight=0", "--transformed_every=0"), 3000
+    ),
+    "d3t-abstract-left": Method("d3t", "d3t.py", "left", (*PROJECTED, "--preset=abstract"), 3000),
+    "d3t-dcl-left": Method("d3t", "d3t.py", "left", (*PROJECTED, "--diversity=dcl"), 3000),
+    "d3t-delta_w": Method("d3t", "d3t.py", "delta_w", PROJECTED, 3000),
+    "d3t-lora": Method("d3t", "d3t.py", "lora", PROJECTED, 3000),
+    "pairs-left": Method("pairs", "pairs.py", "left", PROJECTED, 3000),
+    "pairs-lora": Method("pairs", "pairs.py", "lora", PROJECTED, 3000),
+    "pairs-full": Method("pairs", "pairs.py", "full", PROJECTED, 3000),
+    "hdn-angle.5-domain_vector": Method(
+        "hyperdomainnet", "hyperdomainnet.py", "domain_vector", ("--indomain_weight=0.5",), 300
+    ),
+    "hdn-angle1.5-domain_vector": Method(
+        "hyperdomainnet", "hyperdomainnet.py", "domain_vector", ("--indomain_weight=1.5",), 300
+    ),
+    "hdn-delta_w": Method("hyperdomainnet", "hyperdomainnet.py", "delta_w", (), 300),
+    "hdn-left": Method("hyperdomainnet", "hyperdomainnet.py", "left", (), 300),
+    "hdn-full": Method("hyperdomainnet", "hyperdomainnet.py", "full", (), 300),
+}
 PLUGIN_STEPS = 3000
 
 
@@ -97,7 +125,7 @@ def with_plugins() -> dict[str, Method]:
         for name, adapter in others.items()
         if name not in own
     }
-    return METHODS | added
+    return METHODS | CLAIMS | added
 
 
 LOOKS = (
@@ -122,6 +150,7 @@ class Profile(NamedTuple):
 PROFILES = {
     "cpu": Profile(tuple(METHODS), 100, 500, (0,)),
     "gpu": Profile(tuple(METHODS), None, 5000, (0, 1, 2)),
+    "claims": Profile((*METHODS, *CLAIMS), 100, 500, (0,)),
 }
 NUM_TRUE = 1000
 BATCH = 4
@@ -171,7 +200,7 @@ class Bench:
 
     def cells(self, patterns: list[str] | None = None) -> list[Cell]:
         """Those whose name fits a pattern, look by look, so that a table is complete as early as can be."""
-        methods = (*self.profile.methods, *(name for name in self.methods if name not in METHODS))
+        methods = (*self.profile.methods, *(name for name in self.methods if name not in METHODS | CLAIMS))
         every = [Cell(m, look, s) for look in LOOKS for s in self.profile.seeds for m in methods]
         return [cell for cell in every if not patterns or any(fnmatchcase(cell.name, p) for p in patterns)]
 

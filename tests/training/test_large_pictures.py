@@ -259,7 +259,7 @@ def test_large_pictures_are_drawn_one_by_one(trainer, monkeypatch):
     assert not run.pair.draws_at_once and run.graphs_kept(3) == 3
     sizes = []
     honest = run.pair.drawn
-    monkeypatch.setattr(run.pair, "drawn", lambda ws, precise: sizes.append(len(ws)) or honest(ws, precise))
+    monkeypatch.setattr(run.pair, "drawn", lambda ws, *rest: sizes.append(len(ws)) or honest(ws, *rest))
     singly, source = run.pair.one_by_one(latents, 8), run.pair.source(latents, 0)
     assert sizes == [1] * 6 and source.features == {} and list(singly.features) == ["b4", "b8"]
     scale = float(together.images.abs().max())

@@ -5,14 +5,19 @@ Shape legend: B images, L layers, D `w_dim`, K training images.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 
+from ..features import FeatureNetwork, load_features
+from ..inversion import lpips_network
+from ..metrics import pairwise_distances, spatial_embedding
+from ..utils.frozen import Frozen
 from ..utils.ranges import COUNT
-from .cdc import CDCConfig, CDCMethod, CDCObjective
-from .pair import Latents, Pair
+from .cdc import RELEASED, CDCConfig, CDCMethod, CDCObjective
+from .method import Run
+from .pair import Pair
 
 
 def mode_seeking_loss(z, w, images, features, clusters) -> torch.Tensor:
@@ -101,16 +106,31 @@ class LFSObjective(CDCObjective):
 
     Args:
         config, real, z_dim: see `CDCObjective`.
-        options: `discriminator`, `projected`, `features` and `seed`, see `Objective`; mode seeking needs `features`.
+        perception: network whose spatial distance says which training image is nearest, e.g. LPIPS; None: the cosine
+            of pooled `features`.
+        options: `discriminator`, `projected`, `features` and `seed`, see `Objective`; mode seeking needs `features` or
+            `perception`.
     """
 
     config: LFSConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # set once, in __init__
-    real_vectors: torch.Tensor  # [K, D]
+    real_vectors: torch.Tensor  # [K, D] pooled features, or [K, E] of `perception`
 
-    def __init__(self, config: LFSConfig, real: torch.Tensor, z_dim: int, **options):
+    def __init__(
+        self, config: LFSConfig, real: torch.Tensor, z_dim: int, perception: FeatureNetwork | None = None, **options
+    ):
         super().__init__(config, real, z_dim, **options)
+        self._perception = Frozen(perception)
         if config.mode_seeking_weight:
-            self.register_buffer("real_vectors", self.require_features().pooled(real), persistent=False)
+            vectors = (
+                self.require_features().pooled(real) if perception is None else spatial_embedding(real, perception)
+            )
+            self.register_buffer("real_vectors", vectors, persistent=False)
+
+    def clusters(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the index `[B]` of the training image that is nearest to each of `images` `[B, 3, R, R]`."""
+        if (perception := self._perception.value) is None:
+            return assign_clusters(self.require_features().pooled(images), self.real_vectors)
+        return pairwise_distances(spatial_embedding(images, perception), self.real_vectors).argmin(1)
 
     def images_of_regularisers(self, batch: int) -> int:
         c = self.config
@@ -121,10 +141,10 @@ class LFSObjective(CDCObjective):
         yield from super().regularisers(pair, batch, step, random)
         c = self.config
         if c.mode_seeking_weight and step % c.mode_seeking_every == 0:
-            z = self.anchors.sample(batch * c.mode_seeking_factor, step, random)
-            drawn = pair.adapted(Latents(z))
-            clusters = assign_clusters(self.require_features().pooled(drawn.images.detach()), self.real_vectors)
-            z, maps = z.to(drawn.images.device), list(drawn.features.values())
+            latents = pair.with_noise(pair.draw(batch * c.mode_seeking_factor, random), random)
+            drawn = pair.adapted(latents)
+            clusters = self.clusters(drawn.images.detach())
+            z, maps = latents.require_z().to(drawn.images.device), list(drawn.features.values())
             loss = mode_seeking_loss(z, drawn.ws[:, 0], drawn.images, maps, clusters)
             yield {"mode_seeking": c.mode_seeking_every * c.mode_seeking_weight * loss}
 
@@ -134,3 +154,16 @@ class LFSMethod(CDCMethod):
 
     name = "lfs_gan"
     Config, Objective, adapter = LFSConfig, LFSObjective, "left"
+    published: ClassVar = {"paper": {**RELEASED, "max_train_steps": 3000, "ema_decay": 0.0}}
+
+    def clusters_by_lpips(self, run: Run) -> bool:
+        """Return whether LPIPS finds the nearest training image, as published; else pooled features do."""
+        seeks = run.preset == "paper" and run.config.mode_seeking_weight > 0
+        return seeks and lpips_network(str(run.device)) is not None
+
+    def judges(self, run: Run) -> dict:
+        perception = load_features("lpips-vgg", device=run.device) if self.clusters_by_lpips(run) else None
+        return {**super().judges(run), "perception": perception}
+
+    def record(self, run: Run) -> dict:
+        return {**super().record(run), **({"clusters": "lpips-vgg"} if self.clusters_by_lpips(run) else {})}

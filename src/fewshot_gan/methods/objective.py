@@ -55,6 +55,8 @@ class ObjectiveConfig:
         content_weight: weight of the distance of self-similarities between the adapted and source image of a latent.
         structure_weight: weight of the distance of edges and brightness between these images; 0 for looks that change
             the scene.
+        structure_size: side in pixels to which whole pictures are reduced for that distance, without their crops; for
+            looks that are a pattern, whose dots or lines are no edges of the source. 0: as they are seen.
         view_size: side in pixels at which the losses see pictures: larger ones are reduced to it; 0 reduces none.
         crops: number of crops of that size, at native scale, that the losses also see of each picture. Generated,
             training and source pictures are cropped at the same place. 0 = none.
@@ -80,6 +82,7 @@ class ObjectiveConfig:
     deepest_level: int = 10
     content_weight: float = 0.0
     structure_weight: float = 0.0
+    structure_size: int = 0
     view_size: int = 0
     crops: int = 0
     crop_weight: float = 1.0
@@ -92,7 +95,7 @@ class ObjectiveConfig:
 
     RANGES = {  # without annotation, so no field of the dataclass
         **dict.fromkeys(("r1_every", "path_length_every"), COUNT),
-        **dict.fromkeys(("freeze_d", "deepest_level", "adv_steps", "adv_gamma"), NOT_NEGATIVE),
+        **dict.fromkeys(("freeze_d", "deepest_level", "structure_size", "adv_steps", "adv_gamma"), NOT_NEGATIVE),
         **VIEW_RANGES,
         "dcl_weight": NOT_NEGATIVE,
         "style_mixing": SHARE,
@@ -182,6 +185,7 @@ class Batch:
             objective sets `compares_views`.
         fake_features, real_features: level of the feature network → feature map of `fake.colour`, `real.colour`.
         source_features: level → feature map of `source_view`, at `Objective.source_levels`.
+        is_crop: whether it shows native crops.
         crops: the batch of native crops; None if the objective has no `crops`, or pictures no larger than `view_size`.
     """
 
@@ -197,6 +201,7 @@ class Batch:
     fake_features: dict[int, torch.Tensor] = field(default_factory=dict)
     real_features: dict[int, torch.Tensor] = field(default_factory=dict)
     source_features: dict[int, torch.Tensor] = field(default_factory=dict)
+    is_crop: bool = False
     crops: "Batch | None" = None
 
     def detach(self) -> "Batch":
@@ -300,9 +305,9 @@ class Objective(StepHooks):
 
     def settings(self) -> dict:
         """Return JSON values that a resumed run must have in common with its start: weights and other inputs."""
-        settings = asdict(self.config)
         unused = () if self.config.contrasts else ("diversity", "dcl_weight")  # runs of older versions have none
-        return {name: value for name, value in settings.items() if name not in unused}
+        unused += () if self.config.structure_size else ("structure_size",)
+        return {name: value for name, value in asdict(self.config).items() if name not in unused}
 
     @property
     def features(self) -> FeatureNetwork | None:
@@ -457,9 +462,10 @@ class Objective(StepHooks):
             losses["colour"] = c.colour_weight * colour_distance(fake.plain, real.plain)
         if c.content_weight:
             losses["content"] = c.content_weight * content_loss(batch.fake_features, batch.source_features)
-        if c.structure_weight:
+        if c.structure_weight and not (c.structure_size and batch.is_crop):
             source = required(batch.source_view, "this batch has no source images; the objective must set needs_source")
-            losses["structure"] = c.structure_weight * structure_distance(fake.plain, source)
+            pair = (reduced(images, c.structure_size) for images in (fake.plain, source))
+            losses["structure"] = c.structure_weight * structure_distance(*pair)
         if c.contrasts:
             view = required(batch.source_view, "this batch has no source images; the objective must set needs_source")
             sides = (Views(view, view), batch.source_features), (fake, batch.fake_features)
@@ -484,11 +490,7 @@ class Objective(StepHooks):
         """
         c = self.config
         if c.path_length_weight and step % c.path_length_every == 0:
-            latents = Latents(
-                torch.randn(
-                    max(1, batch // 2), pair.generator.z_dim, generator=random, dtype=torch.float32, device="cpu"
-                )
-            )
+            latents = pair.with_noise(pair.draw(max(1, batch // 2), random), random)
             drawn = pair.adapted(latents, ws_gradient=True, precise=True)
             penalty = self.path_length(drawn.images, drawn.ws, random)
             yield {"path_length": c.path_length_every * c.path_length_weight * penalty}

@@ -4,13 +4,14 @@ Shape legend: B images, L `num_ws`, D `w_dim`, R resolution. For generators with
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from ..models.bounds import MAX_RESOLUTION
 from ..models.layers import as_ws, mix_styles
+from ..utils.random import seeded
 from .checks import required
 
 LARGEST_AT_ONCE = 256  # px
@@ -26,6 +27,7 @@ class Latents:
         w: w `[B, D]` or w+ `[B, L, D]`, used without mapping and truncation.
         origin: `[B]`, index of the training image that each row of `w` was projected from, −1 for a mix of two; None
             for latents that were not projected.
+        noise: int64 `[B]`, seed of the noise maps of each picture; None: the maps that the generator stores.
     """
 
     z: torch.Tensor | None = None
@@ -33,6 +35,7 @@ class Latents:
     crossover: int = 0
     w: torch.Tensor | None = None
     origin: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
 
     def require_z(self) -> torch.Tensor:
         """Return z.
@@ -47,8 +50,9 @@ class Latents:
 
     def each(self) -> list["Latents"]:
         """Return the B latents, one by one."""
-        rows = [[None] * len(self) if x is None else x.split(1) for x in (self.z, self.other, self.w, self.origin)]
-        return [Latents(z, other, self.crossover, w, origin) for z, other, w, origin in zip(*rows, strict=True)]
+        given = self.z, self.other, self.w, self.origin, self.noise
+        rows = [[None] * len(self) if x is None else x.split(1) for x in given]
+        return [Latents(z, other, self.crossover, *rest) for z, other, *rest in zip(*rows, strict=True)]
 
 
 class Drawn(NamedTuple):
@@ -57,12 +61,15 @@ class Drawn(NamedTuple):
     ws: torch.Tensor  # [B, L, D]
     images: torch.Tensor  # [B, 3, R, R] float32
     features: dict[str, torch.Tensor]  # {"b4": [B, C, 4, 4], "b8": …}
+    noise: torch.Tensor | None = None  # see `Latents`
 
     @classmethod
     def joined(cls, parts: Sequence["Drawn"]) -> "Drawn":
         """Return one batch of all images of `parts`."""
         features = {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features}
-        return cls(torch.cat([part.ws for part in parts]), torch.cat([part.images for part in parts]), features)
+        noise = [part.noise for part in parts if part.noise is not None]
+        whole = torch.cat([part.ws for part in parts]), torch.cat([part.images for part in parts]), features
+        return cls(*whole, torch.cat(noise) if noise else None)
 
     def small(self, largest: int) -> "Drawn":
         """Return the same images with the feature maps up to the resolution `largest` only."""
@@ -77,10 +84,23 @@ class Pair:
         bank: adapter bank of `generator`; its active adapters are the adaptation.
         truncation_psi: truncation ψ of z that is mapped to w.
         half: compute the synthesis network in bfloat16.
+        fresh_noise: whether `with_noise` gives each picture noise maps of its own.
+
+    Raises:
+        ValueError: fresh noise for a generator without noise maps.
     """
 
-    def __init__(self, generator, bank, truncation_psi: float = 1.0, half: bool = False):
+    def __init__(self, generator, bank, truncation_psi: float = 1.0, half: bool = False, fresh_noise: bool = False):
+        if fresh_noise and not generator.has_styles:
+            raise ValueError(f"noise='random': a {type(generator).__name__} has no noise maps; use noise='const'")
         self.generator, self.bank, self.psi, self.half = generator, bank, truncation_psi, half
+        self.fresh_noise = fresh_noise
+
+    def with_noise(self, latents: Latents, random: torch.Generator) -> Latents:
+        """Return `latents` with seeds of noise maps, which their source shares; as they are without fresh noise."""
+        if not self.fresh_noise:
+            return latents
+        return replace(latents, noise=torch.randint(2**62, (len(latents),), generator=random, device="cpu"))
 
     def draw(self, batch: int, random: torch.Generator, style_mixing: float = 0.0) -> Latents:
         """Sample z from a normal distribution; see `mixed` for `style_mixing`.
@@ -133,7 +153,7 @@ class Pair:
         ws = self.ws(latents)
         if ws_gradient and not ws.requires_grad:
             ws = ws.detach().requires_grad_(True)
-        return self.drawn(ws, precise)
+        return self.drawn(ws, precise, latents.noise)
 
     @property
     def draws_at_once(self) -> bool:
@@ -147,13 +167,16 @@ class Pair:
         """Draw images as `adapted` does, each by itself, with feature maps up to the resolution `largest_map`."""
         return Drawn.joined([self.adapted(latent).small(largest_map) for latent in latents.each()])
 
-    def drawn(self, ws: torch.Tensor, precise: bool = False) -> Drawn:
-        """Draw images of styles `[B, L, D]` with the active adapters; see `adapted` for `precise`."""
+    def drawn(self, ws: torch.Tensor, precise: bool = False, noise: torch.Tensor | None = None) -> Drawn:
+        """Draw images of styles `[B, L, D]` with the active adapters; see `adapted` and `Latents` for the rest."""
         ws = ws.bfloat16() if self.half and not precise else ws
         if not self.generator.has_styles:
             return Drawn(ws, self.generator(ws).float(), {})
-        images, features = self.generator.synthesis(ws, return_features=True)
-        return Drawn(ws, images.float(), features)
+        settings: dict = {"return_features": True}
+        if noise is not None:
+            settings |= {"noise_mode": "random", "generator": [seeded(seed) for seed in noise.tolist()]}
+        images, features = self.generator.synthesis(ws, **settings)
+        return Drawn(ws, images.float(), features, noise)
 
     def stem(self, drawn: Drawn) -> torch.Tensor:
         """Return what AdvAug perturbs in the generator: the styles, or the first feature map if there are no styles."""
@@ -161,7 +184,11 @@ class Pair:
 
     def body(self, x: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """Return images `[B, 3, R, R]` of `x`, a perturbed `stem(drawn)`."""
-        return self.drawn(x).images if self.generator.has_styles else self.generator.body(x, drawn.ws).float()
+        return (
+            self.drawn(x, noise=drawn.noise).images
+            if self.generator.has_styles
+            else self.generator.body(x, drawn.ws).float()
+        )
 
     @torch.no_grad()
     def source(self, latents: Latents, largest_map: int = MAX_RESOLUTION) -> Drawn:

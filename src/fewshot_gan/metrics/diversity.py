@@ -79,7 +79,7 @@ def mean_of_pairs(pairwise: Tensor) -> float:
 
 
 def intra_cluster_distance(to_references: Tensor, pairwise: Tensor, max_members: int = 50) -> float:
-    """Return the intra-cluster diversity (arXiv 2104.06820): the mean distance in a cluster, over non-empty clusters.
+    """Return the intra-cluster diversity (arXiv 2104.06820): the mean distance in a cluster, over clusters with a pair.
 
     Each generated image belongs to the cluster of its nearest training image.
 
@@ -89,13 +89,13 @@ def intra_cluster_distance(to_references: Tensor, pairwise: Tensor, max_members:
         max_members: number of images, the first ones, that are compared in a cluster.
 
     Returns:
-        0 if every cluster holds copies of one image. A cluster with a single image has no pair and counts as 0.
+        0 if every cluster holds copies of one image, or none has a pair.
 
     Raises:
         ValueError: shapes do not fit, or N = 0.
     """
     _, distances, counts = _clusters(to_references, pairwise, max_members)
-    return distances[counts > 0].mean().item()
+    return distances[counts > 1].mean().nan_to_num().item()  # NaN: the mean of nothing
 
 
 def balanced_intra_cluster_distance(to_references: Tensor, pairwise: Tensor, max_members: int = 50) -> float:

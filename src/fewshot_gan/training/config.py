@@ -18,7 +18,7 @@ PRESETS = {
     "large_gap": "few_images without projected images, feature transfer and distillation, for looks far from the base",
     "pairs": "large_gap, with colours of skin and hair that follow the person",
     "abstract": "the published terms alone, on pretrained features",
-    "paper": "the terms and weights as published, on the base's own discriminator; rates as in few_images, but adafm's",
+    "paper": "terms and weights as published, on the base's own discriminator; rates too of cdc, lfs_gan and adafm",
     "image": "terms, weights and rates as published, for a picture",
     "text": "terms, weights and rates as published, for words",
 }

@@ -5,7 +5,7 @@ Shape legend: B images, L `ws`, D `w_dim`, R resolution.
 """
 
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from .loop import RUN_RANGES, TrainingRun, average_gradients, backward
 from .micro_batches import MicroBatches
 from .report import Report
 
+NOISES = ("const", "random")
 AUGMENTS = ("fewshot", "diffaugment", "flip", "none")
 VIEW_SETTINGS = ("view_size", "crops", "crop_weight")  # without effect on images up to `view_size`
 IMPORTANCE_SETTINGS = ("keep_filters", "prune_filters", "importance_every")
@@ -60,6 +61,8 @@ class TrainingConfig:
         d_learning_rate: of the discriminator side, which learns nothing where `adversarial_weight` is 0.
         ema_decay: of the saved factors; 0 = none.
         truncation_psi: of the training latents.
+        noise: "const" (the maps that the generator stores) or "random" (new ones for each picture, which adapted
+            picture and source share).
         augment: "fewshot" (flip, shift, mild colour), a policy of DiffAugment such as "color,cutout" ("diffaugment":
             all of it), "flip" or "none".
         real_zoom: training images are enlarged by factors up to this; for looks framed more widely than the base.
@@ -86,6 +89,7 @@ class TrainingConfig:
     d_learning_rate: float = 1e-3
     ema_decay: float = 0.97
     truncation_psi: float = 0.7
+    noise: str = field(default="const", metadata={"choices": list(NOISES)})
     augment: str = "fewshot"
     real_zoom: float = 1.0
     mixed_precision: str = "no"
@@ -115,6 +119,8 @@ class TrainingConfig:
         check_numbers(self, self.RANGES)
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: {', '.join(PRECISIONS)}")
+        if self.noise not in NOISES:
+            raise ValueError(f"unknown noise {self.noise!r}; known: {', '.join(NOISES)}")
         if not self.augment.strip(" ,"):
             raise ValueError(f"augment={self.augment!r} names nothing; give 'none' for no augmentation")
         if self.augment not in AUGMENTS:
@@ -184,7 +190,8 @@ class Trainer(TrainingRun):
             self.ema.attach(self.bank, "ema")
         if "training" in self.bank.adapters:
             self.bank.activate({"training": 1.0})
-        self.pair = Pair(generator, self.bank, config.truncation_psi, config.mixed_precision == "bf16")
+        halved, fresh = config.mixed_precision == "bf16", config.noise == "random"
+        self.pair = Pair(generator, self.bank, config.truncation_psi, halved, fresh)
         self.micro_batch_size = self.graphs_kept(config.train_batch_size)
         betas = (config.adam_beta1, config.adam_beta2)
         groups = self.adapter.parameter_groups(config.learning_rate)
@@ -309,6 +316,7 @@ class Trainer(TrainingRun):
         """Return the images of this step, and how they were drawn; None if they were drawn at once."""
         config, objective, step = self.config, self.objective, self.step
         latents, parts = objective.draw(self.pair, config.train_batch_size, step, self.random), None
+        latents = self.pair.with_noise(latents, self.random)
         if self.micro_batch_size is not None:
             parts = MicroBatches(self.pair, latents, self.micro_batch_size, objective.largest_map)
         drawn = self.pair.adapted(latents) if parts is None else parts.drawn
@@ -332,7 +340,8 @@ class Trainer(TrainingRun):
         if crops := objective.cropped(self.generator.resolution):
             corners = draw_corners(len(latents), crops, self.generator.resolution, size, self.random)
             views = [self.crop(x, d, corners) for x, d in ((drawn.images, draw), (pictures, real_draw))]
-            batch.crops = replace(batch, fake=views[0], real=views[1], source_view=None, source_features={})
+            crops_only = {"source_view": None, "source_features": {}, "is_crop": True}
+            batch.crops = replace(batch, fake=views[0], real=views[1], **crops_only)
             if source is not None:
                 batch.crops.source_view = self.crop(source, draw, corners).plain
             self._observe(batch.crops)
@@ -433,6 +442,7 @@ class Trainer(TrainingRun):
         adapter |= {name: hash_tensor(tensor) for name, tensor in self.adapter.fixed_tensors().items()}
         settings = {**asdict(self.config), **self.objective.settings(), **adapter}
         unused = ("micro_batch_size",) if self.micro_batch_size is None else ()
+        unused += () if self.config.noise != "const" else ("noise",)
         unused += () if self.config.chooses_filters else IMPORTANCE_SETTINGS  # runs of older versions have none
         if not reduces(self.objective.config, self.generator.resolution):
             unused += VIEW_SETTINGS

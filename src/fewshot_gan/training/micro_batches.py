@@ -34,7 +34,7 @@ class MicroBatches:
                 images.append(self._draw(latent))
         whole = Drawn.joined(images)
         features = {name: _leaf(x) for name, x in whole.features.items()}
-        self.drawn = Drawn(_leaf(whole.ws), _leaf(whole.images), features)
+        self.drawn = whole._replace(ws=_leaf(whole.ws), images=_leaf(whole.images), features=features)
         self.graphs = images[max(0, len(images) - size) :]
 
     def _draw(self, latent: Latents) -> Drawn:
