@@ -388,6 +388,6 @@ def test_parts_of_diffaugment(trainer, tmp_path):
     with pytest.raises(ValueError, match="adv_steps=1 moves styles by less than bf16 tells apart"):
         trainer(tmp_path, replace(OBJECTIVES["projected"], adv_steps=1), mixed_precision="bf16")
     with pytest.raises(
-        ValueError, match="unknown augment 'blur'; known: fewshot, diffaugment, flip, none, or .*cutout"
+        ValueError, match="unknown augment 'blur'; known: fewshot, ada, diffaugment, flip, none, or .*cutout"
     ):
         TrainingConfig(str(tmp_path), augment="blur")

@@ -119,6 +119,31 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def judged(
+    logits: Callable[[], list[torch.Tensor]],
+    layers: Iterable[nn.Module],
+    discriminator: nn.Module,
+    config: AdvAugConfig,
+    direction: int,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return logit maps, and those of perturbed features, which are empty without AdvAug.
+
+    Args:
+        logits: computes the maps.
+        layers: the last layers of the discriminator, whose inputs are perturbed.
+        discriminator: module whose buffers the attack must not change.
+        config: the perturbation.
+        direction: 1 perturbs towards higher logits, −1 towards lower ones.
+    """
+    if not config.acts:
+        return logits(), []
+    with tapped(layers) as calls:
+        clean = logits()
+    with undisturbed(discriminator):
+        shifts = [attack(x, lambda y, f=f: direction * f(y).sum(), config.steps, config.gamma) for f, x in calls]
+        return clean, [f(x + shift) for (f, x), shift in zip(calls, shifts, strict=True)]
+
+
 def discriminator_loss(
     discriminator,
     real: torch.Tensor,
@@ -126,6 +151,7 @@ def discriminator_loss(
     config: AdvAugConfig,
     real_labels: torch.Tensor | None = None,
     fake_labels: torch.Tensor | None = None,
+    real_logits: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return the discriminator's hinge loss, averaged over clean and perturbed features.
 
@@ -134,6 +160,7 @@ def discriminator_loss(
         real, fake: augmented images `[B, 3, R, R]`, as many of both.
         config: the perturbation.
         real_labels, fake_labels: int64 `[B]`, for class-conditional networks.
+        real_logits: list to which the logits `[B, 1]` of `real` are added, without gradient; None: they are not kept.
 
     Raises:
         ValueError: only one side has labels.
@@ -148,6 +175,8 @@ def discriminator_loss(
     half = len(real)
     if not config.acts:
         logits = discriminator.head(vectors, labels)
+        if real_logits is not None:
+            real_logits.append(logits[:half].detach())
         return hinge_d_loss(logits[:half], logits[half:])
 
     def score(x):
@@ -161,6 +190,8 @@ def discriminator_loss(
         delta = attack(vectors, score, config.steps, config.gamma)
     both = None if labels is None else labels.repeat(2)
     clean, moved = discriminator.head(torch.cat([vectors, vectors + delta]), both).split(2 * half)
+    if real_logits is not None:
+        real_logits.append(clean[:half].detach())
     return config.mean(hinge_d_loss(clean[:half], clean[half:]), hinge_d_loss(moved[:half], moved[half:]))
 
 

@@ -7,6 +7,7 @@ Shape legend: B images, K training images, R resolution.
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, Self
 
 import torch
@@ -19,7 +20,7 @@ from ..models.plain import PlainDiscriminator
 from ..models.projected import ProjectedDiscriminator
 from ..utils.frozen import Frozen
 from ..utils.ranges import COUNT, NOT_NEGATIVE, SHARE, check_numbers
-from .adv_aug import AdvAugConfig, attack, tapped, undisturbed
+from .adv_aug import AdvAugConfig, judged
 from .checks import required
 from .diversity import DIVERSITIES, LARGEST_MAP, contrastive_loss
 from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty, total
@@ -185,6 +186,7 @@ class Batch:
             objective sets `compares_views`.
         fake_features, real_features: level of the feature network → feature map of `fake.colour`, `real.colour`.
         source_features: level → feature map of `source_view`, at `Objective.source_levels`.
+        real_logits: logit maps of the training images, which the discriminator's step adds.
         is_crop: whether it shows native crops.
         crops: the batch of native crops; None if the objective has no `crops`, or pictures no larger than `view_size`.
     """
@@ -201,6 +203,7 @@ class Batch:
     fake_features: dict[int, torch.Tensor] = field(default_factory=dict)
     real_features: dict[int, torch.Tensor] = field(default_factory=dict)
     source_features: dict[int, torch.Tensor] = field(default_factory=dict)
+    real_logits: list[torch.Tensor] = field(default_factory=list)
     is_crop: bool = False
     crops: "Batch | None" = None
 
@@ -394,14 +397,8 @@ class Objective(StepHooks):
             views, features, step: see `logits`.
             direction: 1 perturbs the inputs of the last layers towards higher logits, −1 towards lower ones.
         """
-        c = self.config.adv_aug
-        if not c.acts:
-            return self.logits(views, features, step), []
-        with tapped(self.last_layers(step)) as calls:
-            clean = self.logits(views, features, step)
-        with undisturbed(self):
-            shifts = [attack(x, lambda y, f=f: direction * f(y).sum(), c.steps, c.gamma) for f, x in calls]
-            return clean, [f(x + shift) for (f, x), shift in zip(calls, shifts, strict=True)]
+        logits = partial(self.logits, views, features, step)
+        return judged(logits, self.last_layers(step), self, self.config.adv_aug, direction)
 
     def discriminator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the weighted losses of the discriminator by name, for a detached batch."""
@@ -420,6 +417,7 @@ class Objective(StepHooks):
         c = self.config
         loss = hinge_d_loss if c.discriminator == "projected" else logistic_d_loss
         real, moved_real = self._judged(batch.real, batch.real_features, batch.step, c.adv_aug.helping)
+        batch.real_logits += [logits.detach() for logits in real]
         fake, moved_fake = self._judged(batch.fake, batch.fake_features, batch.step, 1)
         losses = {"d": total(map(loss, real, fake)) / len(real)}
         if moved_real:

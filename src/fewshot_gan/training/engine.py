@@ -20,14 +20,15 @@ from ..methods.adv_aug import attack, undisturbed
 from ..methods.importance import FilterImportance
 from ..methods.objective import Batch
 from ..methods.pair import Latents, Pair
-from ..methods.views import Views, draw_corners, reduces
-from ..metrics import native_crops
+from ..methods.views import draw_corners, reduces
 from ..models.labels import refuse_classes
 from ..models.network import evaluating
 from ..utils.hashing import hash_tensor
 from ..utils.moving_average import MovingAverage
 from ..utils.ranges import COUNT, NOT_NEGATIVE, Range, check_numbers
-from .augment import DiffAugment, FewShotAugment, random_zoom
+from .ada import ADA_RANGES, ADA_SETTINGS, Strength
+from .augment import DiffAugment, random_zoom
+from .augmenter import AUGMENTS, Augmenter, policy_of
 from .estimate import generator_graph
 from .launch import PRECISIONS
 from .loop import RUN_RANGES, TrainingRun, average_gradients, backward
@@ -35,7 +36,6 @@ from .micro_batches import MicroBatches
 from .report import Report
 
 NOISES = ("const", "random")
-AUGMENTS = ("fewshot", "diffaugment", "flip", "none")
 VIEW_SETTINGS = ("view_size", "crops", "crop_weight")  # without effect on images up to `view_size`
 IMPORTANCE_SETTINGS = ("keep_filters", "prune_filters", "importance_every")
 GRAPH_BUDGET = 5 * 2**29  # bytes of activations that are kept of images drawn one by one
@@ -63,8 +63,11 @@ class TrainingConfig:
         truncation_psi: of the training latents.
         noise: "const" (the maps that the generator stores) or "random" (new ones for each picture, which adapted
             picture and source share).
-        augment: "fewshot" (flip, shift, mild colour), a policy of DiffAugment such as "color,cutout" ("diffaugment":
-            all of it), "flip" or "none".
+        augment: "fewshot" (flip, shift, mild colour), "ada" (the same, each with a probability that follows the
+            discriminator's overfitting, arXiv 2006.06676), a policy of DiffAugment such as "color,cutout"
+            ("diffaugment": all of it), "flip" or "none".
+        ada_target, ada_kimg, ada_every: of "ada": mean sign of the logits of training images that is aimed at,
+            thousands of images in which the probability can rise from 0 to 1, and steps between its adjustments.
         real_zoom: training images are enlarged by factors up to this; for looks framed more widely than the base.
         mixed_precision: "no" or "bf16" (the generator's features; losses stay fp32).
         keep_filters: share of the filters of each convolution, the most important ones, that keep the base's weights
@@ -91,6 +94,9 @@ class TrainingConfig:
     truncation_psi: float = 0.7
     noise: str = field(default="const", metadata={"choices": list(NOISES)})
     augment: str = "fewshot"
+    ada_target: float = 0.6
+    ada_kimg: float = 500.0
+    ada_every: int = 4
     real_zoom: float = 1.0
     mixed_precision: str = "no"
     keep_filters: float = 0.0
@@ -113,6 +119,7 @@ class TrainingConfig:
         "keep_filters": Range(0, 1, below=True, example="0 (none) or 0.5"),
         "prune_filters": Range(0, 1, below=True, example="0 (none) or 0.03"),
         "importance_every": COUNT,
+        **ADA_RANGES,
     }
 
     def __post_init__(self):
@@ -136,13 +143,6 @@ class TrainingConfig:
         """Whether filters are kept or pruned by their importance."""
         return self.keep_filters > 0 or self.prune_filters > 0
 
-    @property
-    def policy(self) -> str | None:
-        """The policy of DiffAugment; None if images are augmented in another way."""
-        if self.augment == "diffaugment":
-            return DiffAugment.EVERYTHING
-        return None if self.augment in AUGMENTS else self.augment
-
 
 class Trainer(TrainingRun):
     """Train an adapter of a frozen generator on a few images.
@@ -161,7 +161,7 @@ class Trainer(TrainingRun):
     def __init__(self, generator, adapter: Trainable, objective: Any, images, config, accelerator: Accelerator):
         if generator.has_styles:
             refuse_classes(generator, "few-shot training")
-        if config.policy and objective.compares_views:
+        if policy_of(config.augment) and objective.compares_views:
             raise ValueError(
                 f"augment={config.augment!r} moves each image on its own, so content, structure and dcl terms cannot "
                 "compare it with its source; use augment='fewshot', or content_weight=0, structure_weight=0 and "
@@ -203,6 +203,10 @@ class Trainer(TrainingRun):
         judged = objective.uses_images and objective.config.adversarial_weight > 0
         self.d_parameters = [p for p in self.objective.parameters() if p.requires_grad and judged]
         self.d_optimizer = None
+        if config.augment == "ada" and not self.d_parameters:
+            raise ValueError(
+                "augment='ada' follows the discriminator, which does not learn here; use augment='fewshot'"
+            )
         if self.d_parameters:
             self.d_optimizer = torch.optim.Adam(self.d_parameters, lr=config.d_learning_rate, betas=betas)
         rank = accelerator.process_index
@@ -212,9 +216,10 @@ class Trainer(TrainingRun):
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         if self.generator.training:
             torch.manual_seed(config.seed + 104729 * rank + 2)  # seeds the noise of layers
-        self.fewshot, self.diffaugment = FewShotAugment(), DiffAugment(config.policy or "")
-        if config.augment == "flip":
-            self.fewshot = FewShotAugment(translation=0.0)
+        self.strength = None
+        if config.augment == "ada":
+            self.strength = Strength(config.ada_target, config.ada_kimg, config.ada_every)
+        self.augmenter = Augmenter(config.augment, self.strength, self.random)
         self.report = self._report(images)
 
     def graphs_kept(self, batch: int, micro_batch: int | None = None) -> int | None:
@@ -246,33 +251,6 @@ class Trainer(TrainingRun):
 
     # ------------------------------------------------------------------ one step
 
-    def augment(self, images: torch.Tensor) -> tuple[Views, dict | None]:
-        """Return augmented views of `images`, and the draw, which can be applied to an aligned batch."""
-        kind = self.config.augment
-        if kind == "none":
-            return Views(images, images), None
-        if self.config.policy:
-            return Views(self.diffaugment(images, self.random), images), None
-        draw = self.fewshot.sample(len(images), self.random)
-        plain = self.fewshot.apply(images, draw, colour=False)
-        return Views(plain if kind == "flip" else self.fewshot.recolour(plain, draw), plain), draw
-
-    def crop(self, images: torch.Tensor, draw: dict | None, corners: torch.Tensor) -> Views:
-        """Return native crops `[B * n, 3, S, S]` of `images` under the augmentation `draw`, see `augment`.
-
-        Args:
-            images: `[B, 3, R, R]`, not augmented.
-            draw: augmentation of the images; None if they are not moved.
-            corners: places of n crops of each augmented image, `[B, n, 2]`.
-        """
-        size = self.objective.config.view_size
-        if draw is not None:
-            plain = self.fewshot.crop(images, draw, corners, size)
-            of_crops = {name: values.repeat_interleave(corners.shape[1], 0) for name, values in draw.items()}
-            return Views(plain if self.config.augment == "flip" else self.fewshot.recolour(plain, of_crops), plain)
-        plain = native_crops(images, corners, size)
-        return Views(self.diffaugment(plain, self.random) if self.config.policy else plain, plain)
-
     def train_step(self) -> dict[str, float]:
         """Take a discriminator step and a generator step on the same generated images; return the losses."""
         config, objective, step = self.config, self.objective, self.step
@@ -285,6 +263,9 @@ class Trainer(TrainingRun):
                 self.d_optimizer.zero_grad(set_to_none=True)
                 logs |= self._backward(losses)
                 self._apply(self.d_optimizer, self.d_parameters)
+                if self.strength is not None:
+                    self.strength.update(batch.real_logits, len(batch.latents), self.accelerator)
+                    logs["ada_p"] = self.strength.p
             objective.requires_grad_(False)  # the generator step needs no gradients of the discriminator's weights
             losses = objective.generator_losses(batch)
             if objective.config.adv_aug.acts:
@@ -321,29 +302,29 @@ class Trainer(TrainingRun):
             parts = MicroBatches(self.pair, latents, self.micro_batch_size, objective.largest_map)
         drawn = self.pair.adapted(latents) if parts is None else parts.drawn
         size = objective.config.view_size
-        fake, draw = self.augment(reduced(drawn.images, size))
+        fake, draw = self.augmenter.views(reduced(drawn.images, size))
         if self.batches is None:
             raise ValueError("this objective compares generated with real images; give the trainer images")
         pictures = next(self.batches)[0].to(self.device)
         real = reduced(pictures, size)
         if config.real_zoom > 1:
             real = random_zoom(real, config.real_zoom, self.random)
-        real, real_draw = self.augment(real)
+        real, real_draw = self.augmenter.views(real)
         batch = Batch(step, step / config.max_train_steps, self.random, latents, drawn, fake, real)
         if objective.needs_source:  # as every objective that compares views does
             batch.source = self.pair.source(latents, objective.largest_map)
         source = batch.source.images if objective.compares_views and batch.source is not None else None
         if source is not None:
-            view = reduced(source, size)
-            batch.source_view = view if draw is None else self.fewshot.apply(view, draw, colour=False)
+            batch.source_view = self.augmenter.aligned(reduced(source, size), draw)
         self._observe(batch)
         if crops := objective.cropped(self.generator.resolution):
             corners = draw_corners(len(latents), crops, self.generator.resolution, size, self.random)
-            views = [self.crop(x, d, corners) for x, d in ((drawn.images, draw), (pictures, real_draw))]
+            pairs = (drawn.images, draw), (pictures, real_draw)
+            views = [self.augmenter.crops(x, d, corners, size) for x, d in pairs]
             crops_only = {"source_view": None, "source_features": {}, "is_crop": True}
             batch.crops = replace(batch, fake=views[0], real=views[1], **crops_only)
             if source is not None:
-                batch.crops.source_view = self.crop(source, draw, corners).plain
+                batch.crops.source_view = self.augmenter.crops(source, draw, corners, size).plain
             self._observe(batch.crops)
         return batch, parts
 
@@ -361,7 +342,7 @@ class Trainer(TrainingRun):
         objective, c = self.objective, self.objective.config.adv_aug
 
         def loss(x):
-            view, _ = self.augment(reduced(self.pair.body(x, batch.drawn), objective.config.view_size))
+            view, _ = self.augmenter.views(reduced(self.pair.body(x, batch.drawn), objective.config.view_size))
             seen = objective.observe(view.colour, objective.levels)
             return objective.adversarial_loss(view, seen, batch.step)
 
@@ -416,6 +397,7 @@ class Trainer(TrainingRun):
             "optimizer": self.optimizer.state_dict(),
             "d_optimizer": self.d_optimizer and self.d_optimizer.state_dict(),
             "importance": self.importance and self.importance.state_dict(),
+            "strength": self.strength and self.strength.state_dict(),
             "batches": self.batches and self.batches.state_dict(),
             "random": self.random.get_state(),
             "noise": torch.get_rng_state() if self.generator.training else None,
@@ -427,7 +409,7 @@ class Trainer(TrainingRun):
             self.ema.load_state_dict(state["ema"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for part in ("d_optimizer", "batches", "importance"):
+        for part in ("d_optimizer", "batches", "importance", "strength"):
             if getattr(self, part) is not None:
                 getattr(self, part).load_state_dict(state[part])
         self.random.set_state(state["random"])
@@ -442,6 +424,7 @@ class Trainer(TrainingRun):
         adapter |= {name: hash_tensor(tensor) for name, tensor in self.adapter.fixed_tensors().items()}
         settings = {**asdict(self.config), **self.objective.settings(), **adapter}
         unused = ("micro_batch_size",) if self.micro_batch_size is None else ()
+        unused += () if self.strength is not None else ADA_SETTINGS
         unused += () if self.config.noise != "const" else ("noise",)
         unused += () if self.config.chooses_filters else IMPORTANCE_SETTINGS  # runs of older versions have none
         if not reduces(self.objective.config, self.generator.resolution):

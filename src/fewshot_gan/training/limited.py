@@ -4,7 +4,7 @@ Shape legend: B images, R resolution.
 """
 
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -19,11 +19,13 @@ from ..pipeline import FewShotGAN
 from ..utils.hashing import hash_tensor
 from ..utils.moving_average import MovingAverage
 from ..utils.ranges import COUNT, NOT_NEGATIVE, POSITIVE, check_numbers
+from .ada import ADA_RANGES, ADA_SETTINGS, Strength, gated_policy
 from .augment import DiffAugment
 from .loop import RUN_RANGES, TrainingRun, average_gradients, backward
 from .report import Report
 
 SAMPLES, COLUMNS = 64, 16
+AUGMENTS = ("fixed", "ada")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class LimitedConfig:
         ema_decay: of the saved generator; 0 = none.
         ema_start: before this step the average is the generator itself.
         diffaugment: policy of DiffAugment (arXiv 2006.10738), e.g. "color,translation,cutout"; "" = none.
+        augment: "fixed" makes every change of that policy, "ada" each with a probability that follows the
+            discriminator's overfitting (ADA, arXiv 2006.06676); without a policy all changes of DiffAugment.
+        ada_target, ada_kimg, ada_every: of "ada": mean sign of the logits of training images that is aimed at,
+            thousands of images in which the probability can rise from 0 to 1, and steps between its adjustments.
         flip: mirror half of the real images.
         adv_steps, adv_gamma, adv_direction, adv_weight: AdvAug, see `AdvAugConfig`.
         distillation_weight: of the dense teacher's logits, where there is a teacher.
@@ -61,6 +67,10 @@ class LimitedConfig:
     ema_decay: float = 0.999
     ema_start: int = 0
     diffaugment: str = ""
+    augment: str = field(default="fixed", metadata={"choices": list(AUGMENTS)})
+    ada_target: float = 0.6
+    ada_kimg: float = 500.0
+    ada_every: int = 4
     flip: bool = False
     adv_steps: int = 0
     adv_gamma: float = 0.01
@@ -78,11 +88,14 @@ class LimitedConfig:
         **dict.fromkeys(("d_steps", "d_batch_size", "g_batch_size"), COUNT),
         **dict.fromkeys(("ema_start", "adv_steps", "adv_gamma"), NOT_NEGATIVE),
         "adam_epsilon": POSITIVE,
+        **ADA_RANGES,
     }
 
     def __post_init__(self):
         check_numbers(self, self.RANGES)
         DiffAugment(self.diffaugment)
+        if self.augment not in AUGMENTS:
+            raise ValueError(f"unknown augment {self.augment!r}; known: {', '.join(AUGMENTS)}")
         self.adv_aug  # noqa: B018  checks its values
 
     @property
@@ -157,13 +170,19 @@ class LimitedTrainer(TrainingRun):
         self.batches = InfiniteBatches(images, config.d_batch_size, seed=config.seed + 7919 * rank)
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         torch.manual_seed(config.seed + 104729 * rank + 2)  # seeds the noise of layers
-        self.diffaugment = DiffAugment(config.diffaugment)
+        self.strength = None
+        if config.augment == "ada":
+            self.strength = Strength(config.ada_target, config.ada_kimg, config.ada_every)
+        self.diffaugment = DiffAugment(config.diffaugment or (DiffAugment.EVERYTHING if self.strength else ""))
         self.report = self._report(tag)
 
     # ------------------------------------------------------------------ one step
 
     def augment(self, images: torch.Tensor) -> torch.Tensor:
-        return self.diffaugment(images, self.random)
+        """Return augmented `images` `[B, 3, R, R]`."""
+        if self.strength is None:
+            return self.diffaugment(images, self.random)
+        return gated_policy(self.diffaugment, images, self.strength.p, self.random)
 
     def _latents(self, batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         z = torch.randn(batch, self.generator.z_dim, generator=self.random, dtype=torch.float32, device="cpu").to(
@@ -184,22 +203,51 @@ class LimitedTrainer(TrainingRun):
             if c.flip:
                 mirrored = torch.rand(len(real), generator=self.random, dtype=torch.float32, device="cpu") < 0.5
                 real = torch.where(mirrored[:, None, None, None], real.flip(3), real)
-            z, fake_labels = self._latents(c.d_batch_size)
             with torch.no_grad():
-                fake = self.generator(z, fake_labels)
-            real, fake = self.augment(real.to(self.device)), self.augment(fake)
-            losses = {"d": discriminator_loss(self.discriminator, real, fake, c.adv_aug, real_labels, fake_labels)}
+                fake, fake_labels = self.draw(c.d_batch_size)
+            real, fake, real_logits = self.augment(real.to(self.device)), self.augment(fake), []
+            losses = self.discriminator_losses(real, fake, real_labels, fake_labels, real_logits)
             if c.distillation_weight:
                 losses["distillation"] = c.distillation_weight * self._distil(real, fake, real_labels, fake_labels)
             logs = self._update("discriminator", self.d_optimizer, losses)
+            logs |= self.regularise_discriminator(real)
+            if self.strength is not None:
+                self.strength.update(real_logits, len(real), self.accelerator)
+                logs["ada_p"] = self.strength.p
         self.discriminator.requires_grad_(False)  # the generator step needs no gradients of its weights
-        z, labels = self._latents(c.g_batch_size)
-        loss = generator_loss(self.generator, self.discriminator, z, self.augment, c.adv_aug, labels)
-        logs |= self._update("generator", self.optimizer, {"g": loss})
+        logs |= self._update("generator", self.optimizer, self.generator_losses())
         self.discriminator.requires_grad_(True)
+        logs |= self.regularise_generator()
         self.ema.update(self.step)
         self.step += 1
         return logs
+
+    def draw(self, batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return `batch` generated images and their class labels."""
+        z, labels = self._latents(batch)
+        return self.generator(z, labels), labels
+
+    def discriminator_losses(
+        self, real: torch.Tensor, fake: torch.Tensor, real_labels, fake_labels, real_logits: list[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of a discriminator step by name; adds the logits of `real` to `real_logits`."""
+        labels = real_labels, fake_labels
+        loss = discriminator_loss(self.discriminator, real, fake, self.config.adv_aug, *labels, real_logits)
+        return {"d": loss}
+
+    def generator_losses(self) -> dict[str, torch.Tensor]:
+        """Return the losses of a generator step by name."""
+        z, labels = self._latents(self.config.g_batch_size)
+        c = self.config.adv_aug
+        return {"g": generator_loss(self.generator, self.discriminator, z, self.augment, c, labels)}
+
+    def regularise_discriminator(self, real: torch.Tensor) -> dict[str, float]:
+        """Take a step of lazy regularisation, if it is time; return its losses."""
+        return {}
+
+    def regularise_generator(self) -> dict[str, float]:
+        """Take a step of lazy regularisation, if it is time; return its losses."""
+        return {}
 
     def _distil(self, real, fake, real_labels, fake_labels) -> torch.Tensor:
         labels = None if real_labels is None else torch.cat([real_labels, fake_labels])
@@ -245,6 +293,8 @@ class LimitedTrainer(TrainingRun):
 
     def state(self) -> dict:
         state = {name: part.state_dict() for name, part in self._parts().items()}
+        if self.strength is not None:
+            state["strength"] = self.strength.state_dict()
         return state | {
             "random": self.random.get_state(),
             "torch": torch.get_rng_state(),
@@ -253,6 +303,8 @@ class LimitedTrainer(TrainingRun):
     def load_state(self, state: dict) -> None:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        if self.strength is not None:
+            self.strength.load_state_dict(state["strength"])
         self.random.set_state(state["random"])
         torch.set_rng_state(state["torch"])
 
@@ -262,7 +314,9 @@ class LimitedTrainer(TrainingRun):
         labels = None if self.labels is None else hash_tensor(self.labels)
         data = {"images": hash_tensor(self.batches.images), "labels": labels}
         taught = None if self.teacher is None else fingerprint(self.teacher)
-        return {**asdict(self.config), **self.start, **data, "teacher": taught, "masks": masks}
+        unused = () if self.strength is not None else ("augment", *ADA_SETTINGS)  # runs of older versions have none
+        settings = {name: value for name, value in asdict(self.config).items() if name not in unused}
+        return {**settings, **self.start, **data, "teacher": taught, "masks": masks}
 
     @torch.no_grad()
     def show_samples(self) -> None:
@@ -277,7 +331,7 @@ class LimitedTrainer(TrainingRun):
             else torch.arange(SAMPLES, device="cpu").to(self.device) % self.generator.num_classes
         )
         with evaluating(self.averaged) as network:
-            images = network(z, labels)
+            images = network(z, class_labels=labels)
         self.report.show(self.step, images.split(COLUMNS))
 
     def _report(self, tag: str) -> Report:

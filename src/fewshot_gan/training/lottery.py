@@ -12,7 +12,14 @@ from ..adapters import Adapter, TicketAdapter, fingerprint
 from ..adapters.ticket import magnitude_masks, sparsity_of
 from ..data.datasets import choose_subset, load_labelled
 from ..methods.lottery import prune_randomly
-from ..models import BigGANDiscriminator, BigGANGenerator, SNGANDiscriminator, SNGANGenerator
+from ..models import (
+    BigGANDiscriminator,
+    BigGANGenerator,
+    SNGANDiscriminator,
+    SNGANGenerator,
+    StyleGAN2Discriminator,
+    StyleGAN2Generator,
+)
 from ..models.biggan import biggan_config
 from ..models.plain import PlainDiscriminator, PlainGenerator
 from ..pipeline import FewShotGAN
@@ -22,9 +29,10 @@ from .command_line import make_parser, optional
 from .config import TrackingOptions, given_options, take
 from .launch import command, holding, start, start_trackers
 from .limited import LimitedConfig, LimitedTrainer
+from .limited_styles import StyleConfig, StyleTrainer
 from .report import Report
 
-BACKBONES = ("sngan", "biggan")
+BACKBONES = ("sngan", "biggan", "stylegan2")
 BIGGAN = {  # resolution → settings of the published run that differ from SNGAN's (arXiv 2103.00397, appendix)
     size: {
         "max_train_steps": 100_000,
@@ -44,6 +52,9 @@ BIGGAN = {  # resolution → settings of the published run that differ from SNGA
     }.items()
 }
 PRUNE_RATE = 0.2
+STYLE_SETTINGS = [
+    option.name for option in fields(StyleConfig) if option.name not in LimitedConfig.__dataclass_fields__
+]
 PARTS = {"generator": "ticket", "discriminator": "ticket_discriminator"}  # network → folder of its ticket
 
 
@@ -54,7 +65,8 @@ class LotteryOptions:
     Attributes:
         data: folder or zip archive of images, or of folders (classes), or a data set id.
         num, percent, subset_seed: train on a part of the images, see `data.datasets.choose_subset`.
-        backbone, resolution, channels, d_channels: new networks; widths default to the published ones.
+        backbone, resolution, channels, d_channels: new networks; widths default to the published ones. With `base`,
+            the backbone says how its networks are trained.
         base: start from these networks instead.
         init_seed: of new networks; None: the run's seed.
         rounds: of pruning after dense training.
@@ -74,7 +86,8 @@ class LotteryOptions:
     backbone: str = field(default="sngan", metadata={"choices": list(BACKBONES), "help": "default sngan"})
     resolution: int = field(default=32, metadata={"help": "side of the pictures in px; default 32"})
     channels: int | None = field(
-        default=None, metadata={"help": "width of the generator; default: as published, 256 of SNGAN"}
+        default=None,
+        metadata={"help": "width of the generator; default: as published, 256 of SNGAN, at most 512 of StyleGAN2"},
     )
     d_channels: int | None = field(
         default=None, metadata={"help": "width of the discriminator; default: as published, 128 of SNGAN"}
@@ -132,6 +145,8 @@ class LotteryOptions:
             raise ValueError(
                 "--channels, --d_channels and --init_seed are of new networks, --base has its own; leave them out"
             )
+        if self.backbone == "stylegan2" and self.distil:
+            raise ValueError("--distil teaches logits of a hinge loss; --backbone stylegan2 has the logistic one")
         if self.backbone == "biggan" and self.resolution not in BIGGAN:
             raise ValueError(f"BigGAN is laid out for {', '.join(map(str, BIGGAN))} px, not {self.resolution}")
 
@@ -141,7 +156,7 @@ class LotteryRun:
     """Resolved settings of a search for tickets."""
 
     options: LotteryOptions
-    training: LimitedConfig
+    training: LimitedConfig  # a StyleConfig for StyleGAN2
     report_to: str = "tensorboard"
     num_threads: int = 0
 
@@ -169,7 +184,10 @@ def make_run(**chosen: Any) -> LotteryRun:
     if "distillation_weight" in chosen and not options.distil:
         raise ValueError("--distillation_weight is of --distil; give both or neither")
     usual = BIGGAN[options.resolution] if options.backbone == "biggan" else {}
-    training = LimitedConfig(**{**usual, **take(chosen, LimitedConfig)})
+    config_class = StyleConfig if options.backbone == "stylegan2" else LimitedConfig
+    training = config_class(**{**usual, **take(chosen, config_class)})
+    if of_styles := take(chosen, StyleConfig):
+        raise ValueError(f"--{next(iter(of_styles))} is of --backbone stylegan2; {options.backbone} has none")
     reported = {name: chosen.pop(name) for name in ("report_to", "num_threads") if name in chosen}
     if chosen:
         raise ValueError(f"--{next(iter(chosen))} is no option of a search for tickets; leave it out")
@@ -178,11 +196,12 @@ def make_run(**chosen: Any) -> LotteryRun:
 
 def parser():
     """Make the parser of the script. Its options are the fields of the dataclasses of a run."""
-    settings = {option.name: f"{option.default}, or BigGAN's own" for option in fields(LimitedConfig)}
+    settings = {option.name: f"{option.default}, or the backbone's own" for option in fields(LimitedConfig)}
+    settings |= {name: f"{getattr(StyleConfig, name)}, of stylegan2" for name in STYLE_SETTINGS}
     parts = [
         optional(LotteryOptions, required=("data",)),
         optional(TrackingOptions, skipped=("push_to_hub", "hub_model_id")),
-        optional(LimitedConfig, required=("output_dir",), usual=settings),
+        optional(StyleConfig, required=("output_dir",), usual=settings),
     ]
     return make_parser(parts, (__doc__ or "").splitlines()[0])
 
@@ -201,18 +220,27 @@ def networks(search: LotteryRun, classes: int | None) -> tuple[Any, Any]:
     if search.options.base:
         pipe = FewShotGAN.from_pretrained(search.options.base)
         g, d = pipe.generator, pipe.discriminator
-        if not isinstance(g, PlainGenerator) or not isinstance(d, PlainDiscriminator):
+        styles = isinstance(g, StyleGAN2Generator) and isinstance(d, StyleGAN2Discriminator)
+        if not styles and not (isinstance(g, PlainGenerator) and isinstance(d, PlainDiscriminator)):
             raise ValueError(
                 f"{search.options.base} is a {type(g).__name__} with "
-                f"{'no discriminator' if d is None else type(d).__name__}; tickets are found of SNGAN, BigGAN and "
-                "GP-GAN with their discriminators"
+                f"{'no discriminator' if d is None else type(d).__name__}; tickets are found of SNGAN, BigGAN, GP-GAN "
+                "and StyleGAN2 with their discriminators"
             )
+        if styles != (search.options.backbone == "stylegan2"):
+            fitting = "give --backbone stylegan2" if styles else "leave --backbone stylegan2 out"
+            raise ValueError(f"{search.options.base} is a {type(g).__name__}; {fitting}")
         return g, d
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(search.training.seed if search.options.init_seed is None else search.options.init_seed)
         if search.options.backbone == "sngan":
             g = SNGANGenerator(search.options.channels or 256, resolution=search.options.resolution)
             return g, SNGANDiscriminator(search.options.d_channels or 128, search.options.resolution)
+        if search.options.backbone == "stylegan2":
+            size, widths = search.options.resolution, (search.options.channels, search.options.d_channels)
+            g_width, d_width = (width or 512 for width in widths)  # up to 64 px; above, half as wide at each doubling
+            g = StyleGAN2Generator(size, 64 * g_width, g_width)
+            return g, StyleGAN2Discriminator(size, 64 * d_width, d_width)
         if classes is None:
             raise ValueError("BigGAN is class-conditional; give a folder of folders, or use --backbone sngan")
         made = []
@@ -289,7 +317,8 @@ def train_rounds(
         weight = (search.training.distillation_weight or 1.0) if teacher is not None else 0.0
         training = replace(search.training, output_dir=str(folder), distillation_weight=weight)
         tag = f"{folder.name}/"  # names of a round's curves
-        trainer = LimitedTrainer(g, d, images, training, accelerator, labels, masks, teacher, tag)
+        trainer_class: Any = StyleTrainer if isinstance(training, StyleConfig) else LimitedTrainer
+        trainer = trainer_class(g, d, images, training, accelerator, labels, masks, teacher, tag)
         trainer.keeps_length = any((out / f"round-{number + 1:02d}" / part).is_dir() for part in PARTS.values())
         if search.options.ticket:
             write_tickets(folder, search, classes, masks, len(images), accelerator)

@@ -36,6 +36,7 @@ MEANING = {
     "d": "discriminator",
     "g": "generator against the discriminator",
     "adv_aug": "generator, with perturbed styles (AdvAug)",
+    "ada_p": "probability of each augmentation (ADA)",
     "adapter": "regularisation of the adapter",
     "clip_ref": "distance to the reference's embedding",
     "clip_within": "directions from the reference to other pictures of the domain",
