@@ -37,6 +37,8 @@ COLUMNS = {  # heading: path in a row of numbers
     "luminance ": "correlation_with_truth.luminance",
     "pair distance": "distance_to_truth",
     "order": "identity_order",
+    "landmarks": "landmarks.distance",
+    "found": "landmarks.found",
 }
 COSTS = {
     "numbers": "parameters",
@@ -53,7 +55,8 @@ lines pulls the same way. Their ratio is to the source: 0 is perfect, 1 is no ad
 distance of all pairs; *intra*, *balanced*: inside the clusters around the training images (balanced: 0 when all fall
 into one). *to true*: over that of as many true pictures. *source*, *truth*: mean correlation of edges and luminance
 with the source's and, of filters, the true picture of the same latent; *pair distance*: LPIPS-like, to the latter.
-*order*: rank correlation of the distances between people before and after.
+*order*: rank correlation of the distances between people before and after. *landmarks*: mean distance that eyes and
+nose move, in distances between the eyes, of the faces that are still *found*.
 s/step: between the last two checkpoints; peak memory: of the training process, on host and GPU. The row *true* is the
 look on the judged latents (drawings: others again): what chance leaves of a perfect adapter.
 

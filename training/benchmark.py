@@ -24,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -32,6 +33,7 @@ from torch import Tensor
 from fewshot_gan import __version__
 from fewshot_gan.data.datasets import load_images
 from fewshot_gan.data.images import reduced, to_bytes, to_floats
+from fewshot_gan.faces import can_find_faces, find_faces
 from fewshot_gan.features import FeatureNetwork, load_features
 from fewshot_gan.metrics import (
     CROP_SEED,
@@ -62,6 +64,7 @@ SIDE = 256  # px; pictures are kept and correlated at most this large
 SPATIAL_IMAGES = 500  # the first so many are compared picture by picture
 FEATURES = "efficientnet-lite0, pooled 1280-d at 224 px (bilinear, antialiased)"
 UNSEEN = "efficientnet-lite2"  # pooled 1280-d at 260 px: only judges, no training signal comes from it
+LANDMARK_IMAGES = 64  # the first so many are looked at for faces, if dlib is installed
 SHEET_IMAGES = 8
 CROP_SHEET_IMAGES = 4
 CROP_SHEET_PLACES = {"hair": (0.06, 0.375), "eyes": (0.34, 0.27)}  # top and left edge, as shares of the side
@@ -76,6 +79,7 @@ OF_SOURCE = {  # those of the source with itself are 1
     "native_correlation_with_source",
     "lightness_following",
     "identity_order",
+    "landmarks",
 }
 CHUNK = 64  # pictures of up to SIDE px in memory at a time
 CHUNK_PIXELS = 2**20  # of larger ones: 4 of 512 px, 1 of 1024 px, which are also drawn fastest one by one
@@ -226,6 +230,8 @@ def measure(
         "lightness_following": lightness_following(*map(small_floats, (source.pictures, images.pictures))),
         "identity_order": order_correlation(*(pairwise_distances(x.spatial) for x in (source, images))),
     }
+    if can_find_faces():
+        row["landmarks"] = landmark_distance(source.pictures, images.pictures)
     if native := images.native_pooled.numel() > 0:
         for key, field in NATIVE.items():
             row[key] = 1e3 * crop_kernel_distance(getattr(images, field), getattr(truth, field))
@@ -238,6 +244,26 @@ def measure(
         apart = images.spatial.float() - paired.spatial.float()
         row["distance_to_truth"] = apart.square().sum(1).mean().item()
     return row
+
+
+def landmark_distance(source: Tensor, adapted: Tensor, most: int = LANDMARK_IMAGES) -> dict[str, float | None]:
+    """How far eyes and nose move: of uint8 `[m, 3, S, S]`, row i of both from latent i, the first `most`.
+
+    Returns:
+        "found": share of adapted pictures with a face in which one is found, of those of the source that have one;
+        "distance": mean over the landmarks of these, in distances between the source's eyes; None if there are none.
+    """
+    pairs = [
+        [find_faces(Image.fromarray(x.permute(1, 2, 0).numpy())) for x in rows[:most]] for rows in (source, adapted)
+    ]
+    there = [(a[0].landmarks, b[0].landmarks if b else None) for a, b in zip(*pairs, strict=True) if a]
+    distances = []
+    for before, after in there:
+        if after is not None:
+            eyes = np.linalg.norm(before[:2].mean(0) - before[2:4].mean(0))
+            distances.append(float(np.linalg.norm(after - before, axis=1).mean() / eyes))
+    share = len(distances) / len(there) if there else None
+    return {"found": share, "distance": sum(distances) / len(distances) if distances else None}
 
 
 def small_floats(pictures: Tensor) -> Tensor:

@@ -16,12 +16,15 @@ from helpers.networks import TinyFeatures
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.features.encoders import FeatureEncoder
+from fewshot_gan.hub import embedded_adapters
 from fewshot_gan.training.domains import apply_filter, gaussian_blur
 
 SCRIPTS = Path(__file__).parents[2] / "training"
 MODULES = ("benchmark", "bench_looks", "bench_report", "bench", "make_domain", "measured", "unseen_domains", "curves")
+MODULES += ("check_results",)
 
 
 class Eyes(TinyFeatures):
@@ -519,7 +522,7 @@ def test_the_table_counts_wins_on_quality_and_on_diversity(scripts, synthetic):
     assert cells[1:3] == ["40", "0.400"] and cells[-5:] == ["1,234,567", "211", "2.51", "1,843", ""]
     assert "Left out, as they were judged with other settings: cdc-full/filter-ink/0." in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(line.count("|") in (12, 26) for line in tables)  # every row as wide as its heading
+    assert all(line.count("|") in (12, 28) for line in tables)  # every row as wide as its heading
 
 
 def test_the_sheet_has_a_labelled_row_per_method(scripts, synthetic):
@@ -649,3 +652,49 @@ def test_curves_judge_each_checkpoint_once(scripts, base_folder, tmp_path, monke
         with pytest.raises(SystemExit):
             scripts.curves.main([*args, *wrong])
         assert message in capsys.readouterr().err
+
+
+def test_stored_reports_are_computed_again(scripts, tmp_path, base_folder, perturbed, capsys):
+    """Equal, or a sentence for each number that is not."""
+    adapter = perturbed(LeFTAdapter.for_model(FewShotGAN.from_pretrained(base_folder).generator), std=0.02)
+    adapter.save_pretrained(tmp_path / "adapter")
+    options = ["--base", str(base_folder), "--adapter", str(tmp_path / "adapter"), "--style", "filter:sepia", "--num=6"]
+    report = tmp_path / "report.json"
+    scripts.benchmark.main([*options, "--true-seed=7", "--spatial-images=4", f"--out={report}"])
+    stored = json.loads(report.read_text(encoding="utf-8"))
+    check = scripts.check_results
+    assert "--true-seed 7" in " ".join(check.command(stored)) and "--crops" not in check.command(stored)
+    check.main([str(report)])
+    assert "report.json: equal" in capsys.readouterr().out
+    stored["kid_x1e3"]["ratio"] *= 1.05
+    report.write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(SystemExit, match="1"):
+        check.main([str(report)])
+    assert "report.json: differs: kid_x1e3.ratio was" in capsys.readouterr().out
+    check.main([str(report), "--tolerance=0.2"])
+    del stored["protocol"]
+    with pytest.raises(ValueError, match="this is no report of benchmark.py: it has no 'protocol'"):
+        check.command(stored)
+
+
+def test_the_stored_reports_are_those_of_included_looks(scripts):
+    paths = sorted(scripts.check_results.RESULTS.glob("*.json"))
+    assert len(paths) >= 4
+    for path in paths:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        words = scripts.check_results.command(report)
+        assert report["adapter"] in embedded_adapters(report["base"]) and words[words.index("--num") + 1].isdigit()
+
+
+def test_landmarks_move_with_the_face(scripts):
+    """dlib finds the face again where it was moved to; where there is none left, none is found."""
+    pytest.importorskip("dlib")
+    pipe = FewShotGAN.from_pretrained("ffhq-256")
+    source = torch.stack([torch.as_tensor(np.asarray(x)).permute(2, 0, 1) for x in pipe(3, seed=0).images])
+    moved = source.roll((4, 3), (2, 3))
+    found = scripts.benchmark.landmark_distance(source, moved)
+    assert found["found"] == 1
+    assert found["distance"] == pytest.approx(5 / 62.8, rel=0.25)  # 5 px; the mean eyes are 62.8 px apart
+    assert scripts.benchmark.landmark_distance(source, source)["distance"] == 0
+    nothing = scripts.benchmark.landmark_distance(source, torch.full_like(source, 127))
+    assert nothing == {"found": 0, "distance": None}

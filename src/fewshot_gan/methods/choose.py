@@ -8,6 +8,8 @@ choice of the method").
 - Pictures at about the distance of the base's own show its scenes in other colours or strokes.
 - Pictures that differ among themselves far more than the base's do show different things.
 - Others are other faces if they are not too far away, and something else beyond.
+
+Of pictures that show the base's scenes some are a regular pattern, see `patterns`.
 """
 
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from ..inversion import VIEW
 from ..utils.offloading import execution_device
 from ..utils.random import seeded
 from .pairs import has_flat_ground
+from .patterns import pattern_share
 from .statistics import CONTENT_LEVELS, self_similarity
 
 SAMPLES = 16  # pictures of the base
@@ -30,6 +33,7 @@ MOST = 16  # training pictures that are looked at
 BLURRED = 40  # px, to which blurred pictures are reduced before they are enlarged again
 SAME_SCENE = 1.45  # largest distance of pictures of the base's scenes; of seven filters 1.08 to 1.30
 OTHER_FACES = 1.85  # largest distance of other faces; of 3D heads 1.66, of robots 1.92, of flat drawings 2.07 and more
+PATTERN = 0.2  # least share of a pattern; of dots and hatching .64 and more, of drawings and strokes up to .01
 MIXED = 2.4  # distance among the pictures above which they show different things; of one kind of drawing up to 2.06
 
 
@@ -74,6 +78,9 @@ def choose(pipe, images: torch.Tensor, features: FeatureNetwork) -> Choice:
     scene = min(scenes)
     # faces on a flat ground are smaller than those of a base, which fill their pictures
     is_smaller = has_flat_ground(images)
+    if scene <= SAME_SCENE and pattern_share(images) >= PATTERN:
+        reason = "the pictures show what the base draws in a regular pattern, so lines are kept where they are broad"
+        return Choice("lfs_gan", {"preset": "pattern", "adapter": "lora"}, reason, scene, mixture)
     if scene <= SAME_SCENE:
         reason = "the pictures show what the base draws, in other colours or strokes, so everything else is kept"
         return Choice("lfs_gan", {}, reason, scene, mixture)

@@ -100,6 +100,11 @@ class LFSConfig(CDCConfig):
             structure_weight=4.5,
         )
 
+    @classmethod
+    def pattern(cls) -> Self:
+        """Return weights for looks that are a regular pattern, whose dots or lines are no lines of the source."""
+        return replace(cls.few_images(), content_weight=10.0, structure_weight=1.5, structure_size=48)
+
 
 class LFSObjective(CDCObjective):
     """Losses of `CDCObjective`, and mode seeking between generated images whose nearest training image is the same.
@@ -154,6 +159,7 @@ class LFSMethod(CDCMethod):
 
     name = "lfs_gan"
     Config, Objective, adapter = LFSConfig, LFSObjective, "left"
+    presets = ("few_images", "pattern", "paper")
     published: ClassVar = {"paper": {**RELEASED, "max_train_steps": 3000, "ema_decay": 0.0}}
 
     def clusters_by_lpips(self, run: Run) -> bool:
