@@ -28,6 +28,7 @@ from .pipeline_inputs import (
     is_per_image,
     noise_generator,
 )
+from .pipeline_latents import LatentMixin
 from .pipeline_person import PersonMixin
 from .utils.offloading import is_offloaded
 
@@ -51,7 +52,7 @@ class FewShotGANOutput(BaseOutput):
     latents: torch.Tensor
 
 
-class FewShotGAN(AdapterMixin, PersonMixin, NetworkPipeline):
+class FewShotGAN(AdapterMixin, PersonMixin, LatentMixin, NetworkPipeline):
     """Generate images with a pretrained GAN and few-shot adapters.
 
     Its networks are put in evaluation mode.

@@ -260,7 +260,12 @@ def test_layouts_choose_the_method(monkeypatch):
 
     alike = squares([[(96 + y, 40 + x), (96 + y, 150 + x)] for y, x in moved[16:]])
     choice = choose(-alike)  # in other colours
-    assert (choice.method, choice.options) == ("lfs_gan", {}) and 0.5 < choice.scene < 1.45
+    assert (choice.method, choice.options) == ("lfs_gan", {"preset": "strokes", "adapter": "lora"})
+    assert 0.5 < choice.scene < 1.45
+    stripes = 0.3 * (0.9 * (torch.arange(256)[:, None] + torch.arange(256))).sin()
+    choice = choose((0.6 * alike + stripes).clamp(-1, 1))
+    assert (choice.method, choice.options) == ("lfs_gan", {"preset": "pattern", "adapter": "lora"})
+    assert "regular pattern" in choice.reason
     other = squares([[(8 + y, 96 + x)] for y, x in [(0, 0), (2, 1), (1, 3), (3, 2)]])
     choice = choose(other)
     assert (choice.method, choice.options) == ("pairs", {"preset": "pairs", "real_zoom": 1.25})

@@ -16,6 +16,7 @@ from fewshot_gan.methods.choose import PATTERN, own_pictures
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
 from fewshot_gan.methods.patterns import pattern_share
 from fewshot_gan.methods.statistics import structure_distance
+from fewshot_gan.training.config import make_run
 from fewshot_gan.training.domains import apply_filter
 from fewshot_gan.training.engine import Trainer, TrainingConfig
 from fewshot_gan.utils.random import seeded
@@ -43,6 +44,14 @@ def test_strokes_and_photographs_are_none(faces, name):
 @pytest.mark.parametrize("name", ["pencil", "toon"])
 def test_embedded_sets_are_none(name):
     assert pattern_share(to_floats(load_images(str(embedded_datasets()[name]), 256))) < PATTERN / 4
+
+
+def test_straight_edges_are_none():
+    pictures = torch.full((12, 3, 256, 256), 0.6)
+    for i, picture in enumerate(pictures):  # frames and bars here and there
+        picture[:, 20 + i : 90 + 3 * i, 40 : 140 + 5 * i] = -0.5
+        picture[:, 180 + i :] = 0.1
+    assert pattern_share(pictures) < PATTERN / 2
 
 
 def test_stripes_of_any_direction_and_plain_pictures():
@@ -85,3 +94,12 @@ def test_the_preset():
     pattern, usual = LFSConfig.pattern(), LFSConfig.few_images()
     assert pattern.structure_size == 48 and pattern.structure_weight < usual.structure_weight
     assert replace(pattern, structure_size=0, structure_weight=4.5, content_weight=40.0) == usual
+
+
+def test_pictures_of_a_pattern_are_not_moved():
+    run = make_run("lfs_gan", preset="pattern", adapter="lora", data="pencil", output_dir="x")
+    assert run.training.augment == "none" and run.objective == LFSConfig.pattern()
+    assert (
+        run.training.learning_rate
+        == make_run("lfs_gan", adapter="lora", data="x", output_dir="x").training.learning_rate
+    )

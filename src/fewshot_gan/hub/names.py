@@ -42,6 +42,13 @@ def embedded_datasets() -> dict[str, Path]:
     return {p.parent.name: p.parent for p in sorted((ASSETS / "datasets").glob("*/dataset.json"))}
 
 
+def embedded_directions(fingerprint: str | None) -> Path | None:
+    """Return the file of directions that ships for the embedded base with this fingerprint; None if there is none."""
+    base = embedded_base_of(fingerprint)
+    path = ASSETS / "bases" / "directions.safetensors"  # the embedded bases share their mapping network
+    return path if base is not None and path.is_file() else None
+
+
 def adapter_folders(folder) -> dict[str, Path]:
     """Return name → path of the subfolders of `folder` that hold an adapter, except hidden ones."""
     inside = [path for path in sorted(Path(folder).glob("*/")) if path.is_dir() and not path.name.startswith(".")]

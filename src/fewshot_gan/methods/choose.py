@@ -83,7 +83,7 @@ def choose(pipe, images: torch.Tensor, features: FeatureNetwork) -> Choice:
         return Choice("lfs_gan", {"preset": "pattern", "adapter": "lora"}, reason, scene, mixture)
     if scene <= SAME_SCENE:
         reason = "the pictures show what the base draws, in other colours or strokes, so everything else is kept"
-        return Choice("lfs_gan", {}, reason, scene, mixture)
+        return Choice("lfs_gan", {"preset": "strokes", "adapter": "lora"}, reason, scene, mixture)
     if mixture <= MIXED and scene <= OTHER_FACES:
         reason = "the pictures show other faces, so colours of skin and hair are learned to follow the base's faces"
         return Choice("pairs", {"preset": "pairs"} | _zoom(1.25, is_smaller), reason, scene, mixture)

@@ -101,6 +101,11 @@ class LFSConfig(CDCConfig):
         )
 
     @classmethod
+    def strokes(cls) -> Self:
+        """Return weights for an adapter that changes more than LeFT, such as LoRA, which holds faces by itself."""
+        return replace(cls.few_images(), content_weight=20.0, structure_weight=2.0)
+
+    @classmethod
     def pattern(cls) -> Self:
         """Return weights for looks that are a regular pattern, whose dots or lines are no lines of the source."""
         return replace(cls.few_images(), content_weight=10.0, structure_weight=1.5, structure_size=48)
@@ -159,8 +164,11 @@ class LFSMethod(CDCMethod):
 
     name = "lfs_gan"
     Config, Objective, adapter = LFSConfig, LFSObjective, "left"
-    presets = ("few_images", "pattern", "paper")
-    published: ClassVar = {"paper": {**RELEASED, "max_train_steps": 3000, "ema_decay": 0.0}}
+    presets = ("few_images", "strokes", "pattern", "paper")
+    published: ClassVar = {
+        "paper": {**RELEASED, "max_train_steps": 3000, "ema_decay": 0.0},
+        "pattern": {"augment": "none"},  # a pattern has its place and its direction
+    }
 
     def clusters_by_lpips(self, run: Run) -> bool:
         """Return whether LPIPS finds the nearest training image, as published; else pooled features do."""

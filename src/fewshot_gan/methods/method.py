@@ -82,7 +82,7 @@ class Method:
         adapter: kind of adapter that is trained by default.
         presets: names of presets, each a classmethod of `Config`; the first is the default.
         settings: values of `TrainingConfig` fields that replace their defaults, for all presets.
-        published: preset → values of `TrainingConfig` fields that the paper uses.
+        published: preset → values of `TrainingConfig` fields that it has, such as those that the paper uses.
         least_images: smallest number of training images.
         needs_images: whether training images are required; False if the look may be named by words instead.
     """

@@ -17,6 +17,7 @@ PRESETS = {
     "few_images": "signals that learn a set of pictures in few steps, on pretrained features",
     "large_gap": "few_images without projected images, feature transfer and distillation, for looks far from the base",
     "pairs": "large_gap, with colours of skin and hair that follow the person",
+    "strokes": "few_images with lighter weights on content and structure, for lora",
     "pattern": "few_images for dots, hatching and mosaics: lines of the source are kept where they are broad",
     "abstract": "the published terms alone, on pretrained features",
     "paper": "terms and weights as published, on the base's own discriminator; rates too of cdc, lfs_gan and adafm",

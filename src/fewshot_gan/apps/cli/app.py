@@ -2,6 +2,6 @@
 
 # isort: off
 from .root import app
-from . import generate, export, evaluate, invert, restyle, adapt, reproduce, demo, convert, push, info  # noqa: F401  each adds its commands
+from . import generate, walk, export, evaluate, invert, restyle, adapt, reproduce, demo, convert, push, info  # noqa: F401  each adds its commands
 
 __all__ = ["app"]

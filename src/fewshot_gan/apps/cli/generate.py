@@ -12,12 +12,17 @@ from ...utils.files import replace_file, write_folder
 from .options import (
     Adapters,
     Base,
+    Edits,
     FileFormat,
     NoiseMode,
     Psi,
+    Seeds,
     Threads,
     count,
     number,
+    parse_numbers,
+    parse_seeds,
+    parse_strengths,
     path_option,
     seed_option,
 )
@@ -37,7 +42,12 @@ def generate(
     ] = None,
     num_images: Annotated[int, count("Number of pictures.")] = 4,
     seed: Annotated[int, seed_option("Seed of the latents: the same seed draws the same pictures.")] = 0,
+    seeds: Seeds = None,
     psi: Psi = None,
+    truncations: Annotated[
+        str | None, typer.Option(help="Draw each picture with these truncations, a column each, like 0,0.3,0.5,0.7,1.")
+    ] = None,
+    edit: Edits = None,
     noise_mode: Annotated[NoiseMode, typer.Option(help="Per-pixel noise: const, random, or none.")] = NoiseMode.const,
     class_label: Annotated[
         list[int] | None,
@@ -94,6 +104,13 @@ def generate(
         )
     if shard_size is not None and not file_format:
         raise ValueError("--shard-size belongs to --format webdataset and parquet; give one of these, or leave it out")
+    strengths = parse_strengths(edit or [])
+    columns_of_psi = parse_numbers(truncations, "--truncations", -1000, 1000) if truncations else []
+    if columns_of_psi and (psi is not None or compare or interpolate or separate or file_format or latents or edit):
+        raise ValueError("--truncations makes a grid of a look; leave out --psi, --latents, --edit and other layouts")
+    if seeds is not None and latents is not None:
+        raise ValueError("--seeds and --latents both say what is drawn; give one of them")
+    chosen = [] if seeds is None else parse_seeds(seeds)
     out = out or Path("faces" if separate or file_format else "faces.png")
     if separate:
         refuse_existing(out)
@@ -117,15 +134,31 @@ def generate(
     if latents is not None:
         options["latents"] = read_latents(latents)
         num_images = len(options["latents"])
+    if chosen:
+        options["latents"], num_images = pipe.latents(seeds=chosen), len(chosen)
+    if strengths:
+        start_from = options.get("latents")
+        start_from = pipe.latents(num_images, seed=seed) if start_from is None else start_from
+        options["latents"] = pipe.edit(start_from, strengths, truncation_psi=psi)
+        del options["truncation_psi"]  # it is in these latents
     side = grids.check_size(size, pipe.generator.resolution)
     tile = min(side, grids.TILE) if size is None else side
     looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
-    columns = interpolate or (num_images if compare else math.ceil(math.sqrt(num_images)))
+    columns = interpolate or len(columns_of_psi) or (num_images if compare else math.ceil(math.sqrt(num_images)))
     if not (separate or file_format):
-        grids.check_grid(out, num_images * (interpolate or len(looks)), columns, tile)
+        grids.check_grid(out, num_images * (interpolate or len(columns_of_psi) or len(looks)), columns, tile)
     if interpolate is not None:
         first, last = [BASE, *loaded][-2:]
         images = generation.draw_strips(pipe, first, last, interpolate, num_images, tile, **options)
+        replace_file(out, grids.make_grid(images, columns, tile).save)
+        print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
+        return
+    if columns_of_psi:
+        del options["truncation_psi"]
+        by_psi = [
+            generation.draw_tiles(pipe, num_images, tile, truncation_psi=one, **options) for one in columns_of_psi
+        ]
+        images = [tile_of_psi for row in zip(*by_psi, strict=True) for tile_of_psi in row]
         replace_file(out, grids.make_grid(images, columns, tile).save)
         print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
         return

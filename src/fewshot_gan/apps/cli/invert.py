@@ -10,6 +10,9 @@ from ...data import grids
 from ...utils.files import replace_file
 from .options import Base, Space, Threads, count, path_argument, path_option, seed_option
 from .root import app, begin
+from .sources import write_latents
+
+LATENT_FILES = (".safetensors", ".npz", ".npy")
 
 
 @app.command()
@@ -34,8 +37,8 @@ def invert(
 ):
     """Find latents of your own photos, for generate --latents."""
     start = time.perf_counter()
-    if out.is_dir() or out.suffix != ".safetensors":
-        raise ValueError(f"--out {out} cannot be a file of latents; give a name ending in .safetensors")
+    if out.is_dir() or out.suffix not in LATENT_FILES:
+        raise ValueError(f"--out {out} cannot be a file of latents; give a name ending in {', '.join(LATENT_FILES)}")
     sheet = out.with_name(f"{out.stem}-sheet.png")
     if sheet.resolve() in [photo.resolve() for photo in photos]:
         raise ValueError(
@@ -43,7 +46,6 @@ def invert(
         )
 
     import torch
-    from safetensors.torch import save_file
 
     from ...data.images import as_image
     from ...faces import read_faces
@@ -58,7 +60,7 @@ def invert(
         squares += list(found)
         names += [photo.name] * len(found)
     inversion = pipe.invert(torch.stack(squares), space=space.value, steps=steps, seed=seed)
-    replace_file(out, lambda path: save_file({"latents": inversion.latents.contiguous()}, path))
+    write_latents(out, inversion.latents)
     drawn = pipe(latents=inversion.latents).images
     shown = [as_image(square) for square in squares]
     replace_file(sheet, grids.make_grid([*shown, *drawn], len(drawn)).save)

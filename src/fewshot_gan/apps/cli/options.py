@@ -14,6 +14,7 @@ from ...utils.files import user_path
 from ...utils.text import plain
 from ...utils.threads import MAX_THREADS
 
+MOST_SEEDS = 10_000
 # The class of usage errors; newer versions of typer define it themselves, older ones take click's.
 _USAGE: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -93,6 +94,59 @@ def seed_option(help: str):
     return number(help, 0, 2**63 - 1, "0 or more, below 2^63")
 
 
+def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
+    """Parse seeds such as `0-35,42`.
+
+    Raises:
+        ValueError: another text, or more than 10,000 seeds.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        ends = [first, last] if dash else [first]
+        if not all(end.isascii() and end.isdigit() and len(end) < 19 for end in ends):
+            raise ValueError(f"{option} {text}: give whole numbers and ranges, like 0-35,42")
+        low, high = int(first), int(ends[-1])
+        if not 0 <= high - low < MOST_SEEDS - len(seeds):
+            raise ValueError(f"{option} {text}: {part} is no rising range, or there are more than {MOST_SEEDS:,} seeds")
+        seeds += range(low, high + 1)
+    return seeds
+
+
+def parse_numbers(text: str, option: str, least: float, most: float) -> list[float]:
+    """Parse numbers joined by commas.
+
+    Raises:
+        ValueError: another text, or a number out of range.
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text}: give numbers joined by commas, like 0.3,0.5,0.7") from None
+    if not all(least <= value <= most for value in numbers):  # refuses NaN too
+        raise ValueError(f"{option} {text}: give numbers from {least:g} to {most:g}")
+    return numbers
+
+
+def parse_strengths(texts: Iterable[str]) -> dict[str, float]:
+    """Parse edits such as `smile=1.5`.
+
+    Raises:
+        ValueError: another text, or a direction that is named twice.
+    """
+    strengths: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        try:
+            strength = float(value)
+        except ValueError:
+            strength = None
+        if not name.strip() or strength is None or name.strip() in strengths:
+            raise ValueError(f"--edit {text}: give each direction once, with its strength, like smile=1.5")
+        strengths[name.strip()] = strength
+    return strengths
+
+
 def parse_weight(text: str) -> float | dict:
     """Parse a weight, `0.5`, or a schedule over depth, `coarse:0,fine:1` or `4:0,32:1`."""
     from ...adapters.looks import parse_weight
@@ -135,6 +189,13 @@ Psi = Annotated[
     float | None, number("Truncation; default: the base's own.", -1000, 1000, "a number such as 0.7, -1000 to 1000")
 ]
 BatchSize = Annotated[int, count("Pictures per forward pass.")]
+Seeds = Annotated[str | None, typer.Option(help="Seeds of single pictures, like 0-35,42, instead of --seed.")]
+Edits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--edit", help="Change the faces: direction=strength, like smile=1.5; repeat for more. See directions."
+    ),
+]
 Threads = Annotated[
     int | None,
     number("CPU threads; default: OMP_NUM_THREADS, else what cores, affinity and container allow.", 1, MAX_THREADS),

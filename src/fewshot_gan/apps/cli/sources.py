@@ -1,9 +1,13 @@
 """Inputs of commands: adapters with their weights, folders of adapters, latents."""
 
+import zipfile
 from pathlib import Path
+from typing import Any
 
 from ... import hub
+from ...utils.files import replace_file
 from ...utils.json_files import read_json
+from ...utils.regular_files import regular_file_size
 from ...utils.safetensors_files import read_header, read_tensors
 from ...utils.text import plain
 from .options import parse_weight
@@ -61,14 +65,21 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+ARRAYS = ("latents", "w", "ws", "z")  # names of latents in npz files; NVIDIA's projected_w.npz has "w"
+MOST_BYTES = 2**30  # of a file of latents
+
+
 def read_latents(path: Path):
-    """Read latents that `fewshot-gan invert` wrote.
+    """Read latents that `fewshot-gan invert` wrote, or those of an .npy or .npz file, such as NVIDIA's projected_w.npz.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
     from ...models.latents import check_latents
 
+    if path.suffix.lower() in (".npy", ".npz"):
+        return check_latents(_of_numpy(path), name=f"the latents in {path}")
     try:
         names = sorted(read_header(path).tensors)
     except (ValueError, OSError) as error:
@@ -76,3 +87,41 @@ def read_latents(path: Path):
     if names != ["latents"]:
         raise ValueError(f"{path} holds {plain(', '.join(names))[:200] or 'nothing'}, not latents")
     return check_latents(read_tensors(path)["latents"], name=f"the latents in {path}")
+
+
+def _of_numpy(path: Path):
+    """Read the latents of a NumPy file; pickled objects are refused."""
+    import numpy as np
+    import torch
+
+    if regular_file_size(path) > MOST_BYTES:
+        raise ValueError(f"{path} has more than {MOST_BYTES:,} bytes; give fewer latents")
+    try:
+        array: Any = np.load(path, allow_pickle=False, mmap_mode=None)
+        if path.suffix.lower() == ".npz":
+            with array as archive:
+                names = [name for name in ARRAYS if name in archive.files]
+                if len(names) != 1 or sum(info.file_size for info in archive.zip.infolist()) > MOST_BYTES:
+                    found = plain(", ".join(archive.files))[:200] or "nothing"
+                    raise ValueError(f"it holds {found}; give one array named {', '.join(ARRAYS)}")
+                array = archive[names[0]]
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} holds no latents ({plain(error)[:200]})") from error
+
+
+def write_latents(path: Path, latents) -> None:
+    """Write latents to a .safetensors, .npz or .npy file; `read_latents` reads them."""
+    from safetensors.torch import save_file
+
+    kind = path.suffix.lower()
+    if kind == ".safetensors":
+        replace_file(path, lambda temp: save_file({"latents": latents.contiguous()}, temp))
+        return
+    import numpy as np
+
+    def write(temp) -> None:
+        with open(temp, "wb") as file:  # to a name, np.save would add the ending
+            np.savez(file, w=latents.numpy()) if kind == ".npz" else np.save(file, latents.numpy())
+
+    replace_file(path, write)

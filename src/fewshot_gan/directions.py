@@ -1,0 +1,183 @@
+"""Directions of edits in the latent space w: found without labels, shipped with names, or read from a file.
+
+A direction is a vector of w, added to some layers of w+: those of low resolution change pose and shape, those of high
+resolution colours and light. One unit is one standard deviation of w along it.
+
+Shape legend: N pictures, L `num_ws`, D `w_dim`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .models.layers import adaptable_layers
+from .utils.files import replace_file, user_path
+from .utils.offloading import execution_device
+from .utils.random import seeded
+from .utils.ranges import COUNT, Range, check_number
+from .utils.safetensors_files import read_header, read_tensors
+
+MOST = 1024  # directions in a file
+SAMPLES = 20_000  # latents whose w are analysed
+KEY = "layers"  # of the metadata
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A change of w+.
+
+    Attributes:
+        vector: `[D]`, one unit.
+        start, stop: the layers of w+ that it changes; None: up to the last one.
+    """
+
+    vector: torch.Tensor
+    start: int = 0
+    stop: int | None = None
+
+
+class Directions(Mapping[str, Direction]):
+    """Directions by name.
+
+    Args:
+        directions: name → direction, one or more of the same size.
+
+    Raises:
+        ValueError: there are none, a vector is no `[D]` of finite numbers, or the layers are no range.
+    """
+
+    def __init__(self, directions: Mapping[str, Direction]):
+        if not 1 <= len(directions) <= MOST:
+            raise ValueError(f"{len(directions)} directions: give 1 to {MOST}")
+        self._all = dict(directions)
+        size = next(iter(self._all.values())).vector.shape
+        for name, direction in self._all.items():
+            vector, start, stop = direction.vector, direction.start, direction.stop
+            if vector.ndim != 1 or vector.shape != size or not torch.isfinite(vector).all():
+                raise ValueError(f"direction {name!r} is no vector [w_dim] of finite numbers")
+            if not 0 <= start < (stop or 10**6):
+                raise ValueError(f"direction {name!r} changes layers {start} to {stop}; give a range from 0 on")
+
+    def __getitem__(self, name: str) -> Direction:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __repr__(self) -> str:
+        return f"Directions({', '.join(self)})"
+
+    def with_layers(self, start: int = 0, stop: int | None = None) -> "Directions":
+        """Return the same directions for other layers of w+."""
+        return Directions({name: Direction(each.vector, start, stop) for name, each in self.items()})
+
+    def shift(self, strengths: Mapping[str, float], num_ws: int) -> torch.Tensor:
+        """Return the sum of directions, `[L, D]`, to be added to w+.
+
+        Args:
+            strengths: name → units.
+            num_ws: L.
+
+        Raises:
+            ValueError: an unknown name, or a strength that is no number from -100 to 100.
+        """
+        size = next(iter(self.values())).vector.shape[0]
+        total = torch.zeros(num_ws, size, dtype=torch.float32, device="cpu")
+        for name, strength in strengths.items():
+            if name not in self:
+                raise ValueError(f"unknown direction {name!r}; known: {', '.join(self)}")
+            check_number(f"strength of {name}", strength, Range(-100, 100, example="1.5"))
+            total[self[name].start : self[name].stop] += float(strength) * self[name].vector.float().cpu()
+        return total
+
+    def save(self, path) -> None:
+        """Write a safetensors file; `Directions.load` reads it."""
+        tensors = {name: each.vector.half().contiguous() for name, each in self.items()}
+        layers = json.dumps({name: [each.start, each.stop] for name, each in self.items()})
+        replace_file(user_path(path), lambda temp: save_file(tensors, temp, {KEY: layers}))
+
+    @classmethod
+    def load(cls, path) -> "Directions":
+        """Read a file of `save`, or another safetensors file of vectors `[D]`, which change all layers.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds no directions.
+        """
+        path = Path(user_path(path))
+        header = read_header(path)
+        if len(header.tensors) > MOST or any(len(entry.shape) != 1 for entry in header.tensors.values()):
+            raise ValueError(f"{path} holds no directions: they are up to {MOST} vectors [w_dim]")
+        try:
+            layers = json.loads(header.metadata.get(KEY, "{}"))
+            ranges = {name: (int(start), None if stop is None else int(stop)) for name, (start, stop) in layers.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} says wrongly which layers its directions change ({error})") from error
+        tensors = read_tensors(path)
+        places = {name: ranges.get(name, (0, None)) for name in tensors}
+        return cls({name: Direction(vector.float(), *places[name]) for name, vector in tensors.items()})
+
+
+@torch.no_grad()
+def sample_w(generator, num: int = SAMPLES, seed: int = 0) -> torch.Tensor:
+    """Return w `[num, D]` of random z, on the CPU."""
+    z = torch.randn(num, generator.z_dim, generator=seeded(seed), dtype=torch.float32, device="cpu")
+    device = execution_device(generator)
+    return torch.cat([generator.mapping(part.to(device))[:, 0].float().cpu() for part in z.split(1024)])
+
+
+def ganspace(generator, num: int = 20, samples: int = SAMPLES, seed: int = 0) -> Directions:
+    """Return the principal components of w, "0" the strongest (GANSpace, arXiv 2004.02546).
+
+    Args:
+        generator: style-based generator without classes.
+        num: number of directions.
+        samples: number of random z.
+        seed: of these.
+
+    Raises:
+        ValueError: `num` is out of range.
+    """
+    check_number("num", num, Range(1, generator.w_dim), whole=True)
+    check_number("samples", samples, Range(max(2, num)), whole=True)
+    w = sample_w(generator, samples, seed)
+    _, singular, components = torch.linalg.svd(w - w.mean(0), full_matrices=False)
+    deviations = singular / len(w) ** 0.5
+    return Directions({str(i): Direction(components[i] * deviations[i]) for i in range(min(num, len(components)))})
+
+
+def sefa(generator, num: int = 20, layers: tuple[int, int | None] = (0, None), samples: int = SAMPLES) -> Directions:
+    """Return the directions of w to which the style layers react most, "0" the strongest (SeFa, arXiv 2007.06600).
+
+    Args:
+        generator: style-based generator without classes.
+        num: number of directions.
+        layers: range of the style layers, counted from the lowest resolution; the directions change these of w+.
+        samples: number of random z, whose spread along a direction is one unit.
+
+    Raises:
+        ValueError: a number is out of range, or no style layer is in the range.
+    """
+    check_number("num", num, Range(1, generator.w_dim), whole=True)
+    check_number("samples", samples, COUNT, whole=True)
+    found = [layer.stored()[0] for path, layer in adaptable_layers(generator.synthesis) if layer.role == "affine"]
+    weights = [weight.detach().float().cpu() for weight in found if weight is not None][layers[0] : layers[1]]
+    if not weights:
+        raise ValueError(f"layers={layers}: this generator has {len(found)} style layers; give a range inside")
+    scaled = torch.cat([weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-8) for weight in weights])
+    values, vectors = torch.linalg.eigh(scaled.t() @ scaled)
+    order = values.argsort(descending=True)[:num]
+    spread = (sample_w(generator, samples) @ vectors[:, order]).std(0)
+    return Directions(
+        {str(i): Direction(vectors[:, column] * spread[i], *layers) for i, column in enumerate(order.tolist())}
+    )
+
+
+METHODS = {"ganspace": ganspace, "sefa": sefa}
