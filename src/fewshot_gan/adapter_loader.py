@@ -37,7 +37,8 @@ class AdapterMixin(Pipeline):
 
         Args:
             pretrained_model_name_or_path_or_dict: embedded name ("sketch", of this pipeline's base), local folder, Hub
-                repo id, weights file, a state dict (with `config=`, or in a pair with its config), or an `Adapter`.
+                repo id, weights file, zip archive, a state dict (with `config=`, or in a pair with its config), or an
+                `Adapter`.
             adapter_name: its name in this pipeline. None: the subfolder or the last part of the path; "default" for an
                 `Adapter`; "default_0", "default_1", … for state dicts.
             hotswap: replace the loaded adapter of that name and keep its weight, instead of refusing the name.

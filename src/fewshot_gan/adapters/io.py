@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..data.adapter_archives import is_archive, unpacked
 from ..hub import HUB_OPTIONS, adapter_folders, resolve_folder
 from ..utils.files import read_together, replacing, user_path
 from ..utils.json_files import read_json
@@ -137,7 +138,7 @@ def load_adapter(
 
     Args:
         source: embedded name, local folder, Hub repo id, weights file (`.safetensors`, with `adapter_config.json` in
-            the same folder), state dict, or a pair of a state dict and its config.
+            the same folder), zip archive of an adapter, state dict, or a pair of a state dict and its config.
         state_dict: name → tensor, as `adapter.state_dict()` returns it, instead of `source`; it is copied.
         config: of a state dict or a weights file: the content of `adapter_config.json` as a dict (`stored_config` of
             an adapter), or the path of that file.
@@ -176,6 +177,12 @@ def load_adapter(
         adapter = build(*_config_and_name(config, None), state_dict, "the state dict")
     elif source is None:
         raise ValueError("there is no adapter to load: give a name, folder, repo id, weights file or state dict")
+    elif is_archive(source):
+        if config is not None or hub_options:
+            given = ", ".join(["config", *hub_options] if config is not None else hub_options)
+            raise ValueError(f"{given}: an archive brings its own files; leave out")
+        with unpacked(source) as folder:
+            adapter = _read(folder, variant, build)
     elif (file := Path(str(source)).expanduser()).is_file():
         if folder_options:
             raise ValueError(f"{', '.join(folder_options)}: of folders and repos, not of the file {file}; leave out")

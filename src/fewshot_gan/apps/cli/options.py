@@ -182,7 +182,7 @@ class OneSentence(TyperGroup):
             return super().invoke(ctx)
 
 
-Adapters = Annotated[list[str] | None, typer.Option(help="Embedded name, folder or Hub repo; repeat to blend.")]
+Adapters = Annotated[list[str] | None, typer.Option(help="Embedded name, folder, zip or Hub repo; repeat to blend.")]
 Weights = Annotated[list[str] | None, typer.Option(help="Weight of each adapter, see generate; default 1.")]
 Base = Annotated[str, typer.Option(help="Embedded name, folder or Hub repo.")]
 Psi = Annotated[

@@ -2,12 +2,14 @@
 
 import glob
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ... import hub
+from ...data.adapter_archives import is_archive, unpacked
 from ...hub import cards
 from ...hub.reports import REPORT, eval_results, report_of
 from ...utils.files import finish_replacing
@@ -20,7 +22,7 @@ from .sources import adapters_in, read_config
 
 @app.command()
 def push(
-    folder: Annotated[Path, path_argument("Folder of an adapter, of several adapters, or of a base.")],
+    folder: Annotated[Path, path_argument("Folder or zip of an adapter; or folder of several, or of a base.")],
     repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub; the repo is made if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Make a private repo.")] = False,
     token: Annotated[
@@ -30,6 +32,11 @@ def push(
     message: Annotated[str, typer.Option(help="Commit message.")] = "Upload with fewshot_gan",
 ):
     """Share an adapter or a base on the Hub, with a model card."""
+    with unpacked(folder) if is_archive(folder) else nullcontext(folder) as opened:
+        _push(opened, repo_id, private, token, revision, message)
+
+
+def _push(folder: Path, repo_id: str, private: bool, token: str | None, revision: str | None, message: str) -> None:
     folder = finish_replacing(folder)
     patterns = _check_pushable(folder)
     if not (folder / "README.md").is_file():
