@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .models.layers import adaptable_layers
 from .utils.files import replace_file, user_path
@@ -101,7 +101,8 @@ class Directions(Mapping[str, Direction]):
         """Write a safetensors file; `Directions.load` reads it."""
         tensors = {name: each.vector.half().contiguous() for name, each in self.items()}
         layers = json.dumps({name: [each.start, each.stop] for name, each in self.items()})
-        replace_file(user_path(path), lambda temp: save_file(tensors, temp, {KEY: layers}))
+        content = save(tensors, {KEY: layers})  # `save_file` makes files that only the owner can read
+        replace_file(user_path(path), lambda temp: Path(temp).write_bytes(content))
 
     @classmethod
     def load(cls, path) -> "Directions":

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fewshot_gan import FewShotGAN
-from fewshot_gan.faces import LANDMARKS
+from fewshot_gan.faces import LANDMARKS, find_faces
 from fewshot_gan.hub import ASSETS, embedded_adapters, embedded_base_of, embedded_bases, embedded_datasets
 from fewshot_gan.metrics import lightness_following, luminance, paired_correlations, psnr
 from fewshot_gan.utils.safetensors_files import read_tensors
@@ -177,3 +177,34 @@ def test_the_base_draws_what_openvino_draws(script, large):
     assert found["largest_difference"] < 5e-4  # 20 convolutions in another order of summation; the colour range is 2
     rounded = measure.difference(large.generator, measure.openvino_pictures(Path(wheel), z, 0.7), z, 0.7)
     assert rounded["psnr_least_db"] > 55  # weights in fp16: 57.5 of sixteen pictures
+
+
+@pytest.mark.parametrize("base", ["ffhq", "ffhq-256"])
+def test_embedded_directions(base):
+    pipe = FewShotGAN.from_pretrained(base)
+    known = pipe.directions()
+    assert set(known) == {"pose", "age", "smile", "hair length", "fair hair", "femininity", "light"}
+    assert all(direction.vector.shape == (512,) for direction in known.values())
+    assert (ASSETS / "bases" / "directions.safetensors").stat().st_size < 200_000
+
+
+def test_directions_do_what_they_are_called():
+    """On eight faces: hair and teeth become lighter, the nose moves, the left cheek gets brighter than the right one."""
+    pipe = FewShotGAN.from_pretrained("ffhq-256")
+    z = pipe.latents(8, seed=5)
+
+    def drawn(name, strength):
+        return luminance(pipe(latents=pipe.edit(z, {name: strength}), output_type="pt", batch_size=4).images)
+
+    def change(name, rows, columns, of=lambda box: box.mean((1, 2, 3))):
+        low, high = (of(drawn(name, strength)[..., rows, columns]) for strength in (-2, 2))
+        return high - low
+
+    assert (change("fair hair", slice(14, 32), slice(100, 156)) > 0.05).all()
+    teeth = change("smile", slice(184, 204), slice(108, 148), lambda box: box.flatten(1).quantile(0.9, dim=1))
+    assert teeth.mean() > 0.03
+    sides = [change("light", slice(150, 180), columns) for columns in (slice(80, 108), slice(148, 176))]
+    assert ((sides[0] - sides[1]).abs() > 0.03).sum() >= 6
+    faces = [find_faces(image)[0] for s in (-1, 1) for image in pipe(latents=pipe.edit(z[:4], {"pose": s})).images]
+    noses = [face.landmarks[4, 0] - face.landmarks[:4, 0].mean() for face in faces]
+    assert all(after - before > 4 for before, after in zip(noses[:4], noses[4:], strict=True))

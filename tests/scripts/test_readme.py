@@ -51,6 +51,36 @@ TABLE = {
         ["strip.png"],
         r"\(6 pictures",
     ),
+    "fewshot-gan walk --seeds 1,5,9 --adapter sketch --out walk.webp": (
+        {"walk.webp": "walk.webp --base ffhq-256 --frames 4"},
+        ["walk.webp"],
+        r"\(4 frames",
+    ),
+    "fewshot-gan walk --looks --adapter sketch --adapter poster --out looks.webp": (
+        {"looks.webp": "looks.webp --base ffhq-256 --frames 3"},
+        ["looks.webp"],
+        r"\(3 frames",
+    ),
+    "fewshot-gan mix --rows 1-4 --cols 10-14 --out mix.png": (
+        {"1-4": "1-2 --base ffhq-256", "10-14": "10-11"},
+        ["mix.png"],
+        r"\(8 pictures",
+    ),
+    'fewshot-gan generate --seeds 0-5,42 --edit smile=2 --edit "hair length=1.5" --out edited.png': (
+        {"0-5,42": "0-1,42 --base ffhq-256"},
+        ["edited.png"],
+        r"\(3 pictures",
+    ),
+    "fewshot-gan generate --num-images 4 --truncations 0,0.3,0.5,0.7,1 --out truncations.png": (
+        {"--num-images 4": "--num-images 1 --base ffhq-256"},
+        ["truncations.png"],
+        r"\(5 pictures",
+    ),
+    "fewshot-gan directions --out directions.png": (
+        {"directions.png": "directions.png --base ffhq-256"},
+        ["directions.png"],
+        r"rows: .*smile",
+    ),
     "fewshot-gan generate --adapter sketch --num-images 100000 --format webdataset --batch-size 4 --out sketches/": (
         {"100000": "5 --base ffhq-256", "--batch-size 4": "--batch-size 2 --shard-size 3"},
         ["sketches/00000.tar", "sketches/00001.tar", "sketches/.generation.json"],
