@@ -189,7 +189,7 @@ def test_embedded_directions(base):
 
 
 def test_directions_do_what_they_are_called():
-    """On eight faces: hair and teeth become lighter, the nose moves, the left cheek gets brighter than the right one."""
+    """On eight faces: hair and teeth become lighter, the nose moves, one cheek gets brighter than the other."""
     pipe = FewShotGAN.from_pretrained("ffhq-256")
     z = pipe.latents(8, seed=5)
 
