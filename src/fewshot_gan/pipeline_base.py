@@ -46,6 +46,10 @@ class NetworkPipeline(DiffusionPipeline):
         """As in diffusers; networks of this package are recorded as `("fewshot_gan", class name)`, see `by_package`."""
         super().register_to_config(**{name: by_package(value) for name, value in settings.items()})
 
+    def __repr__(self) -> str:
+        kind, side = type(self.generator).__name__, self.generator.resolution
+        return f"{type(self).__name__}(base: {self.base_name or 'made here'}, {kind}, {side} px; {self.bank!r})"
+
     def __getstate__(self) -> dict:  # copies and pickles cannot hold what torch.compile made
         return {**self.__dict__, "_compiled": None}
 

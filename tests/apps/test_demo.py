@@ -102,6 +102,21 @@ def test_each_picture_in_its_look(studio, base_folder, adapter_folders):
         studio.draw(key, [{"mine": 1.0}])
 
 
+def test_edits_change_the_faces_of_the_seed(studio):
+    key = studio.enter(None)
+    assert studio.directions is None  # of a base that is not embedded
+    plain = studio.draw(key, [{}, {}], seed=3)
+    assert [x.tobytes() for x in studio.draw(key, [{}, {}], seed=3, edits={})] == [x.tobytes() for x in plain]
+    studio.directions = studio.pipe.directions("ganspace", num=2)
+    edits, look = {"0": 2.0, "1": -1.0}, {studio.looks[0]: 1.0}
+    drawn = studio.draw(key, [{}, look], seed=3, psi=0.6, edits=edits)
+    faces = studio.pipe.edit(studio.pipe.latents(2, seed=3), edits, studio.directions, truncation_psi=0.6)
+    wanted = studio.pipe(latents=faces, adapter_names=["__base__", look]).images
+    assert [x.tobytes() for x in drawn] == [x.tobytes() for x in wanted] and drawn[0].tobytes() != plain[0].tobytes()
+    same = studio.draw(key, [{}, {}], seed=3, edits=dict.fromkeys(edits, 0))
+    assert [x.tobytes() for x in same] == [x.tobytes() for x in plain]
+
+
 def test_visitors_draw_at_once_and_alike(studio):
     """What others do at the same time changes nobody's pictures."""
     looks = [[{}] * 3, [{"dots": 1.0}] * 3, [{"lines": 0.7}] * 3, [{"dots": 0.5, "lines": 0.5}] * 3]
@@ -245,7 +260,7 @@ def test_a_look_is_taught_kept_apart_and_taken_home(studio, pictures, tmp_path):
 def test_a_training_stops_and_leaves_nothing(studio, pictures):
     key, other = studio.enter(None), studio.enter(None)
     job = studio.teach(key, pictures, "endless", steps=400)
-    with pytest.raises(ValueError, match="one is on its way already; wait for it, or stop it first"):
+    with pytest.raises(ValueError, match="a job is already running; wait for it, or stop it first"):
         studio.teach(key, pictures, "second")
     waiting = studio.teach(other, pictures, "next", steps=400)
     while job.done < 2:
@@ -267,7 +282,7 @@ def test_what_training_refuses(studio, pictures, tmp_path, monkeypatch):
     for files, name, message in (
         ([], "mine", "there are no pictures yet"),
         (pictures, "a/b", "the name 'a/b': use letters"),
-        (pictures, CHOSEN, "there is a look 'As chosen' already"),
+        (pictures, CHOSEN, "there is a look 'Ticked looks' already"),
         (pictures, "dots", "there is a look 'dots' already"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -380,7 +395,8 @@ def test_what_cannot_be_served(base_folder):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"error: port {port} of 127.0.0.1 cannot be used" in refused("--base", base_folder, "--port", port)
+        said = refused("--base", base_folder, "--port", port)
+        assert f"error: port {port} of 127.0.0.1 is in use or cannot be used" in said
 
 
 # --------------------------------------------------------------------------------------------------------- the browser
@@ -410,7 +426,8 @@ def address(base_folder, adapter_folders, tmp_path_factory):
     interruptible = partial(
         signal.signal, signal.SIGINT, signal.default_int_handler
     )  # also when we are in the background
-    with subprocess.Popen(command, preexec_fn=interruptible, **piped) as server, ended(server):
+    elsewhere = faces.parent  # as of an installed package: Gradio serves files of the working directory alone
+    with subprocess.Popen(command, cwd=elsewhere, preexec_fn=interruptible, **piped) as server, ended(server):
         said = []
         for line in server.stdout:
             said.append(line)
@@ -689,14 +706,15 @@ def test_a_look_in_the_browser(visit, pictures, tmp_path, base_folder):
     v.says("#thumbs", "small.png is 20x20 px, below the limit of 32 px")
     v.check()
     v.page.get_by_role("tabpanel").get_by_role("button", name="Clear").click()
-    if SHOTS:
-        v.button("Use the ten example drawings").click()
-        count = 10
-    else:
+    v.button("Use the ten example drawings").click()
+    count = 10
+    if not SHOTS:
+        v.says("#thumbs", "10 pictures, as used for training")
+        v.page.get_by_role("tabpanel").get_by_role("button", name="Clear").click()
         upload = v.page.get_by_role("tabpanel").locator("input[type=file]").last
         upload.set_input_files(pictures)
         count = len(pictures)
-    v.says("#thumbs", f"{count} pictures, as training sees them")
+    v.says("#thumbs", f"{count} pictures, as used for training")
     v.shot("look_before")
     v.number("Training steps", 400)
     v.button("Teach this look").click()

@@ -209,3 +209,13 @@ def test_networks_without_styles_are_refused():
         with pytest.raises(ValueError, match="a SNGANGenerator has no styles"):
             call()
     assert np.asarray(plain(latents=plain.latents(2, seed=1)).images[0]).shape == (32, 32, 3)
+
+
+def test_a_pipeline_says_what_it_holds(pipe, base_folder):
+    assert repr(pipe) == (
+        f"FewShotGAN(base: {base_folder}, MobileStyleGANGenerator, 32 px; AdapterBank(loaded: one (left), two "
+        "(domain_vector); active: the base alone))"
+    )
+    pipe.set_adapters(["one", "two"], [0.5, {"coarse": 1.0}])
+    assert "active: one 0.5, two {'coarse': 1.0}" in repr(pipe.bank)
+    assert "loaded: none" in repr(FewShotGAN(pipe.generator)) and "made here" in repr(FewShotGAN(pipe.generator))

@@ -22,7 +22,7 @@ from .blend import BlendAdapter
 from .copies import bank_state, restore_bank
 from .effective import BankAdaptation, LayerBlend, RowBlend, RowVectors, bank_lock
 from .fusing import Fusing
-from .looks import BASE, Look, Weight, check_weight, row_order, weight_at
+from .looks import BASE, Look, Weight, check_weight, row_order, shown_look, weight_at
 from .spec import LayerSpec, stored
 
 CACHE_BYTES = 512 * 2**20  # of effective weights cached for looks besides the active one
@@ -379,6 +379,10 @@ class AdapterBank(Fusing):
         finally:
             with bank_lock:
                 self._trim({})
+
+    def __repr__(self) -> str:
+        loaded = ", ".join(f"{name} ({adapter.adapter_type})" for name, adapter in self.adapters.items()) or "none"
+        return f"AdapterBank(loaded: {loaded}; active: {shown_look(self.current())})"
 
     def current(self) -> Look:
         """Return the look that acts outside of `using` blocks."""

@@ -98,6 +98,11 @@ def look_per_image(adapter_names, num_images: int, current: Look) -> list[Look]:
     return looks
 
 
+def shown_look(look: Look) -> str:
+    """Return a look in words: names and weights, `the base alone` without any."""
+    return ", ".join(f"{name} {weight}" for name, weight in look.items()) or "the base alone"
+
+
 def without_zeros(look: Look) -> dict[str, Weight]:
     """Return the part of a look that acts: the adapters whose weight is another number than 0, or a schedule."""
     return {name: weight for name, weight in look.items() if weight != 0}

@@ -60,6 +60,7 @@ CSS = """
   .faces, #found .gallery, #learning .gallery {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}
 }
 """
+CROP = "Crop it so that the face fills the square, like the faces on the first tab. "
 ON_LOAD = """() => {
   document.documentElement.lang = "en";
   for (const id of ["drawn", "photo-status", "look-status"])
@@ -103,14 +104,15 @@ def page(studio: Studio):
         files = [str(file) for file in studio.visitor(key).files.values()]
         return gr.File(files or None, visible=bool(files))
 
-    def draw(key, seed, psi, chosen, strengths, *own):
+    def draw(key, seed, psi, chosen, strengths, *rest):
+        own, edits = rest[:FACES], dict(zip(studio.directions or (), rest[FACES:], strict=True))
         with errors_as_toasts():
             if seed is None or not 0 <= seed < 2**32:
                 raise ValueError(f"seed {seed}: give a whole number from 0 to {2**32 - 1}")
             yield [f"Drawing {FACES} faces …", *[gr.skip()] * FACES]
             start, chosen = time.perf_counter(), weights(chosen, strengths)
             looks = [look_of(choice, chosen) for choice in own]
-            images = studio.draw(key, looks, seed=int(seed), psi=psi)
+            images = studio.draw(key, looks, seed=int(seed), psi=psi, edits=edits)
             cells = [
                 pictures.show(image, f"Face {i}: {title(look)}", f"face-{int(seed)}-{i}")
                 for i, (look, image) in enumerate(zip(looks, images, strict=True), 1)
@@ -204,7 +206,8 @@ def page(studio: Studio):
         note, squares = "", []
         try:
             squares = studio.squares(files or [])
-            note = f"{len(squares)} pictures, as training sees them:" if squares else ""
+            count = f"{len(squares)} picture{'s' * (len(squares) > 1)}"
+            note = f"{count}, as used for training:" if squares else ""
         except ValueError as error:  # stays beside the files until the visitor changes them
             note = failure(explain(error))
         return note, pictures.gallery(squares), gr.Column(visible=bool(note)), gr.Column(visible=bool(squares))
@@ -222,8 +225,7 @@ def page(studio: Studio):
     hidden = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
     shown = {"api_visibility": "private", "concurrency_limit": None}
     status = {"container": True, "padding": True, "min_height": 64}
-    pencil = embedded_datasets().get("pencil")
-    examples = sorted(str(path) for path in pencil.glob("*.webp")) if pencil else []
+    examples = example_files()
     options = {"analytics_enabled": False, "delete_cache": (3600, 3600), "fill_width": True}
     with gr.Blocks(title="fewshot_gan", **options) as blocks:
         key, strengths = gr.BrowserState(storage_key="fewshot-gan-demo"), gr.State({})
@@ -256,6 +258,16 @@ def page(studio: Studio):
                             *(0, 1.2, studio.pipe.config["truncation_psi"]), step=0.05, label="Variety",
                             info="Truncation ψ: 0 draws the average face.",
                         )  # fmt: skip
+                    edits = []
+                    with gr.Accordion("Change the faces", open=False, visible=studio.directions is not None):
+                        with gr.Row():
+                            for direction in studio.directions or ():
+                                edits.append(
+                                    gr.Slider(
+                                        *(-3, 3, 0), step=0.25, label=direction.capitalize(), min_width=200,
+                                    )
+                                )  # fmt: skip
+                        unchanged = gr.Button("Undo all changes", size="sm")
                     fresh = gr.Button("Draw new faces", variant="primary")
                     drawn = gr.Markdown(elem_id="drawn")
                     faces, own = [], []
@@ -271,7 +283,7 @@ def page(studio: Studio):
                                 )  # fmt: skip
                 with gr.Tab("Your photo"):
                     gr.Markdown(
-                        f"Choose a photo {'of a face' if studio.aligns else 'whose face fills the middle'}. The page "
+                        f"Choose a photo of a face. {'' if studio.aligns else CROP}The page "
                         "learns to draw this person, and shows the result in every look."
                     )
                     photo = gr.Image(
@@ -299,13 +311,13 @@ def page(studio: Studio):
                     with gr.Column(visible=False, elem_id="found") as found_column:
                         found = gr.HTML(apply_default_css=False)
                     person_file = gr.File(
-                        label="This person: unzip, then load_adapter(folder).draw_person()", interactive=False,
+                        label="Download this person (zip), for load_adapter", interactive=False,
                         visible=False, elem_id="person-file",
                     )  # fmt: skip
                 with gr.Tab("New look"):
                     gr.Markdown(
-                        "Choose about ten pictures of faces in one style. Faces should fill the middle: training "
-                        "crops each picture to its centre square."
+                        "Choose about ten pictures of faces in one style. Each is cropped to its centre square, so the "
+                        "faces should be in the middle."
                     )
                     files = gr.File(
                         file_count="multiple", file_types=list(FORMAT_OF), label="Pictures of the look", height=170
@@ -330,13 +342,13 @@ def page(studio: Studio):
                     with gr.Accordion("Losses", open=False):
                         curves = gr.LinePlot(x="step", y="loss", color="network", height=240, elem_id="losses")
                     downloads = gr.File(
-                        label="Your looks: unzip one, then load_adapter(folder)", interactive=False,
+                        label="Download your looks (zip), for load_adapter", interactive=False,
                         visible=False, file_count="multiple", elem_id="downloads",
                     )  # fmt: skip
 
         looks = [key, chosen, strengths]
         photo_looks = [*looks, likeness]
-        drawing = {"inputs": [key, seed, psi, chosen, strengths, *own], "outputs": [drawn, *faces], **hidden}
+        drawing = {"inputs": [key, seed, psi, chosen, strengths, *own, *edits], "outputs": [drawn, *faces], **hidden}
         found_outputs = [found, found_column]
         look_outputs = [learning, learning_column, curves, teach, stop_look, chosen, downloads, *own]
         blocks.load(None, js=ON_LOAD)
@@ -353,13 +365,15 @@ def page(studio: Studio):
         for event in (entered.then, teaching.success(lambda: BLANK, None, look_status, **hidden).then):
             event(follow("look"), key, look_status, **shown)
             event(watch_look, key, look_outputs, **hidden)
-        changes = [seed.change, psi.change, chosen.change, strengths.change, *(choice.change for choice in own)]
+        changes = [seed.change, psi.change, chosen.change, strengths.change]
+        changes += [choice.change for choice in (*own, *edits)]
         gr.on(changes, draw, **drawing, trigger_mode="always_last")
         shown_changes = [chosen.change, strengths.change, likeness.change]
         gr.on(shown_changes, draw_photo, photo_looks, found_outputs, trigger_mode="always_last", **hidden)
         chosen.change(show_sliders, looks, sliders, **hidden)
         for i, slider in enumerate(sliders):
             slider.input(partial(set_strength, number=i), [key, slider, strengths], strengths, **hidden)
+        unchanged.click(lambda: [0] * len(edits), None, edits, **hidden)
         fresh.click(lambda: random.randrange(1_000_000), None, seed, **hidden)
         stop_photo.click(lambda key: studio.stop(key, "photo"), key, None, **hidden)
         stop_look.click(lambda key: studio.stop(key, "look"), key, None, **hidden)
@@ -370,6 +384,12 @@ def page(studio: Studio):
         files.change(show_crops, files, [crops_note, crops, thumbs, crops_column], **hidden)
         example.click(lambda: examples, None, files, **hidden)
     return blocks
+
+
+def example_files() -> list[str]:
+    """Return the paths of the ten example drawings."""
+    pencil = embedded_datasets().get("pencil")
+    return sorted(str(path) for path in pencil.glob("*.webp")) if pencil else []
 
 
 def gradio():
@@ -452,6 +472,7 @@ def serve(
                     footer_links=[],
                     run_history=False,
                     max_file_size="50mb",
+                    allowed_paths=example_files(),  # an installed package lies outside of the working directory
                     max_threads=MAX_EVENTS,
                     app_kwargs={
                         "middleware": [
@@ -463,7 +484,9 @@ def serve(
                     prevent_thread_lock=True,
                 )
         except OSError as error:
-            raise OSError(f"port {port} of {host} cannot be used ({in_short(error)}); choose another --port") from error
+            raise OSError(
+                f"port {port} of {host} is in use or cannot be used ({in_short(error)}); choose another with --port"
+            ) from error
         print(f"{address}  (Ctrl-C ends it)", flush=True)
         blocks.block_thread()
     finally:

@@ -22,7 +22,7 @@ from ..adapters.looks import LIKENESS, Look, with_person
 from ..data.datasets import load_images
 from ..data.images import as_image, to_bytes
 from ..faces import can_find_faces
-from ..hub import embedded_adapters, embedded_bases
+from ..hub import embedded_adapters, embedded_bases, embedded_directions
 from ..hub.cards import portable_base
 from ..methods.pair import Latents
 from ..pipeline import FewShotGAN
@@ -45,7 +45,7 @@ PACE, LARGE_PACE = {"photo": 0.35, "look": 2.8}, {"photo": 0.8, "look": 6.0}
 OWN_LOOKS = 20  # most looks that one visitor can teach
 VISITORS = 100  # most visitors whose looks are kept; beyond that the one unseen for longest is forgotten
 LABEL = re.compile(r"\w[\w -]{0,39}")
-CHOSEN, PLAIN = "As chosen", "No look"  # choices for one picture besides the names of looks
+CHOSEN, PLAIN = "Ticked looks", "No look"  # choices for one picture besides the names of looks
 MISSING = "the demo needs the {} package, which is not installed: pip install 'fewshot_gan[demo]'"
 
 
@@ -100,6 +100,8 @@ class Studio:
         for source in [*sources, *adapters]:
             self.pipe.load_adapter(source)
         self.base, self.looks = base, self.pipe.loaded_adapters()
+        self.pipe.set_adapters([])
+        self.directions = self.pipe.directions() if embedded_directions(self.pipe.bank.fingerprint()) else None
         self.pace = dict(PACE if self.pipe.generator.resolution <= 512 else LARGE_PACE)
         self.measured: set[str] = set()
         self._visitors: OrderedDict[str, Visitor] = OrderedDict()
@@ -172,6 +174,7 @@ class Studio:
         latents: torch.Tensor | None = None,
         person: str | None = None,
         likeness: float = LIKENESS,
+        edits: Mapping[str, float] | None = None,
     ) -> list[Image.Image]:
         """Draw one picture per look.
 
@@ -183,6 +186,7 @@ class Studio:
             latents: w+ latents `[1, num_ws, w_dim]` to draw in every look instead of the seed's faces.
             person: name in the pipeline of an adapter that acts in every look.
             likeness: its weight beside a whole look.
+            edits: strength of each of `directions` that changes the seed's faces.
 
         Raises:
             ValueError: this visitor does not have one of the looks, or a number is out of range.
@@ -194,6 +198,11 @@ class Studio:
         named = [with_person(look, person, likeness) for look in named] if person else named
         if latents is not None:
             return self._pictures(named, seed=seed, latents=latents.expand(len(looks), -1, -1))
+        if self.directions is not None and any((edits or {}).values()):
+            with self._drawing:
+                faces = self.pipe.latents(len(looks), seed=seed)
+                edited = self.pipe.edit(faces, edits or {}, self.directions, truncation_psi=psi)
+            return self._pictures(named, seed=seed, latents=edited)
         return self._pictures(named, seed=seed, truncation_psi=psi, class_labels=self.pipe.some_labels(len(looks)))
 
     def _pictures(self, adapter_names: Sequence[Look], **options: Any) -> list[Image.Image]:
@@ -407,7 +416,7 @@ class Studio:
     def _start(self, visitor: Visitor, job: Job, work: Callable[[Job], None]) -> Job:
         with self._lock:
             if job.kind in visitor.jobs and not visitor.jobs[job.kind].over:
-                raise ValueError("one is on its way already; wait for it, or stop it first")
+                raise ValueError("a job is already running; wait for it, or stop it first")
             visitor.jobs[job.kind] = job
 
         def run():
