@@ -21,14 +21,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.networks import tiny_mobile
 from PIL import Image
 from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.apps import demo
+from fewshot_gan.apps.demo_looks import CHOSEN, PLAIN, title
 from fewshot_gan.apps.jobs import Job, Stopped
-from fewshot_gan.apps.studio import CHOSEN, PLAIN, Studio, duration, title
+from fewshot_gan.apps.studio import Studio, duration
+from fewshot_gan.apps.uploads import pack
 from fewshot_gan.cli import app
 
 SHOTS = os.environ.get("FEWSHOT_GAN_SCREENSHOTS")
@@ -100,6 +103,34 @@ def test_each_picture_in_its_look(studio, base_folder, adapter_folders):
     assert [image.tobytes() for image in drawn] == [image.tobytes() for image in want]
     with pytest.raises(ValueError, match="there is no look 'mine'; there are dots, lines"):
         studio.draw(key, [{"mine": 1.0}])
+
+
+def test_looks_come_back_and_go(studio, pictures, tmp_path, mobile, perturbed):
+    key, other = studio.enter(None), studio.enter(None)
+    assert finished(studio.teach(key, pictures, "mine", steps=2)).state == "done"
+    file = Path(shutil.copy(studio.visitor(key).files["mine"], tmp_path / "mine.zip"))
+    drawn = studio.draw(key, [{"mine": 1.0}], seed=2)[0].tobytes()
+    assert studio.bring_back(other, str(file)) == "mine" and "mine" in studio.labels(other)
+    assert studio.draw(other, [{"mine": 1.0}], seed=2)[0].tobytes() == drawn
+    with zipfile.ZipFile(studio.visitor(other).files["mine"]) as archive:
+        assert "mine/adapter_config.json" in archive.namelist()
+    with pytest.raises(ValueError, match="there is a look 'mine' already"):
+        studio.bring_back(other, str(file))
+    loaded = len(studio.pipe.bank.adapters)
+    assert studio.delete(other, ["mine", studio.looks[0]]) == ["mine"]
+    assert studio.labels(other) == studio.looks and len(studio.pipe.bank.adapters) == loaded - 1
+    assert studio.draw(key, [{"mine": 1.0}], seed=2)[0].tobytes() == drawn  # another visitor's stays
+    with pytest.raises(ValueError, match="there is no look 'mine'"):
+        studio.draw(other, [{"mine": 1.0}])
+    (tmp_path / "text.zip").write_text("no archive", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^text.zip is no zip archive that can be read"):
+        studio.bring_back(other, str(tmp_path / "text.zip"))
+    foreign = tmp_path / "foreign"
+    perturbed(LeFTAdapter.for_model(tiny_mobile(seed=5))).save_pretrained(foreign)
+    pack(foreign, tmp_path / "foreign.zip")
+    with pytest.raises(ValueError, match="fingerprint|another base|made for"):
+        studio.bring_back(other, str(tmp_path / "foreign.zip"))
+    assert studio.labels(other) == studio.looks and len(studio.pipe.bank.adapters) == loaded - 1
 
 
 def test_edits_change_the_faces_of_the_seed(studio):
@@ -701,7 +732,7 @@ def test_a_look_in_the_browser(visit, pictures, tmp_path, base_folder):
     v.shot("look_empty")
     small = tmp_path / "small.png"
     Image.new("RGB", (20, 20)).save(small)
-    upload = v.page.get_by_role("tabpanel").locator("input[type=file]").last
+    upload = v.page.get_by_role("tabpanel").locator("input[type=file]").first
     upload.set_input_files(str(small))
     v.says("#thumbs", "small.png is 20x20 px, below the limit of 32 px")
     v.check()
@@ -711,7 +742,7 @@ def test_a_look_in_the_browser(visit, pictures, tmp_path, base_folder):
     if not SHOTS:
         v.says("#thumbs", "10 pictures, as used for training")
         v.page.get_by_role("tabpanel").get_by_role("button", name="Clear").click()
-        upload = v.page.get_by_role("tabpanel").locator("input[type=file]").last
+        upload = v.page.get_by_role("tabpanel").locator("input[type=file]").first
         upload.set_input_files(pictures)
         count = len(pictures)
     v.says("#thumbs", f"{count} pictures, as used for training")

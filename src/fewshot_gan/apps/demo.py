@@ -7,7 +7,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import partial
 from html import escape
@@ -18,24 +18,13 @@ from ..hub import embedded_datasets
 from ..utils.errors import explain
 from ..utils.text import in_short
 from .demo_guard import SameSite, ended_by_sigterm, private_folder
+from .demo_looks import CHOSEN, PLAIN, look_of, title, weights
 from .demo_pictures import PictureServer
-from .demo_texts import faces_found, failure, outcome, progress_text
-from .studio import (
-    CHOSEN,
-    LOOK_STEPS,
-    MISSING,
-    OWN_LOOKS,
-    PHOTO_STEPS,
-    PLAIN,
-    Studio,
-    look_of,
-    title,
-    weights,
-)
+from .demo_texts import faces_found, failure, losses, outcome, progress_text
+from .studio import LOOK_STEPS, MISSING, OWN_LOOKS, PHOTO_STEPS, Studio
 
 FACES = 8  # pictures in the grid
 MAX_EVENTS = 2000  # events served at once; Gradio counts a waiting event like a computing one, and a job has two
-LOSSES = {"d": "discriminator", "g": "generator"}  # those that the page plots
 BLANK = "<br><br>"  # keeps the height of a status line while Gradio draws a progress bar over it
 
 CSS = """
@@ -66,18 +55,6 @@ ON_LOAD = """() => {
   for (const id of ["drawn", "photo-status", "look-status"])
     document.getElementById(id)?.setAttribute("aria-live", "polite");
 }"""
-
-
-def losses(history: Mapping[str, Sequence[float]]):
-    """Return the losses of both networks as a table for `gr.LinePlot`, with the columns step, loss and network."""
-    import pandas as pd
-
-    rows = [
-        (step, value, network)
-        for name, network in LOSSES.items()
-        for step, value in enumerate(history.get(name, ()), start=1)
-    ]
-    return pd.DataFrame(rows, columns=["step", "loss", "network"])
 
 
 def page(studio: Studio):
@@ -201,6 +178,24 @@ def page(studio: Studio):
     async def start_look(key, files, name, steps):
         with errors_as_toasts():
             await asyncio.to_thread(studio.teach, key, files or [], name, int(steps))
+
+    def choices_of(key, ticked):
+        labels = studio.labels(key)
+        return [
+            gr.CheckboxGroup(labels, value=ticked),
+            downloads_of(key),
+            *[gr.Dropdown([CHOSEN, PLAIN, *labels])] * FACES,
+        ]
+
+    def bring_back(key, file):
+        with errors_as_toasts():
+            return choices_of(key, [studio.bring_back(key, file)])
+
+    def delete_looks(key, ticked):
+        with errors_as_toasts():
+            if not (gone := studio.delete(key, ticked)):
+                raise ValueError("tick looks of your own; those of the page stay")
+            return choices_of(key, [name for name in ticked if name not in gone])
 
     def show_crops(files):
         note, squares = "", []
@@ -345,6 +340,9 @@ def page(studio: Studio):
                         label="Download your looks (zip), for load_adapter", interactive=False,
                         visible=False, file_count="multiple", elem_id="downloads",
                     )  # fmt: skip
+                    with gr.Row():
+                        back = gr.UploadButton("Bring a look back (zip)", file_types=[".zip"], size="sm")
+                        delete = gr.Button("Delete my ticked looks", size="sm")
 
         looks = [key, chosen, strengths]
         photo_looks = [*looks, likeness]
@@ -381,6 +379,8 @@ def page(studio: Studio):
             slider.change(
                 lambda steps, kind=kind: gr.Slider(info=studio.expected(kind, int(steps))), slider, slider, **hidden
             )
+        back.upload(bring_back, [key, back], [chosen, downloads, *own], **hidden)
+        delete.click(delete_looks, [key, chosen], [chosen, downloads, *own], **hidden)
         files.change(show_crops, files, [crops_note, crops, thumbs, crops_column], **hidden)
         example.click(lambda: examples, None, files, **hidden)
     return blocks

@@ -1,9 +1,12 @@
 """What the demo's page says about jobs, photos and errors."""
 
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from ..utils.text import duration
 from .jobs import Job
+
+LOSSES = {"d": "discriminator", "g": "generator"}  # those that the page plots
 
 
 def progress_text(job: Job) -> str:
@@ -39,3 +42,15 @@ def faces_found(count: int) -> str:
 def failure(message: str) -> str:
     """Return an error message as HTML that screen readers announce."""
     return f'<p class="failed" role="alert">{escape(message)}</p>'
+
+
+def losses(history: Mapping[str, Sequence[float]]):
+    """Return the losses of both networks as a table for `gr.LinePlot`, with the columns step, loss and network."""
+    import pandas as pd
+
+    rows = [
+        (step, value, network)
+        for name, network in LOSSES.items()
+        for step, value in enumerate(history.get(name, ()), start=1)
+    ]
+    return pd.DataFrame(rows, columns=["step", "loss", "network"])

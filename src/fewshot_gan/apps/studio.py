@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
+from ..adapters.io import load_adapter
 from ..adapters.looks import LIKENESS, Look, with_person
 from ..data.datasets import load_images
 from ..data.images import as_image, to_bytes
@@ -29,6 +30,7 @@ from ..pipeline import FewShotGAN
 from ..utils.errors import explain
 from ..utils.text import duration
 from .demo_guard import private_folder
+from .demo_looks import CHOSEN, PLAIN, title
 from .demo_pictures import Pictures
 from .generation import device, usual_batch
 from .jobs import Captioned, Job
@@ -45,7 +47,6 @@ PACE, LARGE_PACE = {"photo": 0.35, "look": 2.8}, {"photo": 0.8, "look": 6.0}
 OWN_LOOKS = 20  # most looks that one visitor can teach
 VISITORS = 100  # most visitors whose looks are kept; beyond that the one unseen for longest is forgotten
 LABEL = re.compile(r"\w[\w -]{0,39}")
-CHOSEN, PLAIN = "Ticked looks", "No look"  # choices for one picture besides the names of looks
 MISSING = "the demo needs the {} package, which is not installed: pip install 'fewshot_gan[demo]'"
 
 
@@ -199,7 +200,7 @@ class Studio:
         if latents is not None:
             return self._pictures(named, seed=seed, latents=latents.expand(len(looks), -1, -1))
         if self.directions is not None and any((edits or {}).values()):
-            with self._drawing:
+            with self._drawing, self.pipe.bank.using({}):
                 faces = self.pipe.latents(len(looks), seed=seed)
                 edited = self.pipe.edit(faces, edits or {}, self.directions, truncation_psi=psi)
             return self._pictures(named, seed=seed, latents=edited)
@@ -337,7 +338,7 @@ class Studio:
 
         Raises:
             ValueError: there are no pictures, the name is invalid or taken, the visitor has too many looks, or this
-                visitor's last training still runs.
+                visitor's last training is still running.
             ImportError: packages for training are missing.
         """
         try:
@@ -348,13 +349,7 @@ class Studio:
             if (error.name or "").startswith("fewshot_gan"):
                 raise
             raise ImportError(MISSING.format(error.name)) from error
-        visitor, label = self.visitor(key), " ".join((label or "").split())
-        if not LABEL.fullmatch(label):
-            raise ValueError(f"the name {label!r}: use letters, digits, spaces and dashes, at most 40, like 'my look'")
-        if label in self.labels(key) or label in (CHOSEN, PLAIN):
-            raise ValueError(f"there is a look {label!r} already; choose another name")
-        if len(visitor.looks) >= OWN_LOOKS:
-            raise ValueError(f"you have {OWN_LOOKS} looks, which is the limit; download them and start the demo anew")
+        visitor, label = self.visitor(key), self._free_label(key, label)
         if not files:
             raise ValueError("there are no pictures yet: choose about ten of the look first")
         squares = self.squares(files)  # refuse bad pictures before anything starts
@@ -405,6 +400,52 @@ class Studio:
 
         return self._start(visitor, Job("look", steps), work)
 
+    def _free_label(self, key: str, label: str | None) -> str:
+        """Return the name of a new look of a visitor, without needless spaces.
+
+        Raises:
+            ValueError: it is invalid or taken, or the visitor has too many looks.
+        """
+        label = " ".join((label or "").split())
+        if not LABEL.fullmatch(label):
+            raise ValueError(f"the name {label!r}: use letters, digits, spaces and dashes, at most 40, like 'my look'")
+        if label in self.labels(key) or label in (CHOSEN, PLAIN):
+            raise ValueError(f"there is a look {label!r} already; choose another name")
+        if len(self.visitor(key).looks) >= OWN_LOOKS:
+            raise ValueError(f"you have {OWN_LOOKS} looks, which is the limit; delete one first")
+        return label
+
+    def bring_back(self, key: str, file: str) -> str:
+        """Give the visitor a look from the zip file of an earlier visit; return its name, that of the file.
+
+        Raises:
+            ValueError: the file holds no adapter, one of another base or of a person, or its name is taken.
+        """
+        label = self._free_label(key, re.sub(r"[^\w -]", " ", Path(file).stem))
+        try:
+            adapter = load_adapter(file)
+        except (ValueError, OSError) as error:
+            raise ValueError(explain(error).replace(str(file), Path(file).name)) from error
+        if adapter.latents is not None:
+            raise ValueError(f"{Path(file).name} holds a person, not a look; load it with load_adapter in Python")
+        name = uuid.uuid4().hex
+        self.pipe.load_adapter(adapter, name)
+        packed = self._packed(adapter, Path(tempfile.mkdtemp(dir=self._folder.name)) / label)
+        with self._lock:
+            self.visitor(key).looks[label], self.visitor(key).files[label] = name, packed
+        return label
+
+    def delete(self, key: str, labels: Sequence[str]) -> list[str]:
+        """Delete those of `labels` that are looks of this visitor; return their names."""
+        visitor = self.visitor(key)
+        with self._lock:
+            gone = {label: visitor.looks.pop(label) for label in labels if label in visitor.looks}
+            for label in gone:
+                visitor.files.pop(label, None)
+        with self._drawing:
+            self._unload(*gone.values())
+        return list(gone)
+
     def _packed(self, adapter: Any, folder: Path) -> Path:
         """Save an adapter in `folder` and return a zip file of it, named like the folder."""
         adapter.register_to_config(base_model_name_or_path=portable_base(adapter.config, self.base))
@@ -448,20 +489,3 @@ class Studio:
             if over:
                 return
             await asyncio.sleep(every)
-
-
-def weights(chosen: Sequence[str], strengths: Mapping[str, float]) -> dict[str, float]:
-    """Return the weight of each chosen look: the visitor's setting, else an equal share rounded to a twentieth."""
-    return {name: strengths.get(name, max(1, round(20 / len(chosen))) / 20) for name in chosen}
-
-
-def look_of(choice: str, chosen: Mapping[str, float]) -> dict[str, float]:
-    """Return the weights for one picture's choice: the looks chosen for all, no look, or one look alone."""
-    if choice == CHOSEN:
-        return dict(chosen)
-    return {} if choice == PLAIN else {choice: 1.0}
-
-
-def title(look: Mapping[str, float]) -> str:
-    """Return a look in words, such as `sketch` or `sketch 0.5 + ink`."""
-    return " + ".join(name if weight == 1 else f"{name} {weight:g}" for name, weight in look.items()) or "no look"
