@@ -793,3 +793,11 @@ def test_a_look_in_the_browser(visit, pictures, tmp_path, base_folder):
     v.check()
     v.shot("look_after")
     assert visit(400).page.get_by_role("checkbox", name=name).count() == 0  # another visitor has it not
+    v.page.get_by_role("checkbox", name=name).check()
+    v.button("Delete my ticked looks").click()
+    v.page.get_by_role("checkbox", name=name).wait_for(state="detached")
+    saved = shutil.copy(download.value.path(), tmp_path / f"{name}.zip")
+    v.page.get_by_role("tabpanel").locator("input[type=file]").last.set_input_files(str(saved))
+    v.page.get_by_role("checkbox", name=name).wait_for()
+    assert v.page.get_by_role("checkbox", name=name).is_checked()
+    v.check()

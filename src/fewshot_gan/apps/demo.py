@@ -179,23 +179,21 @@ def page(studio: Studio):
         with errors_as_toasts():
             await asyncio.to_thread(studio.teach, key, files or [], name, int(steps))
 
-    def choices_of(key, ticked):
+    def choices_of(key, ticked, own):
         labels = studio.labels(key)
-        return [
-            gr.CheckboxGroup(labels, value=ticked),
-            downloads_of(key),
-            *[gr.Dropdown([CHOSEN, PLAIN, *labels])] * FACES,
-        ]
+        choices = [CHOSEN, PLAIN, *labels]
+        each = [gr.Dropdown(choices, value=choice if choice in choices else CHOSEN) for choice in own]
+        return [gr.CheckboxGroup(labels, value=ticked), downloads_of(key), *each]
 
-    def bring_back(key, file):
+    def bring_back(key, file, *own):
         with errors_as_toasts():
-            return choices_of(key, [studio.bring_back(key, file)])
+            return choices_of(key, [studio.bring_back(key, file)], own)
 
-    def delete_looks(key, ticked):
+    def delete_looks(key, ticked, *own):
         with errors_as_toasts():
             if not (gone := studio.delete(key, ticked)):
                 raise ValueError("tick looks of your own; those of the page stay")
-            return choices_of(key, [name for name in ticked if name not in gone])
+            return choices_of(key, [name for name in ticked if name not in gone], own)
 
     def show_crops(files):
         note, squares = "", []
@@ -379,8 +377,8 @@ def page(studio: Studio):
             slider.change(
                 lambda steps, kind=kind: gr.Slider(info=studio.expected(kind, int(steps))), slider, slider, **hidden
             )
-        back.upload(bring_back, [key, back], [chosen, downloads, *own], **hidden)
-        delete.click(delete_looks, [key, chosen], [chosen, downloads, *own], **hidden)
+        back.upload(bring_back, [key, back, *own], [chosen, downloads, *own], **hidden)
+        delete.click(delete_looks, [key, chosen, *own], [chosen, downloads, *own], **hidden)
         files.change(show_crops, files, [crops_note, crops, thumbs, crops_column], **hidden)
         example.click(lambda: examples, None, files, **hidden)
     return blocks
