@@ -87,14 +87,14 @@ def made_by(name: str) -> str:
     )
 
 
-def filtered(name: str, limit: str, more: str = "", method: str = "d3t") -> Facts:
+def filtered(name: str, limit: str, more: str = "", papers: tuple[str, ...] = ("lfs", "lora")) -> Facts:
     """Facts of an adapter that was trained on a filter.
 
     Args:
         name: name of the filter.
         limit: limit of this look, listed before those of every look.
         more: further sentence on the training pictures.
-        method: key of `PAPERS`, besides LFS-GAN, whose adapters all looks are.
+        papers: keys of `PAPERS`: of the method and of the kind of adapter.
     """
     options = f"--num {NUM} --seed {TRUE_SEED} --out data/{name}-true"
     return Facts(
@@ -106,7 +106,7 @@ def filtered(name: str, limit: str, more: str = "", method: str = "d3t") -> Fact
         caption=GRID,
         results="Looks at 1024 px",
         limits=(limit, *EVERY_LOOK),
-        papers=(*dict.fromkeys((method, "lfs")), "projected", "mobilestylegan", "stylegan2", "stylegan"),
+        papers=(*papers, "projected", "mobilestylegan", "stylegan2", "stylegan"),
         tags=(name, "faces"),
     )
 
@@ -175,18 +175,17 @@ REPOS = {
     ),
     "sketch": filtered(
         "pencil",
-        limit="Dark hair keeps more grey than under the true filter, and a few faces put on glasses, which several of "
-        "the ten drawings wear.",
+        limit="Dark hair keeps more grey than under the true filter.",
         more="They are the included example set `pencil`. ",
-        method="lfs",
     ),
     "ink": filtered(
         "ink",
-        limit="Backgrounds keep grey tones where the true filter is black or white.",
+        limit="Fair hair is darker, and backgrounds are lighter, than under the true filter.",
     ),
     "poster": filtered(
         "poster",
         limit="Strong colour and dark contours, but soft steps between the flat levels of the true filter.",
+        papers=("d3t", "lfs"),
     ),
     "lorelei": Facts(
         kind="adapter",
@@ -242,7 +241,7 @@ REPOS = {
             "The same files as in the repos of the single looks, whose cards name the training pictures.",
         ),
         limits=("The limits of each look are in its report and on its own card.", *EVERY_LOOK),
-        papers=("lfs", "d3t", "projected", "mobilestylegan", "stylegan2", "stylegan"),
+        papers=("lfs", "d3t", "lora", "projected", "mobilestylegan", "stylegan2", "stylegan"),
         caption="Rows: the base; {looks}. Columns: the same faces (`pipe(6, seed=0)`, not selected).",
         tags=("faces",),
     ),
