@@ -45,7 +45,7 @@ TABLE = {
     "pip install torch==2.13.0 -e '.[test]' && python -m pytest": None,  # this is it
     "pip install torch==2.13.0 '.[demo]'": None,
     "fewshot-gan demo": None,  # a browser drives it in test_demo.py
-    "fewshot-gan list": ({}, [], r"sketch \(for ffhq\): left"),
+    "fewshot-gan list": ({}, [], r"sketch \(for ffhq\): lora"),
     "fewshot-gan generate --adapter sketch --adapter poster --interpolate 6 --out strip.png": (
         {"--interpolate 6": "--interpolate 6 --num-images 1 --base ffhq-256"},
         ["strip.png"],
