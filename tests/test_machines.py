@@ -365,6 +365,7 @@ def test_commands_set_their_threads(base_folder, tmp_path, monkeypatch):
         run("generate", "--base", base_folder, "--num-images=1", f"--num-threads={threads}")
         assert torch.get_num_threads() == threads
     computing = {"generate", "export", "evaluate", "invert", "restyle", "adapt", "demo"}
+    computing |= {"walk", "mix", "directions", "reproduce"}
     group = typer.main.get_command(app)
     assert computing == {n for n, c in group.commands.items() if any("--num-threads" in p.opts for p in c.params)}
 

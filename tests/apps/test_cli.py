@@ -286,9 +286,9 @@ def test_adapt_trains_and_resumes(cli, base_folder, pencil, features, monkeypatc
     monkeypatch.setattr("fewshot_gan.methods.method.load_features", lambda **kwargs: features)
     arguments = ["adapt", pencil, "--out", "runs/ink", "--base", base_folder, "--steps", 2, "--batch-size", 2]
     code, out, err = cli(*arguments, "--rank", 2, "--seed", 3)
-    assert code == 0 and "runs/ink  (" in out and "chosen: --method lfs_gan; the pictures show what" in out, err
+    assert code == 0 and "runs/ink  (" in out and "chosen: --method lfs_gan --preset strokes" in out, err
     config = json.loads(Path("runs/ink/adapter_config.json").read_text(encoding="utf-8"))
-    assert (config["adapter_type"], config["rank"], config["training"]["seed"]) == ("left", 2, 3)
+    assert (config["adapter_type"], config["rank"], config["training"]["seed"]) == ("lora", 2, 3)
     assert config["training"]["max_train_steps"] == 2 and config["training"]["num_images"] == 3
     assert Path("runs/ink/README.md").exists() and Path("runs/ink/images/grid.png").exists()
     check_run("runs/ink", 2)
@@ -331,7 +331,9 @@ def test_adapt_refuses(refused, base_folder, pencil, tmp_path):
     assert "give a folder of about ten, or --text" in refused("adapt", "--base", base_folder, "--out", "run")
     words = ("adapt", "--base", base_folder, "--out", "run", "--text", "anime")
     assert "--method d3t learns from pictures; --text needs hyperdomainnet" in refused(*words, "--method", "d3t")
-    assert "--method lfs_gan has no preset 'image'; known: few_images, paper" in refused(*adapt, "--preset", "image")
+    assert "--method lfs_gan has no preset 'image'; known: few_images, strokes, pattern, paper" in refused(
+        *adapt, "--preset", "image"
+    )
     assert "could not fetch the encoder 'openai/clip-vit-base-patch32'" in refused(*words)
     vector = ("--method", "hyperdomainnet", "--real-zoom", 2)
     assert "looks at whole pictures, never enlarged; leave out --real-zoom" in refused(*adapt, *vector)
@@ -557,7 +559,7 @@ def test_info_of_a_folder(cli, adapter_folder):
 
 
 def test_info_of_an_embedded_name_and_of_the_hub(cli, server, adapter_folder):
-    assert cli("info", "sketch")[1].startswith("sketch: left, ")
+    assert cli("info", "sketch")[1].startswith("sketch: lora, ")
     old = server.commit("me/ink", {p.name: p.read_bytes() for p in adapter_folder.iterdir()}, private=True)
     server.commit(
         "me/ink", {"adapter_model.fp16.safetensors": (adapter_folder / "adapter_model.safetensors").read_bytes()}

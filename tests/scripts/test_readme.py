@@ -369,9 +369,15 @@ def after_teach(names):
     assert names["pipe"].active_adapters() == ["one_drawing"]
 
 
+def after_faces(names):
+    assert (len(names["older"]), len(names["grid"]), len(names["frames"])) == (3, 6, 6)
+    assert ImageChops.difference(names["older"][0], names["older"][1]).getbbox()
+
+
 AFTER = {
     "Use": after_use,
     "Many looks at once": after_many,
+    "Faces you choose": after_faces,
     "Your own photo": after_photo,
     "Share it": after_share,
     "Teach it a new look": after_teach,

@@ -114,7 +114,7 @@ def test_a_few_shot_run_keeps_its_strength(trainer, tmp_path):
 
 
 def test_refusals(trainer, tmp_path, features):
-    with pytest.raises(ValueError, match=r"ada_target=2: give -1 to 1"):
+    with pytest.raises(ValueError, match=r"ada_target=2: give 0 to 1"):
         trainer(tmp_path, ada_target=2)
     with pytest.raises(ValueError, match=r"ada_kimg=0: give a number above 0"):
         trainer(tmp_path, ada_kimg=0)

@@ -262,7 +262,7 @@ def test_bad_input_is_refused_before_the_search(pipe, photos, monkeypatch):
     for options, sentence in (
         ({"adapter_name": "a/b"}, "'a/b' cannot be that of a folder"),
         ({"adapter_name": "__base__"}, "names the unadapted generator"),
-        ({"settings": {"lr": 1}}, "settings has lr; known: adam_beta1, "),
+        ({"settings": {"lr": 1}}, "settings has lr; known: ada_every, "),
         ({"settings": {"seed": 1}}, "settings has seed; known: "),
         ({"settings": {"learning_rate": -1}}, "learning_rate"),
         ({"photos": torch.zeros(1, 3, 8, 8)}, r"photos of shape \[1, 3, 8, 8\] are not \[P, 3, 32, 32\]"),

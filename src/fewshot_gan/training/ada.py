@@ -17,7 +17,7 @@ from torch import Tensor
 from ..utils.ranges import COUNT, POSITIVE, Range
 from .augment import DiffAugment, FewShotAugment
 
-ADA_RANGES = {"ada_target": Range(-1, 1, example="0.6"), "ada_kimg": POSITIVE, "ada_every": COUNT}
+ADA_RANGES = {"ada_target": Range(0, 1, example="0.6"), "ada_kimg": POSITIVE, "ada_every": COUNT}
 ADA_SETTINGS = tuple(ADA_RANGES)
 NEUTRAL = {"flip": False, "shift": 0.0, "brightness": 0.0, "saturation": 1.0, "contrast": 1.0}  # change nothing
 

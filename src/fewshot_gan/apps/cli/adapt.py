@@ -103,6 +103,8 @@ def adapt(
         from ...training.choice import choose_method
 
         method, chosen, reason = choose_method(base, data, out)
+        if chosen.get("preset") == "strokes" and adapter not in (None, chosen.get("adapter")):
+            del chosen["preset"]  # its weights are those of LoRA
         chosen = {name: value for name, value in chosen.items() if options[name] is None}
         run = make_run(method, **options | chosen)
         settings = "".join(f" --{name.replace('_', '-')} {value}" for name, value in chosen.items())

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from ... import hub
-from ...data.adapter_archives import is_archive, unpacked
 from ...hub import cards
 from ...hub.reports import REPORT, eval_results, report_of
 from ...utils.files import finish_replacing
@@ -32,6 +31,8 @@ def push(
     message: Annotated[str, typer.Option(help="Commit message.")] = "Upload with fewshot_gan",
 ):
     """Share an adapter or a base on the Hub, with a model card."""
+    from ...data.adapter_archives import is_archive, unpacked
+
     with unpacked(folder) if is_archive(folder) else nullcontext(folder) as opened:
         _push(opened, repo_id, private, token, revision, message)
 
