@@ -14,7 +14,6 @@ NOT_FILES = {
     "zipfile",
     "archive",
     "self.archive",
-    "opened",
     "av",
     "os",
     "Build",

@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from .models.layers import adaptable_layers
 from .utils.files import replace_file, user_path
+from .utils.json_files import parse_json
 from .utils.offloading import execution_device
 from .utils.random import seeded
 from .utils.ranges import COUNT, Range, check_number
@@ -117,7 +118,7 @@ class Directions(Mapping[str, Direction]):
         if len(header.tensors) > MOST or any(len(entry.shape) != 1 for entry in header.tensors.values()):
             raise ValueError(f"{path} holds no directions: they are up to {MOST} vectors [w_dim]")
         try:
-            layers = json.loads(header.metadata.get(KEY, "{}"))
+            layers = parse_json(header.metadata.get(KEY, "{}").encode())
             ranges = {name: (int(start), None if stop is None else int(stop)) for name, (start, stop) in layers.items()}
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} says wrongly which layers its directions change ({error})") from error

@@ -19,7 +19,7 @@ from ..data.datasets import load_images
 from ..data.images import to_bytes, to_floats
 from ..features import FeatureNetwork, load_features
 from ..hub import portable_name
-from ..methods.cdc import RELEASED
+from ..methods.cdc import CDCMethod
 from ..pipeline import FewShotGAN
 from ..training.adapt import run
 from ..training.config import make_run
@@ -29,7 +29,7 @@ from ..utils.json_files import read_json
 from ..version import __version__
 from .evaluation import evaluate
 
-FINETUNED = {**RELEASED, "max_train_steps": 5000, "ema_decay": 0.5 ** (32 / 10_000), "path_length_weight": 2.0}
+FINETUNED = {**CDCMethod.published["paper"], "path_length_weight": 2.0}  # what CDC's own baselines were trained with
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ PROTOCOLS = {
             "dcl": Row("DCL (2203.03190)", "cdc", {"diversity": "dcl"}),
             "delta_w": Row("Δw (2305.06671)", "finetune", {**FINETUNED, "adapter": "delta_w"}),
             "lfs": Row("LFS-GAN (2308.11917)", "lfs_gan", {}),
-            "d3t": Row("D3T-GAN (2205.06032)", "d3t", {**FINETUNED, "preset": "paper"}),
+            "d3t": Row("D3T-GAN (2205.06032)", "d3t", FINETUNED),
         }
     )
 }

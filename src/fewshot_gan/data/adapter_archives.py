@@ -1,6 +1,5 @@
 """Adapters in zip archives, as the demo hands them out: unpacked into a temporary folder, within limits."""
 
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ..utils.regular_files import regular_file_size
 from ..utils.text import plain
-from .files import BoundedFile
+from .sets import open_archive
 
 ENDINGS = (".json", ".safetensors", ".md", ".jpg", ".png")  # of the files that belong to an adapter
 MOST_BYTES = 2**30  # of all files of an adapter, unpacked
@@ -24,46 +23,40 @@ def is_archive(path) -> bool:
 
 
 @contextmanager
-def unpacked(archive) -> Iterator[Path]:
+def unpacked(source) -> Iterator[Path]:
     """Yield the folder with the files of the adapter in a zip archive; it is removed afterwards.
 
     Args:
-        archive: file with one adapter, at its top or in one folder; other files are left out.
+        source: file with one adapter, at its top or in one folder; other files are left out.
 
     Raises:
         ValueError: it is damaged or encrypted, holds no adapter or several, or would unpack to too much.
     """
-    path = Path(archive).expanduser()
+    path = Path(source).expanduser()
     if (size := regular_file_size(path)) > MOST_BYTES:
         raise ValueError(f"{path} has {size:,} bytes; an archive of an adapter has at most {MOST_BYTES:,}")
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp) / path.stem
         folder.mkdir()
         with open(path, "rb") as file:
-            try:
-                opened = zipfile.ZipFile(bounded := BoundedFile(file, MOST_DIRECTORY))
-            except Exception as error:  # struct.error, UnicodeDecodeError, OverflowError, …
-                raise _unreadable(path, error) from error
-            bounded.left = bounded.parts = sys.maxsize  # each member has its own limit
-            for name, member in _members(opened, path).items():
+            archive = open_archive(file, path, MOST_DIRECTORY)
+            for name, member in _members(archive, path).items():
                 try:
-                    with opened.open(member) as source, open(folder / name, "wb") as target:
+                    with archive.open(member) as packed, open(folder / name, "wb") as target:
                         left = member.file_size
-                        while left > 0 and (chunk := source.read(min(2**20, left))):
+                        while left > 0 and (chunk := packed.read(min(2**20, left))):
                             left -= len(chunk)
                             target.write(chunk)
                 except Exception as error:  # zlib.error, EOFError, NotImplementedError, …
-                    raise _unreadable(path, error) from error
+                    raise ValueError(
+                        f"{path}: {plain(name)} is damaged ({plain(error)}); make the archive anew"
+                    ) from error
         yield folder
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is no zip archive that can be read ({plain(error)[:200]}); make it anew")
-
-
-def _members(opened: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
     """Return file name → member of the adapter in an archive."""
-    infos = opened.infolist()
+    infos = archive.infolist()
     if len(infos) > MOST_MEMBERS:
         raise ValueError(f"{path} has {len(infos):,} files; give the archive of one adapter")
     places = {info.filename.replace("\\", "/"): info for info in infos if not info.is_dir()}

@@ -4,6 +4,7 @@ import os
 import sys
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -163,12 +164,7 @@ class PictureSet:
         return [name.removeprefix(common) for name in names]
 
     def _open_archive(self) -> dict[str, zipfile.ZipInfo]:
-        bounded = BoundedFile(self._file, MAX_DIRECTORY)
-        try:
-            self._archive = zipfile.ZipFile(bounded)
-        except Exception as error:  # struct.error, UnicodeDecodeError, OverflowError, …
-            raise ValueError(f"{self.source} is no zip archive that can be read ({error}); make it anew") from error
-        bounded.left = bounded.parts = sys.maxsize  # each member has its own limit
+        self._archive = open_archive(self._file, self.source, MAX_DIRECTORY)
         members = {}
         for member in self._archive.infolist():
             name = member.filename.replace("\\", "/")  # written by some Windows programs
@@ -190,6 +186,26 @@ class PictureSet:
                 return file.read(limit + 1)
         except Exception as error:  # zlib.error, EOFError, NotImplementedError, …
             raise ValueError(f"{self.source}: {plain(name)} is damaged ({error}); make the archive anew") from error
+
+
+def open_archive(file: BinaryIO, source, max_directory: int) -> zipfile.ZipFile:
+    """Open a zip archive whose members the caller limits.
+
+    Args:
+        file: the open file.
+        source: its name, for the error message.
+        max_directory: most bytes of the list of members.
+
+    Raises:
+        ValueError: it is no archive, is damaged, or lists too many members.
+    """
+    bounded = BoundedFile(file, max_directory)
+    try:
+        archive = zipfile.ZipFile(bounded)
+    except Exception as error:  # struct.error, UnicodeDecodeError, OverflowError, …
+        raise ValueError(f"{source} is no zip archive that can be read ({plain(error)}); make it anew") from error
+    bounded.left = bounded.parts = sys.maxsize  # each member has its own limit
+    return archive
 
 
 def explain(left_out: dict[str, str]) -> str:

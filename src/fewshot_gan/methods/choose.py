@@ -78,12 +78,15 @@ def choose(pipe, images: torch.Tensor, features: FeatureNetwork) -> Choice:
     scene = min(scenes)
     # faces on a flat ground are smaller than those of a base, which fill their pictures
     is_smaller = has_flat_ground(images)
-    if scene <= SAME_SCENE and pattern_share(images) >= PATTERN:
-        reason = "the pictures show what the base draws in a regular pattern, so lines are kept where they are broad"
-        return Choice("lfs_gan", {"preset": "pattern", "adapter": "lora"}, reason, scene, mixture)
     if scene <= SAME_SCENE:
+        preset = "strokes"
         reason = "the pictures show what the base draws, in other colours or strokes, so everything else is kept"
-        return Choice("lfs_gan", {"preset": "strokes", "adapter": "lora"}, reason, scene, mixture)
+        if pattern_share(images) >= PATTERN:
+            preset = "pattern"
+            reason = (
+                "the pictures show what the base draws in a regular pattern, so lines are kept where they are broad"
+            )
+        return Choice("lfs_gan", {"preset": preset, "adapter": "lora"}, reason, scene, mixture)
     if mixture <= MIXED and scene <= OTHER_FACES:
         reason = "the pictures show other faces, so colours of skin and hair are learned to follow the base's faces"
         return Choice("pairs", {"preset": "pairs"} | _zoom(1.25, is_smaller), reason, scene, mixture)

@@ -120,7 +120,7 @@ class FilterImportance:
     @torch.no_grad()
     def enforce(self, adapter: nn.Module) -> None:
         """Make the pruned filters of `adapter`, the trained one or a copy of it, zero."""
-        for path, filters in self._of(adapter).items():
+        for path, filters in self._of(adapter).items() if self.prune else ():
             rows = self.is_pruned[path].nonzero()[:, 0]
             for parameter, weight in filters.pruned if len(rows) else []:
                 place = rows.to(parameter.device)

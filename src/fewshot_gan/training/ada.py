@@ -45,6 +45,13 @@ class Strength:
     images: int = 0
     steps: int = 0
 
+    @classmethod
+    def of(cls, settings) -> Strength | None:
+        """Return the strength of settings with ada_target, ada_kimg and ada_every; None if `augment` is not "ada"."""
+        if settings.augment != "ada":
+            return None
+        return cls(settings.ada_target, settings.ada_kimg, settings.ada_every)
+
     def update(self, logits: Iterable[Tensor], images: int, accelerator: Accelerator | None = None) -> None:
         """Take in one discriminator step.
 

@@ -216,9 +216,7 @@ class Trainer(TrainingRun):
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         if self.generator.training:
             torch.manual_seed(config.seed + 104729 * rank + 2)  # seeds the noise of layers
-        self.strength = None
-        if config.augment == "ada":
-            self.strength = Strength(config.ada_target, config.ada_kimg, config.ada_every)
+        self.strength = Strength.of(config)
         self.augmenter = Augmenter(config.augment, self.strength, self.random)
         self.report = self._report(images)
 

@@ -170,9 +170,7 @@ class LimitedTrainer(TrainingRun):
         self.batches = InfiniteBatches(images, config.d_batch_size, seed=config.seed + 7919 * rank)
         self.random = torch.Generator().manual_seed(config.seed + 104729 * rank + 1)
         torch.manual_seed(config.seed + 104729 * rank + 2)  # seeds the noise of layers
-        self.strength = None
-        if config.augment == "ada":
-            self.strength = Strength(config.ada_target, config.ada_kimg, config.ada_every)
+        self.strength = Strength.of(config)
         self.diffaugment = DiffAugment(config.diffaugment or (DiffAugment.EVERYTHING if self.strength else ""))
         self.report = self._report(tag)
 

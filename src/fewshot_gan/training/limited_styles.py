@@ -10,16 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
+from ..inversion import latent_statistics
 from ..methods.adv_aug import attack, judged, undisturbed
 from ..methods.losses import PathLength, logistic_d_loss, logistic_g_loss, r1_penalty
 from ..models.labels import refuse_classes
 from ..models.layers import mix_styles
 from ..pipeline import FewShotGAN
-from ..utils.random import seeded
 from ..utils.ranges import COUNT, SHARE
 from .limited import LimitedConfig, LimitedTrainer
-
-MEAN_OF = 4096  # latents z whose w are averaged for the truncation of the finished base
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,5 @@ class StyleTrainer(LimitedTrainer):
     def result(self) -> FewShotGAN:
         """The networks as a base, with the mean w that truncation needs."""
         base = super().result
-        mapping = base.generator.mapping
-        z = torch.randn(MEAN_OF, base.generator.z_dim, generator=seeded(0), dtype=torch.float32, device="cpu")
-        mapping.w_avg.copy_(mapping(z.to(mapping.w_avg.device))[:, 0].mean(0))
+        base.generator.mapping.w_avg.copy_(latent_statistics(base.generator)[0])
         return base
