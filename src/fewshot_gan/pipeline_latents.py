@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 else:
     Pipeline = object  # a mixin: the pipeline comes from the other base class
 
+VARIED = 0.35  # usual strength of variations
 FEATURED = 4  # the first layers of w+, up to 8 px: pose and shape
 
 
@@ -138,6 +139,42 @@ class LatentMixin(Pipeline):
         directions = self.directions() if directions is None else directions
         ws = self.map_latents(latents, latent_space=latent_space, truncation_psi=truncation_psi)
         return ws + directions.shift(strengths, self.generator.num_ws)
+
+    def variations(
+        self,
+        latents: torch.Tensor,
+        num_images: int,
+        *,
+        strength: float = VARIED,
+        seed: int = 0,
+        latent_space: str | None = None,
+        truncation_psi: float | None = None,
+    ) -> torch.Tensor:
+        """Return latents w+ `[N, L, D]` of faces like one face, for `pipe(latents=…)`; the first is the face itself.
+
+        Each is moved by a share of the way from the average face to another random face.
+
+        Args:
+            latents: z, w or w+ of one face, `[1, …]`.
+            num_images: N.
+            strength: the share; 0.2 keeps the person, 0.6 gives relatives.
+            seed: of the random faces.
+            latent_space, truncation_psi: of `latents`, see `map_latents`.
+
+        Raises:
+            ValueError: latents of more than one face, or a number out of range.
+        """
+        if len(latents) != 1:
+            raise ValueError(f"latents of {len(latents)} faces: variations are of one face")
+        check_whole_number("num_images", num_images)
+        if isinstance(strength, bool) or not 0 <= strength <= 2:
+            raise ValueError(f"strength={strength}: give 0 to 2, usual are 0.2 to 0.6")
+        face = self.map_latents(latents, latent_space=latent_space, truncation_psi=truncation_psi)
+        if num_images == 1:
+            return face
+        z = self.latents(num_images - 1, seed=seed)
+        others, average = (self.map_latents(z, truncation_psi=psi) for psi in (1.0, 0.0))
+        return torch.cat([face, face + strength * (others - average)])
 
     def mix_styles(
         self,

@@ -4,6 +4,7 @@ With `FEWSHOT_GAN_SCREENSHOTS=DIR` the same browser tests run on ffhq with more 
 """
 
 import io
+import json
 import os
 import re
 import shutil
@@ -27,8 +28,9 @@ from typer.testing import CliRunner
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
-from fewshot_gan.apps import demo
+from fewshot_gan.apps import demo_looks, demo_texts
 from fewshot_gan.apps.demo_looks import CHOSEN, PLAIN, title
+from fewshot_gan.apps.drawing import Faces
 from fewshot_gan.apps.jobs import Job, Stopped
 from fewshot_gan.apps.studio import Studio, duration
 from fewshot_gan.apps.uploads import pack
@@ -95,7 +97,7 @@ def test_each_picture_in_its_look(studio, base_folder, adapter_folders):
     key = studio.enter(None)
     assert studio.labels(key) == ["dots", "lines"]
     looks = [{}, {"dots": 1.0}, {"dots": 0.5, "lines": 0.25}, {"lines": 1.0}]
-    drawn = studio.draw(key, looks, seed=3, psi=0.6)
+    drawn = studio.draw(key, looks, Faces(3, 0.6))
     pipe = FewShotGAN.from_pretrained(base_folder)
     for folder in adapter_folders:
         pipe.load_adapter(folder)
@@ -109,9 +111,9 @@ def test_looks_come_back_and_go(studio, pictures, tmp_path, mobile, perturbed):
     key, other = studio.enter(None), studio.enter(None)
     assert finished(studio.teach(key, pictures, "mine", steps=2)).state == "done"
     file = Path(shutil.copy(studio.visitor(key).files["mine"], tmp_path / "mine.zip"))
-    drawn = studio.draw(key, [{"mine": 1.0}], seed=2)[0].tobytes()
+    drawn = studio.draw(key, [{"mine": 1.0}], Faces(2))[0].tobytes()
     assert studio.bring_back(other, str(file)) == "mine" and "mine" in studio.labels(other)
-    assert studio.draw(other, [{"mine": 1.0}], seed=2)[0].tobytes() == drawn
+    assert studio.draw(other, [{"mine": 1.0}], Faces(2))[0].tobytes() == drawn
     with zipfile.ZipFile(studio.visitor(other).files["mine"]) as archive:
         assert "mine/adapter_config.json" in archive.namelist()
     with pytest.raises(ValueError, match="there is a look 'mine' already"):
@@ -119,7 +121,7 @@ def test_looks_come_back_and_go(studio, pictures, tmp_path, mobile, perturbed):
     loaded = len(studio.pipe.bank.adapters)
     assert studio.delete(other, ["mine", studio.looks[0]]) == ["mine"]
     assert studio.labels(other) == studio.looks and len(studio.pipe.bank.adapters) == loaded - 1
-    assert studio.draw(key, [{"mine": 1.0}], seed=2)[0].tobytes() == drawn  # another visitor's stays
+    assert studio.draw(key, [{"mine": 1.0}], Faces(2))[0].tobytes() == drawn  # another visitor's stays
     with pytest.raises(ValueError, match="there is no look 'mine'"):
         studio.draw(other, [{"mine": 1.0}])
     (tmp_path / "text.zip").write_text("no archive", encoding="utf-8")
@@ -136,28 +138,92 @@ def test_looks_come_back_and_go(studio, pictures, tmp_path, mobile, perturbed):
 def test_edits_change_the_faces_of_the_seed(studio):
     key = studio.enter(None)
     assert studio.directions is None  # of a base that is not embedded
-    plain = studio.draw(key, [{}, {}], seed=3)
-    assert [x.tobytes() for x in studio.draw(key, [{}, {}], seed=3, edits={})] == [x.tobytes() for x in plain]
+    plain = studio.draw(key, [{}, {}], Faces(3))
+    assert [x.tobytes() for x in studio.draw(key, [{}, {}], Faces(3, None, {}))] == [x.tobytes() for x in plain]
     studio.directions = studio.pipe.directions("ganspace", num=2)
     edits, look = {"0": 2.0, "1": -1.0}, {studio.looks[0]: 1.0}
-    drawn = studio.draw(key, [{}, look], seed=3, psi=0.6, edits=edits)
+    drawn = studio.draw(key, [{}, look], Faces(3, 0.6, edits))
     faces = studio.pipe.edit(studio.pipe.latents(2, seed=3), edits, studio.directions, truncation_psi=0.6)
     wanted = studio.pipe(latents=faces, adapter_names=["__base__", look]).images
     assert [x.tobytes() for x in drawn] == [x.tobytes() for x in wanted] and drawn[0].tobytes() != plain[0].tobytes()
-    same = studio.draw(key, [{}, {}], seed=3, edits=dict.fromkeys(edits, 0))
+    same = studio.draw(key, [{}, {}], Faces(3, None, dict.fromkeys(edits, 0)))
     assert [x.tobytes() for x in same] == [x.tobytes() for x in plain]
+
+
+def test_faces_are_kept_varied_and_filmed(studio, monkeypatch):
+    key, other, faces, look = studio.enter(None), studio.enter(None), Faces(3, 0.6), {"dots": 1.0}
+    assert studio.keeps_faces and studio.kept_in(key, {}) == []
+    seen = studio.pipe(latents=studio.pipe.map_latents(studio.pipe.latents(4, seed=3), truncation_psi=0.6)).images
+    assert studio.keep(key, 2, 4, faces) == "Kept face 1" == studio.keep(key, 2, 4, faces)
+    assert studio.keep(key, 0, 4, faces) == "Kept face 2"
+    kept = studio.kept_in(key, {})
+    assert [caption for caption, _ in kept] == ["Kept face 1", "Kept face 2"]
+    assert [np.asarray(image).tolist() for _, image in kept] == [np.asarray(seen[i]).tolist() for i in (2, 0)]
+    assert studio.kept_in(key, look)[0][1].tobytes() != kept[0][1].tobytes() and studio.kept_in(other, {}) == []
+    with pytest.raises(ValueError, match="choose a face first"):
+        studio.draw(other, [{}], Faces(alike=True))
+    studio.choose_model(key, 1, 4, faces)
+    like = studio.draw(key, [{}] * 3, Faces(5, alike=True))
+    assert like[0].tobytes() == seen[1].tobytes() and len({image.tobytes() for image in like}) == 3
+    again = studio.draw(key, [{}] * 3, Faces(6, alike=True))
+    assert again[0].tobytes() == like[0].tobytes() and again[1].tobytes() != like[1].tobytes()
+    pytest.importorskip("av")
+    counted = []
+    film = studio.film(key, look, lambda done, total: counted.append((done, total)))
+    assert film[4:8] == b"ftyp" and counted == [(i + 1, 40) for i in range(40)]
+    with pytest.raises(ValueError, match="^0 faces are kept: keep two or more"):
+        studio.film(other, look, print)
+    monkeypatch.setattr("fewshot_gan.apps.drawing.KEPT_FACES", 2)
+    with pytest.raises(ValueError, match="you keep 2 faces, which is the limit"):
+        studio.keep(key, 3, 4, faces)
+    assert list(Path(studio.folder).iterdir()) == []
+
+
+def test_a_training_is_kept_early_and_goes_on(studio, pictures):
+    key, other = studio.enter(None), studio.enter(None)
+    with pytest.raises(ValueError, match="there is no look of yours to go on with"):
+        studio.teach_more(key)
+    job = studio.teach(key, pictures, "mine", steps=400)
+    while job.done < 3:
+        time.sleep(0.01)
+    studio.stop(key, "look", keep=True)
+    assert finished(job, 20).state == "done" and 3 <= job.done == job.steps < 400
+    drawn, file = studio.draw(key, [{"mine": 1.0}], Faces(2))[0].tobytes(), studio.visitor(key).files["mine"]
+    with zipfile.ZipFile(file) as archive:
+        assert {"mine/README.md", "mine/images/grid.png"} <= set(archive.namelist())
+        config = json.loads(archive.read("mine/adapter_config.json"))
+    assert config["training"]["max_train_steps"] == job.done
+    loaded, first = len(studio.pipe.bank.adapters), job.done
+    more = studio.teach_more(key, 4)
+    assert (more.done, more.steps) == (first, first + 4)
+    assert finished(more).state == "done" and more.done == first + 4 and len(more.history["g"]) == 4
+    assert studio.labels(key) == ["dots", "lines", "mine"] and len(studio.pipe.bank.adapters) == loaded
+    assert studio.draw(key, [{"mine": 1.0}], Faces(2))[0].tobytes() != drawn
+    assert studio.visitor(key).files["mine"] != file and not file.exists()
+    stopped = studio.teach_more(key, 400)
+    while stopped.done < first + 5:
+        time.sleep(0.01)
+    studio.stop(key, "look")
+    assert finished(stopped, 20).state == "stopped" and studio.labels(key)[-1] == "mine"  # as it was before
+    assert finished(studio.teach_more(key, 2)).done == first + 6
+    assert finished(studio.teach(other, pictures, "mine", steps=2)).state == "done"
+    studio.delete(key, ["mine"])
+    with pytest.raises(ValueError, match="there is no look of yours"):
+        studio.teach_more(key)
+    studio.delete(other, ["mine"])
+    assert [path for path in Path(studio.folder).rglob("*") if path.is_file()] == []
 
 
 def test_visitors_draw_at_once_and_alike(studio):
     """What others do at the same time changes nobody's pictures."""
     looks = [[{}] * 3, [{"dots": 1.0}] * 3, [{"lines": 0.7}] * 3, [{"dots": 0.5, "lines": 0.5}] * 3]
-    want = [[image.tobytes() for image in studio.draw(studio.enter(None), look, seed=1)] for look in looks]
+    want = [[image.tobytes() for image in studio.draw(studio.enter(None), look, Faces(1))] for look in looks]
     got = [[] for _ in looks]
 
     def visit(i):
         key = studio.enter(None)
         for _ in range(5):
-            got[i].append([image.tobytes() for image in studio.draw(key, looks[i], seed=1)])
+            got[i].append([image.tobytes() for image in studio.draw(key, looks[i], Faces(1))])
 
     threads = [threading.Thread(target=visit, args=(i,)) for i in range(len(looks))]
     for thread in threads:
@@ -273,8 +339,8 @@ def test_a_look_is_taught_kept_apart_and_taken_home(studio, pictures, tmp_path):
         studio.draw(other, [{"my look": 1.0}])
     with pytest.raises(ValueError, match="there is a look 'my look' already; choose another name"):
         studio.teach(key, pictures, "my look")
-    drawn = studio.draw(key, [{"my look": 1.0}] * 2, seed=2)
-    assert drawn[0].tobytes() != studio.draw(key, [{}], seed=2)[0].tobytes()
+    drawn = studio.draw(key, [{"my look": 1.0}] * 2, Faces(2))
+    assert drawn[0].tobytes() != studio.draw(key, [{}], Faces(2))[0].tobytes()
     with zipfile.ZipFile(studio.visitor(key).files["my look"]) as archive:
         assert sorted(archive.namelist()) == [
             f"my look/{name}"
@@ -285,7 +351,7 @@ def test_a_look_is_taught_kept_apart_and_taken_home(studio, pictures, tmp_path):
     pipe = FewShotGAN.from_pretrained(studio.base).load_adapter(tmp_path / "home" / "my look")
     assert [image.tobytes() for image in pipe(2, seed=2).images] == [image.tobytes() for image in drawn]
     again = finished(studio.teach(other, pictures, "my look", steps=5))  # a name is taken for its maker alone
-    assert again.state == "done" and studio.draw(other, [{"my look": 1.0}], seed=2)[0].tobytes() != drawn[0].tobytes()
+    assert again.state == "done" and studio.draw(other, [{"my look": 1.0}], Faces(2))[0].tobytes() != drawn[0].tobytes()
 
 
 def test_a_training_stops_and_leaves_nothing(studio, pictures):
@@ -302,7 +368,7 @@ def test_a_training_stops_and_leaves_nothing(studio, pictures):
     assert finished(job, 20).state == "stopped" and 2 <= job.done < 400
     assert (finished(waiting, 20).state, waiting.done) == ("stopped", 0)
     assert studio.labels(key) == ["dots", "lines"] == studio.pipe.loaded_adapters()
-    assert list(Path(studio._folder.name).iterdir()) == []
+    assert list(Path(studio.folder).iterdir()) == []
 
 
 def test_what_training_refuses(studio, pictures, tmp_path, monkeypatch):
@@ -348,7 +414,7 @@ def test_work_that_nobody_watches_ends(monkeypatch):
 
 
 def test_looks_of_the_longest_unseen_are_forgotten(studio, pictures, monkeypatch):
-    monkeypatch.setattr("fewshot_gan.apps.studio.VISITORS", 2)
+    monkeypatch.setattr("fewshot_gan.apps.drawing.VISITORS", 2)
     first, second, third = (studio.enter(None) for _ in range(3))
     finished(studio.teach(first, pictures, "mine", steps=5))
     file = studio.visitor(first).files["mine"]
@@ -365,34 +431,37 @@ def test_words():
     assert [duration(s) for s in (0.2, 9, 48, 100, 3600, 9000)] == [
         *("about 1 s", "about 9 s", "about 50 s", "about 2 min", "about 60 min", "about 2.5 hours")
     ]
-    assert demo.look_of(CHOSEN, {"ink": 0.5}) == {"ink": 0.5} and demo.look_of(PLAIN, {"ink": 0.5}) == {}
-    assert demo.look_of("sketch", {"ink": 0.5}) == {"sketch": 1.0}
-    assert demo.weights(["a", "b", "c"], {"b": 1.2}) == {"a": 0.35, "b": 1.2, "c": 0.35} and demo.weights([], {}) == {}
+    assert demo_looks.look_of(CHOSEN, {"ink": 0.5}) == {"ink": 0.5} and demo_looks.look_of(PLAIN, {"ink": 0.5}) == {}
+    assert demo_looks.look_of("sketch", {"ink": 0.5}) == {"sketch": 1.0}
+    assert (
+        demo_looks.weights(["a", "b", "c"], {"b": 1.2}) == {"a": 0.35, "b": 1.2, "c": 0.35}
+        and demo_looks.weights([], {}) == {}
+    )
     assert title({"ink": 0.5, "sketch": 1.0}) == "ink 0.5 + sketch" and title({}) == "no look"
     job = Job("look", 4)
-    assert "another visitor" in demo.progress_text(job)
+    assert "another visitor" in demo_texts.progress_text(job)
     job.state = "running"
-    assert "Loading" in demo.progress_text(job)
+    assert "Loading" in demo_texts.progress_text(job)
     job.report(1)
     job.report(2)
-    assert re.match(r"Step 2 of 4 · about .* left$", demo.progress_text(job))
+    assert re.match(r"Step 2 of 4 · about .* left$", demo_texts.progress_text(job))
     job.stop()
-    assert demo.progress_text(job) == "Stopping after this step …"
+    assert demo_texts.progress_text(job) == "Stopping after this step …"
     job.state = "stopped"
-    assert demo.outcome(job) == "Stopped after 2 of 4 steps; nothing was kept."
+    assert demo_texts.outcome(job) == "Stopped after 2 of 4 steps; nothing was kept."
     job.state, job.error = "failed", "<b>no</b>"
-    assert demo.outcome(job) == '<p class="failed" role="alert">&lt;b&gt;no&lt;/b&gt;</p>'
+    assert demo_texts.outcome(job) == '<p class="failed" role="alert">&lt;b&gt;no&lt;/b&gt;</p>'
     job.state = "done"
-    assert demo.outcome(job) == "Done: 4 steps."
+    assert demo_texts.outcome(job) == "Done: 4 steps."
 
 
 def test_losses_of_the_curves():
     pytest.importorskip("pandas")
-    table = demo.losses({"d": [1.0], "g": [1.0, 3.0, 2.0], "colour": [9.0]})
+    table = demo_texts.losses({"d": [1.0], "g": [1.0, 3.0, 2.0], "colour": [9.0]})
     assert list(table.itertuples(index=False, name=None)) == [
         *((1, 1.0, "discriminator"), (1, 1.0, "generator"), (2, 3.0, "generator"), (3, 2.0, "generator"))
     ]
-    assert list(table.columns) == ["step", "loss", "network"] == list(demo.losses({}).columns)
+    assert list(table.columns) == ["step", "loss", "network"] == list(demo_texts.losses({}).columns)
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
@@ -636,6 +705,43 @@ def test_faces_in_the_browser(visit):
         v.drawn(before, [i + 2])
     v.check()
     v.shot("mixed")
+    with v.page.expect_download() as download:
+        v.page.get_by_role("link", name="Save all (zip)").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert archive.namelist() == [f"face-0-{i}.png" for i in range(1, 9)]
+        shown = v.sources()
+        assert np.array_equal(Image.open(io.BytesIO(archive.read("face-0-2.png"))), pixels(v.page, shown[1]))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_kept_and_similar_faces_in_the_browser(visit, width):
+    v = visit(width)
+    first = v.sources()
+    v.button("Keep").nth(2).click()
+    v.page.locator("#kept img").nth(0).wait_for()
+    v.button("Keep").nth(5).click()
+    v.page.locator("#kept img").nth(1).wait_for()
+    v.shot("kept")
+    v.button("Similar").nth(4).click()
+    v.says("#drawn", "They resemble the first one.")
+    v.drawn(first, range(8))
+    v.check()
+    v.shot("similar")
+    v.button("Make a film through them").click()
+    film = v.page.locator("#kept video")
+    film.wait_for()
+    v.page.wait_for_function("document.querySelector('#kept video').readyState >= 2")
+    assert film.evaluate("film => film.videoWidth") == film.evaluate("film => film.videoHeight") > 0
+    assert film.evaluate("film => film.duration") == pytest.approx(40 / 24, abs=0.1)
+    v.check()
+    v.shot("film")
+    with v.page.expect_download() as download:
+        v.page.get_by_role("link", name="Save the film").click()
+    assert download.value.suggested_filename == "film.mp4"
+    v.button("Empty the list").click()
+    v.page.locator("#kept").wait_for(state="hidden")
+    v.button("Draw new faces").click()
+    v.page.wait_for_function("!document.querySelector('#drawn').textContent.includes('resemble')")
 
 
 def test_the_keyboard_reaches_everything(visit):
@@ -775,6 +881,12 @@ def test_a_look_in_the_browser(visit, pictures, tmp_path, base_folder):
     v.page.get_by_role("checkbox", name=name).wait_for()
     v.check()
     v.shot("look_after")
+    v.button("60 more steps").click()
+    v.says("#look-status", re.compile(r"Step \d+ of \d+"))
+    v.shot("look_more")
+    v.button("Stop and keep").click()
+    v.says("#look-status", re.compile(r"Done: \d+ steps"))
+    v.button("60 more steps").wait_for()
     with v.page.expect_download() as download:
         v.page.locator("#downloads a").first.click()
     assert download.value.suggested_filename == f"{name}.zip"

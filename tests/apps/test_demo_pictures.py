@@ -4,6 +4,7 @@ import asyncio
 import io
 import re
 import threading
+import zipfile
 from html.parser import HTMLParser
 
 import numpy as np
@@ -35,14 +36,14 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attributes)))
 
 
-def ask(app, path, method="GET", kind="http"):
+def ask(app, path, method="GET", kind="http", headers=()):
     """Return the messages that an ASGI application sends."""
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    asyncio.run(app({"type": kind, "path": path, "method": method}, None, send))
+    asyncio.run(app({"type": kind, "path": path, "method": method, "headers": list(headers)}, None, send))
     return sent
 
 
@@ -133,3 +134,41 @@ def test_threads_add_and_read_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert not failed and len(list(pictures.folder.iterdir())) == 4
+
+
+def test_all_pictures_at_once(pictures):
+    images = {f"face-{i}": noise(40, i) for i in range(3)}
+    address = pictures.bundle(images.items())
+    assert re.fullmatch(r"pictures/[0-9a-f]{32}\.zip", address)
+    start, body = ask(PictureServer(other([]), pictures), f"/{address}")
+    assert start["status"] == 200 and dict(start["headers"])[b"content-disposition"].startswith(b"attachment")
+    with zipfile.ZipFile(io.BytesIO(body["body"])) as archive:
+        assert archive.namelist() == [f"{name}.png" for name in images]
+        for name, image in images.items():
+            assert Image.open(io.BytesIO(archive.read(f"{name}.png"))).tobytes() == image.tobytes()
+    gone = pictures.add(images["face-1"])
+    (pictures.folder / f"{gone}.bmp").unlink()
+    assert pictures.read(address.partition("/")[2][:32], "zip") is None  # not an archive that lacks one
+    assert pictures.read("0" * 32, "zip") is None
+
+
+def test_films_are_served_in_the_parts_that_are_asked_for(tmp_path):
+    pictures = Pictures(tmp_path / "pictures", most_bytes=100)
+    name = pictures.keep(bytes(range(60)), "mp4")
+    assert pictures.read(name, "jpg") is None and pictures.read(name, "mp4") == bytes(range(60))
+    app = PictureServer(other([]), pictures)
+    for given, status, first, last in (
+        (None, 200, 0, 59),
+        (b"bytes=0-", 206, 0, 59),
+        (b"bytes=10-19", 206, 10, 19),
+        (b"bytes=50-99", 206, 50, 59),
+        (b"bytes=60-", 200, 0, 59),
+        (b"lines=1-2", 200, 0, 59),
+    ):
+        start, body = ask(app, f"/pictures/{name}.mp4", headers=[(b"range", given)] if given else ())
+        headers = dict(start["headers"])
+        assert start["status"] == status and body["body"] == bytes(range(first, last + 1))
+        assert headers[b"content-length"] == str(last - first + 1).encode() and headers[b"accept-ranges"] == b"bytes"
+        assert headers.get(b"content-range") == (f"bytes {first}-{last}/60".encode() if status == 206 else None)
+    pictures.keep(bytes(90), "mp4")
+    assert pictures.read(name, "mp4") is None and len(list(pictures.folder.iterdir())) == 1

@@ -56,6 +56,25 @@ def test_mapped_latents_draw_the_same_pictures(pipe):
     )
 
 
+def test_variations_are_moved_towards_other_faces(pipe):
+    z = pipe.latents(1, seed=3)
+    face, average = pipe.map_latents(z), pipe.map_latents(z, truncation_psi=0.0)
+    others = pipe.map_latents(pipe.latents(2, seed=7), truncation_psi=1.0)
+    varied = pipe.variations(z, 3, strength=0.5, seed=7)
+    assert torch.equal(varied[:1], face) and torch.equal(pipe.variations(face, 1), face)
+    torch.testing.assert_close(varied[1:], face + 0.5 * (others - average))
+    torch.testing.assert_close(pipe.variations(face, 3, strength=0.0), face.expand(3, -1, -1))
+    assert pictures(pipe, latents=varied, adapter_names="two").shape[0] == 3
+    for latents, options, message in (
+        (pipe.latents(2), {"num_images": 3}, "latents of 2 faces: variations are of one face"),
+        (face, {"num_images": 3, "strength": 3}, "strength=3: give 0 to 2"),
+        (face, {"num_images": 3, "strength": float("nan")}, "strength=nan: give 0 to 2"),
+        (face, {"num_images": 0}, "num_images=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe.variations(latents, **options)
+
+
 def test_edits_add_directions_to_their_layers(pipe):
     vectors = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
     known = Directions({"pose": Direction(vectors[0], 0, 2), "light": Direction(vectors[1], 3)})

@@ -150,6 +150,26 @@ def test_whoever_watches_can_end_a_run(trainer, tmp_path):
     assert_equal(dict(resumed.state_dict()), dict(trainer(tmp_path / "whole").train().state_dict()))
 
 
+def test_a_run_that_ends_early_is_whole_and_can_go_on(trainer, tmp_path):
+    """`end_now` leaves what a run of so many steps leaves, and more steps go on from there."""
+
+    def end(run, logs):
+        if run.step == 4:
+            run.end_now()
+
+    early = trainer(tmp_path / "early", lr_decay_start=1.0, sample_steps=3)
+    early.train(on_step=end)
+    trainer(tmp_path / "planned", lr_decay_start=1.0, sample_steps=3, max_train_steps=4).train()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "early" / name).read_bytes() == (tmp_path / "planned" / name).read_bytes()
+    assert_equal(state_of(tmp_path / "early", 4), state_of(tmp_path / "planned", 4))
+    assert (tmp_path / "early" / "samples" / "step-000004.png").is_file()
+    check_run(tmp_path / "early", 4)
+    trainer(tmp_path / "early", lr_decay_start=1.0, sample_steps=3).train()
+    trainer(tmp_path / "whole", lr_decay_start=1.0, sample_steps=3).train()
+    assert_equal(state_of(tmp_path / "early"), state_of(tmp_path / "whole"))
+
+
 def test_a_finished_run_stays_as_it_is(trainer, tmp_path):
     result = trainer(tmp_path, max_train_steps=2).train()
     before = (tmp_path / "adapter_model.safetensors").read_bytes()

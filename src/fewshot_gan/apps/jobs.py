@@ -24,7 +24,8 @@ class Job:
 
     Args:
         kind: "photo" or "look".
-        steps: number of steps.
+        steps: number of steps in all.
+        done: number of steps that an earlier job has done.
 
     Attributes:
         done: number of steps done.
@@ -36,15 +37,15 @@ class Job:
         watched: time at which somebody last watched the job, from `time.monotonic`.
     """
 
-    def __init__(self, kind: str, steps: int):
-        self.kind, self.steps, self.done, self.state, self.error = kind, steps, 0, "waiting", ""
+    def __init__(self, kind: str, steps: int, done: int = 0):
+        self.kind, self.steps, self.done, self.state, self.error = kind, steps, done, "waiting", ""
         self.note = ""
         self.pictures: Captioned = []
         self.history: dict[str, list[float]] = {}
         self.watched = time.monotonic()
-        self._first_step: float | None = None  # time at which the first step was done
+        self._first_step: tuple[int, float] | None = None  # its number, and the time at which it was done
         self._latest_step = 0.0
-        self._stop = threading.Event()
+        self._stop, self._keep = threading.Event(), threading.Event()
 
     @property
     def over(self) -> bool:
@@ -54,11 +55,16 @@ class Job:
     @property
     def stopping(self) -> bool:
         """Whether the job was told to stop and still finishes a step."""
-        return self._stop.is_set() and not self.over
+        return (self._stop.is_set() or self.keeping) and not self.over
 
-    def stop(self) -> None:
-        """Ask the job to end after the current step."""
-        self._stop.set()
+    @property
+    def keeping(self) -> bool:
+        """Whether the job was told to make the current step its last one and to keep what it has made."""
+        return self._keep.is_set()
+
+    def stop(self, keep: bool = False) -> None:
+        """Ask the job to end after the current step; if `keep`, with what it has made so far."""
+        (self._keep if keep else self._stop).set()
 
     def go_on(self) -> None:
         """Check between two steps whether to go on.
@@ -81,7 +87,7 @@ class Job:
             Stopped: see `go_on`.
         """
         self.done, self._latest_step = done, time.monotonic()
-        self._first_step = self._first_step or self._latest_step
+        self._first_step = self._first_step or (done, self._latest_step)
         self.pictures = self.pictures if pictures is None else pictures
         for name, value in (losses or {}).items():
             self.history.setdefault(name, []).append(value)
@@ -103,9 +109,10 @@ class Job:
 
     def pace(self) -> float | None:
         """Return the seconds per step, or None before two steps are done."""
-        if self._first_step is None or self.done < 2:
+        if self._first_step is None or self.done <= self._first_step[0]:
             return None
-        return (self._latest_step - self._first_step) / (self.done - 1)
+        number, time_then = self._first_step
+        return (self._latest_step - time_then) / (self.done - number)
 
     def remaining(self) -> float | None:
         """Return the estimated seconds until the job is done, or None before two steps are done."""

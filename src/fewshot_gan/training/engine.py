@@ -375,6 +375,8 @@ class Trainer(TrainingRun):
         return self.adapter if self.ema is None else self.ema
 
     def before_write(self, result) -> None:
+        if (training := result.config.get("training")) and self.config.max_train_steps != training["max_train_steps"]:
+            result.register_to_config(training={**training, "max_train_steps": self.config.max_train_steps})
         result.round_to_half()  # halves the file, and makes the returned adapter equal to the stored one
 
     def write(self, result) -> None:

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,8 @@ class TrainingRun:
 
         Args:
             stop_after: stop early at this step without finishing (as a kill would, for tests).
-            on_step: called after each step with this trainer and the step's losses. What it raises ends the run as a
-                kill would: the same settings go on from the last checkpoint.
+            on_step: called after each step with this trainer and the step's losses. It may call `end_now`. What it
+                raises ends the run as a kill would: the same settings go on from the last checkpoint.
             finish: called by every process with what was trained; writes what else belongs to it, before the page
                 says that the run is finished, and returns what to keep.
 
@@ -114,15 +115,15 @@ class TrainingRun:
             FileNotFoundError: the folder was removed meanwhile.
             Interrupted: inside `interruptible`, a signal came; the steps that were done are kept.
         """
-        main, config = self.accelerator.is_main_process, self.config
+        main, total = self.accelerator.is_main_process, self.config.max_train_steps
         self._resume()
-        at_end = self.step == config.max_train_steps  # a kill may have come before the last samples
-        if main and config.sample_steps and self._lacks_samples(at_end):
+        at_end = self.step == total  # a kill may have come before the last samples
+        if main and self.config.sample_steps and self._lacks_samples(at_end):
             self.show_samples()
         self.report.begin(self.step)
         self._take_steps(stop_after, on_step)
         result = self.result
-        if self.step < config.max_train_steps:
+        if self.step < self.config.max_train_steps:
             self.report.end("stopped")
         else:
             if main:
@@ -135,6 +136,14 @@ class TrainingRun:
             self.report.end("finished")
         self.accelerator.wait_for_everyone()
         return result
+
+    def end_now(self) -> None:
+        """Make the step that was just taken the last one: the run finishes as if it had been planned so.
+
+        Its folder can be resumed with more `max_train_steps`, as that of any finished run.
+        """
+        self.config = replace(self.config, max_train_steps=self.step)
+        self.report.steps = self.step
 
     def _lacks_samples(self, at_end: bool) -> bool:
         return at_end and self.report.lacks_samples(self.step)
@@ -180,6 +189,11 @@ class TrainingRun:
                     report.write()
                 if on_step is not None:
                     on_step(self, logs)
+                if self.config.max_train_steps == self.step < total:  # by `end_now`
+                    self._checkpoint()
+                    if main and config.sample_steps and not shown:
+                        self.show_samples()
+                    break
             if number := asked():
                 if self.step > kept_at:
                     self._checkpoint()
