@@ -25,6 +25,7 @@ LARGE = (".safetensors", ".png")  # stored by the LFS protocol
 @dataclass
 class Repo:
     private: bool = False
+    sdk: str | None = None  # of a Space
     gated: bool = False  # readable on request only, and nobody was admitted
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # id: path: content
     branches: dict[str, str] = field(default_factory=dict)  # name: commit
@@ -175,6 +176,7 @@ class HubServer:
         exists = repo_id in self.repos
         if not exists:
             repo = self.repos[repo_id] = Repo(private=request.json.get("visibility") == "private")
+            repo.sdk = request.json.get("sdk")
             repo.add("main", {}, "initial commit")
         return Reply({"url": f"{self.url}/{repo_id}"}, 409 if exists else 200)
 
@@ -303,7 +305,7 @@ class HubServer:
         return Reply(reply | ({"pullRequestUrl": f"{self.url}/{repo_id}/discussions/{number}"} if propose else {}))
 
 
-_API, _ID, _REV = "/api/(?:models|datasets|kernels)", "([^/]+/[^/]+)", "([^/]+)"
+_API, _ID, _REV = "/api/(?:models|datasets|kernels|spaces)", "([^/]+/[^/]+)", "([^/]+)"
 ROUTES = (
     (("GET",), "/api/whoami-v2", HubServer.whoami),
     (("POST",), "/api/validate-yaml", lambda hub, request: Reply({"errors": [], "warnings": []})),
@@ -315,10 +317,10 @@ ROUTES = (
     (("POST",), f"{_API}/{_ID}/paths-info/{_REV}", HubServer.paths_info),
     (("POST",), f"{_API}/{_ID}/preupload/{_REV}", HubServer.preupload),
     (("POST",), f"{_API}/{_ID}/commit/{_REV}", HubServer.make_commit),
-    (("POST",), rf"/{_ID}\.git/info/lfs/objects/batch", HubServer.large_batch),
+    (("POST",), rf"/(?:spaces/)?{_ID}\.git/info/lfs/objects/batch", HubServer.large_batch),
     (("PUT",), "/large/([0-9a-f]{64})", HubServer.large_put),
     (("POST",), "/large-verify", HubServer.large_verify),
-    (("GET", "HEAD"), f"/(?:(?:datasets|kernels)/)?{_ID}/resolve/{_REV}/(.+)", HubServer.resolve),
+    (("GET", "HEAD"), f"/(?:(?:datasets|kernels|spaces)/)?{_ID}/resolve/{_REV}/(.+)", HubServer.resolve),
 )
 
 

@@ -6,7 +6,7 @@ The file takes `z` `[B, z_dim]` for any B (and `class_labels`, int64 `[B]`, wher
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -48,11 +48,7 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
         names = " or ".join(f"NAME{suffix} for {name}" for name, suffix in SUFFIX.items())
         raise ValueError(f"{out} is no file of a known format; give {names}")
     file_format = format_by_suffix[out.suffix]
-    for package in NEEDS[file_format]:
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise ImportError(f"format {file_format} needs {package}: pip install 'fewshot_gan[export]'") from error
+    require(file_format, NEEDS[file_format])
     plain = not pipe.generator.has_styles
     if plain and truncation_psi is not None:
         raise ValueError(f"truncation_psi={truncation_psi}: this base has no styles to truncate; leave it out")
@@ -60,7 +56,7 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
     if not plain and not abs(psi) <= MOST_PSI:  # refuses NaN too
         raise ValueError(f"truncation_psi={psi}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}")
     drawing = _Drawing(pipe.generator, {} if plain else {"truncation_psi": psi})
-    with torch.no_grad(), _fused(pipe), _quiet(), staging(out.parent) as folder:
+    with torch.no_grad(), _fused(pipe), quiet_exporter(), staging(out.parent) as folder:
         staged = folder / out.name
         source = staged.with_suffix(".onnx")
         inputs = drawing.examples(2)
@@ -89,6 +85,19 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
             )
         _place(staged, out)
     return error
+
+
+def require(file_format: str, packages: Iterable[str]) -> None:
+    """Check that the packages of a format are installed.
+
+    Raises:
+        ImportError: one is not.
+    """
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise ImportError(f"format {file_format} needs {package}: pip install 'fewshot_gan[export]'") from error
 
 
 def _place(staged: Path, out: Path) -> None:
@@ -170,7 +179,7 @@ def _fused(pipe: FewShotGAN):
 
 
 @contextmanager
-def _quiet():
+def quiet_exporter():
     """Silence the exporter: it warns that torchvision is missing, which is not needed, and that shapes are fixed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -13,7 +13,7 @@ from .names import (
     is_repo_id,
     portable_name,
 )
-from .push import PUSH_OPTIONS, push_folder
+from .push import PUSH_OPTIONS, files_to_push, push_folder
 from .transformers_models import NO_CODE, fetch_model, read_model, refuse_missing
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "folders_per_base",
     "is_repo_id",
     "portable_name",
+    "files_to_push",
     "push_folder",
     "read_model",
     "refuse_missing",

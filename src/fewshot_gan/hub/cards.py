@@ -20,6 +20,7 @@ _FFHQ = (
     "derive from NVIDIA's StyleGAN2-FFHQ (NVIDIA Source Code License-NC), trained on FFHQ images (CC BY-NC-SA 4.0): "
     "**non-commercial use only**. The Apache-2.0 licence of fewshot_gan covers the code, not these weights."
 )
+NOT_RECORDED = "Not recorded: what the weights were made from (a checkpoint, a base, pictures) decides."
 EMBEDDED_LICENCES = dict.fromkeys(("ffhq", "ffhq-256"), _FFHQ)  # base: what its weights descend from
 EMBEDDED_REPOS = {name: f"fewshot-gan/{name}" for name in EMBEDDED_LICENCES}  # where embedded bases are published
 PERSON = [  # on the card of an adapter of a person
@@ -385,10 +386,16 @@ def _usage(
     return ["## Use", "", *([needs, ""] if needs else []), "```python", *code, "```", ""]
 
 
+def licence_of(fingerprint: str | None) -> str:
+    """Return the terms of a base's weights in a sentence or two, as plain text."""
+    base = embedded_base_of(fingerprint)
+    words = f"The weights {EMBEDDED_LICENCES[base]}" if base in EMBEDDED_LICENCES else NOT_RECORDED
+    return words.replace("**", "")
+
+
 def _licence(origins, what: str) -> list[str]:
     known = [f"{what} {EMBEDDED_LICENCES[origin]}" for origin in dict.fromkeys(origins) if origin]
-    unknown = "Not recorded: what the weights were made from (a checkpoint, a base, pictures) decides."
-    return ["## Licence", "", *(known or [unknown]), ""]
+    return ["## Licence", "", *(known or [NOT_RECORDED]), ""]
 
 
 def _licence_of_images(record: dict) -> list[str]:

@@ -8,48 +8,20 @@ from ..utils.files import COMMITTED, finish_replacing
 from ..version import __version__
 from .causes import hub_errors, page_of, why_not_pushed
 
+FOLDERS = {"kernel": "kernels/", "space": "spaces/"}  # kind of repo → where its pages lie
 PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
 PUSH_SECONDS, PUSH_RATE = 300, 50_000  # a push may take this many seconds, plus one per this many bytes
 
 
-def push_folder(
-    folder,
-    repo_id: str,
-    *,
-    token: bool | str | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload with fewshot_gan",
-    create_pr: bool = False,
-    allow_patterns: list[str] | None = None,
-    instead: Mapping[str, bytes] | None = None,
-    repo_type: str = "model",
-) -> str:
-    """Upload a folder as one commit, so that it is never there in part. Repo and branch are created if needed.
-
-    Args:
-        folder: to upload; hidden files are left out.
-        repo_id: `owner/name`, or `name` for the token's owner.
-        token: with write access; None takes the one of `hf auth login`.
-        private: whether a new repo is private; None takes the owner's default.
-        revision: branch; None is main.
-        create_pr: propose the commit as a pull request.
-        allow_patterns: upload only files whose path matches one of these, as in `huggingface_hub.upload_folder`.
-        instead: path in the folder → content to upload in place of the file's own.
-        repo_type: "model", or "kernel" for a package of the kernels hub.
-
-    Returns:
-        Full id of the repo.
+def files_to_push(folder: Path, allow_patterns: list[str] | None = None) -> list[str]:
+    """Return the paths in `folder` that `push_folder` uploads.
 
     Raises:
-        FileNotFoundError: no file to upload.
-        ValueError: the Hub refused, cannot be reached or takes too long, the repo is public and should be private, or a
-            link leads out of the folder.
+        FileNotFoundError: there is none.
+        ValueError: a link leads out of the folder.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils import filter_repo_objects
 
-    folder = finish_replacing(Path(folder))
     for waiting in list(folder.rglob(COMMITTED)):
         finish_replacing(waiting.parent)
     paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
@@ -64,12 +36,56 @@ def push_folder(
                 f"{name} in {folder} is a link to a file outside of it, so nothing was uploaded; put a copy of that "
                 "file in its place, or remove the link"
             )
+    return names
+
+
+def push_folder(
+    folder,
+    repo_id: str,
+    *,
+    token: bool | str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload with fewshot_gan",
+    create_pr: bool = False,
+    allow_patterns: list[str] | None = None,
+    instead: Mapping[str, bytes] | None = None,
+    repo_type: str = "model",
+    space_sdk: str | None = None,
+) -> str:
+    """Upload a folder as one commit, so that it is never there in part. Repo and branch are created if needed.
+
+    Args:
+        folder: to upload; hidden files are left out.
+        repo_id: `owner/name`, or `name` for the token's owner.
+        token: with write access; None takes the one of `hf auth login`.
+        private: whether a new repo is private; None takes the owner's default.
+        revision: branch; None is main.
+        create_pr: propose the commit as a pull request.
+        allow_patterns: upload only files whose path matches one of these, as in `huggingface_hub.upload_folder`.
+        instead: path in the folder → content to upload in place of the file's own.
+        repo_type: "model", "space", or "kernel" for a package of the kernels hub.
+        space_sdk: "static" or "gradio", of a new Space.
+
+    Returns:
+        Full id of the repo.
+
+    Raises:
+        FileNotFoundError: no file to upload.
+        ValueError: the Hub refused, cannot be reached or takes too long, the repo is public and should be private, or a
+            link leads out of the folder.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    folder = finish_replacing(Path(folder))
+    names = files_to_push(folder, allow_patterns)
     seconds = PUSH_SECONDS + sum((folder / name).stat().st_size for name in names) / PUSH_RATE
     api = HfApi(token=token, library_name="fewshot_gan", library_version=__version__)
 
     def push() -> tuple[str, bool]:
         """Push; return the full id of the repo, and whether nothing was uploaded because the repo is public."""
-        target = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type).repo_id
+        options = {"repo_type": repo_type, "space_sdk": space_sdk}
+        target = api.create_repo(repo_id, private=private, exist_ok=True, **options).repo_id
         if private and not api.repo_info(target, repo_type=repo_type).private:  # an old repo keeps its visibility
             return target, True
         if revision and not revision.startswith("refs/"):
@@ -96,6 +112,6 @@ def push_folder(
     if public:
         raise ValueError(
             f"{repo_id!r} is there already and public, so private=True would hide nothing; make it private at "
-            f"{page_of(f'kernels/{repo_id}' if repo_type == 'kernel' else repo_id)}/settings, or push to another name"
+            f"{page_of(FOLDERS.get(repo_type, '') + repo_id)}/settings, or push to another name"
         )
     return repo_id

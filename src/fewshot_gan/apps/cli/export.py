@@ -22,13 +22,50 @@ def export(
     ] = None,
     out: Annotated[
         Path | None,
-        path_option("NAME.onnx, or NAME.xml, which has NAME.bin beside it; default: generator."),
+        path_option(
+            "NAME.onnx, or NAME.xml, which has NAME.bin beside it; for web a folder. Default: generator, or site."
+        ),
+    ] = None,
+    person: Annotated[
+        str | None,
+        typer.Option(help="Web: folder, zip or Hub repo of an adapter of a person, whom the page draws too."),
+    ] = None,
+    consent: Annotated[
+        str | None, typer.Option(help="Web: whose face it is, and that this person agreed; the page shows it.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Web: title of the page.")] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="Web: folder, .tgz or URL of onnxruntime-web; default: npm fetches the pinned version."),
     ] = None,
     num_threads: Threads = None,
 ):
-    """Write a base and its adapters as one network for ONNX Runtime or OpenVINO, checked against torch."""
+    """Write a base and its adapters as one network for ONNX Runtime or OpenVINO, or as a web page that draws by itself.
+
+    The file is checked against torch. A page has each adapter as a look with a slider; --weight sets where it stands
+    first.
+    """
     start = time.perf_counter()
     names, weights = named_looks(adapter, weight)
+    web = file_format == ExportFormat.web
+    for name, value in {"person": person, "consent": consent, "title": title, "runtime": runtime}.items():
+        if value is not None and not web:
+            raise ValueError(f"--{name} is of web pages: give --format web, or leave it out")
+    if web:
+        _export_site(
+            base,
+            names,
+            weights,
+            weight is not None,
+            psi,
+            out or Path("site"),
+            person,
+            consent,
+            title,
+            runtime,
+            num_threads,
+        )
+        return
 
     from ..export import SUFFIX, export_generator
 
@@ -41,3 +78,22 @@ def export(
     pipe.set_adapters(loaded)
     error = export_generator(pipe, out, truncation_psi=psi)
     print(f"{out}  ({pipe.generator.resolution} px, within {error:.0e} of torch, {time.perf_counter() - start:.1f} s)")
+
+
+def _export_site(base, names, weights, weighted, psi, out, person, consent, title, runtime, num_threads) -> None:
+    start = time.perf_counter()
+    from ..website import export_site
+
+    begin(num_threads)
+    pipe, loaded = load_pipeline(base, [*names, *([person] if person else [])], [*weights, *([1.0] if person else [])])
+    pipe.set_adapters([])
+    if not weighted:  # the page opens with the first look
+        loaded = {name: float(not i) for i, name in enumerate(loaded)}
+    someone = list(loaded)[-1] if person else None
+    looks = {name: strength for name, strength in loaded.items() if name != someone}
+    options = {"person": someone, "consent": consent, "truncation_psi": psi, "runtime": runtime, "title": title}
+    site = export_site(pipe, out, looks, **options)
+    worst, megabytes = max(site.differences.values()), site.download / 1e6
+    seconds = time.perf_counter() - start
+    print(f"{out}/  ({megabytes:.1f} MB to load, {len(looks)} looks, within {worst:.2g}/255 of torch, {seconds:.1f} s)")
+    print(f"look at it: python -m http.server -d {out}")

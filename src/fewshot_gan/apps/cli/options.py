@@ -33,6 +33,12 @@ class FileFormat(StrEnum):
 class ExportFormat(StrEnum):
     openvino = "openvino"
     onnx = "onnx"
+    web = "web"
+
+
+class SpaceKind(StrEnum):
+    static = "static"
+    gradio = "gradio"
 
 
 class NoiseMode(StrEnum):

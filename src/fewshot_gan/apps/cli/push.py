@@ -14,7 +14,7 @@ from ...hub.reports import REPORT, eval_results, report_of
 from ...utils.files import finish_replacing
 from ...utils.json_files import read_json
 from ...utils.safetensors_files import read_header
-from .options import path_argument
+from .options import SpaceKind, path_argument
 from .root import app, begin
 from .sources import adapters_in, read_config
 
@@ -29,22 +29,47 @@ def push(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch; it is made if it does not exist.")] = None,
     message: Annotated[str, typer.Option(help="Commit message.")] = "Upload with fewshot_gan",
+    space: Annotated[
+        SpaceKind | None,
+        typer.Option(help="Make a Space: static of a folder of export --format web, gradio of adapters."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files and their sizes, and upload nothing.")
+    ] = False,
 ):
-    """Share an adapter or a base on the Hub, with a model card."""
+    """Share an adapter or a base on the Hub, with a model card; or a web page or the demo as a Space."""
     from ...data.adapter_archives import is_archive, unpacked
+    from ...hub.spaces import space_folder
 
+    options = {"token": token, "private": private or None, "revision": revision, "commit_message": message}
     with unpacked(folder) if is_archive(folder) else nullcontext(folder) as opened:
-        _push(opened, repo_id, private, token, revision, message)
+        if space is None:
+            _push(opened, repo_id, options, dry_run)
+            return
+        with space_folder(opened, space.value, repo_id.rsplit("/", 1)[-1]) as place:
+            options |= {"repo_type": "space", "space_sdk": space.value}
+            _upload(place, repo_id, options, dry_run)
 
 
-def _push(folder: Path, repo_id: str, private: bool, token: str | None, revision: str | None, message: str) -> None:
+def _upload(folder: Path, repo_id: str, options: dict[str, Any], dry_run: bool) -> None:
+    """Push a folder and print where it is; of a dry run print its files."""
+    if not dry_run:
+        print(hub.push_folder(folder, repo_id, **options))
+        return
+    files = hub.files_to_push(folder, options.get("allow_patterns"))
+    for name in files:
+        print(f"{(folder / name).stat().st_size:>12,} {name}")
+    total = sum((folder / name).stat().st_size for name in files)
+    print(f"{total:>12,} bytes in {len(files)} files would be pushed to {repo_id}")
+
+
+def _push(folder: Path, repo_id: str, options: dict[str, Any], dry_run: bool) -> None:
     folder = finish_replacing(folder)
     patterns = _check_pushable(folder)
     if not (folder / "README.md").is_file():
         _write_card(folder, repo_id)
-    options = {"token": token, "private": private or None, "revision": revision, "commit_message": message}
-    instead = _portable(folder) | numbered_card(folder)
-    print(hub.push_folder(folder, repo_id, allow_patterns=patterns, instead=instead, **options))
+    options |= {"allow_patterns": patterns, "instead": _portable(folder) | numbered_card(folder)}
+    _upload(folder, repo_id, options, dry_run)
 
 
 def _check_pushable(folder: Path) -> list[str]:

@@ -1,0 +1,220 @@
+"""ONNX graphs of a generator whose weights are inputs, and of adapters as functions on these weights.
+
+Weights that are inputs can be changed between two pictures. So a web page needs the base once, and of each look only
+the factors. ONNX Runtime draws as fast as with weights that are part of the graph.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from ..adapters.base import Adapter
+from ..models.layers import adaptable_layers
+from ..models.network import Network
+from .export import quiet_exporter
+
+RANDOM_GROUP = 16  # torch draws normal numbers in groups of so many
+
+
+class Graph(NamedTuple):
+    """An ONNX model.
+
+    Attributes:
+        model: serialised.
+        inputs, outputs: their names, in order.
+    """
+
+    model: bytes
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Changed(NamedTuple):
+    """A graph that computes what an adapter changes.
+
+    The outputs come in the order of `outputs`: for each weight its difference, its scale minus 1, or both. Under
+    several adapters with weights α_k a tensor is (W + Σ α_k difference_k) · (1 + Σ α_k scale_k).
+
+    Attributes:
+        graph: its inputs are the base's tensors `reads`, then the adapter's own.
+        reads: names of the base's tensors.
+        tensors: the adapter's own tensors, by name.
+        outputs: (name of the base's tensor, "difference" or "scale") of each output.
+    """
+
+    graph: Graph
+    reads: tuple[str, ...]
+    tensors: dict[str, torch.Tensor]
+    outputs: tuple[tuple[str, str], ...]
+
+
+def tensors_of(generator: Network) -> dict[str, torch.Tensor]:
+    """Return all parameters and stored buffers by name.
+
+    Raises:
+        ValueError: the generator has no styles, or has classes, or demodulates when it runs, or its z has a size that
+            the page's random numbers do not have.
+    """
+    kind = type(generator).__name__
+    if not generator.has_styles or getattr(generator, "num_classes", None):
+        raise ValueError(
+            f"a {kind} has {'classes' if generator.has_styles else 'no styles'}; a web page needs styles alone"
+        )
+    ways = {layer.demodulation for _, layer in adaptable_layers(generator)}
+    if ways - {"none", "folded"}:
+        raise ValueError(
+            f"a {kind} demodulates its weights when it runs, which a web page cannot; use a MobileStyleGAN like 'ffhq'"
+        )
+    if generator.z_dim % RANDOM_GROUP:
+        raise ValueError(f"z_dim={generator.z_dim}: a web page draws z in groups of {RANDOM_GROUP} numbers")
+    return {name: tensor.detach() for name, tensor in generator.state_dict(keep_vars=True).items()}
+
+
+class _Mapping(nn.Module):
+    """z `[B, z_dim]` and weights → w `[B, w_dim]`, before truncation."""
+
+    def __init__(self, generator: Any, names: Sequence[str]):
+        super().__init__()
+        self.network, self.names = [generator.mapping], names  # a list: its weights are inputs, not its own
+
+    def forward(self, z, weights):
+        return functional_call(self.network[0], dict(zip(self.names, weights, strict=True)), (z,))[:, 0]
+
+
+class _Synthesis(nn.Module):
+    """w+ `[B, num_ws, w_dim]` and weights → images `[B, 3, R, R]`."""
+
+    def __init__(self, generator: Any, names: Sequence[str]):
+        super().__init__()
+        self.network, self.names = [generator.synthesis], names
+
+    def forward(self, ws, weights):
+        return functional_call(self.network[0], dict(zip(self.names, weights, strict=True)), (ws,))
+
+
+def network_graphs(generator: Any) -> dict[str, Graph]:
+    """Return the graphs "mapping" and "synthesis"; their first input is the latent, the others are weights by name."""
+    tensors, graphs = tensors_of(generator), {}
+    examples = {
+        "mapping": (_Mapping, torch.zeros(1, generator.z_dim)),
+        "synthesis": (_Synthesis, torch.zeros(1, generator.num_ws, generator.w_dim)),
+    }
+    for part, (kind, latent) in examples.items():
+        inside = f"{part}."
+        names = [name for name in tensors if name.startswith(inside)]
+        module = kind(generator, [name.removeprefix(inside) for name in names])
+        weights = [tensors[name].float() for name in names]
+        graphs[part] = _exported(
+            module, (latent, weights), ["latent", *names], ["images" if part == "synthesis" else "w"]
+        )
+    return graphs
+
+
+class _Change(nn.Module):
+    """Weights of a base and tensors of an adapter → what the adapter changes, see `Changed`."""
+
+    def __init__(self, layers: Sequence[tuple], named: Mapping[str, torch.Tensor]):
+        super().__init__()
+        self.layers, self.names = layers, list(named)
+        self.kinds: list[tuple[str, str]] = []
+
+    def forward(self, weights, tensors):
+        weights, tensors = iter(weights), dict(zip(self.names, tensors, strict=True))
+        results, kinds = [], []
+        for path, factors, own, (weight_name, bias_name), depthwise in self.layers:
+            weight, bias = next(weights), None if bias_name is None else next(weights)
+            new = functional_call(factors, {name: tensors[f"{path}.{name}"] for name in own}, (weight, bias))
+            scale = _scale(new, depthwise)
+            parts: list[tuple[Any, str, Any]] = []
+            if new.weight is not weight:
+                parts.append((weight_name, "difference", new.weight - weight))
+            if scale is not None:
+                parts.append((weight_name, "scale", scale))
+            if bias_name is not None and new.bias is not None and new.bias is not bias:
+                parts.append((bias_name, "difference", new.bias - bias))
+            results += [value for *_, value in parts]
+            kinds += [(name, kind) for name, kind, _ in parts]
+        self.kinds = kinds
+        return tuple(results)
+
+
+def _scale(new, depthwise: bool) -> torch.Tensor | None:
+    """Return the sum of the scales minus 1 of an `Adapted`, shaped to multiply the weight; None: there is none."""
+    parts = []
+    if new.input_scale is not None:
+        parts.append(new.input_scale.reshape(-1, 1, 1, 1) if depthwise else new.input_scale.reshape(1, -1, 1, 1))
+    if new.output_scale is not None:
+        parts.append(new.output_scale.reshape(-1, 1, 1, 1))
+    if new.filter_scale is not None:
+        parts.append(new.filter_scale)
+    return torch.stack(torch.broadcast_tensors(*(part - 1 for part in parts))).sum(0) if parts else None
+
+
+def change_graph(generator: Any, adapter: Adapter) -> Changed:
+    """Return the graph of an adapter that was made for `generator`."""
+    base = tensors_of(generator)
+    names = {id(tensor): name for name, tensor in generator.state_dict(keep_vars=True).items()}
+    modules = dict(adaptable_layers(generator))
+    layers, reads, tensors = [], [], {}
+    for path, factors in adapter.factors().items():
+        stored = modules[path].stored()
+        pair = tuple(None if tensor is None else names[id(tensor)] for tensor in stored)
+        own = {**dict(factors.named_parameters()), **dict(factors.named_buffers())}
+        own = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}  # bits stay in the graph
+        layers.append((path, factors, tuple(own), pair, modules[path].role == "depthwise"))
+        reads += [name for name in pair if name is not None]
+        tensors |= {f"{path}.{name}": tensor.detach().float() for name, tensor in own.items()}
+    module = _Change(layers, tensors)
+    inputs = [base[name].float() for name in reads], list(tensors.values())
+    with torch.no_grad():
+        module(*inputs)  # to learn which tensors it changes
+    outputs = tuple(module.kinds)
+    graph = _exported(module, inputs, [*reads, *(f"own:{name}" for name in tensors)], [f"{k}:{n}" for n, k in outputs])
+    return Changed(graph, tuple(reads), tensors, outputs)
+
+
+def changed(base: Mapping[str, np.ndarray], parts: Iterable[tuple[Changed, float, Sequence[np.ndarray]]]) -> dict:
+    """Return the base's tensors under adapters, as the page computes them.
+
+    Args:
+        base: the tensors by name.
+        parts: each adapter, its weight α, and the outputs of its graph.
+    """
+    differences: dict[str, Any] = {}
+    scales: dict[str, Any] = {}
+    for change, alpha, outputs in parts:
+        for (name, kind), value in zip(change.outputs, outputs, strict=True):
+            of = differences if kind == "difference" else scales
+            of[name] = of.get(name, np.float32(0)) + np.float32(alpha) * value
+    return {
+        name: (value + differences.get(name, np.float32(0))) * (1 + scales.get(name, np.float32(0)))
+        for name, value in base.items()
+    }
+
+
+def _exported(module: nn.Module, inputs: tuple, names: list[str], outputs: list[str]) -> Graph:
+    """Return the graph of a module, without what only debuggers read.
+
+    Raises:
+        ValueError: torch exported nothing.
+    """
+    with torch.no_grad(), quiet_exporter():
+        options = {"input_names": names, "output_names": outputs, "dynamo": True, "verbose": False}
+        program = torch.onnx.export(module.eval(), inputs, **options)
+    if program is None:
+        raise ValueError("torch exported no program; another version of torch may do it")
+    model: Any = program.model_proto
+    del model.graph.value_info[:], model.metadata_props[:], model.graph.metadata_props[:]
+    model.graph.doc_string = ""
+    for node in model.graph.node:
+        node.doc_string, node.name = "", ""
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    kept = tuple(value.name for value in model.graph.input), tuple(value.name for value in model.graph.output)
+    return Graph(model.SerializeToString(deterministic=True), *kept)

@@ -1,0 +1,370 @@
+"""Write a web page that draws a base in looks, in the visitor's browser: a static folder for any web server.
+
+The folder has the base in fp16, each look as a small file, a page in plain HTML with ES modules, and ONNX Runtime Web.
+"""
+
+import hashlib
+import html
+import json
+import re
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..adapters.looks import BASE, LIKENESS
+from ..hub import embedded_directions
+from ..hub.cards import licence_of
+from ..hub.spaces import INDEX
+from ..pipeline import FewShotGAN
+from ..utils.files import replacing, user_path
+from ..utils.json_files import read_json
+from .export import require
+from .web_graphs import Changed, Graph, change_graph, changed, network_graphs, tensors_of
+
+PACKAGE, RUNTIME_VERSION = "onnxruntime-web", "1.30.0"
+MODULES = {"wasm": "ort.wasm.min.mjs", "webgpu": "ort.webgpu.min.mjs"}
+BINARIES = {"wasm": "ort-wasm-simd-threaded", "webgpu": "ort-wasm-simd-threaded.asyncify"}  # .mjs and .wasm
+MOST_RUNTIME_BYTES = 2**26  # of one file of the runtime
+CHUNK = 2**23  # bytes of a file of weights
+MOST_STRENGTH = 1.5
+TOLERANCE = 1.0  # of 255: how far pictures may be from torch's
+PAGE = ("index.html", "style.css", "app.mjs", "engine.mjs", "random.mjs")
+
+
+class Site(NamedTuple):
+    """What was written.
+
+    Attributes:
+        files: path in the folder → bytes.
+        differences: largest difference to torch's pictures, in steps of 8-bit pictures, of the base and of each look.
+    """
+
+    files: dict[str, int]
+    differences: dict[str, float]
+
+    @property
+    def download(self) -> int:
+        """Bytes that a visitor loads before the first picture, without ONNX Runtime."""
+        return sum(size for name, size in self.files.items() if not name.startswith(("runtime/", "looks/")))
+
+
+def export_site(
+    pipe: FewShotGAN,
+    out,
+    looks: Mapping[str, float],
+    *,
+    person: str | None = None,
+    consent: str | None = None,
+    truncation_psi: float | None = None,
+    runtime: str | None = None,
+    title: str | None = None,
+) -> Site:
+    """Write the folder of a web page, and check that its networks draw what torch draws.
+
+    Args:
+        pipe: has the looks and the person loaded, and none fused.
+        out: the folder; it is made, or a page that was written there before is replaced.
+        looks: names of the looks that visitors choose from, and their strengths when the page opens, 0 to 1.5.
+        person: name of an adapter of a person, whom the page draws as well.
+        consent: whose face it is, and that this person agreed; the page shows it.
+        truncation_psi: ψ when the page opens; None: the pipeline's.
+        runtime: folder or .tgz of onnxruntime-web, or the URL of its folder `dist`, from which visitors then load it;
+            None: npm fetches it.
+        title: of the page; None: names the looks.
+
+    Raises:
+        ValueError: the base cannot be drawn so, an adapter is not loaded, a person without a consent, a folder with
+            other files, a runtime without its files, or pictures that differ from torch's; nothing is written then.
+        ImportError: the packages for export are not installed.
+        OSError: npm is missing or fails.
+    """
+    require("web", ("onnx", "onnxscript", "onnxruntime"))
+    out, generator = user_path(out), pipe.generator
+    pipe.bank.refuse_while_fused("write a web page")
+    old = _files_of(out)
+    tensors = {name: tensor.float().cpu() for name, tensor in tensors_of(generator).items()}
+    for name, strength in looks.items():
+        if not isinstance(strength, int | float) or not 0 <= strength <= MOST_STRENGTH:
+            raise ValueError(f"strength {strength} of {name}: the sliders of a page go from 0 to {MOST_STRENGTH}")
+    for name in (*looks, *([person] if person else [])):
+        if name not in pipe.bank.adapters:
+            raise ValueError(f"there is no adapter {name!r}; loaded are {', '.join(pipe.loaded_adapters()) or 'none'}")
+    if person and pipe.bank.adapters[person].latents is None:
+        raise ValueError(f"{person!r} is a look, not a person: its file has no latents")
+    if person and not (consent or "").strip():
+        raise ValueError("a page with a person needs a consent, e.g. 'This is me, and I agree.'; the page shows it")
+    graphs = network_graphs(generator)
+    changes = {
+        name: change_graph(generator, pipe.bank.adapters[name]) for name in (*looks, *([person] if person else []))
+    }
+    psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
+    halved = True
+    differences = _differences(pipe, graphs, tensors, changes, psi, person, halved)
+    if not max(differences.values()) <= TOLERANCE:  # what was never stored in fp16 may need all digits
+        halved = False
+        differences = _differences(pipe, graphs, tensors, changes, psi, person, halved)
+    if not (worst := max(differences.values())) <= TOLERANCE:
+        raise ValueError(
+            f"the page would draw pictures that differ by {worst:.2g} of 255 from torch's, more than {TOLERANCE:g}"
+        )
+
+    with _runtime(runtime) as runtime_files, replacing(out, gone=old) as folder:
+        content = _model(folder, tensors, graphs, halved)
+        content["looks"] = [
+            {**_look(folder, f"looks/{i}", name, changes[name], halved), "strength": strength}
+            for i, (name, strength) in enumerate(looks.items())
+        ]
+        content["person"] = None
+        if person:
+            latents: Any = pipe.bank.adapters[person].latents
+            latents = latents[0].float().expand(generator.num_ws, -1).flatten()
+            content["person"] = {
+                **_look(folder, "looks/person", person, changes[person], halved),
+                **{"latents": [float(f"{x:.7g}") for x in latents.tolist()], "likeness": LIKENESS, "consent": consent},
+            }
+        content["directions"] = _directions(pipe)
+        for members in runtime_files.values():
+            for name, data in members.items():
+                _write(folder, f"runtime/{name}", data)
+        content["runtime"] = _runtime_places(runtime, runtime_files)
+        content |= {"resolution": generator.resolution, "z_dim": generator.z_dim, "w_dim": generator.w_dim}
+        content |= {"num_ws": generator.num_ws, "psi": psi, "licence": licence_of(pipe.bank.fingerprint())}
+        _page(folder, content, title or (f"Faces in {', '.join(looks)}" if looks else "Faces"))
+        written = {
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        }
+    return Site(written, differences)
+
+
+def _files_of(out: Path) -> list[str]:
+    """Return the files of a page that was written to `out` before.
+
+    Raises:
+        ValueError: `out` has other files.
+    """
+    if not out.exists():
+        return []
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder")
+    found = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and path.name[0] != "."]
+    if found and not (out / INDEX).is_file():
+        raise ValueError(f"{out} has files that are no page of fewshot_gan; give an empty folder")
+    if found:
+        known = set(read_json(out / INDEX).get("files", ()))
+        return [name for name in found if name in known]
+    return []
+
+
+def _write(folder: Path, name: str, data: bytes) -> dict[str, Any]:
+    """Write a file; return its name and size, as the page reads them."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return {"file": name, "bytes": len(data)}
+
+
+def _stored(tensors: Sequence[torch.Tensor], halved: bool) -> bytes:
+    """Return tensors one behind the other, in fp16 or fp32."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    return (flat.half().numpy().astype("<f2") if halved else flat.numpy().astype("<f4")).tobytes()
+
+
+def _model(
+    folder: Path, tensors: Mapping[str, torch.Tensor], graphs: Mapping[str, Graph], halved: bool
+) -> dict[str, Any]:
+    """Write weights and graphs; return what the page has to know of them."""
+    places, start = {}, 0
+    for name, tensor in tensors.items():
+        places[name] = [start, list(tensor.shape)]
+        start += tensor.numel()
+    data = _stored(list(tensors.values()), halved)
+    chunks = [
+        _write(folder, f"model/{i}.bin", data[at : at + CHUNK]) for i, at in enumerate(range(0, len(data), CHUNK))
+    ]
+    described = {
+        part: {**_write(folder, f"model/{part}.onnx", graph.model), "inputs": graph.inputs}
+        for part, graph in graphs.items()
+    }
+    return {"tensors": places, "chunks": chunks, "graphs": described, "halved": halved}
+
+
+def _look(folder: Path, path: str, name: str, change: Changed, halved: bool) -> dict[str, Any]:
+    """Write the files of an adapter; return what the page has to know of it."""
+    own = zip(change.graph.inputs[len(change.reads) :], change.tensors.values(), strict=True)
+    outputs = zip(change.graph.outputs, change.outputs, strict=True)
+    return {
+        "name": name,
+        "graph": _write(folder, f"{path}.onnx", change.graph.model),
+        "data": _write(folder, f"{path}.bin", _stored(list(change.tensors.values()), halved)),
+        "reads": change.reads,
+        "own": [[named, list(tensor.shape)] for named, tensor in own],
+        "outputs": [[output, target, kind] for output, (target, kind) in outputs],
+    }
+
+
+def _directions(pipe: FewShotGAN) -> list[dict[str, Any]]:
+    if embedded_directions(pipe.bank.fingerprint()) is None:
+        return []
+    return [
+        {
+            "name": name,
+            "start": each.start,
+            "stop": each.stop,
+            "vector": [float(f"{x:.4g}") for x in each.vector.tolist()],
+        }
+        for name, each in pipe.directions().items()
+    ]
+
+
+def _differences(pipe, graphs, tensors, changes: Mapping[str, Changed], psi: float, person, halved: bool):
+    """Return by how much the graphs' pictures differ from torch's, of 255, of the base and under each adapter.
+
+    Args:
+        pipe, graphs, tensors, changes, psi, person: of the page.
+        halved: whether the page has its numbers in fp16.
+    """
+    import onnxruntime
+
+    def as_stored(tensor: torch.Tensor) -> np.ndarray:
+        return (tensor.half().float() if halved else tensor).numpy()
+
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3
+    sessions = {part: onnxruntime.InferenceSession(graph.model, quiet) for part, graph in graphs.items()}
+    base = {name: as_stored(tensor) for name, tensor in tensors.items()}
+    z, num_ws = pipe.latents(seed=0), pipe.generator.num_ws
+
+    def run(part: str, latent, values) -> np.ndarray:
+        weights = {name: np.ascontiguousarray(values[name]) for name in graphs[part].inputs if name != "latent"}
+        results: Any = sessions[part].run(None, {"latent": latent, **weights})
+        return results[0]
+
+    def worst(name: str, values) -> float:
+        options = {"num_images": 1, "output_type": "pt"}
+        if name == person:
+            ws = pipe.bank.adapters[name].latents[:1].float()
+            ws = (ws if ws.ndim == 3 else ws[:, None].expand(-1, num_ws, -1)).contiguous().numpy()
+            wanted = pipe.draw_person(name, **options).images
+        else:
+            w, mean = run("mapping", z.numpy(), values), base["mapping.w_avg"]
+            ws = np.repeat((mean + np.float32(psi) * (w - mean))[:, None], num_ws, 1)
+            wanted = pipe(latents=z, truncation_psi=psi, adapter_names=name, **options).images
+        drawn = torch.from_numpy(run("synthesis", ws, values)).clamp(-1, 1)
+        return float((drawn - (wanted.float().cpu() * 2 - 1)).abs().max()) * 127.5
+
+    found = {"base": worst(BASE, base)}
+    for name, change in changes.items():
+        given = [base[read] for read in change.reads] + [as_stored(tensor) for tensor in change.tensors.values()]
+        session = onnxruntime.InferenceSession(change.graph.model, quiet)
+        outputs: Any = session.run(None, dict(zip(change.graph.inputs, given, strict=True)))
+        found[name] = worst(name, changed(base, [(change, 1.0, outputs)]))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+def _page(folder: Path, content: dict[str, Any], title: str) -> None:
+    """Write the page, its worker that keeps it, and `site.json`."""
+    source = package_files("fewshot_gan") / "assets" / "web"
+    host = content["runtime"]["host"]
+    words = {"__TITLE__": html.escape(title), "__HOST__": f" {host}" if host else ""}
+    for name in PAGE:
+        text = (source / name).read_text(encoding="utf-8")
+        for word, value in words.items():
+            text = text.replace(word, value)
+        _write(folder, name, text.encode())
+    content["files"] = sorted(
+        [*(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()), INDEX, "sw.js"]
+    )
+    _write(folder, INDEX, json.dumps(content, separators=(",", ":")).encode())
+    version = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        version.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    text = (source / "sw.js").read_text(encoding="utf-8")
+    text = text.replace("__VERSION__", f"fewshot-gan-{version.hexdigest()[:16]}")
+    text = text.replace("__SHELL__", json.dumps(["./", *PAGE, INDEX]))
+    _write(folder, "sw.js", text.encode())
+
+
+def _runtime_places(source: str | None, found: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
+    """Return where the page finds ONNX Runtime Web for each kind of device."""
+    url = source if source and re.match("https?://", source) else None
+    folder = f"{url.rstrip('/')}/" if url else "runtime/"
+    places: dict[str, Any] = {"host": "/".join(folder.split("/")[:3]) if url else None}
+    for kind, module in MODULES.items():
+        if url is None and kind not in found:
+            continue
+        wasm = f"{BINARIES[kind]}.wasm"
+        size = 0 if url else len(found[kind][wasm])
+        places[kind] = {"module": folder + module, "folder": folder, "wasm": {"file": folder + wasm, "bytes": size}}
+    return places
+
+
+@contextmanager
+def _runtime(source: str | None) -> Iterator[dict[str, dict[str, bytes]]]:
+    """Provide the files of ONNX Runtime Web for each kind of device; none if visitors load it from a URL.
+
+    Raises:
+        ValueError: the source has not all files.
+        OSError: npm is missing or fails.
+    """
+    if source and re.match("https?://", source):
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as temp:
+        place = Path(temp) if source is None else user_path(source)
+        if source is None:
+            place = _from_npm(place)
+        yield {kind: {name: _runtime_file(place, name) for name in _names(kind)} for kind in MODULES}
+
+
+def _names(kind: str) -> tuple[str, ...]:
+    return MODULES[kind], f"{BINARIES[kind]}.mjs", f"{BINARIES[kind]}.wasm"
+
+
+def _from_npm(folder: Path) -> Path:
+    """Fetch the pinned package into `folder`; return its archive."""
+    way_out = f"or give --runtime with a folder, a .tgz or a URL of {PACKAGE} {RUNTIME_VERSION}"
+    command = ["npm", "pack", f"{PACKAGE}@{RUNTIME_VERSION}", "--silent", "--ignore-scripts"]
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600, text=True)
+    except FileNotFoundError:
+        raise OSError(f"npm, which fetches {PACKAGE}, is not installed: install Node.js, {way_out}") from None
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        said = (getattr(error, "stderr", "") or "").strip().splitlines()
+        raise OSError(
+            f"npm could not fetch {PACKAGE} {RUNTIME_VERSION} ({said[-1] if said else error}); {way_out}"
+        ) from None
+    return next(folder.glob("*.tgz"))
+
+
+def _runtime_file(place: Path, name: str) -> bytes:
+    """Return a file of a folder or archive of the package.
+
+    Raises:
+        ValueError: it is not there, or too large.
+    """
+    missing = ValueError(f"{place} has no {name}; give the folder `dist` or the .tgz of {PACKAGE} {RUNTIME_VERSION}")
+    if place.is_dir():
+        path = next((p for p in (place / name, place / "dist" / name) if p.is_file()), None)
+        if path is None or path.stat().st_size > MOST_RUNTIME_BYTES:
+            raise missing
+        return path.read_bytes()
+    try:
+        with tarfile.open(place, "r:gz") as archive:
+            member = archive.getmember(f"package/dist/{name}")
+            file = archive.extractfile(member) if member.size <= MOST_RUNTIME_BYTES else None
+            if file is None:
+                raise missing
+            return file.read()
+    except (OSError, KeyError, tarfile.TarError, EOFError):
+        raise missing from None

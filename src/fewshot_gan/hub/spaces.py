@@ -1,0 +1,106 @@
+"""Spaces of the Hub: a folder of `fewshot-gan export --format web` as a static Space, or the demo with a look."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ..utils.files import finish_replacing
+from ..utils.json_files import read_json
+from ..version import __version__
+from .cards import PUBLISHED, licence_of, portable_base
+from .names import adapter_folders
+
+INDEX = "site.json"  # of a web page
+TORCH = "2.13.0"
+APP = '''\
+"""The demo of fewshot_gan, with the looks in the folder `looks`."""
+
+import os
+from pathlib import Path
+
+from fewshot_gan.apps.demo import serve
+
+LOOKS = sorted(str(file.parent) for file in Path(__file__).parent.glob("looks/*/adapter_config.json"))
+HOST = os.environ.get("SPACE_HOST", "localhost")  # the name under which the Hub serves the Space
+serve({base!r}, LOOKS, host="0.0.0.0", port=7860, browser=False, allowed_hosts=[HOST])
+'''
+ISOLATED = {  # lets the page use several threads
+    "cross-origin-embedder-policy": "require-corp",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "cross-origin",
+}
+
+
+@contextmanager
+def space_folder(folder: Path, kind: str, name: str) -> Iterator[Path]:
+    """Provide the folder of a Space for a `with` block.
+
+    Args:
+        folder: for a static Space a folder of `fewshot-gan export --format web`; for a Gradio Space an adapter, or a
+            folder of several of one base.
+        kind: "static" or "gradio".
+        name: of the Space, its title.
+
+    Raises:
+        FileNotFoundError: `folder` holds something else.
+        ValueError: the adapters are of several bases, or of one that is only on this machine.
+    """
+    with TemporaryDirectory() as temp:
+        place = Path(temp)
+        (_static if kind == "static" else _gradio)(finish_replacing(folder), place, name)
+        yield place
+
+
+def _static(folder: Path, place: Path, name: str) -> None:
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(
+            f"{folder} is no web page ({INDEX} is missing); write one with fewshot-gan export --format web"
+        )
+    content = read_json(folder / INDEX)
+    for file in content.get("files", ()):
+        source = folder / str(file)
+        if not source.resolve().is_relative_to(folder.resolve()) or not source.is_file():
+            raise FileNotFoundError(f"{folder} lacks {str(file)[:100]!r}; export the page again")
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, place / file)
+    settings = {"sdk": "static", "app_file": "index.html", "custom_headers": ISOLATED}
+    lines = ["A generator of faces that draws in the visitor's browser.", "", str(content.get("licence", ""))]
+    if person := content.get("person"):
+        lines += ["", f"The person: {person['consent']}"]
+    _readme(place, name, settings, lines)
+
+
+def _gradio(folder: Path, place: Path, name: str) -> None:
+    found = {folder.absolute().name: folder} if (folder / "adapter_config.json").is_file() else adapter_folders(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no adapter (adapter_config.json), and a Gradio Space shows adapters")
+    configs = [read_json(path / "adapter_config.json") for path in found.values()]
+    bases = {portable_base(config) for config in configs}
+    base = bases.pop()
+    if bases or not base:
+        raise ValueError(f"the adapters in {folder} are of several bases; a Space draws with one")
+    for look, path in found.items():
+        for file in sorted({file for pattern in PUBLISHED for file in path.glob(pattern)}):
+            target = place / "looks" / look / file.relative_to(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    (place / "app.py").write_text(APP.format(base=base), encoding="utf-8")
+    needed = f"torch=={TORCH}\nfewshot_gan[demo]=={__version__}\n"
+    (place / "requirements.txt").write_text(needed, encoding="utf-8")
+    settings = {"sdk": "gradio", "app_file": "app.py", "python_version": "3.11"}
+    _readme(
+        place,
+        name,
+        settings,
+        [f"Faces in the looks {', '.join(found)}.", "", licence_of(configs[0].get("base_fingerprint"))],
+    )
+
+
+def _readme(place: Path, name: str, settings: Mapping, lines: list[str]) -> None:
+    from huggingface_hub import SpaceCardData
+
+    data = SpaceCardData(title=name, colorFrom="indigo", colorTo="gray", pinned=False, tags=["fewshot_gan"], **settings)
+    text = "\n".join([f"---\n{data.to_yaml()}\n---", "", f"# {name}", "", *lines, ""])
+    (place / "README.md").write_text(text, encoding="utf-8")
