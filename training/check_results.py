@@ -33,7 +33,7 @@ TOLERANCE = 0.01
 
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("reports", nargs="*", type=user_path, help="default: all in training/results")
+    p.add_argument("reports", nargs="*", type=user_path, help="default: those of included looks")
     p.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"relative (default: {TOLERANCE})")
     add_threads_option(p)
     args = p.parse_args(argv)
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 <= args.tolerance < 1:
         p.error(f"--tolerance {args.tolerance} is not in 0 <= tolerance < 1; usual is {TOLERANCE}")
     differing = 0
-    for path in args.reports or sorted(RESULTS.glob("*.json")):
+    for path in args.reports or sorted(RESULTS.glob("ffhq*.json")):
         start, stored = time.perf_counter(), read_json(path)
         if not can_find_faces():
             stored.pop("landmarks", None)

@@ -112,10 +112,17 @@ def page(claims: list[Claim], results: Path = RESULTS) -> str:
             words = [c.where, c.quantity, *(f"{x.name} **{text(v)}**" for x, v in zip(c[2:4], values, strict=True))]
             words[3] += f" · {c.factor:g}" if c.factor != 1 else ""
             lines.append([*words, outcomes[-1]])
-        said = verdict(outcomes)
+        said = verdict(outcomes) + (", so far" if OPEN in outcomes and set(outcomes) != {OPEN} else "")
         counts = ", ".join(f"{outcomes.count(x)} {x}" for x in (HOLDS, TIE, FAILS, OPEN) if x in outcomes)
         summary.append([str(count), claim.paper, claim.claim, f"**{said}** ({counts})"])
-        files = sorted({f"[{x.file}](results/{x.file})" for c in claim.comparisons for x in (c.ours, c.theirs)})
+        files = sorted(
+            {
+                f"[{x.file}](results/{x.file})"
+                for c in claim.comparisons
+                for x in (c.ours, c.theirs)
+                if (results / x.file).is_file()
+            }
+        )
         table = markdown(["where", "compared", "claimed to be better", "than", "holds"], lines)
         body = [f"## {count}. {claim.claim}", f"{claim.paper}. Here: **{said}**.", table, claim.remark]
         sections.append("\n\n".join(x for x in [*body, f"Numbers: {', '.join(files)}."] if x))

@@ -128,6 +128,22 @@ TABLE = {
         ["hub:me/my-look/adapter_model.safetensors"],
         "me/my-look",
     ),
+    "pip install torch==2.13.0 '.[export]'": None,
+    "fewshot-gan export --format web --adapter sketch --adapter toon --out site/": (
+        {"--adapter sketch --adapter toon": "--adapter sketch --base ffhq-256 --runtime https://example.org/ort"},
+        ["site/index.html", "site/looks/0.bin"],
+        "MB to load, 1 looks",
+    ),
+    "fewshot-gan push site/ me/my-look-page --space static": (
+        {},
+        ["hub:me/my-look-page/site.json", "hub:me/my-look-page/README.md"],
+        "me/my-look-page",
+    ),
+    "fewshot-gan push runs/mine me/my-look-demo --space gradio": (
+        {"runs/mine": "mine"},
+        ["hub:me/my-look-demo/app.py", "hub:me/my-look-demo/looks/mine/adapter_config.json"],
+        "me/my-look-demo",
+    ),
     "fewshot-gan info me/my-look": ({}, [], "left, 90,998 numbers"),
     "fewshot-gan adapt my_ten_images/ --out runs/mine": (
         {"--out runs/mine": "--out runs/mine --steps 1 --batch-size 2 --base ffhq-256"},
@@ -375,12 +391,12 @@ def after_faces(names):
 
 
 AFTER = {
-    "Use": after_use,
+    "Your own photo": after_photo,
+    "Looks in Python": after_use,
     "Many looks at once": after_many,
     "Faces you choose": after_faces,
-    "Your own photo": after_photo,
-    "Share it": after_share,
     "Teach it a new look": after_teach,
+    "Share it": after_share,
 }
 
 
