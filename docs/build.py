@@ -31,6 +31,7 @@ PAGES = {  # Markdown file → name of its page
     "docs/extend.md": "docs.extend",
     "training/README.md": "training.README",
     "training/RESULTS.md": "training.RESULTS",
+    "training/CLAIMS.md": "training.CLAIMS",
 }
 
 

@@ -126,8 +126,8 @@ CLAIMS = [
                 Number("pictures", TABLES, ("lifelong", "pictures")),
             ),
         ),
-        "This follows from the parametrisation: the base is never written to. GAN Memory and every other adapter here has "
-        "the same property.",
+        "This follows from the parametrisation: the base is never written to. GAN Memory and every other adapter here "
+        "has the same property.",
     ),
     Claim(
         ADAFM,
@@ -145,7 +145,8 @@ CLAIMS = [
         LOTTERY,
         "A ticket draws as well as the dense network or better.",
         tuple(lottery("ticket", "dense", judge) for judge in JUDGES),
-        "Two seeds of one network differ by 20, more than ticket and dense network do. Two thirds of the weights are zero.",
+        "Two seeds of one network differ by 20, more than ticket and dense network do. Two thirds of the weights are "
+        "zero.",
     ),
     Claim(
         LOTTERY,
@@ -172,7 +173,7 @@ CLAIMS = [
             for look in ("pencil", "ink", "lorelei", "notionists", "avataaars")
             for judge in JUDGES
         ),
-        "It moves towards drawings that it has not seen, but not to filters: three of its 23 looks were filters, and one "
-        "picture says less than ten. Ten pictures and a vector have KID ratios of .18 on pencil and .33 on ink.",
+        "It moves towards drawings that it has not seen, but not to filters: three of its 23 looks were filters, and "
+        "one picture says less than ten. Ten pictures and a vector have KID ratios of .18 on pencil and .33 on ink.",
     ),
 ]

@@ -117,7 +117,7 @@ def page(claims: list[Claim], results: Path = RESULTS) -> str:
         summary.append([str(count), claim.paper, claim.claim, f"**{said}** ({counts})"])
         files = sorted(
             {
-                f"[{x.file}](results/{x.file})"
+                f"`results/{x.file}`"
                 for c in claim.comparisons
                 for x in (c.ours, c.theirs)
                 if (results / x.file).is_file()

@@ -685,6 +685,12 @@ def test_invert_then_generate(cli, refused, base_folder, adapter_folder, pencil,
     assert cli("invert", "me.png", *short)[0] == 0
     assert Path("me.png").read_bytes() == photo.read_bytes()  # a photo beside the latents stays what it is
 
+    code, out, err = cli("invert", "me.png", "--base", base_folder, "--steps", 5, "--out", "a.npz", "--video", "a.webp")
+    with Image.open("a.webp") as film:
+        assert code == 0 and film.n_frames == 5 and film.width > film.height, err
+    film_of_two = ("invert", photo, photo, "--base", base_folder, "--steps", 5)
+    assert "--video shows one face, and there are 2" in refused(*film_of_two, "--video", "b.webp")
+    assert "--video a.mkv is no video" in refused(*film_of_two, "--video", "a.mkv") and not Path("b.webp").exists()
     assert "cannot be a file of latents" in refused("invert", photo, "--base", base_folder, "--out", "mine.png")
     assert "there is no picture 'nowhere.png'" in refused("invert", "nowhere.png", "--base", base_folder)
     assert "--steps 0: give 1" in refused("invert", photo, "--base", base_folder, "--steps", 0)

@@ -1,12 +1,17 @@
 """The documentation builds without a warning, and does not where something in it leads nowhere."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from fewshot_gan import FewShotGAN
+from fewshot_gan.adapters import LeFTAdapter
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,3 +75,20 @@ def test_a_folder_of_something_else_is_left_alone(docs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         docs.main([str(tmp_path)])
     assert "is no folder of documentation" in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_gallery_shows_every_look(tmp_path, base_folder, perturbed):
+    spec = importlib.util.spec_from_file_location("docs_gallery", ROOT / "docs" / "gallery.py")
+    gallery = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gallery)
+    adapter = perturbed(LeFTAdapter.for_model(FewShotGAN.from_pretrained(base_folder).generator))
+    adapter.save_pretrained(tmp_path / "d<ts")
+    gallery.main([str(tmp_path / "out"), "--base", str(base_folder), "--adapter", str(tmp_path / "d<ts")])
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    shown = re.findall(r'src="([^"]+)"', page)
+    assert shown == ["base.jpg", "0-0.jpg", "0-1.jpg", "0.webp"] and "<h2>d&lt;ts</h2>" in page
+    for name in shown:
+        with Image.open(tmp_path / "out" / name) as image:
+            assert getattr(image, "n_frames", 1) == (gallery.FRAMES if name.endswith("webp") else 1)
+    with pytest.raises(SystemExit):
+        gallery.main([str(tmp_path / "out"), "--seeds", "1", "2"])

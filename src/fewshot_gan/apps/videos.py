@@ -17,15 +17,19 @@ PALETTE = 255  # colours of a GIF
 HELD = 600  # frames of a GIF or WebP, which Pillow holds in memory
 
 
-def check_video(file: Path, frames: int, fps: float) -> None:
+def check_video(file: Path, frames: int, fps: float, option: str = "--out") -> None:
     """Check that a video can be written, before its frames are drawn.
+
+    Args:
+        file, frames, fps: of the video.
+        option: the one that names the file.
 
     Raises:
         ValueError: another ending than .mp4, .gif or .webp, too many frames for it, or a rate out of range.
         ImportError: PyAV, which writes .mp4, is not installed.
     """
     if file.is_dir() or file.suffix.lower() not in VIDEOS:
-        raise ValueError(f"--out {file} is no video; give a name ending in {', '.join(VIDEOS)}")
+        raise ValueError(f"{option} {file} is no video; give a name ending in {', '.join(VIDEOS)}")
     if not 0 < fps <= MOST_FPS:
         raise ValueError(f"--fps {fps:g}: give a number above 0, up to {MOST_FPS}")
     if file.suffix.lower() == ".mp4":

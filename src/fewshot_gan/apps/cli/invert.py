@@ -12,6 +12,7 @@ from .options import Base, Space, Threads, count, path_argument, path_option, se
 from .root import app, begin
 from .sources import write_latents
 
+FRAMES, FPS = 300, 24  # most frames of a film, and frames a second
 LATENT_FILES = (".safetensors", ".npz", ".npy")
 
 
@@ -33,6 +34,9 @@ def invert(
         Path,
         path_option("File of the latents; NAME-sheet.png beside it shows photos and results."),
     ] = Path("latents.safetensors"),
+    video: Annotated[
+        Path | None, path_option("Film of the search, photo beside picture: .mp4, .gif or .webp; of one face.")
+    ] = None,
     num_threads: Threads = None,
 ):
     """Find latents of your own photos, for generate --latents."""
@@ -44,10 +48,15 @@ def invert(
         raise ValueError(
             f"{sheet} would be overwritten by the picture of the result, but is one of the photos; give another --out"
         )
+    every = max(1, steps // FRAMES)
+    if video is not None:
+        from ..videos import check_video, write_video
+
+        check_video(video, steps // every, FPS, "--video")
 
     import torch
 
-    from ...data.images import as_image
+    from ...data.images import as_image, to_bytes
     from ...faces import read_faces
     from ...pipeline import FewShotGAN
 
@@ -59,10 +68,20 @@ def invert(
         found, _ = read_faces(photo, pipe.generator.resolution, pipe.config.mean_landmarks, align, which)
         squares += list(found)
         names += [photo.name] * len(found)
-    inversion = pipe.invert(torch.stack(squares), space=space.value, steps=steps, seed=seed)
+    if video is not None and len(squares) > 1:
+        raise ValueError(f"--video shows one face, and there are {len(squares)}; give one photo without --all-faces")
+    shown, frames = [as_image(square) for square in squares], []
+
+    def on_step(step: int, drawn) -> None:
+        if step % every == 0:
+            frames.append(grids.make_grid([shown[0], as_image(to_bytes(drawn[0].cpu()))], 2))
+
+    watched = {"on_step": on_step} if video is not None else {}
+    inversion = pipe.invert(torch.stack(squares), space=space.value, steps=steps, seed=seed, **watched)
     write_latents(out, inversion.latents)
+    if video is not None:
+        write_video(iter(frames), video, FPS)
     drawn = pipe(latents=inversion.latents).images
-    shown = [as_image(square) for square in squares]
     replace_file(sheet, grids.make_grid([*shown, *drawn], len(drawn)).save)
     psnr_per_photo = ", ".join(f"{name} {value:.1f} dB" for name, value in zip(names, inversion.psnr, strict=True))
     print(f"{out}  ({psnr_per_photo}; {time.perf_counter() - start:.0f} s)")
