@@ -61,7 +61,7 @@ class Page:
             "request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else self.elsewhere.append(r.url)
         )
 
-    def open(self, link: str = "", reload: bool = False) -> float:
+    def visit(self, link: str = "", reload: bool = False) -> float:
         """Load the page; return the seconds to the first picture."""
         start, self.drawn = time.perf_counter(), 0
         self.page.reload() if reload else self.page.goto(self.address + link)
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
         page = Page(browser, address)
-        report["first_face_s"] = page.open(f"#seed={SEED}&look=")
+        report["first_face_s"] = page.visit(f"#seed={SEED}&look=")
         report["engine"] = page.page.get_attribute("body", "data-engine")
         report["model_bytes"] = sum(v for k, v in Quiet.sent.items() if not k.startswith("/runtime/"))
         report["runtime_bytes"] = sum(v for k, v in Quiet.sent.items() if k.startswith("/runtime/"))
@@ -138,12 +138,12 @@ def main(argv: list[str] | None = None) -> dict:
         page.go(link)
         shown = page.picture()
         other = Page(browser, address)
-        other.open(link)
+        other.visit(link)
         report["same_link_same_picture"] = bool(np.array_equal(shown, other.picture()))
         other.context.close()
         page.context.set_offline(True)
         server.shutdown()
-        report["offline_s"] = page.open(reload=True)
+        report["offline_s"] = page.visit(reload=True)
         report["offline_same_picture"] = bool(np.array_equal(shown, page.picture()))
         report["requests_elsewhere"] = page.elsewhere
         page.context.close()
@@ -184,7 +184,7 @@ def photograph(playwright, args, names: list[str]) -> None:
     browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
     for name, scheme, size in (("desktop", "light", "desktop"), ("phone", "light", "phone"), ("dark", "dark", "phone")):
         page = Page(browser, address, SIZES[size], color_scheme=scheme)
-        page.open(f"#seed={SEED}&look={names[0]}:1" if names else f"#seed={SEED}")
+        page.visit(f"#seed={SEED}&look={names[0]}:1" if names else f"#seed={SEED}")
         page.page.get_by_text("Change the face").click()
         page.page.get_by_role("button", name="Eight more faces").click()
         page.page.locator("#grid button").nth(7).wait_for()

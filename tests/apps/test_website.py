@@ -324,7 +324,7 @@ class Page:
         if not url.startswith((self.address, "data:", "blob:")):
             self.wrong.append(url)
 
-    def open(self, link=""):
+    def visit(self, link=""):
         self.drawn = None
         self.page.goto(self.address + link)
         return self.wait()
@@ -352,7 +352,7 @@ def pictures(pipe, **options):
 
 
 def test_the_page_draws_what_torch_draws(browser, site, pipe):
-    page = Page(browser, site[0]).open("#seed=7&psi=0.6&look=&device=wasm")
+    page = Page(browser, site[0]).visit("#seed=7&psi=0.6&look=&device=wasm")
     assert page.page.get_attribute("body", "data-engine").startswith("wasm")
     sign = "a%2520b%253Ac%252Cd"  # encoded twice: as a name, and in the address
     for link, options in (
@@ -379,7 +379,7 @@ def test_the_page_draws_what_torch_draws(browser, site, pipe):
 
 
 def test_the_link_the_controls_and_a_visit_without_a_network(browser, site):
-    page = Page(browser, site[0]).open()
+    page = Page(browser, site[0]).visit()
     page.page.get_by_label("Seed", exact=True).fill("12")
     page.wait()
     page.page.get_by_label("dots").focus()
@@ -388,7 +388,7 @@ def test_the_link_the_controls_and_a_visit_without_a_network(browser, site):
         page.wait()
     assert re.search(r"#seed=12&psi=[\d.]+&look=dots:0.2$", page.page.url)
     shown = page.picture()
-    other = Page(browser, site[0]).open(page.page.url.removeprefix(site[0]))
+    other = Page(browser, site[0]).visit(page.page.url.removeprefix(site[0]))
     assert np.array_equal(other.picture(), shown)
     other.context.close()
     page.page.get_by_role("button", name="Eight more faces").click()
@@ -401,7 +401,7 @@ def test_the_link_the_controls_and_a_visit_without_a_network(browser, site):
     assert "at=" in page.page.url
     page.context.set_offline(True)
     page.page.goto("about:blank")
-    page.open("#seed=12&look=dots:0.2")
+    page.visit("#seed=12&look=dots:0.2")
     assert np.array_equal(page.picture(), shown)
     assert page.wrong == []
     page.context.close()
@@ -409,7 +409,7 @@ def test_the_link_the_controls_and_a_visit_without_a_network(browser, site):
 
 @pytest.mark.parametrize("width, scheme", [(390, "light"), (390, "dark"), (1280, "light")])
 def test_every_control_has_a_name_and_fits(browser, site, width, scheme):
-    page = Page(browser, site[0], width, color_scheme=scheme, reduced_motion="reduce").open()
+    page = Page(browser, site[0], width, color_scheme=scheme, reduced_motion="reduce").visit()
     page.page.get_by_role("button", name="Eight more faces").click()
     page.page.get_by_role("button", name="Show face 8").wait_for()
     assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")

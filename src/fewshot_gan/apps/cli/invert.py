@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,10 +48,10 @@ def invert(
         raise ValueError(
             f"{sheet} would be overwritten by the picture of the result, but is one of the photos; give another --out"
         )
+    from ..videos import check_video, write_video
+
     every = max(1, steps // FRAMES)
     if video is not None:
-        from ..videos import check_video, write_video
-
         check_video(video, steps // every, FPS, "--video")
 
     import torch
@@ -76,8 +76,8 @@ def invert(
         if step % every == 0:
             frames.append(grids.make_grid([shown[0], as_image(to_bytes(drawn[0].cpu()))], 2))
 
-    watched = {"on_step": on_step} if video is not None else {}
-    inversion = pipe.invert(torch.stack(squares), space=space.value, steps=steps, seed=seed, **watched)
+    options: dict[str, Any] = {"on_step": on_step} if video is not None else {}
+    inversion = pipe.invert(torch.stack(squares), space=space.value, steps=steps, seed=seed, **options)
     write_latents(out, inversion.latents)
     if video is not None:
         write_video(iter(frames), video, FPS)
