@@ -4,6 +4,7 @@ Weights that are inputs can be changed between two pictures. So a web page needs
 the factors. ONNX Runtime draws as fast as with weights that are part of the graph.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from ..models.layers import adaptable_layers
 from ..models.network import Network
 from .export import quiet_exporter
 
+# what an adapter's config records of its making, on which its function does not depend
+RECORDS = ("training", "method", "base_model_name_or_path", "base_fingerprint", "latents_shape")
 RANDOM_GROUP = 16  # torch draws normal numbers in groups of so many
 
 
@@ -154,17 +157,25 @@ def _scale(new, depthwise: bool) -> torch.Tensor | None:
     return torch.stack(torch.broadcast_tensors(*(part - 1 for part in parts))).sum(0) if parts else None
 
 
-def change_graph(generator: Any, adapter: Adapter) -> Changed:
-    """Return the graph of an adapter that was made for `generator`."""
+def change_graph(generator: Any, adapter: Adapter, known: dict[str, Graph] | None = None) -> Changed:
+    """Return the graph of an adapter that was made for `generator`.
+
+    Args:
+        generator: the base.
+        adapter: the adapter.
+        known: graphs of adapters of the same base, by what they depend on; adapters of one kind with the same options
+            and layers share a graph. New ones are added.
+    """
     base = tensors_of(generator)
     names = {id(tensor): name for name, tensor in generator.state_dict(keep_vars=True).items()}
     modules = dict(adaptable_layers(generator))
-    layers, reads, tensors = [], [], {}
+    layers, reads, tensors, has_bits = [], [], {}, False
     for path, factors in adapter.factors().items():
         stored = modules[path].stored()
         pair = tuple(None if tensor is None else names[id(tensor)] for tensor in stored)
-        own = {**dict(factors.named_parameters()), **dict(factors.named_buffers())}
-        own = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}  # bits stay in the graph
+        everything = {**dict(factors.named_parameters()), **dict(factors.named_buffers())}
+        own = {name: tensor for name, tensor in everything.items() if tensor.is_floating_point()}
+        has_bits |= len(own) < len(everything)  # they stay in the graph
         layers.append((path, factors, tuple(own), pair, modules[path].role == "depthwise"))
         reads += [name for name in pair if name is not None]
         tensors |= {f"{path}.{name}": tensor.detach().float() for name, tensor in own.items()}
@@ -172,9 +183,13 @@ def change_graph(generator: Any, adapter: Adapter) -> Changed:
     inputs = [base[name].float() for name in reads], list(tensors.values())
     with torch.no_grad():
         module(*inputs)  # to learn which tensors it changes
-    outputs = tuple(module.kinds)
-    graph = _exported(module, inputs, [*reads, *(f"own:{name}" for name in tensors)], [f"{k}:{n}" for n, k in outputs])
-    return Changed(graph, tuple(reads), tensors, outputs)
+    outputs, graphs = tuple(module.kinds), {} if known is None else known
+    options = {name: adapter.config[name] for name in sorted(adapter.config) if name not in RECORDS and name[0] != "_"}
+    key = json.dumps([adapter.adapter_type, options, id(adapter) if has_bits else 0], default=str)
+    if key not in graphs:
+        named = [*reads, *(f"own:{name}" for name in tensors)]
+        graphs[key] = _exported(module, inputs, named, [f"{kind}:{name}" for name, kind in outputs])
+    return Changed(graphs[key], tuple(reads), tensors, outputs)
 
 
 def changed(base: Mapping[str, np.ndarray], parts: Iterable[tuple[Changed, float, Sequence[np.ndarray]]]) -> dict:

@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,9 +102,9 @@ def export_site(
     if person and not (consent or "").strip():
         raise ValueError("a page with a person needs a consent, e.g. 'This is me, and I agree.'; the page shows it")
     graphs = network_graphs(generator)
-    changes = {
-        name: change_graph(generator, pipe.bank.adapters[name]) for name in (*looks, *([person] if person else []))
-    }
+    known: dict[str, Graph] = {}
+    adapters = {name: pipe.bank.adapters[name] for name in (*looks, *([person] if person else []))}
+    changes = {name: change_graph(generator, adapter, known) for name, adapter in adapters.items()}
     psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
     halved = True
     differences = _differences(pipe, graphs, tensors, changes, psi, person, halved)
@@ -202,7 +202,9 @@ def _look(folder: Path, path: str, name: str, change: Changed, halved: bool) -> 
     outputs = zip(change.graph.outputs, change.outputs, strict=True)
     return {
         "name": name,
-        "graph": _write(folder, f"{path}.onnx", change.graph.model),
+        "graph": _write(
+            folder, f"looks/{hashlib.sha256(change.graph.model).hexdigest()[:12]}.onnx", change.graph.model
+        ),
         "data": _write(folder, f"{path}.bin", _stored(list(change.tensors.values()), halved)),
         "reads": change.reads,
         "own": [[named, list(tensor.shape)] for named, tensor in own],
@@ -324,7 +326,8 @@ def _runtime(source: str | None) -> Iterator[dict[str, dict[str, bytes]]]:
         place = Path(temp) if source is None else user_path(source)
         if source is None:
             place = _from_npm(place)
-        yield {kind: {name: _runtime_file(place, name) for name in _names(kind)} for kind in MODULES}
+        found = _runtime_files(place)
+        yield {kind: {name: found[name] for name in _names(kind)} for kind in MODULES}
 
 
 def _names(kind: str) -> tuple[str, ...]:
@@ -347,24 +350,27 @@ def _from_npm(folder: Path) -> Path:
     return next(folder.glob("*.tgz"))
 
 
-def _runtime_file(place: Path, name: str) -> bytes:
-    """Return a file of a folder or archive of the package.
+def _runtime_files(place: Path) -> dict[str, bytes]:
+    """Return the files of a folder or archive of the package that a page needs.
 
     Raises:
-        ValueError: it is not there, or too large.
+        ValueError: one is not there, or too large.
     """
-    missing = ValueError(f"{place} has no {name}; give the folder `dist` or the .tgz of {PACKAGE} {RUNTIME_VERSION}")
+    wanted, found = [name for kind in MODULES for name in _names(kind)], {}
     if place.is_dir():
-        path = next((p for p in (place / name, place / "dist" / name) if p.is_file()), None)
-        if path is None or path.stat().st_size > MOST_RUNTIME_BYTES:
-            raise missing
-        return path.read_bytes()
-    try:
-        with tarfile.open(place, "r:gz") as archive:
-            member = archive.getmember(f"package/dist/{name}")
-            file = archive.extractfile(member) if member.size <= MOST_RUNTIME_BYTES else None
-            if file is None:
-                raise missing
-            return file.read()
-    except (OSError, KeyError, tarfile.TarError, EOFError):
-        raise missing from None
+        for name in wanted:
+            path = next((p for p in (place / name, place / "dist" / name) if p.is_file()), None)
+            if path is not None and path.stat().st_size <= MOST_RUNTIME_BYTES:
+                found[name] = path.read_bytes()
+    else:
+        with suppress(OSError, tarfile.TarError, EOFError), tarfile.open(place, "r:gz") as archive:
+            for member in archive:  # in one pass: it is compressed as a whole
+                name = member.name.removeprefix("package/dist/")
+                if name in wanted and member.isfile() and member.size <= MOST_RUNTIME_BYTES:
+                    file = archive.extractfile(member)
+                    found[name] = file.read() if file else b""
+    if missing := [name for name in wanted if name not in found]:
+        raise ValueError(
+            f"{place} has no {missing[0]}; give the folder `dist` or the .tgz of {PACKAGE} {RUNTIME_VERSION}"
+        )
+    return found

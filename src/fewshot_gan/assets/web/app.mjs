@@ -246,6 +246,9 @@ function build() {
 /** Installs the service worker, and loads the page once more if that lets it use several threads. */
 async function keepForLater() {
   if (!("serviceWorker" in navigator)) return;
+  if (navigator.serviceWorker.controller) {
+    navigator.serviceWorker.addEventListener("controllerchange", () => location.reload()); // the site was renewed
+  }
   try {
     await navigator.serviceWorker.register("sw.js");
     const late = new Promise((_, reject) => setTimeout(reject, READY_WITHIN));

@@ -120,7 +120,7 @@ async function changeOf(name) {
   if (!changes.has(name)) {
     const look = [...site.looks, site.person].find((one) => one?.name === name);
     if (!look) throw new Error(`there is no look ${name}`);
-    const [graph, data] = await fetched([look.graph, look.data], () => {});
+    const [data] = await fetched([look.data], () => {});
     const own = numbers(data.buffer);
     const feeds = {};
     let start = 0;
@@ -128,8 +128,12 @@ async function changeOf(name) {
       feeds[input] = new ort.Tensor("float32", own.subarray(start, start + count(shape)), shape);
       start += count(shape);
     }
-    const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
-    changes.set(name, { look, session, feeds });
+    const { file } = look.graph; // looks of one kind share a graph
+    if (!sessions[file]) {
+      const [graph] = await fetched([look.graph], () => {});
+      sessions[file] = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
+    }
+    changes.set(name, { look, session: sessions[file], feeds });
   }
   return changes.get(name);
 }
