@@ -131,8 +131,8 @@ TABLE = {
     "pip install torch==2.13.0 '.[export]'": None,
     "fewshot-gan export --format web --adapter sketch --adapter toon --out site/": (
         {"--adapter sketch --adapter toon": "--adapter sketch --base ffhq-256 --runtime https://example.org/ort"},
-        ["site/index.html", "site/looks/0.bin"],
-        "MB to load, 1 looks",
+        ["site/index.html", "site/site.json"],
+        "MB to load besides ONNX Runtime, 1 looks",
     ),
     "fewshot-gan push site/ me/my-look-page --space static": (
         {},

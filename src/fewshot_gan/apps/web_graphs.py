@@ -6,6 +6,8 @@ the factors. ONNX Runtime draws as fast as with weights that are part of the gra
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ..adapters.base import Adapter
+from ..adapters.base import Adapted, Adapter, Factors, combine
+from ..adapters.blend import BlendFactors
 from ..models.layers import adaptable_layers
 from ..models.network import Network
 from .export import quiet_exporter
@@ -101,6 +104,7 @@ class _Synthesis(nn.Module):
 
 def network_graphs(generator: Any) -> dict[str, Graph]:
     """Return the graphs "mapping" and "synthesis"; their first input is the latent, the others are weights by name."""
+    generator = deepcopy(generator).eval()  # a copy has no active adapters, which would become part of the graphs
     tensors, graphs = tensors_of(generator), {}
     examples = {
         "mapping": (_Mapping, torch.zeros(1, generator.z_dim)),
@@ -128,21 +132,37 @@ class _Change(nn.Module):
     def forward(self, weights, tensors):
         weights, tensors = iter(weights), dict(zip(self.names, tensors, strict=True))
         results, kinds = [], []
-        for path, factors, own, (weight_name, bias_name), depthwise in self.layers:
-            weight, bias = next(weights), None if bias_name is None else next(weights)
-            new = functional_call(factors, {name: tensors[f"{path}.{name}"] for name in own}, (weight, bias))
+        for parts, (weight_name, bias_name), depthwise in self.layers:
+            weight: torch.Tensor = next(weights)
+            bias: Any = None if bias_name is None else next(weights)
+            calls: list[Any] = [
+                (partial(_call, factors, {name: tensors[own[name]] for name in own}), alpha)
+                for factors, own, alpha in parts
+            ]
+            new = combine(calls, weight, bias)
             scale = _scale(new, depthwise)
-            parts: list[tuple[Any, str, Any]] = []
+            found: list[tuple[Any, str, Any]] = []
             if new.weight is not weight:
-                parts.append((weight_name, "difference", new.weight - weight))
+                found.append((weight_name, "difference", new.weight - weight))
             if scale is not None:
-                parts.append((weight_name, "scale", scale))
-            if bias_name is not None and new.bias is not None and new.bias is not bias:
-                parts.append((bias_name, "difference", new.bias - bias))
-            results += [value for *_, value in parts]
-            kinds += [(name, kind) for name, kind, _ in parts]
+                found.append((weight_name, "scale", scale))
+            if bias is not None and new.bias is not None and new.bias is not bias:
+                found.append((bias_name, "difference", new.bias - bias))
+            results += [value for *_, value in found]
+            kinds += [(name, kind) for name, kind, _ in found]
         self.kinds = kinds
         return tuple(results)
+
+
+def _call(factors: Factors, tensors: dict[str, torch.Tensor], weight, bias) -> Adapted:
+    return functional_call(factors, tensors, (weight, bias))
+
+
+def _parts(factors: Factors, alpha: float = 1.0) -> list[tuple[Factors, float]]:
+    """Return the factors of which a layer's are the blend, with their weights; others alone."""
+    if not isinstance(factors, BlendFactors):
+        return [(factors, alpha)]
+    return [found for part, weight in factors.parts.value for found in _parts(part, alpha * weight)]
 
 
 def _scale(new, depthwise: bool) -> torch.Tensor | None:
@@ -169,23 +189,27 @@ def change_graph(generator: Any, adapter: Adapter, known: dict[str, Graph] | Non
     base = tensors_of(generator)
     names = {id(tensor): name for name, tensor in generator.state_dict(keep_vars=True).items()}
     modules = dict(adaptable_layers(generator))
-    layers, reads, tensors, has_bits = [], [], {}, False
+    layers, reads, tensors, is_constant = [], [], {}, False
     for path, factors in adapter.factors().items():
         stored = modules[path].stored()
         pair = tuple(None if tensor is None else names[id(tensor)] for tensor in stored)
-        everything = {**dict(factors.named_parameters()), **dict(factors.named_buffers())}
-        own = {name: tensor for name, tensor in everything.items() if tensor.is_floating_point()}
-        has_bits |= len(own) < len(everything)  # they stay in the graph
-        layers.append((path, factors, tuple(own), pair, modules[path].role == "depthwise"))
+        parts = []
+        for i, (part, alpha) in enumerate(_parts(factors)):
+            everything = {**dict(part.named_parameters()), **dict(part.named_buffers())}
+            own = {name: tensor for name, tensor in everything.items() if tensor.is_floating_point()}
+            known_here = {id(tensor) for tensor in own.values()}
+            is_constant |= any(id(tensor) not in known_here for tensor in part.tensors())  # bits stay in the graph
+            parts.append((part, {name: f"{path}.{i}.{name}" for name in own}, alpha))
+            tensors |= {f"{path}.{i}.{name}": tensor.detach().float() for name, tensor in own.items()}
+        layers.append((parts, pair, modules[path].role == "depthwise"))
         reads += [name for name in pair if name is not None]
-        tensors |= {f"{path}.{name}": tensor.detach().float() for name, tensor in own.items()}
     module = _Change(layers, tensors)
     inputs = [base[name].float() for name in reads], list(tensors.values())
     with torch.no_grad():
         module(*inputs)  # to learn which tensors it changes
     outputs, graphs = tuple(module.kinds), {} if known is None else known
     options = {name: adapter.config[name] for name in sorted(adapter.config) if name not in RECORDS and name[0] != "_"}
-    key = json.dumps([adapter.adapter_type, options, id(adapter) if has_bits else 0], default=str)
+    key = json.dumps([adapter.adapter_type, options, id(adapter) if is_constant else 0], default=str)
     if key not in graphs:
         named = [*reads, *(f"own:{name}" for name in tensors)]
         graphs[key] = _exported(module, inputs, named, [f"{kind}:{name}" for name, kind in outputs])

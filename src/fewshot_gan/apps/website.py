@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -24,7 +25,8 @@ from ..hub import embedded_directions
 from ..hub.cards import licence_of
 from ..hub.spaces import INDEX
 from ..pipeline import FewShotGAN
-from ..utils.files import replacing, user_path
+from ..pipeline_person import WHOLE
+from ..utils.files import finish_replacing, replacing, user_path
 from ..utils.json_files import read_json
 from .export import require
 from .web_graphs import Changed, Graph, change_graph, changed, network_graphs, tensors_of
@@ -34,7 +36,7 @@ MODULES = {"wasm": "ort.wasm.min.mjs", "webgpu": "ort.webgpu.min.mjs"}
 BINARIES = {"wasm": "ort-wasm-simd-threaded", "webgpu": "ort-wasm-simd-threaded.asyncify"}  # .mjs and .wasm
 MOST_RUNTIME_BYTES = 2**26  # of one file of the runtime
 CHUNK = 2**23  # bytes of a file of weights
-MOST_STRENGTH = 1.5
+MOST_STRENGTH, MOST_PSI = 1.5, 1.2  # of the page's sliders
 TOLERANCE = 1.0  # of 255: how far pictures may be from torch's
 PAGE = ("index.html", "style.css", "app.mjs", "engine.mjs", "random.mjs")
 
@@ -89,59 +91,72 @@ def export_site(
     require("web", ("onnx", "onnxscript", "onnxruntime"))
     out, generator = user_path(out), pipe.generator
     pipe.bank.refuse_while_fused("write a web page")
+    psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
+    if not 0 <= psi <= MOST_PSI:
+        raise ValueError(f"truncation_psi={psi}: the slider of a page goes from 0 to {MOST_PSI}")
+    _check_adapters(pipe, looks, person, consent)
     old = _files_of(out)
     tensors = {name: tensor.float().cpu() for name, tensor in tensors_of(generator).items()}
-    for name, strength in looks.items():
-        if not isinstance(strength, int | float) or not 0 <= strength <= MOST_STRENGTH:
-            raise ValueError(f"strength {strength} of {name}: the sliders of a page go from 0 to {MOST_STRENGTH}")
+    with _runtime(runtime) as runtime_files:
+        graphs, known = network_graphs(generator), {}
+        adapters = {name: pipe.bank.adapters[name] for name in (*looks, *([person] if person else []))}
+        changes = {name: change_graph(generator, adapter, known) for name, adapter in adapters.items()}
+        for halved in (True, False):  # what was never stored in fp16 may need all digits
+            differences = _differences(pipe, graphs, tensors, changes, psi, person, halved)
+            wrong = {name: value for name, value in differences.items() if not value <= TOLERANCE}  # also NaN
+            if not wrong:
+                break
+        else:
+            name, value = next(iter(wrong.items()))
+            what = "the base" if name == BASE else repr(name)
+            raise ValueError(
+                f"the page would draw {what} otherwise than torch, by {value:.2g} of 255, more than {TOLERANCE:g}; "
+                "nothing was written"
+            )
+        with replacing(out, gone=old) as folder:
+            content = _model(folder, tensors, graphs, halved)
+            content["looks"] = [
+                {**_look(folder, str(i), name, changes[name], halved), "strength": strength}
+                for i, (name, strength) in enumerate(looks.items())
+            ]
+            content["person"] = None
+            if person:
+                own: Any = pipe.bank.adapters[person].latents
+                ws = own.float() if own.ndim == 3 else own.float()[:, None].expand(-1, generator.num_ws, -1)
+                photos = [[float(f"{x:.7g}") for x in photo.flatten().tolist()] for photo in ws]
+                content["person"] = _look(folder, "person", person, changes[person], halved)
+                content["person"] |= {"photos": photos, "whole": WHOLE, "likeness": LIKENESS, "consent": consent}
+            content["directions"] = _directions(pipe)
+            content["runtime"] = _runtime_places(folder, runtime, runtime_files)
+            content |= {"resolution": generator.resolution, "z_dim": generator.z_dim, "w_dim": generator.w_dim}
+            content |= {"num_ws": generator.num_ws, "psi": psi, "licence": licence_of(pipe.bank.fingerprint())}
+            _page(folder, content, title or (f"Faces in {', '.join(looks)}" if looks else "Faces"))
+            written = {
+                path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+            }
+    return Site(written, differences)
+
+
+def _check_adapters(pipe: FewShotGAN, looks: Mapping[str, float], person: str | None, consent: str | None) -> None:
+    """Check names, strengths, person and consent of `export_site`.
+
+    Raises:
+        ValueError: see there.
+    """
     for name in (*looks, *([person] if person else [])):
         if name not in pipe.bank.adapters:
             raise ValueError(f"there is no adapter {name!r}; loaded are {', '.join(pipe.loaded_adapters()) or 'none'}")
+    for name, strength in looks.items():
+        if not isinstance(strength, int | float) or not 0 <= strength <= MOST_STRENGTH:
+            raise ValueError(f"strength {strength} of {name}: the sliders of a page go from 0 to {MOST_STRENGTH}")
+        if pipe.bank.adapters[name].latents is not None:
+            raise ValueError(f"{name!r} is a person, not a look; give it with --person and --consent")
     if person and pipe.bank.adapters[person].latents is None:
         raise ValueError(f"{person!r} is a look, not a person: its file has no latents")
     if person and not (consent or "").strip():
         raise ValueError("a page with a person needs a consent, e.g. 'This is me, and I agree.'; the page shows it")
-    graphs = network_graphs(generator)
-    known: dict[str, Graph] = {}
-    adapters = {name: pipe.bank.adapters[name] for name in (*looks, *([person] if person else []))}
-    changes = {name: change_graph(generator, adapter, known) for name, adapter in adapters.items()}
-    psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
-    halved = True
-    differences = _differences(pipe, graphs, tensors, changes, psi, person, halved)
-    if not max(differences.values()) <= TOLERANCE:  # what was never stored in fp16 may need all digits
-        halved = False
-        differences = _differences(pipe, graphs, tensors, changes, psi, person, halved)
-    if not (worst := max(differences.values())) <= TOLERANCE:
-        raise ValueError(
-            f"the page would draw pictures that differ by {worst:.2g} of 255 from torch's, more than {TOLERANCE:g}"
-        )
-
-    with _runtime(runtime) as runtime_files, replacing(out, gone=old) as folder:
-        content = _model(folder, tensors, graphs, halved)
-        content["looks"] = [
-            {**_look(folder, f"looks/{i}", name, changes[name], halved), "strength": strength}
-            for i, (name, strength) in enumerate(looks.items())
-        ]
-        content["person"] = None
-        if person:
-            latents: Any = pipe.bank.adapters[person].latents
-            latents = latents[0].float().expand(generator.num_ws, -1).flatten()
-            content["person"] = {
-                **_look(folder, "looks/person", person, changes[person], halved),
-                **{"latents": [float(f"{x:.7g}") for x in latents.tolist()], "likeness": LIKENESS, "consent": consent},
-            }
-        content["directions"] = _directions(pipe)
-        for members in runtime_files.values():
-            for name, data in members.items():
-                _write(folder, f"runtime/{name}", data)
-        content["runtime"] = _runtime_places(runtime, runtime_files)
-        content |= {"resolution": generator.resolution, "z_dim": generator.z_dim, "w_dim": generator.w_dim}
-        content |= {"num_ws": generator.num_ws, "psi": psi, "licence": licence_of(pipe.bank.fingerprint())}
-        _page(folder, content, title or (f"Faces in {', '.join(looks)}" if looks else "Faces"))
-        written = {
-            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
-        }
-    return Site(written, differences)
+    if consent and not person:
+        raise ValueError("a consent belongs to a person; give one, or leave it out")
 
 
 def _files_of(out: Path) -> list[str]:
@@ -154,25 +169,37 @@ def _files_of(out: Path) -> list[str]:
         return []
     if not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder")
-    found = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and path.name[0] != "."]
-    if found and not (out / INDEX).is_file():
+    finish_replacing(out)
+    paths = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
+    found = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    index = read_json(out / INDEX) if found and (out / INDEX).is_file() else {}
+    if found and not isinstance(index.get("graphs"), dict):
         raise ValueError(f"{out} has files that are no page of fewshot_gan; give an empty folder")
-    if found:
-        known = set(read_json(out / INDEX).get("files", ()))
-        return [name for name in found if name in known]
-    return []
+    known = set(index.get("files", ()))
+    return [name for name in found if name in known]
 
 
-def _write(folder: Path, name: str, data: bytes) -> dict[str, Any]:
-    """Write a file; return its name and size, as the page reads them."""
+def _write(folder: Path, name: str, data: bytes, hashed: bool = True) -> dict[str, Any]:
+    """Write a file; return its name and size, as the page reads them.
+
+    Args:
+        folder: of the page.
+        name: of the file.
+        data: its content.
+        hashed: put a hash of the content into the name, so that browsers never take an old file for a new one.
+    """
     path = folder / name
+    if hashed:
+        path = path.with_name(f"{path.stem}.{hashlib.sha256(data).hexdigest()[:10]}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    return {"file": name, "bytes": len(data)}
+    return {"file": path.relative_to(folder).as_posix(), "bytes": len(data)}
 
 
 def _stored(tensors: Sequence[torch.Tensor], halved: bool) -> bytes:
     """Return tensors one behind the other, in fp16 or fp32."""
+    if not tensors:
+        return b""
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     return (flat.half().numpy().astype("<f2") if halved else flat.numpy().astype("<f4")).tobytes()
 
@@ -205,7 +232,7 @@ def _look(folder: Path, path: str, name: str, change: Changed, halved: bool) -> 
         "graph": _write(
             folder, f"looks/{hashlib.sha256(change.graph.model).hexdigest()[:12]}.onnx", change.graph.model
         ),
-        "data": _write(folder, f"{path}.bin", _stored(list(change.tensors.values()), halved)),
+        "data": _write(folder, f"looks/{path}.bin", _stored(list(change.tensors.values()), halved)),
         "reads": change.reads,
         "own": [[named, list(tensor.shape)] for named, tensor in own],
         "outputs": [[output, target, kind] for output, (target, kind) in outputs],
@@ -254,7 +281,7 @@ def _differences(pipe, graphs, tensors, changes: Mapping[str, Changed], psi: flo
         if name == person:
             ws = pipe.bank.adapters[name].latents[:1].float()
             ws = (ws if ws.ndim == 3 else ws[:, None].expand(-1, num_ws, -1)).contiguous().numpy()
-            wanted = pipe.draw_person(name, **options).images
+            wanted = pipe.draw_person(name, adapter_names={name: 1.0}, **options).images
         else:
             w, mean = run("mapping", z.numpy(), values), base["mapping.w_avg"]
             ws = np.repeat((mean + np.float32(psi) * (w - mean))[:, None], num_ws, 1)
@@ -262,7 +289,7 @@ def _differences(pipe, graphs, tensors, changes: Mapping[str, Changed], psi: flo
         drawn = torch.from_numpy(run("synthesis", ws, values)).clamp(-1, 1)
         return float((drawn - (wanted.float().cpu() * 2 - 1)).abs().max()) * 127.5
 
-    found = {"base": worst(BASE, base)}
+    found = {BASE: worst(BASE, base)}
     for name, change in changes.items():
         given = [base[read] for read in change.reads] + [as_stored(tensor) for tensor in change.tensors.values()]
         session = onnxruntime.InferenceSession(change.graph.model, quiet)
@@ -283,32 +310,42 @@ def _page(folder: Path, content: dict[str, Any], title: str) -> None:
         text = (source / name).read_text(encoding="utf-8")
         for word, value in words.items():
             text = text.replace(word, value)
-        _write(folder, name, text.encode())
+        _write(folder, name, text.encode(), hashed=False)
     content["files"] = sorted(
         [*(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()), INDEX, "sw.js"]
     )
-    _write(folder, INDEX, json.dumps(content, separators=(",", ":")).encode())
+    _write(folder, INDEX, json.dumps(content, separators=(",", ":")).encode(), hashed=False)
     version = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         version.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     text = (source / "sw.js").read_text(encoding="utf-8")
-    text = text.replace("__VERSION__", f"fewshot-gan-{version.hexdigest()[:16]}")
-    text = text.replace("__SHELL__", json.dumps(["./", *PAGE, INDEX]))
-    _write(folder, "sw.js", text.encode())
+    shell = ["./", *PAGE, INDEX]
+    others = [name for name in content["files"] if name not in (*shell, "sw.js")]
+    words |= {"__VERSION__": version.hexdigest()[:16], "__SHELL__": json.dumps(shell), "__OTHERS__": json.dumps(others)}
+    for word, value in words.items():
+        text = text.replace(word, value)
+    _write(folder, "sw.js", text.encode(), hashed=False)
 
 
-def _runtime_places(source: str | None, found: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
-    """Return where the page finds ONNX Runtime Web for each kind of device."""
-    url = source if source and re.match("https?://", source) else None
-    folder = f"{url.rstrip('/')}/" if url else "runtime/"
-    places: dict[str, Any] = {"host": "/".join(folder.split("/")[:3]) if url else None}
-    for kind, module in MODULES.items():
-        if url is None and kind not in found:
-            continue
+def _runtime_places(folder: Path, source: str | None, found: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
+    """Write ONNX Runtime Web; return where the page finds it for each kind of device."""
+    if source and re.match("https?://", source):
+        place = f"{source.rstrip('/')}/"
+        host = "/".join(place.split("/")[:3])
+        files = {kind: {name: 0 for name in _names(kind)} for kind in MODULES}
+    else:
+        content = hashlib.sha256(b"".join(data for members in found.values() for data in members.values()))
+        place, host = f"runtime/{content.hexdigest()[:10]}/", None
+        files = {kind: {name: len(data) for name, data in members.items()} for kind, members in found.items()}
+        for members in found.values():
+            for name, data in members.items():
+                _write(folder, place + name, data, hashed=False)  # the runtime knows its files by name
+    described: dict[str, Any] = {"host": host}
+    for kind, sizes in files.items():
         wasm = f"{BINARIES[kind]}.wasm"
-        size = 0 if url else len(found[kind][wasm])
-        places[kind] = {"module": folder + module, "folder": folder, "wasm": {"file": folder + wasm, "bytes": size}}
-    return places
+        described[kind] = {"module": place + MODULES[kind], "folder": place}
+        described[kind]["wasm"] = {"file": place + wasm, "bytes": sizes[wasm]}
+    return described
 
 
 @contextmanager
@@ -337,7 +374,8 @@ def _names(kind: str) -> tuple[str, ...]:
 def _from_npm(folder: Path) -> Path:
     """Fetch the pinned package into `folder`; return its archive."""
     way_out = f"or give --runtime with a folder, a .tgz or a URL of {PACKAGE} {RUNTIME_VERSION}"
-    command = ["npm", "pack", f"{PACKAGE}@{RUNTIME_VERSION}", "--silent", "--ignore-scripts"]
+    npm = shutil.which("npm") or "npm"  # npm.cmd on Windows
+    command = [npm, "pack", f"{PACKAGE}@{RUNTIME_VERSION}", "--silent", "--ignore-scripts"]
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600, text=True)
     except FileNotFoundError:

@@ -10,10 +10,10 @@ from ..utils.files import finish_replacing
 from ..utils.json_files import read_json
 from ..version import __version__
 from .cards import PUBLISHED, licence_of, portable_base
-from .names import adapter_folders
+from .names import adapter_folders, embedded_bases, is_repo_id
 
 INDEX = "site.json"  # of a web page
-TORCH = "2.13.0"
+TORCH, GRADIO = "2.13.0", "6.31.0"
 APP = '''\
 """The demo of fewshot_gan, with the looks in the folder `looks`."""
 
@@ -63,8 +63,9 @@ def _static(folder: Path, place: Path, name: str) -> None:
         source = folder / str(file)
         if not source.resolve().is_relative_to(folder.resolve()) or not source.is_file():
             raise FileNotFoundError(f"{folder} lacks {str(file)[:100]!r}; export the page again")
-        (place / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, place / file)
+        target = place / source.resolve().relative_to(folder.resolve())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
     settings = {"sdk": "static", "app_file": "index.html", "custom_headers": ISOLATED}
     lines = ["A generator of faces that draws in the visitor's browser.", "", str(content.get("licence", ""))]
     if person := content.get("person"):
@@ -76,11 +77,18 @@ def _gradio(folder: Path, place: Path, name: str) -> None:
     found = {folder.absolute().name: folder} if (folder / "adapter_config.json").is_file() else adapter_folders(folder)
     if not found:
         raise FileNotFoundError(f"{folder} holds no adapter (adapter_config.json), and a Gradio Space shows adapters")
-    configs = [read_json(path / "adapter_config.json") for path in found.values()]
-    bases = {portable_base(config) for config in configs}
-    base = bases.pop()
-    if bases or not base:
+    configs = {look: read_json(path / "adapter_config.json") for look, path in found.items()}
+    for look, config in configs.items():
+        if config.get("latents_shape"):
+            raise ValueError(f"{look!r} is a person; a Space would show it to everybody as a look, so it is not made")
+    bases = {portable_base(config) for config in configs.values()}
+    if len(bases) > 1:
         raise ValueError(f"the adapters in {folder} are of several bases; a Space draws with one")
+    (base,) = bases
+    if base is None or not (base in embedded_bases() or is_repo_id(base)):
+        raise ValueError(
+            f"the base of {next(iter(found))!r} is {base or 'not known'}, which a Space does not have; push it first"
+        )
     for look, path in found.items():
         for file in sorted({file for pattern in PUBLISHED for file in path.glob(pattern)}):
             target = place / "looks" / look / file.relative_to(path)
@@ -89,12 +97,16 @@ def _gradio(folder: Path, place: Path, name: str) -> None:
     (place / "app.py").write_text(APP.format(base=base), encoding="utf-8")
     needed = f"torch=={TORCH}\nfewshot_gan[demo]=={__version__}\n"
     (place / "requirements.txt").write_text(needed, encoding="utf-8")
-    settings = {"sdk": "gradio", "app_file": "app.py", "python_version": "3.11"}
+    settings = {"sdk": "gradio", "sdk_version": GRADIO, "app_file": "app.py", "python_version": "3.11"}
     _readme(
         place,
         name,
         settings,
-        [f"Faces in the looks {', '.join(found)}.", "", licence_of(configs[0].get("base_fingerprint"))],
+        [
+            f"Faces in the looks {', '.join(found)}.",
+            "",
+            licence_of(next(iter(configs.values())).get("base_fingerprint")),
+        ],
     )
 
 

@@ -61,14 +61,17 @@ def _upload(folder: Path, repo_id: str, options: dict[str, Any], dry_run: bool) 
         print(f"{(folder / name).stat().st_size:>12,} {name}")
     total = sum((folder / name).stat().st_size for name in files)
     print(f"{total:>12,} bytes in {len(files)} files would be pushed to {repo_id}")
+    if "README.md" not in files:
+        print("a card, README.md, would be written and pushed too")
 
 
 def _push(folder: Path, repo_id: str, options: dict[str, Any], dry_run: bool) -> None:
     folder = finish_replacing(folder)
     patterns = _check_pushable(folder)
-    if not (folder / "README.md").is_file():
+    if not (folder / "README.md").is_file() and not dry_run:
         _write_card(folder, repo_id)
-    options |= {"allow_patterns": patterns, "instead": _portable(folder) | numbered_card(folder)}
+    instead = {} if dry_run else _portable(folder) | numbered_card(folder)
+    options |= {"allow_patterns": patterns, "instead": instead}
     _upload(folder, repo_id, options, dry_run)
 
 

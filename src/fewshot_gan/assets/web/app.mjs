@@ -4,6 +4,7 @@ const TO_SAVE = { png: "image/png", webp: "image/webp" };
 const MORE = 8;
 const THUMBNAIL = 256; // px
 const PLAY_STEP = 0.1;
+const RELOADED = `reloaded ${location.pathname}`;
 const READY_WITHIN = 10_000; // ms; then the page works without what keeps it
 const $ = (id) => document.getElementById(id);
 const picture = $("picture");
@@ -46,7 +47,14 @@ const bounded = (text, low, high, usual) => {
   return Number.isFinite(number) ? Math.min(high, Math.max(low, number)) : usual;
 };
 const seedOf = (text, usual = 0) => Math.floor(bounded(text, 0, 2 ** 32 - 1, usual));
-const pairs = (text) => (text ?? "").split(",").map((part) => part.split(":").map(decodeURIComponent));
+const decoded = (text) => {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // somebody typed a % into the address
+  }
+};
+const pairs = (text) => (text ?? "").split(",").map((part) => part.split(":").map(decoded));
 
 /** Puts what the address says into the controls. */
 function readAddress() {
@@ -91,7 +99,11 @@ function writeAddress({ face, to, at, psi, looks, edits }) {
   if (Object.keys(edits).length) said.set("edit", listed(edits));
   const device = new URLSearchParams(location.hash.slice(1)).get("device");
   if (device) said.set("device", device);
-  history.replaceState(null, "", `#${said.toString().replaceAll("%3A", ":").replaceAll("%2C", ",")}`);
+  try {
+    history.replaceState(null, "", `#${said.toString().replaceAll("%3A", ":").replaceAll("%2C", ",")}`);
+  } catch {
+    // some browsers allow a hundred changes in ten seconds; the next picture writes it
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ pictures
@@ -110,7 +122,6 @@ function show(canvas, { rgba, size }) {
 /** Draws what the controls say; while a picture is drawn, only the latest wish waits. */
 async function draw() {
   wanted = state();
-  writeAddress(wanted);
   showNumbers();
   if (drawing) return drawing;
   drawing = (async () => {
@@ -124,13 +135,16 @@ async function draw() {
         picture.setAttribute("aria-label", inWords(now));
         const seconds = ((result.changing + result.drawing) / 1000).toFixed(1);
         say(`${inWords(now)}. ${result.size} px in ${seconds} s.`);
+        writeAddress(now);
         const { dataset } = document.body; // for those who measure the page
         dataset.times = JSON.stringify([result.changing, result.drawing]);
         dataset.drawn = Number(dataset.drawn ?? 0) + 1;
       }
+      return true;
     } catch (error) {
+      wanted = null;
       say(`The picture could not be drawn: ${error.message}`, true);
-      throw error;
+      return false;
     } finally {
       drawing = null;
     }
@@ -144,21 +158,26 @@ async function drawMore() {
   const first = seedOf($("seed").value);
   $("more").disabled = true;
   $("grid").replaceChildren();
-  for (let i = 1; i <= MORE; i++) {
-    const seed = (first + i) % 2 ** 32;
-    const result = await engine.call("draw", { ...now, face: seed });
-    const whole = document.createElement("canvas");
-    show(whole, result);
-    const small = document.createElement("canvas");
-    small.width = small.height = THUMBNAIL;
-    small.getContext("2d").drawImage(whole, 0, 0, THUMBNAIL, THUMBNAIL);
-    const button = document.createElement("button");
-    button.setAttribute("aria-label", `Show face ${seed}`);
-    button.append(small);
-    button.addEventListener("click", () => choose(seed));
-    $("grid").append(button);
+  try {
+    for (let i = 1; i <= MORE; i++) {
+      const seed = (first + i) % 2 ** 32;
+      const result = await engine.call("draw", { ...now, face: seed });
+      const whole = document.createElement("canvas");
+      show(whole, result);
+      const small = document.createElement("canvas");
+      small.width = small.height = THUMBNAIL;
+      small.getContext("2d").drawImage(whole, 0, 0, THUMBNAIL, THUMBNAIL);
+      const button = document.createElement("button");
+      button.setAttribute("aria-label", `Show face ${seed}`);
+      button.append(small);
+      button.addEventListener("click", () => choose(seed));
+      $("grid").append(button);
+    }
+  } catch (error) {
+    say(`The faces could not be drawn: ${error.message}`, true);
+  } finally {
+    $("more").disabled = false;
   }
-  $("more").disabled = false;
 }
 
 function choose(seed) {
@@ -169,15 +188,20 @@ function choose(seed) {
   picture.scrollIntoView({ block: "nearest" });
 }
 
+function setPlaying(on) {
+  playing = on ? {} : null; // each run has a token of its own
+  $("play").setAttribute("aria-pressed", on);
+  $("play").textContent = on ? "Pause" : "Play";
+  return playing;
+}
+
 async function play() {
-  playing = !playing;
-  $("play").setAttribute("aria-pressed", playing);
-  $("play").textContent = playing ? "Pause" : "Play";
-  for (let step = PLAY_STEP; playing; ) {
+  const own = setPlaying(!playing);
+  for (let step = PLAY_STEP; own && playing === own; ) {
     const at = Number($("at").value) + step;
     if (at < 0 || at > 1) step = -step;
     $("at").value = Math.min(1, Math.max(0, at));
-    await draw();
+    if (!(await draw()) && playing === own) setPlaying(false);
   }
 }
 
@@ -185,9 +209,10 @@ async function save(kind) {
   const blob = await new Promise((resolve) => picture.toBlob(resolve, TO_SAVE[kind], 0.95));
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
-  link.download = `${picture.getAttribute("aria-label").toLowerCase().replace(/[^\w.]+/g, "-")}.${kind}`;
+  const ending = blob.type.split("/")[1]; // some browsers write PNG where they cannot write WebP
+  link.download = `${picture.getAttribute("aria-label").toLowerCase().replace(/[^\w.]+/g, "-")}.${ending}`;
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 async function copyLink() {
@@ -206,7 +231,7 @@ function slider(parent, id, name, low, high) {
   label.htmlFor = id;
   label.textContent = name;
   const input = document.createElement("input");
-  Object.assign(input, { id, type: "range", min: low, max: high, step: 0.05, value: 0 });
+  Object.assign(input, { id, type: "range", min: low, max: high, step: 0.01, value: 0 });
   parent.append(label, input);
 }
 
@@ -256,8 +281,8 @@ async function keepForLater() {
   } catch {
     return; // e.g. a private window: the page works, but is not kept
   }
-  if (!crossOriginIsolated && !sessionStorage.getItem("reloaded")) {
-    sessionStorage.setItem("reloaded", "1");
+  if (!crossOriginIsolated && !sessionStorage.getItem(RELOADED)) {
+    sessionStorage.setItem(RELOADED, "1");
     location.reload();
     await new Promise(() => {});
   }
@@ -278,8 +303,16 @@ async function start() {
   const { provider, threads } = await engine.call("load", site, device);
   document.body.dataset.engine = `${provider}, ${threads} threads`;
   $("progress").hidden = true;
-  await draw();
   for (const button of document.querySelectorAll("button")) button.disabled = false;
+  $("controls").inert = false;
+  await draw();
+  keepLooks();
+}
+
+/** Lets the service worker keep the looks that were not used yet, for visits without a network. */
+async function keepLooks() {
+  if (!navigator.serviceWorker?.controller) return;
+  for (const file of site.files) if (file.startsWith("looks/")) await fetch(file).catch(() => {});
 }
 
 start().catch((error) => say(`The page could not be started: ${error.message}`, true));

@@ -6,10 +6,11 @@
 import { normals } from "./random.mjs";
 
 const HALVES = halves();
-let site, ort, provider, floats, current, average;
+let site, ort, floats, current, average;
 const sessions = {};
 const changes = new Map(); // name → session and tensors of a look
-const mapped = new Map(); // seed → w under the current looks
+const MOST_MAPPED = 64;
+const mapped = new Map(); // looks and seed → w
 let shown = "{}"; // the looks that `current` has, as JSON
 
 /** Returns the values of all half-precision numbers by their bits. */
@@ -94,10 +95,17 @@ async function load(description, device, onProgress) {
   floats = numbers(joined(await fetched(site.chunks, onBytes)));
   current = floats.slice();
   average = floats.subarray(...place("mapping.w_avg"));
-  provider = runtime === site.runtime.webgpu ? "webgpu" : "wasm";
   sessions.mapping = await ort.InferenceSession.create(mapping, { executionProviders: ["wasm"] });
-  sessions.synthesis = await ort.InferenceSession.create(synthesis, { executionProviders: [provider, "wasm"] });
-  return { provider, threads: ort.env.wasm.numThreads };
+  const providers = runtime === site.runtime.webgpu ? ["webgpu", "wasm"] : ["wasm"];
+  for (const provider of providers) {
+    try {
+      sessions.synthesis = await ort.InferenceSession.create(synthesis, { executionProviders: [provider] });
+      await run("synthesis", new Float32Array(site.num_ws * site.w_dim), [1, site.num_ws, site.w_dim]);
+      return { provider, threads: ort.env.wasm.numThreads };
+    } catch (error) {
+      if (provider === "wasm") throw error; // else the GPU cannot do it, and WebAssembly can
+    }
+  }
 }
 
 function place(name) {
@@ -161,7 +169,6 @@ async function change(weights) {
   for (const [target, parts] of scales) scale(blend.subarray(...place(target)), site.tensors[target][1], parts);
   current = blend;
   shown = wanted;
-  mapped.clear();
 }
 
 /** Multiplies a weight [O, I, k, k] by 1 + Σ α · scale, each scale [O or 1, I or 1, 1, 1]. */
@@ -178,10 +185,14 @@ function scale(weight, [outputs, inputs, ...kernel], parts) {
   }
 }
 
-/** Returns w+ of a seed, truncated, as one array [num_ws · w_dim]. */
+/** Returns w+ of a seed under the current looks, truncated, as one array [num_ws · w_dim]. */
 async function styles(seed, psi) {
-  if (!mapped.has(seed)) mapped.set(seed, (await run("mapping", normals(seed, site.z_dim), [1, site.z_dim])).data);
-  const w = mapped.get(seed);
+  const key = `${shown} ${seed}`;
+  if (!mapped.has(key)) {
+    if (mapped.size >= MOST_MAPPED) mapped.clear();
+    mapped.set(key, (await run("mapping", normals(seed, site.z_dim), [1, site.z_dim])).data);
+  }
+  const w = mapped.get(key);
   const row = average.map((mean, i) => mean + psi * (w[i] - mean));
   const all = new Float32Array(site.num_ws * site.w_dim);
   for (let layer = 0; layer < site.num_ws; layer++) all.set(row, layer * site.w_dim);
@@ -198,6 +209,18 @@ function edit(ws, edits) {
   }
 }
 
+/** Says how strongly the person's adapter acts at w+: 1 near a photo, 0 where the average face is nearer. */
+function nearness(ws) {
+  const distance = (from) => Math.sqrt(from.reduce((sum, x, i) => sum + (x - ws[i]) ** 2, 0) / ws.length);
+  const { photos, whole } = site.person;
+  const values = photos.map((photo) => {
+    const away = distance(photo);
+    const reach = Math.sqrt(photo.reduce((sum, x, i) => sum + (x - average[i % site.w_dim]) ** 2, 0) / ws.length);
+    return away <= whole * reach ? 1 : Math.min(1, Math.max(0, (reach - away) / (reach * (1 - whole))));
+  });
+  return Math.max(...values);
+}
+
 /**
  * Draws a picture.
  *
@@ -206,26 +229,34 @@ function edit(ws, edits) {
  */
 async function draw({ face, to, at, psi, edits, looks }) {
   const begun = performance.now();
-  const strength = Math.min(1, Object.values(looks).reduce((sum, weight) => sum + Math.abs(weight), 0));
-  const person = face === "person" ? { [site.person.name]: 1 - (1 - site.person.likeness) * strength } : {};
-  await change({ ...person, ...looks });
-  const changed = performance.now();
-  const ws = face === "person" ? Float32Array.from(site.person.latents) : await styles(face, psi);
+  let changing = 0;
+  const changeTo = async (weights) => {
+    const start = performance.now();
+    await change(weights);
+    changing += performance.now() - start;
+  };
+  if (face !== "person" || at > 0) await changeTo(looks);
+  const ws = face === "person" ? Float32Array.from(site.person.photos[0]) : await styles(face, psi);
   if (at > 0) {
     const end = await styles(to, psi);
     for (let i = 0; i < ws.length; i++) ws[i] += at * (end[i] - ws[i]);
   }
   edit(ws, edits);
+  if (face === "person") {
+    const strength = Math.min(1, Object.values(looks).reduce((sum, weight) => sum + Math.abs(weight), 0));
+    const weight = (1 - (1 - site.person.likeness) * strength) * nearness(ws);
+    await changeTo({ ...(weight ? { [site.person.name]: weight } : {}), ...looks });
+  }
   const { data, dims } = await run("synthesis", ws, [1, site.num_ws, site.w_dim]);
   const area = dims[2] * dims[3];
   const rgba = new Uint8ClampedArray(4 * area).fill(255);
   for (let c = 0; c < 3; c++) {
     for (let i = 0; i < area; i++) rgba[4 * i + c] = (data[c * area + i] + 1) * 127.5;
   }
-  return { rgba, size: dims[2], changing: changed - begun, drawing: performance.now() - changed };
+  return { rgba, size: dims[2], changing, drawing: performance.now() - begun - changing };
 }
 
-self.onmessage = async ({ data: { id, method, args } }) => {
+async function answer({ data: { id, method, args } }) {
   try {
     const onProgress = (done, total) => self.postMessage({ progress: { done, total } });
     const result = await (method === "load" ? load(...args, onProgress) : draw(...args));
@@ -233,4 +264,9 @@ self.onmessage = async ({ data: { id, method, args } }) => {
   } catch (error) {
     self.postMessage({ id, error: error.message || String(error) });
   }
+}
+
+let last = Promise.resolve(); // one request at a time: the runtime cannot do two, and they share `current`
+self.onmessage = (event) => {
+  last = last.then(() => answer(event));
 };
