@@ -214,6 +214,29 @@ def test_a_training_is_kept_early_and_goes_on(studio, pictures):
     assert [path for path in Path(studio.folder).rglob("*") if path.is_file()] == []
 
 
+def test_a_look_that_is_learned_further_can_be_deleted(studio, pictures, tmp_path):
+    key = studio.enter(None)
+    assert finished(studio.teach(key, pictures, "mine", steps=2)).state == "done"
+    file = Path(shutil.copy(studio.visitor(key).files["mine"], tmp_path / "other.zip"))
+    loaded = len(studio.pipe.bank.adapters)
+    more = studio.teach_more(key, 400)
+    while more.done < 4:
+        time.sleep(0.01)
+    assert studio.delete(key, ["mine"]) == ["mine"]
+    assert finished(more, 20).state == "stopped" and studio.labels(key) == studio.looks
+    assert len(studio.pipe.bank.adapters) == loaded - 1 and studio.visitor(key).lesson is None
+    assert [path for path in Path(studio.folder).rglob("*") if path.is_file()] == []
+    slow = studio.teach(key, pictures, "other", steps=400)
+    with pytest.raises(ValueError, match="a look 'other' is being learned; choose another name, or wait"):
+        studio.bring_back(key, str(file))
+    while slow.done < 1:
+        time.sleep(0.01)
+    studio.stop(key, "look")
+    assert finished(slow, 20).state == "stopped" and studio.bring_back(key, str(file)) == "other"
+    studio.delete(key, ["other"])
+    assert [path.name for path in Path(studio.folder).iterdir()] == []  # no empty folders either
+
+
 def test_visitors_draw_at_once_and_alike(studio):
     """What others do at the same time changes nobody's pictures."""
     looks = [[{}] * 3, [{"dots": 1.0}] * 3, [{"lines": 0.7}] * 3, [{"dots": 0.5, "lines": 0.5}] * 3]
@@ -449,6 +472,12 @@ def test_words():
     assert demo_texts.progress_text(job) == "Stopping after this step …"
     job.state = "stopped"
     assert demo_texts.outcome(job) == "Stopped after 2 of 4 steps; nothing was kept."
+    further = Job("look", 9, 4)
+    further.state = "stopped"
+    assert demo_texts.outcome(further) == "Stopped after 4 of 9 steps; the look stays as it was."
+    one = Job("look", 1)
+    one.state = "done"
+    assert demo_texts.outcome(one) == "Done: 1 step."
     job.state, job.error = "failed", "<b>no</b>"
     assert demo_texts.outcome(job) == '<p class="failed" role="alert">&lt;b&gt;no&lt;/b&gt;</p>'
     job.state = "done"
@@ -461,6 +490,7 @@ def test_losses_of_the_curves():
     assert list(table.itertuples(index=False, name=None)) == [
         *((1, 1.0, "discriminator"), (1, 1.0, "generator"), (2, 3.0, "generator"), (3, 2.0, "generator"))
     ]
+    assert list(demo_texts.losses({"g": [1.0, 2.0]}, 60)["step"]) == [61, 62]
     assert list(table.columns) == ["step", "loss", "network"] == list(demo_texts.losses({}).columns)
 
 

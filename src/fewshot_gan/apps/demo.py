@@ -115,6 +115,10 @@ def page(studio: Studio):
         entered.then(faces.shelve, **faces.shelving)
         photo.connect(entered, *looks)
         teaching.connect(entered, key, chosen, faces.own)
+        taught = teaching.taught.change
+        gr.on([taught], faces.draw, **faces.drawing)
+        gr.on([taught], faces.shelve, **faces.shelving)
+        gr.on([taught], photo.draw_photo, [*looks, photo.likeness], [photo.found, photo.column], **HIDDEN)
         chosen.change(show_sliders, looks, sliders, **HIDDEN)
         for i, slider in enumerate(sliders):
             slider.input(partial(set_strength, number=i), [key, slider, strengths], strengths, **HIDDEN)

@@ -6,7 +6,7 @@ from functools import partial
 
 from .demo_looks import CHOSEN, PLAIN, look_of, title, weights
 from .demo_parts import FACES, HIDDEN, SHOWN, Parts
-from .drawing import Faces
+from .drawing import FIRST, Faces
 
 
 class FacesTab:
@@ -20,7 +20,7 @@ class FacesTab:
     def __init__(self, parts: Parts):
         self.parts, self.gr, self.studio = parts, parts.gr, parts.studio
         gr, studio = self.gr, self.studio
-        self.alike = gr.State(False)
+        self.alike, self.shown = gr.State(False), gr.State(FIRST)
         with gr.Row(equal_height=True):
             self.seed = gr.Number(
                 0, label="Seed", info="The same seed draws the same faces.", precision=0, minimum=0
@@ -67,10 +67,10 @@ class FacesTab:
             key, chosen, strengths: key of the visitor, ticked looks, and their strengths.
         """
         gr, looks = self.gr, [key, chosen, strengths]
-        grid = [key, self.seed, self.psi, self.alike, *self.edits]
+        grid, shown = [key, self.seed, self.psi, self.alike, *self.edits], [key, self.shown]
         self.drawing = {
             "inputs": [chosen, strengths, *self.own, *grid],
-            "outputs": [self.drawn, *self.faces],
+            "outputs": [self.drawn, self.shown, *self.faces],
             **HIDDEN,
         }
         changes = [self.seed.change, self.psi.change, self.alike.change, chosen.change, strengths.change]
@@ -80,8 +80,8 @@ class FacesTab:
         self.fresh.click(lambda: (random.randrange(1_000_000), False), None, [self.seed, self.alike], **HIDDEN)
         self.shelving = {"inputs": looks, "outputs": [self.kept, self.shelf], **HIDDEN}
         for number, (keep, like) in enumerate(zip(self.keeps, self.likes, strict=True)):
-            keep.click(partial(self.keep, number), grid, None, **HIDDEN).success(self.shelve, **self.shelving)
-            chooses = like.click(partial(self.choose_model, number), grid, [self.alike, *self.edits], **HIDDEN)
+            keep.click(partial(self.keep, number), shown, None, **HIDDEN).success(self.shelve, **self.shelving)
+            chooses = like.click(partial(self.choose_model, number), shown, [self.alike, *self.edits], **HIDDEN)
             chooses.success(self.draw, **self.drawing)
         gr.on([chosen.change, strengths.change], self.shelve, trigger_mode="always_last", **self.shelving)
         self.empty.click(self.clear, key, [self.shown_film, self.film_status], **HIDDEN).then(
@@ -97,7 +97,7 @@ class FacesTab:
         gr, pictures = self.gr, self.parts.pictures
         with self.parts.errors_as_toasts():
             faces = self._faces(*grid)
-            yield [f"Drawing {FACES} faces …", *[gr.skip()] * FACES]
+            yield [f"Drawing {FACES} faces …", *[gr.skip()] * (1 + FACES)]
             start, chosen = time.perf_counter(), weights(chosen, strengths)
             looks = [look_of(choice, chosen) for choice in own]
             images = self.studio.draw(key, looks, faces)
@@ -108,21 +108,21 @@ class FacesTab:
             ]
             said = f"Drew {FACES} faces in {time.perf_counter() - start:.1f} s."
             said += " They resemble the first one." if faces.alike else ""
-            yield [f"{said} [Save all (zip)]({pictures.bundle(zip(names, images, strict=True))})", *cells]
+            yield [f"{said} [Save all (zip)]({pictures.bundle(zip(names, images, strict=True))})", faces, *cells]
 
     def _faces(self, seed, psi, alike, *edits) -> Faces:
         if seed is None or not 0 <= seed < 2**32:
             raise ValueError(f"seed {seed}: give a whole number from 0 to {2**32 - 1}")
         return Faces(int(seed), psi, dict(zip(self.studio.directions or (), edits, strict=True)), alike)
 
-    def keep(self, number, key, *grid):
+    def keep(self, number, key, shown):
         with self.parts.errors_as_toasts():
-            self.studio.keep(key, number, FACES, self._faces(*grid))
+            self.studio.keep(key, number, FACES, Faces(*shown))
 
-    def choose_model(self, number, key, *grid):
-        """Make a face of the grid the model, and undo the edits, which it has now."""
+    def choose_model(self, number, key, shown):
+        """Make a face that is shown the model, and undo the edits, which it has now."""
         with self.parts.errors_as_toasts():
-            self.studio.choose_model(key, number, FACES, self._faces(*grid))
+            self.studio.choose_model(key, number, FACES, Faces(*shown))
         return [True, *[0] * len(self.edits)]
 
     def shelve(self, key, chosen, strengths):

@@ -84,19 +84,18 @@ class Parts:
     @staticmethod
     def state(job):
         """Return what `buttons` and `preview` compare."""
-        return job.pictures, job.over, job.stopping
+        return job.pictures, job.state, job.stopping
 
-    def buttons(self, job, before, stops=1):
-        """Return the states of a start button and its stop buttons.
+    def buttons(self, job, before, keeps=False):
+        """Return the states of a start button, a button that stops and keeps if there is one, and a stop button.
 
         They are left as they are unless they change: an update can swallow a click.
         """
         gr = self.gr
-        if before is not None and before[1:] == (job.over, job.stopping):
-            return [gr.skip()] * (1 + stops)
-        running = not job.over
-        stop = [gr.Button(visible=running, interactive=not job.stopping) for _ in range(stops)]
-        return [gr.Button(interactive=not running), *stop]
+        if before is not None and before[1:] == (job.state, job.stopping):
+            return [gr.skip()] * (3 if keeps else 2)
+        keep = [gr.Button(visible=job.state == "running", interactive=not job.stopping)] if keeps else []
+        return [gr.Button(interactive=job.over), *keep, gr.Button(visible=not job.over, interactive=not job.stopping)]
 
     def preview(self, job, before):
         """Return a job's pictures and their column, unless the page shows these pictures already."""

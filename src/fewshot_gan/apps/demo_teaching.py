@@ -21,11 +21,13 @@ class TeachingTab:
 
     Attributes:
         downloads: zip files of the visitor's looks.
+        taught: changes when a look was learned, or learned further under the same name.
     """
 
     def __init__(self, parts: Parts):
         self.parts, self.gr, self.studio = parts, parts.gr, parts.studio
         gr, self.examples = self.gr, example_files()
+        self.taught = gr.State("")
         gr.Markdown(
             "Choose about ten pictures of faces in one style. Each is cropped to its centre square, so the "
             "faces should be in the middle."
@@ -75,7 +77,17 @@ class TeachingTab:
             self.teach.click(self.start_look, [key, self.files, self.name, self.steps], None, **hidden),
             self.more.click(self.go_on, key, None, **hidden),
         ]
-        watched = [self.learning, self.column, self.curves, self.teach, self.finish, self.stop, self.more, *lists]
+        watched = [
+            self.learning,
+            self.column,
+            self.curves,
+            self.teach,
+            self.finish,
+            self.stop,
+            self.more,
+            self.taught,
+            *lists,
+        ]
         for event in (entered.then, *(b.success(lambda: BLANK, None, self.status, **hidden).then for b in begun)):
             event(self.parts.follow("look"), key, self.status, **SHOWN)
             event(self.watch_look, [key, *own], watched, **hidden)
@@ -101,17 +113,18 @@ class TeachingTab:
     async def watch_look(self, key, *own):
         """Yield pictures, losses and buttons while a look is learned, then the lists of looks."""
         gr, parts, before = self.gr, self.parts, None
-        yield [gr.skip()] * (9 + len(own))
+        yield [gr.skip()] * (10 + len(own))
         async for job in self.studio.watch(key, "look"):
-            results, controls = parts.preview(job, before), parts.buttons(job, before, stops=2)
+            results, controls = parts.preview(job, before), parts.buttons(job, before, keeps=True)
             before = parts.state(job)
-            lists, more = [gr.skip()] * (2 + len(own)), gr.skip()
+            lists, more, taught = [gr.skip()] * (2 + len(own)), gr.skip(), gr.skip()
+            lesson = self.studio.visitor(key).lesson
             if job.over:
                 more = self._more(key)
-            if job.state == "done":
-                lists = parts.choices(key, self.studio.labels(key)[-1:], own)
-            plot = gr.LinePlot(losses(job.history), x_lim=[1, job.steps])
-            yield *results, plot, *controls, more, *lists
+            if job.state == "done" and lesson is not None:
+                lists, taught = parts.choices(key, [lesson.label], own), f"{lesson.label} {job.done}"
+            plot = gr.LinePlot(losses(job.history, job.began), x_lim=[job.began + 1, job.steps])
+            yield *results, plot, *controls, more, taught, *lists
 
     def _more(self, key):
         return self.gr.Button(visible=self.studio.visitor(key).lesson is not None)

@@ -26,8 +26,10 @@ def outcome(job: Job) -> str:
     if job.state == "failed":
         return failure(job.error)
     if job.state == "stopped":
-        return f"Stopped after {job.done} of {job.steps} steps; nothing was kept."
-    return " ".join(filter(None, (f"Done: {job.steps} steps.", escape(job.note))))
+        kept = "the look stays as it was" if job.began else "nothing was kept"
+        return f"Stopped after {job.done} of {job.steps} steps; {kept}."
+    steps = f"Done: {job.steps} step{'s' * (job.steps != 1)}."
+    return " ".join(filter(None, (steps, escape(job.note))))
 
 
 def faces_found(count: int) -> str:
@@ -44,13 +46,18 @@ def failure(message: str) -> str:
     return f'<p class="failed" role="alert">{escape(message)}</p>'
 
 
-def losses(history: Mapping[str, Sequence[float]]):
-    """Return the losses of both networks as a table for `gr.LinePlot`, with the columns step, loss and network."""
+def losses(history: Mapping[str, Sequence[float]], before: int = 0):
+    """Return the losses of both networks as a table for `gr.LinePlot`, with the columns step, loss and network.
+
+    Args:
+        history: values of each loss, by its name.
+        before: number of steps before the first value.
+    """
     import pandas as pd
 
     rows = [
         (step, value, network)
         for name, network in LOSSES.items()
-        for step, value in enumerate(history.get(name, ()), start=1)
+        for step, value in enumerate(history.get(name, ()), start=before + 1)
     ]
     return pd.DataFrame(rows, columns=["step", "loss", "network"])

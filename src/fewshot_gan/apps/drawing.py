@@ -22,7 +22,7 @@ from .demo_looks import title
 from .demo_pictures import Pictures
 from .generation import device, usual_batch
 from .jobs import Captioned
-from .uploads import read_square
+from .uploads import discard, read_square
 from .videos import check_video, write_video
 from .visitors import Visitor
 
@@ -110,8 +110,7 @@ class Drawing:
     def forget(self, visitor: Visitor) -> None:
         self.unload(*visitor.looks.values(), visitor.person)
         for file in (*visitor.files.values(), visitor.person_file):
-            if file is not None:
-                file.unlink(missing_ok=True)
+            discard(file)
         if visitor.lesson is not None:
             visitor.lesson.forget()
 
@@ -241,7 +240,8 @@ class Drawing:
         visitor = self.visitor(key)
         if (count := len(visitor.kept)) < 2:
             raise ValueError(f"{count} face{'s are' if count != 1 else ' is'} kept: keep two or more to move between")
-        looks = {visitor.looks.get(name, name): weight for name, weight in chosen.items()}
+        with self._drawing:
+            looks = {visitor.looks.get(name, name): weight for name, weight in chosen.items()}
         frames = FRAMES * count
         latents, batch = torch.stack(list(visitor.kept.values())), usual_batch(self.pipe.generator.resolution)
 
@@ -250,6 +250,10 @@ class Drawing:
             for done in range(frames):
                 with self._drawing:
                     self._refuse_closing()
+                    if gone := looks.keys() - self.pipe.bank.adapters.keys():
+                        raise ValueError(
+                            f"{len(gone)} of the looks was changed or deleted meanwhile; make the film again"
+                        )
                     frame = next(walk)
                 yield shrink(frame, TILE)
                 on_frame(done + 1, frames)

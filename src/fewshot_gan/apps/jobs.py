@@ -29,6 +29,7 @@ class Job:
 
     Attributes:
         done: number of steps done.
+        began: number of steps that an earlier job has done.
         state: "waiting", "running", "done", "stopped" or "failed".
         pictures: captions and pictures to show now. The list is replaced, never changed.
         history: values of each loss so far, by its name.
@@ -39,6 +40,7 @@ class Job:
 
     def __init__(self, kind: str, steps: int, done: int = 0):
         self.kind, self.steps, self.done, self.state, self.error = kind, steps, done, "waiting", ""
+        self.began = done
         self.note = ""
         self.pictures: Captioned = []
         self.history: dict[str, list[float]] = {}

@@ -16,7 +16,7 @@ from ..training import adapt
 from ..training.choice import choose_for
 from ..training.config import make_run
 from ..utils.errors import explain
-from .jobs import Captioned, Job
+from .jobs import Captioned, Job, Stopped
 from .visitors import Visitor
 
 if TYPE_CHECKING:
@@ -38,17 +38,20 @@ class Lesson:
 
     Attributes:
         steps: number of steps that are done.
+        forgotten: whether the visitor has deleted the look; a training that is at work then ends.
     """
 
     def __init__(self, studio: "Studio", visitor: Visitor, label: str, pictures: Sequence[Image.Image], seed: int):
         self.studio, self.visitor, self.label, self.seed, self.steps = studio, visitor, label, seed, 0
-        self._images = pictures
+        self._images = list(pictures)
+        self.forgotten, self._at_work = False, False
         self._folder: Path | None = None  # while there is something in it
         self._method: tuple[str, dict[str, Any]] | None = None  # the chosen method and its settings
 
     def forget(self) -> None:
-        """Delete the folder of the training."""
-        if self._folder is not None:
+        """Delete the folder of the training, as soon as no training is at work there."""
+        self.forgotten = True
+        if self._folder is not None and not self._at_work:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def work(self, job: Job) -> None:
@@ -62,25 +65,31 @@ class Lesson:
                 studio.pipe.load_adapter(deepcopy(trainer.result), preview, hotswap=loaded)
                 shown = self._faces({preview: 1.0}, f"Step {trainer.step}, face")
             job.report(trainer.step, shown, losses)
+            if self.forgotten:
+                raise Stopped
             if job.keeping:
                 trainer.end_now()
 
+        if self.forgotten:
+            raise Stopped
         before = self._faces({}, "Base, face")
         job.pictures = before
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(dir=studio.folder))
         pictures, run = self._folder / "pictures", self._folder / self.label
+        self._at_work = True
         try:
             adapter = self._learn(job, pictures, run, on_step)
             self.steps = job.steps = job.done
+            finished = studio.take(self.visitor, self, adapter, run)
         except (ValueError, OSError) as error:  # the visitor need not know where the upload lies
             raise ValueError(explain(error).replace(str(pictures), "the upload")) from error
         finally:
             if preview in studio.pipe.bank.adapters:
                 studio.unload(preview)
-            if not self.steps:
+            self._at_work = False
+            if self.forgotten or not self.steps:
                 self.forget()
-        finished = studio.take(self.visitor, self, adapter, run)
         after = self._faces({finished: 1.0}, f"{self.label}, face")
         job.pictures = [picture for pair in zip(before, after, strict=True) for picture in pair]
 
@@ -96,7 +105,7 @@ class Lesson:
             options = dict(choice.options)
             if choice.method == "pairs":
                 options["projection_steps"] = PAIR_SEARCH_STEPS
-            self._method = choice.method, options
+            self._method, self._images = (choice.method, options), []
         method, options = self._method
         options = {
             **{"base": studio.base, "data": pictures, "output_dir": run, "max_train_steps": steps},

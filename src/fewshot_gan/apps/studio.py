@@ -23,8 +23,8 @@ from ..utils.text import duration
 from .demo_looks import CHOSEN, PLAIN
 from .drawing import Drawing
 from .generation import device
-from .jobs import Job
-from .uploads import Photo, pack, read_photo
+from .jobs import Job, Stopped
+from .uploads import Photo, discard, pack, read_photo
 from .visitors import Visitor
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ class Studio(Drawing):
                 visitor.photo, visitor.latents = as_image(photo.square), found.latents
                 visitor.person, visitor.person_file = person, file
             self.unload(old)
-            if old_file is not None:
-                old_file.unlink(missing_ok=True)
+            discard(old_file)
 
         return self._start(visitor, Job("photo", steps), work)
 
@@ -172,7 +171,10 @@ class Studio(Drawing):
             raise ValueError("there are no pictures yet: choose about ten of the look first")
         squares = [image for _, image in self.squares(files)]  # refuse bad pictures before anything starts
         self._refuse_second(visitor, "look")
-        return self._start(visitor, Job("look", steps), Lesson(self, visitor, label, squares, seed).work)
+        lesson = Lesson(self, visitor, label, squares, seed)
+        job = self._start(visitor, Job("look", steps), lesson.work)
+        visitor.learning = lesson
+        return job
 
     def teach_more(self, key: str, steps: int = MORE_STEPS) -> Job:
         """Start to go on with the visitor's latest look, by the same method, from where its training ended.
@@ -183,7 +185,9 @@ class Studio(Drawing):
         visitor = self.visitor(key)
         if (lesson := visitor.lesson) is None:
             raise ValueError("there is no look of yours to go on with: teach one first")
-        return self._start(visitor, Job("look", lesson.steps + steps, lesson.steps), lesson.work)
+        job = self._start(visitor, Job("look", lesson.steps + steps, lesson.steps), lesson.work)
+        visitor.learning = lesson
+        return job
 
     def take(self, visitor: Visitor, lesson: "Lesson", adapter: Any, run: Path) -> str:
         """Give a visitor the look of a lesson, in place of what it had taught before; return its name in the pipeline.
@@ -197,11 +201,14 @@ class Studio(Drawing):
         file, name, label = self.packed(adapter, run), uuid.uuid4().hex, lesson.label
         self.pipe.load_adapter(adapter, name)
         with self._drawing, self._lock:
+            if lesson.forgotten:
+                self.unload(name)
+                discard(file)
+                raise Stopped
             old, old_file, ended = visitor.looks.get(label), visitor.files.get(label), visitor.lesson
             visitor.looks[label], visitor.files[label], visitor.lesson = name, file, lesson
             self.unload(old)
-        if old_file is not None:
-            old_file.unlink(missing_ok=True)
+        discard(old_file)
         if ended is not None and ended is not lesson:
             ended.forget()
         return name
@@ -215,6 +222,9 @@ class Studio(Drawing):
         label = " ".join((label or "").split())
         if not LABEL.fullmatch(label):
             raise ValueError(f"the name {label!r}: use letters, digits, spaces and dashes, at most 40, like 'my look'")
+        learning, job = self.visitor(key).learning, self.visitor(key).jobs.get("look")
+        if learning is not None and job is not None and not job.over and learning.label == label:
+            raise ValueError(f"a look {label!r} is being learned; choose another name, or wait until it is done")
         if label in self.labels(key) or label in (CHOSEN, PLAIN):
             raise ValueError(f"there is a look {label!r} already; choose another name")
         if len(self.visitor(key).looks) >= OWN_LOOKS:
@@ -236,7 +246,8 @@ class Studio(Drawing):
             raise ValueError(f"{Path(file).name} holds a person, not a look; load it with load_adapter in Python")
         name = uuid.uuid4().hex
         self.pipe.load_adapter(adapter, name)
-        packed = self.packed(adapter, Path(tempfile.mkdtemp(dir=self.folder)) / label)
+        with tempfile.TemporaryDirectory(dir=self.folder) as temp:
+            packed = self.packed(adapter, Path(temp) / label)
         with self._lock:
             self.visitor(key).looks[label], self.visitor(key).files[label] = name, packed
         return label
@@ -247,11 +258,11 @@ class Studio(Drawing):
         with self._lock:
             gone = {label: visitor.looks.pop(label) for label in labels if label in visitor.looks}
             for label in gone:
-                visitor.files.pop(label).unlink(missing_ok=True)
+                discard(visitor.files.pop(label))
             lesson = visitor.lesson
             if lesson is not None and lesson.label in gone:
                 visitor.lesson = None
-                lesson.forget()
+                lesson.forget()  # ends its training, if it goes on
         with self._drawing:
             self.unload(*gone.values())
         return list(gone)

@@ -3,7 +3,7 @@
 import threading
 import zipfile
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +72,14 @@ def read_photo(file: str, size: int, mean_landmarks: Mapping | None) -> Photo:
         photo = read_image(file)
         squares, alignments = read_faces(photo, size, mean_landmarks, face="all")
         return Photo(squares[0], outlined(photo, [a for a in alignments if a is not None], SHOWN_SIDE), len(squares))
+
+
+def discard(file: Path | None) -> None:
+    """Delete a file that `pack` wrote into a folder of its own, and the folder."""
+    if file is not None:
+        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.parent.rmdir()
 
 
 def pack(folder: Path, file: Path) -> None:

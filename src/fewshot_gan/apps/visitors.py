@@ -21,6 +21,7 @@ class Visitor:
         looks: name of each taught look in the pipeline, by the visitor's name for it.
         files: zip file of each taught look, by the visitor's name for it.
         lesson: the latest training that was finished, which can go on, or None.
+        learning: the training of the latest job, or None.
         person_file: zip file of the adapter of the person, or None.
         photo: the cropped photo, or None before its latents were found.
         latents: w+ latents `[1, num_ws, w_dim]` of the photo, or None.
@@ -34,6 +35,7 @@ class Visitor:
     looks: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     lesson: "Lesson | None" = None
+    learning: "Lesson | None" = None
     photo: Image.Image | None = None
     latents: torch.Tensor | None = None
     person: str | None = None
