@@ -134,6 +134,11 @@ def main(argv: list[str] | None = None) -> dict:
                 "again_ms": median(again),
             }
         report["memory_mb"] = memory_of(browser, page)
+        alone = Page(browser, address, service_workers="block")  # without isolation there is one thread
+        alone.visit(f"#seed={SEED}&look=")
+        report["engine_without_isolation"] = alone.page.get_attribute("body", "data-engine")
+        report["draw_ms_without_isolation"] = median(alone.go(f"#seed={SEED + 1 + i}&look=")[1] for i in range(REPEATS))
+        alone.context.close()
         link = f"#seed={SEED}&psi=0.6&look={names[0]}:0.5&edit=smile:1.5" if names else f"#seed={SEED}"
         page.go(link)
         shown = page.picture()
