@@ -83,7 +83,7 @@ class Page:
         """Return the picture that the page saves as PNG."""
         with self.page.expect_download() as download:
             self.page.get_by_role("button", name="Save PNG").click()
-        return np.asarray(Image.open(download.value.path()).convert("RGB"))
+        return np.asarray(Image.open(download.value.path(), formats=("PNG",)).convert("RGB"))
 
 
 def main(argv: list[str] | None = None) -> dict:

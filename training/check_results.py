@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 <= args.tolerance < 1:
         p.error(f"--tolerance {args.tolerance} is not in 0 <= tolerance < 1; usual is {TOLERANCE}")
     differing = 0
-    for path in args.reports or sorted(RESULTS.glob("ffhq*.json")):
+    for path in args.reports or sorted(RESULTS.glob("*.json")):
         start, stored = time.perf_counter(), read_json(path)
         if not can_find_faces():
             stored.pop("landmarks", None)

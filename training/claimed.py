@@ -43,7 +43,7 @@ def against(
     )
 
 
-TABLES = "tables.json"
+TABLES = "printed/tables.json"
 JUDGES = ("kid", "unseen")
 
 

@@ -290,7 +290,7 @@ def test_adapt_trains_and_resumes(cli, base_folder, pencil, features, monkeypatc
     config = json.loads(Path("runs/ink/adapter_config.json").read_text(encoding="utf-8"))
     assert (config["adapter_type"], config["rank"], config["training"]["seed"]) == ("lora", 2, 3)
     assert config["training"]["max_train_steps"] == 2 and config["training"]["num_images"] == 3
-    assert Path("runs/ink/README.md").exists() and Path("runs/ink/images/grid.png").exists()
+    assert Path("runs/ink/README.md").exists() and Path("runs/ink/images/grid.jpg").exists()
     check_run("runs/ink", 2)
     scalars, pictures = read_events("runs/ink/logs")
     assert pictures["samples"] == [0, 2] and "to watch: runs/ink/report.html" in out
@@ -498,7 +498,7 @@ def test_push_a_base(cli, server, base_folder, tmp_path):
     code, out, err = cli("push", mine, "me/faces", "--token", "write-me")
     assert (code, out) == (0, "me/faces\n"), err
     files = server.files("me/faces")
-    assert {"README.md", "images/grid.png", "model_index.json", "generator/config.json"} <= set(files)
+    assert {"README.md", "images/grid.jpg", "model_index.json", "generator/config.json"} <= set(files)
     assert "training.log" not in files and 'from_pretrained("me/faces")' in files["README.md"].decode()
     fetched = pictures("me/faces", num_images=2)
     assert np.array_equal(fetched, pictures(base_folder, num_images=2))

@@ -190,7 +190,7 @@ def test_a_training_is_kept_early_and_goes_on(studio, pictures):
     assert finished(job, 20).state == "done" and 3 <= job.done == job.steps < 400
     drawn, file = studio.draw(key, [{"mine": 1.0}], Faces(2))[0].tobytes(), studio.visitor(key).files["mine"]
     with zipfile.ZipFile(file) as archive:
-        assert {"mine/README.md", "mine/images/grid.png"} <= set(archive.namelist())
+        assert {"mine/README.md", "mine/images/grid.jpg"} <= set(archive.namelist())
         config = json.loads(archive.read("mine/adapter_config.json"))
     assert config["training"]["max_train_steps"] == job.done
     loaded, first = len(studio.pipe.bank.adapters), job.done
@@ -367,7 +367,7 @@ def test_a_look_is_taught_kept_apart_and_taken_home(studio, pictures, tmp_path):
     with zipfile.ZipFile(studio.visitor(key).files["my look"]) as archive:
         assert sorted(archive.namelist()) == [
             f"my look/{name}"
-            for name in ("README.md", "adapter_config.json", "adapter_model.safetensors", "images/grid.png")
+            for name in ("README.md", "adapter_config.json", "adapter_model.safetensors", "images/grid.jpg")
         ]
         assert str(tmp_path.parent) not in archive.read("my look/adapter_config.json").decode()
         archive.extractall(tmp_path / "home")

@@ -87,9 +87,7 @@ def outputs_of(change, base):
     "kind",
     [
         "left-1",
-        "left-2",
         "domain-post",
-        "domain-output",
         "domain-separable",
         "domain-full",
         "lora",

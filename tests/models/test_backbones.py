@@ -376,7 +376,7 @@ def test_pipeline_round_trip_with_adapter(pipe, tmp_path):
 
 def test_card_of_a_base_draws_its_classes(pipe, tmp_path):
     card = write_base_card(pipe, tmp_path, "tiny").read_text(encoding="utf-8")
-    assert (tmp_path / "images" / "grid.png").is_file()
+    assert (tmp_path / "images" / "grid.jpg").is_file()
     assert (card.count("class_labels=[0, 1, 2, 0") == 2) == (pipe.generator.num_classes is not None)
 
 

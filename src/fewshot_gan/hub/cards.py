@@ -4,6 +4,7 @@ import shutil
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ PERSON = [  # on the card of an adapter of a person
 LICENCE_LINKS = dict.fromkeys(EMBEDDED_LICENCES, "https://nvlabs.github.io/stylegan2/license.html")
 PUBLISHED = ("README.md", "adapter_config.json", "adapter_model*.safetensors", "images/*.png", "images/*.jpg")
 SAMPLES, SEED = 8, 0  # of the grid of a base
+GRID_QUALITY = 90  # of JPEG
 NETWORKS = ("generator", "discriminator", "projected_discriminator", "latent_encoder")  # parts of a base
 
 
@@ -353,19 +355,25 @@ def _write_card(folder: Path, name: str, lines: list[str], data) -> Path:
 
 
 def _place_grid(grid, folder: Path) -> str | None:
-    """Write the picture to `images/grid.png`, or `images/grid` with its own suffix, and return its path in the folder.
+    """Write the picture to `images/grid.jpg` and return this path; None: there is no picture.
 
-    None: there is no picture.
+    A PNG file of it would be six times as large, and older versions left one, which is removed.
     """
+    from PIL import Image
+
     if isinstance(grid, str | Path) and not (grid := Path(grid)).is_file():
         pictures = sorted(grid.glob("step-*.png"), key=lambda path: (len(path.name), path.name))  # by their numbers
         grid = pictures[-1] if pictures else None
     if grid is None:
         return None
-    copied = isinstance(grid, Path)
-    path = f"images/grid{grid.suffix if copied else '.png'}"
-    replace_file(folder / path, (lambda temp: shutil.copyfile(grid, temp)) if copied else grid.save)
-    return path
+    path = folder / "images" / "grid.jpg"
+    if isinstance(grid, Path) and grid.suffix.lower() in (".jpg", ".jpeg"):
+        replace_file(path, lambda temp: shutil.copyfile(grid, temp))
+    else:
+        with Image.open(grid, formats=("PNG",)) if isinstance(grid, Path) else nullcontext(grid) as picture:
+            replace_file(path, lambda temp: picture.convert("RGB").save(temp, "JPEG", quality=GRID_QUALITY))
+    path.with_suffix(".png").unlink(missing_ok=True)
+    return "images/grid.jpg"
 
 
 def _shown(picture: str | None, caption: str | None) -> list[str]:
