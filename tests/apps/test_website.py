@@ -187,7 +187,7 @@ def test_the_folder_has_all_that_the_page_needs(pipe, fake_runtime, tmp_path):
     (out / "CNAME").write_text("faces.example.org", encoding="utf-8")  # the owner's own file stays
     export_site(pipe, out, {"lines": 1}, runtime="https://example.org/ort/dist")
     assert (out / "CNAME").is_file() and not [*out.glob("runtime/*/*"), *out.glob("looks/1.*")]
-    assert "script-src 'self' 'wasm-unsafe-eval' https://example.org" in (out / "index.html").read_text(
+    assert "script-src 'self' 'wasm-unsafe-eval' https://example.org blob:" in (out / "index.html").read_text(
         encoding="utf-8"
     )
     assert (out / "sw.js").read_text(encoding="utf-8") != before  # visitors get the new page
@@ -527,6 +527,34 @@ def test_every_control_has_a_name_and_fits(browser, site, width, scheme):
     assert {"new", "png", "webp", "link", "seed", "psi", "person", "look-0", "to", "at", "play", "more"} <= set(reached)
     assert page.wrong == []
     page.context.close()
+
+
+class FromAnywhere(Quiet):
+    """A server whose files pages of other origins may load, as those that packages are loaded from."""
+
+    def end_headers(self):
+        self.send_header("Access-Control-Allow-Origin", "*")
+        self.send_header("Cross-Origin-Resource-Policy", "cross-origin")
+        super().end_headers()
+
+
+def test_a_runtime_of_another_server(browser, pipe, runtime, tmp_path):
+    folders = tmp_path / "dist", tmp_path / "site"
+    folders[0].mkdir()
+    for name, data in website._runtime_files(Path(runtime)).items():
+        (folders[0] / name).write_bytes(data)
+    handlers = [partial(kind, directory=str(f)) for kind, f in zip((FromAnywhere, Quiet), folders, strict=True)]
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for handler in handlers]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    dist, address = (f"http://127.0.0.1:{server.server_address[1]}/" for server in servers)
+    export_site(pipe, folders[1], {"dots": 1.0}, runtime=dist)
+    page = Page(browser, address).visit("#seed=7&look=dots:1")
+    assert np.abs(page.picture() - pictures(pipe, seed=7, adapter_names="dots")).max() <= 1
+    assert page.wrong and all(wrong.startswith(dist) for wrong in page.wrong)  # nothing else was asked for
+    page.context.close()
+    for server in servers:
+        server.shutdown()
 
 
 def test_what_goes_wrong_is_said(browser, site):

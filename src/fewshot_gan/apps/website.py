@@ -305,7 +305,7 @@ def _page(folder: Path, content: dict[str, Any], title: str) -> None:
     """Write the page, its worker that keeps it, and `site.json`."""
     source = package_files("fewshot_gan") / "assets" / "web"
     host = content["runtime"]["host"]
-    words = {"__TITLE__": html.escape(title), "__HOST__": f" {host}" if host else ""}
+    words = {"__TITLE__": html.escape(title), "__HOST__": f" {host} blob:" if host else ""}
     for name in PAGE:
         text = (source / name).read_text(encoding="utf-8")
         for word, value in words.items():
