@@ -98,7 +98,7 @@ def verdict(outcomes: list[str]) -> str:
         return "shown"
     if HOLDS not in known and 2 * known.count(FAILS) >= len(known):
         return "refuted"
-    return "not decided" if set(known) == {TIE} else "partly shown"
+    return "no difference found" if set(known) == {TIE} else "partly shown"
 
 
 def page(claims: list[Claim], results: Path = RESULTS) -> str:

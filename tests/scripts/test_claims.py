@@ -35,7 +35,7 @@ def test_what_holds(claims):
         (["yes", "tie", "tie"], "partly shown"),
         (["yes", "no"], "partly shown"),
         (["no", "tie"], "refuted"),
-        (["tie", "tie"], "not decided"),
+        (["tie", "tie"], "no difference found"),
         (["not run", "yes"], "shown"),
         (["not run"], "not run"),
     ):
