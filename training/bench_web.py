@@ -104,9 +104,7 @@ def main(argv: list[str] | None = None) -> dict:
     looks = {"base": {}} | {name: {name: 1.0} for name in names}
     if len(names) > 1:
         looks["blend"] = dict.fromkeys(names[:2], 0.5)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(args.site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}/"
+    server, address = serve(args.site)
     report: dict = {"looks": {}}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
@@ -133,7 +131,7 @@ def main(argv: list[str] | None = None) -> dict:
                 "first_ms": first,
                 "again_ms": median(again),
             }
-        report["memory_mb"] = memory_of(browser, page)
+        report["memory_mb"] = largest_renderer()
         alone = Page(browser, address, service_workers="block")  # without isolation there is one thread
         alone.visit(f"#seed={SEED}&look=")
         report["engine_without_isolation"] = alone.page.get_attribute("body", "data-engine")
@@ -169,8 +167,15 @@ def main(argv: list[str] | None = None) -> dict:
     return report
 
 
-def memory_of(browser, page: Page) -> float:
-    """Return the MB of the page's process with its worker, as the system counts them."""
+def serve(site) -> tuple[ThreadingHTTPServer, str]:
+    """Serve a folder from a thread; return the server and its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_address[1]}/"
+
+
+def largest_renderer() -> float:
+    """Return the MB of Chromium's largest process that draws a page, with its workers, as the system counts them."""
     found = 0.0
     for process in subprocess.run(
         ["ps", "-eo", "rss,args"], capture_output=True, text=True, check=True
@@ -182,9 +187,7 @@ def memory_of(browser, page: Page) -> float:
 
 def photograph(playwright, args, names: list[str]) -> None:
     """Write pictures of the page: wide, on a phone, dark, and with what can be opened."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(args.site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}/"
+    server, address = serve(args.site)
     args.screenshots.mkdir(parents=True, exist_ok=True)
     browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
     for name, scheme, size in (("desktop", "light", "desktop"), ("phone", "light", "phone"), ("dark", "dark", "phone")):

@@ -13,6 +13,7 @@ import torch
 from .adapters.looks import look_per_image, without_zeros
 from .directions import METHODS, Directions
 from .hub import embedded_directions
+from .models.labels import unlike_plain_styles
 from .models.latents import check_latents
 from .models.layers import mix_styles
 from .pipeline_base import drawing
@@ -82,9 +83,8 @@ class LatentMixin(Pipeline):
         return ws.float().cpu().clone()
 
     def _require_styles(self, what: str) -> None:
-        if not self.generator.has_styles or getattr(self.generator, "num_classes", None):
-            kind = type(self.generator).__name__
-            raise ValueError(f"{what}: a {kind} has {'classes' if self.generator.has_styles else 'no styles'}")
+        if found := unlike_plain_styles(self.generator):
+            raise ValueError(f"{what}: a {type(self.generator).__name__} has {found}")
 
     def directions(self, method: str | None = None, **options) -> Directions:
         """Return directions of edits.

@@ -120,16 +120,16 @@ class TeachingTab:
             lists, more, taught = [gr.skip()] * (2 + len(own)), gr.skip(), gr.skip()
             lesson = self.studio.visitor(key).lesson
             if controls[0] != gr.skip():
-                more = self._more(key, job)
+                more = self._more(key)
             if job.state == "done" and lesson is not None:
                 lists, taught = parts.choices(key, [lesson.label], own), f"{lesson.label} {job.done}"
             plot = gr.LinePlot(losses(job.history, job.began), x_lim=[job.began + 1, job.steps])
             yield *results, plot, *controls, more, taught, *lists
 
-    def _more(self, key, job=None):
+    def _more(self, key):
         visitor = self.studio.visitor(key)
-        over = all(one.over for one in visitor.jobs.values() if one.kind == "look") if job is None else job.over
-        return self.gr.Button(visible=visitor.lesson is not None, interactive=over)
+        job = visitor.jobs.get("look")
+        return self.gr.Button(visible=visitor.lesson is not None, interactive=job is None or job.over)
 
     def bring_back(self, key, file, *own):
         with self.parts.errors_as_toasts():

@@ -16,6 +16,7 @@ from ..adapters.looks import LIKENESS, Look, with_person
 from ..data.grids import TILE, shrink
 from ..data.images import as_image
 from ..hub import embedded_adapters, embedded_bases, embedded_directions
+from ..models.labels import unlike_plain_styles
 from ..pipeline import FewShotGAN
 from .demo_guard import private_folder
 from .demo_looks import title
@@ -194,7 +195,7 @@ class Drawing:
     @property
     def keeps_faces(self) -> bool:
         """Whether faces can be kept and varied: the base has styles, and no classes."""
-        return self.pipe.generator.has_styles and not getattr(self.pipe.generator, "num_classes", None)
+        return unlike_plain_styles(self.pipe.generator) is None
 
     def choose_model(self, key: str, number: int, num: int, faces: Faces) -> None:
         """Make face `number` of `num` the one whose like `Faces.alike` draws."""

@@ -170,11 +170,7 @@ class Studio(Drawing):
         if not files:
             raise ValueError("there are no pictures yet: choose about ten of the look first")
         squares = [image for _, image in self.squares(files)]  # refuse bad pictures before anything starts
-        self._refuse_second(visitor, "look")
-        lesson = Lesson(self, visitor, label, squares, seed)
-        job = self._start(visitor, Job("look", steps), lesson.work)
-        visitor.learning = lesson
-        return job
+        return self._begin(Lesson(self, visitor, label, squares, seed), steps)
 
     def teach_more(self, key: str, steps: int = MORE_STEPS) -> Job:
         """Start to go on with the visitor's latest look, by the same method, from where its training ended.
@@ -185,8 +181,12 @@ class Studio(Drawing):
         visitor = self.visitor(key)
         if (lesson := visitor.lesson) is None:
             raise ValueError("there is no look of yours to go on with: teach one first")
-        job = self._start(visitor, Job("look", lesson.steps + steps, lesson.steps), lesson.work)
-        visitor.learning = lesson
+        return self._begin(lesson, steps)
+
+    def _begin(self, lesson: "Lesson", steps: int) -> Job:
+        """Start to learn a look for so many steps more."""
+        job = self._start(lesson.visitor, Job("look", lesson.steps + steps, lesson.steps), lesson.work)
+        lesson.visitor.learning = lesson
         return job
 
     def take(self, visitor: Visitor, lesson: "Lesson", adapter: Any, run: Path) -> str:
@@ -277,7 +277,8 @@ class Studio(Drawing):
 
     def _start(self, visitor: Visitor, job: Job, work: Callable[[Job], None]) -> Job:
         with self._lock:
-            self._refuse_second(visitor, job.kind)
+            if job.kind in visitor.jobs and not visitor.jobs[job.kind].over:
+                raise ValueError("a job is already running; wait for it, or stop it first")
             visitor.jobs[job.kind] = job
 
         def run():
@@ -288,10 +289,6 @@ class Studio(Drawing):
 
         self._pools[job.kind].submit(run)
         return job
-
-    def _refuse_second(self, visitor: Visitor, kind: str) -> None:
-        if kind in visitor.jobs and not visitor.jobs[kind].over:
-            raise ValueError("a job is already running; wait for it, or stop it first")
 
     def stop(self, key: str, kind: str, keep: bool = False) -> None:
         """Stop the visitor's job of this kind, if there is one; if `keep`, with what it has made so far."""

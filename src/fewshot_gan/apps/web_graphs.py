@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from ..adapters.base import Adapted, Adapter, Factors, combine
 from ..adapters.blend import BlendFactors
+from ..models.labels import unlike_plain_styles
 from ..models.layers import adaptable_layers
 from ..models.network import Network
 from .export import quiet_exporter
@@ -66,10 +67,8 @@ def tensors_of(generator: Network) -> dict[str, torch.Tensor]:
             the page's random numbers do not have.
     """
     kind = type(generator).__name__
-    if not generator.has_styles or getattr(generator, "num_classes", None):
-        raise ValueError(
-            f"a {kind} has {'classes' if generator.has_styles else 'no styles'}; a web page needs styles alone"
-        )
+    if found := unlike_plain_styles(generator):
+        raise ValueError(f"a {kind} has {found}; a web page needs styles alone")
     ways = {layer.demodulation for _, layer in adaptable_layers(generator)}
     if ways - {"none", "folded"}:
         raise ValueError(
@@ -80,44 +79,39 @@ def tensors_of(generator: Network) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in generator.state_dict(keep_vars=True).items()}
 
 
-class _Mapping(nn.Module):
-    """z `[B, z_dim]` and weights → w `[B, w_dim]`, before truncation."""
+class _Network(nn.Module):
+    """Latents and weights → what a part of a generator makes of them: w `[B, w_dim]` or images `[B, 3, R, R]`.
 
-    def __init__(self, generator: Any, names: Sequence[str]):
+    Args:
+        generator: its weights are inputs.
+        part: "mapping", of z `[B, z_dim]`, before truncation; or "synthesis", of w+ `[B, num_ws, w_dim]`.
+        names: of the part's weights, in their order.
+    """
+
+    def __init__(self, generator: Any, part: str, names: Sequence[str]):
         super().__init__()
-        self.network, self.names = [generator.mapping], names  # a list: its weights are inputs, not its own
+        self.network = [getattr(generator, part)]  # a list: its weights are not this module's own
+        self.part, self.names = part, names
 
-    def forward(self, z, weights):
-        return functional_call(self.network[0], dict(zip(self.names, weights, strict=True)), (z,))[:, 0]
-
-
-class _Synthesis(nn.Module):
-    """w+ `[B, num_ws, w_dim]` and weights → images `[B, 3, R, R]`."""
-
-    def __init__(self, generator: Any, names: Sequence[str]):
-        super().__init__()
-        self.network, self.names = [generator.synthesis], names
-
-    def forward(self, ws, weights):
-        return functional_call(self.network[0], dict(zip(self.names, weights, strict=True)), (ws,))
+    def forward(self, latents, weights):
+        made = functional_call(self.network[0], dict(zip(self.names, weights, strict=True)), (latents,))
+        return made[:, 0] if self.part == "mapping" else made
 
 
 def network_graphs(generator: Any) -> dict[str, Graph]:
     """Return the graphs "mapping" and "synthesis"; their first input is the latent, the others are weights by name."""
     generator = deepcopy(generator).eval()  # a copy has no active adapters, which would become part of the graphs
     tensors, graphs = tensors_of(generator), {}
-    examples = {
-        "mapping": (_Mapping, torch.zeros(1, generator.z_dim)),
-        "synthesis": (_Synthesis, torch.zeros(1, generator.num_ws, generator.w_dim)),
+    latents = {
+        "mapping": torch.zeros(1, generator.z_dim),
+        "synthesis": torch.zeros(1, generator.num_ws, generator.w_dim),
     }
-    for part, (kind, latent) in examples.items():
-        inside = f"{part}."
-        names = [name for name in tensors if name.startswith(inside)]
-        module = kind(generator, [name.removeprefix(inside) for name in names])
+    for part, latent in latents.items():
+        names = [name for name in tensors if name.startswith(f"{part}.")]
+        module = _Network(generator, part, [name.removeprefix(f"{part}.") for name in names])
         weights = [tensors[name].float() for name in names]
-        graphs[part] = _exported(
-            module, (latent, weights), ["latent", *names], ["images" if part == "synthesis" else "w"]
-        )
+        output = "images" if part == "synthesis" else "w"
+        graphs[part] = _exported(module, (latent, weights), ["latent", *names], [output])
     return graphs
 
 

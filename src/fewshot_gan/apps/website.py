@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ..adapters.looks import BASE, LIKENESS
 from ..hub import embedded_directions
 from ..hub.cards import licence_of
 from ..hub.spaces import INDEX
+from ..models.layers import as_ws
 from ..pipeline import FewShotGAN
 from ..pipeline_person import WHOLE
 from ..utils.files import finish_replacing, replacing, user_path
@@ -97,43 +98,41 @@ def export_site(
     _check_adapters(pipe, looks, person, consent)
     old = _files_of(out)
     tensors = {name: tensor.float().cpu() for name, tensor in tensors_of(generator).items()}
-    with _runtime(runtime) as runtime_files:
-        graphs, known = network_graphs(generator), {}
-        adapters = {name: pipe.bank.adapters[name] for name in (*looks, *([person] if person else []))}
-        changes = {name: change_graph(generator, adapter, known) for name, adapter in adapters.items()}
-        for halved in (True, False):  # what was never stored in fp16 may need all digits
-            differences = _differences(pipe, graphs, tensors, changes, psi, person, halved)
-            wrong = {name: value for name, value in differences.items() if not value <= TOLERANCE}  # also NaN
-            if not wrong:
-                break
-        else:
-            name, value = next(iter(wrong.items()))
-            what = "the base" if name == BASE else repr(name)
-            raise ValueError(
-                f"the page would draw {what} otherwise than torch, by {value:.2g} of 255, more than {TOLERANCE:g}; "
-                "nothing was written"
-            )
-        with replacing(out, gone=old) as folder:
-            content = _model(folder, tensors, graphs, halved)
-            content["looks"] = [
-                {**_look(folder, str(i), name, changes[name], halved), "strength": strength}
-                for i, (name, strength) in enumerate(looks.items())
-            ]
-            content["person"] = None
-            if person:
-                own: Any = pipe.bank.adapters[person].latents
-                ws = own.float() if own.ndim == 3 else own.float()[:, None].expand(-1, generator.num_ws, -1)
-                photos = [[float(f"{x:.7g}") for x in photo.flatten().tolist()] for photo in ws]
-                content["person"] = _look(folder, "person", person, changes[person], halved)
-                content["person"] |= {"photos": photos, "whole": WHOLE, "likeness": LIKENESS, "consent": consent}
-            content["directions"] = _directions(pipe)
-            content["runtime"] = _runtime_places(folder, runtime, runtime_files)
-            content |= {"resolution": generator.resolution, "z_dim": generator.z_dim, "w_dim": generator.w_dim}
-            content |= {"num_ws": generator.num_ws, "psi": psi, "licence": licence_of(pipe.bank.fingerprint())}
-            _page(folder, content, title or (f"Faces in {', '.join(looks)}" if looks else "Faces"))
-            written = {
-                path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
-            }
+    runtime_files = _runtime(runtime)
+    graphs, known = network_graphs(generator), {}
+    adapters = {name: pipe.bank.adapters[name] for name in (*looks, *([person] if person else []))}
+    changes = {name: change_graph(generator, adapter, known) for name, adapter in adapters.items()}
+    for halved in (True, False):  # what was never stored in fp16 may need all digits
+        differences = _differences(pipe, graphs, tensors, changes, psi, person, halved)
+        wrong = {name: value for name, value in differences.items() if not value <= TOLERANCE}  # also NaN
+        if not wrong:
+            break
+    else:
+        name, value = next(iter(wrong.items()))
+        what = "the base" if name == BASE else repr(name)
+        raise ValueError(
+            f"the page would draw {what} otherwise than torch, by {value:.2g} of 255, more than {TOLERANCE:g}; "
+            "nothing was written"
+        )
+    with replacing(out, gone=old) as folder:
+        content = _model(folder, tensors, graphs, halved)
+        content["looks"] = [
+            {**_look(folder, str(i), name, changes[name], halved), "strength": strength}
+            for i, (name, strength) in enumerate(looks.items())
+        ]
+        content["person"] = None
+        if person:
+            photos = [[float(f"{x:.7g}") for x in ws.flatten().tolist()] for ws in _photos(pipe, person)]
+            content["person"] = _look(folder, "person", person, changes[person], halved)
+            content["person"] |= {"photos": photos, "whole": WHOLE, "likeness": LIKENESS, "consent": consent}
+        content["directions"] = _directions(pipe)
+        content["runtime"] = _runtime_places(folder, runtime, runtime_files)
+        content |= {"resolution": generator.resolution, "z_dim": generator.z_dim, "w_dim": generator.w_dim}
+        content |= {"num_ws": generator.num_ws, "psi": psi, "licence": licence_of(pipe.bank.fingerprint())}
+        _page(folder, content, title or (f"Faces in {', '.join(looks)}" if looks else "Faces"))
+        written = {
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        }
     return Site(written, differences)
 
 
@@ -229,9 +228,7 @@ def _look(folder: Path, path: str, name: str, change: Changed, halved: bool) -> 
     outputs = zip(change.graph.outputs, change.outputs, strict=True)
     return {
         "name": name,
-        "graph": _write(
-            folder, f"looks/{hashlib.sha256(change.graph.model).hexdigest()[:12]}.onnx", change.graph.model
-        ),
+        "graph": _write(folder, "looks/graph.onnx", change.graph.model),  # one file where looks share a graph
         "data": _write(folder, f"looks/{path}.bin", _stored(list(change.tensors.values()), halved)),
         "reads": change.reads,
         "own": [[named, list(tensor.shape)] for named, tensor in own],
@@ -251,6 +248,12 @@ def _directions(pipe: FewShotGAN) -> list[dict[str, Any]]:
         }
         for name, each in pipe.directions().items()
     ]
+
+
+def _photos(pipe: FewShotGAN, person: str) -> torch.Tensor:
+    """Return w+ `[P, num_ws, w_dim]` of the photos of a person."""
+    latents: Any = pipe.bank.adapters[person].latents
+    return as_ws(latents.detach().float().cpu(), pipe.generator.num_ws, pipe.generator.w_dim)
 
 
 def _differences(pipe, graphs, tensors, changes: Mapping[str, Changed], psi: float, person, halved: bool):
@@ -279,8 +282,7 @@ def _differences(pipe, graphs, tensors, changes: Mapping[str, Changed], psi: flo
     def worst(name: str, values) -> float:
         options = {"num_images": 1, "output_type": "pt"}
         if name == person:
-            ws = pipe.bank.adapters[name].latents[:1].float()
-            ws = (ws if ws.ndim == 3 else ws[:, None].expand(-1, num_ws, -1)).contiguous().numpy()
+            ws = _photos(pipe, name)[:1].contiguous().numpy()
             wanted = pipe.draw_person(name, adapter_names={name: 1.0}, **options).images
         else:
             w, mean = run("mapping", z.numpy(), values), base["mapping.w_avg"]
@@ -303,14 +305,10 @@ def _differences(pipe, graphs, tensors, changes: Mapping[str, Changed], psi: flo
 
 def _page(folder: Path, content: dict[str, Any], title: str) -> None:
     """Write the page, its worker that keeps it, and `site.json`."""
-    source = package_files("fewshot_gan") / "assets" / "web"
     host = content["runtime"]["host"]
     words = {"__TITLE__": html.escape(title), "__HOST__": f" {host} blob:" if host else ""}
     for name in PAGE:
-        text = (source / name).read_text(encoding="utf-8")
-        for word, value in words.items():
-            text = text.replace(word, value)
-        _write(folder, name, text.encode(), hashed=False)
+        _write(folder, name, _filled(name, words), hashed=False)
     content["files"] = sorted(
         [*(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()), INDEX, "sw.js"]
     )
@@ -318,18 +316,23 @@ def _page(folder: Path, content: dict[str, Any], title: str) -> None:
     version = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         version.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    text = (source / "sw.js").read_text(encoding="utf-8")
     shell = ["./", *PAGE, INDEX]
     others = [name for name in content["files"] if name not in (*shell, "sw.js")]
     words |= {"__VERSION__": version.hexdigest()[:16], "__SHELL__": json.dumps(shell), "__OTHERS__": json.dumps(others)}
+    _write(folder, "sw.js", _filled("sw.js", words), hashed=False)
+
+
+def _filled(name: str, words: Mapping[str, str]) -> bytes:
+    """Return a file of the page with values in the place of words."""
+    text = (package_files("fewshot_gan") / "assets" / "web" / name).read_text(encoding="utf-8")
     for word, value in words.items():
         text = text.replace(word, value)
-    _write(folder, "sw.js", text.encode(), hashed=False)
+    return text.encode()
 
 
 def _runtime_places(folder: Path, source: str | None, found: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
     """Write ONNX Runtime Web; return where the page finds it for each kind of device."""
-    if source and re.match("https?://", source):
+    if _is_url(source):
         place = f"{source.rstrip('/')}/"
         host = "/".join(place.split("/")[:3])
         files = {kind: {name: 0 for name in _names(kind)} for kind in MODULES}
@@ -348,23 +351,22 @@ def _runtime_places(folder: Path, source: str | None, found: Mapping[str, Mappin
     return described
 
 
-@contextmanager
-def _runtime(source: str | None) -> Iterator[dict[str, dict[str, bytes]]]:
-    """Provide the files of ONNX Runtime Web for each kind of device; none if visitors load it from a URL.
+def _runtime(source: str | None) -> dict[str, dict[str, bytes]]:
+    """Return the files of ONNX Runtime Web for each kind of device; none if visitors load it from a URL.
 
     Raises:
         ValueError: the source has not all files.
         OSError: npm is missing or fails.
     """
-    if source and re.match("https?://", source):
-        yield {}
-        return
+    if _is_url(source):
+        return {}
     with tempfile.TemporaryDirectory() as temp:
-        place = Path(temp) if source is None else user_path(source)
-        if source is None:
-            place = _from_npm(place)
-        found = _runtime_files(place)
-        yield {kind: {name: found[name] for name in _names(kind)} for kind in MODULES}
+        found = _runtime_files(_from_npm(Path(temp)) if source is None else user_path(source))
+    return {kind: {name: found[name] for name in _names(kind)} for kind in MODULES}
+
+
+def _is_url(source: str | None) -> TypeGuard[str]:
+    return source is not None and re.match("https?://", source) is not None
 
 
 def _names(kind: str) -> tuple[str, ...]:

@@ -63,9 +63,7 @@ def _static(folder: Path, place: Path, name: str) -> None:
         source = folder / str(file)
         if not source.resolve().is_relative_to(folder.resolve()) or not source.is_file():
             raise FileNotFoundError(f"{folder} lacks {str(file)[:100]!r}; export the page again")
-        target = place / source.resolve().relative_to(folder.resolve())
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        _copy(source, place / source.resolve().relative_to(folder.resolve()))
     settings = {"sdk": "static", "app_file": "index.html", "custom_headers": ISOLATED}
     lines = ["A generator of faces that draws in the visitor's browser.", "", str(content.get("licence", ""))]
     if person := content.get("person"):
@@ -91,23 +89,18 @@ def _gradio(folder: Path, place: Path, name: str) -> None:
         )
     for look, path in found.items():
         for file in sorted({file for pattern in PUBLISHED for file in path.glob(pattern)}):
-            target = place / "looks" / look / file.relative_to(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+            _copy(file, place / "looks" / look / file.relative_to(path))
     (place / "app.py").write_text(APP.format(base=base), encoding="utf-8")
     needed = f"torch=={TORCH}\nfewshot_gan[demo]=={__version__}\n"
     (place / "requirements.txt").write_text(needed, encoding="utf-8")
     settings = {"sdk": "gradio", "sdk_version": GRADIO, "app_file": "app.py", "python_version": "3.11"}
-    _readme(
-        place,
-        name,
-        settings,
-        [
-            f"Faces in the looks {', '.join(found)}.",
-            "",
-            licence_of(next(iter(configs.values())).get("base_fingerprint")),
-        ],
-    )
+    licence = licence_of(next(iter(configs.values())).get("base_fingerprint"))
+    _readme(place, name, settings, [f"Faces in the looks {', '.join(found)}.", "", licence])
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def _readme(place: Path, name: str, settings: Mapping, lines: list[str]) -> None:

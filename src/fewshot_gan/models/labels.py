@@ -69,6 +69,13 @@ def one_hot(labels: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch
     return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(dtype)
 
 
+def unlike_plain_styles(network) -> str | None:
+    """Return "no styles" or "classes": what keeps a network from being a style-based one without classes; else None."""
+    if not network.has_styles:
+        return "no styles"
+    return "classes" if getattr(network, "num_classes", None) else None
+
+
 def refuse_classes(network, task: str) -> None:
     """Refuse a class-conditional network for a task that supports only unconditional StyleGAN2.
 

@@ -12,6 +12,7 @@ from ..data.images import to_floats
 from ..features import load_features
 from ..hub import embedded_datasets
 from ..methods.choose import Choice, choose
+from ..models.labels import unlike_plain_styles
 from ..pipeline import FewShotGAN
 from ..utils.json_files import read_json
 from .checkpoints import latest_checkpoint
@@ -56,7 +57,7 @@ def _begun(folder: Path) -> tuple[str, dict[str, Any]] | None:
 
 def choose_for(pipe, pictures: torch.Tensor) -> Choice:
     """Choose the method for pictures, uint8 `[K, 3, R, R]`, on a loaded base."""
-    if not pipe.generator.has_styles or getattr(pipe.generator, "num_classes", None):
+    if unlike_plain_styles(pipe.generator):
         return Choice(USUAL_METHOD, reason="this base has no styles, or has classes")
     device = pipe.generator.device
     return choose(pipe, to_floats(pictures).to(device), load_features(device=device))

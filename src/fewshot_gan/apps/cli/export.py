@@ -48,23 +48,15 @@ def export(
     start = time.perf_counter()
     names, weights = named_looks(adapter, weight)
     web = file_format == ExportFormat.web
-    for name, value in {"person": person, "consent": consent, "title": title, "runtime": runtime}.items():
+    of_page = {"consent": consent, "title": title, "runtime": runtime}
+    for name, value in {"person": person, **of_page}.items():
         if value is not None and not web:
             raise ValueError(f"--{name} is of web pages: give --format web, or leave it out")
     if web:
-        _export_site(
-            base,
-            names,
-            weights,
-            weight is not None,
-            psi,
-            out or Path("site"),
-            person,
-            consent,
-            title,
-            runtime,
-            num_threads,
-        )
+        begin(num_threads)
+        if weight is None:  # the page opens with the first look
+            weights = [float(not i) for i in range(len(names))]
+        _export_site(base, names, weights, person, out or Path("site"), truncation_psi=psi, **of_page)
         return
 
     from ..export import SUFFIX, export_generator
@@ -80,19 +72,16 @@ def export(
     print(f"{out}  ({pipe.generator.resolution} px, within {error:.0e} of torch, {time.perf_counter() - start:.1f} s)")
 
 
-def _export_site(base, names, weights, weighted, psi, out, person, consent, title, runtime, num_threads) -> None:
+def _export_site(base: str, names: list[str], weights: list, person: str | None, out: Path, **options) -> None:
     start = time.perf_counter()
     from ..website import export_site
 
-    begin(num_threads)
-    pipe, loaded = load_pipeline(base, [*names, *([person] if person else [])], [*weights, *([1.0] if person else [])])
+    sources, strengths = (names, weights) if person is None else ([*names, person], [*weights, 1.0])
+    pipe, loaded = load_pipeline(base, sources, strengths)
     pipe.set_adapters([])
-    if not weighted:  # the page opens with the first look
-        loaded = {name: float(not i) for i, name in enumerate(loaded)}
-    someone = list(loaded)[-1] if person else None
+    someone = None if person is None else list(loaded)[-1]
     looks = {name: strength for name, strength in loaded.items() if name != someone}
-    options = {"person": someone, "consent": consent, "truncation_psi": psi, "runtime": runtime, "title": title}
-    site = export_site(pipe, out, looks, **options)
+    site = export_site(pipe, out, looks, person=someone, **options)
     worst, seconds = max(site.differences.values()), time.perf_counter() - start
     size = f"{site.download / 1e6:.1f} MB to load besides ONNX Runtime"
     print(f"{out}/  ({size}, {len(looks)} looks, within {worst:.2g}/255 of torch, {seconds:.1f} s)")
