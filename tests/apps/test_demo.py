@@ -169,14 +169,28 @@ def test_faces_are_kept_varied_and_filmed(studio, monkeypatch):
     assert again[0].tobytes() == like[0].tobytes() and again[1].tobytes() != like[1].tobytes()
     pytest.importorskip("av")
     counted = []
-    film = studio.film(key, look, lambda done, total: counted.append((done, total)))
-    assert film[4:8] == b"ftyp" and counted == [(i + 1, 40) for i in range(40)]
+    frames, make = studio.film(key, look)
+    assert make(counted.append)[4:8] == b"ftyp" and counted == list(range(1, 41)) and frames == 40
     with pytest.raises(ValueError, match="^0 faces are kept: keep two or more"):
-        studio.film(other, look, print)
+        studio.make_film(other, look)
+    with pytest.raises(ValueError, match="there is no look 'mine'; there are dots"):
+        studio.make_film(key, {"mine": 1.0})
+    assert studio.visitor(key).jobs == {}
+    stopped = studio.make_film(key, look)
+    with pytest.raises(ValueError, match="a job is already running"):
+        studio.make_film(key, {})
+    studio.stop(key, "film")
+    assert finished(stopped, 20).state == "stopped" and not studio.visitor(key).film
+    made = finished(studio.make_film(key, {}), 20)
+    assert (made.state, made.done) == ("done", 40)
+    assert studio.pictures.read(studio.visitor(key).film, "mp4")[4:8] == b"ftyp"
     monkeypatch.setattr("fewshot_gan.apps.drawing.KEPT_FACES", 2)
     with pytest.raises(ValueError, match="you keep 2 faces, which is the limit"):
         studio.keep(key, 3, 4, faces)
-    assert list(Path(studio.folder).iterdir()) == []
+    unfinished = studio.make_film(key, look)
+    studio.empty(key)
+    assert finished(unfinished, 20).state == "stopped" and studio.kept_in(key, {}) == []
+    assert [path.name for path in Path(studio.folder).iterdir()] == ["pictures"]
 
 
 def test_a_training_is_kept_early_and_goes_on(studio, pictures):
@@ -757,6 +771,10 @@ def test_kept_and_similar_faces_in_the_browser(visit, width):
     v.drawn(first, range(8))
     v.check()
     v.shot("similar")
+    v.button("Make a film through them").click()
+    v.button("Stop the film").click()
+    v.says("#film-status", "of 40 frames; nothing was kept.")
+    assert v.page.locator("#kept video").count() == 0
     v.button("Make a film through them").click()
     film = v.page.locator("#kept video")
     film.wait_for()

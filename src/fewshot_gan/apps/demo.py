@@ -108,11 +108,9 @@ def page(studio: Studio):
                     teaching = TeachingTab(parts)
 
         looks = [key, chosen, strengths]
-        faces.connect(*looks)
         blocks.load(None, js=ON_LOAD)
         entered = blocks.load(enter, key, [key, chosen, teaching.downloads, *faces.own], **HIDDEN)
-        entered.then(faces.draw, **faces.drawing)
-        entered.then(faces.shelve, **faces.shelving)
+        faces.connect(entered, *looks)
         photo.connect(entered, *looks)
         teaching.connect(entered, key, chosen, faces.own)
         taught = teaching.taught.change

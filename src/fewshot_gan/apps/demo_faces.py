@@ -5,7 +5,7 @@ import time
 from functools import partial
 
 from .demo_looks import CHOSEN, PLAIN, look_of, title, weights
-from .demo_parts import FACES, HIDDEN, SHOWN, Parts
+from .demo_parts import BLANK, FACES, HIDDEN, SHOWN, Parts
 from .drawing import FIRST, Faces
 
 
@@ -56,14 +56,16 @@ class FacesTab:
             self.kept = gr.HTML(apply_default_css=False)
             with gr.Row():
                 self.film = gr.Button("Make a film through them", size="sm")
+                self.stop = gr.Button("Stop the film", variant="stop", size="sm", visible=False)
                 self.empty = gr.Button("Empty the list", size="sm")
-            self.film_status = gr.HTML(visible=False, min_height=48)
+            self.film_status = gr.HTML(visible=False, min_height=48, elem_id="film-status")
             self.shown_film = gr.HTML(apply_default_css=False)
 
-    def connect(self, key, chosen, strengths) -> None:
+    def connect(self, entered, key, chosen, strengths) -> None:
         """Connect the tab's controls.
 
         Args:
+            entered: the event of a visitor who comes.
             key, chosen, strengths: key of the visitor, ticked looks, and their strengths.
         """
         gr, looks = self.gr, [key, chosen, strengths]
@@ -87,9 +89,13 @@ class FacesTab:
         self.empty.click(self.clear, key, [self.shown_film, self.film_status], **HIDDEN).then(
             self.shelve, **self.shelving
         )
-        self.film.click(lambda: gr.HTML("", visible=True), None, self.film_status, **HIDDEN).then(
-            self.filming(), looks, self.film_status, **SHOWN
-        ).success(self.show_film, key, [self.shown_film, self.film_status], **HIDDEN)
+        entered.then(self.draw, **self.drawing)
+        entered.then(self.shelve, **self.shelving)
+        filming = self.film.click(self.start_film, looks, self.film_status, **HIDDEN)
+        for event in (entered.then, filming.success):
+            event(self.parts.follow("film"), key, self.film_status, **SHOWN)
+            event(self.watch_film, key, [self.shown_film, self.film_status, self.film, self.stop], **HIDDEN)
+        self.stop.click(lambda key: self.studio.stop(key, "film"), key, None, **HIDDEN)
 
     def draw(self, chosen, strengths, *rest):
         """Yield the status line and the pictures of the grid."""
@@ -132,23 +138,20 @@ class FacesTab:
         return [self.parts.pictures.gallery(kept), self.gr.Accordion(visible=bool(kept))]
 
     def clear(self, key):
-        self.studio.visitor(key).kept.clear()
+        self.studio.empty(key)
         return "", self.gr.HTML("", visible=False)
 
-    def filming(self):
-        """Return the event that makes the film and counts its frames on the page."""
-        gr, studio = self.gr, self.studio
+    def start_film(self, key, chosen, strengths):
+        with self.parts.errors_as_toasts():
+            self.studio.make_film(key, weights(chosen, strengths))
+        return self.gr.HTML(BLANK, visible=True)
 
-        def make_film(key, chosen, strengths, progress=gr.Progress()):  # noqa: B008  Gradio finds it by its default
-            with self.parts.errors_as_toasts():
-                film = studio.film(
-                    *(key, weights(chosen, strengths)),
-                    lambda done, total: progress(done / total, desc=f"Frame {done} of {total}"),
-                )
-                studio.visitor(key).film = self.parts.pictures.keep(film, "mp4")
-            return ""
-
-        return make_film
-
-    def show_film(self, key):
-        return self.parts.pictures.video(self.studio.visitor(key).film, "film"), self.gr.HTML(visible=False)
+    async def watch_film(self, key):
+        """Yield the buttons while a film is made, then the film."""
+        gr, parts, before = self.gr, self.parts, None
+        yield [gr.skip()] * 4
+        async for job in self.studio.watch(key, "film"):
+            done = job.over and job.state == "done"
+            shown = [parts.pictures.video(self.studio.visitor(key).film, "film"), gr.HTML(visible=False)]
+            yield [*(shown if done else [gr.skip()] * 2), *parts.buttons(job, before)]
+            before = parts.state(job)

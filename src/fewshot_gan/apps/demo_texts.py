@@ -6,19 +6,26 @@ from html import escape
 from ..utils.text import duration
 from .jobs import Job
 
+UNITS = {"film": "frame"}  # what a job counts, where it is not steps
 LOSSES = {"d": "discriminator", "g": "generator"}  # those that the page plots
 
 
 def progress_text(job: Job) -> str:
     """Return what a job that is not over is doing, with an estimate of the time left."""
     if job.stopping:
-        return "Stopping after this step …"
+        return f"Stopping after this {unit(job)} …"
     if job.state == "waiting":
         return "Waiting for another visitor's job to end …"
     if job.done == 0:
         return " ".join(filter(None, ("Loading the networks …", job.note)))
     left = job.remaining()
-    return f"Step {job.done} of {job.steps}" + ("" if left is None else f" · {duration(left)} left")
+    counted = f"{unit(job).capitalize()} {job.done} of {job.steps}"
+    return counted + ("" if left is None else f" · {duration(left)} left")
+
+
+def unit(job: Job) -> str:
+    """Return the word for what a job counts."""
+    return UNITS.get(job.kind, "step")
 
 
 def outcome(job: Job) -> str:
@@ -27,8 +34,8 @@ def outcome(job: Job) -> str:
         return failure(job.error)
     if job.state == "stopped":
         kept = "the look stays as it was" if job.began else "nothing was kept"
-        return f"Stopped after {job.done} of {job.steps} steps; {kept}."
-    steps = f"Done: {job.steps} step{'s' * (job.steps != 1)}."
+        return f"Stopped after {job.done} of {job.steps} {unit(job)}s; {kept}."
+    steps = f"Done: {job.steps} {unit(job)}{'s' * (job.steps != 1)}."
     return " ".join(filter(None, (steps, escape(job.note))))
 
 

@@ -149,10 +149,7 @@ class Drawing:
             ValueError: this visitor does not have one of the looks, or a number is out of range.
         """
         with self._drawing:  # also while names are looked up: a look that is taught further gets another name
-            own = self.visitor(key).looks
-            for name in (name for look in looks for name in look if name not in self.looks and name not in own):
-                raise ValueError(f"there is no look {name!r}; there are {', '.join(self.labels(key)) or 'none'}")
-            named = [{own.get(name, name): weight for name, weight in look.items()} for look in looks]
+            named = [self.named(key, look) for look in looks]
             named = [with_person(look, person, likeness) for look in named] if person else named
             if latents is None and (faces.alike or any(faces.edits.values())):
                 latents = self.latents_of(key, len(looks), faces)
@@ -160,6 +157,18 @@ class Drawing:
                 return self.drawn(named, seed=faces.seed, latents=latents.expand(len(looks), -1, -1))
             labels = self.pipe.some_labels(len(looks))
             return self.drawn(named, seed=faces.seed, truncation_psi=faces.psi, class_labels=labels)
+
+    def named(self, key: str, look: Mapping[str, float]) -> Look:
+        """Return the weights of a look by its names in the pipeline; `look` has those that this visitor sees.
+
+        Raises:
+            ValueError: this visitor does not have one of them.
+        """
+        own = self.visitor(key).looks
+        for name in look:
+            if name not in self.looks and name not in own:
+                raise ValueError(f"there is no look {name!r}; there are {', '.join(self.labels(key)) or 'none'}")
+        return {own.get(name, name): weight for name, weight in look.items()}
 
     def latents_of(self, key: str, num: int, faces: Faces) -> torch.Tensor:
         """Return w+ `[num, num_ws, w_dim]` of faces, as the base maps them.
@@ -226,27 +235,30 @@ class Drawing:
         drawn = self.draw(key, [chosen] * len(kept), latents=torch.stack(list(kept.values())))
         return list(zip(kept, drawn, strict=True))
 
-    def film(self, key: str, chosen: Mapping[str, float], on_frame: Callable[[int, int], None]) -> bytes:
-        """Return an MP4 of 512 px that moves through the faces that the visitor keeps and back to the first.
+    def film(self, key: str, chosen: Mapping[str, float]) -> tuple[int, Callable[[Callable[[int], None]], bytes]]:
+        """Prepare an MP4 of 512 px that moves through the faces that the visitor keeps now and back to the first.
 
         Args:
             key: key of the visitor.
             chosen: weights of looks.
-            on_frame: called with the number of frames that are drawn, and that of all.
+
+        Returns:
+            Number of frames, and the function that draws them and returns the file. It calls its argument after each
+            frame with the number of frames drawn so far; what that raises ends the drawing.
 
         Raises:
             ValueError: fewer than two faces are kept, or a look is not there.
             ImportError: PyAV is not installed.
         """
-        visitor = self.visitor(key)
-        if (count := len(visitor.kept)) < 2:
+        kept = list(self.visitor(key).kept.values())
+        if (count := len(kept)) < 2:
             raise ValueError(f"{count} face{'s are' if count != 1 else ' is'} kept: keep two or more to move between")
         with self._drawing:
-            looks = {visitor.looks.get(name, name): weight for name, weight in chosen.items()}
-        frames = FRAMES * count
-        latents, batch = torch.stack(list(visitor.kept.values())), usual_batch(self.pipe.generator.resolution)
+            looks = self.named(key, chosen)
+        frames, latents, batch = FRAMES * count, torch.stack(kept), usual_batch(self.pipe.generator.resolution)
+        check_video(Path("film.mp4"), frames, FPS)
 
-        def one_by_one() -> Iterator[Image.Image]:
+        def one_by_one(on_frame: Callable[[int], None]) -> Iterator[Image.Image]:
             walk = self.pipe.walk(latents, frames=frames, batch_size=batch, adapter_names=looks or "__base__")
             for done in range(frames):
                 with self._drawing:
@@ -257,13 +269,15 @@ class Drawing:
                         )
                     frame = next(walk)
                 yield shrink(frame, TILE)
-                on_frame(done + 1, frames)
+                on_frame(done + 1)
 
-        with tempfile.TemporaryDirectory(dir=self.folder) as temp:
-            file = Path(temp) / "film.mp4"
-            check_video(file, frames, FPS)
-            write_video(one_by_one(), file, FPS)
-            return file.read_bytes()
+        def make(on_frame: Callable[[int], None]) -> bytes:
+            with tempfile.TemporaryDirectory(dir=self.folder) as temp:
+                file = Path(temp) / "film.mp4"
+                write_video(one_by_one(on_frame), file, FPS)
+                return file.read_bytes()
+
+        return frames, make
 
     def photo_in(self, key: str, chosen: Mapping[str, float], likeness: float = LIKENESS) -> Captioned:
         """Return the visitor's photo, the face found for it, and that face in looks; empty before a face was found.

@@ -23,7 +23,7 @@ class Job:
     """Background work that reports its progress and can be stopped between two steps.
 
     Args:
-        kind: "photo" or "look".
+        kind: "photo", "look" or "film".
         steps: number of steps in all.
         done: number of steps that an earlier job has done.
 

@@ -5,7 +5,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 PHOTO_PREVIEW_STEPS = 3
 PHOTO_STEPS, LOOK_STEPS, MORE_STEPS = 150, 60, 60
 # seconds per step on two cores for bases of up to 512 px, and larger ones; used until a job was timed here
-PACE, LARGE_PACE = {"photo": 0.35, "look": 2.8}, {"photo": 0.8, "look": 6.0}
+PACE = {"photo": 0.35, "look": 2.8, "film": 0.1}
+LARGE_PACE = {"photo": 0.8, "look": 6.0, "film": 0.2}
 OWN_LOOKS = 20  # most looks that one visitor can teach
 LABEL = re.compile(r"\w[\w -]{0,39}")
 MISSING = "the demo needs the {} package, which is not installed: pip install 'fewshot_gan[demo]'"
@@ -137,6 +138,27 @@ class Studio(Drawing):
             discard(old_file)
 
         return self._start(visitor, Job("photo", steps), work)
+
+    def make_film(self, key: str, chosen: Mapping[str, float]) -> Job:
+        """Start to make a film through the faces that the visitor keeps; see `Drawing.film` for arguments and errors.
+
+        Raises:
+            ValueError: also if this visitor's last film is still being made.
+        """
+        visitor, (frames, make) = self.visitor(key), self.film(key, chosen)
+
+        def work(job: Job) -> None:
+            visitor.film = self.pictures.keep(make(job.report), "mp4")
+
+        return self._start(visitor, Job("film", frames), work)
+
+    def empty(self, key: str) -> None:
+        """Forget the faces that the visitor keeps and the film through them; stop one that is being made."""
+        self.stop(key, "film")
+        visitor = self.visitor(key)
+        with self._lock:
+            visitor.jobs.pop("film", None)
+            visitor.kept.clear()
 
     @property
     def aligns(self) -> bool:

@@ -29,7 +29,7 @@ class Visitor:
         kept: w+ latents `[num_ws, w_dim]` of the faces that the visitor keeps, by a caption.
         film: name of the latest film through them, see `demo_pictures.Pictures.keep`.
         model: w+ latents `[num_ws, w_dim]` of the face whose like are drawn, or None.
-        jobs: the latest job of each kind, "photo" and "look".
+        jobs: the latest job of each kind, "photo", "look" and "film".
     """
 
     looks: dict[str, str] = field(default_factory=dict)
