@@ -136,12 +136,14 @@ def test_home_of_sources(home, pencil):
 
 def test_home_in_scripts(home):
     from fewshot_gan.catalogue import METHODS
-    from fewshot_gan.training import hypernetwork, lottery
+    from fewshot_gan.training import hypernetwork, look_hypernetwork, lottery
     from fewshot_gan.training.command_line import parse
 
     for method in METHODS:
         run = parse(method, ["--base=~/base", "--data=~/data", "--output_dir=~/out"])
         assert (run.base, run.data, run.output_dir) == tuple(str(home / name) for name in ("base", "data", "out"))
+    run = look_hypernetwork.parse(["--base=~/base", "--output_dir=~/out"])
+    assert run.options.base == str(home / "base") and run.training.output_dir == str(home / "out")
     run = hypernetwork.parse(["--base=~/base", "--texts=~/x.txt", "--output_dir=~/out"])
     assert (run.options.texts, run.training.output_dir) == (str(home / "x.txt"), str(home / "out"))
     run = lottery.parse(["--data=~/data", "--ticket=~/ticket", "--output_dir=~/out"])

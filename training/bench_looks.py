@@ -28,6 +28,7 @@ from benchmark import (
     filtered,
     measure,
     native_protocol,
+    ratio,
     reference_centres,
     versions,
 )
@@ -230,7 +231,7 @@ class Looks:
         numbers = references.measure(images)
         for keys, row in ((DISTANCES, rows["source"]), (DIVERSITIES, rows["true"])):
             for key in [key for key in keys if key in row]:
-                numbers[f"{key}_ratio"] = numbers[key] / row[key] if row[key] else None
+                numbers[f"{key}_ratio"] = ratio(numbers[key], row[key])
         return numbers, parameters, images.pictures[:SHEET_IMAGES]
 
 

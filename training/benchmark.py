@@ -291,6 +291,11 @@ def _correlations(a: Tensor, b: Tensor) -> dict[str, float]:
     return totals
 
 
+def ratio(value: float, whole: float) -> float | None:
+    """`value` over `whole`; None, in JSON null, where `whole` is 0: pictures that are all alike have no diversity."""
+    return value / whole if whole else None
+
+
 def judge(
     source: Described, adapted: Described, truth: Described, paired: Described | None, centres: Tensor | None
 ) -> dict[str, Any]:
@@ -299,9 +304,9 @@ def judge(
     rows["source"] = measure(source, truth, source, paired, centres)
     report: dict[str, Any] = {key: {name: row[key] for name, row in rows.items()} for key in rows["adapted"]}
     for key in report.keys() & set(DISTANCES):
-        report[key]["ratio"] = report[key]["adapted"] / report[key]["source"]
+        report[key]["ratio"] = ratio(report[key]["adapted"], report[key]["source"])
     for key, value in diversity(truth, centres).items():
-        report[key] |= {"true": value, "ratio": report[key]["adapted"] / value}
+        report[key] |= {"true": value, "ratio": ratio(report[key]["adapted"], value)}
     for key in report.keys() & OF_SOURCE:
         report[key] = rows["adapted"][key]
     return report

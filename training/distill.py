@@ -46,7 +46,8 @@ from fewshot_gan.training.launch import (
 from fewshot_gan.training.loop import TrainingRun
 from fewshot_gan.training.report import Report, TrainingDiverged
 from fewshot_gan.utils.errors import script
-from fewshot_gan.utils.files import expanded, replace_file
+from fewshot_gan.utils.files import expanded, replace_file, replace_text
+from fewshot_gan.utils.hashing import fingerprint
 from fewshot_gan.utils.moving_average import MovingAverage
 from fewshot_gan.utils.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, check_number
 
@@ -98,9 +99,24 @@ def parse_args(argv=None):
 
 @torch.no_grad()
 def render(teacher, folder: Path, name: str, num: int, seed: int, psi: tuple[float, float], resolution: int, device):
-    """Teacher ws (first row, `[N, D]`) and box-averaged images `[N, 3, R, R]` fp16 as memory maps, resumable."""
+    """Teacher ws (first row, `[N, D]`) and box-averaged images `[N, 3, R, R]` fp16 as memory maps, resumable.
+
+    Raises:
+        ValueError: the folder holds images of other settings or of another teacher.
+    """
     w_path, x_path, done = folder / f"{name}_w.npy", folder / f"{name}_x.npy", folder / f"{name}.done"
-    if not done.exists():
+    settings = {"num": num, "resolution": resolution, "psi": list(psi), "seed": seed, "teacher": fingerprint(teacher)}
+    if done.exists():
+        shape = np.load(x_path, mmap_mode="r").shape
+        before = {"num": shape[0], "resolution": shape[-1]}  # what there is to compare if an older version wrote it
+        before |= json.loads(done.read_text(encoding="utf-8") or "{}")
+        changed = [f"{k} was {was}, now {settings.get(k)}" for k, was in before.items() if was != settings.get(k)]
+        if changed:
+            raise ValueError(
+                f"{folder} holds teacher images ({name}) of other settings ({'; '.join(changed)}); use these again, "
+                f"choose another --work_dir, or remove {done} to draw them anew"
+            )
+    else:
         generator = torch.Generator().manual_seed(seed)
         z = torch.randn(num, teacher.z_dim, generator=generator)
         psis = torch.empty(num, 1).uniform_(*psi, generator=generator)
@@ -113,7 +129,7 @@ def render(teacher, folder: Path, name: str, num: int, seed: int, psi: tuple[flo
             big = teacher(w[i : i + 4].to(device), latent_space="w")
             images[i : i + 4] = F.avg_pool2d(big, teacher.resolution // resolution).half().cpu().numpy()
         images.flush()
-        done.touch()
+        replace_text(done, json.dumps(settings) + "\n")
     return torch.from_numpy(np.load(w_path)), np.load(x_path, mmap_mode="r")
 
 
@@ -412,7 +428,7 @@ class Blocks:
 @torch.no_grad()
 def evaluate(args, teacher, device):
     """Print and write `evaluation.json` and `evaluation.png` (teacher above student) into the work folder."""
-    work, n, size = Path(args.work_dir), args.evaluate, args.resolution
+    work, size = Path(args.work_dir), args.resolution
     pipe = FewShotGAN.from_pretrained(args.output_dir).to(device)
 
     def images(w):
@@ -423,8 +439,9 @@ def evaluate(args, teacher, device):
     val_student = images(val_w)
     psnrs = [psnr(a[None], b[None]) for a, b in zip(val_student, val_x, strict=True)]
     features = load_features(device=device)
-    a_w, a_x = render(teacher, work, "evalA", n, 3, (0.7, 0.7), size, device)
-    _, b_x = render(teacher, work, "evalB", n, 4, (0.7, 0.7), size, device)
+    a_w, a_x = render(teacher, work, "evalA", args.evaluate, 3, (0.7, 0.7), size, device)
+    _, b_x = render(teacher, work, "evalB", args.evaluate, 4, (0.7, 0.7), size, device)
+    n = len(a_x)
 
     def pooled(x):
         return torch.cat([features.pooled(torch.from_numpy(np.array(x[i : i + 50])).float()) for i in range(0, n, 50)])

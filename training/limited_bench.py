@@ -28,6 +28,7 @@ from fewshot_gan.utils.files import replace_file, replace_text, user_path
 from fewshot_gan.utils.threads import set_threads, usual_threads
 
 SHEET = 16
+PSI = 1.0  # that of the training
 CHUNK = 64
 
 
@@ -80,7 +81,8 @@ def main(argv: list[str] | None = None) -> dict:
     strips = [to_floats(images[rows[:columns]])]
     for name, pipe in pipes.items():
         classes = None if labels is None else labels[unseen].tolist()
-        drawn = pipe(count, seed=args.seed, class_labels=classes, output_type="pt", batch_size=CHUNK).images * 2 - 1
+        settings = {"truncation_psi": PSI, "class_labels": classes, "output_type": "pt", "batch_size": CHUNK}
+        drawn = pipe(count, seed=args.seed, **settings).images * 2 - 1
         weights = torch.cat([w.detach().flatten() for w in prunable(pipe.generator).values()])
         results[name] = judged(described(drawn)) | {"sparsity": float((weights == 0).float().mean())}
         strips.append(drawn[:columns])
@@ -89,6 +91,7 @@ def main(argv: list[str] | None = None) -> dict:
         "trained_on": len(rows),
         "subset_seed": args.subset_seed,
         "seed": args.seed,
+        "truncation_psi": PSI,
         "data_sha256": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
         "features": ["efficientnet-lite0", UNSEEN],
         "versions": versions(),

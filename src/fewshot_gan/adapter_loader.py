@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from .adapters import DomainHyperNetwork
+from .adapters import HyperNetwork
 from .adapters.base import Adapter
 from .adapters.io import load_adapter, name_of, refuse_unknown, warn_of_base
 from .adapters.looks import parse_look
@@ -144,7 +144,7 @@ class AdapterMixin(Pipeline):
             ValueError: an adapter is not loaded or is named twice, there is not one weight per adapter, or a weight is
                 no number or schedule.
         """
-        if None not in (weights, adapter_weights):
+        if weights is not None and adapter_weights is not None:
             raise ValueError("weights and adapter_weights are two names of one option; give one")
         self.bank.activate(parse_look(adapter_names, adapter_weights if weights is None else weights))
 
@@ -174,14 +174,17 @@ class AdapterMixin(Pipeline):
         cannot be made active.
 
         Args:
-            adapter_names, weights: adapters to make active first, as in `set_adapters`; None: those that are active.
+            adapter_names, weights: adapters to make active first, as in `set_adapters`; None: those that are active,
+                with their weights.
             safe_fusing: refuse to write weights that would not be finite; then nothing changes.
 
         Raises:
-            ValueError: adapters are already fused, none is active, `set_adapters` refuses the arguments, or weights
-                would not be finite.
+            ValueError: adapters are already fused, none is active, `set_adapters` refuses the arguments, `weights` are
+                given without `adapter_names`, or weights would not be finite.
         """
         self.bank.refuse_while_fused("fuse again")
+        if adapter_names is None and weights is not None:
+            raise ValueError(f"weights={weights!r} belong to adapter_names; name the adapters, or leave weights out")
         before = self.bank.active, self.bank.enabled
         if adapter_names is not None:
             self.set_adapters(adapter_names, weights)
@@ -299,7 +302,7 @@ class AdapterMixin(Pipeline):
 
         Args:
             text: name of the domain, e.g. "pencil drawing".
-            hypernetwork: a `DomainHyperNetwork` of this base, local folder, or Hub repo id.
+            hypernetwork: a `HyperNetwork` of this base, local folder, or Hub repo id.
             adapter_name: name of the new adapter; None: the text's letters and digits.
             encoder: an `Encoder`; None: the one that the hypernetwork was trained with.
             hub_options: of the hypernetwork's folder or repo, as in `load_adapter`.
@@ -350,10 +353,10 @@ class AdapterMixin(Pipeline):
         from .features.encoders import load_encoder
 
         self.bank.refuse_while_fused("load an adapter")
-        if unknown := hub_options.keys() - (() if isinstance(hypernetwork, DomainHyperNetwork) else HUB_OPTIONS):
+        if unknown := hub_options.keys() - (() if isinstance(hypernetwork, HyperNetwork) else HUB_OPTIONS):
             raise ValueError(f"unknown options for this hypernetwork: {', '.join(sorted(unknown))}")
-        if not isinstance(hypernetwork, DomainHyperNetwork):
-            hypernetwork = DomainHyperNetwork.from_pretrained(hypernetwork, **hub_options)
+        if not isinstance(hypernetwork, HyperNetwork):
+            hypernetwork = HyperNetwork.from_pretrained(hypernetwork, **hub_options)
         if encoder is None:
             if hypernetwork.config.encoder is None:
                 raise ValueError("the hypernetwork does not say which encoder it was trained with; give encoder=")

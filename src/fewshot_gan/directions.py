@@ -9,6 +9,7 @@ Shape legend: N pictures, L `num_ws`, D `w_dim`.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -60,8 +61,12 @@ class Directions(Mapping[str, Direction]):
             vector, start, stop = direction.vector, direction.start, direction.stop
             if vector.ndim != 1 or vector.shape != size or not torch.isfinite(vector).all():
                 raise ValueError(f"direction {name!r} is no vector [w_dim] of finite numbers")
-            if not 0 <= start < (stop or 10**6):
-                raise ValueError(f"direction {name!r} changes layers {start} to {stop}; give a range from 0 on")
+            begins = isinstance(start, Integral) and start >= 0
+            if not begins or not (stop is None or (isinstance(stop, Integral) and start < stop)):
+                raise ValueError(
+                    f"direction {name!r} changes layers {start} to {stop}; give a whole number from 0 on and a larger "
+                    "one, or None for all that follow"
+                )
 
     def __getitem__(self, name: str) -> Direction:
         return self._all[name]
@@ -76,7 +81,14 @@ class Directions(Mapping[str, Direction]):
         return f"Directions({', '.join(self)})"
 
     def with_layers(self, start: int = 0, stop: int | None = None) -> "Directions":
-        """Return the same directions for other layers of w+."""
+        """Return the same directions for other layers of w+.
+
+        Args:
+            start, stop: see `Direction`.
+
+        Raises:
+            ValueError: they are no range of layers.
+        """
         return Directions({name: Direction(each.vector, start, stop) for name, each in self.items()})
 
     def shift(self, strengths: Mapping[str, float], num_ws: int) -> torch.Tensor:
@@ -87,7 +99,8 @@ class Directions(Mapping[str, Direction]):
             num_ws: L.
 
         Raises:
-            ValueError: an unknown name, or a strength that is no number from -100 to 100.
+            ValueError: an unknown name, a strength that is no number from -100 to 100, or a direction of layers that
+                are not there.
         """
         size = next(iter(self.values())).vector.shape[0]
         total = torch.zeros(num_ws, size, dtype=torch.float32, device="cpu")
@@ -95,7 +108,13 @@ class Directions(Mapping[str, Direction]):
             if name not in self:
                 raise ValueError(f"unknown direction {name!r}; known: {', '.join(self)}")
             check_number(f"strength of {name}", strength, Range(-100, 100, example="1.5"))
-            total[self[name].start : self[name].stop] += float(strength) * self[name].vector.float().cpu()
+            start, stop = self[name].start, self[name].stop
+            if start >= num_ws or (stop or 0) > num_ws:
+                raise ValueError(
+                    f"direction {name!r} changes layers {start} to {stop}, and this base has {num_ws}; give a range "
+                    "inside by with_layers"
+                )
+            total[start:stop] += float(strength) * self[name].vector.float().cpu()
         return total
 
     def save(self, path) -> None:

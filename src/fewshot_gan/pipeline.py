@@ -31,10 +31,15 @@ from .pipeline_inputs import (
 from .pipeline_latents import LatentMixin
 from .pipeline_person import PersonMixin
 from .utils.offloading import is_offloaded
+from .utils.ranges import Range, check_number
 
 MOST_PSI = 1000  # far beyond any use; larger ones overflow
 OUTPUT_TYPES = ("pil", "np", "pt")
 LATENT_SPACES = ("z", "w", "w+")
+NOT_FINITE = (
+    "the pictures would have values that are not finite: weights of adapters, truncation_psi or latents are too large; "
+    "give smaller ones, or load the base in float32 if it is in half precision"
+)
 PER_IMAGE = ("latents", "class_labels", "adapter_names")  # options of `__call__` that may hold one value per image
 AdapterName = str | Look | None
 
@@ -218,8 +223,8 @@ class FewShotGAN(AdapterMixin, PersonMixin, LatentMixin, NetworkPipeline):
             if useless := [name for name, is_given in needs_styles.items() if is_given]:
                 kind = type(self.generator).__name__
                 raise ValueError(f"{', '.join(useless)}: a {kind} starts from z alone, without w and noise; leave out")
-        elif truncation_cutoff is not None and not 0 <= truncation_cutoff <= self.generator.num_ws:
-            raise ValueError(f"truncation_cutoff={truncation_cutoff}: give 0 to {self.generator.num_ws}, or None")
+        elif truncation_cutoff is not None:
+            check_number("truncation_cutoff", truncation_cutoff, Range(0, self.generator.num_ws), whole=True)
         if self.bank.model is not self.generator:
             raise ValueError("the generator was replaced, and adapters are bound to the old one; make a new FewShotGAN")
         if output_type not in OUTPUT_TYPES:
@@ -315,6 +320,9 @@ class FewShotGAN(AdapterMixin, PersonMixin, LatentMixin, NetworkPipeline):
 
         Returns:
             Float `[N, 3, R, R]` in [0, 1] on the CPU.
+
+        Raises:
+            ValueError: a picture has values that are not finite.
         """
         num_images, device = len(latents), self._execution_device
         rows = list(range(num_images)) if looks is None else self.bank.row_order(looks)
@@ -333,6 +341,8 @@ class FewShotGAN(AdapterMixin, PersonMixin, LatentMixin, NetworkPipeline):
                     batch_options["generator"] = None if compiled else [generators[i] for i in batch]
                 with batch_context(batch):
                     drawn = network(latents[batch].to(device, self.generator.dtype), **batch_options)
+                if not torch.isfinite(drawn).all():
+                    raise ValueError(NOT_FINITE)
                 drawn = ((drawn.float() + 1) / 2).clamp(0, 1).cpu()
                 images = images if len(images) else drawn.new_empty(num_images, *drawn.shape[1:])
                 images[batch] = drawn

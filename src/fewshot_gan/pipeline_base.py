@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -289,15 +288,16 @@ def drawing(method):
     """Decorate a method of a pipeline that draws: it runs in evaluation mode, whatever mode the generator is in.
 
     In training mode a picture would depend on its batch (batch normalisation), and drawing would change the network.
-    While the generator is offloaded, threads take turns, and a generator that is offloaded as a whole is moved back
-    afterwards.
+    Adapters are not fused meanwhile. While the generator is offloaded or compiled, threads take turns, and a generator
+    that is offloaded as a whole is moved back afterwards.
     """
 
     @wraps(method)
     def draw(pipe, *args, **options):
         # model offloading removes and makes its hooks anew after each call; this attribute stays meanwhile
         alone = getattr(pipe, "_offload_device", None) is not None or has_hooks(pipe.generator)
-        with evaluating(pipe.generator), pipe.bank.weights_lock.exclusive() if alone else nullcontext():
+        lock = pipe.bank.weights_lock
+        with evaluating(pipe.generator), lock.exclusive() if alone or pipe._compiled is not None else lock.shared():
             drawn = method(pipe, *args, **options)
             pipe.maybe_free_model_hooks()
         return drawn

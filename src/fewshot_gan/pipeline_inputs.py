@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from numbers import Integral
 
+import numpy as np
 import torch
 
 from .data.images import check_signed, read_squares, to_floats
@@ -41,7 +42,9 @@ def noise_generator(generator: torch.Generator | None) -> torch.Generator:
 
 def is_per_image(value) -> bool:
     """Return whether an option of a call holds one value per image rather than one for all images."""
-    return value.ndim > 0 if isinstance(value, torch.Tensor) else isinstance(value, Sequence) and type(value) is not str
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and type(value) is not str
 
 
 def as_floats(images, resolution: int) -> torch.Tensor:

@@ -52,12 +52,12 @@ class LatentMixin(Pipeline):
         """
         if seeds is None:
             check_whole_number("num_images", 1 if num_images is None else num_images)
-            return self.prepare_latents(num_images or 1, seeded(seed), truncation_psi=1.0)[0]
+            return self.prepare_latents(num_images or 1, seeded(seed))[0]
         if num_images is not None:
             raise ValueError(f"num_images={num_images}: seeds give one picture each; leave it out")
         if not len(seeds):
             raise ValueError("seeds is empty; give one or more")
-        return torch.cat([self.prepare_latents(1, seeded(one), truncation_psi=1.0)[0] for one in seeds])
+        return torch.cat([self.prepare_latents(1, seeded(one))[0] for one in seeds])
 
     @drawing
     def map_latents(
@@ -198,8 +198,9 @@ class LatentMixin(Pipeline):
             R · C pictures, row after row.
 
         Raises:
-            ValueError: latents that do not fit, or a crossover out of range.
+            ValueError: latents that do not fit, a crossover out of range, or a generator without styles.
         """
+        self._require_styles("mixes")
         if isinstance(crossover, bool) or not 0 <= crossover <= self.generator.num_ws:
             raise ValueError(f"crossover={crossover}: give 0 to {self.generator.num_ws}, the number of layers")
         rows, columns = (self.map_latents(x, truncation_psi=truncation_psi) for x in (coarse, fine))
@@ -237,8 +238,13 @@ class LatentMixin(Pipeline):
 
         Raises:
             ValueError: fewer than two key frames, numbers of latents and looks that do not fit, a look whose weight is
-                a schedule, or fewer frames than key frames.
+                a schedule, fewer frames than key frames, `adapter_names` beside `looks`, or an option of random
+                pictures.
         """
+        if random := [name for name in ("seed", "generator", "num_images", "skip") if name in options]:
+            raise ValueError(f"{random[0]}={options[random[0]]!r}: a walk draws its key frames; give seeds or latents")
+        if looks is not None and options.get("adapter_names") is not None:
+            raise ValueError("looks and adapter_names both say which adapters act; give one of them")
         if (latents is None) == (seeds is None):
             raise ValueError("give latents or seeds of the key frames, one of both")
         ws = self.map_latents(

@@ -18,6 +18,7 @@ from fewshot_gan.adapters import (
     TicketAdapter,
     fingerprint,
 )
+from fewshot_gan.adapters.io import name_of
 
 
 @pytest.fixture
@@ -255,3 +256,11 @@ def test_weights_of_every_number_type(mobile, perturbed):
     for look in ({"a": 10**400}, {"a": {64: 0.0, "fine": 1.0}}, {"a": {4: 0.0, "4": 1.0}}, {5: 1.0}, {"__base__": 1.0}):
         with pytest.raises(ValueError, match="no finite number|twice|is not loaded|is the generator without"):
             bank.activate(look)
+
+
+def test_names_of_paths(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(saved)
+    for source in (".", "..", "../..", f"{saved}/", saved / "adapter_model.safetensors"):
+        want = {"..": saved.parent, "../..": saved.parent.parent}.get(str(source), saved)
+        assert name_of(source) == want.name
+    assert name_of("me/ink") == "ink" and name_of("me/looks", "sub/oil") == "oil" and name_of({}) is None

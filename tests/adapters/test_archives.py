@@ -1,5 +1,7 @@
 """Adapters in zip archives: loaded like folders, within limits, and nothing stays behind."""
 
+import json
+import re
 import shutil
 import tempfile
 import zipfile
@@ -96,6 +98,27 @@ def test_archives_that_are_refused(look, tmp_path, monkeypatch):
     monkeypatch.setattr(adapter_archives, "MOST_BYTES", 10)
     with pytest.raises(ValueError, match="an archive of an adapter has at most 10"):
         load_adapter(tmp_path / "whole.zip")
+
+
+def test_messages_name_the_archive(look, tmp_path):
+    """And not the temporary folder, which is gone."""
+    config, file = json.loads((look / "adapter_config.json").read_text(encoding="utf-8")), tmp_path / "look.zip"
+    whole = (look / "adapter_model.safetensors").read_bytes()
+    for changed, weights, kind, message in (
+        ({}, b"cut", ValueError, "{file}/adapter_model.safetensors is damaged"),
+        ({"rank": "x"}, whole, ValueError, "{file}/adapter_config.json: rank is 'x'"),
+        ({"colour": 1}, whole, UserWarning, "{file}/adapter_config.json has settings that"),
+        ({}, None, FileNotFoundError, "{file} is not an adapter folder: it has no adapter_model.safetensors"),
+    ):
+        members = {"adapter_config.json": json.dumps(config | changed)}
+        members |= {} if weights is None else {"adapter_model.safetensors": weights}
+        write(file, **members)
+        wanted = "^" + re.escape(message.format(file=file))
+        with pytest.warns(kind, match=wanted) if kind is UserWarning else pytest.raises(kind, match=wanted):
+            load_adapter(file)
+    write(file, **{"adapter_config.json": "{oops", "adapter_model.safetensors": whole})
+    done = CliRunner().invoke(app, ["push", str(file), "me/look"])
+    assert done.exit_code == 2 and f"error: {file}/adapter_config.json is damaged" in done.stderr
 
 
 def test_a_member_that_lies_about_its_size(look, tmp_path):

@@ -299,7 +299,7 @@ def test_blocks_nest_and_leave_nothing_behind(mobile, perturbed):
     for wrong, message in (
         (
             {"synthesis.b4.conv": deltas[path]},
-            "has no convolution synthesis.b4.conv; these vectors are of another base",
+            "has no convolution synthesis.b4.conv, nor an affine layer .* these vectors are of another base",
         ),
         ({"mapping.fc0": torch.zeros(1, 16)}, "has no convolution mapping.fc0"),
         ({path: torch.zeros(3, 7)}, rf"of {path} are of shape \(3, 7\), not \[B, 16\]"),

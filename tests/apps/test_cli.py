@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from helpers.hub_server import connected
 from helpers.run_pages import check_run, read_events, read_losses
 from PIL import Image
@@ -108,6 +109,16 @@ assert not heavy, heavy
     done = run_python(code, *COMMANDS)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout.count("Usage: fewshot-gan") == 1 + len(COMMANDS) and __version__ in done.stdout
+
+
+def test_help_texts_have_no_brackets():
+    """Rich, which prints them, takes `[video]` for markup and leaves it out."""
+
+    def texts(command):
+        return [command.help or "", *(getattr(parameter, "help", None) or "" for parameter in command.params)]
+
+    commands = typer.main.get_command(app).commands.values()
+    assert not [text for command in commands for text in texts(command) if "[" in text]
 
 
 def test_version_and_unknown_options(cli):
@@ -681,7 +692,21 @@ def test_invert_then_generate(cli, refused, base_folder, adapter_folder, pencil,
     assert "me-sheet.png would be overwritten by the picture of the result, but is one of the photos" in refused(
         "invert", "me-sheet.png", *short
     )
-    Path("me-sheet.png").unlink()
+    shutil.copy(photo, "me.webp")
+    os.symlink("me.webp", "link.webp")
+    os.symlink("me.webp", "link.npz")
+    for film in ("me.webp", "./link.webp"):
+        assert "would be overwritten by the film, but is one of the photos; give another --video" in refused(
+            "invert", "me.webp", *short, "--video", film
+        )
+    assert "link.npz would be overwritten by the latents, but is one of the photos; give another --out" in refused(
+        "invert", "me.webp", *short, "--out", "link.npz"
+    )
+    assert "--face 1 chooses one face, and --all-faces takes each" in refused(
+        "invert", "me.png", *short, "--face", 1, "--all-faces"
+    )
+    for name in ("me-sheet.png", "link.webp", "link.npz"):
+        Path(name).unlink()
     assert cli("invert", "me.png", *short)[0] == 0
     assert Path("me.png").read_bytes() == photo.read_bytes()  # a photo beside the latents stays what it is
 

@@ -132,6 +132,10 @@ def test_looks_come_back_and_go(studio, pictures, tmp_path, mobile, perturbed):
     pack(foreign, tmp_path / "foreign.zip")
     with pytest.raises(ValueError, match="fingerprint|another base|made for"):
         studio.bring_back(other, str(tmp_path / "foreign.zip"))
+    (foreign / "adapter_model.safetensors").write_bytes(b"cut")
+    pack(foreign, tmp_path / "cut.zip")
+    with pytest.raises(ValueError, match=r"^cut.zip/adapter_model.safetensors is damaged"):
+        studio.bring_back(other, str(tmp_path / "cut.zip"))
     assert studio.labels(other) == studio.looks and len(studio.pipe.bank.adapters) == loaded - 1
 
 
@@ -406,6 +410,20 @@ def test_a_training_stops_and_leaves_nothing(studio, pictures):
     assert (finished(waiting, 20).state, waiting.done) == ("stopped", 0)
     assert studio.labels(key) == ["dots", "lines"] == studio.pipe.loaded_adapters()
     assert list(Path(studio.folder).iterdir()) == []
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_job_that_waits_is_stopped_at_once(studio, keep):
+    key, release, began = studio.enter(None), threading.Event(), []
+    first = studio._start(studio.visitor(studio.enter(None)), Job("look", 1), lambda job: release.wait(20))
+    waiting = studio._start(studio.visitor(key), Job("look", 1), began.append)
+    studio.stop(key, "look", keep)
+    assert (waiting.state, waiting.over, waiting.stopping) == ("stopped", True, False)
+    after = studio._start(studio.visitor(key), Job("look", 1), began.append)  # it blocks its visitor no more
+    release.set()
+    assert finished(first).state == finished(after).state == "done" and began == [after]
+    first.stop()
+    assert first.state == "done"
 
 
 def test_what_training_refuses(studio, pictures, tmp_path, monkeypatch):

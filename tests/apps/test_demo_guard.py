@@ -56,7 +56,7 @@ def test_opening_the_page_costs_nobody_a_look(studio, monkeypatch):
     assert studio.labels(key) == [] and not file.exists()  # as many others who have looks do
 
 
-@pytest.mark.parametrize("label", ["preview", "base", "default"])
+@pytest.mark.parametrize("label", ["preview", "base", "default", "pictures"])
 def test_a_look_of_any_name_stays(studio, features, base_folder, monkeypatch, tmp_path, label):
     monkeypatch.setattr(type(features), "sha256", "0" * 64, raising=False)
     for place in ("methods.method", "features"):
@@ -73,6 +73,10 @@ def test_a_look_of_any_name_stays(studio, features, base_folder, monkeypatch, tm
     assert studio.draw(key, [{label: 1.0}])[0].tobytes() != studio.draw(key, [{}])[0].tobytes()
     assert not any(key in name or label in name for name in studio.pipe.bank.adapters)  # messages may name adapters
     assert list(studio.pipe.bank.adapters) == list(studio.visitor(key).looks.values())  # the preview is gone
+    more = studio.teach_more(key, 2)
+    while not more.over and time.monotonic() < end:
+        time.sleep(0.02)
+    assert (more.state, more.error) == ("done", "")
 
 
 def test_any_number_may_wait(studio):

@@ -97,6 +97,13 @@ def test_a_stream_gives_the_pipelines_pictures(make):
     assert np.array_equal(pixels(im for p in again for im in p.images), pixels(whole.images))  # the same batches
 
 
+def test_a_stream_takes_an_array_of_classes():
+    pipe = FewShotGAN(BigGANGenerator((16, 16, 8), 1, chunk_dim=3, shared_dim=4, num_classes=4).eval())
+    parts = [*pipe.stream(4, seed=3, class_labels=np.arange(4), batch_size=2)]
+    want = pipe(4, seed=3, class_labels=[0, 1, 2, 3], batch_size=2).images
+    assert np.array_equal(pixels(image for part in parts for image in part.images), pixels(want))
+
+
 def test_a_stream_takes_what_is_given_per_image(pipe):
     latents = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     pipe.load_adapter(LeFTAdapter.for_model(pipe.generator, rank=2), "ink")
@@ -212,6 +219,20 @@ def test_the_datasets_library_reads_them(pipe, tmp_path, file_format):
         if file_format == "webdataset":
             assert [row["json"]["index"] for row in table] == [0, 1, 2, 3, 4]
             assert {row["json"]["caption"] for row in table} == {"base"}
+
+
+def test_numbers_of_numpy_and_torch(pipe, tmp_path):
+    pipe.load_adapter(LeFTAdapter.for_model(pipe.generator), "ink")
+    half, schedule = np.float32(0.5), {np.int64(4): np.float32(0.25), "fine": torch.tensor(0.5)}
+    run = {**settings("webdataset"), "shard_size": np.int64(4), "truncation_psi": np.float32(0.5)}
+    write_pictures(pipe, tmp_path / "a", np.int64(2), looks={"a-": {"ink": half}, "b-": {"ink": schedule}}, **run)
+    record = json.loads((tmp_path / "a" / MANIFEST).read_text(encoding="utf-8"))
+    assert record["looks"] == {"a-": {"ink": 0.5}, "b-": {"ink": {"4": 0.25, "fine": 0.5}}}
+    assert (record["truncation_psi"], record["shard_size"]) == (0.5, 4)
+    told = [facts["look"] for _, _, facts in rows(tmp_path / "a")]
+    assert told == ['{"ink": 0.5}'] * 2 + ['{"ink": {"4": 0.25, "fine": 0.5}}'] * 2
+    pipe.bank.activate({"ink": half})
+    assert write_pictures(pipe, tmp_path / "b", 1, batch_size=1) == 1
 
 
 @pytest.mark.parametrize("file_format", ["webdataset", "parquet"])
@@ -340,6 +361,18 @@ def test_a_killed_run_goes_on(base_folder, tmp_path, file_format):
     result = CliRunner().invoke(app, [*command, str(tmp_path / "cut")])
     assert result.exit_code == 0 and "(9 pictures, " in result.stdout
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_the_temporary_file_of_a_living_process_stays(pipe, tmp_path):
+    write_pictures(pipe, tmp_path, 1)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    alive = tmp_path / f".{os.getppid()}.0-00000.png"
+    left = [tmp_path / f".{pid}.0-00000.png" for pid in (dead.pid, os.getpid())]
+    for path in (alive, *left):
+        path.write_bytes(b"half")
+    assert write_pictures(pipe, tmp_path, 1) == 0
+    assert alive.exists() and not any(path.exists() for path in left)
 
 
 # ---------------------------------------------------------------------------------------------------------- processes
@@ -523,6 +556,9 @@ def test_what_makes_no_sense_is_refused_before_there_is_a_folder(pipe, tmp_path,
         ({"noise_mode": "pink"}, "pink"),
         ({"class_labels": 1}, "knows no classes"),
         ({"looks": {"a-": {}, "b-": {"oil": 1.0}}}, "'oil' is not loaded"),
+        ({"looks": {}}, "looks={}: give {prefix: {adapter: weight}} of a look or more, or None"),
+        ({"looks": {"a-": "ink"}}, "looks={'a-': 'ink'}: give {prefix"),
+        ({"looks": ["ink"]}, r"looks=\['ink'\]: give {prefix"),
         ({"latents": torch.zeros(3, 16)}, "3 latents for 4 images"),
         ({"latents": torch.zeros(4, 9)}, "are not z"),
     ):

@@ -101,6 +101,7 @@ def test_refusals(tmp_path):
         (("nowhere.jpg",), "there is no picture 'nowhere.jpg'"),
         (("photo.jpg", "--likeness", "3"), "--likeness 3.0: give 0 to 2"),
         (("photo.jpg", "--steps", "0"), "--steps 0: give 1 to 10000"),
+        (("photo.jpg", "--likeness", "0.5"), "--likeness 0.5 is the weight beside a look; give --adapter"),
     ):
         assert sentence in run("restyle", *QUICK[:2], *arguments, code=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -81,6 +81,17 @@ def test_a_walk_through_looks_and_edits(run, pipe, tmp_path):
     assert frames_of(tmp_path / "keys.gif")[0][0].size == (16, 16)
 
 
+@pytest.mark.parametrize(("seeds", "keys"), [("3", [3]), ("3,4", [3, 4, 3]), ("1-4", [1, 2, 3, 4])])
+def test_each_face_and_each_look_is_on_the_way(run, pipe, monkeypatch, seeds, keys):
+    given = {}
+    monkeypatch.setattr(
+        FewShotGAN, "walk", lambda self, latents, **o: given.update(o, latents=latents) or iter(self(2).images)
+    )
+    run("walk", "--adapter=look", "--adapter=look", "--weight=1", "--weight=0.5", "--looks", f"--seeds={seeds}")
+    assert torch.equal(given["latents"], pipe.latents(seeds=keys))
+    assert given["looks"] == [{}, {"look": 1.0}, {"look-2": 0.5}, *[{}] * (len(keys) - 3)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -92,6 +103,7 @@ def test_a_walk_through_looks_and_edits(run, pipe, tmp_path):
         (["--out=x.gif", "--seeds=1", "--latents=x.npz"], "--seeds and --latents both say what is drawn"),
         (["--out=x.gif", "--edit=smile"], "--edit smile: give each direction once, with its strength"),
         (["--out=x.gif", "--edit=smile=1"], "no directions ship with this base"),
+        (["--out=x.gif", f"--seeds=0,{2**63}"], f"--seeds 0,{2**63}: give seeds below 2^63"),
     ],
 )
 def test_walks_that_are_refused(run, tmp_path, options, message):
@@ -124,6 +136,13 @@ def test_mix(run, pipe, tmp_path):
             assert np.abs(tile - np.asarray(wanted[3 * r + c], int)).max() <= 1
     head = np.asarray(pipe(latents=columns, truncation_psi=0.7).images[1], int)
     assert np.abs(grid[:32, 72:104].astype(int) - head).max() <= 1
+    most = pipe.generator.num_ws
+    message = f"--layers 64: this base has {most} layers; give 0 to {most}"
+    assert message in run("mix", "--layers=64", "--out=x.png", ok=False)
+    for command in ("mix", "directions"):
+        said = run(command, "--out=x.bmp", ok=False)
+        assert "--out x.bmp is no picture file; give a name ending in .png" in said and "--separate" not in said
+    assert ".webp, or --separate, or --format" in run("generate", "--out=x.bmp", ok=False)
 
 
 def test_seeds_truncations_and_edits_of_generate(run, pipe, tmp_path):
@@ -145,8 +164,15 @@ def test_seeds_truncations_and_edits_of_generate(run, pipe, tmp_path):
         (["--truncations=0,x"], "--truncations 0,x: give numbers joined by commas"),
         (["--truncations=0,1", "--psi=0.5"], "--truncations makes a grid of a look"),
         (["--edit=smile=1", "--edit=smile=2"], "--edit smile=2: give each direction once"),
+        (["--seeds=1,2", "--num-images=9"], "--num-images 9: --seeds says how many pictures there are; give one"),
+        (["--latents=x.npz", "--num-images=4"], "--num-images 4: --latents says how many pictures there are; give one"),
     ):
         assert message in run("generate", "--out=x.png", *options, ok=False)
+    for options in ([], ["--method=own.safetensors"]):
+        assert "--num 5: only --method sefa or ganspace" in run("directions", "--num=5", *options, ok=False)
+    run("generate", "--num-images=1", "--truncations=0.5", "--adapter=look", "--weight=0", "--out=off.png")
+    want = np.asarray(pipe(1, seed=0, truncation_psi=0.5, adapter_names="__base__").images[0], int)
+    assert np.abs(np.asarray(Image.open(tmp_path / "off.png"), int) - want).max() <= 1
 
 
 def test_edits_of_a_base_that_has_directions(run, pipe, tmp_path, monkeypatch):
@@ -156,13 +182,33 @@ def test_edits_of_a_base_that_has_directions(run, pipe, tmp_path, monkeypatch):
     want = pipe(latents=pipe.edit(pipe.latents(seed=4), {"0": 2, "1": -1})).images[0]
     assert np.abs(np.asarray(Image.open(tmp_path / "edited.png"), int) - np.asarray(want, int)).max() <= 1
 
+    def drawn(*options, side=slice(None)):
+        run("generate", "--seeds=4", "--edit=0=1", "--adapter=look", "--out=look.png", *options)
+        return np.asarray(Image.open(tmp_path / "look.png"), int)[side]
+
+    latents = pipe.edit(pipe.latents(seed=4), {"0": 1})  # of the base
+    base, look = (np.asarray(pipe(latents=latents, adapter_names=name).images[0], int) for name in ("__base__", "look"))
+    pipe.set_adapters("look")
+    own = np.asarray(pipe(latents=pipe.edit(pipe.latents(seed=4), {"0": 1})).images[0], int)  # of the look
+    assert min(np.abs(a - b).max() for a, b in ((base, look), (base, own), (look, own))) > 1
+    for found, want in (
+        (drawn("--weight=0"), base),
+        (drawn(), own),
+        (drawn("--compare", side=slice(32)), base),
+        (drawn("--compare", side=slice(36, 68)), look),
+        (drawn("--interpolate=2")[:, :32], base),
+        (drawn("--interpolate=2")[:, 36:], look),
+    ):
+        assert np.abs(found - want).max() <= 1
+
 
 # --------------------------------------------------------------------------------------------------------------- inputs
 
 
 def test_texts_of_options():
     assert parse_seeds("0-3,42") == [0, 1, 2, 3, 42] and parse_seeds(" 7 ") == [7]
-    for text in ("", "a", "3-1", "1-2-3", "-5", "0-10000", "1,", "٣"):
+    assert parse_seeds(f"{10**18},{2**63 - 2}-{2**63 - 1}") == [10**18, 2**63 - 2, 2**63 - 1]
+    for text in ("", "a", "3-1", "1-2-3", "-5", "0-10000", "1,", "٣", str(2**63), f"0-{2**63}", "9" * 5000):
         with pytest.raises(ValueError, match="--seeds"):
             parse_seeds(text)
     assert parse_numbers("0,0.5,-1", "--x", -1, 1) == [0, 0.5, -1]
@@ -204,3 +250,22 @@ def test_latents_of_others(tmp_path):
             read_latents(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         read_latents(tmp_path / "missing.npz")
+
+
+def test_the_name_of_an_array_says_its_space(run, pipe, tmp_path):
+    w = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
+    for name in ("w", "ws", "z", "latents"):
+        np.savez(tmp_path / f"{name}.npz", **{name: w.numpy()})
+    for name in ("w", "ws"):
+        assert torch.equal(read_latents(tmp_path / f"{name}.npz", 5), w[:, None].expand(-1, 5, -1))
+    for name in ("z", "latents"):
+        assert torch.equal(read_latents(tmp_path / f"{name}.npz", 5), w)
+    with pytest.raises(ValueError, match="holds w, and this base draws from z alone; give z"):
+        read_latents(tmp_path / "w.npz")
+    np.savez(tmp_path / "z.npz", z=w[None].numpy())
+    with pytest.raises(ValueError, match=r"holds z of shape \(1, 2, 16\); give z \[N, z_dim\]"):
+        read_latents(tmp_path / "z.npz", 5)
+    run("generate", "--latents=w.npz", "--out=w.png", "--psi=0.5")
+    grid = np.asarray(Image.open(tmp_path / "w.png"), int)
+    for i, want in enumerate(pipe(latents=w, latent_space="w", truncation_psi=0.5).images):
+        assert np.abs(grid[:, 36 * i :][:32, :32] - np.asarray(want, int)).max() <= 1

@@ -117,6 +117,10 @@ def test_numbers_of_a_report_on_the_card(mobile, perturbed, tmp_path):
         assert found["kid"].dataset_args == {"num_images": 10, "sha256": "5674f68b63f5b75e"}
         assert found["kid"].metric_args == {"num_images": 20, "seed": 5, "truncation_psi": 0.7, "resolution": 32}
         assert "| Fréchet distance | 69.1 |" in made.text and "| KID × 1e3 | 89.7 |" in made.text
+        assert "; torch 2. Fréchet distances of so few pictures are biased" in made.text  # no word on the device
+    for drawn, true, biased in ((10_000, 9_999, True), (9_999, 10_000, True), (10_000, 10_000, False)):
+        many = {**report, "protocol": {**report["protocol"], "num_images": drawn, "num_true": true}}
+        assert ("biased upwards" in card_of(report=many).text) == biased
     # of other weights: what lies beside is left alone, what is given is refused
     half = report_on(
         FewShotGAN(mobile).load_adapter(perturbed(LeFTAdapter.for_model(mobile), 1), "ink"), tmp_path / "ink"

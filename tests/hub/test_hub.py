@@ -136,7 +136,9 @@ def test_push_gives_up_after_its_time(hub, folder, monkeypatch):
     monkeypatch.setattr("fewshot_gan.hub.push.PUSH_SECONDS", 0.5)
     hub.hang.clear()
     message = push_refusal(folder, "me/ink", token="write-me")
-    assert "could not push to 'me/ink': no answer within" in message and f"look at {hub.url}/me/ink" in message
+    assert "could not push to 'me/ink': no answer within" in message and f"look at {hub.url}/me/ink " in message
+    message = push_refusal(folder, "me/ink", token="write-me", repo_type="space", space_sdk="static")
+    assert f"look at {hub.url}/spaces/me/ink " in message
     hub.hang.set()
 
 

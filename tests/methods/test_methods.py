@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fewshot_gan.adapters import AdapterBank, LeFTAdapter
 from fewshot_gan.methods.cdc import AnchorSampler, CDCConfig, CDCObjective, PatchHead, relation_loss
+from fewshot_gan.methods.d3t import D3TConfig
 from fewshot_gan.methods.finetune import FinetuneConfig, FinetuneObjective
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective, assign_clusters, mode_seeking_loss
 from fewshot_gan.methods.losses import (
@@ -152,6 +153,15 @@ def test_patch_head_is_an_equalised_convolution():
     head, x = PatchHead(6), seeded_normal(2, 6, 5, 5)
     want = F.conv2d(x, head.weight / math.sqrt(54), padding=1).reshape(2, 25)
     torch.testing.assert_close(head(x), want)
+
+
+def test_the_patch_head_depends_on_the_seed_alone(features, discriminator):
+    heads = []
+    for seed, others in ((0, 5), (0, 6), (1, 6)):
+        torch.manual_seed(others)
+        options = {"discriminator": deepcopy(discriminator), "features": features, "seed": seed}
+        heads.append(CDCObjective(CDCConfig.paper(), REAL, 16, **options).patch_head.weight)
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[1], heads[2])
 
 
 def test_path_length_of_a_linear_generator():
@@ -423,6 +433,24 @@ def test_the_frozen_network_is_neither_trained_nor_saved(features, discriminator
 def test_options_out_of_range(config, option, value, least):
     with pytest.raises(ValueError, match=f"{option}={value}: give {least} or more"):
         replace(config.paper(), **{option: value})
+
+
+@pytest.mark.parametrize(
+    "config, weights",
+    [
+        (FinetuneConfig.few_images(), {"adversarial_weight": 0}),
+        (FinetuneConfig.paper(), {"adversarial_weight": 0}),
+        (CDCConfig.few_images(), {"adversarial_weight": 0, "relation_weight": 0}),
+        (LFSConfig(), {"adversarial_weight": 0, "path_length_weight": 0, "mode_seeking_weight": 0}),
+        (D3TConfig.abstract(), {"adversarial_weight": 0, "feature_weight": 0, "relation_weight": 0}),
+    ],
+)
+def test_weights_that_teach_nothing(config, weights):
+    with pytest.raises(ValueError, match="every weight is 0, so there is nothing to learn; give one, for example adv"):
+        replace(config, **weights)
+    for name in weights:  # each is enough
+        assert replace(config, **{**weights, name: 1.0})
+    assert replace(config, **weights, diversity="dcl") and replace(config, **weights, colour_weight=1.0)
 
 
 def test_what_an_objective_needs(features, discriminator):

@@ -92,6 +92,36 @@ def test_fusing_a_pipeline(pipe, perturbed, tmp_path):
     torch.testing.assert_close(images(standalone), want, rtol=0, atol=1e-5)
 
 
+def test_fused_weights_are_refused_by_other_pipelines_of_the_generator(looks):
+    other = FewShotGAN.from_pipe(looks)
+    want = images(looks)
+    looks.fuse_adapters()
+    for action in (
+        lambda: other(1),
+        lambda: other(1, adapter_names="__base__"),
+        lambda: other.set_adapters("a"),
+        other.fuse_adapters,
+        other.unfuse_adapters,
+    ):
+        with pytest.raises(ValueError, match="while .* is fused; call unfuse_adapters on the other pipeline"):
+            action()
+    torch.testing.assert_close(images(looks), want, rtol=0, atol=1e-5)
+    looks.unfuse_adapters()
+    other.set_adapters([])
+    other.fuse_adapters("a")
+    with pytest.raises(ValueError, match="call unfuse_adapters on the other pipeline of this generator"):
+        looks.fuse_adapters()
+    other.unfuse_adapters()
+    assert torch.equal(images(looks), want)
+
+
+def test_pictures_that_are_not_finite_are_refused(looks):
+    with pytest.raises(ValueError, match="the pictures would have values that are not finite: weights of adapters"):
+        looks(1, adapter_names={"a": 1e29})
+    with pytest.raises(ValueError, match="adapter 'gone' is not loaded|'gone' is not loaded"):
+        looks.bank.row_order([{"gone": 1.0}])
+
+
 def test_what_cannot_be_fused_is_not_saved_as_if_it_were(stylegan2, perturbed, tmp_path):
     pipe = FewShotGAN(stylegan2)
     pipe.load_adapter(perturbed(DomainVectorAdapter.for_model(stylegan2), std=0.5), "v")

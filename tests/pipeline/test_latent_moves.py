@@ -157,6 +157,10 @@ def test_walks_that_cannot_be(pipe):
         ({"latents": z[:1]}, "a walk needs two key frames or more"),
         ({"latents": z, "looks": ["one"] * 3}, "3 looks for 2 latents"),
         ({"latents": z, "frames": 1}, "frames=1 for 2 key frames: give 2 or more"),
+        ({"seed": 3}, "seed=3: a walk draws its key frames; give seeds or latents"),
+        ({"latents": z, "seed": 3}, "seed=3: a walk draws its key frames"),
+        ({"latents": z, "num_images": 3}, "num_images=3: a walk draws its key frames"),
+        ({"latents": z, "looks": ["one"] * 2, "adapter_names": "two"}, "looks and adapter_names both say which"),
         ({"latents": z, "looks": ["one", "nobody"]}, "nobody"),
         ({"latents": z, "looks": ["one", {"two": {"coarse": 1.0}}]}, "not with schedules over depth"),
     ):
@@ -202,6 +206,17 @@ def test_directions_in_files(pipe, tmp_path):
     torch.testing.assert_close(again["1"].vector, found["1"].vector, rtol=1e-3, atol=1e-3)
     save_file({"age": torch.ones(16)}, tmp_path / "other.safetensors")  # vectors of others change all layers
     assert pipe.directions(str(tmp_path / "other.safetensors"))["age"].stop is None
+    num_ws = pipe.generator.num_ws
+    for layers in ((0, 0), (2, 2), (3, 1), (-1, 2), (0.5, 2), ("0", None)):
+        with pytest.raises(ValueError, match=f"direction '0' changes layers {layers[0]} to {layers[1]}; give a whole"):
+            found.with_layers(*layers)
+    for layers in ((num_ws, None), (0, num_ws + 1), (10**6, None)):
+        with pytest.raises(ValueError, match=f"changes layers {layers[0]} to {layers[1]}, and this base has {num_ws}"):
+            pipe.edit(pipe.latents(), {"0": 1.0}, found.with_layers(*layers))
+    last = pipe.edit(pipe.latents(), {"0": 1.0}, found.with_layers(num_ws - 1, num_ws)) - pipe.map_latents(
+        pipe.latents()
+    )
+    assert (last[0].abs().sum(1) > 0).tolist() == [False] * (num_ws - 1) + [True]
     for tensors, metadata, message in (
         ({"a": torch.ones(2, 16)}, {}, "holds no directions"),
         ({"a": torch.ones(8)}, {}, "of 8 numbers, and w of this base has 16"),
@@ -224,10 +239,15 @@ def test_networks_without_styles_are_refused():
         plain.directions,
         lambda: plain.edit(torch.zeros(1, 128), {}),
         lambda: plain.map_latents(torch.zeros(1, 128)),
+        lambda: plain.mix_styles(torch.zeros(1, 128), torch.zeros(1, 128)),
     ):
         with pytest.raises(ValueError, match="a SNGANGenerator has no styles"):
             call()
     assert np.asarray(plain(latents=plain.latents(2, seed=1)).images[0]).shape == (32, 32, 3)
+    own = FewShotGAN(plain.generator, truncation_psi=0.5)  # z itself is truncated
+    assert torch.equal(own.latents(2, seed=1), own(2, seed=1).latents)
+    assert torch.equal(own.latents(seeds=[4, 1])[1:], own(1, seed=1).latents)
+    assert torch.equal(pictures(own, latents=own.latents(2, seed=1)), pictures(own, 2, seed=1))
 
 
 def test_a_pipeline_says_what_it_holds(pipe, base_folder):

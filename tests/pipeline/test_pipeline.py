@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +152,31 @@ def test_weights_of_set_adapters(looks):
         looks.set_adapters("c")
     looks.set_adapters(["a", "b"], 0.25)
     assert looks.bank.active == {"a": 0.25, "b": 0.25}
+    for names, weights, want in (
+        (["a", "b"], np.array([0.5, 0.25]), {"a": 0.5, "b": 0.25}),
+        (["a", "b"], torch.tensor([0.5, 0.25]), {"a": 0.5, "b": 0.25}),
+        (["a", "b"], [torch.tensor(0.5), np.float32(0.25)], {"a": 0.5, "b": 0.25}),
+        ("a", torch.tensor(0.5), {"a": 0.5}),
+        ({"a": np.float64(0.5)}, None, {"a": 0.5}),
+        ("a", {np.int64(4): torch.tensor(0.5)}, {"a": {4: 0.5}}),
+    ):
+        looks.set_adapters(names, weights)
+        assert looks.bank.active == want and json.dumps(looks.bank.active)
+    looks.set_adapters("a", adapter_weights=np.array([0.5]))
+    assert looks.bank.active == {"a": 0.5}
+    assert torch.equal(images(looks, adapter_names={"a": torch.tensor(0.5)}), images(looks))
+    for weights in (1j, object(), torch.tensor([[0.5]]), "much"):
+        with pytest.raises(ValueError, match="weight .* of adapter 'a' is no finite number"):
+            looks.set_adapters("a", weights)
+    with pytest.raises(ValueError, match="two names of one option"):
+        looks.set_adapters("a", np.array([0.5]), adapter_weights=np.array([0.5]))
+
+
+def test_weights_of_fuse_adapters_belong_to_names(looks):
+    looks.set_adapters(["a", "b"])
+    with pytest.raises(ValueError, match="weights=0.5 belong to adapter_names; name the adapters, or leave weights"):
+        looks.fuse_adapters(weights=0.5)
+    assert looks.bank.fused is None and looks.bank.active == {"a": 1.0, "b": 1.0}
 
 
 def test_save_and_load_an_adapter(looks, make_generator, tmp_path):
@@ -253,6 +279,10 @@ def test_an_embedded_adapter_is_that_of_the_pipelines_base(two_bases, monkeypatc
     own = LeFTAdapter.for_model(copied.generator, base_model_name_or_path="mine")
     own.save_pretrained(two_bases / "pen")
     assert copied.load_adapter("pen").bank.adapters["pen"].config.base_model_name_or_path == "mine"
+    small = FewShotGAN.from_pretrained("small").load_adapter("pen", "theirs")  # a name; a path is never one
+    with pytest.raises(ValueError, match="adapter 'pen'"):
+        small.load_adapter(Path("pen"))
+    assert LeFTAdapter.from_pretrained(Path("pen")).config.base_model_name_or_path == "mine"
 
 
 def test_the_fingerprint_of_an_embedded_base_names_it(two_bases, mobile):
@@ -362,6 +392,8 @@ def test_choosing_ends_disabling(looks):
         {"truncation_psi": float("nan")},
         {"truncation_cutoff": -1},
         {"truncation_cutoff": 99},
+        {"truncation_cutoff": 2.5},
+        {"truncation_cutoff": "2"},
         {"latents": np.zeros((2, 16))},
         {"latents": torch.zeros(())},
         {"generator": [torch.Generator()], "num_images": 2},

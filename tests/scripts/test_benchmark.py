@@ -136,6 +136,15 @@ def test_native_numbers_tell_a_soft_copy_that_the_whole_picture_takes_for_the_tr
     assert report["native_correlation_with_source"] == rows["soft"]["native_correlation_with_source"]
 
 
+def test_a_ratio_to_nothing_is_null(scripts, large, monkeypatch):
+    b, sets = scripts.benchmark, {name: described(scripts, x, 0) for name, x in large.items()}
+    monkeypatch.setattr(b, "diversity", lambda images, centres: {"spatial_distance": 0.0})
+    monkeypatch.setattr(b, "kernel_distance", lambda images, truth: 0.0)
+    report = b.judge(sets["source"], sets["soft"], sets["other"], sets["true"], None)
+    assert report["spatial_distance"] == {"adapted": 0.0, "source": 0.0, "true": 0.0, "ratio": None}
+    assert report["kid_x1e3"]["ratio"] is None and report["frechet"]["ratio"] > 0
+
+
 def test_native_crops_do_not_depend_on_the_chunks_and_are_cut_at_the_same_places(scripts, large):
     b, x = scripts.benchmark, large["source"]
     whole, parts = b.describe([x], Eyes(), Eyes(), 6), described(scripts, x)
@@ -367,6 +376,16 @@ def test_judge_only_trains_nothing(bench):
     assert not (bench.output / "cells").exists()
 
 
+def test_every_way_to_train_is_a_run(scripts, tmp_path):
+    looks = scripts.bench_looks.Looks(tmp_path, "ffhq-256", 5, 5)
+    bench = scripts.bench.Bench(tmp_path, scripts.bench.PROFILES["claims"], looks, 1)
+    for name, method in bench.methods.items():
+        cell = scripts.bench.Cell(name, "filter:sepia", 0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(looks), "data", lambda self, look: tmp_path)
+            assert scripts.bench.parse(method.method, bench.options(cell)).adapter == method.adapter
+
+
 def test_wrong_calls_end_in_one_sentence(bench, scripts, capsys):
     for options, message in (
         (["--only", "d3t/*"], "fits no cell; a cell is called good-left/filter-sepia/0"),
@@ -575,7 +594,7 @@ def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     command += ["--seen", "filter:sepia", "filter:ink", "--held_out", "filter:pencil"]
     scripts.unseen_domains.main(command)
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert table.startswith("Hypernetwork of ") and "trained on 2 looks for 1 steps; embedding to adapter: " in table
+    assert table.startswith("Hypernetwork of ") and "numbers; embedding to adapter: " in table
     assert table in capsys.readouterr().out
     for line in ("filter:pencil | held out | predicted", "filter:pencil | held out | trained", "filter:sepia | seen"):
         assert f"| {line}" in table
@@ -597,6 +616,13 @@ def test_unseen_domains(scripts, base_folder, tmp_path, monkeypatch, capsys):
     scripts.unseen_domains.main([*command, "--learning_rate=0.1"])
     changed = {p.stem for p in stamps if p.stat().st_mtime_ns != stamps[p]}
     assert changed == {"predicted-filter-pencil", "predicted-filter-sepia"}
+    judging = [f"--base={base_folder}", f"--output_dir={tmp_path / 'judged'}", "--num=8", "--num_true=16"]
+    judging += [f"--network={network}", "--vector_steps=0", "--held_out", "filter:sepia", "filter:solarise-1000000"]
+    scripts.unseen_domains.main(judging)
+    table = (tmp_path / "judged" / "table.md").read_text(encoding="utf-8")
+    assert "| filter:sepia | seen | predicted" in table and "| trained" not in table
+    assert "| filter:solarise-1000000 | family held out | predicted" in table
+    assert not (tmp_path / "judged" / "hypernetwork").exists()
     with pytest.raises(SystemExit):
         scripts.unseen_domains.main([*command, "filter:ink"])
     # a look that trained the hypernetwork cannot become one that it has never seen

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -78,6 +79,25 @@ def test_a_signal_costs_no_step(distill, monkeypatch, tmp_path, calls):
     resumed = weights(distill("stopped"))
     assert resumed.keys() == want.keys()
     assert all(torch.equal(resumed[name], want[name]) for name in want)
+
+
+def test_pictures_of_other_settings_are_refused(distill, monkeypatch, tmp_path):
+    run = partial(distill, "run", "--num_val=16")
+    run()
+    with pytest.raises(SystemExit, match=r"holds teacher images \(train\) of other .*num was 8, now 6.*; use these"):
+        run("--num_train=6")
+    with monkeypatch.context() as patch:
+        patch.setattr(distill.module, "convert_checkpoint", lambda source: {"generator": tiny_mobile(seed=1)})
+        with pytest.raises(SystemExit, match="teacher was .*, now "):
+            run()
+    run("--evaluate=6")
+    report = tmp_path / "run" / "evaluation.json"
+    assert json.loads(report.read_text(encoding="utf-8"))["protocol"].endswith("n=6")
+    for done in ("evalA.done", "evalB.done"):  # as older versions wrote it
+        (tmp_path / "run" / done).write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"\(evalA\) of other settings \(num was 6, now 5\)"):
+        run("--evaluate=5")
+    run("--evaluate=6")
 
 
 def test_a_finished_run_may_be_improved(distill):

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from fewshot_gan.data.datasets import load_images
-from fewshot_gan.training import domains
+from fewshot_gan.training import domains, image_filters
+from fewshot_gan.training.families import FAMILIES
 
+STORED = {"tone-0": [0.36766, 0.12449, 0.15161], "duotone-17": [0.46492, 0.22645, -0.59359]}  # of a light grey
 SCRIPTS = Path(__file__).parents[2] / "training"
 
 
@@ -44,6 +46,36 @@ def test_filters_keep_shape_and_range_and_treat_images_alone(name):
     assert (out - x).abs().mean() > 0.02  # the mildest, pixel on a smooth picture, moves a pixel by 0.05
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_looks_of_a_family_differ_and_are_the_same_everywhere(family):
+    x, looks = smooth_pictures(2), [f"{family}-{number}" for number in range(6)]
+    drawn = [domains.apply_filter(x, name) for name in looks]
+    for name, out in zip(looks, drawn, strict=True):
+        assert out.shape == x.shape and torch.isfinite(out).all() and -1 <= out.min() and out.max() <= 1, name
+        alone = torch.cat([domains.apply_filter(image[None], name) for image in x])
+        assert ((out - alone).abs() > 1e-3).float().mean() < 1e-3 and torch.equal(out, domains.apply_filter(x, name))
+        assert (out - x).abs().mean() > 0.02, name
+    apart = [(a - b).abs().mean() for i, a in enumerate(drawn) for b in drawn[:i]]
+    assert min(apart) > 0.003
+    large = domains.apply_filter(torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear"), looks[0])
+    small = torch.nn.functional.avg_pool2d(large, 2)
+    assert family in ("grain", "halftone", "hatch") or (small - drawn[0]).abs().mean() < 0.12
+
+
+def test_the_settings_of_a_look_never_change():
+    """Adapters and tables name looks by their numbers."""
+    grey = torch.full((1, 3, 64, 64), 0.2)
+    found = {name: domains.apply_filter(grey, name)[0, :, 0, 0].tolist() for name in ("tone-0", "duotone-17")}
+    assert found == {name: pytest.approx(colour, abs=1e-4) for name, colour in STORED.items()}
+
+
+def test_names_of_filters():
+    assert domains.parse_style("filter:duotone-17") == ("filter", "duotone-17")
+    for name in ("duotone", "duotone-", "duotone--1", "duotone-1.5", "oil-1", "duotone-1234567890"):
+        with pytest.raises(ValueError, match=f"filter '{name}' is not known; choose one of .* such as duotone-17"):
+            domains.parse_style(f"filter:{name}")
+
+
 @pytest.mark.parametrize("name", ["pencil", "ink"])
 def test_pencil_and_ink_are_exactly_grey(name):
     out = domains.apply_filter(smooth_pictures(), name)
@@ -63,7 +95,7 @@ def test_pencil_leaves_light_paper_white_and_draws_an_edge():
 def test_the_blur_of_large_images_equals_the_convolution(monkeypatch, sigma):
     x = smooth_pictures(2, 80)[..., :64]
     convolved = domains.gaussian_blur(x, sigma)
-    monkeypatch.setattr(domains, "_CONVOLVED_SIDE", 10)
+    monkeypatch.setattr(image_filters, "_CONVOLVED_SIDE", 10)
     torch.testing.assert_close(domains.gaussian_blur(x, sigma), convolved, rtol=0, atol=2e-6)  # float32 sums
     assert not torch.equal(domains.gaussian_blur(x, sigma), convolved)  # it is another sum
 

@@ -84,12 +84,13 @@ def test_bases_are_judged_by_what_they_never_saw(script, features, tmp_path, mon
     data.mkdir()
     for i, image in enumerate(pipe(24, seed=9).images):  # its own pictures: it draws the truth
         image.save(data / f"{i:02d}.png")
-    pipe.save_pretrained(tmp_path / "same")
+    FewShotGAN(model, truncation_psi=0.3).save_pretrained(tmp_path / "same")
     torch.manual_seed(1)
     FewShotGAN(SNGANGenerator(8, 6, 32).eval()).save_pretrained(tmp_path / "other")
     runs = [str(tmp_path / name) for name in ("same", "other")]
     report = bench.main([*runs, f"--data={data}", "--num=8", f"--out={tmp_path / 'out'}", "--num_threads=1"])
     assert report["protocol"]["num"] == 16 and report["protocol"]["trained_on"] == 8
+    assert report["protocol"]["truncation_psi"] == 1.0  # that of the training, not the pipeline's own
     same, other = (report["results"][run] for run in runs)
     for key in ("kid_x1e3", "frechet", "unseen_x1e3"):
         assert same[key] < other[key] / 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fewshot_gan.training import command_line, hypernetwork, lottery
+from fewshot_gan.training import command_line, hypernetwork, look_hypernetwork, lottery
 
 TRAINING = Path(__file__).parents[2] / "training"
 TEXT = (TRAINING / "README.md").read_text(encoding="utf-8")
@@ -14,6 +14,7 @@ SECTIONS = {title: body for title, body in re.findall(r"^## (.+)\n((?:(?!^## ).*
 SCRIPTS = sorted(path.name for path in TRAINING.glob("*.py"))
 METHODS = {"lfs": "lfs_gan", "d3t": "d3t", "pairs": "pairs", "cdc": "cdc", "adafm": "adafm", "finetune": "finetune"}
 METHODS["hyperdomainnet"] = "hyperdomainnet"
+PARSERS = {"hypernetwork": hypernetwork, "look_hypernetwork": look_hypernetwork, "lottery": lottery}
 WITHOUT = ("adapt.py", "bench_looks.py", "bench_report.py", "claimed.py", "measured.py")  # options
 MORE = {"lifelong.py": "lfs.py", "stepper.py": "lfs.py", "curves.py": "lfs.py"}  # whose options they speak of too
 MORE["adapt.py"] = "lfs.py"  # of any method
@@ -34,8 +35,8 @@ def options(script, monkeypatch):
         stem = name.removesuffix(".py")
         if stem in METHODS:
             parsers = [command_line.parser(METHODS[stem])]
-        elif stem in ("hypernetwork", "lottery"):
-            parsers = [{"hypernetwork": hypernetwork, "lottery": lottery}[stem].parser()]
+        elif stem in PARSERS:
+            parsers = [PARSERS[stem].parser()]
         elif name in WITHOUT or stem == "stepper":
             parsers = []
         else:

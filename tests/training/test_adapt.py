@@ -33,6 +33,31 @@ def test_a_run_starts_from_another_adapter(train, tmp_path, capsys):
         train("cdc", f"--start_from={tmp_path / 'first'}", out="other")
 
 
+def test_a_run_goes_on_from_the_adapter_that_it_started_from(train, tmp_path, monkeypatch):
+    for seed in (0, 1):
+        train("lfs_gan", f"--seed={seed}", out=f"start{seed}")
+    options = [f"--start_from={tmp_path / 'start0'}", "--checkpointing_steps=1"]
+    other = [f"--start_from={tmp_path / 'start1'}", *options[1:]]
+    original = adapt.Trainer.train
+    with monkeypatch.context() as patch:
+        patch.setattr(adapt.Trainer, "train", lambda self, on_step, finish: original(self, stop_after=1))
+        train("lfs_gan", *options)
+        train("lfs_gan", *options[1:], out="fresh")
+        with patch.context() as older:  # versions that did not record the adapter's hash
+            older.setattr(adapt, "hash_tensors", lambda tensors: None)
+            train("lfs_gan", *options, out="older")
+    for again, out, message in ((other, "run", "start_from was .+, now "), (options, "fresh", "start_from was None")):
+        with pytest.raises(ValueError, match=f"run with other settings .*{message}"):
+            train("lfs_gan", *again, out=out)
+    assert "start_from_sha256" in train("lfs_gan", *options).config.training
+    config = tmp_path / "older" / "checkpoint-000001" / "adapter_config.json"
+    record = json.loads(config.read_text(encoding="utf-8"))
+    assert record["training"].pop("start_from_sha256") is None
+    config.write_text(json.dumps(record), encoding="utf-8")
+    (config.parent / "sha256.json").unlink()
+    assert "start_from_sha256" not in train("lfs_gan", *options, out="older").config.training
+
+
 @pytest.mark.parametrize(
     "method, options, kind",
     [
@@ -47,10 +72,15 @@ def test_a_run_starts_from_another_adapter(train, tmp_path, capsys):
         ("d3t", ["--preset=paper", "--projection_steps=2", "--adapter=domain_vector"], "domain_vector"),
         ("d3t", ["--preset=large_gap", "--real_zoom=1.5"], "left"),
         ("d3t", ["--preset=large_gap", "--diversity=dcl", "--adapter=delta_w"], "delta_w"),
-        ("pairs", ["--projection_steps=2", "--pair_quality=0", "--pair_layer=2"], "lora"),
+        ("pairs", ["--projection_steps=2", "--pair_quality=0"], "lora"),
         ("pairs", ["--projection_steps=2", "--pair_quality=0", "--pair_layer=2", "--pair_weight=1"], "lora"),
         ("hyperdomainnet", [], "domain_vector"),
         ("hyperdomainnet", ["--preset=image", "--projection_steps=2"], "domain_vector"),
+        (
+            "hyperdomainnet",
+            ["--preset=image", "--projection_steps=2", "--direction_weight=0", "--clip_within_weight=0"],
+            "domain_vector",
+        ),
         ("hyperdomainnet", ["--indomain_weight=1", "--adapter=left"], "left"),
     ],
 )

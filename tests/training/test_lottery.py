@@ -474,6 +474,9 @@ def test_a_ticket_retrained_in_a_fresh_process_has_the_same_losses(tmp_path):
         (["--prune=GD"], "are of --rounds, which find a ticket"),
         (["--ticket=random:0.5", "--prune_rate=0.5"], "are of --rounds, which find a ticket"),
         (["--rounds=1", "--distillation_weight=0.5"], "is of --distil; give both or neither"),
+        (["--rounds=1", "--distil", "--distillation_weight=0"], "with --distil teaches nothing; give a weight"),
+        (["--ada_kimg=1"], "--ada_kimg 1.0 acts only with --augment ada; give that too, or leave --ada_kimg out"),
+        (["--backbone=stylegan2", "--r1_weight=0", "--r1_every=4"], "--r1_every 4 acts only with --r1_weight above 0"),
     ],
 )
 def test_bad_options_end_in_one_sentence(faces, tmp_path, options, message):

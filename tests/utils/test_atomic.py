@@ -384,6 +384,17 @@ def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
     assert min(counts.values()) >= 2
 
 
+def test_a_new_folder_behind_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "real", target_is_directory=True)
+    (tmp_path / "later").symlink_to(tmp_path / "disk" / "later", target_is_directory=True)
+    for name in ("out", "later"):
+        files.write_folder(tmp_path / name, lambda folder: (folder / "a").write_text("a", encoding="utf-8"))
+        assert (tmp_path / name).is_symlink() and files_of(tmp_path / name) == {"a": b"a"}
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["later", "real"]
+
+
 def test_openvino_never_finds_an_old_network_with_new_weights(tmp_path):
     found = set()
     for number in range(1, 100):

@@ -9,9 +9,10 @@ from .delta_w import DeltaWAdapter
 from .domain_vector import DomainVectorAdapter
 from .full import FullAdapter
 from .gan_memory import GANMemoryAdapter
-from .hypernetwork import DomainHyperNetwork
+from .hypernetwork import DomainHyperNetwork, HyperNetwork
 from .io import load_adapter, read_adapter
 from .left import LeFTAdapter
+from .look_hypernetwork import LookHyperNetwork
 from .lora import LoRAAdapter
 from .registry import trainable_types
 from .spec import LayerSpec
@@ -28,9 +29,11 @@ __all__ = [
     "DomainVectorAdapter",
     "FullAdapter",
     "GANMemoryAdapter",
+    "HyperNetwork",
     "LayerSpec",
     "LeFTAdapter",
     "LoRAAdapter",
+    "LookHyperNetwork",
     "TicketAdapter",
     "fingerprint",
     "load_adapter",

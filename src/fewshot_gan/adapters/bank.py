@@ -20,7 +20,7 @@ from ..utils.offloading import execution_device
 from .base import MOST_PHOTOS, Adapter, Factors
 from .blend import BlendAdapter
 from .copies import bank_state, restore_bank
-from .effective import BankAdaptation, LayerBlend, RowBlend, RowVectors, bank_lock
+from .effective import BankAdaptation, LayerBlend, RowBlend, bank_lock, row_adaptations
 from .fusing import Fusing
 from .looks import BASE, Look, Weight, check_weight, row_order, shown_look, weight_at
 from .spec import LayerSpec, stored
@@ -48,11 +48,10 @@ class AdapterBank(Fusing):
         self.model, self.cache_bytes = model, cache_bytes
         self.adapters: dict[str, Adapter] = {}
         self.active: dict[str, Weight] = {}
-        self.enabled = True
+        self.enabled, self._ledger = True, [0]
         self._layers = dict(adaptable_layers(model))
         self._factors: dict[str, dict[str, Factors]] = {}
         self._cache: OrderedDict[tuple, LayerBlend] = OrderedDict()  # keys: (path, (adapter name, α), …)
-        self._ledger = [0]
         self.weights_lock = SharedLock()  # shared while drawing, exclusive while the generator's weights are written
         self._compiled_draw: Mapping[str, Adaptation | None] | None = None  # acts while a compiled network draws
         self._fingerprint: tuple | None = None  # (stamp of the weights, their fingerprint)
@@ -279,8 +278,12 @@ class AdapterBank(Fusing):
 
         Yields:
             A function that takes the row numbers of a batch and returns the context in which to draw it.
+
+        Raises:
+            ValueError: an adapter is not loaded, or adapters are fused by another pipeline of this generator.
         """
         with self.weights_lock.exclusive() if compiled else self.weights_lock.shared():
+            self.refuse_weights_fused_elsewhere()
             resolved = None if looks is None else self._resolve(looks)
             current = self._current_adaptations() if looks is None else {}
 
@@ -347,27 +350,20 @@ class AdapterBank(Fusing):
 
     @contextmanager
     def using_vectors(self, deltas: Mapping[str, torch.Tensor]):
-        """Let domain vectors act instead of the loaded adapters, for the duration of a `with` block.
+        """Let predicted numbers act instead of the loaded adapters, for the duration of a `with` block.
 
-        Gradients reach the vectors: this is how a hypernetwork is trained.
+        Gradients reach the numbers: this is how a hypernetwork is trained.
 
         Args:
-            deltas: module path of a convolution → δ `[B, C_in]`, or `[1, C_in]` for all rows; its inputs are scaled by
-                1 + δ after demodulation, as by a `DomainVectorAdapter`.
+            deltas: module path → numbers of each row, or of one for all rows. Of a convolution δ `[B, C_in]`, as of a
+                `DomainVectorAdapter` after demodulation. Of an affine layer Δw `[B, w_dim]`, as of a `DeltaWAdapter`.
+                Of a bias, or a layer that draws RGB, differences `[B, *shape]` of the stored weight.
 
         Raises:
-            ValueError: there is no such convolution, or it has another number of channels.
+            ValueError: there is no such layer, or it has another number of channels.
         """
         self.refuse_while_fused("switch adapters")
-        for path, delta in deltas.items():
-            spec = LayerSpec.of(self._layers[path]) if path in self._layers else None
-            if spec is None or spec.role not in ("conv", "to_rgb"):
-                raise ValueError(
-                    f"{type(self.model).__name__} has no convolution {path}; these vectors are of another base"
-                )
-            if delta.ndim != 2 or delta.shape[1] != spec.shape[1]:
-                raise ValueError(f"the vectors of {path} are of shape {tuple(delta.shape)}, not [B, {spec.shape[1]}]")
-        with self._adapted({path: RowVectors(delta) for path, delta in deltas.items()}):
+        with self._adapted(row_adaptations(deltas, self._layers, type(self.model).__name__)):
             yield
 
     @contextmanager
@@ -389,8 +385,15 @@ class AdapterBank(Fusing):
         return self.active if self.enabled else {}
 
     def row_order(self, looks: Sequence[Look]) -> list[int]:
-        """Return the order of the rows of a batch in which it is drawn fastest, see `looks.row_order`."""
-        return row_order(looks, lambda name: self.adapters[name].only_scales)
+        """Return the order of the rows of a batch in which it is drawn fastest, see `looks.row_order`.
+
+        Raises:
+            ValueError: an adapter is not loaded.
+        """
+        with bank_lock:
+            for look in looks:
+                self.check(look)
+            return row_order(looks, lambda name: self.adapters[name].only_scales)
 
     def blend(self, look: Look) -> BlendAdapter:
         """Return a new adapter that does the same as `look`.

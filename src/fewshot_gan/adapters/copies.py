@@ -17,7 +17,8 @@ def share(bank: "AdapterBank", other: "AdapterBank") -> None:
     """
     bank.refuse_while_fused("share its generator")
     with bank_lock:
-        other.weights_lock, other._fingerprint = bank.weights_lock, bank._fingerprint
+        other.weights_lock, other.fuser = bank.weights_lock, bank.fuser
+        other._fingerprint = bank._fingerprint
         for name, adapter in bank.adapters.items():
             other.add(name, adapter)
         other.active, other.enabled = dict(bank.active), bank.enabled

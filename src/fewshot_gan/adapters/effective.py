@@ -6,6 +6,7 @@ Shape legend: B batch, I/O inputs and outputs of a layer.
 """
 
 import threading
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from ..ops import RowWeights, filter_energy
 from ..ops.dispatch import kernels_for
 from ..ops.weight_cache import tensors_version
 from .base import Factors, combine
+from .spec import LayerSpec
 
 bank_lock = threading.RLock()  # guards the looks and caches of all banks; held for microseconds
 
@@ -175,6 +177,71 @@ class RowVectors(BankAdaptation):
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
         return EffectiveWeight(weight, bias, input_scale=1 + self.delta)
+
+
+class RowShifts(BankAdaptation):
+    """Shifts Δw of the input of an affine layer, one per row of the batch, as changes of its bias.
+
+    Args:
+        delta: Δw `[B, I]`, or `[1, I]` for all rows; see `DeltaWFactors`.
+    """
+
+    def __init__(self, delta: torch.Tensor):
+        self.delta = delta
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
+        shift = self.delta.to(weight.dtype) @ weight.T / weight.shape[1] ** 0.5
+        shifted = shift if bias is None else bias + shift
+        return EffectiveWeight(weight, shifted[0] if len(shifted) == 1 else shifted)
+
+
+class RowDifferences(BankAdaptation):
+    """Differences of the stored weight of one layer, one per row of the batch.
+
+    Args:
+        delta: `[B, *shape]`, or `[1, *shape]` for all rows.
+    """
+
+    def __init__(self, delta: torch.Tensor):
+        self.delta = delta
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> EffectiveWeight:
+        rows = weight + self.delta.to(weight.dtype)
+        if len(rows) == 1:
+            return EffectiveWeight(rows[0], bias)
+        return EffectiveWeight(RowWeights(tuple(rows), (1,) * len(rows)) if weight.ndim == 4 else rows, bias)
+
+
+def row_adaptations(
+    deltas: Mapping[str, torch.Tensor], layers: Mapping[str, AdaptableLayer], network: str
+) -> dict[str, BankAdaptation]:
+    """Return what predicted numbers do to layers, by module path.
+
+    Args:
+        deltas: see `AdapterBank.using_vectors`.
+        layers: module path → layer.
+        network: name of their network.
+
+    Raises:
+        ValueError: there is no such layer, or it has another number of channels.
+    """
+    adaptations: dict[str, BankAdaptation] = {}
+    for path, delta in deltas.items():
+        spec = LayerSpec.of(layers[path]) if path in layers else None
+        if spec is None or spec.role not in ("conv", "to_rgb", "affine", "bias"):
+            raise ValueError(
+                f"{network} has no convolution {path}, nor an affine layer or bias of that name; these vectors are of "
+                "another base"
+            )
+        given = delta.shape[1:]
+        if spec.role in ("to_rgb", "bias") and given == spec.shape:
+            adaptations[path] = RowDifferences(delta)
+        elif spec.role != "bias" and given == spec.shape[1:2]:
+            adaptations[path] = RowShifts(delta) if spec.role == "affine" else RowVectors(delta)
+        else:
+            wanted = ", ".join(map(str, spec.shape if spec.role == "bias" else spec.shape[1:2]))
+            raise ValueError(f"the vectors of {path} are of shape {tuple(delta.shape)}, not [B, {wanted}]")
+    return adaptations
 
 
 def _merge_runs(effective: list[tuple[EffectiveWeight, int]]):

@@ -36,6 +36,7 @@ class Fusing:
 
     def __init__(self):
         self.fused: list[str] | None = None  # while fused: paths of the layers that could not be written
+        self.fuser: list[Fusing | None] = [None]  # the bank that has fused; banks of one generator share this list
         self._unwritten: dict[str, Adaptation] = {}  # while fused: path → the adaptation that still acts there
         self._originals: dict[str, tuple] = {}  # path → original weight and bias
         self._fused_stamp: list | tuple | None = (
@@ -88,7 +89,7 @@ class Fusing:
                     self._refuse_infinite(path, original[0].dtype, [weight])
             self._fingerprint_before = self.known_fingerprint()
             self._originals, self.fused = originals, list(unwritten)  # from here on `unfuse` can undo a partial write
-            self._unwritten = unwritten
+            self._unwritten, self.fuser[0] = unwritten, self
             self._install()
             for path, values in fused_values.items():
                 _write(self._layers[path].stored(), values)
@@ -112,6 +113,7 @@ class Fusing:
 
     def _unfuse(self) -> None:
         if self.fused is None:
+            self.refuse_while_fused("undo fuse_adapters")
             raise ValueError("no adapter is fused; fuse_adapters comes first")
         refuse_offloaded(self.model, "undo fuse_adapters")
         if self._fused_stamp is not None and self._fused_stamp != self._written_stamp():
@@ -123,6 +125,7 @@ class Fusing:
             for path, originals in self._originals.items():
                 _write(self._layers[path].stored(), originals)
         self._originals, self._unwritten, self.fused, self._fused_stamp = {}, {}, None, None
+        self.fuser[0] = None
         if self._fingerprint_before is not None:  # weights that were cast afterwards have no fingerprint of their own
             self.remember_fingerprint(self._fingerprint_before)
         self._install()
@@ -133,15 +136,25 @@ class Fusing:
         stamps = [tensors_version([p]) for p in written]
         return [() if stamp is None else stamp[1:] for stamp in stamps]  # without the inference mode at index 0
 
+    def refuse_weights_fused_elsewhere(self) -> None:
+        """Refuse to draw with weights into which another bank of this generator has written its adapters.
+
+        Raises:
+            ValueError: they are.
+        """
+        if self.fuser[0] not in (None, self):
+            self.refuse_while_fused("draw")
+
     def refuse_while_fused(self, action: str) -> None:
         """Refuse an action that needs the original weights.
 
         Raises:
             ValueError: adapters are fused.
         """
-        if self.fused is not None:
-            fused = ", ".join(map(repr, self.active))
-            raise ValueError(f"cannot {action} while {fused} is fused; call unfuse_adapters first")
+        if (fuser := self.fuser[0]) is not None:
+            fused = ", ".join(map(repr, fuser.active))
+            where = "first" if fuser is self else "on the other pipeline of this generator, which fused it"
+            raise ValueError(f"cannot {action} while {fused} is fused; call unfuse_adapters {where}")
 
 
 @contextmanager

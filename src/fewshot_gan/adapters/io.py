@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -182,7 +183,7 @@ def load_adapter(
             given = ", ".join(["config", *hub_options] if config is not None else hub_options)
             raise ValueError(f"{given}: an archive brings its own files; leave out")
         with unpacked(source) as folder:
-            adapter = _read(folder, variant, build)
+            adapter = _read(folder, variant, build, user_path(str(source)))
     elif (file := Path(str(source)).expanduser()).is_file():
         if folder_options:
             raise ValueError(f"{', '.join(folder_options)}: of folders and repos, not of the file {file}; leave out")
@@ -197,7 +198,8 @@ def load_adapter(
     else:
         if config is not None:
             raise ValueError("config= belongs to a state dict or a weights file; a folder or repo has its own")
-        folder = resolve_folder(source, kind="adapter", **hub_options)
+        place = source.absolute() if isinstance(source, Path) and source.is_dir() else source
+        folder = resolve_folder(place, kind="adapter", **hub_options)  # an absolute path is no embedded name
         if not (folder / CONFIG_NAME).is_file() and (several := adapter_folders(folder)):
             raise ValueError(
                 f"{str(source)!r} holds several adapters: {', '.join(several)}; choose one with "
@@ -243,7 +245,7 @@ def name_of(source, subfolder: str | None = None) -> str | None:
     """Return the default name of an adapter: the last part of its path, or its subfolder; None for a state dict."""
     if not isinstance(source, str | Path):
         return None
-    path = Path(subfolder or source).expanduser().absolute()
+    path = Path(os.path.abspath(user_path(subfolder or source)))  # of ".." too
     if path.is_file():
         stem = path.name.partition(".")[0]
         return path.parent.name if stem == weights_file(None).partition(".")[0] else stem
@@ -332,18 +334,19 @@ def _matching_tensors(tensors: Mapping, own: Mapping, weights_name: str) -> dict
     return tensors
 
 
-def _read(folder: Path, variant: str | None, build: _Builder) -> "Adapter":
-    weights_name = weights_file(variant)
+def _read(folder: Path, variant: str | None, build: _Builder, shown: Path | None = None) -> "Adapter":
+    """Build the adapter in `folder`, which messages about its files call `shown`."""
+    weights_name, shown = weights_file(variant), shown or folder
 
     def read(place: Path) -> tuple:
         for name in (CONFIG_NAME, weights_name):
             if not (place / name).is_file():
-                raise FileNotFoundError(f"{folder} is not an adapter folder: it has no {name}")
-        return *_config_and_name(None, place), *_tensors_and_name(place / weights_name)
+                raise FileNotFoundError(f"{shown} is not an adapter folder: it has no {name}")
+        return read_json(place / CONFIG_NAME), read_tensors(place / weights_name)
 
-    return build(
-        *read_together(folder, (CONFIG_NAME, weights_name), read)
-    )  # reading alone is short, so seldom repeated
+    # reading alone is short, so seldom repeated
+    config, tensors = read_together(folder, (CONFIG_NAME, weights_name), read)
+    return build(config, str(shown / CONFIG_NAME), tensors, str(shown / weights_name))
 
 
 def _config_and_name(config, folder: Path | None) -> tuple[Mapping, str]:

@@ -4,7 +4,7 @@ A *look* is `{adapter name: weight}`. A *weight* is a number α or a *schedule* 
 `{"coarse": 0.0, "fine": 1.0}` or `{4: 0.2, 32: 1.0}`; on the command line `coarse:0,fine:1` or `4:0.2,32:1`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, cast
 
@@ -51,7 +51,7 @@ def parse_look(adapter_names, weights: Any = None) -> dict[str, Weight]:
         ValueError: something else, a name given twice, or not one weight per name.
     """
     if isinstance(adapter_names, Mapping) and weights is None:
-        return dict(adapter_names)
+        return plain_look(adapter_names)
     names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise ValueError(
@@ -59,12 +59,29 @@ def parse_look(adapter_names, weights: Any = None) -> dict[str, Weight]:
         )
     if len(set(names)) < len(names):
         raise ValueError(f"adapters named twice: {', '.join(names)}; name each once, with its weight")
-    weights = 1.0 if weights is None else weights
-    per_name: list[Any] = [weights] * len(names) if isinstance(weights, Real | Mapping | str) else list(weights)
+    weights = 1.0 if weights is None else _plain_number(weights)
+    is_list = isinstance(weights, Iterable) and not isinstance(weights, Mapping | str)
+    per_name: list[Any] = list(weights) if is_list else [weights] * len(names)
     per_name = [1.0 if weight is None else weight for weight in per_name]
     if len(per_name) != len(names):
         raise ValueError(f"{len(names)} adapters but {len(per_name)} weights; give one weight per adapter")
-    return dict(zip(names, per_name, strict=True))
+    return plain_look(dict(zip(names, per_name, strict=True)))
+
+
+def plain_look(look: Mapping) -> dict[str, Weight]:
+    """Return a look whose weights and resolutions are numbers of Python, where it has those of NumPy or torch."""
+
+    def plain_weight(weight):
+        if isinstance(weight, Mapping):
+            return {_plain_number(key): _plain_number(alpha) for key, alpha in weight.items()}
+        return _plain_number(weight)
+
+    return {name: plain_weight(weight) for name, weight in look.items()}
+
+
+def _plain_number(value):
+    """Return the number or list of numbers in a scalar or array of NumPy or torch; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def look_per_image(adapter_names, num_images: int, current: Look) -> list[Look]:
@@ -90,7 +107,7 @@ def look_per_image(adapter_names, num_images: int, current: Look) -> list[Look]:
         if entry is None:
             looks.append(current)
         elif isinstance(entry, Mapping):
-            looks.append({name: weight for name, weight in entry.items() if name != BASE})
+            looks.append({name: weight for name, weight in plain_look(entry).items() if name != BASE})
         elif isinstance(entry, str):
             looks.append({} if entry == BASE else {entry: 1.0})
         else:

@@ -22,12 +22,12 @@ import torch
 from PIL.Image import Image
 from tqdm.auto import tqdm
 
-from ..adapters.looks import without_zeros
+from ..adapters.looks import plain_look, without_zeros
 from ..data.grids import check_size, shrink
 from ..hub import portable_name
 from ..models.latents import check_latents
 from ..pipeline import FewShotGAN
-from ..utils.files import LEFTOVER, replace_file, replace_text, user_path
+from ..utils.files import LEFTOVER, abandoned, replace_file, replace_text, user_path
 from ..utils.hashing import hash_tensors
 from ..utils.json_files import read_json
 from ..utils.random import check_seed, seeded
@@ -91,8 +91,8 @@ def write_pictures(
 
     Raises:
         FileExistsError: the folder holds other files.
-        ValueError: the folder holds pictures of another run, or the pipeline refuses an option; the message names what
-            differs.
+        ValueError: the folder holds pictures of another run, the pipeline refuses an option, or `looks` is empty or
+            holds something else than looks; the message names what differs.
         ImportError: parquet without pyarrow, or several processes without accelerate.
     """
     if file_format not in SUFFIX:
@@ -106,6 +106,10 @@ def write_pictures(
         if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
     seed = check_seed(seed)
+    if looks is not None:
+        if not isinstance(looks, Mapping) or not looks or not all(isinstance(v, Mapping) for v in looks.values()):
+            raise ValueError(f"looks={looks!r}: give {{prefix: {{adapter: weight}}}} of a look or more, or None")
+        looks = {prefix: plain_look(look) for prefix, look in looks.items()}
     if latents is not None and len(check_latents(latents, pipe.generator.dtype)) != num_images:
         raise ValueError(f"{len(latents)} latents for {num_images} images; give one per image")
     pack = _parquet_writer() if file_format == "parquet" else _write_tar
@@ -119,15 +123,12 @@ def write_pictures(
         pipe(1, seed=seed, adapter_names=look, **options, **{name: values[:1] for name, values in per_image.items()})
 
     folder = user_path(folder)
-    record = _record(pipe, looks, per_image, seed=seed, truncation_psi=truncation_psi, noise_mode=noise_mode)
+    acting = {"": plain_look(pipe.bank.current())} if looks is None else looks
+    record = _record(pipe, acting, per_image, seed=seed, truncation_psi=truncation_psi, noise_mode=noise_mode)
     record |= {"num_images": int(num_images), "format": file_format}
     record |= {} if side == pipe.generator.resolution else {"size": side}  # missing in folders of older versions
-    record["shard_size"] = None if file_format == "png" else shard_size
-    facts_of_looks = (
-        {"": facts_of(pipe, pipe.bank.current())}
-        if looks is None
-        else {prefix: facts_of(pipe, look) for prefix, look in looks.items()}
-    )
+    record["shard_size"] = None if file_format == "png" else int(shard_size)
+    facts_of_looks = {prefix: facts_of(pipe, look) for prefix, look in acting.items()}
     integer_columns = ["index", "seed", *(["label"] if "class_labels" in per_image else [])]
     record["columns"] = None if file_format == "png" else [*integer_columns, *next(iter(facts_of_looks.values()))]
     _check_folder(folder, record)
@@ -303,9 +304,8 @@ def _on_cpu() -> bool:
 # --------------------------------------------------------------------------------------------- manifest and folder
 
 
-def _record(pipe: FewShotGAN, looks, per_image: Mapping[str, torch.Tensor], **run) -> dict:
+def _record(pipe: FewShotGAN, looks: Mapping[str, Mapping], per_image: Mapping[str, torch.Tensor], **run) -> dict:
     """Return the content of the manifest: everything that the pictures depend on."""
-    looks = {"": pipe.bank.current()} if looks is None else looks
     if run["truncation_psi"] is None and "latents" not in per_image:
         run["truncation_psi"] = pipe.config.truncation_psi
     adapters = {name: pipe.bank.adapters[name] for look in looks.values() for name in look}
@@ -323,7 +323,8 @@ def _record(pipe: FewShotGAN, looks, per_image: Mapping[str, torch.Tensor], **ru
         "class_labels": labels,
         **run,
     }
-    return json.loads(json.dumps(record))  # with the types that reading the manifest gives
+    # with the types that reading the manifest gives; float: of numbers of NumPy
+    return json.loads(json.dumps(record, default=float))
 
 
 def _check_folder(folder: Path, record: dict) -> None:
@@ -354,7 +355,7 @@ def _check_folder(folder: Path, record: dict) -> None:
 
 
 def _tidy(folder: Path, wanted: set[str]) -> set[str]:
-    """Remove temporary files that a killed process left, and return the names of the finished files.
+    """Remove temporary files that killed processes left, and return the names of the finished files.
 
     Args:
         folder: of the run; need not exist.
@@ -362,7 +363,7 @@ def _tidy(folder: Path, wanted: set[str]) -> set[str]:
     """
     finished = set()
     for entry in os.scandir(folder):
-        if (leftover := LEFTOVER.fullmatch(entry.name)) and leftover[1] in wanted:
+        if abandoned(entry.name) in wanted:
             Path(entry).unlink(missing_ok=True)
         elif entry.name in wanted and entry.stat().st_size:  # empty if the machine crashed before the write to disk
             finished.add(entry.name)

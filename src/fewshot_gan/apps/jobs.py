@@ -48,6 +48,7 @@ class Job:
         self._first_step: tuple[int, float] | None = None  # its number, and the time at which it was done
         self._latest_step = 0.0
         self._stop, self._keep = threading.Event(), threading.Event()
+        self._beginning = threading.Lock()  # a job that waits begins or is stopped, not both
 
     @property
     def over(self) -> bool:
@@ -65,8 +66,14 @@ class Job:
         return self._keep.is_set()
 
     def stop(self, keep: bool = False) -> None:
-        """Ask the job to end after the current step; if `keep`, with what it has made so far."""
+        """Ask the job to end after the current step; if `keep`, with what it has made so far.
+
+        A job that still waits has made nothing, so it is "stopped" at once.
+        """
         (self._keep if keep else self._stop).set()
+        with self._beginning:
+            if self.state == "waiting":
+                self.state = "stopped"
 
     def go_on(self) -> None:
         """Check between two steps whether to go on.
@@ -96,10 +103,13 @@ class Job:
         self.go_on()
 
     def run(self, work: Callable[["Job"], None]) -> None:
-        """Do the work. Errors are not raised but recorded in `state` and `error`."""
+        """Do the work, unless the job is over. Errors are not raised but recorded in `state` and `error`."""
         try:
-            self.go_on()
-            self.state = "running"
+            with self._beginning:
+                if self.over:
+                    return
+                self.go_on()
+                self.state = "running"
             work(self)
             self.state = "done"
         except Stopped:

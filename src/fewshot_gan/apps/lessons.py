@@ -76,7 +76,7 @@ class Lesson:
         job.pictures = before
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(dir=studio.folder))
-        pictures, run = self._folder / "pictures", self._folder / self.label
+        pictures, run = self._folder / "pictures", self._folder / "run" / self.label
         self._at_work = True
         try:
             adapter = self._learn(job, pictures, run, on_step)

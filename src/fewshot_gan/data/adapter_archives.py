@@ -30,7 +30,8 @@ def unpacked(source) -> Iterator[Path]:
         source: file with one adapter, at its top or in one folder; other files are left out.
 
     Raises:
-        ValueError: it is damaged or encrypted, holds no adapter or several, or would unpack to too much.
+        ValueError: it is damaged or encrypted, holds no adapter or several, or would unpack to too much; or the block
+            refuses a file in the folder, which the message then calls by the name of the archive.
     """
     path = Path(source).expanduser()
     if (size := regular_file_size(path)) > MOST_BYTES:
@@ -51,7 +52,12 @@ def unpacked(source) -> Iterator[Path]:
                     raise ValueError(
                         f"{path}: {plain(name)} is damaged ({plain(error)}); make the archive anew"
                     ) from error
-        yield folder
+        try:
+            yield folder
+        except (ValueError, OSError) as error:
+            if str(folder) not in str(error):
+                raise
+            raise ValueError(str(error).replace(str(folder), str(path))) from error
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:

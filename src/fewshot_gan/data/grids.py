@@ -1,5 +1,6 @@
 """Arrange images in a grid. Large images are reduced to tiles, so that a grid of 1024 px pictures stays a picture."""
 
+from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def grid_size(count: int, columns: int, width: int, height: int) -> tuple[int, i
     return columns * (width + GAP) - GAP, rows * (height + GAP) - GAP
 
 
-def check_grid(file: Path, count: int, columns: int, side: int) -> None:
+def check_grid(file: Path, count: int, columns: int, side: int, folders: Sequence[str] = ()) -> None:
     """Check that a grid can be written, before its images are generated.
 
     Args:
@@ -72,17 +73,17 @@ def check_grid(file: Path, count: int, columns: int, side: int) -> None:
         count: number of images.
         columns: images per row.
         side: side of an image in the grid in pixels.
+        folders: options of the command that write a folder instead, which messages advise.
 
     Raises:
         ValueError: the ending of `file` is not in `WRITTEN`, or its format does not allow this size.
     """
+    instead = [f"or {option}" for option in folders]
     if file.is_dir() or file.suffix.lower() not in WRITTEN:
-        raise ValueError(
-            f"--out {file} is no picture file; give a name ending in {', '.join(WRITTEN)}, or --separate, or --format"
-        )
+        raise ValueError(f"--out {file} is no picture file; give a name ending in {', '.join([*WRITTEN, *instead])}")
     width, height = grid_size(count, columns, side, side)
     if max(width, height) > (limit := WRITTEN[file.suffix.lower()]):
         raise ValueError(
             f"--out {file}: the grid would be {width:,}x{height:,} px, and a {file.suffix} file holds no more than "
-            f"{limit:,} a side; give a name ending in .png, fewer pictures, or --separate"
+            f"{limit:,} a side; give {', '.join(['a name ending in .png', 'or fewer pictures', *instead])}"
         )

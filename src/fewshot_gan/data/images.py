@@ -1,4 +1,4 @@
-"""Convert images: to squares of one size, and between bytes and floats in [-1, 1].
+"""Convert images: to squares of one size, between bytes and floats in [-1, 1], to grey and to edges.
 
 The type determines the range of values: bytes are 0…255, floating-point tensors [-1, 1], floating-point NumPy arrays
 0…1. Other ranges are refused, since they would silently give black or grey images.
@@ -15,6 +15,7 @@ from ..utils.files import user_path
 from .files import COMMON, read_picture, upright
 
 MIN_SIDE = 32
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def reduced(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -25,6 +26,27 @@ def reduced(images: torch.Tensor, size: int) -> torch.Tensor:
     if not 0 < size < max(images.shape[-2:]):
         return images
     return F.interpolate(images, size=(size, size), mode="area")
+
+
+def luminance(images: torch.Tensor) -> torch.Tensor:
+    """Return BT.601 luminance `[B, 3, H, W] -> [B, 1, H, W]`, in the range of the input."""
+    return (images * images.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def sobel(grey: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return horizontal and vertical Sobel derivatives of `[B, 1, H, W]`; a unit ramp gives 1. Borders: replicated."""
+    kernel = grey.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+    out = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), torch.stack([kernel, kernel.T])[:, None])
+    return out[:, :1], out[:, 1:]
+
+
+def resize(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Return images `[B, C, H, W]` as squares of `size` px: area if reduced, bilinear if enlarged."""
+    if x.shape[-2:] == (size, size):
+        return x
+    if min(x.shape[-2:]) >= size:
+        return F.interpolate(x, size=(size, size), mode="area")
+    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def to_bytes(images: torch.Tensor) -> torch.Tensor:

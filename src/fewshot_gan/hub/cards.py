@@ -196,7 +196,7 @@ def write_hypernetwork_card(
     """Write `README.md` into the folder of a saved hypernetwork.
 
     Args:
-        network: the `DomainHyperNetwork` that the folder holds.
+        network: the `HyperNetwork` that the folder holds.
         folder: where it was saved.
         name: title of the card.
         repo_id: repo that the usage example loads; None: `name`.
@@ -222,7 +222,7 @@ def write_hypernetwork_card(
         "## What it is",
         "",
         f"- HyperDomainNet ([arXiv 2210.08884](https://arxiv.org/abs/2210.08884)): {network.num_values():,} numbers",
-        f"- Predicts: domain vectors of {network.num_deltas:,} numbers for {len(config.target_modules)} layers",
+        f"- Predicts: {network.predicts} of {network.num_deltas:,} numbers for {len(config.target_modules)} layers",
         f"- Encoder: {portable_name(config.encoder) or 'not recorded'}, {config.embedding_dim} numbers each",
         f"- Base: {_named(base)} (fingerprint `{config.base_fingerprint}`)",
         "",

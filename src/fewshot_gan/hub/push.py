@@ -80,6 +80,7 @@ def push_folder(
     folder = finish_replacing(Path(folder))
     names = files_to_push(folder, allow_patterns)
     seconds = PUSH_SECONDS + sum((folder / name).stat().st_size for name in names) / PUSH_RATE
+    place = FOLDERS.get(repo_type, "")
     api = HfApi(token=token, library_name="fewshot_gan", library_version=__version__)
 
     def push() -> tuple[str, bool]:
@@ -104,14 +105,14 @@ def push_folder(
         repo_id, public = call_with_timeout(seconds, push)
     except TimeoutError as error:
         raise ValueError(
-            f"could not push to {repo_id!r}: {error}; look at {page_of(repo_id)} whether it arrived after all, and "
-            "push again if not"
+            f"could not push to {repo_id!r}: {error}; look at {page_of(place + repo_id)} whether it arrived after all, "
+            "and push again if not"
         ) from error
     except hub_errors() as error:
         raise ValueError(f"could not push to {repo_id!r}: {why_not_pushed(error)}") from error
     if public:
         raise ValueError(
             f"{repo_id!r} is there already and public, so private=True would hide nothing; make it private at "
-            f"{page_of(FOLDERS.get(repo_type, '') + repo_id)}/settings, or push to another name"
+            f"{page_of(place + repo_id)}/settings, or push to another name"
         )
     return repo_id

@@ -58,11 +58,13 @@ class PatchHead(nn.Module):
 
     Args:
         channels: number of channels C of the feature map.
+        seed: seed of the initial weights.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, seed: int = 0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, channels, 3, 3))
+        weight = torch.randn(1, channels, 3, 3, generator=seeded(seed), dtype=torch.float32, device="cpu")
+        self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(1))
         self.gain = (channels * 9) ** -0.5  # equalised learning rate
 
@@ -187,7 +189,7 @@ class CDCObjective(Objective):
             self.patch_block = f"b{discriminator.resolution // 4}"  # its output is R/8 pixels wide: 32 at 256
             with torch.no_grad():
                 _, maps = discriminator(real[:1].to(next(discriminator.parameters()).device), return_features=True)
-            self.patch_head = PatchHead(maps[self.patch_block].shape[1])
+            self.patch_head = PatchHead(maps[self.patch_block].shape[1], seed)
 
     @property
     def relates_batch(self) -> bool:

@@ -117,6 +117,7 @@ class D3TConfig(ObjectiveConfig):
         ),
         "mix_probability": SHARE,
     }
+    NO_TERMS = (*ObjectiveConfig.NO_TERMS, "distillation_weight")
 
     def __post_init__(self):
         super().__post_init__()

@@ -18,7 +18,7 @@ from ..utils.frozen import Frozen
 from ..utils.hashing import hash_tensor, hash_text
 from ..utils.random import seeded
 from ..utils.ranges import SHARE, Range, check_numbers
-from .checks import required
+from .checks import check_terms, required
 from .directional import draw_each, offsets_l1, offsets_l2, reference_loss
 from .losses import total
 from .objective import StepHooks
@@ -214,9 +214,7 @@ class Domains(StepHooks):
             )
         if features is None:
             self._refuse(NEED_FEATURES, "compares features; pass features=load_features()")
-        terms = {name: value for name, value in vars(c).items() if name.endswith("_weight") and name != "crop_weight"}
-        if not any(terms.values()):
-            raise ValueError("every weight is 0, so there is nothing to learn; for example direction_weight=1")
+        check_terms(c, ("crop_weight",), "direction_weight=1")
         self.references, self.latents = references, latents
         if latents is not None and [len(w) for w in latents] != [len(x) for x in references or []]:
             raise ValueError("reference_latents are not one w+ for each reference picture; see inversion.invert")

@@ -21,7 +21,7 @@ from ..models.projected import ProjectedDiscriminator
 from ..utils.frozen import Frozen
 from ..utils.ranges import COUNT, NOT_NEGATIVE, SHARE, check_numbers
 from .adv_aug import AdvAugConfig, judged
-from .checks import required
+from .checks import check_terms, required
 from .diversity import DIVERSITIES, LARGEST_MAP, contrastive_loss
 from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty, total
 from .pair import Drawn, Latents, Pair
@@ -101,9 +101,12 @@ class ObjectiveConfig:
         "dcl_weight": NOT_NEGATIVE,
         "style_mixing": SHARE,
     }
+    NO_TERMS = ("adv_weight", "crop_weight", "dcl_weight", "r1_weight")  # weights that alone teach no generator
 
     def __post_init__(self):
         check_numbers(self, self.RANGES)
+        if not self.contrasts:
+            check_terms(self, self.NO_TERMS, "adversarial_weight=1")
         if self.adv_aug.acts and not self.adversarial_weight:
             raise ValueError(f"adv_steps={self.adv_steps} attacks the adversarial loss, but adversarial_weight is 0")
         check_views(self)

@@ -264,6 +264,7 @@ class PairsConfig(D3TConfig):
         **dict.fromkeys(("pair_start", "pair_pull", "pair_quality"), SHARE),
         **dict.fromkeys(("pair_every", "pair_layer"), COUNT),
     }
+    NO_TERMS = (*D3TConfig.NO_TERMS, "coarse_weight", "landmark_weight")
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,5 +1,6 @@
 """Metrics: functions of tensors that return numbers."""
 
+from ..data.images import LUMINANCE, luminance, sobel
 from .clip import clip_diversity, clip_quality
 from .crops import CROP_SEED, CROP_SIZE, CROPS, crop_kernel_distance, crop_places, native_crops
 from .distributions import (
@@ -18,7 +19,7 @@ from .diversity import (
     spatial_distance,
     spatial_embedding,
 )
-from .images import LUMINANCE, luminance, psnr, sobel
+from .images import psnr
 from .pairs import FACE_PLACES, FACE_SIDE, lightness_following, order_correlation, paired_correlations
 from .plain import PLAIN_GAIN, SCALES, plain_features
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data.images import check_floats
-from .images import luminance, resize, sobel
+from ..data.images import check_floats, luminance, resize, sobel
 
 FACE_SIDE = 64  # px of the pictures in which `FACE_PLACES` are measured
 FACE_PLACES = {  # top, bottom, left and right of boxes where faces placed as in FFHQ have hair and cheeks

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.images import check_floats
-from .images import luminance, sobel
+from ..data.images import check_floats, luminance, sobel
 
 # SCALES: square root of each group's total variance over 100 source faces (FFHQ generator, psi 0.7, 256 px). Divided by
 # it, every group has total variance 1 on those faces. PLAIN_GAIN brings x·y / D near 1, where the linear, square and

@@ -17,7 +17,8 @@ from ..data.images import to_floats
 from ..hub import embedded_datasets, portable_name
 from ..hub.cards import write_adapter_card
 from ..pipeline import FewShotGAN
-from .checkpoints import latest_checkpoint
+from ..utils.hashing import hash_tensors
+from .checkpoints import begun_config, latest_checkpoint
 from .command_line import parse
 from .config import JUDGED, RunConfig
 from .engine import Trainer, TrainingConfig
@@ -51,6 +52,7 @@ class Run:
         if self.data:
             self.pictures = load_images(self.data, self.pipe.generator.resolution, self.method.least_images)
             self.images = to_floats(self.pictures).to(self.device)
+        self.start: Any = load_adapter(config.start_from) if config.start_from else None
         self.record = self._record()
 
     def _refuse_missing_discriminator(self) -> None:
@@ -74,6 +76,9 @@ class Run:
             record.pop(name)
         if start := self.settings.start_from:
             record["start_from"] = portable_name(start)
+            begun = begun_config(self.folder).get("training") or {}
+            if "start_from" not in begun or "start_from_sha256" in begun:  # runs of older versions have no hash
+                record["start_from_sha256"] = hash_tensors(self.start.state_dict())
         if previous := getattr(self.settings.adapter_options, "previous", None):
             record["previous"] = portable_name(previous)
         return record
@@ -86,7 +91,7 @@ class Run:
         options = {**settings, **options}
         adapter: Any = self.settings.adapter_class.fresh(self.pipe.generator, self.settings.adapter_options, **options)
         if start := self.settings.start_from:
-            copied = adapter.start_from(load_adapter(start))
+            copied = adapter.start_from(self.start)
             self.print(f"{copied} of {len(adapter.factors())} layers start from {start}")
         return adapter
 

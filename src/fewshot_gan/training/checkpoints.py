@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..utils.files import LEFTOVER, flush_to_disk
 from ..utils.hashing import hash_file
+from ..utils.json_files import read_json
 from ..utils.numbered import numbered_paths
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,16 @@ def checkpoints(folder: Path) -> list[Path]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest finished checkpoint of a run, or None."""
     return (checkpoints(folder) or [None])[-1]
+
+
+def begun_config(folder: Path) -> dict:
+    """Return the config of the adapter that a run in this folder trains, or has trained; empty if none is readable."""
+    for place in (folder, *reversed(checkpoints(folder))):
+        try:
+            return read_json(place / "adapter_config.json")
+        except (FileNotFoundError, ValueError):
+            continue
+    return {}
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -14,8 +14,7 @@ from ..hub import embedded_datasets
 from ..methods.choose import Choice, choose
 from ..models.labels import unlike_plain_styles
 from ..pipeline import FewShotGAN
-from ..utils.json_files import read_json
-from .checkpoints import latest_checkpoint
+from .checkpoints import begun_config
 
 
 @torch.inference_mode(False)
@@ -44,15 +43,13 @@ def choose_method(base: str, data: str, folder: str | os.PathLike) -> tuple[str,
 
 def _begun(folder: Path) -> tuple[str, dict[str, Any]] | None:
     """Return method and options of the run in a folder, or None."""
-    for place in (folder, latest_checkpoint(folder)):
-        if place is not None and (file := place / "adapter_config.json").is_file():
-            config = read_json(file)
-            training = config.get("training") or {}
-            if config.get("method") in METHODS:
-                options = {name: training.get(name) for name in ("preset", "real_zoom")}
-                options["adapter"] = config.get("adapter_type")
-                return config["method"], {name: value for name, value in options.items() if value is not None}
-    return None
+    config = begun_config(folder)
+    if config.get("method") not in METHODS:
+        return None
+    training = config.get("training") or {}
+    options = {name: training.get(name) for name in ("preset", "real_zoom")}
+    options["adapter"] = config.get("adapter_type")
+    return config["method"], {name: value for name, value in options.items() if value is not None}
 
 
 def choose_for(pipe, pictures: torch.Tensor) -> Choice:

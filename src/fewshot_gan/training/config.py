@@ -11,6 +11,7 @@ from ..methods.objective import ObjectiveConfig
 from ..utils.files import expanded
 from ..utils.ranges import NOT_NEGATIVE, check_number
 from .engine import TrainingConfig
+from .idle import refuse_idle
 from .launch import default_precision
 
 PRESETS = {
@@ -45,6 +46,9 @@ class TrackingOptions:
         report_to: a tracker of Accelerate, or "none".
         num_threads: CPU threads per process; 0: `OMP_NUM_THREADS`, or what cores and container allow.
         push_to_hub, hub_model_id: upload the result, to this repo.
+
+    Raises:
+        ValueError: a repo is named, and nothing is uploaded to it; or `num_threads` is no number of threads.
     """
 
     report_to: str = field(default="tensorboard", metadata={"help": "Accelerate tracker, or none"})
@@ -56,6 +60,11 @@ class TrackingOptions:
 
     def __post_init__(self):
         check_number("num_threads", self.num_threads, NOT_NEGATIVE, whole=True)
+        if self.hub_model_id and not self.push_to_hub:
+            raise ValueError(
+                f"--hub_model_id {self.hub_model_id} names where to upload, and nothing is uploaded; give "
+                "--push_to_hub too, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -147,10 +156,12 @@ def make_run(method: str = USUAL_METHOD, **options: Any) -> RunConfig:
             of the adapter's `Options`; and `dry_run`. None means not given.
 
     Raises:
-        ValueError: an unknown name, a value out of range, or options that contradict each other; in one sentence.
+        ValueError: an unknown name, a value out of range, an option that cannot act, or options that contradict each
+            other; in one sentence.
     """
     method_class = METHODS.load(method)
-    chosen = given_options(options)
+    given = given_options(options)
+    chosen = dict(given)
     dry_run = bool(chosen.pop("dry_run", False))
     run_options = RunOptions(**take(chosen, RunOptions))
     tracking = TrackingOptions(**take(chosen, TrackingOptions))
@@ -189,6 +200,7 @@ def make_run(method: str = USUAL_METHOD, **options: Any) -> RunConfig:
     )
     chosen_method.check(run)
     chosen_method.complete(objective)
+    refuse_idle(given, run.output_dir, training, objective)
     return run
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -20,35 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..metrics import luminance
-
-
-def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur of `[B, C, H, W]` with reflected borders; `sigma` in pixels."""
-    radius = min(max(1, math.ceil(3 * sigma)), min(x.shape[-2:]) - 1)
-    offset = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (offset / sigma).square())
-    kernel = kernel / kernel.sum()
-    if max(x.shape[-2:]) > _CONVOLVED_SIDE:
-        weights = kernel.tolist()
-        return _blur_rows(_blur_rows(x, weights).mT, weights).mT.contiguous()
-    kernel = kernel.expand(x.shape[1], 1, -1)
-    x = F.pad(x, (radius, radius, radius, radius), mode="reflect")
-    x = F.conv2d(x, kernel[:, :, None, :], groups=x.shape[1])
-    return F.conv2d(x, kernel[:, :, :, None], groups=x.shape[1])
-
-
-_CONVOLVED_SIDE = 256  # px; above it a sum of shifted images is 5 times as fast as PyTorch's convolution on a CPU
-
-
-def _blur_rows(x: Tensor, weights: list[float]) -> Tensor:
-    """Weighted sum of `x` `[B, C, H, W]` shifted up and down; `weights` are symmetric."""
-    radius, height = len(weights) // 2, x.shape[-2]
-    padded = F.pad(x, (0, 0, radius, radius), mode="reflect")
-    total = padded[..., radius : radius + height, :] * weights[radius]
-    for index, weight in enumerate(weights[:radius]):
-        total.add_(padded[..., index : index + height, :], alpha=weight)
-        total.add_(padded[..., 2 * radius - index : 2 * radius - index + height, :], alpha=weight)
-    return total
+from .families import FAMILIES, look_of_family
+from .image_filters import contours, gaussian_blur, places
 
 
 def _pencil(x: Tensor) -> Tensor:
@@ -84,7 +58,7 @@ def _poster(x: Tensor) -> Tensor:
     grey = luminance(x)
     level = (grey.clamp_min(0.0).pow(0.75) * 4).round() / 4  # brighter than the input: print on white
     colour = (1.5 * (x - grey) * 4).round() / 4
-    return (level + colour).clamp(0, 1) * _contours(grey, 1.4 * unit, 80.0, 0.02)
+    return (level + colour).clamp(0, 1) * contours(grey, 1.4 * unit, 80.0, 0.02)
 
 
 def _ink(x: Tensor) -> Tensor:
@@ -95,7 +69,7 @@ def _ink(x: Tensor) -> Tensor:
     # A wider blur leaves wider grey rims. Above 256 px the contours are sharper by `times`, about a difference of
     # -0.012: faint lines stay, and the share of black stays.
     times = math.sqrt(max(1.0, unit))
-    return (_contours(grey, 1.0 * unit, 220.0 * times, 0.012 + 0.008 / times) * shadow).expand_as(x)
+    return (contours(grey, 1.0 * unit, 220.0 * times, 0.012 + 0.008 / times) * shadow).expand_as(x)
 
 
 PITCH = 8 / math.sqrt(2)  # px at a side of 256: distance of dots and lines, so that diagonal ones recur every 8 px
@@ -105,7 +79,7 @@ def _halftone(x: Tensor) -> Tensor:
     """Newspaper print: black dots on a grid turned by 45°, the larger the darker the picture is there."""
     unit = x.shape[-1] / 256
     grey = gaussian_blur(luminance(x), 1.0 * unit)
-    across, down = _places(x, 45.0)
+    across, down = places(x, 45.0)
     period = PITCH * unit
     screen = 0.5 + 0.25 * (torch.cos(2 * math.pi / period * across) + torch.cos(2 * math.pi / period * down))
     return torch.sigmoid(6.0 * unit * (1.15 * grey - screen + 0.02)).expand_as(x)  # an edge is one or two pixels wide
@@ -116,28 +90,13 @@ def _hatch(x: Tensor) -> Tensor:
     unit = x.shape[-1] / 256
     grey = luminance(x)
     tone = gaussian_blur(grey, 2.0 * unit)
-    paper = _contours(grey, 1.0 * unit, 150.0 * math.sqrt(max(1.0, unit)), 0.015)
+    paper = contours(grey, 1.0 * unit, 150.0 * math.sqrt(max(1.0, unit)), 0.015)
     for angle, darkest in ((45.0, 0.68), (135.0, 0.48), (90.0, 0.3), (0.0, 0.16)):
-        across, _ = _places(x, angle)
+        across, _ = places(x, angle)
         lines = 0.5 + 0.5 * torch.cos(2 * math.pi / (PITCH * unit) * across)
         drawn = torch.sigmoid(8.0 * unit * (lines - 0.62)) * torch.sigmoid(25.0 * (darkest - tone))
         paper = paper * (1 - 0.85 * drawn)
     return paper.expand_as(x)
-
-
-def _places(x: Tensor, angle: float) -> tuple[Tensor, Tensor]:
-    """Coordinates `[1, 1, H, W]` in px, from the middle, along two axes turned by `angle` degrees."""
-    height, width = x.shape[-2:]
-    down = torch.arange(height, dtype=torch.float32, device=x.device)[:, None] - (height - 1) / 2
-    across = torch.arange(width, dtype=torch.float32, device=x.device)[None, :] - (width - 1) / 2
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    return (cos * across + sin * down)[None, None].to(x.dtype), (cos * down - sin * across)[None, None].to(x.dtype)
-
-
-def _contours(grey: Tensor, sigma: float, sharpness: float, offset: float) -> Tensor:
-    """1 on flat and light ground, falling to 0 on the dark side of an edge."""
-    difference = gaussian_blur(grey, sigma) - gaussian_blur(grey, 1.6 * sigma)
-    return torch.sigmoid(sharpness * (difference + offset))
 
 
 def _median(x: Tensor, step: int) -> Tensor:
@@ -167,12 +126,33 @@ FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def find_filter(name: str) -> Callable[[Tensor], Tensor]:
+    """The filter of a name: float `[B, 3, H, W]` in [0, 1] to the same.
+
+    Args:
+        name: a key of `FILTERS`, or a family with a number, such as "duotone-17", see `families.FAMILIES`.
+
+    Raises:
+        ValueError: an unknown filter.
+    """
+    if name in FILTERS:
+        return FILTERS[name]
+    family, _, number = name.partition("-")
+    if family in FAMILIES and re.fullmatch("[0-9]{1,9}", number):
+        look = look_of_family(family, int(number))
+        return lambda x: look(x).clamp(0, 1).expand_as(x)
+    raise ValueError(
+        f"filter {name!r} is not known; choose one of {', '.join(sorted(FILTERS))}, or a family with a number, "
+        f"such as duotone-17: {', '.join(FAMILIES)}"
+    )
+
+
 def apply_filter(images: Tensor, name: str) -> Tensor:
     """The look `name` of every image, each on its own: the result does not depend on the rest of the batch.
 
     Args:
         images: float `[B, 3, H, W]`, clamped to [-1, 1] first.
-        name: a key of `FILTERS`: pencil, sepia, pixel, poster, ink, halftone, hatch.
+        name: see `find_filter`.
 
     Returns:
         float `[B, 3, H, W]` in [-1, 1]; three equal channels for pencil, ink, halftone and hatch.
@@ -180,9 +160,7 @@ def apply_filter(images: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: an unknown filter.
     """
-    if name not in FILTERS:
-        raise ValueError(f"filter {name!r} is not known; choose one of {sorted(FILTERS)}")
-    return FILTERS[name]((images.clamp(-1, 1) + 1) / 2).contiguous() * 2 - 1
+    return find_filter(name)((images.clamp(-1, 1) + 1) / 2).contiguous() * 2 - 1
 
 
 def parse_style(style: str) -> tuple[str, str]:
@@ -196,8 +174,8 @@ def parse_style(style: str) -> tuple[str, str]:
         raise ValueError(
             f"style {style!r} is not filter:NAME or dicebear:NAME; for example filter:pencil or dicebear:lorelei"
         )
-    if kind == "filter" and name not in FILTERS:
-        raise ValueError(f"filter {name!r} is not known; choose one of {sorted(FILTERS)}")
+    if kind == "filter":
+        find_filter(name)
     if kind == "dicebear" and name not in dicebear_styles():
         raise ValueError(f"DiceBear style {name!r} is not known; choose one of {dicebear_styles()}")
     return kind, name

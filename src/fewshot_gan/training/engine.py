@@ -430,8 +430,11 @@ class Trainer(TrainingRun):
         if not reduces(self.objective.config, self.generator.resolution):
             unused += VIEW_SETTINGS
         settings = {name: value for name, value in settings.items() if name not in unused}
-        if (self.adapter.config.get("training") or {}).get("scratch"):
+        training = self.adapter.config.get("training") or {}
+        if training.get("scratch"):
             settings["scratch"] = True
+        if start := training.get("start_from_sha256"):
+            settings["start_from"] = start
         if self.batches is not None:
             settings["images"] = hash_tensor(self.batches.images)
         return settings

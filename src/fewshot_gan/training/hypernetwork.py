@@ -21,6 +21,7 @@ from ..utils.ranges import Range, check_number
 from .command_line import make_parser, optional
 from .config import JUDGED, TrackingOptions, given_options, take
 from .engine import Trainer, TrainingConfig
+from .idle import refuse_idle
 from .launch import command, default_precision, holding, start, start_trackers
 
 PRESETS = ("hypernetwork", "hypernetwork_few_images", "hypernetwork_images")
@@ -105,9 +106,10 @@ def make_run(**chosen: Any) -> HypernetworkRun:
             not given.
 
     Raises:
-        ValueError: values out of range, or that contradict each other.
+        ValueError: values out of range, that cannot act, or that contradict each other.
     """
-    chosen = given_options(chosen)
+    given = given_options(chosen)
+    chosen = dict(given)
     options = HypernetworkOptions(**take(chosen, HypernetworkOptions))
     preset = options.preset or PRESETS[options.texts is None]
     usual = {"mixed_precision": default_precision(), **SETTINGS, **PUBLISHED.get(preset, {})}
@@ -120,6 +122,7 @@ def make_run(**chosen: Any) -> HypernetworkRun:
         raise ValueError(
             f"ema_decay={training.ema_decay}: batch norm's statistics would not belong to averaged weights; 0"
         )
+    refuse_idle(given, training.output_dir, training, objective)
     return HypernetworkRun(complete(replace(options, preset=preset), objective), training, objective, tracking)
 
 

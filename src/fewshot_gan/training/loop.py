@@ -227,7 +227,7 @@ def asked_to_stop(accelerator: Accelerator) -> Iterator[Callable[[], int | None]
 
 
 def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_rate: float) -> dict[str, float]:
-    """Differentiate the sum of `losses`; return their values.
+    """Differentiate the sum of `losses`, if there are any; return their values.
 
     Raises:
         TrainingDiverged: one is not finite; nothing was differentiated.
@@ -240,8 +240,9 @@ def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_
             raise TrainingDiverged(
                 f"loss {name!r} became {value} at step {step}; {kept}; try a lower learning rate than {learning_rate:g}"
             )
-    total: Any = sum(losses.values())
-    total.backward()
+    if losses:
+        total: Any = sum(losses.values())
+        total.backward()
     return values
 
 

@@ -27,6 +27,7 @@ from ..utils.random import check_seed
 from .checkpoints import ANEW, latest_checkpoint, remove_leftovers
 from .command_line import make_parser, optional
 from .config import TrackingOptions, given_options, take
+from .idle import refuse_idle
 from .launch import command, holding, start, start_trackers
 from .limited import LimitedConfig, LimitedTrainer
 from .limited_styles import StyleConfig, StyleTrainer
@@ -177,12 +178,17 @@ def make_run(**chosen: Any) -> LotteryRun:
         chosen: fields of `LotteryOptions` and `LimitedConfig`, `report_to`, `num_threads`; None means not given.
 
     Raises:
-        ValueError: options that contradict each other or are out of range.
+        ValueError: options that contradict each other, cannot act, or are out of range.
     """
-    chosen = given_options(chosen)
+    given = given_options(chosen)
+    chosen = dict(given)
     options = LotteryOptions(**take(chosen, LotteryOptions))
     if "distillation_weight" in chosen and not options.distil:
         raise ValueError("--distillation_weight is of --distil; give both or neither")
+    if options.distil and chosen.get("distillation_weight") == 0:
+        raise ValueError(
+            "--distillation_weight 0 with --distil teaches nothing; give a weight above 0, e.g. 1, or leave both out"
+        )
     usual = BIGGAN[options.resolution] if options.backbone == "biggan" else {}
     config_class = StyleConfig if options.backbone == "stylegan2" else LimitedConfig
     training = config_class(**{**usual, **take(chosen, config_class)})
@@ -191,6 +197,7 @@ def make_run(**chosen: Any) -> LotteryRun:
     reported = {name: chosen.pop(name) for name in ("report_to", "num_threads") if name in chosen}
     if chosen:
         raise ValueError(f"--{next(iter(chosen))} is no option of a search for tickets; leave it out")
+    refuse_idle(given, f"{training.output_dir}/round-00", training)
     return LotteryRun(options, training, **reported)
 
 

@@ -58,6 +58,18 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
         temp.unlink(missing_ok=True)
 
 
+def abandoned(name: str) -> str | None:
+    """Return the target of a temporary file of `replace_file`, by its name, if no other living process writes it.
+
+    Returns:
+        None for any other file, and while a process of this machine other than this one may still write it.
+    """
+    if not (match := LEFTOVER.fullmatch(name)):
+        return None
+    pid = int(re.split("[.-]", name)[1])
+    return None if pid != os.getpid() and lives(pid) else match[1]
+
+
 def replace_text(target: Path, text: str) -> None:
     """Replace `target` by `text` in UTF-8; see `replace_file`."""
     replace_file(target, lambda temp: temp.write_text(text, encoding="utf-8"))
@@ -69,10 +81,10 @@ def write_folder(out: Path, write: Callable[[Path], object]) -> None:
     If the process is killed, `out` is either missing (or empty, as before) or complete.
 
     Args:
-        out: a folder that does not exist yet or is empty.
+        out: a folder that does not exist yet or is empty, or a link to one.
         write: function of the folder to fill.
     """
-    out = Path(out).absolute()
+    out = Path(out).resolve()  # a link cannot be replaced by a folder
     with staging(out.parent) as staged:
         (staged / out.name).mkdir()
         write(staged / out.name)

@@ -90,8 +90,7 @@ def evaluate(
         raise ValueError(f"--out {out} is a folder; give a file name like evaluation.json")
     names, weights = named_looks(source["adapter"], source["weight"])
     begin(num_threads)
-    pipe, loaded = load_pipeline(source["base"] or "ffhq", names, weights)
-    pipe.set_adapters(loaded)
+    pipe, _ = load_pipeline(source["base"] or "ffhq", names, weights)
     pipe.to(device())
     asked = {name: value for name, value in asked.items() if value is not None}
     folder = hub.embedded_datasets().get(source["data"], source["data"])

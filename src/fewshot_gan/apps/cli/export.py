@@ -66,8 +66,7 @@ def export(
     if file_format and out.suffix != ending:
         raise ValueError(f"--out {out} is no file of --format {file_format.value}; give a name ending in {ending}")
     begin(num_threads)
-    pipe, loaded = load_pipeline(base, names, weights)
-    pipe.set_adapters(loaded)
+    pipe, _ = load_pipeline(base, names, weights)
     error = export_generator(pipe, out, truncation_psi=psi)
     print(f"{out}  ({pipe.generator.resolution} px, within {error:.0e} of torch, {time.perf_counter() - start:.1f} s)")
 

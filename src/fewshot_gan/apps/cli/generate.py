@@ -29,6 +29,8 @@ from .options import (
 from .root import app, begin, refuse_existing
 from .sources import load_pipeline, named_looks, read_latents
 
+FOLDERS = ("--separate", "--format")  # options that write a folder instead of a grid
+
 
 @app.command()
 def generate(
@@ -40,7 +42,7 @@ def generate(
             help="Weight of each adapter, in order; default 1. By depth: coarse:0,middle:0.5,fine:1 or 4:0,32:1."
         ),
     ] = None,
-    num_images: Annotated[int, count("Number of pictures.")] = 4,
+    num_images: Annotated[int | None, count("Number of pictures; default 4.")] = None,
     seed: Annotated[int, seed_option("Seed of the latents: the same seed draws the same pictures.")] = 0,
     seeds: Seeds = None,
     psi: Psi = None,
@@ -110,12 +112,16 @@ def generate(
         raise ValueError("--truncations makes a grid of a look; leave out --psi, --latents, --edit and other layouts")
     if seeds is not None and latents is not None:
         raise ValueError("--seeds and --latents both say what is drawn; give one of them")
+    if num_images is not None and (seeds is not None or latents is not None):
+        given = "--latents" if seeds is None else "--seeds"
+        raise ValueError(f"--num-images {num_images}: {given} says how many pictures there are; give one of them")
+    num_images = 4 if num_images is None else num_images
     chosen = [] if seeds is None else parse_seeds(seeds)
     out = out or Path("faces" if separate or file_format else "faces.png")
     if separate:
         refuse_existing(out)
     elif not file_format:
-        grids.check_grid(out, 1, 1, 1)
+        grids.check_grid(out, 1, 1, 1, FOLDERS)
 
     from ...pipeline import BASE
     from .. import generation
@@ -127,12 +133,14 @@ def generate(
             "several processes can only write a folder together, with --format; start a single process otherwise"
         )
     pipe, loaded = load_pipeline(base, names, weights)
+    if compare or interpolate:  # the faces of the base in every look
+        pipe.set_adapters([])
     options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value}
     options["batch_size"] = batch_size or generation.usual_batch(pipe.generator.resolution)
     if class_label:
         options["class_labels"] = class_label[0] if len(class_label) == 1 else class_label
     if latents is not None:
-        options["latents"] = read_latents(latents)
+        options["latents"] = read_latents(latents, getattr(pipe.generator, "num_ws", None))
         num_images = len(options["latents"])
     if chosen:
         options["latents"], num_images = pipe.latents(seeds=chosen), len(chosen)
@@ -146,7 +154,7 @@ def generate(
     looks = [{}, *({n: w} for n, w in loaded.items())] if compare else [loaded]
     columns = interpolate or len(columns_of_psi) or (num_images if compare else math.ceil(math.sqrt(num_images)))
     if not (separate or file_format):
-        grids.check_grid(out, num_images * (interpolate or len(columns_of_psi) or len(looks)), columns, tile)
+        grids.check_grid(out, num_images * (interpolate or len(columns_of_psi) or len(looks)), columns, tile, FOLDERS)
     if interpolate is not None:
         first, last = [BASE, *loaded][-2:]
         images = generation.draw_strips(pipe, first, last, interpolate, num_images, tile, **options)

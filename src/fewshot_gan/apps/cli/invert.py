@@ -8,7 +8,7 @@ import typer
 
 from ...data import grids
 from ...utils.files import replace_file
-from .options import Base, Space, Threads, count, path_argument, path_option, seed_option
+from .options import Base, Space, Threads, count, number, path_argument, path_option, seed_option
 from .root import app, begin
 from .sources import write_latents
 
@@ -28,7 +28,7 @@ def invert(
     align: Annotated[
         bool, typer.Option(help="Bring the face to where the base draws faces; else use the centre square.")
     ] = True,
-    face: Annotated[int, typer.Option(min=0, help="Which of several faces, from 0, the largest.")] = 0,
+    face: Annotated[int | None, number("Which of several faces, from 0, the largest; default 0.", 0, 1000)] = None,
     all_faces: Annotated[bool, typer.Option("--all-faces", help="One result for each face of a photo.")] = False,
     out: Annotated[
         Path,
@@ -43,13 +43,18 @@ def invert(
     start = time.perf_counter()
     if out.is_dir() or out.suffix not in LATENT_FILES:
         raise ValueError(f"--out {out} cannot be a file of latents; give a name ending in {', '.join(LATENT_FILES)}")
-    sheet = out.with_name(f"{out.stem}-sheet.png")
-    if sheet.resolve() in [photo.resolve() for photo in photos]:
-        raise ValueError(
-            f"{sheet} would be overwritten by the picture of the result, but is one of the photos; give another --out"
-        )
+    sheet, originals = out.with_name(f"{out.stem}-sheet.png"), {photo.resolve() for photo in photos}
+    for path, what, option in (
+        (out, "the latents", "--out"),
+        (sheet, "the picture of the result", "--out"),
+        (video, "the film", "--video"),
+    ):
+        if path is not None and path.resolve() in originals:
+            raise ValueError(f"{path} would be overwritten by {what}, but is one of the photos; give another {option}")
     from ..videos import check_video, write_video
 
+    if all_faces and face is not None:
+        raise ValueError(f"--face {face} chooses one face, and --all-faces takes each; give one of them")
     every = max(1, steps // FRAMES)
     if video is not None:
         check_video(video, steps // every, FPS, "--video")
@@ -63,7 +68,7 @@ def invert(
     begin(num_threads)
     pipe = FewShotGAN.from_pretrained(base)
     squares, names = [], []
-    which = "all" if all_faces else face
+    which = "all" if all_faces else face or 0
     for photo in photos:
         found, _ = read_faces(photo, pipe.generator.resolution, pipe.config.mean_landmarks, align, which)
         squares += list(found)

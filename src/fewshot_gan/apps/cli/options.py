@@ -15,6 +15,7 @@ from ...utils.text import plain
 from ...utils.threads import MAX_THREADS
 
 MOST_SEEDS = 10_000
+SEED_LIMIT = 2**63  # as `utils.random.LIMIT`, whose module imports torch
 # The class of usage errors; newer versions of typer define it themselves, older ones take click's.
 _USAGE: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -97,21 +98,23 @@ def count(help: str):
 
 def seed_option(help: str):
     """Declare an option for a seed: 0 to 2^63 − 1."""
-    return number(help, 0, 2**63 - 1, "0 or more, below 2^63")
+    return number(help, 0, SEED_LIMIT - 1, "0 or more, below 2^63")
 
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
     """Parse seeds such as `0-35,42`.
 
     Raises:
-        ValueError: another text, or more than 10,000 seeds.
+        ValueError: another text, a seed of 2^63 or more, or more than 10,000 seeds.
     """
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = (word.strip() for word in part.partition("-"))
         ends = [first, last] if dash else [first]
-        if not all(end.isascii() and end.isdigit() and len(end) < 19 for end in ends):
+        if not all(end.isascii() and end.isdigit() for end in ends):
             raise ValueError(f"{option} {text}: give whole numbers and ranges, like 0-35,42")
+        if not all(len(end) < 20 and int(end) < SEED_LIMIT for end in ends):  # Python reads no number of 5000 digits
+            raise ValueError(f"{option} {text}: give seeds below 2^63")
         low, high = int(first), int(ends[-1])
         if not 0 <= high - low < MOST_SEEDS - len(seeds):
             raise ValueError(f"{option} {text}: {part} is no rising range, or there are more than {MOST_SEEDS:,} seeds")

@@ -44,6 +44,8 @@ def restyle(
     start = time.perf_counter()
     names, weights = named_looks(adapter, weight)
     grids.check_grid(out, 1, 1, 1)
+    if likeness is not None and not names:
+        raise ValueError(f"--likeness {likeness:g} is the weight beside a look; give --adapter, or leave it out")
     if keep is not None and not (keep / "losses.jsonl").is_file():  # an interrupted call goes on there
         refuse_existing(keep)
 

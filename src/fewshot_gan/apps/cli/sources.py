@@ -26,7 +26,7 @@ def named_looks(adapter: list[str] | None, weight: list[str] | None) -> tuple[li
 
 
 def load_pipeline(base: str, names: list[str], weights: list):
-    """Load a base and adapters; return the pipeline and `{adapter name: weight}`."""
+    """Load a base and adapters; return the pipeline, whose active look they are, and `{adapter name: weight}`."""
     from ...adapters.io import name_of
     from ...pipeline import BASE, FewShotGAN
 
@@ -36,6 +36,7 @@ def load_pipeline(base: str, names: list[str], weights: list):
         name = name if name not in (*loaded, BASE, "", "base") else f"{name}-{i + 1}"
         pipe.load_adapter(source, name)
         loaded[name] = weight
+    pipe.set_adapters(loaded)
     return pipe, loaded
 
 
@@ -69,17 +70,32 @@ ARRAYS = ("latents", "w", "ws", "z")  # names of latents in npz files; NVIDIA's 
 MOST_BYTES = 2**30  # of a file of latents
 
 
-def read_latents(path: Path):
+def read_latents(path: Path, num_ws: int | None = None):
     """Read latents that `fewshot-gan invert` wrote, or those of an .npy or .npz file, such as NVIDIA's projected_w.npz.
+
+    Args:
+        path: of the file.
+        num_ws: number of layers of the generator, to each of which w `[N, w_dim]` goes; None: it draws from z alone.
+
+    Returns:
+        z `[N, z_dim]` or w+ `[N, num_ws, w_dim]`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds something else.
+        ValueError: the file holds something else, or w, which the generator does not take.
     """
     from ...models.latents import check_latents
 
     if path.suffix.lower() in (".npy", ".npz"):
-        return check_latents(_of_numpy(path), name=f"the latents in {path}")
+        latents, name = _of_numpy(path)
+        check_latents(latents, name=f"the latents in {path}")
+        if name == "z" and latents.ndim != 2:
+            raise ValueError(f"{path} holds z of shape {tuple(latents.shape)}; give z [N, z_dim], or name the array w")
+        if name in ("w", "ws") and latents.ndim == 2:
+            if num_ws is None:
+                raise ValueError(f"{path} holds w, and this base draws from z alone; give z [N, z_dim]")
+            latents = latents[:, None].repeat(1, num_ws, 1)
+        return latents
     try:
         names = sorted(read_header(path).tensors)
     except (ValueError, OSError) as error:
@@ -90,7 +106,7 @@ def read_latents(path: Path):
 
 
 def _of_numpy(path: Path):
-    """Read the latents of a NumPy file; pickled objects are refused."""
+    """Return the latents of a NumPy file, and the name of the array in an .npz file; pickled objects are refused."""
     import numpy as np
     import torch
 
@@ -98,14 +114,16 @@ def _of_numpy(path: Path):
         raise ValueError(f"{path} has more than {MOST_BYTES:,} bytes; give fewer latents")
     try:
         array: Any = np.load(path, allow_pickle=False, mmap_mode=None)
+        name = None
         if path.suffix.lower() == ".npz":
             with array as archive:
                 names = [name for name in ARRAYS if name in archive.files]
                 if len(names) != 1 or sum(info.file_size for info in archive.zip.infolist()) > MOST_BYTES:
                     found = plain(", ".join(archive.files))[:200] or "nothing"
                     raise ValueError(f"it holds {found}; give one array named {', '.join(ARRAYS)}")
-                array = archive[names[0]]
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+                (name,) = names
+                array = archive[name]
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), name
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no latents ({plain(error)[:200]})") from error
 

@@ -31,7 +31,9 @@ def walk(
     base: Base = "ffhq",
     adapter: Adapters = None,
     weight: Weights = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds of the key frames, like 1,5,9; default 0-3.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of the key frames, like 1,5,9; default 0-3, with --looks 0.")
+    ] = None,
     latents: Annotated[
         Path | None, path_option("Key frames from a file of fewshot-gan invert, instead of seeds.")
     ] = None,
@@ -46,7 +48,7 @@ def walk(
     loop: Annotated[bool, typer.Option(help="Come back to the first key frame.")] = True,
     size: Annotated[int | None, typer.Option(help="Reduce the frames to this many px; default 512 at most.")] = None,
     batch_size: Annotated[int, count("Frames per forward pass.")] = 2,
-    out: Annotated[Path, path_option("Video: .mp4 (needs '.[video]'), .gif or .webp.")] = Path("walk.mp4"),
+    out: Annotated[Path, path_option("Video: .mp4 (needs the extra video), .gif or .webp.")] = Path("walk.mp4"),
     num_threads: Threads = None,
 ):
     """Write a video that goes from face to face, or from look to look."""
@@ -63,18 +65,22 @@ def walk(
     begin(num_threads)
     pipe, loaded = load_pipeline(base, names, weights)
     side = min(grids.check_size(size, pipe.generator.resolution), grids.TILE if size is None else 10**6)
-    pipe.set_adapters({} if looks else loaded)
+    if looks:  # the faces of the base in every look
+        pipe.set_adapters([])
     if latents is not None:
-        keys = read_latents(latents)
+        keys = read_latents(latents, getattr(pipe.generator, "num_ws", None))
     else:
         keys = pipe.latents(seeds=parse_seeds(seeds or ("0" if looks else "0-3")))
     options = {"truncation_psi": psi, "frames": frames, "loop": loop, "batch_size": batch_size}
     if strengths:
         keys = pipe.edit(keys, strengths, truncation_psi=options.pop("truncation_psi"))
     if looks:
-        options["looks"] = [{}, *({name: weight} for name, weight in loaded.items())]
-        if len(keys) > 1:
-            options["looks"] = [options["looks"][i % len(options["looks"])] for i in range(len(keys))]
+        shown = [{}, *({name: weight} for name, weight in loaded.items())]
+        if len(keys) > 1:  # each face and each look comes, in turn
+            number_of_keys = max(len(keys), len(shown))
+            shown = [shown[i % len(shown)] for i in range(number_of_keys)]
+            keys = keys[[i % len(keys) for i in range(number_of_keys)]]
+        options["looks"] = shown
     drawn = (grids.shrink(frame, side) for frame in pipe.walk(keys, **options))
     number_of_frames = videos.write_video(drawn, out, fps)
     print(f"{out}  ({number_of_frames} frames, {time.perf_counter() - start:.1f} s)")
@@ -102,8 +108,9 @@ def mix(
 
     from PIL import Image
 
-    pipe, loaded = load_pipeline(base, names, weights)
-    pipe.set_adapters(loaded)
+    pipe, _ = load_pipeline(base, names, weights)
+    if layers > (most := getattr(pipe.generator, "num_ws", layers)):
+        raise ValueError(f"--layers {layers}: this base has {most} layers; give 0 to {most}")
     side = grids.check_size(size, pipe.generator.resolution)
     side = side if size is not None else min(side, grids.SHEET_TILE)
     grids.check_grid(out, (len(coarse) + 1) * (len(fine) + 1), len(fine) + 1, side)
@@ -126,7 +133,7 @@ def directions(
     method: Annotated[
         str | None, typer.Option(help="sefa or ganspace to find some, or a file; default: those of the base.")
     ] = None,
-    num: Annotated[int, number("Number of directions to find.", 1, 512)] = 10,
+    num: Annotated[int | None, number("Number of directions to find by --method; default 10.", 1, 512)] = None,
     seed: Annotated[int, seed_option("Seed of the face.")] = 0,
     strength: Annotated[float, number("Largest strength in the picture.", 0.1, 100)] = 3.0,
     psi: Psi = None,
@@ -140,10 +147,12 @@ def directions(
     start = time.perf_counter()
     names, weights = named_looks(adapter, weight)
     grids.check_grid(out, 1, 1, 1)
+    finds = method in ("sefa", "ganspace")
+    if num is not None and not finds:
+        raise ValueError(f"--num {num}: only --method sefa or ganspace finds directions; give one, or leave --num out")
     begin(num_threads)
-    pipe, loaded = load_pipeline(base, names, weights)
-    pipe.set_adapters(loaded)
-    found = pipe.directions(method, **({"num": num} if method in ("sefa", "ganspace") else {}))
+    pipe, _ = load_pipeline(base, names, weights)
+    found = pipe.directions(method, **({"num": 10 if num is None else num} if finds else {}))
     side, columns = min(grids.SHEET_TILE, pipe.generator.resolution), 5
     grids.check_grid(out, columns * len(found), columns, side)
     latents, tiles = pipe.latents(seed=seed), []
