@@ -153,7 +153,7 @@ def test_what_is_written_is_the_same_everywhere():
     for name in ("FewShotGAN", "convert_checkpoint"):
         assert f"fewshot_gan.{name}  is " in text
     assert "fewshot_gan.adapter_loader.AdapterMixin.load_adapter  (self, " in text
-    assert "fewshot-gan generate --num-images  int = 4\n" in text
+    assert "fewshot-gan generate --seed  int = 0\n" in text
 
 
 def test_signatures():
