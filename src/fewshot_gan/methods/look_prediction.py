@@ -160,7 +160,7 @@ class LookPredictionObjective(StepHooks):
         return self._encoder.value.image(in_looks(faces, looks))
 
     def looks(self, bank, name: str) -> list:
-        """See `StepHooks.looks`; one row per look that the first step saw."""
+        """See `StepHooks.looks`; one row for each of `EXAMPLES` random looks, predicted from a face in it."""
         network, examples = self._hypernetwork.value, self._examples
         if examples is None:
             random = torch.Generator().manual_seed(0)
