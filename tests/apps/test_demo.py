@@ -775,7 +775,7 @@ def test_faces_in_the_browser(visit):
         assert np.array_equal(Image.open(io.BytesIO(archive.read("face-0-2.png"))), pixels(v.page, shown[1]))
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.slow)])
 def test_kept_and_similar_faces_in_the_browser(visit, width):
     v = visit(width)
     first = v.sources()
@@ -846,7 +846,7 @@ def photos(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
 def test_a_photo_in_the_browser(visit, photos, width):
     v = visit(width)
     v.tab("Your photo")
