@@ -16,7 +16,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..hub import portable_name
-from ..models.layers import AdaptableLayer, adaptable_layers
+from ..models.layers import AdaptableLayer
+from .base import select_layers
 from .blend import BlendAdapter
 from .delta_w import DeltaWAdapter, DeltaWFactors
 from .domain_vector import DomainVectorAdapter, DomainVectorFactors
@@ -93,7 +94,7 @@ class LookHyperNetwork(HyperNetwork):
 
     @classmethod
     def target_layers(cls, model: nn.Module) -> dict[str, AdaptableLayer]:
-        return {path: layer for path, layer in adaptable_layers(model) if layer.role in PARTS}
+        return select_layers(model, tuple(PARTS))
 
     predicts = "domain vectors, shifts of w, biases and weights of RGB layers"
 

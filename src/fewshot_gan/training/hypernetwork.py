@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..adapters import DomainHyperNetwork
+from ..adapters import DomainHyperNetwork, HyperNetwork
 from ..data.datasets import load_labelled
 from ..data.images import to_bytes, to_floats
 from ..features import load_features
@@ -231,14 +231,20 @@ def train(config: HypernetworkRun, accelerator: Accelerator) -> DomainHyperNetwo
         trainer.report.images = to_bytes(torch.cat([images[:1] for images in pictures]))
     settings = {**asdict(options), **asdict(training), **asdict(objective), **asdict(tracking)}
     start_trackers(accelerator, "hyperdomainnet", tracking.report_to, settings)
-    name = Path(training.output_dir).name
+    return completed(trainer, tracking)
 
-    def finish(trained: DomainHyperNetwork) -> DomainHyperNetwork:
+
+def completed(trainer: Trainer, tracking: TrackingOptions) -> Any:
+    """Train a hypernetwork to the end, write its card, and push it if asked; return it in evaluation mode."""
+    folder, accelerator = trainer.config.output_dir, trainer.accelerator
+    name = Path(folder).name
+
+    def finish(trained: HyperNetwork) -> HyperNetwork:
         if accelerator.is_main_process:
-            write_hypernetwork_card(trained, training.output_dir, name)
+            write_hypernetwork_card(trained, folder, name)
         return trained
 
-    network = trainer.train(finish=finish)
+    network: Any = trainer.train(finish=finish)
     if accelerator.is_main_process and tracking.push_to_hub:
         network.push_to_hub(tracking.hub_model_id or name)
     accelerator.end_training()

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from accelerate import Accelerator
 from ..adapters.look_hypernetwork import LookHyperNetwork
 from ..features import load_features
 from ..features.encoders import load_encoder
-from ..hub.cards import write_hypernetwork_card
 from ..methods.look_prediction import Look, LookPredictionConfig, LookPredictionObjective
 from ..pipeline import FewShotGAN
 from ..utils.ranges import Range, check_number
@@ -21,6 +19,7 @@ from .config import JUDGED, TrackingOptions, given_options, take
 from .domains import apply_filter
 from .engine import Trainer, TrainingConfig
 from .families import FAMILIES
+from .hypernetwork import completed
 from .idle import refuse_idle
 from .launch import command, default_precision, holding, start, start_trackers
 
@@ -168,18 +167,7 @@ def train(config: LookHypernetworkRun, accelerator: Accelerator) -> LookHyperNet
     trainer.report.data = f"filters of {len(families)} families: {', '.join(families)}"
     settings = {**asdict(options), **asdict(training), **asdict(objective), **asdict(tracking)}
     start_trackers(accelerator, "look_prediction", tracking.report_to, settings)
-    name = Path(training.output_dir).name
-
-    def finish(trained: LookHyperNetwork) -> LookHyperNetwork:
-        if accelerator.is_main_process:
-            write_hypernetwork_card(trained, training.output_dir, name)
-        return trained
-
-    network = trainer.train(finish=finish)
-    if accelerator.is_main_process and tracking.push_to_hub:
-        network.push_to_hub(tracking.hub_model_id or name)
-    accelerator.end_training()
-    return network.eval()
+    return completed(trainer, tracking)
 
 
 def main(argv: Sequence[str] | None = None) -> LookHyperNetwork:
