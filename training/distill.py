@@ -28,8 +28,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from fewshot_gan.convert import convert_checkpoint
-from fewshot_gan.data.grids import SHEET_TILE
-from fewshot_gan.data.images import reduced, to_bytes
+from fewshot_gan.data.grids import SHEET_TILE, make_grid
+from fewshot_gan.data.images import to_bytes
 from fewshot_gan.features import load_features
 from fewshot_gan.methods.losses import logistic_d_loss, logistic_g_loss, r1_penalty
 from fewshot_gan.metrics import frechet_distance, psnr
@@ -427,7 +427,7 @@ class Blocks:
 
 @torch.no_grad()
 def evaluate(args, teacher, device):
-    """Print and write `evaluation.json` and `evaluation.png` (teacher above student) into the work folder."""
+    """Write `evaluation.json` and `evaluation.png` (each teacher image beside the student's) into --work_dir."""
     work, size = Path(args.work_dir), args.resolution
     pipe = FewShotGAN.from_pretrained(args.output_dir).to(device)
 
@@ -456,12 +456,11 @@ def evaluate(args, teacher, device):
         "frechet_student_a_teacher_b": frechet_distance(student_a, teacher_b),
         "frechet_teacher_a_teacher_b": frechet_distance(pooled(a_x), teacher_b),
     }
-    (work / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    replace_text(work / "evaluation.json", json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    rows = (reduced(x[:8], SHEET_TILE) for x in (val_x, val_student, val_x[8:], val_student[8:]))
-    sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
-    picture = to_bytes(sheet).permute(1, 2, 0).numpy()
-    Image.fromarray(picture).save(work / "evaluation.png")
+    pairs = torch.stack([val_x[:16], val_student[:16]], 1).flatten(0, 1)
+    sheet = make_grid([Image.fromarray(x.permute(1, 2, 0).numpy()) for x in to_bytes(pairs)], 8, SHEET_TILE)
+    replace_file(work / "evaluation.png", sheet.save)
 
 
 def check(args) -> None:

@@ -15,9 +15,10 @@ from .adapters import BASE, AdapterBank, fingerprint
 from .adapters.copies import share
 from .hub import HUB_OPTIONS, PUSH_OPTIONS, resolve_folder
 from .hub.base_files import check_index, stored_keys, stored_tensors
+from .hub.names import written
 from .models.network import evaluating, settle_dtype, stored_weights
 from .pipeline_files import by_package, finish_base, without_code
-from .utils.files import expanded, replacing, user_path
+from .utils.files import replacing, user_path
 from .utils.offloading import execution_device, has_hooks
 from .utils.text import plain
 
@@ -133,7 +134,7 @@ class NetworkPipeline(DiffusionPipeline):
             if unknown := sorted(stored - own.keys()):
                 names = plain(", ".join(unknown[:8]))
                 raise ValueError(f"the {name} in {folder} has weights that it does not know: {names}")
-        pipe.base_name = expanded(pretrained_model_name_or_path)
+        pipe.base_name = written(pretrained_model_name_or_path)
         if pipe.generator.dtype != torch.float32 and "generator" not in kwargs:
             if stored := stored_tensors(folder / "generator"):  # adapters name the fingerprint from before the cast
                 pipe.bank.remember_fingerprint(fingerprint(pipe.generator, stored))

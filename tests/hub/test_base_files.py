@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,3 +232,11 @@ def test_code_beside_an_index_is_not_run(folder):
     )
     FewShotGAN.from_pretrained(folder)  # as saved bases say, for plain diffusers: our own class runs no file of a base
     assert not marker.exists()
+
+
+def test_the_path_of_a_folder_is_no_embedded_name(folder, monkeypatch):
+    folder.rename(folder.parent / "ffhq")
+    monkeypatch.chdir(folder.parent)
+    pipe = FewShotGAN.from_pretrained(Path("ffhq"))
+    assert pipe.base_name == os.path.join(".", "ffhq") and pipe.generator.resolution < 64
+    assert FewShotGAN.from_pretrained(pipe.base_name).bank.fingerprint() == pipe.bank.fingerprint()

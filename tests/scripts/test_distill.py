@@ -8,8 +8,10 @@ from functools import partial
 import pytest
 import torch
 from helpers.networks import tiny_mobile
+from PIL import Image
 from safetensors.torch import load_file
 
+from fewshot_gan.data.grids import grid_size
 from fewshot_gan.pipeline import FewShotGAN
 
 OPTIONS = ["--source=x", "--resolution=16", "--num_train=8", "--num_val=8", "--train_blocks=1", "--batch_size=2"]
@@ -82,7 +84,7 @@ def test_a_signal_costs_no_step(distill, monkeypatch, tmp_path, calls):
 
 
 def test_pictures_of_other_settings_are_refused(distill, monkeypatch, tmp_path):
-    run = partial(distill, "run", "--num_val=16")
+    run = partial(distill, "run", "--num_val=5")
     run()
     with pytest.raises(SystemExit, match=r"holds teacher images \(train\) of other .*num was 8, now 6.*; use these"):
         run("--num_train=6")
@@ -93,6 +95,8 @@ def test_pictures_of_other_settings_are_refused(distill, monkeypatch, tmp_path):
     run("--evaluate=6")
     report = tmp_path / "run" / "evaluation.json"
     assert json.loads(report.read_text(encoding="utf-8"))["protocol"].endswith("n=6")
+    with Image.open(report.with_name("evaluation.png")) as sheet:
+        assert sheet.size == grid_size(10, 8, 16, 16)  # five pairs, four in a row
     for done in ("evalA.done", "evalB.done"):  # as older versions wrote it
         (tmp_path / "run" / done).write_bytes(b"")
     with pytest.raises(SystemExit, match=r"\(evalA\) of other settings \(num was 6, now 5\)"):

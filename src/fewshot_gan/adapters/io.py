@@ -198,8 +198,7 @@ def load_adapter(
     else:
         if config is not None:
             raise ValueError("config= belongs to a state dict or a weights file; a folder or repo has its own")
-        place = source.absolute() if isinstance(source, Path) and source.is_dir() else source
-        folder = resolve_folder(place, kind="adapter", **hub_options)  # an absolute path is no embedded name
+        folder = resolve_folder(source, kind="adapter", **hub_options)
         if not (folder / CONFIG_NAME).is_file() and (several := adapter_folders(folder)):
             raise ValueError(
                 f"{str(source)!r} holds several adapters: {', '.join(several)}; choose one with "

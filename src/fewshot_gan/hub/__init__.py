@@ -4,6 +4,7 @@ from .fetch import HUB_OPTIONS, check_hashes, resolve_folder
 from .names import (
     ASSETS,
     adapter_folders,
+    data_source,
     embedded_adapters,
     embedded_base_of,
     embedded_bases,
@@ -23,6 +24,7 @@ __all__ = [
     "PUSH_OPTIONS",
     "adapter_folders",
     "check_hashes",
+    "data_source",
     "embedded_adapters",
     "embedded_base_of",
     "embedded_bases",

@@ -10,7 +10,7 @@ from ..version import __version__
 from . import names
 from .cache import check_cache, refuse_fault_of_cache
 from .causes import cause, hub_errors, page_of, why_not_fetched
-from .names import embedded_adapters, embedded_bases, folders_per_base, is_repo_id
+from .names import embedded_adapters, embedded_bases, folders_per_base, is_repo_id, written
 
 REPO_FILES = ("*.json", "*.safetensors", "*.md")  # needed for loading; sample pictures are not downloaded
 HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")  # of downloads
@@ -30,7 +30,8 @@ def resolve_folder(
     """Return the local folder of a base, adapter or hypernetwork. Incomplete downloads are refused.
 
     Args:
-        name_or_path: embedded name, local folder, or Hub repo id `owner/name`; tried in that order.
+        name_or_path: embedded name, local folder, or Hub repo id `owner/name`; tried in that order. The `Path` of a
+            folder is no embedded name.
         kind: "base", "adapter" or "hypernetwork".
         subfolder: folder inside the repo or local folder; only that part of a repo is downloaded.
         revision, token, cache_dir, local_files_only, force_download: as in `huggingface_hub.snapshot_download`.
@@ -46,7 +47,7 @@ def resolve_folder(
     if kind == "adapter":
         looks = sorted({look for base in embedded_bases() for look in embedded_adapters(base)})
         embedded = {look: list(folders_per_base(look).values()) for look in looks}
-    name, part = expanded(name_or_path), PureWindowsPath(subfolder or "")  # understands both slashes, and drive letters
+    name, part = written(name_or_path), PureWindowsPath(subfolder or "")  # understands both slashes, and drive letters
     known = f"embedded {kind}s: {', '.join(embedded) or 'none'}"
     if part.anchor or ".." in part.parts:
         raise ValueError(f"subfolder={subfolder!r} leads out of {name!r}; give a folder inside it, like 'looks/ink'")

@@ -1,14 +1,22 @@
 """Names of bases, adapters and data sets: embedded ones, and ids of Hub repos."""
 
+import os
 import re
 from pathlib import Path
 from typing import TypeGuard
 
-from ..utils.files import finish_replacing
+from ..utils.files import expanded, finish_replacing
 from ..utils.json_files import read_json
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def written(name_or_path: str | os.PathLike) -> str:
+    """Return a name or path as text, `~` expanded; of the `Path` of a folder with `./`: it is no embedded name."""
+    text = expanded(name_or_path)
+    plain_folder = isinstance(name_or_path, Path) and Path(text).name == text and Path(text).is_dir()
+    return os.path.join(".", text) if plain_folder else text
 
 
 def embedded_bases() -> list[str]:
@@ -40,6 +48,11 @@ def folders_per_base(adapter: str) -> dict[str, Path]:
 def embedded_datasets() -> dict[str, Path]:
     """Return name → folder of the example image sets that ship with the package."""
     return {p.parent.name: p.parent for p in sorted((ASSETS / "datasets").glob("*/dataset.json"))}
+
+
+def data_source(data: str) -> str:
+    """Return the folder of an embedded image set, given its name; any other folder or id as it is."""
+    return str(embedded_datasets().get(data, data))
 
 
 def embedded_directions(fingerprint: str | None) -> Path | None:

@@ -14,7 +14,7 @@ from ..adapters.trainable import Trainable
 from ..catalogue import METHODS
 from ..data.datasets import load_images, provenance
 from ..data.images import to_floats
-from ..hub import embedded_datasets, portable_name
+from ..hub import data_source, portable_name
 from ..hub.cards import write_adapter_card
 from ..pipeline import FewShotGAN
 from ..utils.hashing import hash_tensors
@@ -48,7 +48,7 @@ class Run:
         self._refuse_missing_discriminator()
         self.pictures: torch.Tensor | None = None  # uint8 [K, 3, R, R]
         self.images: torch.Tensor | None = None  # the same in [-1, 1]
-        self.data = "" if config.data is None else str(embedded_datasets().get(config.data, config.data))
+        self.data = "" if config.data is None else data_source(config.data)
         if self.data:
             self.pictures = load_images(self.data, self.pipe.generator.resolution, self.method.least_images)
             self.images = to_floats(self.pictures).to(self.device)

@@ -10,7 +10,7 @@ from ..catalogue import METHODS, USUAL_METHOD
 from ..data.datasets import load_images
 from ..data.images import to_floats
 from ..features import load_features
-from ..hub import embedded_datasets
+from ..hub import data_source
 from ..methods.choose import Choice, choose
 from ..models.labels import unlike_plain_styles
 from ..pipeline import FewShotGAN
@@ -37,7 +37,7 @@ def choose_method(base: str, data: str, folder: str | os.PathLike) -> tuple[str,
     pipe = FewShotGAN.from_pretrained(base)
     if torch.cuda.is_available():
         pipe.to("cuda")
-    choice = choose_for(pipe, load_images(str(embedded_datasets().get(data, data)), pipe.generator.resolution))
+    choice = choose_for(pipe, load_images(data_source(data), pipe.generator.resolution))
     return choice.method, choice.options, choice.reason
 
 

@@ -93,8 +93,9 @@ def evaluate(
     pipe, _ = load_pipeline(source["base"] or "ffhq", names, weights)
     pipe.to(device())
     asked = {name: value for name, value in asked.items() if value is not None}
-    folder = hub.embedded_datasets().get(source["data"], source["data"])
-    report = evaluation.evaluate(pipe, folder, batch_size=batch_size, cache_dir=cache_dir, **asked)
+    report = evaluation.evaluate(
+        pipe, hub.data_source(source["data"]), batch_size=batch_size, cache_dir=cache_dir, **asked
+    )
     report["source"] = {
         "data": hub.portable_name(source["data"]),
         "base": hub.portable_name(source["base"] or "ffhq"),
