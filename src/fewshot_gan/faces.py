@@ -275,7 +275,7 @@ def paste(photo: Image.Image, picture: Image.Image, alignment: Alignment) -> Ima
         return result
     side = min(picture.width, max(8, math.ceil(alignment.size * alignment.scale)))
     picture = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-    ramp = torch.arange(side, dtype=torch.float32)
+    ramp = torch.arange(side, dtype=torch.float32, device="cpu")
     distance = torch.minimum(ramp, side - 1 - ramp) / max(1.0, FEATHER * side)
     fade = distance.clamp(0, 1)
     fade = fade * fade * (3 - 2 * fade)
@@ -332,14 +332,13 @@ def read_faces(
         raise ValueError(f"face={face!r}: faces are not looked for ({reason}); leave face out")
     squares, alignments = [], []
     for index, source in enumerate(sources):  # one after the other: a decoded photo may take half a gigabyte
-        photo = to_rgb(source)
+        photo, name = to_rgb(source), "the photo" if len(sources) == 1 else f"photo {index + 1} of {len(sources)}"
+        name = Path(source).name if isinstance(source, str | os.PathLike) else name
         if not align_faces:
-            squares.append(square(photo, resolution))
+            squares.append(square(photo, resolution, name))
             alignments.append(None)
             continue
-        found, name = find_faces(photo), "the photo" if len(sources) == 1 else f"photo {index + 1} of {len(sources)}"
-        name = Path(source).name if isinstance(source, str | os.PathLike) else name
-        if not found:
+        if not (found := find_faces(photo)):
             raise NoFace(
                 f"no face was found in {name} ({photo.width}x{photo.height} px); give a photo with an upright face, at "
                 f"least {math.ceil(40 * _reduction(photo))} px wide, or align=False (--no-align) for its centre square"
@@ -358,7 +357,7 @@ def read_faces(
 
 def _sampled(x: torch.Tensor, matrix: np.ndarray, shape: tuple[int, int], border: str = "reflection") -> torch.Tensor:
     """Return `[1, C, *shape]`: pixel (i, j) is `x [1, C, H, W]` at `matrix` (x = j, y = i, 1), in px of `x`."""
-    rows, columns = (torch.arange(n, dtype=torch.float64) for n in shape)
+    rows, columns = (torch.arange(n, dtype=torch.float64, device="cpu") for n in shape)
     m, (height, width) = torch.from_numpy(matrix), x.shape[-2:]
     across = m[0, 0] * columns + m[0, 1] * rows[:, None] + m[0, 2]
     down = m[1, 0] * columns + m[1, 1] * rows[:, None] + m[1, 2]

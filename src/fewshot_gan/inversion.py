@@ -9,6 +9,7 @@ faces are distorted.
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from .models.network import Network
 from .utils.frozen import frozen
 from .utils.offloading import execution_device, is_offloaded, refuse_gradients
 from .utils.random import LIMIT, check_seed, seeded
+from .utils.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range, check_number
 
 logger = logging.getLogger(__name__)
 
@@ -216,9 +218,11 @@ def invert(
     if space not in SPACES:
         raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
     check_targets(images, size)
-    for name, value, least in (("steps", steps, int(start is None)), ("batch_size", batch_size, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")
+    check_number("steps", steps, Range(int(start is None)), whole=True)
+    check_number("batch_size", batch_size, COUNT, whole=True)
+    check_number("learning_rate", learning_rate, POSITIVE)
+    for name, value in (("pixel_weight", pixel_weight), ("prior_weight", prior_weight), ("noise", noise)):
+        check_number(name, value, NOT_NEGATIVE)
     if start is not None and check_latents(start, name="start").shape != (len(images), generator.w_dim):
         raise ValueError(f"start of shape {list(start.shape)} is not w {[len(images), generator.w_dim]}")
     if isinstance(perceptual, str) and perceptual not in ("auto", "none"):
@@ -243,7 +247,8 @@ def invert(
         return generator(w.expand(-1, generator.num_ws, -1).to(generator.dtype), latent_space="w+").float()
 
     bar = tqdm(total=steps * math.ceil(len(images) / batch_size), desc="inverting", disable=not progress)
-    with bar, frozen(generator):
+    tool = frozen(perceptual) if isinstance(perceptual, nn.Module) else nullcontext()
+    with bar, frozen(generator), tool:
         for first in range(0, len(images), batch_size):
             targets = images[first : first + batch_size].to(device, torch.float32)
             distance = None if distance_to is None else distance_to(targets)

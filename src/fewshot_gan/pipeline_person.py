@@ -248,7 +248,7 @@ class PersonMixin(Pipeline):
         looks = look_per_image(names, num_images, self.bank.current())
         looks = [look if name == BASE else with_person(look, person) for name, look in zip(names, looks, strict=True)]
         own = as_ws(own, *self._ws_shape())
-        return own[(skip + torch.arange(num_images)) % len(own)], "w+", looks
+        return own[(skip + torch.arange(num_images, device="cpu")) % len(own)], "w+", looks
 
     def fade_persons(
         self, looks: list[Look] | None, latents: torch.Tensor, labels: torch.Tensor | None, options: dict[str, Any]

@@ -623,6 +623,12 @@ def pixels(page, source):
     return np.asarray(Image.open(io.BytesIO(page.request.get(source.replace(".jpg", ".png")).body())), dtype=int)
 
 
+FOCUSED = """() => {
+  const focused = document.activeElement, label = focused.closest("label") ?? focused.labels?.[0];
+  return focused.ariaLabel || focused.innerText || label?.innerText || focused.tagName;
+}"""
+
+
 class Visit:
     """A visitor's page, with names for what a visitor does."""
 
@@ -682,6 +688,29 @@ class Visit:
             }""",
             arg=values,
         )
+
+    def press(self, key):
+        self.page.keyboard.press(key)
+
+    def reach(self, name, key="Tab"):
+        """Press a key until the control of this name has the focus."""
+        reached = []
+        for _ in range(120):
+            self.press(key)
+            reached.append(self.page.evaluate(FOCUSED))
+            if reached[-1].strip() == name:
+                return
+        pytest.fail(f"no {name!r} among {reached}")
+
+    def open_tab(self, name):
+        self.reach(name)
+        self.press("Enter")
+
+    def choose_files(self, name, *files):
+        self.reach(name)
+        with self.page.expect_file_chooser() as chooser:
+            self.press("Enter")
+        chooser.value.set_files(files)
 
     def says(self, where, text):
         self.page.locator(where).get_by_text(text).first.wait_for()
@@ -811,18 +840,51 @@ def test_kept_and_similar_faces_in_the_browser(visit, width):
     v.page.wait_for_function("!document.querySelector('#drawn').textContent.includes('resemble')")
 
 
-def test_the_keyboard_reaches_everything(visit):
+def test_the_keyboard_does_everything(visit, pictures):
     v = visit()
-    before, reached = v.sources(), []
-    for _ in range(40):
-        v.page.keyboard.press("Tab")
-        reached.append(v.page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel || ''"))
-        if reached[-1].strip() == "Draw new faces":
-            break
-    else:
-        pytest.fail(f"40 tabs reached {reached}")
-    v.page.keyboard.press("Enter")
-    v.drawn(before)
+    before = v.sources()
+    v.reach(v.page.get_by_role("checkbox").nth(1).evaluate("box => box.closest('label').innerText.trim()"))
+    v.press("Space")
+    before = v.drawn(before)
+    v.strengths("0.5", "0.5")
+    v.reach("Draw new faces")
+    v.press("Enter")
+    before = v.drawn(before)
+    v.reach("Look of face 1")
+    for key in ("ArrowDown", "Enter"):
+        v.press(key)
+    v.drawn(before, [0])
+    assert v.page.locator(".faces img").nth(0).get_attribute("alt") == "Face 1: no look"
+    v.reach("Keep")
+    v.press("Enter")
+    v.page.locator("#kept img").first.wait_for()
+
+    v.open_tab("Your photo")
+    v.choose_files("Drop an image file here to upload", PHOTO)
+    v.says("#photo-status", "The face in the frame is used.")
+    v.reach("number input for Search steps")
+    v.page.keyboard.type("5")
+    v.reach("Find my face")
+    v.press("Enter")
+    v.says("#photo-status", re.compile("^Done"))
+
+    v.open_tab("New look")
+    v.choose_files("Click to upload or drop files", *pictures)
+    v.says("#thumbs", f"{len(pictures)} pictures, as used for training")
+    v.reach("number input for Training steps")
+    v.page.keyboard.type("5")
+    v.reach("Teach this look")
+    v.press("Enter")
+    v.says("#look-status", re.compile("Done: 5 steps"))
+    v.reach("60 more steps")
+    v.press("Enter")
+    v.reach("Stop and keep")
+    v.press("Enter")
+    v.says("#look-status", re.compile(r"Done: \d+ steps"))
+    with v.page.expect_download() as download:
+        v.reach("my look.zip")
+        v.press("Enter")
+    assert download.value.suggested_filename == "my look.zip"
 
 
 PHOTOS = {  # what the page says about them

@@ -84,6 +84,19 @@ def test_the_weight_of_the_person_in_looks():
     assert np.abs(half - whole).max() > 2
 
 
+def test_a_search_that_was_stopped_goes_on(monkeypatch):
+    """What it left behind, a lock and the latents, is no other person's folder."""
+    Path("me").mkdir()
+    Path("me", ".lock").touch()
+    quick = ("restyle", "photo.jpg", *QUICK, "--keep", "me", "--out", "me.png")
+    with monkeypatch.context() as patch:
+        patch.setattr("fewshot_gan.training.personalize._train", lambda *a: (_ for _ in ()).throw(ValueError("stop")))
+        assert "stop" in run(*quick, code=2)
+    assert {path.name for path in Path("me").iterdir()} == {".lock", "latents.safetensors"}
+    run(*quick)
+    assert Path("me", "adapter_config.json").is_file()
+
+
 def test_several_photos_of_one_person():
     run("restyle", "photo.jpg", "two.png", *QUICK, "--adapter", "ink", "--keep", "me", "--out", "us.png")
     assert Image.open("us.png").size == (3 * 32 + 2 * 4, 2 * 32 + 4)
@@ -91,6 +104,7 @@ def test_several_photos_of_one_person():
 
 
 def test_refusals(tmp_path):
+    Image.new("RGB", (20, 20)).save("small.png")
     before = sorted(path.name for path in tmp_path.iterdir())
     for arguments, sentence in (
         (("none.png",), "no face was found in none.png (200x150 px)"),
@@ -98,6 +112,7 @@ def test_refusals(tmp_path):
         (("photo.jpg", "--no-align", "--paste-back"), "--paste-back needs the place of the face"),
         (("photo.jpg", "--keep", "ink"), "ink exists and is not an empty folder"),
         (("photo.jpg", "--out", "photo.jpg"), "is one of the photos; give another --out"),
+        (("photo.jpg", "small.png", "--no-align"), "small.png is 20x20 px, below the limit"),
         (("nowhere.jpg",), "there is no picture 'nowhere.jpg'"),
         (("photo.jpg", "--likeness", "3"), "--likeness 3.0: give 0 to 2"),
         (("photo.jpg", "--steps", "0"), "--steps 0: give 1 to 10000"),

@@ -140,6 +140,15 @@ def test_domains_that_are_no_vector_of_this_base(tmp_path, port, data, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_base_with_fused_looks_is_not_the_one_of_the_file(tmp_path, port):
+    torch.save(domain(next(iter(FORMULAS))), tmp_path / "domain.pt")
+    pipe = port[1].load_adapter(import_adapter(tmp_path / "domain.pt", port[1]), "look")
+    pipe.fuse_adapters()
+    for function in (import_adapter, adapter_base):
+        with pytest.raises(ValueError, match="cannot import an adapter while 'look' is fused"):
+            function(tmp_path / "domain.pt", pipe)
+
+
 # -------------------------------------------------------------------------------------------------------------- LFS-GAN
 
 

@@ -14,9 +14,10 @@ from fewshot_gan.convert import ConversionError, convert_checkpoint
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("transpose, gain", [(True, None), (False, 1.5)])
-def test_it_draws_what_openvino_draws(tmp_path, transpose, gain):
-    mapping, synthesis = write(tmp_path / "wheel" / "data", transpose, gain=gain)
+@pytest.mark.parametrize("transpose, gain, half", [(True, None, False), (False, 1.5, False), (True, 1.5, True)])
+def test_it_draws_what_openvino_draws(tmp_path, transpose, gain, half):
+    """Also of weights in fp16, OpenVINO's default."""
+    mapping, synthesis = write(tmp_path / "wheel" / "data", transpose, half, gain=gain)
     network = convert_checkpoint(tmp_path / "wheel")["generator"]
     assert (network.resolution, network.z_dim, network.w_dim) == (32, Z, W) and not network.training
     z = torch.randn(3, Z, generator=torch.Generator().manual_seed(1))

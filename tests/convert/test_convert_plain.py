@@ -66,7 +66,7 @@ def test_pruned_sngan(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_biggan(tmp_path, prefix):
+def test_biggan(tmp_path, prefix, caplog):
     g, d = biggan()
     for name, state in (("G_ema", g), ("D", d)):
         torch.save({prefix + key: value for key, value in state.items()}, tmp_path / f"{name}.pth")
@@ -74,6 +74,7 @@ def test_biggan(tmp_path, prefix):
     torch.save({"state": {}, "param_groups": [{"lr": 1.0}]}, tmp_path / "G_optim.pth")
     networks = convert_checkpoint(tmp_path)
     assert set(networks) == {"generator", "discriminator"}
+    assert "state_dict.pth was refused: it names torch.nn" in caplog.text
     z, x, labels = normal_source(5)(4, 9), normal_source(6)(4, 3, 16, 16), torch.tensor([0, 4, 2, 2])
     with torch.no_grad():
         torch.testing.assert_close(networks["generator"](z, labels), biggan_pictures(g, z, labels), **TOLERANCE)
@@ -81,7 +82,18 @@ def test_biggan(tmp_path, prefix):
     alone = convert_checkpoint(tmp_path / "G_ema.pth")
     assert set(alone) == {"generator"}
     torch.save(g, tmp_path / "G_ema_best0.pth")
-    with pytest.raises(ConversionError, match="both G_ema and G_ema_best0 are a generator_averaged"):
+    with pytest.raises(ConversionError, match="both G_ema and G_ema_best0 are a moving average of a generator; give"):
+        convert_checkpoint(tmp_path)
+
+
+def test_a_damaged_file_of_a_folder_is_not_passed_over(tmp_path):
+    g, d = biggan()
+    for name, state in (("G.pt", g), ("G_ema.pt", g), ("D.pt", d)):
+        torch.save(state, tmp_path / name)
+    assert set(convert_checkpoint(tmp_path)) == {"generator", "generator_raw", "discriminator"}
+    whole = (tmp_path / "G_ema.pt").read_bytes()
+    (tmp_path / "G_ema.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConversionError, match="G_ema.pt was refused: it is damaged or cut short"):
         convert_checkpoint(tmp_path)
 
 

@@ -276,7 +276,7 @@ UNSUPPORTED = {
     ),
     "two averages": (
         lambda: {"g_ema": pt_generator(1), "params_ema": pt_generator(1)},
-        "both g_ema and params_ema are a generator_averaged; give the file or folder of one",
+        "both g_ema and params_ema are a moving average of a generator; give the file or folder of one",
     ),
 }
 

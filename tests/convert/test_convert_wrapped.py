@@ -141,6 +141,14 @@ def test_gp_gan_equals_its_own_function(tmp_path, blocks, prefix):
     assert difference < LIMIT
 
 
+def test_a_wrapper_named_ema_says_nothing_of_what_is_in_it():
+    """As ema_pytorch saves its module."""
+    g, _ = sngan()
+    both = prefixed("ema_model.", g) | prefixed("online_model.", {name: 2 * x for name, x in g.items()})
+    found = networks.convert(networks.find({"ema": both | {"initted": torch.tensor(True)}}), "x.pth")
+    assert torch.equal(found["generator_raw"].to_rgb.bias, 2 * found["generator"].to_rgb.bias)
+
+
 # --------------------------------------------------------------------------------------------------- one forward pass
 
 

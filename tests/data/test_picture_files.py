@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.tensors import smooth_picture
-from PIL import EpsImagePlugin, Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageCms, ImageOps
 
 from fewshot_gan.apps import demo, studio, uploads
 from fewshot_gan.data import files as picture_files
@@ -223,6 +223,53 @@ def test_lab_is_converted_by_its_profile(tmp_path):
     lab.save(path)
     red, green, blue = read_image(path).getpixel((0, 0))
     assert read_image(path).mode == "RGB" and max(red, green, blue) > 60  # no black
+
+
+PRIMARIES = {b"rXYZ": (0.5151, 0.2412, -0.0011), b"gXYZ": (0.292, 0.6922, 0.0419), b"bXYZ": (0.1571, 0.0666, 0.7841)}
+
+
+def display_p3():
+    """The profile that phones embed: sRGB's curve with other primaries (of SMPTE EG 432-1, adapted to D50)."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for i in range(int.from_bytes(profile[128:132], "big")):
+        tag, place, _ = struct.unpack(">4sII", profile[132 + 12 * i : 144 + 12 * i])
+        if tag in PRIMARIES:
+            profile[place + 8 : place + 20] = struct.pack(">3i", *(round(65536 * v) for v in PRIMARIES[tag]))
+    return bytes(profile)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_colours_of_phones_become_srgb(form, mode, orientation):
+    if (form, mode) == ("JPEG", "RGBA"):
+        mode = "RGB"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.new(mode, (40, 32), (200, 80, 60))
+    found = read_picture(encoded(image, form, icc_profile=display_p3(), exif=exif, **LOSSY.get(form, {})), "a")
+    assert np.abs(np.asarray(found)[16, 16].astype(int) - (216, 69, 50)).max() <= 3
+    assert "icc_profile" not in found.info
+    assert same(upright(found), found)  # once
+
+
+def test_profiles_that_say_nothing_are_passed_over():
+    image = smooth_picture()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    p3 = display_p3()
+    for profile in (srgb, b"no profile", p3[:200], p3[:130] + bytes(len(p3) - 130)):
+        assert same(read_picture(encoded(image, "PNG", icc_profile=profile), "a"), image)
+    assert same(read_picture(encoded(image, "TIFF", icc_profile=p3 + bytes(4_000_000)), "a"), image)
+    grey = image.convert("L")
+    assert same(read_picture(encoded(grey, "PNG", icc_profile=p3), "a"), grey.convert("RGB"))
+
+
+def test_memory_of_a_picture_with_a_profile_is_counted(tmp_path):
+    image, size = Image.new("RGB", (100, 100)), 10**4
+    for profile, needed in ((None, 4), (display_p3(), 8)):
+        (tmp_path / "a.bmp").write_bytes(encoded(image, "PNG", icc_profile=profile))
+        with Image.open(tmp_path / "a.bmp") as opened:
+            assert picture_files._bytes_needed(opened, 0) == size * needed
 
 
 # ------------------------------------------------------------------------------------------------------------- limits

@@ -87,12 +87,12 @@ class Writer:
         return openvino.Model([self.larger(x, 12)], [w], "synthesis")
 
 
-def write(folder, transpose=True, **options):
+def write(folder, transpose=True, half=False, **options):
     """The IR of a random generator; gives the two networks as OpenVINO runs them."""
     folder.mkdir(parents=True)
     writer, run = Writer(**options), []
     for name, model in (("Mapping", writer.mapping(transpose)), ("Synthesis", writer.synthesis())):
-        openvino.save_model(model, folder / f"{name}Network.xml", compress_to_fp16=False)
+        openvino.save_model(model, folder / f"{name}Network.xml", compress_to_fp16=half)
         exact = {"INFERENCE_PRECISION_HINT": "f32"}
         run.append(openvino.Core().compile_model(folder / f"{name}Network.xml", "CPU", exact))
     return run

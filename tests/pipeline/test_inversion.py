@@ -62,6 +62,24 @@ def test_a_seed_decides_and_the_batch_does_not(pipe, known, features):
     assert (first.latents - other.latents).abs().max() > 1e-3
 
 
+def test_options_of_the_search(pipe, known, features):
+    counts = {"steps": np.int64(2), "batch_size": np.int32(2)}
+    want = quiet(pipe, known, features, steps=2, batch_size=2)
+    assert torch.equal(quiet(pipe, known, features, **counts).latents, want.latents)
+    for name, value in (("pixel_weight", -1), ("prior_weight", float("nan")), ("noise", -0.1), ("learning_rate", 0)):
+        with pytest.raises(ValueError, match=f"{name}={value}: give "):
+            pipe.invert(known, **{name: value})
+    for name, value in (("steps", 0), ("steps", 1.5), ("batch_size", True)):
+        with pytest.raises(ValueError, match=f"{name}={value}: give "):
+            pipe.invert(known, **{name: value})
+
+
+def test_the_perceptual_network_learns_nothing(pipe, known, features):
+    features.requires_grad_(True)
+    quiet(pipe, known, features, steps=2)
+    assert all(p.grad is None and p.requires_grad for p in features.parameters())
+
+
 def test_inference_mode_is_left_for_the_search(pipe, known, features):
     want = quiet(pipe, known, features, steps=5)
     with torch.inference_mode():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fewshot_gan import FewShotGAN, LeFTAdapter
 from fewshot_gan.adapters import DomainVectorAdapter, FullAdapter
+from fewshot_gan.inversion import VERSION
 from fewshot_gan.methods.pair import Latents, Pair
 from fewshot_gan.methods.pivotal import PivotalConfig, PivotalObjective
 from fewshot_gan.metrics import psnr
@@ -65,7 +66,7 @@ def test_the_photo_comes_out(pipe, photos):
     assert not any(path.startswith("mapping") for path in me.config.target_modules)
 
 
-def test_it_is_the_same_each_time_and_resumes(pipe, photos, tmp_path):
+def test_it_is_the_same_each_time_and_resumes(pipe, photos, tmp_path, monkeypatch):
     def learn(folder, **options):
         torch.rand(3)  # what was drawn before does not matter
         return pipe.personalize(photos[:2], "", output_dir=tmp_path / folder, **QUICK, **options)
@@ -93,14 +94,39 @@ def test_it_is_the_same_each_time_and_resumes(pipe, photos, tmp_path):
     pipe.unfuse_adapters()
     assert set(pipe.bank.adapters) == {"look"}
     torch.set_rng_state(state)
+    kept = (tmp_path / "whole" / "latents.safetensors").read_bytes()
+    monkeypatch.setattr(pipe, "invert", None)  # nobody searches for what is refused
     with pytest.raises(ValueError, match="photos was"):
         pipe.personalize(photos[2:], "", output_dir=tmp_path / "whole", **QUICK)
+    with pytest.raises(ValueError, match=r"steps was 20, now 21\)"):
+        pipe.personalize(photos[:2], "", output_dir=tmp_path / "whole", **QUICK | {"inversion_steps": 21})
+    assert (tmp_path / "whole" / "latents.safetensors").read_bytes() == kept
+
+
+def test_latents_of_another_search_are_searched_again(pipe, photos, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    searched = []
+    monkeypatch.setattr("fewshot_gan.training.personalize._train", stop)
+    invert = pipe.invert
+    monkeypatch.setattr(pipe, "invert", lambda *a, **options: searched.append(1) or invert(*a, **options))
+    for version, count in ((VERSION, 1), (VERSION, 1), (VERSION + 1, 2)):
+        monkeypatch.setattr("fewshot_gan.training.personalize.VERSION", version)
+        with pytest.raises(KeyboardInterrupt):
+            pipe.personalize(photos[:1], "", output_dir=tmp_path / "me", **QUICK | {"inversion_steps": 2})
+        assert len(searched) == count
 
 
 def test_the_file_holds_the_person(pipe, photos, tmp_path):
     pipe.personalize(photos, "us", output_dir=tmp_path / "us", **QUICK)
     want = pipe.draw_person("us", output_type="pt").images
     assert want.shape == (3, 3, R, R)
+    torch.set_default_device("meta")
+    try:
+        assert torch.equal(pipe.draw_person("us", output_type="pt").images, want)
+    finally:
+        torch.set_default_device(None)
     config = json.loads((tmp_path / "us" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["latents_shape"] == [3, pipe.generator.w_dim] and config["method"] == "pivotal_tuning"
     (skipped,) = pipe.stream(2, skip=2, person="us", adapter_names=["us"] * 2, output_type="pt")

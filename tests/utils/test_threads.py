@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
+from helpers.adapter_files import adafm_tensors, gp_gan, source_of, specific_part
+from helpers.plain_checkpoints import sngan
+from PIL import Image
 
 import fewshot_gan
-from fewshot_gan import DomainVectorAdapter, FewShotGAN, FullAdapter, LeFTAdapter
+from fewshot_gan import DomainVectorAdapter, FewShotGAN, FullAdapter, LeFTAdapter, adapter_base
 from fewshot_gan.apps.generation import write_pictures
+from fewshot_gan.convert import convert_checkpoint
+from fewshot_gan.faces import Alignment, cut, paste
 from fewshot_gan.utils.frozen import frozen
 from fewshot_gan.utils.locks import SharedLock
 from fewshot_gan.utils.random import seeded
@@ -215,6 +220,36 @@ def test_latents_are_found_whatever_the_default_dtype(base_folder):
     with strange_default("dtype"):
         got = pipe.invert(target, steps=2, perceptual="none", progress=False)
     assert torch.equal(got.latents, want.latents) and got.latents.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["dtype", "device"])
+def test_converted_networks_do_not_depend_on_global_state(tmp_path, kind):
+    g = gp_gan(4, 2)
+    kept = {name: tensor for name, tensor in g.items() if name.startswith(("conv_img", "resnet_2_", "resnet_3_"))}
+    torch.save(kept | adafm_tensors(g, (2, 3)) | specific_part(g, 2), tmp_path / "flowers.pt")
+    torch.save({"gen_state_dict": sngan()[0]}, tmp_path / "sngan.pth")
+    source = source_of(g, tmp_path)
+
+    def converted():
+        networks = (
+            convert_checkpoint(tmp_path / "sngan.pth")["generator"],
+            adapter_base(tmp_path / "flowers.pt", source),
+        )
+        return [tensor for network in networks for tensor in network.state_dict().values()]
+
+    want = converted()
+    with strange_default(kind):
+        found = converted()
+    assert all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(found, want, strict=True))
+
+
+def test_photos_are_cut_and_pasted_whatever_the_default_device():
+    photo = Image.effect_noise((90, 80), 60).convert("RGB")
+    place = Alignment(np.array([[0.5, 0.1, 10], [-0.1, 0.5, 20]]), 32)
+    want = cut(photo, place), paste(photo, photo.crop((0, 0, 32, 32)), place)
+    with strange_default("device"):
+        found = cut(photo, place), paste(photo, photo.crop((0, 0, 32, 32)), place)
+    assert [x.tobytes() for x in found] == [x.tobytes() for x in want]
 
 
 @pytest.mark.parametrize("seed", [0, np.int64(3), np.uint8(3), torch.tensor(3), 2**63 - 1])

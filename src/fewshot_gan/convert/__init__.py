@@ -1,15 +1,20 @@
 """Convert published checkpoints: recognise them by content, account for every tensor, and never run their code."""
 
+import logging
 import tempfile
 from pathlib import Path
 
 from ..models.bounds import check_finite, limit_size
+from ..utils.conversion import CodeRefused
 from ..utils.files import user_path
+from ..utils.random import float32_on_cpu
 from ..utils.text import in_short
 from .check import check
 from .report import ConversionError
 
 __all__ = ["ConversionError", "convert_checkpoint"]
+
+logger = logging.getLogger(__name__)
 
 RECOGNISED = (
     "a StyleGAN2 pickle of NVIDIA's (.pkl), a StyleGAN2 checkpoint of the PyTorch port (.pt: g_ema, params_ema, pSp's "
@@ -36,7 +41,7 @@ def convert_checkpoint(src: str | Path) -> dict:
     if not src.exists():
         raise FileNotFoundError(f"there is no {src} to convert")
     try:
-        with limit_size(_size(src)):
+        with limit_size(_size(src)), float32_on_cpu():
             networks = _convert_folder(src) if src.is_dir() else _convert_file(src)
         for role, network in networks.items():
             check_finite(network, f"the {role} in {src.name}")
@@ -55,8 +60,12 @@ def convert_checkpoint(src: str | Path) -> dict:
 
 def _size(src: Path) -> int:
     """Return an upper bound of the bytes of a checkpoint's tensors."""
-    paths = [*src.glob("*.pth"), *src.rglob("*.bin")] if src.is_dir() else [src]
+    paths = [*_torch_files(src), *src.rglob("*.bin")] if src.is_dir() else [src]
     return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _torch_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in (".pth", ".pt") and path.is_file())
 
 
 def _convert_folder(folder: Path) -> dict:
@@ -98,17 +107,23 @@ def _convert_tensors(data, name: str) -> dict:
 
 
 def _convert_torch_folder(folder: Path) -> dict:
-    """Convert a folder with one network per file, as BigGAN's `G.pth`, `G_ema.pth`, `D.pth`; ignore other files."""
+    """Convert a folder with one network per file, as BigGAN's `G.pth`, `G_ema.pth`, `D.pth`.
+
+    Files without a network are ignored, and those that hold code, with a warning: settings of a training are such.
+
+    Raises:
+        ConversionError: a file is damaged, or there is no network, but code.
+    """
     from . import networks, torch_file
 
-    state_dicts, first_error = [], None
-    for path in sorted(folder.glob("*.pth")):
+    state_dicts, refused = [], []
+    for path in _torch_files(folder):
         try:
-            data = torch_file.read(path)
-        except ConversionError as error:  # e.g. settings of a training, which contain code
-            first_error = first_error or error
-            continue
-        state_dicts += networks.find({path.stem: data})
-    if first_error and not state_dicts:
-        raise first_error
+            state_dicts += networks.find({path.stem: torch_file.read(path)})
+        except CodeRefused as error:
+            refused.append(error)
+    if refused and not state_dicts:
+        raise refused[0]
+    for error in refused:
+        logger.warning("%s; the other files are converted without it", error)
     return networks.convert(state_dicts, folder.name) if state_dicts else {}

@@ -79,9 +79,10 @@ def import_adapter(src: str | Path, generator) -> Adapter:
             finite, belongs to another base, or does something that adapters do not support. The message names every
             tensor that is missing, left over or of another shape.
         FileNotFoundError: `src` does not exist.
+        ValueError: adapters are fused into the pipeline.
     """
     adapter_file = _read(src)
-    adapter = _bind(adapter_file, getattr(generator, "generator", generator))
+    adapter = _bind(adapter_file, _whole(generator))
     if (bank := getattr(generator, "bank", None)) is not None:  # a pipeline has the fingerprint of the stored weights
         adapter.register_to_config(base_fingerprint=bank.fingerprint(), base_model_name_or_path=generator.base_name)
     return adapter
@@ -99,9 +100,9 @@ def adapter_base(src: str | Path, generator) -> nn.Module:
         generator: the converted base, or a pipeline with it.
 
     Raises:
-        ConversionError: see `import_adapter`.
+        ConversionError, ValueError: see `import_adapter`.
     """
-    return _base_of(_read(src), getattr(generator, "generator", generator))
+    return _base_of(_read(src), _whole(generator))
 
 
 def write_adapter(src: str | Path, base: str, folder: Path, out: Path) -> Adapter:
@@ -195,6 +196,13 @@ def _binding_errors(adapter_file: AdapterFile):
         raise ConversionError(
             f"{adapter_file.file}, an adapter of {adapter_file.paper}, cannot be bound to this base: {reason}"
         ) from error
+
+
+def _whole(generator) -> nn.Module:
+    """Return the network of a pipeline whose weights are those of its base, or the network itself."""
+    if (bank := getattr(generator, "bank", None)) is not None:
+        bank.refuse_while_fused("import an adapter")
+    return getattr(generator, "generator", generator)
 
 
 def _base_of(adapter_file: AdapterFile, generator: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from torch import nn
 from ..adapters import AdaFMAdapter, GANMemoryAdapter
 from ..models import GPGANGenerator, TailoredGenerator
 from ..models.layers import adaptable_layers
+from ..utils.random import float32_on_cpu, initialised
 from .fill import levels
 from .plain import gp_gan_name
 from .report import ConversionError, SourceTensors, check_frozen
@@ -80,8 +81,7 @@ def tailored(source: SourceTensors, generator: GPGANGenerator) -> TailoredGenera
     for name, width in ((SPECIFIC, z), (f"small_net_{FIRST_BLOCK}.adain_0.style.linear.weight", style)):
         if source[name].ndim != 2 or source[name].shape[1] != width:  # before tensors of these sizes are allocated
             raise ConversionError(f"{name} is of {tuple(source[name].shape)}; small_style needs {width} columns")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+    with initialised(SEED), float32_on_cpu():
         new = TailoredGenerator.from_source(generator, 1 + kept, z_dim=z, style_dim=style, mapping_layers=layers)
     return new.eval()
 

@@ -123,7 +123,7 @@ def _synthesis_tensors(nodes: list[Node]) -> dict[str, torch.Tensor]:
             tensors[ours] = value
     # The folded weights and noise images have no names of their own: walk back from each bias.
     for op in nodes:
-        ours = _our_name(op.name) if op.kind == "Const" else None
+        ours = _our_name(op.name) if op.constant() is not None else None
         if ours and ours.endswith("bias") and "to_rgb" not in ours and "affine" not in ours:
             noise_add = _of_kind(_next(op, "Add").inputs, "Add", op)
             conv = _of_kind(noise_add.inputs, "Convolution", op)
@@ -146,7 +146,7 @@ def _style_gain(weight) -> float:
 
 def _our_name(name: str) -> str | None:
     """Return our name `synthesis.b64.conv1.affine.weight` for `m.layers.3.conv2.conv.modulation.weight`, or None."""
-    if not name.startswith("m."):
+    if not name.startswith("m.") or name.endswith("_compressed"):  # fp16, before its Convert, which has the name
         return None
     name = name.removeprefix("m.")
     if match := re.fullmatch(r"layers\.(\d+)\.(.+)", name):

@@ -1,6 +1,7 @@
 """Convert the contents of torch files: find state dicts, recognise their family, and convert them to networks."""
 
 import logging
+import os
 import re
 from collections import defaultdict
 
@@ -57,9 +58,11 @@ def _roles(found: list[StateDict], name: str) -> dict[str, StateDict]:
         ConversionError: there are several state dicts for one role.
     """
     roles = defaultdict(list)
+    generators = [state_dict.where.split(".") for state_dict in found if "discriminator" not in state_dict.kind]
+    shared = len(os.path.commonprefix(generators)) if len(generators) > 1 else 0  # a wrapper "ema" of both says nothing
     for state_dict in found:
         role = "discriminator" if "discriminator" in state_dict.kind else "generator"
-        averaged = role == "generator" and AVERAGED.search(state_dict.where)
+        averaged = role == "generator" and AVERAGED.search(".".join(state_dict.where.split(".")[shared:]))
         roles["generator_averaged" if averaged else role].append(state_dict)
     chosen = {}
     for role, several in roles.items():
@@ -70,7 +73,8 @@ def _roles(found: list[StateDict], name: str) -> dict[str, StateDict]:
                 logger.warning("left out, because there is a best one: %s", ", ".join(current))
         if len(several) > 1:
             first, second = (state_dict.where or name for state_dict in several[:2])
-            raise ConversionError(f"both {first} and {second} are a {role}; give the file or folder of one")
+            kind = "moving average of a generator" if role == "generator_averaged" else role
+            raise ConversionError(f"both {first} and {second} are a {kind}; give the file or folder of one")
         chosen[role] = several[0]
     return chosen
 

@@ -12,10 +12,11 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO, NamedTuple, cast
 
-from PIL import Image, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import Image, ImageChops, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
 ENDINGS = {  # Pillow's name of a format → file endings; the content decides the format of a file
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),  # MPO, several JPEGs in one file, is opened as JPEG
@@ -39,6 +40,7 @@ MAX_PARTS = 300_000  # read operations per file: segments, chunks, comments
 MAX_DIGITS = 2_000_000  # bytes of a PPM in decimal digits, which Pillow reads slowly
 MAX_SCANS = 100  # of a progressive JPEG, each over all pixels; encoders write about ten
 MAX_METADATA = 1_000_000  # bytes of EXIF (cameras write up to 65,536) and of a GIF's comments
+MAX_PROFILE = 4_000_000  # bytes of a colour profile; those of printers take up to 3 MB
 MAX_TAGS, MAX_NUMBERS = 65_535, 500_000  # entries of a TIFF directory, and values in all directories
 CHILD_MEMORY, CHILD_SECONDS = 2**30, 60  # limits of the process that decodes AVIF and HEIF
 
@@ -97,8 +99,9 @@ def why_unread(name: str) -> str | None:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Convert to RGB, with EXIF rotation applied and transparency on white; of an animation, the first frame.
+    """Convert to sRGB, with EXIF rotation applied and transparency on white; of an animation, the first frame.
 
+    Colours are converted from an embedded profile, e.g. Display P3 of phones; one that cannot be read is ignored.
     16-bit grey is scaled to 8 bits. The range of floats and 32-bit integers is unknown, so it is inferred from their
     values: floats of 0…1 or 0…255, integers of 0…255 or 0…65535.
 
@@ -129,7 +132,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert strip by strip, so that intermediate modes need no copies of the whole image."""
-    if image.mode == "RGB" and "transparency" not in image.info:
+    profile = _profile(image)
+    if image.mode == "RGB" and "transparency" not in image.info and profile is None:
         return image
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
@@ -148,8 +152,37 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if strip.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in strip.info:
             strip = strip.convert("RGBA")
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        if profile is not None:
+            strip = ImageCms.applyTransform(strip.convert(profile.mode), profile.to_srgb)
         rgb.paste(strip.convert("RGB"), (0, top))
     return rgb
+
+
+class _Profile(NamedTuple):
+    """The colours of an image: the mode that they are of, and how they become sRGB."""
+
+    mode: str
+    to_srgb: ImageCms.ImageCmsTransform
+
+
+def _profile(image: Image.Image) -> _Profile | None:
+    """Return the embedded colour profile of an image; None if it is missing, sRGB's, damaged or of another mode."""
+    data = image.info.get("icc_profile")
+    if not isinstance(data, bytes) or not 0 < len(data) <= MAX_PROFILE:
+        return None
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(profile.profile.xcolor_space.strip())
+        of_image = "L" if image.mode[0] in "1LIF" else "CMYK" if image.mode == "CMYK" else "RGB"
+        if mode != of_image or image.mode == "LAB":
+            return None
+        to_srgb = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+        probe = Image.frombytes("RGB", (6, 36), bytes(51 * v for triple in product(range(6), repeat=3) for v in triple))
+        probe = probe.convert(mode)
+        change = ImageChops.difference(ImageCms.applyTransform(probe, to_srgb), probe.convert("RGB"))
+        return _Profile(mode, to_srgb) if max(most for _, most in change.getextrema()) > 2 else None
+    except (ImageCms.PyCMSError, OSError, ValueError):  # damaged, or a device that Little CMS does not know
+        return None
 
 
 def _scale(image: Image.Image) -> float | None:
@@ -234,7 +267,7 @@ def _bytes_needed(image: Image.Image, size: int) -> int:
     tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
     if tiles and tiles[0][0] == "libtiff":  # a compressed TIFF is read whole
         decoder += size + _largest_part(image)
-    rgb = 0 if image.mode == "RGB" else pixels * 4
+    rgb = 0 if image.mode == "RGB" and "icc_profile" not in image.info else pixels * 4
     return pixels * _STORED.get(image.mode, 4) + max(decoder, rgb)
 
 

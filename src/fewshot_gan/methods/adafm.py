@@ -28,6 +28,7 @@ from ..hub import portable_name
 from ..models import GPGANDiscriminator, GPGANGenerator, TailoredGenerator
 from ..models.layers import adaptable_layers
 from ..utils.hashing import fingerprint
+from ..utils.random import initialised
 from ..utils.ranges import NOT_NEGATIVE
 from .losses import r1_penalty
 from .method import Method, Run
@@ -138,8 +139,7 @@ def tailored_networks(
     Raises:
         ValueError: the generator has fewer groups.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with initialised(seed):
         new = TailoredGenerator.from_source(generator, kept, **options)
         config = {**discriminator.config, "num_classes": 1}
         new_discriminator = cast(GPGANDiscriminator, type(discriminator).from_config(config))  # diffusers: maybe a pair

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
+from ..utils.random import initialised
 from .network import Network, network_output
 from .pickling import Picklable
 
@@ -63,8 +64,7 @@ class ProjectedDiscriminator(Network):
         super().__init__()
         channels, num_convs = ({int(k): v for k, v in x.items()} for x in (channels, num_convs))  # JSON has str keys
         self.levels = sorted(channels)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with initialised(seed):
             self.heads = nn.ModuleDict({str(k): LevelHead(channels[k], num_convs[k]) for k in self.levels})
 
     @classmethod

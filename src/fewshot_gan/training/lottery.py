@@ -23,7 +23,7 @@ from ..models import (
 from ..models.biggan import biggan_config
 from ..models.plain import PlainDiscriminator, PlainGenerator
 from ..pipeline import FewShotGAN
-from ..utils.random import check_seed
+from ..utils.random import check_seed, initialised
 from .checkpoints import ANEW, latest_checkpoint, remove_leftovers
 from .command_line import make_parser, optional
 from .config import TrackingOptions, given_options, take
@@ -238,8 +238,7 @@ def networks(search: LotteryRun, classes: int | None) -> tuple[Any, Any]:
             fitting = "give --backbone stylegan2" if styles else "leave --backbone stylegan2 out"
             raise ValueError(f"{search.options.base} is a {type(g).__name__}; {fitting}")
         return g, d
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(search.training.seed if search.options.init_seed is None else search.options.init_seed)
+    with initialised(search.training.seed if search.options.init_seed is None else search.options.init_seed):
         if search.options.backbone == "sngan":
             g = SNGANGenerator(search.options.channels or 256, resolution=search.options.resolution)
             return g, SNGANDiscriminator(search.options.d_channels or 128, search.options.resolution)

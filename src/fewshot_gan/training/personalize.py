@@ -5,7 +5,6 @@ network is trained by pivotal tuning (`methods.pivotal`, arXiv 2106.05744), thro
 """
 
 import tempfile
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -24,13 +23,16 @@ from ..data.images import listed, to_bytes, to_floats
 from ..faces import read_faces
 from ..features import load_features
 from ..hub.cards import write_adapter_card
+from ..inversion import VERSION
 from ..methods.pivotal import PivotalConfig, PivotalObjective
 from ..models.latents import check_latents
 from ..pipeline_inputs import as_floats
 from ..utils.files import replace_file, user_path
 from ..utils.hashing import hash_tensor
+from ..utils.random import initialised
 from ..utils.ranges import COUNT, check_number
 from ..utils.safetensors_files import read_header, read_tensors
+from .checkpoints import ANEW, checkpoints
 from .engine import Trainer, TrainingConfig
 from .launch import holding
 
@@ -48,7 +50,6 @@ SETTINGS: dict[str, Any] = {  # of `TrainingConfig`, in place of its defaults
     "checkpoints_total_limit": 1,
 }
 LEARNING_RATES = {"left": 1e-2, "full": 3e-4}  # of the kinds of adapters whose files hold latents
-_seeding = threading.Lock()  # new factors draw from torch's one generator
 
 
 @torch.inference_mode(False)
@@ -129,6 +130,7 @@ def _pivots(pipe, pictures: torch.Tensor, latents, file: Path, search: dict[str,
     mark = {
         "photos": hash_tensor(pictures),
         "base": pipe.bank.fingerprint(),
+        "inversion": str(VERSION),
         **{name: str(search[name]) for name in ("steps", "seed")},
     }
     if latents is not None:
@@ -137,13 +139,25 @@ def _pivots(pipe, pictures: torch.Tensor, latents, file: Path, search: dict[str,
                 f"latents of shape {list(latents.shape)} are not {list(wanted)} with equal rows; give those of "
                 'pipe.invert(photos, space="w"), or leave them out'
             )
-    elif file.is_file() and read_header(file).metadata == mark:
+    elif (kept := _kept_mark(file)) == mark:
         latents = read_tensors(file)["latents"]
+    elif kept and checkpoints(file.parent):  # before a search: the trainer would refuse it
+        changed = "; ".join(
+            f"{name} was {kept.get(name)}, now {mark[name]}" for name in mark if kept.get(name) != mark[name]
+        )
+        raise ValueError(f"{file.parent} holds a run with other settings ({changed}); use them again to resume, {ANEW}")
     else:
         latents = pipe.invert(pictures, **search).latents
         replace_file(file, lambda path: save_file({"latents": latents[:, 0].contiguous()}, path, metadata=mark))
     w = latents[:, 0] if latents.ndim == 3 else latents
     return w.float().half().float()
+
+
+def _kept_mark(file: Path) -> dict[str, str]:
+    """Return what an earlier call kept latents of; empty if there are none."""
+    if not file.is_file():
+        return {}
+    return {"inversion": "3"} | read_header(file).metadata  # files that do not say it are of this version
 
 
 def _train(pipe, pictures, pivots, kind, config, training, accelerator, progress, on_step) -> Adapter:
@@ -153,8 +167,7 @@ def _train(pipe, pictures, pivots, kind, config, training, accelerator, progress
     record = asdict(training) | asdict(config) | {"num_images": len(pictures)}
     record.pop("output_dir")
     cls: Any = ADAPTERS.load(kind)
-    with _seeding, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(training.seed)  # initial values of the factors
+    with initialised(training.seed):
         fresh = cls.for_model(
             generator,
             roles=[role for role in cls.roles if role != "mapping"],  # the pivots are w, which no mapping draws

@@ -11,3 +11,7 @@ class ConversionError(ValueError):
     def __init__(self, message: str):
         message = plain(message)
         super().__init__(message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]} …")
+
+
+class CodeRefused(ConversionError):
+    """Raised for a file of `torch.save` that holds code besides tensors, such as the settings of a training."""

@@ -13,8 +13,8 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from .conversion import ConversionError
-from .reading import Refused, child, sources
+from .conversion import CodeRefused, ConversionError
+from .reading import HoldsCode, Refused, child, sources
 from .regular_files import regular_file_size
 from .safetensors_files import read_into
 from .stored_networks import Opaque, PersistentObject
@@ -96,7 +96,8 @@ def _read(path: Path, with_data: bool) -> Contents:
             blocks = (_PiecesReader(child.chunks(block)) for block in table.blocks)
             return _contents(table.kind, table.nodes, table.root, table.sizes, blocks)
     except Refused as error:
-        raise ConversionError(f"{path.name} was refused: {error}") from error
+        kind = CodeRefused if isinstance(error, HoldsCode) else ConversionError
+        raise kind(f"{path.name} was refused: {error}") from error
     except ValueError as error:
         raise ConversionError(str(error)) from error
 
@@ -135,7 +136,7 @@ def _read_from_process(process: subprocess.Popen, size: int, with_data: bool) ->
             raise Refused(_why_it_ended(process, too_late))
         head = json.loads(head)
         if "refused" in head:
-            raise Refused(head["refused"])
+            raise (HoldsCode if head.get("code") else Refused)(head["refused"])
         if not with_data:
             return Contents(head["kind"], None)
         blocks = (output for _ in head["sizes"])

@@ -41,7 +41,7 @@ def invert(
 ):
     """Find latents of your own photos, for generate --latents."""
     start = time.perf_counter()
-    if out.is_dir() or out.suffix not in LATENT_FILES:
+    if out.is_dir() or out.suffix.lower() not in LATENT_FILES:
         raise ValueError(f"--out {out} cannot be a file of latents; give a name ending in {', '.join(LATENT_FILES)}")
     sheet, originals = out.with_name(f"{out.stem}-sheet.png"), {photo.resolve() for photo in photos}
     for path, what, option in (
@@ -55,7 +55,7 @@ def invert(
 
     if all_faces and face is not None:
         raise ValueError(f"--face {face} chooses one face, and --all-faces takes each; give one of them")
-    every = max(1, steps // FRAMES)
+    every = -(-steps // FRAMES)
     if video is not None:
         check_video(video, steps // every, FPS, "--video")
 

@@ -46,7 +46,7 @@ def restyle(
     grids.check_grid(out, 1, 1, 1)
     if likeness is not None and not names:
         raise ValueError(f"--likeness {likeness:g} is the weight beside a look; give --adapter, or leave it out")
-    if keep is not None and not (keep / "losses.jsonl").is_file():  # an interrupted call goes on there
+    if keep is not None and not _interrupted(keep):
         refuse_existing(keep)
 
     import torch
@@ -92,3 +92,11 @@ def restyle(
     replace_file(out, grids.make_grid(rows, 1 + len(columns)).save)
     kept = f", adapter in {keep}" if keep is not None else ""
     print(f"{out}  (photo, {', '.join(columns)}{kept}; {time.perf_counter() - start:.0f} s)")
+
+
+def _interrupted(folder: Path) -> bool:
+    """Return whether `personalize` goes on in a folder: its training was stopped there, or its search."""
+    if not folder.is_dir():
+        return False
+    searched = all(path.name.startswith(".") or path.name == "latents.safetensors" for path in folder.iterdir())
+    return searched or (folder / "losses.jsonl").is_file()

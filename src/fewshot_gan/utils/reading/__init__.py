@@ -9,3 +9,7 @@ flattens the result for JSON.
 
 class Refused(ValueError):
     """Raised when a file is refused; the message is the part of a sentence after "the file was refused:"."""
+
+
+class HoldsCode(Refused):
+    """Raised for a pickle of torch.save that names classes or functions, as the settings of a training do."""

@@ -1,13 +1,14 @@
 """The child process: reads a checkpoint from standard input, writes a table and tensor data to standard output.
 
-Output: 8 bytes n, n bytes of JSON (a `Table` without its blocks, or {"refused": reason}), then the bytes of each block.
+Output: 8 bytes n, n bytes of JSON (a `Table` without its blocks, or {"refused": reason, "code": whether it is for code
+that the file holds}), then the bytes of each block.
 """
 
 import json
 import os
 import sys
 
-from . import Refused
+from . import HoldsCode, Refused
 from .sources import Block, read
 from .table import Table, flatten
 
@@ -50,7 +51,7 @@ def main(with_data: bool = True) -> None:
         table = read_table(file)
         head = json.dumps({"kind": table.kind, "nodes": table.nodes, "root": table.root, "sizes": table.sizes})
     except (Refused, OSError) as error:
-        table, head = None, json.dumps({"refused": str(error)})
+        table, head = None, json.dumps({"refused": str(error), "code": isinstance(error, HoldsCode)})
     except MemoryError:
         table, head = None, json.dumps({"refused": "to read it takes more memory than a file of its size may take"})
     out.write(len(head).to_bytes(8, "little"))

@@ -10,7 +10,7 @@ import pickle
 import struct
 from contextvars import ContextVar
 
-from . import Refused
+from . import HoldsCode, Refused
 
 MAX_COPIES = 4_000_000  # values that unpickling a file may copy between containers
 copies: ContextVar[list[int]] = ContextVar("copies")  # [number so far] for the current file
@@ -320,7 +320,7 @@ class Unpickler(pickle.Unpickler):
             raise Refused(f"it names {full}, which no StyleGAN2 network needs; nothing was executed")
         if full.startswith(("torch._utils._rebuild_", "torch.Q")):
             raise Refused(f"it names {full}: a tensor that is sparse, quantised or nested; weights are plain numbers")
-        raise Refused(
+        raise HoldsCode(
             f"it names {full}, so it holds code, such as a whole pickled network, besides tensors; nothing was "
             "executed. Only a file of the networks' state_dict() can be converted"
         )
