@@ -65,7 +65,7 @@ class AdapterMixin(Pipeline):
             adapter, name = source, adapter_name or "default"
         else:
             adapter = load_adapter(self._embedded_folder(source) or source, **options)
-            name = adapter_name or name_of(source, options.get("subfolder")) or f"default_{len(self.bank.adapters)}"
+            name = adapter_name or name_of(source, options.get("subfolder")) or self._free_name()
         if hotswap and name not in self.bank.adapters:
             raise ValueError(f"hotswap replaces a loaded adapter, but there is no {name!r}; load it without hotswap")
         self.bank.add(name, adapter, replace=hotswap)
@@ -73,6 +73,10 @@ class AdapterMixin(Pipeline):
         if not hotswap:
             self.bank.activate({name: 1.0})
         return self
+
+    def _free_name(self) -> str:
+        names = (f"default_{i}" for i in range(len(self.bank.adapters) + 1))
+        return next(name for name in names if name not in self.bank.adapters)
 
     def _embedded_folder(self, source) -> Path | None:
         """Return the folder of the embedded adapter `source` of this pipeline's base; None for any other source.

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from .models.layers import adaptable_layers
 from .utils.files import replace_file, user_path
 from .utils.json_files import parse_json
-from .utils.offloading import execution_device
+from .utils.offloading import execution_device, fetch_tensor
 from .utils.random import seeded
 from .utils.ranges import COUNT, Range, check_number
 from .utils.safetensors_files import read_header, read_tensors
@@ -118,9 +118,20 @@ class Directions(Mapping[str, Direction]):
         return total
 
     def save(self, path) -> None:
-        """Write a safetensors file; `Directions.load` reads it."""
+        """Write a safetensors file in fp16; `Directions.load` reads it.
+
+        Raises:
+            ValueError: a number is too large for fp16.
+        """
         tensors = {name: each.vector.half().contiguous() for name, each in self.items()}
-        layers = json.dumps({name: [each.start, each.stop] for name, each in self.items()})
+        if large := [name for name, vector in tensors.items() if not torch.isfinite(vector).all()]:
+            raise ValueError(
+                f"direction {large[0]!r} has numbers beyond 65,504, which the file cannot hold; scale it down"
+            )
+        ranges = {name: (each.start, each.stop) for name, each in self.items()}
+        layers = json.dumps(
+            {name: [int(start), None if stop is None else int(stop)] for name, (start, stop) in ranges.items()}
+        )
         content = save(tensors, {KEY: layers})  # `save_file` makes files that only the owner can read
         replace_file(user_path(path), lambda temp: Path(temp).write_bytes(content))
 
@@ -180,18 +191,19 @@ def sefa(generator, num: int = 20, layers: tuple[int, int | None] = (0, None), s
     Args:
         generator: style-based generator without classes.
         num: number of directions.
-        layers: range of the style layers, counted from the lowest resolution; the directions change these of w+.
+        layers: range of the layers of w+, from the lowest resolution on, that the directions change; the style layers
+            that read these are analysed.
         samples: number of random z, whose spread along a direction is one unit.
 
     Raises:
-        ValueError: a number is out of range, or no style layer is in the range.
+        ValueError: a number is out of range, or no layer of w+ is in the range.
     """
     check_number("num", num, Range(1, generator.w_dim), whole=True)
     check_number("samples", samples, COUNT, whole=True)
-    found = [layer.stored()[0] for path, layer in adaptable_layers(generator.synthesis) if layer.role == "affine"]
-    weights = [weight.detach().float().cpu() for weight in found if weight is not None][layers[0] : layers[1]]
-    if not weights:
-        raise ValueError(f"layers={layers}: this generator has {len(found)} style layers; give a range inside")
+    rows = range(generator.num_ws)[slice(*layers)]
+    if not rows or layers[0] < 0 or (layers[1] or 1) not in range(1, generator.num_ws + 1):
+        raise ValueError(f"layers={layers}: w+ of this generator has {generator.num_ws} layers; give a range inside")
+    weights = [fetch_tensor(layer, "weight").float().cpu() for layer, row in _readers(generator) if row in rows]
     scaled = torch.cat([weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-8) for weight in weights])
     values, vectors = torch.linalg.eigh(scaled.t() @ scaled)
     order = values.argsort(descending=True)[:num]
@@ -199,6 +211,26 @@ def sefa(generator, num: int = 20, layers: tuple[int, int | None] = (0, None), s
     return Directions(
         {str(i): Direction(vectors[:, column] * spread[i], *layers) for i, column in enumerate(order.tolist())}
     )
+
+
+def _readers(generator) -> list[tuple[torch.nn.Module, int]]:
+    """Return each style layer with the number of the layer of w+ that it reads: it sees w+ whose row i is full of i."""
+    found = []
+
+    def note(layer, arguments):
+        found.append((layer, int(arguments[0].flatten()[0])))
+
+    affines = [layer for _, layer in adaptable_layers(generator.synthesis) if layer.role == "affine"]
+    hooks = [layer.register_forward_pre_hook(note) for layer in affines]
+    try:
+        ws = torch.arange(generator.num_ws, dtype=torch.float32, device="cpu")[None, :, None].repeat(
+            1, 1, generator.w_dim
+        )
+        generator(ws.to(execution_device(generator), generator.dtype), latent_space="w+")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 METHODS = {"ganspace": ganspace, "sefa": sefa}

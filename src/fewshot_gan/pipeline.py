@@ -223,6 +223,8 @@ class FewShotGAN(AdapterMixin, PersonMixin, LatentMixin, NetworkPipeline):
             if useless := [name for name, is_given in needs_styles.items() if is_given]:
                 kind = type(self.generator).__name__
                 raise ValueError(f"{', '.join(useless)}: a {kind} starts from z alone, without w and noise; leave out")
+        elif truncation_cutoff is not None and truncation_psi is None and psi == 1:
+            raise ValueError(f"truncation_cutoff={truncation_cutoff}: nothing is truncated; give truncation_psi, too")
         elif truncation_cutoff is not None:
             check_number("truncation_cutoff", truncation_cutoff, Range(0, self.generator.num_ws), whole=True)
         if self.bank.model is not self.generator:
@@ -438,10 +440,14 @@ class FewShotGAN(AdapterMixin, PersonMixin, LatentMixin, NetworkPipeline):
             space = options.pop("latent_space", None)
             latents, options["latent_space"], _ = self.prepare_person(person, num_images, None, latents, space)
         generator = choose_generator(seed, generator)
+        if isinstance(generator, list) and len(generator) != (num_images if latents is None else len(latents)):
+            raise ValueError(f"{len(generator)} generators: give one, or one per strip")
         if latents is not None:
             check_latents(latents, self.generator.dtype)
-        space = options.get("latent_space")
-        latents, generators = self.prepare_latents(num_images, generator, latents, space, options.get("truncation_psi"))
+        given, space, psi = latents is not None, options.get("latent_space"), options.get("truncation_psi")
+        latents, generators = self.prepare_latents(num_images, generator, latents, space, psi)
+        if not given and not self.generator.has_styles:
+            options.pop("truncation_psi", None)  # it is in the z
         ts = [step / (steps - 1) for step in range(steps)]
         looks = [{adapter_a: 1 - t, adapter_b: t} if adapter_a != adapter_b else {adapter_a: 1.0} for t in ts]
         looks = [without_zeros(look) for look in looks]

@@ -38,48 +38,74 @@ class LatentMixin(Pipeline):
         def __call__(self, *args, **options) -> Any: ...
         def stream(self, *args, **options) -> Any: ...
         def prepare_latents(self, *args, **options) -> Any: ...
+        def prepare_looks(self, *args, **options) -> Any: ...
+        def check_inputs(self, *args, **options) -> None: ...
 
-    def latents(self, num_images: int | None = None, *, seed: int = 0, seeds: Sequence[int] | None = None):
+    def latents(
+        self,
+        num_images: int | None = None,
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        truncation_psi: float | None = None,
+    ) -> torch.Tensor:
         """Return the z `[N, z_dim]` of pictures: those of `pipe(num_images, seed=seed)`, or the first of each seed.
 
         Args:
             num_images: N; None: 1, or the number of `seeds`.
             seed: of all of them.
             seeds: one for each picture, instead of `seed`.
+            truncation_psi: ψ of z for a generator without w, see `__call__`; others truncate w when they draw.
 
         Raises:
             ValueError: a number is out of range, or `num_images` is given beside `seeds`.
         """
+        self.check_inputs(1 if num_images is None else num_images, truncation_psi=truncation_psi)
+        psi = {"truncation_psi": truncation_psi}
         if seeds is None:
-            check_whole_number("num_images", 1 if num_images is None else num_images)
-            return self.prepare_latents(num_images or 1, seeded(seed))[0]
+            return self.prepare_latents(num_images or 1, seeded(seed), **psi)[0]
         if num_images is not None:
             raise ValueError(f"num_images={num_images}: seeds give one picture each; leave it out")
         if not len(seeds):
             raise ValueError("seeds is empty; give one or more")
-        return torch.cat([self.prepare_latents(1, seeded(one))[0] for one in seeds])
+        return torch.cat([self.prepare_latents(1, seeded(one), **psi)[0] for one in seeds])
 
+    @torch.no_grad()
     @drawing
     def map_latents(
-        self, latents: torch.Tensor, *, latent_space: str | None = None, truncation_psi: float | None = None
+        self,
+        latents: torch.Tensor,
+        *,
+        latent_space: str | None = None,
+        truncation_psi: float | None = None,
+        truncation_cutoff: int | None = None,
+        adapter_names: Any = None,
     ) -> torch.Tensor:
-        """Return w+ `[N, L, D]` on the CPU, of z, w or w+, as the active adapters map it.
+        """Return w+ `[N, L, D]` on the CPU, of z, w or w+, as a look maps it: looks with layers in the mapping differ.
 
         Args:
             latents: z `[N, z_dim]`, w `[N, w_dim]` or w+ `[N, L, D]`.
             latent_space: of `latents`; None takes two dimensions for z and three for w+.
             truncation_psi: ψ; None: 1 for given w and w+, else the pipeline's.
+            truncation_cutoff: number of leading layers that are truncated; None: all.
+            adapter_names: the look, or one per row, see `__call__`; None: the active adapters.
 
         Raises:
-            ValueError: latents of another shape, or a generator without styles or with classes.
+            ValueError: latents of another shape, a number out of range, an adapter that is not loaded or is fused, or a
+                generator without styles or with classes.
         """
         self._require_styles("latents of this kind")
         check_latents(latents, self.generator.dtype)
+        given = {"latents": latents, "latent_space": latent_space}
+        truncation = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
+        self.check_inputs(len(latents), **given, **truncation)
+        self.prepare_latents(len(latents), **given)  # checks the size of z
         space = latent_space or ("z" if latents.ndim == 2 else "w+")
         psi = self.config.truncation_psi if truncation_psi is None and space == "z" else truncation_psi
         moved = latents.to(self._execution_device, self.generator.dtype)
-        with torch.no_grad():
-            ws = self.generator.map_latents(moved, space, 1.0 if psi is None else psi)
+        with self.bank.drawing(self.prepare_looks(adapter_names, len(latents))) as looks_of_rows:
+            with looks_of_rows(range(len(latents))):
+                ws = self.generator.map_latents(moved, space, 1.0 if psi is None else psi, truncation_cutoff)
         return ws.float().cpu().clone()
 
     def _require_styles(self, what: str) -> None:
@@ -111,9 +137,14 @@ class LatentMixin(Pipeline):
             found = Directions.load(path)
         else:
             raise ValueError("no directions ship with this base; find some with method='ganspace' or 'sefa'")
-        size = next(iter(found.values())).vector.shape[0]
-        if size != self.generator.w_dim:
-            raise ValueError(f"these directions are of {size} numbers, and w of this base has {self.generator.w_dim}")
+        return self._check_directions(found)
+
+    def _check_directions(self, found: Directions) -> Directions:
+        for direction in found.values():
+            if (size := direction.vector.shape[0]) != self.generator.w_dim:
+                raise ValueError(
+                    f"these directions are of {size} numbers, and w of this base has {self.generator.w_dim}"
+                )
         return found
 
     def edit(
@@ -124,6 +155,7 @@ class LatentMixin(Pipeline):
         *,
         latent_space: str | None = None,
         truncation_psi: float | None = None,
+        adapter_names: Any = None,
     ) -> torch.Tensor:
         """Return edited latents w+ `[N, L, D]`, for `pipe(latents=…)`; with adapters and persons as any others.
 
@@ -131,13 +163,15 @@ class LatentMixin(Pipeline):
             latents: z, w or w+ of the pictures, e.g. of `latents` or of `invert`.
             strengths: name of a direction → strength, e.g. `{"smile": 2, "age": -1}`; ±1 to ±3 are usual.
             directions: None: those of `directions()`.
-            latent_space, truncation_psi: of `latents`, see `map_latents`.
+            latent_space, truncation_psi, adapter_names: of `latents`, see `map_latents`.
 
         Raises:
-            ValueError: an unknown direction, or latents that do not fit.
+            ValueError: an unknown direction, directions of another base, or latents that do not fit.
         """
-        directions = self.directions() if directions is None else directions
-        ws = self.map_latents(latents, latent_space=latent_space, truncation_psi=truncation_psi)
+        directions = self.directions() if directions is None else self._check_directions(directions)
+        ws = self.map_latents(
+            latents, latent_space=latent_space, truncation_psi=truncation_psi, adapter_names=adapter_names
+        )
         return ws + directions.shift(strengths, self.generator.num_ws)
 
     def variations(
@@ -149,6 +183,7 @@ class LatentMixin(Pipeline):
         seed: int = 0,
         latent_space: str | None = None,
         truncation_psi: float | None = None,
+        adapter_names: Any = None,
     ) -> torch.Tensor:
         """Return latents w+ `[N, L, D]` of faces like one face, for `pipe(latents=…)`; the first is the face itself.
 
@@ -159,7 +194,7 @@ class LatentMixin(Pipeline):
             num_images: N.
             strength: the share; 0.2 keeps the person, 0.6 gives relatives.
             seed: of the random faces.
-            latent_space, truncation_psi: of `latents`, see `map_latents`.
+            latent_space, truncation_psi, adapter_names: of `latents`, see `map_latents`; one look for all.
 
         Raises:
             ValueError: latents of more than one face, or a number out of range.
@@ -169,11 +204,12 @@ class LatentMixin(Pipeline):
         check_whole_number("num_images", num_images)
         if isinstance(strength, bool) or not 0 <= strength <= 2:
             raise ValueError(f"strength={strength}: give 0 to 2, usual are 0.2 to 0.6")
-        face = self.map_latents(latents, latent_space=latent_space, truncation_psi=truncation_psi)
+        look = {"adapter_names": adapter_names}
+        face = self.map_latents(latents, latent_space=latent_space, truncation_psi=truncation_psi, **look)
         if num_images == 1:
             return face
         z = self.latents(num_images - 1, seed=seed)
-        others, average = (self.map_latents(z, truncation_psi=psi) for psi in (1.0, 0.0))
+        others, average = (self.map_latents(z, truncation_psi=psi, **look) for psi in (1.0, 0.0))
         return torch.cat([face, face + strength * (others - average)])
 
     def mix_styles(
@@ -183,6 +219,8 @@ class LatentMixin(Pipeline):
         *,
         crossover: int = FEATURED,
         truncation_psi: float | None = None,
+        truncation_cutoff: int | None = None,
+        adapter_names: Any = None,
         **options,
     ):
         """Draw the grid of StyleGAN (arXiv 1812.04948 §3.1): rows give the coarse styles, columns the fine ones.
@@ -191,7 +229,8 @@ class LatentMixin(Pipeline):
             coarse: latents of R rows, z or w+: pose and shape.
             fine: latents of C columns: the rest.
             crossover: number of layers, from the lowest resolution on, that come from the rows.
-            truncation_psi: see `map_latents`.
+            truncation_psi, truncation_cutoff: see `map_latents`.
+            adapter_names: of all pictures, or a look for each of the R · C.
             options: of `__call__`, except `latents`, `latent_space` and `num_images`.
 
         Returns:
@@ -203,10 +242,13 @@ class LatentMixin(Pipeline):
         self._require_styles("mixes")
         if isinstance(crossover, bool) or not 0 <= crossover <= self.generator.num_ws:
             raise ValueError(f"crossover={crossover}: give 0 to {self.generator.num_ws}, the number of layers")
-        rows, columns = (self.map_latents(x, truncation_psi=truncation_psi) for x in (coarse, fine))
-        of_rows = rows.repeat_interleave(len(columns), 0)
-        of_columns = columns.repeat(len(rows), 1, 1)
-        return self(latents=mix_styles(of_rows, of_columns, crossover), latent_space="w+", **options)
+        for latents in (coarse, fine):
+            check_latents(latents, self.generator.dtype)
+        of_rows = coarse.repeat_interleave(len(fine), 0)
+        of_columns = fine.repeat(len(coarse), *[1] * (fine.ndim - 1))
+        how = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff, "adapter_names": adapter_names}
+        mixed = mix_styles(*(self.map_latents(x, **how) for x in (of_rows, of_columns)), crossover)
+        return self(latents=mixed, latent_space="w+", adapter_names=adapter_names, **options)
 
     def walk(
         self,
@@ -218,12 +260,14 @@ class LatentMixin(Pipeline):
         loop: bool = True,
         latent_space: str | None = None,
         truncation_psi: float | None = None,
+        truncation_cutoff: int | None = None,
         batch_size: int = 4,
         **options,
     ) -> Iterator[Any]:
         """Yield the frames of a walk through latents and looks, one picture at a time.
 
-        The way between latents is a smooth curve in w+ (Catmull-Rom), and that between looks is straight.
+        The way between latents is a smooth curve in w+ (Catmull-Rom), and that between looks is straight. Each key
+        frame is mapped as its look does.
 
         Args:
             latents: z, w or w+ of K key frames.
@@ -232,7 +276,7 @@ class LatentMixin(Pipeline):
                 active adapters.
             frames: number F of frames in all.
             loop: go back to the first key frame, so that the last frame comes just before the first one.
-            latent_space, truncation_psi: of `latents`, see `map_latents`.
+            latent_space, truncation_psi, truncation_cutoff: of `latents`, see `map_latents`.
             batch_size: frames drawn at once.
             options: of `__call__`, e.g. `output_type`.
 
@@ -243,37 +287,50 @@ class LatentMixin(Pipeline):
         """
         if random := [name for name in ("seed", "generator", "num_images", "skip") if name in options]:
             raise ValueError(f"{random[0]}={options[random[0]]!r}: a walk draws its key frames; give seeds or latents")
+        if "return_dict" in options:
+            raise ValueError(f"return_dict={options['return_dict']!r}: a walk yields pictures; leave it out")
+        if looks is not None and (isinstance(looks, str | Mapping) or not isinstance(looks, Sequence)):
+            raise ValueError(f"looks={looks!r}: give a list with the look of each key frame")
         if looks is not None and options.get("adapter_names") is not None:
             raise ValueError("looks and adapter_names both say which adapters act; give one of them")
         if (latents is None) == (seeds is None):
             raise ValueError("give latents or seeds of the key frames, one of both")
-        ws = self.map_latents(
-            self.latents(seeds=seeds) if latents is None else latents,
-            latent_space=latent_space,
-            truncation_psi=truncation_psi,
-        )
-        keys = None
+        keys, points = None, self.latents(seeds=seeds) if latents is None else latents
+        check_latents(points, self.generator.dtype)
         if looks is not None:
             keys = [without_zeros(look) for look in look_per_image(list(looks), len(looks), self.bank.current())]
             for look in keys:
                 self.bank.check(look)
             if any(not isinstance(weight, Real) for look in keys for weight in look.values()):
                 raise ValueError("a walk goes between looks with plain weights, not with schedules over depth")
-            if len(ws) == 1:
-                ws = ws.expand(len(keys), -1, -1)
-            if len(ws) != len(keys):
-                raise ValueError(f"{len(keys)} looks for {len(ws)} latents: give one look per latent, or one latent")
-        if len(ws) < 2:
+            if len(points) == 1:
+                points = points.expand(len(keys), *points.shape[1:])
+            if len(points) != len(keys):
+                raise ValueError(
+                    f"{len(keys)} looks for {len(points)} latents: give one look per latent, or one latent"
+                )
+        if (count := len(points)) < 2:
             raise ValueError("a walk needs two key frames or more: give more seeds, latents or looks")
         check_whole_number("frames", frames)
-        if frames < len(ws):
-            raise ValueError(f"frames={frames} for {len(ws)} key frames: give {len(ws)} or more")
-        places = key_places(len(ws), frames, loop)
+        if frames < count:
+            raise ValueError(f"frames={frames} for {count} key frames: give {count} or more")
+        places = key_places(count, frames, loop)
         options = {**options, "latent_space": "w+"}
+        of_keys: Any = keys or options.get("adapter_names")
         if keys is not None:
             options["adapter_names"] = [between(keys, place, loop) for place in places]
-        points = torch.stack([curve(ws, place, loop) for place in places])
-        for part in self.stream(frames, seed=0, latents=points, batch_size=batch_size, **options):
+        elif isinstance(of_keys, Sequence) and not isinstance(of_keys, str):  # a look for each frame
+            nearest = [min(range(frames), key=lambda frame: abs(places[frame] - key)) for key in range(count)]
+            of_keys = [look_per_image(of_keys, frames, self.bank.current())[frame] for frame in nearest]
+        ws = self.map_latents(
+            points,
+            latent_space=latent_space,
+            truncation_psi=truncation_psi,
+            truncation_cutoff=truncation_cutoff,
+            adapter_names=of_keys,
+        )
+        ways = torch.stack([curve(ws, place, loop) for place in places])
+        for part in self.stream(frames, seed=0, latents=ways, batch_size=batch_size, **options):
             yield from part.images
 
 

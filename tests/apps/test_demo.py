@@ -625,7 +625,7 @@ def pixels(page, source):
 
 FOCUSED = """() => {
   const focused = document.activeElement, label = focused.closest("label") ?? focused.labels?.[0];
-  return focused.ariaLabel || focused.innerText || label?.innerText || focused.tagName;
+  return focused.ariaLabel || focused.download || focused.innerText || label?.innerText || focused.tagName;
 }"""
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.networks import tiny_stylegan2
 from safetensors.torch import save_file
 
 from fewshot_gan import FewShotGAN
@@ -126,7 +127,7 @@ def test_a_walk_between_looks(pipe):
     z = pipe.latents(seed=3)
     looks = ["__base__", "one", {"two": 0.5}]
     frames = list(pipe.walk(z, looks=looks, frames=6, output_type="pt"))
-    ws = pipe.map_latents(z)
+    ws = pipe.map_latents(z.expand(3, -1), adapter_names=looks)  # each look has its own mapping
     for frame, look in (
         (0, "__base__"),
         (2, "one"),
@@ -134,7 +135,8 @@ def test_a_walk_between_looks(pipe):
         (3, {"one": 0.5, "two": 0.25}),
         (5, {"two": 0.25}),
     ):
-        torch.testing.assert_close(frames[frame], pictures(pipe, latents=ws, adapter_names=look)[0], rtol=0, atol=1e-5)
+        way = curve(ws, frame / 2, loop=True)[None]
+        torch.testing.assert_close(frames[frame], pictures(pipe, latents=way, adapter_names=look)[0], rtol=0, atol=1e-5)
 
 
 def test_places_and_curves():
@@ -258,3 +260,92 @@ def test_a_pipeline_says_what_it_holds(pipe, base_folder):
     pipe.set_adapters(["one", "two"], [0.5, {"coarse": 1.0}])
     assert "active: one 0.5, two {'coarse': 1.0}" in repr(pipe.bank)
     assert "loaded: none" in repr(FewShotGAN(pipe.generator)) and "made here" in repr(FewShotGAN(pipe.generator))
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_latents_are_mapped_by_the_look_that_is_drawn(pipe):
+    """Not by the look that happens to be active: "one" has layers in the mapping network."""
+    z, looks = pipe.latents(2, seed=3), ["__base__", "one"]
+    want = pictures(pipe, latents=z, adapter_names=looks, truncation_psi=0.7)
+    for active in ([], "one", "two"):
+        pipe.set_adapters(active)
+        ws = pipe.map_latents(z, adapter_names=looks)
+        close(pictures(pipe, latents=ws, adapter_names=looks), want)
+        frames = list(pipe.walk(z, looks=looks, frames=2, output_type="pt"))
+        close(torch.stack(frames), want)
+        named = list(pipe.walk(z, adapter_names=looks, frames=2, output_type="pt"))
+        close(torch.stack(named), want)
+        for look in looks:
+            mixed = pictures_of_mix(pipe, z, look)
+            close(mixed[0], pictures(pipe, latents=z[:1], adapter_names=look, truncation_psi=0.7)[0])
+            assert torch.equal(pipe.edit(z, {"a": 0}, ONE, adapter_names=look), pipe.map_latents(z, adapter_names=look))
+            face = pipe.variations(z[:1], 2, adapter_names=look)[:1]
+            close(face, pipe.map_latents(z[:1], adapter_names=look))
+
+
+ONE = Directions({"a": Direction(torch.ones(16))})
+
+
+def pictures_of_mix(pipe, z, look):
+    return pipe.mix_styles(z, z, adapter_names=look, output_type="pt").images
+
+
+def test_the_pipelines_of_one_generator_map_each_by_its_own_look(pipe):
+    z = pipe.latents(1)
+    base = pipe.map_latents(z)
+    other = FewShotGAN.from_pipe(pipe)
+    pipe.set_adapters("one")
+    assert torch.equal(other.map_latents(z), base) and not torch.allclose(pipe.map_latents(z), base)
+    pipe.fuse_adapters()
+    with pytest.raises(ValueError, match="cannot draw while 'one' is fused"):
+        other.map_latents(z)
+    pipe.unfuse_adapters()
+    assert torch.equal(other.map_latents(z), base)
+
+
+def test_truncation_of_the_leading_layers(pipe):
+    z, some = pipe.latents(2, seed=3), {"truncation_psi": 0.5, "truncation_cutoff": 2}
+    want = pictures(pipe, latents=z, **some)
+    close(torch.stack(list(pipe.walk(z, frames=2, output_type="pt", **some))), want)
+    close(pipe.mix_styles(z[:1], z[:1], output_type="pt", **some).images, want[:1])
+    with pytest.raises(ValueError, match="truncation_cutoff=2: nothing is truncated; give truncation_psi, too"):
+        pipe(latents=pipe.map_latents(z), truncation_cutoff=2)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"latents": torch.zeros(2, 7)}, r"latents of shape \(2, 7\) are not z \[N, 16\]"),
+        ({"latents": torch.zeros(1, 16), "latent_space": "x"}, "unknown latent_space 'x'"),
+        ({"latents": torch.zeros(1, 16), "truncation_psi": float("nan")}, "truncation_psi=nan"),
+        ({"latents": torch.zeros(1, 16), "adapter_names": "three"}, "three"),
+    ],
+)
+def test_latents_that_cannot_be_mapped(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.map_latents(**options)
+    with pytest.raises(ValueError, match=message):
+        pipe.edit(strengths={"a": 1}, directions=ONE, **options)
+
+
+def test_sefa_analyses_the_layers_that_it_changes():
+    """In StyleGAN2 a to_rgb reads the w of the convolution after it, so style layers and w+ are counted differently."""
+    generator = tiny_stylegan2()
+    found = sefa(generator, 3, layers=(6, 8), samples=100)
+    weights = [layer.affine.weight for layer in (generator.synthesis.b32.conv1, generator.synthesis.b32.to_rgb)]
+    scaled = torch.cat([weight / weight.norm(dim=1, keepdim=True) for weight in weights])
+    first = found["0"].vector / found["0"].vector.norm()
+    largest = torch.linalg.eigvalsh(scaled.t() @ scaled)[-1]
+    torch.testing.assert_close((scaled @ first).square().sum(), largest)
+    FewShotGAN(generator).edit(torch.zeros(1, 16), {"0": 1}, found)
+    with pytest.raises(ValueError, match="w\\+ of this generator has 8 layers"):
+        sefa(generator, 3, layers=(8, 9))
+
+
+def test_sefa_of_an_offloaded_generator(pipe):
+    want = pipe.directions("sefa", num=1, samples=20)["0"].vector
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    torch.testing.assert_close(pipe.directions("sefa", num=1, samples=20)["0"].vector, want)

@@ -14,6 +14,7 @@ VIDEOS = (".mp4", ".gif", ".webp")
 MOST_FPS = 120
 QUALITY = "18"  # of x264, from 0 (lossless) to 51
 PALETTE = 255  # colours of a GIF
+MOST_GIF_FPS = 50  # browsers slow faster ones down
 HELD = 600  # frames of a GIF or WebP, which Pillow holds in memory
 
 
@@ -32,6 +33,8 @@ def check_video(file: Path, frames: int, fps: float, option: str = "--out") -> N
         raise ValueError(f"{option} {file} is no video; give a name ending in {', '.join(VIDEOS)}")
     if not 0 < fps <= MOST_FPS:
         raise ValueError(f"--fps {fps:g}: give a number above 0, up to {MOST_FPS}")
+    if file.suffix.lower() == ".gif" and fps > MOST_GIF_FPS:
+        raise ValueError(f"--fps {fps:g}: players show a GIF at up to {MOST_GIF_FPS}; give fewer, or an .mp4 or .webp")
     if file.suffix.lower() == ".mp4":
         if find_spec("av") is None:
             raise ImportError("PyAV writes .mp4 files: pip install 'fewshot_gan[video]', or give a .gif or .webp")
@@ -94,7 +97,7 @@ def _video_frame(av, frame: Image.Image, width: int, height: int):
 def _write_gif(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
     first = _first(frames).quantize(PALETTE, dither=Image.Dither.FLOYDSTEINBERG)
     rest = [frame.quantize(palette=None, colors=PALETTE) for frame in frames]
-    first.save(path, "GIF", save_all=True, append_images=rest, duration=max(20, round(1000 / fps)), loop=0)
+    first.save(path, "GIF", save_all=True, append_images=rest, duration=10 * round(100 / fps), loop=0)
 
 
 def _write_webp(frames: Iterator[Image.Image], path: Path, fps: float) -> None:

@@ -107,7 +107,7 @@ def generate(
     if shard_size is not None and not file_format:
         raise ValueError("--shard-size belongs to --format webdataset and parquet; give one of these, or leave it out")
     strengths = parse_strengths(edit or [])
-    columns_of_psi = parse_numbers(truncations, "--truncations", -1000, 1000) if truncations else []
+    columns_of_psi = parse_numbers(truncations, "--truncations", -1000, 1000) if truncations is not None else []
     if columns_of_psi and (psi is not None or compare or interpolate or separate or file_format or latents or edit):
         raise ValueError("--truncations makes a grid of a look; leave out --psi, --latents, --edit and other layouts")
     if seeds is not None and latents is not None:
@@ -143,7 +143,9 @@ def generate(
         options["latents"] = read_latents(latents, getattr(pipe.generator, "num_ws", None))
         num_images = len(options["latents"])
     if chosen:
-        options["latents"], num_images = pipe.latents(seeds=chosen), len(chosen)
+        options["latents"], num_images = pipe.latents(seeds=chosen, truncation_psi=psi), len(chosen)
+        if not pipe.generator.has_styles:
+            del options["truncation_psi"]  # it is in these latents
     if strengths:
         start_from = options.get("latents")
         start_from = pipe.latents(num_images, seed=seed) if start_from is None else start_from
@@ -162,10 +164,13 @@ def generate(
         print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")
         return
     if columns_of_psi:
-        del options["truncation_psi"]
-        by_psi = [
-            generation.draw_tiles(pipe, num_images, tile, truncation_psi=one, **options) for one in columns_of_psi
-        ]
+        options.pop("truncation_psi", None)
+        by_psi = []
+        for one in columns_of_psi:
+            truncated: dict = {"truncation_psi": one}
+            if chosen and not pipe.generator.has_styles:
+                truncated = {"latents": pipe.latents(seeds=chosen, truncation_psi=one)}
+            by_psi.append(generation.draw_tiles(pipe, num_images, tile, **options | truncated))
         images = [tile_of_psi for row in zip(*by_psi, strict=True) for tile_of_psi in row]
         replace_file(out, grids.make_grid(images, columns, tile).save)
         print(f"{out}  ({len(images)} pictures, {time.perf_counter() - start:.1f} s)")

@@ -30,7 +30,10 @@ def info(
         folders = adapters_in(folder)
         if not folders:
             raise FileNotFoundError(f"{adapter} is no adapter: neither it nor a subfolder has an adapter_config.json")
-        facts = [_facts(path, Path(subfolder or adapter).name if path == folder else path.name) for path in folders]
+        facts = [
+            _facts(path, (Path(subfolder or adapter).name or path.resolve().name) if path == folder else path.name)
+            for path in folders
+        ]
     print(json.dumps(facts, indent=1) if as_json else "\n".join(map(_describe, facts)))
 
 

@@ -70,7 +70,7 @@ def walk(
     if latents is not None:
         keys = read_latents(latents, getattr(pipe.generator, "num_ws", None))
     else:
-        keys = pipe.latents(seeds=parse_seeds(seeds or ("0" if looks else "0-3")))
+        keys = pipe.latents(seeds=parse_seeds(("0" if looks else "0-3") if seeds is None else seeds))
     options = {"truncation_psi": psi, "frames": frames, "loop": loop, "batch_size": batch_size}
     if strengths:
         keys = pipe.edit(keys, strengths, truncation_psi=options.pop("truncation_psi"))
@@ -115,7 +115,8 @@ def mix(
     side = side if size is not None else min(side, grids.SHEET_TILE)
     grids.check_grid(out, (len(coarse) + 1) * (len(fine) + 1), len(fine) + 1, side)
     of_rows, of_columns = pipe.latents(seeds=coarse), pipe.latents(seeds=fine)
-    heads = [grids.shrink(image, side) for image in pipe(latents=of_columns, truncation_psi=psi, batch_size=2).images]
+    drawn = pipe(latents=pipe.map_latents(of_columns, truncation_psi=psi), batch_size=2).images
+    heads = [grids.shrink(image, side) for image in drawn]
     tiles = [Image.new("RGB", (side, side), "white"), *heads]
     for z in of_rows.split(1):  # a row in memory at a time
         row = pipe(latents=z, truncation_psi=psi).images
@@ -148,6 +149,8 @@ def directions(
     names, weights = named_looks(adapter, weight)
     grids.check_grid(out, 1, 1, 1)
     finds = method in ("sefa", "ganspace")
+    if save is not None and save.is_dir():
+        raise ValueError(f"--save {save} is a folder; give a file name like directions.safetensors")
     if num is not None and not finds:
         raise ValueError(f"--num {num}: only --method sefa or ganspace finds directions; give one, or leave --num out")
     begin(num_threads)
