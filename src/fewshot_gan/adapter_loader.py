@@ -175,7 +175,7 @@ class AdapterMixin(Pipeline):
         """Write the active adapters into the generator's weights, for speed or to save the result as a new base.
 
         Copies of the original weights are kept; `unfuse_adapters` puts them back bit for bit. Until then other adapters
-        cannot be made active.
+        cannot be made active. A fused adapter of a person acts on all pictures, not on those of its photos alone.
 
         Args:
             adapter_names, weights: adapters to make active first, as in `set_adapters`; None: those that are active,

@@ -151,8 +151,10 @@ class NetworkPipeline(DiffusionPipeline):
             kwargs: those of diffusers, and `push_to_hub`, `repo_id` and the options of `push_to_hub`.
 
         Raises:
-            ValueError: some layers could not be fused, see `AdapterBank.fuse`, so the weights lack part of the look.
+            ValueError: some layers could not be fused, see `AdapterBank.fuse`, so the weights lack part of the look; or
+                another pipeline of this generator has fused its adapters.
         """
+        self.bank.refuse_weights_fused_elsewhere("save the base")
         if self.bank.fused:
             raise ValueError(
                 f"{', '.join(map(repr, self.bank.active))} acts at {len(self.bank.fused)} layers that normalise their "
@@ -216,9 +218,13 @@ class NetworkPipeline(DiffusionPipeline):
             adapter_name = pipe._one_adapter(adapter_name)
             grid = None
             if self.bank.fused is None:
-                same = {"seed": 0, "class_labels": pipe.some_labels(CARD_FACES)}
-                rows = [pipe(CARD_FACES, adapter_names=look, **same).images for look in (BASE, adapter_name)]
-                grid = make_grid([image for row in rows for image in row], CARD_FACES, SHEET_TILE)
+                count, person = CARD_FACES, self.bank.adapters[str(adapter_name)].latents
+                same = {"seed": 0, "class_labels": pipe.some_labels(count)}
+                if person is not None:  # elsewhere its adapter changes nothing
+                    count = min(count, len(person))
+                    same = {"person": adapter_name}
+                rows = [pipe(count, adapter_names=[look] * count, **same).images for look in (BASE, adapter_name)]
+                grid = make_grid([image for row in rows for image in row], count, SHEET_TILE)
             options |= {"base": self.base_name, "grid": grid, "variant": variant}
             return self.bank.adapters[str(adapter_name)].push_to_hub(repo_id, **options)
         with tempfile.TemporaryDirectory() as temp:
@@ -235,7 +241,8 @@ class NetworkPipeline(DiffusionPipeline):
         cast = any(isinstance(value, torch.dtype) for value in others)
         # adapters name the fingerprint from before the cast
         kept = self.bank.fingerprint() if cast and self.bank.fused is None else None
-        super().to(*args, **kwargs)
+        with self.bank.moving():
+            super().to(*args, **kwargs)
         self.bank.to(self._execution_device)
         if kept is not None:
             self.bank.remember_fingerprint(kept)

@@ -1,9 +1,12 @@
 """The bank: names, rows of a batch, cached weights, fusing, schedules, and bases that do not fit."""
 
+import json
+
 import pytest
 import torch
 from helpers.adapter_kinds import assert_same, batch_of, convolutions, latents, unbound, weights_of
 
+from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import (
     AdaFMAdapter,
     AdapterBank,
@@ -382,3 +385,38 @@ def test_a_blend_keeps_the_first_known_base(mobile):
     bank.add("b", LeFTAdapter.for_model(mobile, base_model_name_or_path="me/faces"))
     config = bank.blend({"a": 1.0, "b": 1.0}).config
     assert config.base_fingerprint == fingerprint(mobile) and config.base_model_name_or_path == "me/faces"
+
+
+@pytest.mark.parametrize("move", ["dtype", "device"])
+def test_a_fused_pipeline_may_be_cast_and_unfused(mobile, perturbed, move):
+    pipe = FewShotGAN(mobile)
+    before = pipe(1, seed=0, output_type="pt").images
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(mobile)), "a")
+    pipe.fuse_adapters()
+    if move == "dtype":
+        pipe.to(torch.float64)
+    else:  # as a move to another device: every tensor has another place
+        with pipe.bank.moving():
+            pipe.generator._apply(lambda tensor: tensor.clone())
+    pipe.unfuse_adapters()
+    pipe.set_adapters([])
+    after = pipe(1, seed=0, output_type="pt").images
+    torch.testing.assert_close(after.float(), before, rtol=0, atol=1e-5)
+    pipe.set_adapters("a")
+    pipe.fuse_adapters()
+    with torch.no_grad():
+        for parameter in mobile.parameters():
+            parameter.mul_(2)
+    pipe.to(torch.float32)
+    with pytest.raises(ValueError, match="the weights were written to while adapters were fused"):
+        pipe.unfuse_adapters()
+
+
+def test_a_saved_blend_says_that_it_holds_a_person(mobile, tmp_path):
+    pipe = FewShotGAN(mobile)
+    pipe.load_adapter(LeFTAdapter.for_model(mobile), "a")
+    pipe.load_adapter(LeFTAdapter.for_model(mobile, latents_shape=[1, mobile.w_dim]), "me")
+    pipe.add_weighted_adapter(["me", "a"], [0.7, 1.0], "both")
+    pipe.save_adapter(tmp_path, "both")
+    parts = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))["parts"]
+    assert [bool(part.get("latents_shape")) for part in parts] == [True, False]

@@ -110,3 +110,29 @@ def test_command(base_folder, tmp_path):
     np.testing.assert_allclose(((drawn(tmp_path / "net.onnx", z=z) + 1) / 2).clip(0, 1), want.numpy(), atol=1e-4)
     wrong = CliRunner().invoke(app, [*command, str(tmp_path / "net.xml")])
     assert wrong.exit_code == 2 and not (tmp_path / "net.xml").exists()
+
+
+def test_a_pipeline_exports_its_own_look(base_folder, perturbed, tmp_path):
+    pipe = FewShotGAN.from_pretrained(base_folder)
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(pipe.generator)), "a")
+    other = FewShotGAN.from_pipe(pipe)
+    other.set_adapters([])
+    pipe.set_adapters("a")
+    z = pipe.latents(2)
+    export.export_generator(other, tmp_path / "base.onnx")
+    drawn = torch.from_numpy(export._runner(tmp_path / "base.onnx")({"z": z.numpy()}))
+    want = other(latents=z, output_type="pt", truncation_psi=other.config.truncation_psi).images
+    torch.testing.assert_close(((drawn + 1) / 2).clamp(0, 1), want, rtol=0, atol=1e-3)
+    pipe.fuse_adapters()
+    with pytest.raises(ValueError, match="cannot export while 'a' is fused"):
+        export.export_generator(other, tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="cannot save the base while 'a' is fused"):
+        other.save_pretrained(tmp_path / "saved")
+    pipe.unfuse_adapters()
+    with pytest.raises(ValueError, match="the base is in bfloat16, and exported networks compute in float32"):
+        export.export_generator(FewShotGAN.from_pretrained(base_folder, dtype=torch.bfloat16), tmp_path / "x.onnx")
+    shape = [1, pipe.generator.w_dim]
+    pipe.load_adapter(LeFTAdapter.for_model(pipe.generator, latents_shape=shape), "me")
+    with pytest.raises(ValueError, match="'me' is a person, who appears at the latents of its photos alone"):
+        export.export_generator(pipe, tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists() and not (tmp_path / "saved").exists()

@@ -84,6 +84,26 @@ def test_the_weight_of_the_person_in_looks():
     assert np.abs(half - whole).max() > 2
 
 
+def test_a_kept_person_is_drawn():
+    run("restyle", "photo.jpg", "two.png", *QUICK, "--keep", "me", "--out", "me.png")
+    said = run("generate", "--base", "base", "--person", "me", "--adapter", "ink", "--compare", "--out", "we.png")
+    assert said.startswith("we.png  (4 pictures, ")
+    pipe = FewShotGAN.from_pretrained("base").load_adapter("ink").load_adapter("me")
+    want = [
+        *pipe(2, person="me", adapter_names=["me"] * 2).images,
+        *pipe(2, person="me", adapter_names=["ink"] * 2).images,
+    ]
+    grid = np.asarray(Image.open("we.png")).astype(int)
+    for i, picture in enumerate(want):
+        top, left = i // 2 * 36, i % 2 * 36
+        assert np.abs(grid[top : top + 32, left : left + 32] - np.asarray(picture)).max() <= 1
+    short = ("--base", "base", "--person", "me")
+    assert "--person draws a grid" in run("generate", *short, "--seeds", "1", code=2)
+    assert "--person ink is a look" in run("generate", *short[:2], "--person", "ink", code=2)
+    for command in (("generate",), ("walk",), ("mix",), ("evaluate", "photo.jpg"), ("export",)):
+        assert "me is a person, who changes no other faces" in run(*command, *short[:2], "--adapter", "me", code=2)
+
+
 def test_a_search_that_was_stopped_goes_on(monkeypatch):
     """What it left behind, a lock and the latents, is no other person's folder."""
     Path("me").mkdir()

@@ -288,7 +288,8 @@ def test_command_and_spaces(base_folder, fake_runtime, tmp_path, perturbed, monk
     wrong = invoke("push", out, "me/dots", "--space", "gradio", "--dry-run")
     assert wrong.exit_code == 2 and "holds no adapter" in wrong.stderr
     for settings, message in (
-        ({"latents_shape": [1, 16]}, "'dots' is a person; a Space would show it to everybody as a look"),
+        ({"latents_shape": [1, 16]}, "'dots' is or holds a person; a Space would show it to everybody as a look"),
+        ({"parts": [{}, {"latents_shape": [1, 16]}]}, "'dots' is or holds a person"),
         ({"base_model_name_or_path": str(tmp_path)}, "which a Space does not have; push it first"),
     ):
         changed_folder = tmp_path / "changed" / "dots"

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fewshot_gan import FewShotGAN, LeFTAdapter
 from fewshot_gan.adapters import DomainVectorAdapter, FullAdapter
+from fewshot_gan.data.grids import GAP
 from fewshot_gan.inversion import VERSION
 from fewshot_gan.methods.pair import Latents, Pair
 from fewshot_gan.methods.pivotal import PivotalConfig, PivotalObjective
@@ -335,3 +336,15 @@ def test_refusals(pipe, photos, perturbed):
             pipe(**({"person": "me"} | options))
     with pytest.raises(ValueError, match=r"latents_shape=\[1\]: give"):
         LeFTAdapter.for_model(pipe.generator, latents_shape=[1])
+
+
+def test_a_card_shows_the_person(pipe, photos, monkeypatch):
+    me = pipe.personalize(photos[:2], **QUICK)
+    pushed = {}
+    monkeypatch.setattr(me, "push_to_hub", lambda repo, **options: pushed.update(options))
+    pipe.push_to_hub("somebody/me", adapter_name="me")
+    grid = pushed["grid"]
+    want = [pipe(2, person="me", adapter_names=[look] * 2).images for look in ("__base__", "me")]
+    assert grid.size == (2 * R + GAP, 2 * R + GAP)
+    assert grid.crop((0, R + GAP, R, 2 * R + GAP)).tobytes() == want[1][0].tobytes()
+    assert grid.crop((0, 0, R, R)).tobytes() == want[0][0].tobytes() != want[1][0].tobytes()

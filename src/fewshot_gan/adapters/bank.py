@@ -337,9 +337,7 @@ class AdapterBank(Fusing):
     @contextmanager
     def _installed(self, adaptations: Mapping[str, Adaptation | None]):
         """Set the `adaptation` attributes that a compiled network reads; afterwards restore the current look."""
-        with bank_lock:
-            self._compiled_draw = adaptations
-            self._install()
+        self._compiled_draw = adaptations
         try:
             self.refresh()
             yield
@@ -396,7 +394,7 @@ class AdapterBank(Fusing):
             return row_order(looks, lambda name: self.adapters[name].only_scales)
 
     def blend(self, look: Look) -> BlendAdapter:
-        """Return a new adapter that does the same as `look`.
+        """Return a new adapter that does the same as `look`; a person in it acts on all pictures.
 
         Raises:
             ValueError: an adapter is not loaded, or a weight is no number or schedule.
@@ -431,7 +429,9 @@ class AdapterBank(Fusing):
             check_weight(weight, name)
 
     def refresh(self) -> None:
-        """Compute the active effective weights that are out of date: a compiled network cannot tell that they are."""
+        """Let the layers act as this bank says, with weights up to date: no compiled network can tell that they are."""
+        with bank_lock:
+            self._install()
         for layer in self._layers.values():
             if layer.adaptation is not None:
                 layer.adaptation(*stored(layer))

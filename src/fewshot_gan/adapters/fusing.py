@@ -130,20 +130,29 @@ class Fusing:
             self.remember_fingerprint(self._fingerprint_before)
         self._install()
 
+    @contextmanager
+    def moving(self):
+        """Let a `with` block move or cast the weights while adapters are fused: `unfuse` casts what was kept."""
+        fuser = self.fuser[0]
+        intact = fuser is not None and fuser._fused_stamp == fuser._written_stamp()
+        yield
+        if intact and fuser is not None:
+            fuser._fused_stamp = fuser._written_stamp()
+
     def _written_stamp(self) -> list[tuple]:
         """Return a stamp that changes when the weights that `fuse` wrote are written to."""
         written = [p for path in self._originals for p in self._layers[path].stored() if p is not None]
         stamps = [tensors_version([p]) for p in written]
         return [() if stamp is None else stamp[1:] for stamp in stamps]  # without the inference mode at index 0
 
-    def refuse_weights_fused_elsewhere(self) -> None:
-        """Refuse to draw with weights into which another bank of this generator has written its adapters.
+    def refuse_weights_fused_elsewhere(self, action: str = "draw") -> None:
+        """Refuse an action with weights into which another bank of this generator has written its adapters.
 
         Raises:
             ValueError: they are.
         """
         if self.fuser[0] not in (None, self):
-            self.refuse_while_fused("draw")
+            self.refuse_while_fused(action)
 
     def refuse_while_fused(self, action: str) -> None:
         """Refuse an action that needs the original weights.

@@ -38,7 +38,8 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
         Largest difference to torch's pictures on random latents, as a share of their largest value.
 
     Raises:
-        ValueError: `out` has another suffix, ψ is given for a base without styles, or the file draws other pictures;
+        ValueError: `out` has another suffix, the base is not in float32, a person is active, another pipeline of the
+            generator has fused its adapters, ψ is given for a base without styles, or the file draws other pictures;
             then nothing is written.
         ImportError: the packages of the format are not installed.
     """
@@ -52,6 +53,14 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
     plain = not pipe.generator.has_styles
     if plain and truncation_psi is not None:
         raise ValueError(f"truncation_psi={truncation_psi}: this base has no styles to truncate; leave it out")
+    require_float32(pipe)
+    pipe.bank.refuse_weights_fused_elsewhere("export")
+    active = {} if pipe.bank.fused is not None else pipe.bank.current()
+    if persons := [name for name in active if pipe.bank.adapters[name].latents is not None]:
+        raise ValueError(
+            f"{persons[0]!r} is a person, who appears at the latents of its photos alone; a file would draw every face "
+            "like it. Deactivate it, or export a page with --format web"
+        )
     psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
     if not plain and not abs(psi) <= MOST_PSI:  # refuses NaN too
         raise ValueError(f"truncation_psi={psi}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}")
@@ -85,6 +94,17 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
             )
         _place(staged, out)
     return error
+
+
+def require_float32(pipe: FewShotGAN) -> None:
+    """Check that the pipeline computes in float32, as the exported networks do.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if pipe.generator.dtype != torch.float32:
+        dtype = str(pipe.generator.dtype).removeprefix("torch.")
+        raise ValueError(f"the base is in {dtype}, and exported networks compute in float32; load it in float32")
 
 
 def require(file_format: str, packages: Iterable[str]) -> None:
@@ -171,7 +191,7 @@ def _fused(pipe: FewShotGAN):
     if fuses:
         pipe.fuse_adapters()
     try:
-        pipe.bank.refresh()
+        pipe.bank.refresh()  # another pipeline of this generator may have chosen the look that acts
         yield
     finally:
         if fuses:

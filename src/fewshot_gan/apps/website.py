@@ -29,7 +29,7 @@ from ..pipeline import FewShotGAN
 from ..pipeline_person import WHOLE
 from ..utils.files import finish_replacing, replacing, user_path
 from ..utils.json_files import read_json
-from .export import require
+from .export import require, require_float32
 from .web_graphs import Changed, Graph, change_graph, changed, network_graphs, tensors_of
 
 PACKAGE, RUNTIME_VERSION = "onnxruntime-web", "1.30.0"
@@ -92,6 +92,7 @@ def export_site(
     require("web", ("onnx", "onnxscript", "onnxruntime"))
     out, generator = user_path(out), pipe.generator
     pipe.bank.refuse_while_fused("write a web page")
+    require_float32(pipe)
     psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
     if not 0 <= psi <= MOST_PSI:
         raise ValueError(f"truncation_psi={psi}: the slider of a page goes from 0 to {MOST_PSI}")

@@ -77,8 +77,10 @@ def _gradio(folder: Path, place: Path, name: str) -> None:
         raise FileNotFoundError(f"{folder} holds no adapter (adapter_config.json), and a Gradio Space shows adapters")
     configs = {look: read_json(path / "adapter_config.json") for look, path in found.items()}
     for look, config in configs.items():
-        if config.get("latents_shape"):
-            raise ValueError(f"{look!r} is a person; a Space would show it to everybody as a look, so it is not made")
+        if any(part.get("latents_shape") for part in (config, *(config.get("parts") or ()))):
+            raise ValueError(
+                f"{look!r} is or holds a person; a Space would show it to everybody as a look, so it is not made"
+            )
     bases = {portable_base(config) for config in configs.values()}
     if len(bases) > 1:
         raise ValueError(f"the adapters in {folder} are of several bases; a Space draws with one")

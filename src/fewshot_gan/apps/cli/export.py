@@ -76,7 +76,7 @@ def _export_site(base: str, names: list[str], weights: list, person: str | None,
     from ..website import export_site
 
     sources, strengths = (names, weights) if person is None else ([*names, person], [*weights, 1.0])
-    pipe, loaded = load_pipeline(base, sources, strengths)
+    pipe, loaded = load_pipeline(base, sources, strengths, persons=True)
     pipe.set_adapters([])
     someone = None if person is None else list(loaded)[-1]
     looks = {name: strength for name, strength in loaded.items() if name != someone}

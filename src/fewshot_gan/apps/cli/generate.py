@@ -27,7 +27,7 @@ from .options import (
     seed_option,
 )
 from .root import app, begin, refuse_existing
-from .sources import load_pipeline, named_looks, read_latents
+from .sources import load_person, load_pipeline, named_looks, read_latents
 
 FOLDERS = ("--separate", "--format")  # options that write a folder instead of a grid
 
@@ -58,6 +58,9 @@ def generate(
     batch_size: Annotated[int | None, count("Pictures per forward pass; default 8, or 2 above 512 px.")] = None,
     latents: Annotated[
         Path | None, path_option("Draw these latents, a file of fewshot-gan invert, instead of random ones.")
+    ] = None,
+    person: Annotated[
+        str | None, typer.Option(help="Draw the person of this adapter, of restyle --keep, instead of random faces.")
     ] = None,
     out: Annotated[Path | None, path_option("File of the grid; with --separate or --format the folder.")] = None,
     separate: Annotated[
@@ -115,7 +118,8 @@ def generate(
     if num_images is not None and (seeds is not None or latents is not None):
         given = "--latents" if seeds is None else "--seeds"
         raise ValueError(f"--num-images {num_images}: {given} says how many pictures there are; give one of them")
-    num_images = 4 if num_images is None else num_images
+    if person is not None and (columns_of_psi or interpolate or separate or file_format or latents or seeds or edit):
+        raise ValueError("--person draws a grid, in looks and with --compare; leave out other layouts, faces and edits")
     chosen = [] if seeds is None else parse_seeds(seeds)
     out = out or Path("faces" if separate or file_format else "faces.png")
     if separate:
@@ -133,10 +137,14 @@ def generate(
             "several processes can only write a folder together, with --format; start a single process otherwise"
         )
     pipe, loaded = load_pipeline(base, names, weights)
+    someone = None if person is None else load_person(pipe, person)
+    num_images = num_images or (4 if someone is None else len(pipe.bank.adapters[someone].latents))
     if compare or interpolate:  # the faces of the base in every look
         pipe.set_adapters([])
     options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value}
     options["batch_size"] = batch_size or generation.usual_batch(pipe.generator.resolution)
+    if someone is not None:
+        options["person"] = someone
     if class_label:
         options["class_labels"] = class_label[0] if len(class_label) == 1 else class_label
     if latents is not None:

@@ -33,7 +33,7 @@ def restyle(
     seed: Annotated[int, seed_option("Seed of the search and of the training.")] = 0,
     out: Annotated[Path, path_option("File of the grid: photo, likeness, and each look.")] = Path("me.png"),
     keep: Annotated[
-        Path | None, path_option("Folder for the adapter of the person, for --adapter and load_adapter.")
+        Path | None, path_option("Folder for the adapter of the person, for generate --person and load_adapter.")
     ] = None,
     paste_back: Annotated[
         bool, typer.Option("--paste-back", help="Also write NAME-LOOK.png: the photo with the face redrawn in it.")

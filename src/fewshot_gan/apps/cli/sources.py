@@ -25,8 +25,16 @@ def named_looks(adapter: list[str] | None, weight: list[str] | None) -> tuple[li
     return names, weights or [1.0] * len(names)
 
 
-def load_pipeline(base: str, names: list[str], weights: list):
-    """Load a base and adapters; return the pipeline, whose active look they are, and `{adapter name: weight}`."""
+def load_pipeline(base: str, names: list[str], weights: list, persons: bool = False):
+    """Load a base and adapters; return the pipeline, whose active look they are, and `{adapter name: weight}`.
+
+    Args:
+        base, names, weights: as commands are given them.
+        persons: whether adapters of persons are welcome, which change nothing of random faces.
+
+    Raises:
+        ValueError: one is of a person.
+    """
     from ...adapters.io import name_of
     from ...pipeline import BASE, FewShotGAN
 
@@ -36,8 +44,28 @@ def load_pipeline(base: str, names: list[str], weights: list):
         name = name if name not in (*loaded, BASE, "", "base") else f"{name}-{i + 1}"
         pipe.load_adapter(source, name)
         loaded[name] = weight
+        if not persons and pipe.bank.adapters[name].latents is not None:
+            raise ValueError(
+                f"{source} is a person, who changes no other faces; draw the person with generate --person, or on a "
+                "page of export --format web"
+            )
     pipe.set_adapters(loaded)
     return pipe, loaded
+
+
+def load_person(pipe, source: str) -> str:
+    """Load the adapter of a person beside the looks; return its name in the pipeline.
+
+    Raises:
+        ValueError: it is no adapter of a person.
+    """
+    active = dict(pipe.bank.active)
+    name = next(name for name in ("me", *(f"me_{i}" for i in range(2, 1000))) if name not in pipe.bank.adapters)
+    pipe.load_adapter(source, name)
+    if pipe.bank.adapters[name].latents is None:
+        raise ValueError(f"--person {source} is a look; give the folder of restyle --keep, and looks with --adapter")
+    pipe.set_adapters(active)
+    return name
 
 
 def adapters_in(folder: Path) -> list[Path]:
