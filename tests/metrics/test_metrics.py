@@ -301,3 +301,17 @@ def test_order_correlation_is_spearmans():
     assert metrics.order_correlation(before, before.square()) == pytest.approx(1)
     with pytest.raises(ValueError, match="give two \\[N, N\\] with N of 3 or more"):
         metrics.order_correlation(before[:2, :2], after[:2, :2])
+
+
+def test_equal_distances_share_their_rank():
+    """As scipy.stats.spearmanr does."""
+
+    def matrix(*values):
+        full = torch.zeros(4, 4)
+        full[tuple(torch.triu_indices(4, 4, 1))] = torch.tensor(values)
+        return full + full.t()
+
+    before, after = matrix(1.0, 2, 2, 3, 4, 4), matrix(2.0, 1, 3, 3, 3, 5)
+    assert metrics.order_correlation(before, after) == pytest.approx(0.7503665, abs=1e-6)
+    assert metrics.order_correlation(before, matrix(-1.0, -2, -2, -3, -4, -4)) == pytest.approx(-1)
+    assert metrics.order_correlation(before, matrix(*[0.0] * 6)) == 0

@@ -153,7 +153,7 @@ def test_a_run_that_sees_something_else_is_not_resumed(train, tmp_path, monkeypa
     few = ["--distillation_weight=0", "--projection_steps=2"]
     record = train("d3t", *few, out="codes").config.training
     assert (record["space"], record["projection_steps"]) == ("w", 2)
-    with pytest.raises(ValueError, match="run with other settings .*codes was .*, now "):
+    with pytest.raises(ValueError, match="run with other settings .space was w, now w.*; use"):
         train("d3t", *few, "--space=w+", out="codes")
     train("finetune", "--scratch", out="scratch")
     with pytest.raises(ValueError, match="run with other settings .*scratch was True, now None"):
@@ -373,6 +373,72 @@ def test_what_is_missing_ends_in_one_sentence(base_folder, data, tmp_path, monke
     monkeypatch.setattr("fewshot_gan.methods.method.load_features", without)
     with pytest.raises(SystemExit, match="^error: EfficientNet-Lite0 features need"):
         adapt.main("finetune", [*command, f"--data={data}"])
+
+
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        ("d3t", ["--base=other"], "this base has no projected discriminator to distil from"),
+        ("d3t", ["--freeze_d=9"], "freeze_d=9"),
+        ("d3t", ["--distillation_weight=0", "--keep_filters=.5", "--importance_every=1"], "keep_filters=0.5"),
+        ("d3t", ["--distillation_weight=0", "--augment=color"], "augment='color' moves each image"),
+        ("hyperdomainnet", ["--preset=image", "--tt_direction_weight=1"], "tt_direction_weight=1.0"),
+        (
+            "hyperdomainnet",
+            ["--preset=image", "--micro_batch_size=1"],
+            "micro_batch_size=1: this objective has its own",
+        ),
+    ],
+)
+def test_what_is_refused_is_refused_before_projections(train, mobile, tmp_path, monkeypatch, method, options, message):
+    FewShotGAN(mobile).save_pretrained(tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fewshot_gan.methods.projections.invert", None)
+    with pytest.raises(ValueError, match=message):
+        train(method, *options)
+    assert not (tmp_path / "run" / "projections.safetensors").exists()
+
+
+def test_a_hypernetwork_refuses_before_projections(base_folder, tmp_path, data, monkeypatch):
+    looks = tmp_path / "looks"
+    for i, image in enumerate(IMAGES[:2]):
+        (looks / f"{i}").mkdir(parents=True)
+        Image.fromarray(image.numpy()).save(looks / f"{i}" / "picture.png")
+    command = [*FAST, f"--base={base_folder}", f"--data={looks}", f"--output_dir={tmp_path / 'run'}", "--width=16"]
+    command += ["--preset=hypernetwork_images", "--projection_steps=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr("fewshot_gan.methods.projections.invert", None)
+        for options, message in (
+            (["--indomain_weight=.5"], "indomain_weight=0.5"),
+            (["--train_batch_size=1"], "train_batch_size=1: pictures of a step"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                hypernetwork.run(hypernetwork.parse([*command, *options]))
+    hypernetwork.run(hypernetwork.parse([*command, f"--projections={tmp_path / 'shared'}"]))
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == ["0.safetensors", "1.safetensors"]
+
+
+def test_fresh_noise_acts_in_every_method(train):
+    for method in ("hyperdomainnet", "lfs_gan"):
+        usual, fresh = (train(method, f"--noise={kind}", out=f"{method}-{kind}") for kind in ("const", "random"))
+        assert not all(torch.equal(value, fresh.state_dict()[name]) for name, value in usual.state_dict().items())
+
+
+def test_a_refused_run_writes_nothing(train, tmp_path):
+    train("lfs_gan")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="learning_rate was"):
+        train("lfs_gan", "--learning_rate=.1", "--report_to=tensorboard")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_pictures_of_an_earlier_run_are_forgotten(train, tmp_path):
+    samples = tmp_path / "run" / "samples"
+    samples.mkdir(parents=True)
+    for step in (1, 40):
+        Image.new("RGB", (8, 8)).save(samples / f"step-{step:06d}.png")
+    train("lfs_gan", "--sample_steps=0")
+    assert list(samples.iterdir()) == []
 
 
 def test_lists_of_domains(tmp_path):

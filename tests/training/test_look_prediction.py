@@ -50,6 +50,7 @@ def test_what_is_refused(command, tmp_path):
     for options, message in (
         (["--families", "oil"], "families oil are not known; choose from tone, duotone"),
         (["--neck=0"], "neck"),
+        ([f"--{name}_weight=0" for name in ("pixel", "colour", "feature", "statistics")], "every weight is 0"),
     ):
         with pytest.raises(ValueError, match=message):
             look_hypernetwork.parse([*command, f"--output_dir={tmp_path / 'x'}", *options])

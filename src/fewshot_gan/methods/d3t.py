@@ -227,8 +227,8 @@ class D3TObjective(Objective):
         if c.distillation_weight:
             if c.discriminator == "projected" and projected is None:
                 raise ValueError(
-                    "this base has no projected discriminator to distil from; use distillation_weight=0, or train one "
-                    "with training/source_discriminator.py"
+                    "this base has no projected discriminator to distil from; use distillation_weight=0, a base that "
+                    "has one such as 'ffhq-256', or train one with training/source_discriminator.py"
                 )
             source = deepcopy(self.discriminator).eval().requires_grad_(False)
             self._source = Frozen(source)

@@ -78,7 +78,7 @@ class HyperDomainObjective(Domains):
         """See `Objective.regularisers`; these are all losses of a step."""
         c = self.config
         all_origins = self._embedded_origins(pair)
-        latents = pair.draw(batch, random, c.style_mixing)
+        latents = pair.with_noise(pair.draw(batch, random, c.style_mixing), random)
         adapted = (pair.adapted(latents) if pair.draws_at_once else pair.one_by_one(latents, 0)).images
         source = pair.source(latents, 0).images
         picks = [] if self.latents is None else draw_each(len(self.latents[0]), batch, random).tolist()
@@ -190,7 +190,7 @@ class HyperNetworkObjective(Domains):
         if c.resample < 1:
             inputs, targets[0] = resample([inputs, targets[0]], random, c.resample)
         deltas = self.hypernetwork(inputs[:, 0])
-        latents = pair.draw(batch, random, c.style_mixing)
+        latents = pair.with_noise(pair.draw(batch, random, c.style_mixing), random)
         with pair.bank.using_vectors(deltas):
             adapted = pair.adapted(latents).images
         source = pair.source(latents).images

@@ -18,7 +18,9 @@ from ..features import FeatureNetwork
 from ..features.encoders import Encoder
 from ..metrics import native_crops
 from ..utils.frozen import Frozen
+from ..utils.random import seeded
 from ..utils.ranges import check_numbers
+from .checks import check_terms
 from .losses import total
 from .objective import StepHooks
 from .pair import Pair
@@ -57,6 +59,7 @@ class LookPredictionConfig:
     def __post_init__(self):
         check_numbers(self, {**VIEW_RANGES})
         check_views(self)
+        check_terms(self, ("crop_weight",), "pixel_weight=1")
 
 
 class LookPredictionObjective(StepHooks):
@@ -111,11 +114,11 @@ class LookPredictionObjective(StepHooks):
 
     def regularisers(self, pair: Pair, batch: int, step: int, random: torch.Generator) -> Iterator[dict]:
         """See `Objective.regularisers`; these are all losses of a step."""
-        if step == 0:
-            self._hypernetwork.value.standardise(self._embedded(pair, FIRST_LOOKS, random))
+        if step == 0:  # by the same looks in every process
+            self._hypernetwork.value.standardise(self._embedded(pair, FIRST_LOOKS, seeded(0)))
         looks = [self.draw_look(random) for _ in range(batch)]
         inputs = self._embedded_in(pair, looks, random)
-        latents = pair.draw(batch, random)
+        latents = pair.with_noise(pair.draw(batch, random), random)
         with torch.no_grad():
             wanted = in_looks(pair.source(latents).images, looks)
         with pair.bank.using_vectors(self._hypernetwork.value(inputs)):

@@ -27,7 +27,8 @@ class ProjectionOptions:
         space: latent space, one of `inversion.SPACES`.
         projection_steps: optimisation steps per image, 1 or more.
         projection_prior: weight of the distance from the mean w, 0 or more.
-        projections: file that the projections are stored in and read from; by default in the output folder.
+        projections: file that the projections are stored in and read from, for several domains the folder of one file
+            each; by default in the output folder.
     """
 
     space: str | None = field(
@@ -42,7 +43,8 @@ class ProjectionOptions:
         metadata={"help": f"weight of a projection's distance from the mean w; default {DEFAULTS['projection_prior']}"},
     )
     projections: str | None = field(
-        default=None, metadata={"help": "file to store projections in, or to read; default: in the output folder"}
+        default=None,
+        metadata={"help": "file of projections to write or read (of a hypernetwork: folder); default: in --output_dir"},
     )
 
     def __post_init__(self):

@@ -84,6 +84,8 @@ def lightness_following(source: Tensor, adapted: Tensor) -> dict[str, float]:
 def order_correlation(before: Tensor, after: Tensor) -> float:
     """Return Spearman's rank correlation of the distances between the same N things before and after a change.
 
+    Equal distances share the mean of their ranks. If all are equal on one side, it is 0.
+
     Args:
         before, after: distances `[N, N]`, N ≥ 3; the upper triangles are compared.
 
@@ -95,5 +97,9 @@ def order_correlation(before: Tensor, after: Tensor) -> float:
             f"distances of shapes {list(before.shape)} and {list(after.shape)}: give two [N, N] with N of 3 or more"
         )
     above = torch.triu_indices(len(before), len(before), 1, device="cpu")
-    ranks = [x.cpu()[above[0], above[1]].argsort().argsort().double() for x in (before, after)]
+    ranks = []
+    for x in (before, after):
+        _, group, sizes = x.cpu()[above[0], above[1]].unique(return_inverse=True, return_counts=True)
+        last = sizes.cumsum(0).double()
+        ranks.append((last - (sizes - 1) / 2)[group])  # mean rank of each group of equal ones
     return float(_pearson(*(rank[None] for rank in ranks)))

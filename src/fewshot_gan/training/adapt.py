@@ -18,7 +18,7 @@ from ..hub import data_source, portable_name
 from ..hub.cards import write_adapter_card
 from ..pipeline import FewShotGAN
 from ..utils.hashing import hash_tensors
-from .checkpoints import begun_config, latest_checkpoint
+from .checkpoints import OTHER_SETTINGS, PROJECTED, begun_config, latest_checkpoint
 from .command_line import parse
 from .config import JUDGED, RunConfig
 from .engine import Trainer, TrainingConfig
@@ -41,7 +41,7 @@ class Run:
         self.settings, self.accelerator = config, accelerator
         self.device: torch.device = accelerator.device
         self.method, self.config, self.training = config.method, config.objective, config.training
-        self.adapter_kind, self.preset, self.dry = config.adapter, config.preset, config.dry_run
+        self.adapter_kind, self.preset, self.dry, self.quiet = config.adapter, config.preset, config.dry_run, False
         self.push_to_hub, self.folder = config.tracking.push_to_hub, Path(config.output_dir)
         self.base, self.pipe = config.base, FewShotGAN.from_pretrained(config.base)
         self.method.prepare_base(self)
@@ -84,7 +84,8 @@ class Run:
         return record
 
     def print(self, text: str) -> None:
-        self.accelerator.print(text)
+        if not self.quiet:
+            self.accelerator.print(text)
 
     def new_adapter(self, **options) -> Any:
         settings = {"method": self.method.name, "training": self.record, "base_model_name_or_path": self.base}
@@ -108,7 +109,7 @@ class Run:
         adapter = self.method.prepare_adapter(self)
         objective = self.method.build_objective(self)
         whole = self.pipe.generator.num_parameters()
-        self.accelerator.print(
+        self.print(
             f"{self.adapter_kind}: {adapter.num_values():,} numbers, {adapter.num_values() / whole:.2%} of the "
             f"generator's {whole:,}; {self.shown}; {self.training.max_train_steps} steps"
         )
@@ -150,13 +151,35 @@ def run(config: RunConfig, on_step: Callable[[Trainer, dict[str, float]], None] 
         accelerator.print(describe(trainer))
         return trainer.adapter
     with holding(config.output_dir, accelerator):
+        if config.objective.needs_latents:
+            rehearse(config, accelerator)
         return train(Run(config, accelerator), on_step)
+
+
+def rehearse(config: RunConfig, accelerator: Accelerator) -> None:
+    """Refuse what a run refuses before its pictures are projected, which takes minutes: with the mean w in their place.
+
+    Raises:
+        ValueError: as of `run`.
+    """
+    with torch.random.fork_rng():
+        prepared = Run(config, accelerator)
+        prepared.dry = prepared.quiet = True
+        trainer = prepared.trainer()
+        check_memory(trainer)
+        if trainer.last_state(except_for=PROJECTED) is None:
+            return
+        begun = begun_config(prepared.folder).get("training") or {}
+        now = {name: value for name, value in prepared.method.record(prepared).items() if name in begun}
+        if changed := [f"{name} was {begun[name]}, now {now[name]}" for name in now if begun[name] != now[name]]:
+            raise ValueError(OTHER_SETTINGS.format(folder=prepared.folder, changed="; ".join(changed)))
 
 
 def train(prepared: Run, on_step: Callable[[Trainer, dict[str, float]], None] | None = None) -> Trainable:
     """Train in a folder that is locked; see `run`."""
     accelerator, config, tracking = prepared.accelerator, prepared.settings, prepared.settings.tracking
     trainer = prepared.trainer()
+    trainer.last_state()  # refuses a folder of other settings, before anything is written
     if latest_checkpoint(trainer.folder) is None:
         accelerator.print(f"expected: {estimate(trainer)}")
     else:

@@ -24,6 +24,8 @@ STATE_NAME, CONFIG_NAME, DIGESTS_NAME = "state-{rank}.pt", "training_config.json
 STAGED = re.compile(r"\.checkpoint-[0-9]+(\.old)?\.tmp")
 SAVING = re.compile(r"tmp[a-z0-9_]{8}")  # temporary folder of an adapter that is being saved
 ANEW = "or start anew: choose another output folder, or remove this one"
+PROJECTED = ("codes", "domains")  # settings that depend on the latents of training pictures
+OTHER_SETTINGS = "{folder} holds a run with other settings ({changed}); use them again to resume, " + ANEW
 
 
 class Damaged(ValueError):
@@ -177,9 +179,7 @@ def load_checkpoint(folder: Path, settings: dict, accelerator: Accelerator, may_
         if name not in may_change and before.get(name) != now.get(name)
     ]
     if changed:
-        raise ValueError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}); use them again to resume, {ANEW}"
-        )
+        raise ValueError(OTHER_SETTINGS.format(folder=folder, changed="; ".join(changed)))
     path, count = found / STATE_NAME.format(rank=accelerator.process_index), accelerator.num_processes
     if not path.is_file():
         raise ValueError(f"{found} was written by fewer processes than {count}; resume with as many, {ANEW}")

@@ -174,6 +174,10 @@ class Trainer(TrainingRun):
             )
         if config.augment != "none" and not objective.uses_images:
             raise ValueError(f"augment={config.augment!r}: this objective's pictures are not augmented; use 'none'")
+        if config.micro_batch_size and not objective.uses_images:
+            raise ValueError(
+                f"micro_batch_size={config.micro_batch_size}: this objective has its own way to draw; leave it out"
+            )
         super().__init__(config, accelerator)
         # channels-last takes a seventh less time per step on a CPU, and GPUs prefer it
         self.generator = generator.to(self.device, memory_format=torch.channels_last).requires_grad_(False)

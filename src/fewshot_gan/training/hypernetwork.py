@@ -18,6 +18,7 @@ from ..methods.hyperdomain import CLIPS, CONSTANT, HyperDomainConfig, HyperNetwo
 from ..methods.projections import ProjectionOptions, as_layers, complete, project, recorded
 from ..pipeline import FewShotGAN
 from ..utils.ranges import Range, check_number
+from .checkpoints import PROJECTED
 from .command_line import make_parser, optional
 from .config import JUDGED, TrackingOptions, given_options, take
 from .engine import Trainer, TrainingConfig
@@ -122,6 +123,8 @@ def make_run(**chosen: Any) -> HypernetworkRun:
         raise ValueError(
             f"ema_decay={training.ema_decay}: batch norm's statistics would not belong to averaged weights; 0"
         )
+    if objective.tt_direction_weight and training.train_batch_size < 2:
+        raise ValueError("train_batch_size=1: pictures of a step are compared with one another; give 2 or more")
     refuse_idle(given, training.output_dir, training, objective)
     return HypernetworkRun(complete(replace(options, preset=preset), objective), training, objective, tracking)
 
@@ -180,7 +183,20 @@ def run(config: HypernetworkRun) -> DomainHyperNetwork:
 
 def train(config: HypernetworkRun, accelerator: Accelerator) -> DomainHyperNetwork:
     """Train in a folder that is locked; see `run`."""
-    options, training, objective, tracking = config.options, config.training, config.objective, config.tracking
+    if config.objective.needs_latents:  # refuses what it refuses before minutes of projections
+        with torch.random.fork_rng():
+            make_trainer(config, accelerator, dry=True).last_state(except_for=PROJECTED)
+    trainer = make_trainer(config, accelerator)
+    trainer.last_state()  # refuses a folder of other settings, before anything is written
+    parts = config.options, config.training, config.objective, config.tracking
+    settings = {name: value for part in parts for name, value in asdict(part).items()}
+    start_trackers(accelerator, "hyperdomainnet", config.tracking.report_to, settings)
+    return completed(trainer, config.tracking)
+
+
+def make_trainer(config: HypernetworkRun, accelerator: Accelerator, dry: bool = False) -> Trainer:
+    """Return the trainer of a run; a dry one has the mean w in place of projections, and writes nothing."""
+    options, training, objective = config.options, config.training, config.objective
     pipe = FewShotGAN.from_pretrained(options.base)
     device = accelerator.device
     names_of_encoders = options.encoder or (CLIPS[:1] if options.texts else ["features"])
@@ -200,9 +216,11 @@ def train(config: HypernetworkRun, accelerator: Accelerator) -> DomainHyperNetwo
         domains = {"references": pictures}
         if objective.needs_latents:
             files = [Path(training.output_dir) / "projections" / f"{name}.safetensors" for name in names]
+            given = [options.projections and str(Path(options.projections) / file.name) for file in files]
             with accelerator.main_process_first():
                 codes = [
-                    project(path, pipe, x, options, training.seed) for path, x in zip(files, pictures, strict=True)
+                    project(path, pipe, x, replace(options, projections=own), training.seed, dry)
+                    for path, own, x in zip(files, given, pictures, strict=True)
                 ]
             domains["reference_latents"] = [as_layers(w, pipe.generator) for w in codes]
     record = {**asdict(objective), **asdict(training), "domains": names}
@@ -221,17 +239,17 @@ def train(config: HypernetworkRun, accelerator: Accelerator) -> DomainHyperNetwo
     ).to(device)
     features = load_features(device=device) if objective.needs_features else None
     losses = HyperNetworkObjective(objective, network, encoders, features=features, **domains)
-    accelerator.print(
-        f"hypernetwork of {network.num_values():,} numbers for vectors of {network.num_deltas:,}; {len(names)} domains"
-    )
+    if not dry:
+        accelerator.print(
+            f"hypernetwork of {network.num_values():,} numbers for vectors of {network.num_deltas:,}; {len(names)} "
+            "domains"
+        )
     trainer = Trainer(pipe.generator, network, losses, None, training, accelerator)
     trainer.report.title = f"HyperDomainNet (arXiv 2210.08884): a hypernetwork of {options.base}"
     trainer.report.data = f"{len(names)} domains: {', '.join(names)}"
     if pictures:
         trainer.report.images = to_bytes(torch.cat([images[:1] for images in pictures]))
-    settings = {**asdict(options), **asdict(training), **asdict(objective), **asdict(tracking)}
-    start_trackers(accelerator, "hyperdomainnet", tracking.report_to, settings)
-    return completed(trainer, tracking)
+    return trainer
 
 
 def completed(trainer: Trainer, tracking: TrackingOptions) -> Any:

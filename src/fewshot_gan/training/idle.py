@@ -35,6 +35,12 @@ PROJECTED = Need(
     "--transformed_every above 0 and a term of projected images",
     lambda of: of("transformed_every") and of("needs_latents"),
 )
+MOMENTS = Need(
+    "--statistics_weight, --wasserstein_weight or --part_weight above 0",
+    lambda of: any(of(name) for name in ("statistics_weight", "wasserstein_weight", "part_weight")),
+)
+CHOSEN = Need("--max_train_steps above --importance_every", lambda of: of("max_train_steps") > of("importance_every"))
+OTHERS = Need("--train_batch_size of 3 or more", lambda of: (of("relation_latents") or of("train_batch_size")) > 2)
 PAIRED = ("coarse_weight", "landmark_weight", "pair_every", "pair_layer", "pair_others", "pair_pull", "pair_start")
 NEEDS: dict[str, tuple[Need, ...]] = {  # option → what it acts with, all of it
     **dict.fromkeys(ADA_SETTINGS, (Need("--augment ada", lambda of: of("augment") == "ada"),)),
@@ -46,6 +52,11 @@ NEEDS: dict[str, tuple[Need, ...]] = {  # option → what it acts with, all of i
     "anchor_sigma": (above_0("anchor_every"),),
     "crop_weight": (above_0("crops"),),
     "d_learning_rate": (above_0("adversarial_weight"),),
+    **dict.fromkeys(("keep_filters", "prune_filters"), (CHOSEN,)),
+    "deepest_level": (MOMENTS,),
+    "freeze_d": (above_0("adversarial_weight"),),
+    "lr_final": (Need("--lr_decay_start below 1", lambda of: of("lr_decay_start") < 1),),
+    "relation_weight": (OTHERS,),
     "dcl_weight": (Need("--diversity dcl", lambda of: of("diversity") == "dcl"),),
     "distillation_final": (above_0("distillation_weight"),),
     "feature_resolution": (SMALL_MAPS,),

@@ -165,6 +165,7 @@ def train(config: LookHypernetworkRun, accelerator: Accelerator) -> LookHyperNet
     trainer = Trainer(pipe.generator, network, losses, None, training, accelerator)
     trainer.report.title = f"A network that predicts looks of {options.base} (after HyperDomainNet, arXiv 2210.08884)"
     trainer.report.data = f"filters of {len(families)} families: {', '.join(families)}"
+    trainer.last_state()  # refuses a folder of other settings, before anything is written
     settings = {**asdict(options), **asdict(training), **asdict(objective), **asdict(tracking)}
     start_trackers(accelerator, "look_prediction", tracking.report_to, settings)
     return completed(trainer, tracking)

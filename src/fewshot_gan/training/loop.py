@@ -117,6 +117,8 @@ class TrainingRun:
         """
         main, total = self.accelerator.is_main_process, self.config.max_train_steps
         self._resume()
+        if main:
+            self.report.forget_samples(self.step)
         at_end = self.step == total  # a kill may have come before the last samples
         if main and self.config.sample_steps and self._lacks_samples(at_end):
             self.show_samples()
@@ -156,9 +158,20 @@ class TrainingRun:
         beside = self.write_beside_checkpoint()
         save_checkpoint(self.folder, self.step, self.state(), self.settings(), self.accelerator, keep, beside)
 
+    def last_state(self, except_for: tuple[str, ...] = ()) -> dict | None:
+        """Return what the folder's last checkpoint has of this process; None: nothing was trained there.
+
+        Args:
+            except_for: settings that are not compared.
+
+        Raises:
+            ValueError: as of `train`.
+        """
+        may_change = self.config.MAY_CHANGE + (() if self.keeps_length else self.config.MAY_GROW) + except_for
+        return load_checkpoint(self.folder, self.settings(), self.accelerator, may_change)
+
     def _resume(self) -> None:
-        may_change = self.config.MAY_CHANGE + (() if self.keeps_length else self.config.MAY_GROW)
-        state = load_checkpoint(self.folder, self.settings(), self.accelerator, may_change)
+        state = self.last_state()
         if state is not None:
             self.load_state(state)
             self.step = state["step"]

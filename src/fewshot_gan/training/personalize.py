@@ -32,7 +32,7 @@ from ..utils.hashing import hash_tensor
 from ..utils.random import initialised
 from ..utils.ranges import COUNT, check_number
 from ..utils.safetensors_files import read_header, read_tensors
-from .checkpoints import ANEW, checkpoints
+from .checkpoints import OTHER_SETTINGS, checkpoints
 from .engine import Trainer, TrainingConfig
 from .launch import holding
 
@@ -91,7 +91,10 @@ def personalize(
         raise ValueError(f"adapter={adapter!r} cannot hold the latents of a person; give {kinds}")
     if face == "all":
         raise ValueError("face='all': an adapter is of one person; give the number of one face")
-    own = {field.name for field in fields(TrainingConfig)} - {"output_dir", "max_train_steps", "seed"}
+    own = {field.name for field in fields(TrainingConfig)} - {
+        *("output_dir", "max_train_steps", "seed"),
+        *("noise", "micro_batch_size"),  # a photo is drawn alone, with the noise that the base stores
+    }
     if unknown := set(settings or {}) - own:
         raise ValueError(f"settings has {', '.join(sorted(unknown))}; known: {', '.join(sorted(own))}")
     config = config or PivotalConfig()
@@ -145,7 +148,7 @@ def _pivots(pipe, pictures: torch.Tensor, latents, file: Path, search: dict[str,
         changed = "; ".join(
             f"{name} was {kept.get(name)}, now {mark[name]}" for name in mark if kept.get(name) != mark[name]
         )
-        raise ValueError(f"{file.parent} holds a run with other settings ({changed}); use them again to resume, {ANEW}")
+        raise ValueError(OTHER_SETTINGS.format(folder=file.parent, changed=changed))
     else:
         latents = pipe.invert(pictures, **search).latents
         replace_file(file, lambda path: save_file({"latents": latents[:, 0].contiguous()}, path, metadata=mark))

@@ -217,6 +217,12 @@ class Report:
         files = numbered_paths(self.folder / "samples", "step-", ".png")
         return [(step, file) for step, file in files.items() if step <= self.step]
 
+    def forget_samples(self, step: int) -> None:
+        """Remove sample grids of an earlier run in the folder: those after `step`, or all if this run begins."""
+        for number, file in numbered_paths(self.folder / "samples", "step-", ".png").items():
+            if number > step or not step:
+                file.unlink(missing_ok=True)
+
     @cached_property
     def thumbs(self) -> list[str]:
         """The first training images as data URIs."""
