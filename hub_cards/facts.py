@@ -184,8 +184,8 @@ REPOS = {
     ),
     "poster": filtered(
         "poster",
-        limit="Strong colour and dark contours, but soft steps between the flat levels of the true filter.",
-        papers=("d3t", "lfs"),
+        limit="Skin is flat and lines are dark; hair keeps strands, and steps between levels are softer than under the true "
+        "filter.",
     ),
     "lorelei": Facts(
         kind="adapter",

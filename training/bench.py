@@ -415,7 +415,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num_true", type=int, default=NUM_TRUE, help=f"true pictures per look (default: {NUM_TRUE})")
     parser.add_argument("--num_threads", type=int, default=usual_threads(), help="CPU threads (default: %(default)s)")
     args = parser.parse_args(argv)
-    for name, least in (("max_train_steps", 1), ("num", 2), ("num_true", 2), ("num_threads", 1)):
+    for name, least in (("max_train_steps", 1), ("num", 3), ("num_true", 2), ("num_threads", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             parser.error(f"--{name} {value} is below {least}; leave it out for the usual")
     profile = PROFILES[args.profile]

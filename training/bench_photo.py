@@ -114,6 +114,10 @@ def main(argv: list[str] | None = None) -> dict:
     if args.photos:
         paths = [file for path in args.photos for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
         photos: list = [path for path in paths if path.suffix.lower() in FORMAT_OF]
+        if missing := [path for path in (*args.photos, *photos) if not path.exists()]:
+            raise FileNotFoundError(f"there is no photo {missing[0]}")
+        if not photos:
+            raise ValueError(f"{', '.join(map(str, args.photos))}: no photo of a known format (.jpg, .png, …) is there")
         names = [f"{i}: {path.name}" for i, path in enumerate(photos)]
     else:
         names, photos = [f"stand-in {i}" for i in range(args.num)], stand_ins(pipe, args.num)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from fewshot_gan import __version__
 from fewshot_gan.data.datasets import load_images
+from fewshot_gan.data.grids import check_grid
 from fewshot_gan.data.images import reduced, to_bytes, to_floats
 from fewshot_gan.faces import can_find_faces, find_faces
 from fewshot_gan.features import FeatureNetwork, load_features
@@ -415,6 +416,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     resolution = pipe.generator.resolution
     if args.crop_sheet is not None and resolution <= CROP_SIZE:
         parser.error(f"--crop_sheet shows crops of {CROP_SIZE} px, and {args.base} draws {resolution} px; use --sheet")
+    for file in (args.out, args.sheet, args.crop_sheet):  # before minutes of drawing
+        if file is not None and file.is_dir():
+            parser.error(f"{file} is a folder; give a file name")
+    for file in (args.sheet, args.crop_sheet):
+        if file is not None:
+            check_grid(file, 1, 1, 1)
+    centres = None if args.references is None else reference_centres(args.references, resolution, network)
+    in_folder = load_images(style, resolution) if kind == "folder" else None
     pipe.load_adapter(args.adapter)  # and makes it the active one, under a name that a path does not tell
 
     def render(seed: int, **which: str) -> Iterator[Tensor]:
@@ -426,8 +435,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     def true_pictures() -> Iterator[Tensor]:
         if kind == "filter":
             yield from (apply_filter(chunk, style) for chunk in render(true_seed, adapter_names="__base__"))
-        elif kind == "folder":
-            yield from pictures_of(style, resolution)
+        elif in_folder is not None:
+            yield from map(to_floats, in_folder.split(chunk_size(resolution)))
         else:
             yield from drawings(style, args.num, resolution, true_seed)
 
@@ -445,7 +454,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         true.add(chunk)
     shown = [describer.first for describer in (source, adapted, paired if paired.count else true)]
     sets = source.done(), adapted.done(), true.done(), paired.done() if paired.count else None
-    centres = None if args.references is None else reference_centres(args.references, resolution, network)
     report = {
         "base": args.base,
         "adapter": str(args.adapter),
@@ -484,12 +492,6 @@ def parse_truth(style: str) -> tuple[str, str]:
     """
     kind, _, name = style.partition(":")
     return (kind, str(user_path(name))) if kind == "folder" and name else parse_style(style)
-
-
-def pictures_of(folder: str, resolution: int) -> Iterator[Tensor]:
-    """The pictures of a folder in chunks of float `[b, 3, R, R]` in [-1, 1]."""
-    for chunk in load_images(folder, resolution).split(chunk_size(resolution)):
-        yield to_floats(chunk)
 
 
 def drawings(style: str, num: int, resolution: int, seed: int) -> Iterator[Tensor]:

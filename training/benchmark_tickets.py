@@ -21,7 +21,7 @@ from benchmark_adapters import ratio
 
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters.ticket import prunable
-from fewshot_gan.models.plain import Conv2d
+from fewshot_gan.models.plain import Conv2d, PlainGenerator
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_text, user_path
 from fewshot_gan.utils.threads import set_threads, usual_threads
@@ -107,6 +107,10 @@ def main(argv: list[str] | None = None) -> dict:
     report = {}
     for base in args.bases:
         generator = FewShotGAN.from_pretrained(base).generator.eval()
+        if not isinstance(generator, PlainGenerator):
+            raise ValueError(
+                f"{base} is a {type(generator).__name__}; times are of tickets of SNGAN, BigGAN and GP-GAN"
+            )
         report[str(base)] = sizes(generator) | {"time": times(generator, args.batch, args.repeats)}
     text = json.dumps({"batch": args.batch, "threads": args.num_threads, "tickets": report}, indent=1) + "\n"
     replace_text(args.out, text)

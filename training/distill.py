@@ -39,6 +39,7 @@ from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training.launch import (
     PRECISIONS,
     command,
+    holding,
     launched_precision,
     start,
     start_trackers,
@@ -66,7 +67,7 @@ RANGES = {
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = {"type": expanded, "required": True}
-    p.add_argument("--source", **folder, help="random-face wheel, its unpacked folder, or a converted pipeline")
+    p.add_argument("--source", **folder, help="random-face wheel, or its unpacked folder")
     p.add_argument("--work_dir", **folder, help="cache of teacher images, checkpoints, logs and report")
     p.add_argument("--output_dir", **folder, help="where the fp16 generator and discriminator are written")
     p.add_argument("--resolution", type=int, default=256)
@@ -241,6 +242,11 @@ class Distillation(TrainingRun):
         self.optimizer.load_state_dict(state["g_optim"])
         self.d_optimizer.load_state_dict(state["d_optim"])
         self.step = state["step"]
+        if self.step > self.args.steps:
+            raise ValueError(
+                f"{self.folder} holds {self.step} steps of the student, more than --steps {self.args.steps}; give "
+                f"{self.step} or more"
+            )
         if self.step >= self.args.steps:  # with more --steps than before, the student learns on
             self.step += state.get("d_step", 0)
 
@@ -483,8 +489,13 @@ def run(args):
         num_threads=args.num_threads,
         mixed_precision=args.mixed_precision,
     )
+    with holding(args.work_dir, accelerator):
+        distil(args, accelerator)
+
+
+def distil(args, accelerator) -> None:
+    """Distil, or evaluate, in a folder that is locked; see `run`."""
     device, work, size = accelerator.device, Path(args.work_dir), args.resolution
-    work.mkdir(parents=True, exist_ok=True)
     teacher = convert_checkpoint(args.source)["generator"].to(device).eval().requires_grad_(False)
     if args.evaluate:
         return evaluate(args, teacher, device)

@@ -81,6 +81,10 @@ def measured(pipe: FewShotGAN, num: int) -> tuple[torch.Tensor, torch.Tensor]:
             if faces:
                 ws.append(w)
                 rows.append(measure(image, faces[0].landmarks))
+    if len(rows) < 2:
+        raise ValueError(
+            f"{len(rows)} of {num} pictures of {pipe.base_name} have a face; these directions are of faces"
+        )
     measures = torch.tensor(rows, dtype=torch.float32)
     return torch.stack(ws), (measures - measures.mean(0)) / measures.std(0)
 

@@ -23,6 +23,7 @@ from benchmark import contact_sheet
 from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import fingerprint
 from fewshot_gan.training.adapt import main as adapt
+from fewshot_gan.training.domains import parse_style
 from fewshot_gan.training.launch import command
 from fewshot_gan.training.report import Report
 from fewshot_gan.utils.errors import script
@@ -50,6 +51,8 @@ def learn(args: argparse.Namespace, names: list[str], lfs_options: list[str]) ->
     """Each look in turn, and after each the proof."""
     check_number("num_faces", args.num_faces, COUNT, whole=True)
     check_seed(args.probe_seed, "probe_seed")
+    for style in args.styles:  # before hours of learning
+        parse_style(style)
     first: dict[str, str] = {}  # look: sha256 of its pictures when it had just been learned
     report_path = args.output_dir / "report.json"
     probe = {"base": args.base, "seed": args.probe_seed, "num": args.num_faces}

@@ -26,6 +26,7 @@ from fewshot_gan.adapters import HyperNetwork
 from fewshot_gan.data.datasets import load_images
 from fewshot_gan.data.images import read_image, to_floats
 from fewshot_gan.training import adapt, hypernetwork
+from fewshot_gan.training.domains import parse_style
 from fewshot_gan.training.families import FAMILIES
 from fewshot_gan.training.launch import command
 from fewshot_gan.utils.errors import script
@@ -70,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.num_threads)
+    for look in (*args.held_out, *args.seen):  # before hours of training
+        parse_style(look)
     looks = Looks(args.output_dir, args.base, args.num, args.num_true)
     common = [f"--base={args.base}", "--report_to=none", f"--num_threads={args.num_threads}"]
     network = trained(args, looks, common) if args.network is None else HyperNetwork.from_pretrained(args.network)

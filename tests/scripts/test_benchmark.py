@@ -72,8 +72,7 @@ def test_the_truth_may_be_a_folder(scripts, tmp_path):
     for number in range(3):
         Image.new("RGB", (40, 40), (number, 50, 255)).save(tmp_path / f"{number}.png")
     kind, folder = scripts.benchmark.parse_truth(f"folder:{tmp_path}")
-    pictures = torch.cat(list(scripts.benchmark.pictures_of(folder, 32)))
-    assert kind == "folder" and pictures.shape == (3, 3, 32, 32) and pictures[:, 2].min() == 1
+    assert (kind, folder) == ("folder", str(tmp_path))
     assert scripts.benchmark.parse_truth("filter:pencil") == ("filter", "pencil")
     with pytest.raises(ValueError, match="is not filter:NAME or dicebear:NAME"):
         scripts.benchmark.parse_truth("folder:")

@@ -101,7 +101,9 @@ def predict_memory(trainer: "Trainer", batch: int | None = None, micro_batch: in
     step = graphs + SEEN * batch * views * _feature_graph(trainer) + IMAGES * batch * 12 * resolution**2
     own = objective.images_of_regularisers(batch)
     alone = generator_graph(generator, own) * (1 + PASSING) if own else 0
+    step += batch * _discriminator_graph(trainer)
     states = 16 * trainer.adapter.num_values()  # gradient, two moments of Adam, moving average
+    states += 12 * sum(parameter.numel() for parameter in trainer.d_parameters)  # gradient, two moments
     used = torch.cuda.memory_allocated(trainer.device) if trainer.device.type == "cuda" else used_memory()
     return int(used + states + max(step, alone))
 
@@ -115,6 +117,19 @@ def _feature_graph(trainer: "Trainer") -> int:
     side = min(resolution, objective.config.view_size or resolution)
     view = torch.zeros(1, 3, side, side, dtype=torch.float32, device=trainer.device, requires_grad=True)
     return graph_bytes(lambda: features(view, objective.levels), features)
+
+
+def _discriminator_graph(trainer: "Trainer") -> int:
+    """Return the bytes of the graphs of a real and a generated picture in a discriminator that sees pictures, or 0."""
+    objective, resolution = trainer.objective, trainer.generator.resolution
+    config = objective.config
+    if not trainer.d_parameters or getattr(config, "discriminator", None) != "source":
+        return 0
+    network = deepcopy(objective.discriminator).to("meta")
+    side = min(resolution, config.view_size or resolution)
+    view = torch.zeros(2, 3, side, side, dtype=torch.float32, device="meta", requires_grad=True)
+    graphs = 2 if config.r1_weight else 1  # the penalty's gradient has a graph of its own
+    return graphs * graph_bytes(lambda: network(view), network)
 
 
 def check_memory(trainer: "Trainer") -> tuple[int, int]:
