@@ -184,8 +184,8 @@ REPOS = {
     ),
     "poster": filtered(
         "poster",
-        limit="Skin is flat and lines are dark; hair keeps strands, and steps between levels are softer than under the true "
-        "filter.",
+        limit="Skin is flat and lines are dark, but hair keeps strands, and steps between levels are softer than under the "
+        "true filter.",
     ),
     "lorelei": Facts(
         kind="adapter",

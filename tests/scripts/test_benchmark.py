@@ -388,7 +388,7 @@ def test_every_way_to_train_is_a_run(scripts, tmp_path):
 def test_wrong_calls_end_in_one_sentence(bench, scripts, capsys):
     for options, message in (
         (["--only", "d3t/*"], "fits no cell; a cell is called good-left/filter-sepia/0"),
-        (["--num", "1"], "--num 1 is below 2"),
+        (["--num", "2"], "--num 2 is below 3"),
     ):
         with pytest.raises(SystemExit):
             bench(*options)
