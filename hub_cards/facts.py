@@ -184,7 +184,7 @@ REPOS = {
     ),
     "poster": filtered(
         "poster",
-        limit="Skin is flat and lines are dark, but hair keeps strands, and levels blend where the true filter has steps.",
+        limit="Skin is flat and lines are dark, but hair keeps strands; levels blend where the true filter has steps.",
     ),
     "lorelei": Facts(
         kind="adapter",

@@ -247,7 +247,7 @@ class LatentMixin(Pipeline):
         of_rows = coarse.repeat_interleave(len(fine), 0)
         of_columns = fine.repeat(len(coarse), *[1] * (fine.ndim - 1))
         how = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff, "adapter_names": adapter_names}
-        mixed = mix_styles(*(self.map_latents(x, **how) for x in (of_rows, of_columns)), crossover)
+        mixed = mix_styles(self.map_latents(of_rows, **how), self.map_latents(of_columns, **how), crossover)
         return self(latents=mixed, latent_space="w+", adapter_names=adapter_names, **options)
 
     def walk(

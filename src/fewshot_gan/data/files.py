@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from PIL import Image, ImageChops, ImageCms, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
@@ -153,7 +153,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             strip = strip.convert("RGBA")
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
         if profile is not None:
-            strip = ImageCms.applyTransform(strip.convert(profile.mode), profile.to_srgb)
+            strip = profile.to_srgb(strip)
         rgb.paste(strip.convert("RGB"), (0, top))
     return rgb
 
@@ -162,7 +162,10 @@ class _Profile(NamedTuple):
     """The colours of an image: the mode that they are of, and how they become sRGB."""
 
     mode: str
-    to_srgb: ImageCms.ImageCmsTransform
+    transform: ImageCms.ImageCmsTransform
+
+    def to_srgb(self, image: Image.Image) -> Image.Image:
+        return cast(Image.Image, ImageCms.applyTransform(image.convert(self.mode), self.transform))  # None only in place
 
 
 def _profile(image: Image.Image) -> _Profile | None:
@@ -172,15 +175,15 @@ def _profile(image: Image.Image) -> _Profile | None:
         return None
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(profile.profile.xcolor_space.strip())
-        of_image = "L" if image.mode[0] in "1LIF" else "CMYK" if image.mode == "CMYK" else "RGB"
-        if mode != of_image or image.mode == "LAB":
+        mode = "L" if image.mode[0] in "1LIF" else "CMYK" if image.mode == "CMYK" else "RGB"
+        space = cast(Any, profile.profile).xcolor_space.strip()
+        if space != {"L": "GRAY"}.get(mode, mode) or image.mode == "LAB":
             return None
-        to_srgb = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+        colours = _Profile(mode, ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB"))
         probe = Image.frombytes("RGB", (6, 36), bytes(51 * v for triple in product(range(6), repeat=3) for v in triple))
         probe = probe.convert(mode)
-        change = ImageChops.difference(ImageCms.applyTransform(probe, to_srgb), probe.convert("RGB"))
-        return _Profile(mode, to_srgb) if max(most for _, most in change.getextrema()) > 2 else None
+        changes = ImageChops.difference(colours.to_srgb(probe), probe.convert("RGB")).tobytes()
+        return colours if max(changes) > 2 else None
     except (ImageCms.PyCMSError, OSError, ValueError):  # damaged, or a device that Little CMS does not know
         return None
 

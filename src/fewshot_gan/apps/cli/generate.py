@@ -137,8 +137,8 @@ def generate(
             "several processes can only write a folder together, with --format; start a single process otherwise"
         )
     pipe, loaded = load_pipeline(base, names, weights)
-    someone = None if person is None else load_person(pipe, person)
-    num_images = num_images or (4 if someone is None else len(pipe.bank.adapters[someone].latents))
+    someone, of_photos = (None, 4) if person is None else load_person(pipe, person)
+    num_images = num_images or of_photos
     if compare or interpolate:  # the faces of the base in every look
         pipe.set_adapters([])
     options = {"seed": seed, "truncation_psi": psi, "noise_mode": noise_mode.value}

@@ -38,7 +38,8 @@ def load_pipeline(base: str, names: list[str], weights: list, persons: bool = Fa
     from ...adapters.io import name_of
     from ...pipeline import BASE, FewShotGAN
 
-    pipe, loaded = FewShotGAN.from_pretrained(base), {}
+    pipe: Any = FewShotGAN.from_pretrained(base)
+    loaded: dict = {}
     for i, (source, weight) in enumerate(zip(names, weights, strict=True)):
         name = name_of(source)
         name = name if name not in (*loaded, BASE, "", "base") else f"{name}-{i + 1}"
@@ -53,8 +54,8 @@ def load_pipeline(base: str, names: list[str], weights: list, persons: bool = Fa
     return pipe, loaded
 
 
-def load_person(pipe, source: str) -> str:
-    """Load the adapter of a person beside the looks; return its name in the pipeline.
+def load_person(pipe, source: str) -> tuple[str, int]:
+    """Load the adapter of a person beside the looks; return its name in the pipeline, and the number of its photos.
 
     Raises:
         ValueError: it is no adapter of a person.
@@ -62,10 +63,10 @@ def load_person(pipe, source: str) -> str:
     active = dict(pipe.bank.active)
     name = next(name for name in ("me", *(f"me_{i}" for i in range(2, 1000))) if name not in pipe.bank.adapters)
     pipe.load_adapter(source, name)
-    if pipe.bank.adapters[name].latents is None:
+    if (latents := pipe.bank.adapters[name].latents) is None:
         raise ValueError(f"--person {source} is a look; give the folder of restyle --keep, and looks with --adapter")
     pipe.set_adapters(active)
-    return name
+    return name, len(latents)
 
 
 def adapters_in(folder: Path) -> list[Path]:
