@@ -164,8 +164,8 @@ class _Profile(NamedTuple):
     mode: str
     transform: ImageCms.ImageCmsTransform
 
-    def to_srgb(self, image: Image.Image) -> Image.Image:
-        return cast(Image.Image, ImageCms.applyTransform(image.convert(self.mode), self.transform))  # None only in place
+    def to_srgb(self, image: Image.Image) -> Image.Image:  # not in place, so there is one
+        return cast(Image.Image, ImageCms.applyTransform(image.convert(self.mode), self.transform))
 
 
 def _profile(image: Image.Image) -> _Profile | None:
