@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -75,7 +76,7 @@ class AdapterMixin(Pipeline):
         return self
 
     def _free_name(self) -> str:
-        names = (f"default_{i}" for i in range(len(self.bank.adapters) + 1))
+        names = (f"default_{i}" for i in count(len(self.bank.adapters)))  # as diffusers; one may have been deleted
         return next(name for name in names if name not in self.bank.adapters)
 
     def _embedded_folder(self, source) -> Path | None:

@@ -420,3 +420,14 @@ def test_a_saved_blend_says_that_it_holds_a_person(mobile, tmp_path):
     pipe.save_adapter(tmp_path, "both")
     parts = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))["parts"]
     assert [bool(part.get("latents_shape")) for part in parts] == [True, False]
+
+
+def test_a_state_dict_gets_a_name_that_is_free(mobile):
+    pipe = FewShotGAN(mobile)
+    adapter = LeFTAdapter.for_model(mobile)
+    given = adapter.state_dict(), adapter.stored_config()
+    for _ in range(3):
+        pipe.load_adapter(given)
+    pipe.delete_adapters("default_0")
+    pipe.load_adapter(given)
+    assert list(pipe.bank.adapters) == ["default_1", "default_2", "default_3"]

@@ -151,7 +151,7 @@ def test_photos_from_files_and_pil(pipe, features, tmp_path):
         (torch.full((1, 3, 32, 32), 255.0), {}, r"beyond \[-1, 1\]; scale 8-bit"),
         (torch.full((1, 3, 32, 32), float("nan")), {}, "beyond"),
         (torch.zeros(1, 3, 32, 32), {"space": "z"}, "unknown space 'z'; known: w, w\\+"),
-        (torch.zeros(1, 3, 32, 32), {"steps": 0}, "steps=0: give a whole number"),
+        (torch.zeros(1, 3, 32, 32), {"steps": 0}, "steps=0: give 1 or more"),
         (torch.zeros(1, 3, 32, 32), {"batch_size": 1.5}, "batch_size=1.5"),
         (torch.zeros(1, 3, 32, 32), {"perceptual": "vgg"}, "unknown perceptual 'vgg'; known: auto, none"),
     ],

@@ -125,7 +125,7 @@ def test_pictures_are_checked_before_they_are_estimated(encoder, base_folder, sh
         ({"start": "zero"}, "unknown start 'zero'; known: auto, mean, or w"),
         ({"start": torch.zeros(2, 16)}, r"start of shape \[2, 16\] is not w \[1, 16\]"),
         ({"start": torch.full((1, 16), float("nan"))}, r"start\[0\] has numbers that are NaN"),
-        ({"start": "mean", "steps": 0}, "steps=0: give a whole number, 1 or more"),
+        ({"start": "mean", "steps": 0}, "steps=0: give 1 or more"),
     ],
 )
 def test_refused_starts(encoder, base_folder, options, sentence):
