@@ -575,7 +575,15 @@ class Filled(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def combinations():
+    """Every kind on every generator; those with other settings than the defaults on the other two take long."""
+    for generator in sorted(GENERATORS):
+        for kind in KINDS:
+            marks = [pytest.mark.slow] if kind in MORE and generator != "mobile" else []
+            yield pytest.param(generator, kind, marks=marks, id=f"{generator}-{kind}")
+
+
+@pytest.mark.parametrize("pipe, kind", combinations(), indirect=["pipe"])
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_behaviour(name, kind, pipe, tmp_path):
     BEHAVIOURS[name](pipe, kind, tmp_path)

@@ -47,9 +47,11 @@ def test_variant_and_shards(network, tmp_path):
 DTYPES = [torch.float16, torch.bfloat16, torch.float64]
 
 
-@pytest.mark.parametrize("low", [True, False], ids=["low-memory", "usual"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize(
+    "option, dtype, low",
+    [*(("dtype", dtype, True) for dtype in DTYPES), ("dtype", DTYPES[0], False), ("torch_dtype", DTYPES[1], True)],
+    ids=str,
+)
 def test_loads_in_any_precision(network, tmp_path, dtype, low, option):
     network.save_pretrained(tmp_path)
     loaded = type(network).from_pretrained(tmp_path, **{option: dtype}, low_cpu_mem_usage=low)

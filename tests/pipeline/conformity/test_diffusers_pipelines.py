@@ -137,7 +137,7 @@ def test_latents_of_another_kind_are_refused(wrong):
         piped("sngan").interpolate("__base__", "__base__", latents=wrong)
 
 
-@pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("option", ["dtype", pytest.param("torch_dtype", marks=pytest.mark.slow)])
 def test_a_pipeline_loads_in_half_precision(pipe, tmp_path, option):
     pipe.save_pretrained(tmp_path / "shards", max_shard_size="2KB", variant="a")
     assert len(list((tmp_path / "shards" / "generator").glob("diffusion_pytorch_model.a-*.safetensors"))) > 1
