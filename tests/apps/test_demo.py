@@ -881,6 +881,7 @@ def test_the_keyboard_does_everything(visit, pictures):
     v.reach("Stop and keep")
     v.press("Enter")
     v.says("#look-status", re.compile(r"Done: \d+ steps"))
+    v.button("60 more steps").click(trial=True)  # it can be pressed, so the list of downloads is made anew
     with v.page.expect_download() as download:
         v.reach("my look.zip")
         v.press("Enter")
