@@ -24,6 +24,7 @@ from fewshot_gan.data.images import to_floats
 from fewshot_gan.features import load_features
 from fewshot_gan.features.encoders import load_encoder, templated
 from fewshot_gan.hub import reports as card_results
+from fewshot_gan.models import BigGANGenerator
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
@@ -52,6 +53,15 @@ def test_numbers_are_those_of_the_metrics(pipe, data):
     clusters = metrics.pairwise_distances(codes, references), metrics.pairwise_distances(codes)
     assert found["intra_cluster"] == pytest.approx(metrics.intra_cluster_distance(*clusters), rel=1e-5)
     assert report["protocol"]["features_sha256"] == network.sha256 and report["versions"]["torch"] == torch.__version__
+
+
+def test_a_base_with_classes_draws_them_in_turn(data):
+    pipe = FewShotGAN(BigGANGenerator((16, 16, 8), 1, chunk_dim=3, shared_dim=4, num_classes=3).eval())
+    report = evaluation.evaluate(pipe, data, num_images=7, seed=3, batch_size=2)
+    images = pipe(7, seed=3, class_labels=[0, 1, 2, 0, 1, 2, 0], output_type="pt").images * 2 - 1
+    network = load_features()
+    real = network.pooled(to_floats(load_images(data, pipe.generator.resolution)))
+    assert report["results"]["kid"] == pytest.approx(metrics.kernel_distance(network.pooled(images), real), rel=1e-4)
 
 
 def test_clip_as_judge(pipe, data, tmp_path):

@@ -67,8 +67,8 @@ def evaluate(
     Args:
         pipe: the pipeline; its active adapters act.
         data: folder, embedded set or `datasets` id of real pictures; cropped and resized to the generator's size.
-        num_images: number of pictures `pipe(num_images, seed=seed)` to draw, 2 or more. Fréchet distances of fewer than
-            some thousands are biased upwards: compare only equal numbers.
+        num_images: number of pictures `pipe(num_images, seed=seed)` to draw, 2 or more, of all classes in turn if there
+            are any. Fréchet distances of fewer than some thousands are biased upwards: compare only equal numbers.
         seed, truncation_psi, batch_size: as in `FewShotGAN.__call__`.
         features: the judge, i.e. the feature network: one of `features.load_features`, e.g. "inception-v3", or a vision
             model of transformers as a local folder or Hub repo id. For CLIP, the features are its embeddings.
@@ -261,7 +261,9 @@ def _drawn_statistics(pipe: FewShotGAN, judge: _Judge, protocol: dict, batch_siz
     num_images, psi, crops = protocol["num_images"], protocol["truncation_psi"], protocol.get("crops", 0)
     first, stop = num_images * rank // count, num_images * (rank + 1) // count
     own, start = _Statistics(crops), first
-    options = {"skip": first, "seed": protocol["seed"], "batch_size": batch_size, "output_type": "pt"}
+    options: dict[str, Any] = {"skip": first, "seed": protocol["seed"], "batch_size": batch_size, "output_type": "pt"}
+    if (labels := pipe.some_labels(num_images)) is not None:
+        options["class_labels"] = labels[first:stop]
     if stop > first:
         for output in pipe.stream(stop - first, truncation_psi=psi, **options):
             pictures = cast(torch.Tensor, output.images)  # of the output type "pt"
