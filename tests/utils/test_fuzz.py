@@ -34,10 +34,11 @@ from fewshot_gan.data.datasets import provenance
 from fewshot_gan.data.images import read_image
 from fewshot_gan.models import StyleGAN2Generator
 from fewshot_gan.utils import untrusted
+from fewshot_gan.utils.conversion import CodeRefused
 
 CASES, THROUGH_THE_PROCESS = 500, 12
 SECONDS, MEMORY = 10, 500 * 2**20  # of a case; bytes beside those that the process of the tests has before
-ALLOWED = (ConversionError, ValueError, FileNotFoundError)  # these very classes, and errors of the system
+ALLOWED = (ConversionError, CodeRefused, ValueError, FileNotFoundError)  # these very classes, and errors of the system
 NUMBERS = (0, 1, 2, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 
 

@@ -65,7 +65,7 @@ def _size(src: Path) -> int:
 
 
 def _torch_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in (".pth", ".pt") and path.is_file())
+    return sorted(path for path in folder.iterdir() if path.suffix in (".pth", ".pt") and not path.is_dir())
 
 
 def _convert_folder(folder: Path) -> dict:
