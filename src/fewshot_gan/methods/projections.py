@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from ..data.images import to_bytes
 from ..inversion import SPACES, VERSION, invert, latent_statistics, lpips_network
+from ..models.labels import refuse_classes
 from ..models.latents import check_latents
 from ..models.layers import as_ws
 from ..utils.files import replace_file, user_path
@@ -100,8 +101,10 @@ def project(path: Path, pipe, images: torch.Tensor, options, seed: int, dry: boo
         w `[K, D]`, or w+ `[K, L, D]` with space "w+".
 
     Raises:
-        ValueError: the file that the user named holds projections of other images, bases or settings.
+        ValueError: the file that the user named holds projections of other images, bases or settings; or the base has
+            classes.
     """
+    refuse_classes(pipe.generator, "inversion")
     generator, path = pipe.generator.to(images.device), Path(user_path(options.projections or path))
     if dry:
         mean = latent_statistics(generator)[0].cpu().expand(len(images), -1)
