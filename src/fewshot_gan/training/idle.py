@@ -55,7 +55,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {  # option → what it acts with, all of i
     **dict.fromkeys(("keep_filters", "prune_filters"), (CHOSEN,)),
     "deepest_level": (MOMENTS,),
     "freeze_d": (above_0("adversarial_weight"),),
-    "lr_final": (Need("--lr_decay_start below 1", lambda of: of("lr_decay_start") < 1),),
+    "lr_final": (Need("--lr_decay_start below 1", lambda of: of("lr_decay_start") < 1 or of("lr_final") == 1),),
     "relation_weight": (OTHERS,),
     "dcl_weight": (Need("--diversity dcl", lambda of: of("diversity") == "dcl"),),
     "distillation_final": (above_0("distillation_weight"),),
