@@ -18,7 +18,7 @@ from ..hub import data_source, portable_name
 from ..hub.cards import write_adapter_card
 from ..pipeline import FewShotGAN
 from ..utils.hashing import hash_tensors
-from .checkpoints import OTHER_SETTINGS, PROJECTED, begun_config, latest_checkpoint
+from .checkpoints import PROJECTED, begun_config, latest_checkpoint, refuse_other_settings
 from .command_line import parse
 from .config import JUDGED, RunConfig
 from .engine import Trainer, TrainingConfig
@@ -171,8 +171,7 @@ def rehearse(config: RunConfig, accelerator: Accelerator) -> None:
             return
         begun = begun_config(prepared.folder).get("training") or {}
         now = {name: value for name, value in prepared.method.record(prepared).items() if name in begun}
-        if changed := [f"{name} was {begun[name]}, now {now[name]}" for name in now if begun[name] != now[name]]:
-            raise ValueError(OTHER_SETTINGS.format(folder=prepared.folder, changed="; ".join(changed)))
+        refuse_other_settings(prepared.folder, {name: begun[name] for name in now}, now)
 
 
 def train(prepared: Run, on_step: Callable[[Trainer, dict[str, float]], None] | None = None) -> Trainable:

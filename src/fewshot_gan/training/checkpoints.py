@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -25,7 +25,6 @@ STAGED = re.compile(r"\.checkpoint-[0-9]+(\.old)?\.tmp")
 SAVING = re.compile(r"tmp[a-z0-9_]{8}")  # temporary folder of an adapter that is being saved
 ANEW = "or start anew: choose another output folder, or remove this one"
 PROJECTED = ("codes", "domains")  # settings that depend on the latents of training pictures
-OTHER_SETTINGS = "{folder} holds a run with other settings ({changed}); use them again to resume, " + ANEW
 
 
 class Damaged(ValueError):
@@ -148,6 +147,28 @@ def check_checkpoint(folder: Path) -> dict:
         raise Damaged(f"{error}") from error
 
 
+def refuse_other_settings(folder: Path, before: Mapping, now: Mapping, may_change: Collection[str] = ()) -> None:
+    """Refuse to go on with a run whose settings were others.
+
+    Args:
+        folder: of the run.
+        before, now: name → JSON value.
+        may_change: names of settings that may differ.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    changed = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in {**before, **now}
+        if name not in may_change and before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({'; '.join(changed)}); use them again to resume, {ANEW}"
+        )
+
+
 def load_checkpoint(folder: Path, settings: dict, accelerator: Accelerator, may_change: Collection[str]) -> dict | None:
     """Return this process's state in the newest undamaged checkpoint; None if there is none. All processes call it.
 
@@ -173,13 +194,7 @@ def load_checkpoint(folder: Path, settings: dict, accelerator: Accelerator, may_
             raise ValueError(before)
         return None
     now = json.loads(json.dumps(settings, default=list))
-    changed = [
-        f"{name} was {before.get(name)}, now {now.get(name)}"
-        for name in {**before, **now}
-        if name not in may_change and before.get(name) != now.get(name)
-    ]
-    if changed:
-        raise ValueError(OTHER_SETTINGS.format(folder=folder, changed="; ".join(changed)))
+    refuse_other_settings(folder, before, now, may_change)
     path, count = found / STATE_NAME.format(rank=accelerator.process_index), accelerator.num_processes
     if not path.is_file():
         raise ValueError(f"{found} was written by fewer processes than {count}; resume with as many, {ANEW}")

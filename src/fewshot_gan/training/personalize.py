@@ -32,7 +32,7 @@ from ..utils.hashing import hash_tensor
 from ..utils.random import initialised
 from ..utils.ranges import COUNT, check_number
 from ..utils.safetensors_files import read_header, read_tensors
-from .checkpoints import OTHER_SETTINGS, checkpoints
+from .checkpoints import checkpoints, refuse_other_settings
 from .engine import Trainer, TrainingConfig
 from .launch import holding
 
@@ -144,12 +144,9 @@ def _pivots(pipe, pictures: torch.Tensor, latents, file: Path, search: dict[str,
             )
     elif (kept := _kept_mark(file)) == mark:
         latents = read_tensors(file)["latents"]
-    elif kept and checkpoints(file.parent):  # before a search: the trainer would refuse it
-        changed = "; ".join(
-            f"{name} was {kept.get(name)}, now {mark[name]}" for name in mark if kept.get(name) != mark[name]
-        )
-        raise ValueError(OTHER_SETTINGS.format(folder=file.parent, changed=changed))
     else:
+        if kept and checkpoints(file.parent):  # before a search: the trainer would refuse it
+            refuse_other_settings(file.parent, kept, mark)
         latents = pipe.invert(pictures, **search).latents
         replace_file(file, lambda path: save_file({"latents": latents[:, 0].contiguous()}, path, metadata=mark))
     w = latents[:, 0] if latents.ndim == 3 else latents

@@ -10,7 +10,7 @@ from ...data import grids
 from ...utils.files import replace_file
 from .options import Adapters, Base, Threads, number, path_argument, path_option, seed_option
 from .root import app, begin, refuse_existing
-from .sources import load_pipeline, named_looks
+from .sources import load_pipeline, name_of_person, named_looks
 
 
 @app.command()
@@ -76,7 +76,7 @@ def restyle(
             "--paste-back needs the place of the face: leave out --no-align, install fewshot_gan[photo], and take a "
             "base with mean_landmarks such as ffhq"
         )
-    person = next(name for name in ("me", *(f"me_{i}" for i in range(2, 100))) if name not in pipe.bank.adapters)
+    person = name_of_person(pipe)
     pipe.personalize(squares, person, steps=steps, seed=seed, output_dir=keep)
     shown = [{}, *({name: weight} for name, weight in looks.items())]
     shown = [with_person(look, person, LIKENESS if likeness is None else likeness) for look in shown]

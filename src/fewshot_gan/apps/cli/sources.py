@@ -54,6 +54,11 @@ def load_pipeline(base: str, names: list[str], weights: list, persons: bool = Fa
     return pipe, loaded
 
 
+def name_of_person(pipe) -> str:
+    """Return a name for a person that no loaded adapter has: me, me_2, …"""
+    return next(name for name in ("me", *(f"me_{i}" for i in range(2, 1000))) if name not in pipe.bank.adapters)
+
+
 def load_person(pipe, source: str) -> tuple[str, int]:
     """Load the adapter of a person beside the looks; return its name in the pipeline, and the number of its photos.
 
@@ -61,7 +66,7 @@ def load_person(pipe, source: str) -> tuple[str, int]:
         ValueError: it is no adapter of a person.
     """
     active = dict(pipe.bank.active)
-    name = next(name for name in ("me", *(f"me_{i}" for i in range(2, 1000))) if name not in pipe.bank.adapters)
+    name = name_of_person(pipe)
     pipe.load_adapter(source, name)
     if (latents := pipe.bank.adapters[name].latents) is None:
         raise ValueError(f"--person {source} is a look; give the folder of restyle --keep, and looks with --adapter")

@@ -65,7 +65,7 @@ def walk(
     begin(num_threads)
     pipe, loaded = load_pipeline(base, names, weights)
     side = min(grids.check_size(size, pipe.generator.resolution), grids.TILE if size is None else 10**6)
-    if looks:  # the faces of the base in every look
+    if looks:  # edits start from the faces of the base
         pipe.set_adapters([])
     if latents is not None:
         keys = read_latents(latents, getattr(pipe.generator, "num_ws", None))
