@@ -113,6 +113,11 @@ TABLE = {
         ["me.png", "me/adapter_model.safetensors"],
         r"photo, likeness, sketch, ink, adapter in me",
     ),
+    "fewshot-gan generate --person me/ --adapter poster": (
+        {"--adapter poster": "--adapter poster --base ffhq-256"},
+        ["faces.png"],
+        r"\(1 pictures",
+    ),
     "fewshot-gan invert photo.jpg --out me.safetensors": (
         {"--out me.safetensors": "--out me.safetensors --steps 1 --base ffhq-256"},
         ["me.safetensors", "me-sheet.png"],
