@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from torch.nn.utils import parametrizations
 
 from fewshot_gan.adapters import (
     AdaFMAdapter,
@@ -31,6 +32,7 @@ from fewshot_gan.models.biggan import biggan_config
 from fewshot_gan.models.gp_gan import gp_gan_config
 from fewshot_gan.models.layers import adaptable_layers
 from fewshot_gan.models.plain import Conv2d, Layer
+from fewshot_gan.models.spectral import spectral_norm
 from fewshot_gan.models.tailored import AdaIN, ScaleMatcher
 from fewshot_gan.pipeline import FewShotGAN
 
@@ -259,6 +261,24 @@ def test_spectral_norm_is_one(name):
     assert spectral and spectral >= {path for path, x in model.named_modules() if isinstance(x, Conv2d)}
     for path in spectral:
         assert torch.linalg.matrix_norm(normalised[path].flatten(1), 2) == pytest.approx(1, abs=1e-3)
+
+
+def test_spectral_norm_is_torchs_and_costs_nothing_to_load(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    theirs = parametrizations.spectral_norm(torch.nn.Conv2d(3, 5, 3))
+    torch.manual_seed(0)
+    ours = spectral_norm(torch.nn.Conv2d(3, 5, 3))
+    for _ in range(2):  # each use in training is one more power iteration
+        assert torch.equal(ours.weight, theirs.weight)
+        for key, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[key], value), key
+    tiny("SNGANDiscriminator").save_pretrained(tmp_path)
+    iterations = []
+    monkeypatch.setattr(parametrizations._SpectralNorm, "_power_method", lambda *given: iterations.append(given))
+    SNGANDiscriminator.from_pretrained(tmp_path)
+    assert not iterations  # they took most of the time of loading, and were overwritten
+    tiny("SNGANDiscriminator")
+    assert iterations
 
 
 @pytest.mark.parametrize("name", GENERATORS)

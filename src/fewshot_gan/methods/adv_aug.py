@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import _SpectralNorm
 
+from ..models.spectral import is_spectral_norm
 from .losses import hinge_d_loss, hinge_g_loss
 
 DIRECTIONS = ("paper", "repo")
@@ -105,7 +105,7 @@ def tapped(layers: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, torch.
 def undisturbed(*models: nn.Module) -> Iterator[None]:
     """Let forward passes in training mode change no buffers: no running statistics and no power iteration."""
     norms = [m for model in models for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    sigmas = [(m, m.training) for model in models for m in model.modules() if isinstance(m, _SpectralNorm)]
+    sigmas = [(m, m.training) for model in models for m in model.modules() if is_spectral_norm(m)]
     try:
         for norm in norms:
             norm.track_running_stats = not norm.training  # training with batch statistics, evaluation with running ones

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import spectral_norm
 
 from ..ops import RowWeights, bias_act, by_rows, conv2d
 from ..utils.offloading import fetch_tensor
@@ -19,7 +18,7 @@ from .checkpointing import Checkpointed
 from .labels import check_labels
 from .layers import AdaptableLayer, EffectiveWeight, block_resolution
 from .network import network_output
-from .spectral import LEFT_VECTOR, RIGHT_VECTOR
+from .spectral import LEFT_VECTOR, RIGHT_VECTOR, spectral_norm
 
 POWER_ITERATIONS = 20  # for an adapted weight, starting from the base's singular vectors
 
@@ -46,7 +45,7 @@ class Layer(AdaptableLayer):
         (init or orthogonal)(self.weight)
         if eps is not None:
             self.demodulation = "spectral"
-            spectral_norm(self, "weight", eps=eps)
+            spectral_norm(self, eps)
 
     def stored(self):
         if parametrize.is_parametrized(self, "weight"):  # masked or spectrally normalised

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from ..utils.random import initialised
 from .network import Network, network_output
 from .pickling import Picklable
+from .spectral import spectral_norm
 
 WIDTH = 64
 
