@@ -49,6 +49,22 @@ def fake_runtime(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def graphs_are_made_once():
+    """The graphs of a base depend on its settings alone, since its weights are their inputs."""
+    made = {}
+
+    def known(generator):
+        settings = (type(generator), json.dumps(dict(generator.config), sort_keys=True))
+        if settings not in made:
+            made[settings] = network_graphs(generator)
+        return dict(made[settings])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(website, "network_graphs", known)
+        yield
+
+
 def make_pipe(perturbed):
     pipe = FewShotGAN(tiny_mobile())
     for seed, (name, (kind, options)) in enumerate(LOOKS.items()):
