@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from fewshot_gan import FewShotGAN, ProjectedDiscriminator
-from fewshot_gan.adapters import Adapter, DomainVectorAdapter, LeFTAdapter, fingerprint
+from fewshot_gan.adapters import Adapter, DomainVectorAdapter, LeFTAdapter, fingerprint, read_adapter
 from fewshot_gan.apps.cli.push import numbered_card
 from fewshot_gan.catalogue import ADAPTERS
 from fewshot_gan.data.grids import GAP, make_grid
@@ -280,6 +280,22 @@ def test_card_of_several_adapters(mobile, tmp_path):
     assert 'load_adapter("me/looks", subfolder="ink")' in card.text and str(tmp_path) not in str(card)
     size = (tmp_path / "oil" / "adapter_model.safetensors").stat().st_size
     assert f"| [oil](oil) | left | {size:,} | [me/cats](" in card.text and "| `dogs` |" in card.text
+
+
+def test_cards_say_that_a_person_is_drawn(mobile, tmp_path):
+    shape = [1, mobile.num_ws, mobile.w_dim]
+    LeFTAdapter.for_model(mobile).save_pretrained(tmp_path / "ink")
+    assert "## Whose face" not in ModelCard.load(write_collection_card(tmp_path, "looks")).text
+    LeFTAdapter.for_model(mobile, latents_shape=shape).save_pretrained(tmp_path / "me")
+    text = ModelCard.load(write_collection_card(tmp_path, "looks")).text
+    assert "## Whose face" in text and "| left, of a person |" in text and text.count("of a person") == 1
+    pipe = FewShotGAN(mobile)
+    pipe.load_adapter(LeFTAdapter.for_model(mobile, latents_shape=shape), "me")
+    pipe.load_adapter(LeFTAdapter.for_model(mobile), "ink")
+    pipe.add_weighted_adapter(["me", "ink"], [1.0, 1.0], "both")
+    pipe.save_adapter(tmp_path / "both", "both")
+    card = write_adapter_card(read_adapter(tmp_path / "both"), tmp_path / "both", "both")
+    assert "## Whose face" in ModelCard.load(card).text
 
 
 def test_the_newest_picture_of_a_run_is_told_by_its_number(tmp_path):

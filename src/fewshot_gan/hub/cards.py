@@ -24,10 +24,10 @@ _FFHQ = (
 NOT_RECORDED = "Not recorded: what the weights were made from (a checkpoint, a base, pictures) decides."
 EMBEDDED_LICENCES = dict.fromkeys(("ffhq", "ffhq-256"), _FFHQ)  # base: what its weights descend from
 EMBEDDED_REPOS = {name: f"fewshot-gan/{name}" for name in EMBEDDED_LICENCES}  # where embedded bases are published
-PERSON = [  # on the card of an adapter of a person
+PERSON = [  # on the card of adapters of which one draws a person
     "## Whose face",
     "",
-    "The adapter draws a real person. Write here who it is. Share it only if this person agreed, and do not use it to",
+    "This draws a real person. Write here who it is. Share it only if this person agreed, and do not use it to",
     "deceive or harass.",
     "",
 ]
@@ -119,11 +119,11 @@ def write_adapter_card(
     size = "".join(f", {file.stat().st_size:,} bytes" for file in sorted(folder.glob("adapter_model*.safetensors"))[:1])
     fingerprint = f" (fingerprint `{config.base_fingerprint}`)" if config.base_fingerprint else ""
     what = f"it teaches a new look to the generator {_named(base)}, whose weights stay as they are"
-    person, draw = [], None
+    person, draw = PERSON if holds_person(config) else [], None
     if adapter.latents is not None:
         photos = f"{len(adapter.latents)} photo{'s' * (len(adapter.latents) > 1)}"
         what = f"with it the generator {_named(base)} draws the person of {photos}; its weights stay as they are"
-        person, draw = PERSON, "draw_person()"
+        draw = "draw_person()"
     lines = [f"A few-shot adapter: {what}.", ""]
     usual = "Above the base's pictures, below the adapted ones, for the same latents; not selected."
     lines += [
@@ -183,8 +183,10 @@ def write_collection_card(
     ]
     for (look, config), base in zip(configs.items(), bases, strict=True):
         size = sum(file.stat().st_size for file in (folder / look).glob("adapter_model*.safetensors"))
-        lines += [f"| [{look}]({look}) | {config['adapter_type']} | {size:,} | {_named(base)} |"]
-    lines += ["", *_licence(origins, "Weights of a base, and therefore its adapters,"), *details.lines()]
+        kind = config["adapter_type"] + ", of a person" * holds_person(config)
+        lines += [f"| [{look}]({look}) | {kind} | {size:,} | {_named(base)} |"]
+    lines += ["", *(PERSON if any(map(holds_person, configs.values())) else [])]
+    lines += [*_licence(origins, "Weights of a base, and therefore its adapters,"), *details.lines()]
     kinds = sorted({config["adapter_type"] for config in configs.values()})
     bases = [details.base_repo] if details.base_repo else bases
     return _write(folder, name, lines, picture, ["adapter", *kinds, *details.tags], origins, bases)
@@ -436,6 +438,11 @@ def portable_base(config, instead: str | None = None) -> str | None:
         instead: embedded name or repo id of the base, for an adapter that knows it as a local folder.
     """
     return _base_of(config, instead if instead in embedded_bases() or is_repo_id(instead) else None)[0]
+
+
+def holds_person(config) -> bool:
+    """Return whether the adapter of this config draws a person, or blends one that does."""
+    return any(part.get("latents_shape") for part in (config, *(config.get("parts") or ())))
 
 
 def _named(base: str | None) -> str:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from ..utils.files import finish_replacing
 from ..utils.json_files import read_json
 from ..version import __version__
-from .cards import PUBLISHED, licence_of, portable_base
+from .cards import PUBLISHED, holds_person, licence_of, portable_base
 from .names import adapter_folders, embedded_bases, is_repo_id
 
 INDEX = "site.json"  # of a web page
@@ -77,7 +77,7 @@ def _gradio(folder: Path, place: Path, name: str) -> None:
         raise FileNotFoundError(f"{folder} holds no adapter (adapter_config.json), and a Gradio Space shows adapters")
     configs = {look: read_json(path / "adapter_config.json") for look, path in found.items()}
     for look, config in configs.items():
-        if any(part.get("latents_shape") for part in (config, *(config.get("parts") or ()))):
+        if holds_person(config):
             raise ValueError(
                 f"{look!r} is or holds a person; a Space would show it to everybody as a look, so it is not made"
             )
