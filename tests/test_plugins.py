@@ -163,3 +163,15 @@ def test_two_classes_of_one_name_are_refused(tmp_path):
     told = run(place, "-c", "from fewshot_gan.catalogue import METHODS; print(METHODS['d3t'].path); list(METHODS)")
     assert told.stdout.strip() == "fewshot_gan.methods.d3t:D3TMethod"
     assert "tiny_looks:Other cannot be the method 'd3t': fewshot_gan.methods.d3t:D3TMethod has this name" in told.stderr
+
+
+def test_a_class_that_is_refused_leaves_the_built_in_one():
+    from fewshot_gan.adapters import LeFTAdapter
+    from fewshot_gan.adapters.registry import adapter_class
+
+    with pytest.raises(ValueError, match="Mine cannot be the adapter type 'left': .*LeFTAdapter has this name"):
+
+        class Mine(LeFTAdapter):
+            adapter_type = "left"
+
+    assert adapter_class("left", "it") is LeFTAdapter

@@ -1,14 +1,15 @@
 """Methods of a pipeline for adapters, under the names of diffusers and PEFT: load, choose, blend, fuse, save."""
 
 import re
-from collections.abc import Mapping, Sequence
-from itertools import count
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from .adapters import HyperNetwork
+from .adapters import BASE, HyperNetwork
+from .adapters.bank import ADAPTER_NAME
 from .adapters.base import Adapter
 from .adapters.io import load_adapter, name_of, refuse_unknown, warn_of_base
 from .adapters.looks import parse_look
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
     from .pipeline_base import NetworkPipeline as Pipeline
 else:
     Pipeline = object  # a mixin: the pipeline comes from the other base class
+
+
+def free_name(source, taken: Iterable[str]) -> str:
+    """Return a name for an adapter that is not taken: `name_of`, or this with a number.
+
+    Args:
+        source: of the adapter. Of one whose folder has a name that no adapter can have, like ".x", it is "look".
+        taken: names that it must not have.
+    """
+    name, taken = name_of(source) or "", {BASE, *taken}
+    name = name if re.fullmatch(ADAPTER_NAME, name) else "look"
+    return next(free for free in chain([name], (f"{name}-{i}" for i in count(2))) if free not in taken)
 
 
 class AdapterMixin(Pipeline):
@@ -130,6 +143,8 @@ class AdapterMixin(Pipeline):
         except BaseException:
             self.bank.remove(*added)
             raise
+        for name in added:
+            warn_of_base(self.bank.adapters[name], name, self.base_name)
         return added
 
     def set_adapters(

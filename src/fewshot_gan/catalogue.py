@@ -106,12 +106,22 @@ class Catalogue(Mapping[str, E], Generic[E]):
         Raises:
             ValueError: another class has this name.
         """
-        present = self._entries.get(entry.name)
-        if present is not None and present.path != entry.path:
-            raise ValueError(
-                f"{entry.path} cannot be the {self.kind} {entry.name!r}: {present.path} has this name; choose another"
-            )
+        self.refuse_taken(entry.name, entry.path)
         self._entries[entry.name] = entry
+
+    def refuse_taken(self, name: str, path: str) -> None:
+        """Refuse a name that another class has, without importing plugins.
+
+        Args:
+            name: the name.
+            path: "module:Class" of the class that would have it.
+
+        Raises:
+            ValueError: another class has this name.
+        """
+        present = self._entries.get(name)
+        if present is not None and present.path != path:
+            raise ValueError(f"{path} cannot be the {self.kind} {name!r}: {present.path} has this name; choose another")
 
     def __getitem__(self, name: str) -> E:
         if name not in self._entries:
@@ -267,7 +277,7 @@ def register_method(name: str, title: str = "", arxiv: str | None = None) -> Cal
 
     def register(cls: type) -> type:
         cls.name = name
-        METHODS.add(MethodEntry(name, _path(cls), title, arxiv))
+        METHODS.add(MethodEntry(name, class_path(cls), title, arxiv))
         return cls
 
     return register
@@ -290,7 +300,7 @@ def register_adapter(
 
     def register(cls: type) -> type:
         trainable = getattr(cls, "trainable", True)
-        ADAPTERS.add(AdapterEntry(cls.adapter_type, _path(cls), title, arxiv, learning_rate, trainable, shown))
+        ADAPTERS.add(AdapterEntry(cls.adapter_type, class_path(cls), title, arxiv, learning_rate, trainable, shown))
         return cls
 
     return register
@@ -302,11 +312,12 @@ def register_backbone(cls: type) -> type:
     Raises:
         ValueError: another class has the same name.
     """
-    BACKBONES.add(Entry(cls.__name__, _path(cls)))
+    BACKBONES.add(Entry(cls.__name__, class_path(cls)))
     return cls
 
 
-def _path(cls: type) -> str:
+def class_path(cls: type) -> str:
+    """Return "module:Class" of a class."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 

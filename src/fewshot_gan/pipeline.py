@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
@@ -22,18 +22,12 @@ from .models.latents import check_latents
 from .models.projected import ProjectedDiscriminator
 from .ops import dispatch
 from .pipeline_base import NetworkPipeline, drawing
-from .pipeline_inputs import (
-    check_whole_number,
-    choose_generator,
-    is_per_image,
-    noise_generator,
-)
+from .pipeline_inputs import check_psi, check_whole_number, choose_generator, is_per_image, noise_generator
 from .pipeline_latents import LatentMixin
 from .pipeline_person import PersonMixin
 from .utils.offloading import is_offloaded
 from .utils.ranges import Range, check_number
 
-MOST_PSI = 1000  # far beyond any use; larger ones overflow
 OUTPUT_TYPES = ("pil", "np", "pt")
 LATENT_SPACES = ("z", "w", "w+")
 NOT_FINITE = (
@@ -93,6 +87,7 @@ class FewShotGAN(AdapterMixin, PersonMixin, LatentMixin, NetworkPipeline):
         check_landmarks(mean_landmarks)
         if truncation_psi is None:
             truncation_psi = 0.7 if generator.has_styles else 1.0
+        check_psi(truncation_psi)
         self.register_modules(
             generator=generator,
             discriminator=discriminator,
@@ -209,10 +204,7 @@ class FewShotGAN(AdapterMixin, PersonMixin, LatentMixin, NetworkPipeline):
         check_whole_number("num_images", num_images)
         check_whole_number("batch_size", batch_size)
         psi = self._default_psi(truncation_psi, latents, latent_space)
-        if not isinstance(psi, Real) or not abs(cast(float, psi)) <= MOST_PSI:  # refuses NaN too
-            raise ValueError(
-                f"truncation_psi={psi!r}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}; 1 is no truncation"
-            )
+        check_psi(psi)
         if not self.generator.has_styles:
             needs_styles = {
                 "latent_space": latent_space not in (None, "z"),

@@ -89,9 +89,13 @@ class NetworkPipeline(DiffusionPipeline):
         kwargs["dtype"] = settle_dtype(kwargs) or pipeline.dtype
         names, _ = cls._get_signature_keys(cls)  # diffusers would pass no parts to classes that derive from ours
         parts = {name: part for name, part in pipeline.components.items() if name in names}
+        # adapters name the fingerprint from before the cast
+        kept = bank.fingerprint() if bank is not None and kwargs["dtype"] != pipeline.dtype else None
         new = super().from_pipe(pipeline, **{**parts, **kwargs})
         if bank is not None and new.generator is pipeline.generator:
             new.base_name = pipeline.base_name
+            if kept is not None:
+                bank.remember_fingerprint(kept)
             share(bank, new.bank)
         else:
             new.register_to_config(_name_or_path=None)
@@ -111,6 +115,7 @@ class NetworkPipeline(DiffusionPipeline):
             FileNotFoundError: there is no such base, or no network connection; the message lists the embedded bases.
             ValueError: the weights are damaged, `dtype` is no dtype, or it differs from `torch_dtype`.
         """
+        root, subfolder = user_path(pretrained_model_name_or_path).resolve(), kwargs.get("subfolder")
         folder = resolve_folder(pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in HUB_OPTIONS if k in kwargs})
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(
@@ -134,7 +139,8 @@ class NetworkPipeline(DiffusionPipeline):
             if unknown := sorted(stored - own.keys()):
                 names = plain(", ".join(unknown[:8]))
                 raise ValueError(f"the {name} in {folder} has weights that it does not know: {names}")
-        pipe.base_name = written(pretrained_model_name_or_path)
+        within = subfolder and folder.resolve().is_relative_to(root)  # of a local folder; a repo's name stays
+        pipe.base_name = str(folder) if within else written(pretrained_model_name_or_path)
         if pipe.generator.dtype != torch.float32 and "generator" not in kwargs:
             if stored := stored_tensors(folder / "generator"):  # adapters name the fingerprint from before the cast
                 pipe.bank.remember_fingerprint(fingerprint(pipe.generator, stored))
@@ -240,7 +246,7 @@ class NetworkPipeline(DiffusionPipeline):
         others = [value for value in (*args, *kwargs.values()) if value != self.generator.dtype]
         cast = any(isinstance(value, torch.dtype) for value in others)
         # adapters name the fingerprint from before the cast
-        kept = self.bank.fingerprint() if cast and self.bank.fused is None else None
+        kept = self.bank.fingerprint() if cast and self.bank.fuser[0] is None else None
         with self.bank.moving():
             super().to(*args, **kwargs)
         self.bank.to(self._execution_device)

@@ -1,13 +1,15 @@
 """Checks and conversions of what calls of a pipeline accept."""
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
 
 from .data.images import check_signed, read_squares, to_floats
 from .utils.random import seeded
+
+MOST_PSI = 1000  # of truncation, far beyond any use; larger ones overflow
 
 
 def check_whole_number(name: str, value, least: int = 1) -> None:
@@ -18,6 +20,18 @@ def check_whole_number(name: str, value, least: int = 1) -> None:
     """
     if not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")
+
+
+def check_psi(psi) -> None:
+    """Refuse a truncation ψ that is no number, or too large.
+
+    Raises:
+        ValueError: names the value and the limits.
+    """
+    if not isinstance(psi, Real) or not abs(float(psi)) <= MOST_PSI:  # refuses NaN too
+        raise ValueError(
+            f"truncation_psi={psi!r}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}; 1 is no truncation"
+        )
 
 
 def choose_generator(seed: int | None, generator):

@@ -431,3 +431,64 @@ def test_a_state_dict_gets_a_name_that_is_free(mobile):
     pipe.delete_adapters("default_0")
     pipe.load_adapter(given)
     assert list(pipe.bank.adapters) == ["default_1", "default_2", "default_3"]
+
+
+def cast_pipelines(order):
+    """Two pipelines of one generator in bfloat16, cast in one of the ways there are."""
+    torch.manual_seed(0)
+    pipe = FewShotGAN(MobileStyleGANGenerator((16, 16, 16), z_dim=16, w_dim=16, num_mapping_layers=2))
+    adapter = LeFTAdapter.for_model(pipe.generator)  # knows the fingerprint of the float32 weights
+    if order == "by from_pipe":
+        return adapter, pipe, FewShotGAN.from_pipe(pipe, dtype=torch.bfloat16)
+    if order == "before":
+        pipe.to(torch.bfloat16)
+    other = FewShotGAN.from_pipe(pipe)
+    if order == "by one":
+        pipe.to(torch.bfloat16)
+    if order in ("before", "while fused"):
+        pipe.load_adapter(unbound(LeFTAdapter.for_model(pipe.generator)), "fused")
+        pipe.fuse_adapters()
+        if order == "while fused":
+            other.to(torch.bfloat16)
+        pipe.unfuse_adapters()
+    return adapter, pipe, other
+
+
+@pytest.mark.parametrize("order", ["by from_pipe", "by one", "before", "while fused"])
+def test_pipelines_of_one_generator_know_its_fingerprint_after_a_cast(order):
+    adapter, *pipes = cast_pipelines(order)
+    for i, pipe in enumerate(pipes):
+        assert pipe.dtype == torch.bfloat16
+        pipe.load_adapter(adapter, f"look-{i}")
+
+
+def test_a_schedule_that_is_refused_changes_nothing(mobile, perturbed, monkeypatch):
+    pipe = FewShotGAN(mobile)
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(mobile)), "a")
+    want = pipe(1, seed=0, output_type="pt").images
+    monkeypatch.setattr(type(mobile), "layer_resolution", None)  # a plugin's generator may have no depth
+    with pytest.raises(ValueError, match="has no depth to schedule weights over; give one number"):
+        pipe.set_adapters("a", {"coarse": 0.0, "fine": 1.0})
+    assert pipe.active_adapters() == ["a"] and torch.equal(pipe(1, seed=0, output_type="pt").images, want)
+
+
+def test_an_adapter_of_another_base_is_named_when_many_are_loaded(mobile, tmp_path):
+    adapter = unbound(LeFTAdapter.for_model(mobile))
+    adapter.register_to_config(base_model_name_or_path="me/other")
+    adapter.save_pretrained(tmp_path / "looks" / "a")
+    pipe = FewShotGAN(mobile)
+    pipe.save_pretrained(tmp_path / "base")
+    pipe = FewShotGAN.from_pretrained(tmp_path / "base")
+    with pytest.warns(UserWarning, match="adapter 'a' says that it was made for 'me/other'"):
+        pipe.load_adapters(tmp_path / "looks")
+
+
+def test_weights_of_another_adapter_do_not_stay_as_a_variant(mobile, perturbed, tmp_path):
+    pipe = FewShotGAN(mobile)
+    pipe.load_adapter(perturbed(LeFTAdapter.for_model(mobile)), "old")
+    pipe.save_adapter(tmp_path, "old", variant="fp16")
+    pipe.save_adapter(tmp_path, "old")
+    assert (tmp_path / "adapter_model.fp16.safetensors").is_file()  # of the same adapter
+    pipe.load_adapter(LeFTAdapter.for_model(mobile, rank=2), "new")
+    pipe.save_adapter(tmp_path, "new")
+    assert [file.name for file in tmp_path.glob("*.safetensors")] == ["adapter_model.safetensors"]

@@ -18,7 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from fewshot_gan import FewShotGAN
+from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.apps.demo_guard import PREFIX, SameSite, private_folder
+from fewshot_gan.apps.drawing import FIRST
 from fewshot_gan.apps.jobs import Job
 from fewshot_gan.apps.studio import Studio
 
@@ -274,3 +277,21 @@ def test_who_draws_does_not_wait_for_sixty_who_wait(base_folder, tmp_path, recor
         for response in waiting:
             response.close()
         assert slowest < 10 + 5 * alone  # a training is under way beside it; with held threads it was 33 s
+
+
+def test_looks_of_equal_names_and_persons(base_folder, tmp_path):
+    generator = FewShotGAN.from_pretrained(base_folder).generator
+    for place in ("a/mine", "b/mine", ".hidden"):
+        LeFTAdapter.for_model(generator).save_pretrained(tmp_path / place)
+    person = LeFTAdapter.for_model(generator, latents_shape=[1, generator.num_ws, generator.w_dim])
+    person.save_pretrained(tmp_path / "me")
+    studio = Studio(str(base_folder), [str(tmp_path / place) for place in ("a/mine", "b/mine", ".hidden")])
+    assert studio.looks == ["mine", "mine-2", "look"]
+    key = studio.enter(None)
+    with pytest.raises(ValueError, match="there is no face 10 of 8; click a picture"):
+        studio.keep(key, 9, 8, FIRST)
+    with pytest.raises(ValueError, match="choose the zip file of a look"):
+        studio.bring_back(key, None)
+    studio.close()
+    with pytest.raises(ValueError, match="me is a person, whom the page would show to every visitor as a look"):
+        Studio(str(base_folder), [str(tmp_path / "me")])

@@ -94,6 +94,12 @@ def test_refusals(tmp_path, monkeypatch):
     for name in ("net.pt", "net"):
         with pytest.raises(ValueError, match=f"{name} is no file of a known format; give NAME.onnx for onnx or NAME.x"):
             export.export_generator(pipe, tmp_path / name)
+    (tmp_path / "ov.bin").mkdir()
+    (tmp_path / "ov.xml").write_text("older", encoding="utf-8")
+    with pytest.raises(ValueError, match="ov.bin is a folder, and the file of the weights has this name"):
+        export.export_generator(pipe, tmp_path / "ov.xml")
+    assert (tmp_path / "ov.xml").read_text(encoding="utf-8") == "older"
+    (tmp_path / "ov.xml").unlink(), (tmp_path / "ov.bin").rmdir()
     monkeypatch.setitem(export.NEEDS, "onnx", ("no_such_package",))
     with pytest.raises(ImportError, match=r"needs no_such_package: pip install 'fewshot_gan\[export\]'"):
         export.export_generator(pipe, tmp_path / "net.onnx")

@@ -236,6 +236,13 @@ def test_refusals(pipe, fake_runtime, tmp_path, monkeypatch, perturbed):
     ):
         with pytest.raises(ValueError, match=message):
             export_site(pipe, out, looks, **{"runtime": str(fake_runtime), **options})
+    pipe.load_adapter(LeFTAdapter.for_model(pipe.generator).to(torch.float16), "halved")
+    try:
+        with pytest.raises(ValueError, match="'halved' is in float16, and exported networks compute in float32; load"):
+            export_site(pipe, tmp_path / "a", {"halved": 1}, runtime=str(fake_runtime))
+    finally:
+        pipe.set_adapters([])
+        pipe.delete_adapters("halved")
     with pytest.raises(ValueError, match="a StyleGAN2Generator demodulates its weights when it runs"):
         export_site(FewShotGAN(tiny_stylegan2()), tmp_path / "a", {})
     large = FewShotGAN(tiny_mobile())

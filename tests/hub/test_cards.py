@@ -16,6 +16,8 @@ from fewshot_gan.apps.cli.push import numbered_card
 from fewshot_gan.catalogue import ADAPTERS
 from fewshot_gan.data.grids import GAP, make_grid
 from fewshot_gan.hub.cards import EMBEDDED_LICENCES, write_adapter_card, write_base_card, write_collection_card
+from fewshot_gan.hub.spaces import space_folder
+from fewshot_gan.utils.json_files import read_json
 
 
 @pytest.fixture
@@ -305,3 +307,31 @@ def test_the_newest_picture_of_a_run_is_told_by_its_number(tmp_path):
     for step, side in (("999999", 4), ("1000000", 5)):
         Image.new("RGB", (side, side)).save(tmp_path / "samples" / f"step-{step}.png")
     assert Image.open(tmp_path / _place_grid(tmp_path / "samples", tmp_path)).width == 5
+
+
+def test_a_person_in_a_blend_of_blends_is_found(mobile, tmp_path):
+    shape = [1, mobile.num_ws, mobile.w_dim]
+    pipe = FewShotGAN(mobile)
+    pipe.load_adapter(LeFTAdapter.for_model(mobile, latents_shape=shape, base_model_name_or_path="me/faces"), "me")
+    pipe.load_adapter(LeFTAdapter.for_model(mobile, base_model_name_or_path="me/faces"), "ink")
+    pipe.add_weighted_adapter(["me", "ink"], [1.0, 1.0], "inner")
+    pipe.add_weighted_adapter(["inner", "ink"], [1.0, 1.0], "outer")
+    pipe.save_adapter(tmp_path / "outer", "outer")
+    with (
+        pytest.raises(ValueError, match="'outer' is or holds a person"),
+        space_folder(tmp_path / "outer", "gradio", "page"),
+    ):
+        pass
+    card = write_adapter_card(read_adapter(tmp_path / "outer"), tmp_path / "outer", "outer")
+    assert "## Whose face" in ModelCard.load(card).text
+
+
+def test_a_space_names_no_local_folder(tmp_path):
+    pipe = FewShotGAN.from_pretrained("ffhq-256")
+    secret = str(tmp_path / "secret-client" / "ffhq-256")
+    LeFTAdapter.for_model(pipe.generator, base_model_name_or_path=secret).save_pretrained(tmp_path / "ink")
+    with space_folder(tmp_path / "ink", "gradio", "page") as place:
+        files = [path for path in place.rglob("*") if path.is_file()]
+        assert all(b"secret-client" not in path.read_bytes() for path in files)
+        config = read_json(place / "looks" / "ink" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == "ffhq-256"

@@ -13,8 +13,10 @@ import torch
 from helpers.hub_server import HubServer, connected
 from huggingface_hub import HfApi, constants
 
+from fewshot_gan import FewShotGAN
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.hub import embedded_adapters, push_folder, resolve_folder
+from fewshot_gan.hub.cards import write_adapter_card
 
 WEIGHTS = b"weights" * 5000
 LOOK = {
@@ -453,3 +455,20 @@ def test_the_server_speaks_like_the_hub(hub):
     assert "README.md" not in hub.files("me/ink")
     with HubServer() as another:
         assert another.url != hub.url and another.repos == {}
+
+
+def test_cards_load_what_was_pushed(hub, base_folder, tmp_path):
+    """A card that names its own title, no repo, would make readers load something else, or nothing."""
+    pipe = FewShotGAN.from_pretrained(base_folder)
+    pipe.load_adapter(LeFTAdapter.for_model(pipe.generator), "sketch")
+    assert pipe.push_to_hub("short", token="write-me") == "me/short"
+    assert b'pipe.load_adapter("me/short")' in hub.files("me/short")["README.md"]
+    pipe.push_to_hub("base", adapter_name="__base__", token="write-me")
+    assert b'FewShotGAN.from_pretrained("me/base")' in hub.files("me/base")["README.md"]
+    pipe.save_adapter(tmp_path / "drawings", "sketch", push_to_hub=True, token="write-me")
+    card = hub.files("me/drawings")["README.md"]
+    assert b'pipe.load_adapter("me/drawings")' in card
+    title = write_adapter_card(pipe.bank.adapters["sketch"], tmp_path / "drawings", "sketch").read_bytes()
+    assert b'pipe.load_adapter("sketch")' in title  # as trainings write it
+    push_folder(tmp_path / "drawings", "me/final", token="write-me")
+    assert hub.files("me/final")["README.md"] == title.replace(b'load_adapter("sketch"', b'load_adapter("me/final"')

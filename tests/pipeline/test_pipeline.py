@@ -465,3 +465,16 @@ def test_a_generator_without_styles_is_compiled_too():
     pipe.compile(backend=lambda module, inputs: graphs.append(1) or module.forward)
     torch.testing.assert_close(pipe(2, seed=1, output_type="pt").images, want, atol=1e-5, rtol=0)
     assert graphs
+
+
+@pytest.mark.parametrize("psi", [float("nan"), float("inf"), "0.3", 5000])
+def test_a_psi_that_no_call_could_draw_with_is_refused_at_once(mobile, psi):
+    with pytest.raises(ValueError, match="truncation_psi=.*: give a number such as 0.7"):
+        FewShotGAN(mobile, truncation_psi=psi)
+
+
+def test_a_base_in_a_subfolder_has_a_name_that_loads(base_folder, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "repo" / "base")
+    pipe = FewShotGAN.from_pretrained(tmp_path / "repo", subfolder="base")
+    assert pipe.base_name == str(tmp_path / "repo" / "base")
+    assert FewShotGAN.from_pretrained(pipe.base_name).bank.fingerprint() == pipe.bank.fingerprint()

@@ -54,7 +54,7 @@ class AdapterBank(Fusing):
         self._cache: OrderedDict[tuple, LayerBlend] = OrderedDict()  # keys: (path, (adapter name, α), …)
         self.weights_lock = SharedLock()  # shared while drawing, exclusive while the generator's weights are written
         self._compiled_draw: Mapping[str, Adaptation | None] | None = None  # acts while a compiled network draws
-        self._fingerprint: tuple | None = None  # (stamp of the weights, their fingerprint)
+        self._mark: list[tuple | None] = [None]  # (stamp of the weights, their fingerprint); shared like `fuser`
         self._install()
 
     def __getstate__(self) -> dict:
@@ -160,13 +160,12 @@ class AdapterBank(Fusing):
 
     def known_fingerprint(self) -> str | None:
         """Return the cached fingerprint; None if there is none or a weight changed."""
-        if self._fingerprint is None or (stamp := self._weights_stamp()) is None or stamp != self._fingerprint[0]:
-            return None
-        return self._fingerprint[1]
+        stamp, (marked, mark) = self._weights_stamp(), self._mark[0] or (None, None)
+        return None if stamp is None or stamp != marked else mark
 
     def remember_fingerprint(self, value: str) -> None:
         """Cache `value` as the fingerprint until a weight changes; of cast weights it is that of the originals."""
-        self._fingerprint = self._weights_stamp(), value
+        self._mark[0] = self._weights_stamp(), value
 
     def _weights_stamp(self) -> tuple | None:
         """Return a stamp that changes with the weights, see `tensors_version`.
@@ -427,6 +426,8 @@ class AdapterBank(Fusing):
                 loaded = ", ".join(map(repr, self.adapters)) or "none"
                 raise ValueError(f"adapter {name!r} is not loaded; loaded: {loaded}; load it with load_adapter")
             check_weight(weight, name)
+            if isinstance(weight, Mapping) and getattr(self.model, "layer_resolution", None) is None:
+                raise ValueError(f"{type(self.model).__name__} has no depth to schedule weights over; give one number")
 
     def refresh(self) -> None:
         """Let the layers act as this bank says, with weights up to date: no compiled network can tell that they are."""
@@ -446,10 +447,8 @@ class AdapterBank(Fusing):
         """Return α of a weight at the layer at `path`."""
         if not isinstance(weight, Mapping):
             return float(weight)
-        layer_resolution = getattr(self.model, "layer_resolution", None)
-        if layer_resolution is None:
-            raise ValueError(f"{type(self.model).__name__} has no depth to schedule weights over; give one number")
-        return weight_at(weight, layer_resolution(path))
+        model: Any = self.model
+        return weight_at(weight, model.layer_resolution(path))
 
     def _blends_of(self, look: Look) -> dict[str, LayerBlend]:
         """Return module path → blend of the layers that `look` changes; looks that agree at a layer share its blend."""

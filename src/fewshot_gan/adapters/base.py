@@ -20,7 +20,7 @@ from torch import nn
 from ..models.layers import AdaptableLayer, adaptable_layers
 from ..utils.hashing import fingerprint
 from .io import AdapterFiles
-from .registry import REGISTRY
+from .registry import enter
 from .spec import LayerSpec, stored
 from .trainable import Trainable
 
@@ -126,7 +126,7 @@ class Adapter(Trainable, AdapterFiles, ModelMixin, ConfigMixin):  # pyright: ign
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "adapter_type" in cls.__dict__:
-            REGISTRY[cls.adapter_type] = cls
+            enter(cls)
 
     @property
     def only_scales(self) -> bool:

@@ -17,8 +17,7 @@ def share(bank: "AdapterBank", other: "AdapterBank") -> None:
     """
     bank.refuse_while_fused("share its generator")
     with bank_lock:
-        other.weights_lock, other.fuser = bank.weights_lock, bank.fuser
-        other._fingerprint = bank._fingerprint
+        other.weights_lock, other.fuser, other._mark = bank.weights_lock, bank.fuser, bank._mark
         for name, adapter in bank.adapters.items():
             other.add(name, adapter)
         other.active, other.enabled = dict(bank.active), bank.enabled
@@ -30,7 +29,7 @@ def bank_state(bank: "AdapterBank") -> dict:
     with bank_lock:
         state = dict(bank.__dict__)
         state |= {"_cache": OrderedDict(), "_ledger": [0], "_compiled_draw": None}
-        state["_fingerprint"] = bank.known_fingerprint()
+        state["_mark"] = bank.known_fingerprint()
         # None: the copy takes its own stamp. (): a stamp that fits no weights, since the fused weights were written to
         is_untouched = bank._fused_stamp is None or bank._fused_stamp == bank._written_stamp()
         state["_fused_stamp"] = None if is_untouched else ()
@@ -39,8 +38,8 @@ def bank_state(bank: "AdapterBank") -> dict:
 
 def restore_bank(bank: "AdapterBank", state: dict) -> None:
     """Make `bank` the copy that `state` describes, bound to the copy of the generator in it."""
-    fingerprint, is_touched = state["_fingerprint"], state["_fused_stamp"] is not None
-    bank.__dict__.update(state, _fingerprint=None)
+    fingerprint, is_touched = state["_mark"], state["_fused_stamp"] is not None
+    bank.__dict__.update(state, _mark=[None])
     if fingerprint is not None:
         bank.remember_fingerprint(fingerprint)
     if bank.fused is not None and not is_touched:

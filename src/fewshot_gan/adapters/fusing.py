@@ -29,7 +29,7 @@ class Fusing:
     if TYPE_CHECKING:
 
         def current(self) -> Look: ...
-        def known_fingerprint(self) -> str | None: ...
+        def fingerprint(self) -> str: ...
         def remember_fingerprint(self, value: str) -> None: ...
         def _blends_of(self, look: Look) -> dict[str, LayerBlend]: ...
         def _install(self) -> None: ...
@@ -87,7 +87,7 @@ class Fusing:
                 fused_values[path] = weight, effective.bias
                 if safe:
                     self._refuse_infinite(path, original[0].dtype, [weight])
-            self._fingerprint_before = self.known_fingerprint()
+            self._fingerprint_before = self.fingerprint()  # also after a cast, which it could not be computed from
             self._originals, self.fused = originals, list(unwritten)  # from here on `unfuse` can undo a partial write
             self._unwritten, self.fuser[0] = unwritten, self
             self._install()
@@ -126,7 +126,7 @@ class Fusing:
                 _write(self._layers[path].stored(), originals)
         self._originals, self._unwritten, self.fused, self._fused_stamp = {}, {}, None, None
         self.fuser[0] = None
-        if self._fingerprint_before is not None:  # weights that were cast afterwards have no fingerprint of their own
+        if self._fingerprint_before is not None:
             self.remember_fingerprint(self._fingerprint_before)
         self._install()
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
@@ -63,6 +63,7 @@ class AdapterFiles(_Files):
     ) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors`; both replace older ones at the same moment.
 
+        Variants of weights that are there stay if they have the same config; those of another adapter are deleted.
         Tensors that float16 holds exactly are stored as float16, so that loading is exact in any case.
 
         Args:
@@ -74,10 +75,10 @@ class AdapterFiles(_Files):
         """
         weights_name = weights_file(variant)
         folder = user_path(save_directory)
-        with replacing(folder) as staged:
+        text = json.dumps(self.stored_config(), indent=1, default=list) + "\n"
+        with replacing(folder, _variants_of_others(folder, text)) as staged:
             tensors = {k: compact(v.detach().cpu()).contiguous() for k, v in self.state_dict().items()}
             save_file(tensors, staged / weights_name, metadata={"format": "pt"})
-            text = json.dumps(self.stored_config(), indent=1, default=list) + "\n"
             (staged / CONFIG_NAME).write_text(text, encoding="utf-8")
             shutil.copymode(
                 staged / CONFIG_NAME, staged / weights_name
@@ -120,6 +121,12 @@ class AdapterFiles(_Files):
     def from_pretrained(cls, pretrained_model_name_or_path=None, **options) -> "Adapter":
         """Load an adapter of any registered type; see `adapters.io.load_adapter` for the options."""
         return load_adapter(pretrained_model_name_or_path, **options)
+
+
+def _variants_of_others(folder: Path, config: str) -> Iterator[str]:
+    """Yield the weights files in `folder` if the config there is another than `config`."""
+    if (path := folder / CONFIG_NAME).is_file() and path.read_text(encoding="utf-8", errors="replace") != config:
+        yield from (file.name for file in folder.glob("adapter_model*.safetensors"))
 
 
 def load_adapter(

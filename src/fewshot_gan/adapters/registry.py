@@ -2,12 +2,22 @@
 
 from typing import TYPE_CHECKING
 
-from ..catalogue import ADAPTERS
+from ..catalogue import ADAPTERS, class_path
 
 if TYPE_CHECKING:
     from .base import Adapter
 
 REGISTRY: dict[str, "type[Adapter]"] = {}  # classes that are defined; a class enters itself when it is
+
+
+def enter(cls: "type[Adapter]") -> None:
+    """Enter a class under its `adapter_type`.
+
+    Raises:
+        ValueError: another class has this name, which keeps it.
+    """
+    ADAPTERS.refuse_taken(cls.adapter_type, class_path(cls))
+    REGISTRY[cls.adapter_type] = cls
 
 
 def adapter_class(kind: str, what: str) -> "type[Adapter]":

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from PIL import Image
 
+from ..adapter_loader import free_name
 from ..adapters.looks import LIKENESS, Look, with_person
 from ..data.grids import TILE, shrink
 from ..data.images import as_image
@@ -56,8 +57,12 @@ class Drawing:
 
     Args:
         base: name of an embedded base, folder or Hub repo.
-        adapters: folders or Hub repos of looks, besides those embedded for the base.
+        adapters: folders or Hub repos of looks, besides those embedded for the base. One whose name is taken gets a
+            number: "sketch-2".
         folder: private folder from `demo_guard.private_folder`, which `close` deletes; None creates one.
+
+    Raises:
+        ValueError: an adapter is a person, or cannot be loaded.
     """
 
     def __init__(
@@ -69,7 +74,13 @@ class Drawing:
         self.pipe = FewShotGAN.from_pretrained(base).to(device())
         sources = list(embedded_adapters(base)) if base in embedded_bases() else []
         for source in [*sources, *adapters]:
-            self.pipe.load_adapter(source)
+            name = free_name(source, self.pipe.loaded_adapters())
+            self.pipe.load_adapter(source, name)
+            if self.pipe.bank.adapters[name].latents is not None:
+                raise ValueError(
+                    f"{source} is a person, whom the page would show to every visitor as a look; draw the person with "
+                    "fewshot-gan generate --person"
+                )
         self.base, self.looks = base, self.pipe.loaded_adapters()
         self.pipe.set_adapters([])
         self.directions = self.pipe.directions() if embedded_directions(self.pipe.bank.fingerprint()) else None
@@ -206,9 +217,14 @@ class Drawing:
         """Whether faces can be kept and varied: the base has styles, and no classes."""
         return unlike_plain_styles(self.pipe.generator) is None
 
+    def _latents_of_one(self, key: str, number: int, num: int, faces: Faces) -> torch.Tensor:
+        if not 0 <= number < num:
+            raise ValueError(f"there is no face {number + 1} of {num}; click a picture")
+        return self.latents_of(key, num, faces)[number]
+
     def choose_model(self, key: str, number: int, num: int, faces: Faces) -> None:
         """Make face `number` of `num` the one whose like `Faces.alike` draws."""
-        self.visitor(key).model = self.latents_of(key, num, faces)[number]
+        self.visitor(key).model = self._latents_of_one(key, number, num, faces)
 
     def keep(self, key: str, number: int, num: int, faces: Faces) -> str:
         """Keep face `number` of `num`; return its caption. A face that is kept already stays as it is.
@@ -216,7 +232,7 @@ class Drawing:
         Raises:
             ValueError: the visitor keeps as many as are allowed.
         """
-        latents, visitor = self.latents_of(key, num, faces)[number], self.visitor(key)
+        latents, visitor = self._latents_of_one(key, number, num, faces), self.visitor(key)
         with self._lock:
             for caption, kept in visitor.kept.items():
                 if torch.equal(kept, latents):

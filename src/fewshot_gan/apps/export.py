@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ..models.network import Network
-from ..pipeline import MOST_PSI, FewShotGAN
+from ..pipeline import FewShotGAN
+from ..pipeline_inputs import check_psi
 from ..utils.files import replace_file, staging, user_path
 from ..utils.random import seeded
 
@@ -38,9 +39,9 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
         Largest difference to torch's pictures on random latents, as a share of their largest value.
 
     Raises:
-        ValueError: `out` has another suffix, the base is not in float32, a person is active, another pipeline of the
-            generator has fused its adapters, ψ is given for a base without styles, or the file draws other pictures;
-            then nothing is written.
+        ValueError: `out` has another suffix or its place is a folder, the base is not in float32, a person is active,
+            another pipeline of the generator has fused its adapters, ψ is given for a base without styles, or the file
+            draws other pictures; then nothing is written.
         ImportError: the packages of the format are not installed.
     """
     out = user_path(out)
@@ -49,6 +50,8 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
         names = " or ".join(f"NAME{suffix} for {name}" for name, suffix in SUFFIX.items())
         raise ValueError(f"{out} is no file of a known format; give {names}")
     file_format = format_by_suffix[out.suffix]
+    if file_format == "openvino" and (weights := out.with_suffix(".bin")).is_dir():
+        raise ValueError(f"{weights} is a folder, and the file of the weights has this name; give another NAME.xml")
     require(file_format, NEEDS[file_format])
     plain = not pipe.generator.has_styles
     if plain and truncation_psi is not None:
@@ -62,8 +65,7 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
             "like it. Deactivate it, or export a page with --format web"
         )
     psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
-    if not plain and not abs(psi) <= MOST_PSI:  # refuses NaN too
-        raise ValueError(f"truncation_psi={psi}: give a number such as 0.7, -{MOST_PSI} to {MOST_PSI}")
+    check_psi(psi)
     drawing = _Drawing(pipe.generator, {} if plain else {"truncation_psi": psi})
     with torch.no_grad(), _fused(pipe), quiet_exporter(), staging(out.parent) as folder:
         staged = folder / out.name
@@ -96,15 +98,20 @@ def export_generator(pipe: FewShotGAN, out, *, truncation_psi: float | None = No
     return error
 
 
-def require_float32(pipe: FewShotGAN) -> None:
-    """Check that the pipeline computes in float32, as the exported networks do.
+def require_float32(pipe: FewShotGAN, adapters: Iterable[str] = ()) -> None:
+    """Check that the base, and adapters that are computed apart from it, are in float32, as the exported networks.
+
+    Args:
+        pipe: the pipeline.
+        adapters: names of the adapters.
 
     Raises:
-        ValueError: it does not.
+        ValueError: one is not.
     """
-    if pipe.generator.dtype != torch.float32:
-        dtype = str(pipe.generator.dtype).removeprefix("torch.")
-        raise ValueError(f"the base is in {dtype}, and exported networks compute in float32; load it in float32")
+    for name, module in {"the base": pipe.generator, **{repr(n): pipe.bank.adapters[n] for n in adapters}}.items():
+        if module.dtype != torch.float32:
+            dtype = str(module.dtype).removeprefix("torch.")
+            raise ValueError(f"{name} is in {dtype}, and exported networks compute in float32; load it in float32")
 
 
 def require(file_format: str, packages: Iterable[str]) -> None:

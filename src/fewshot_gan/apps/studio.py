@@ -253,12 +253,14 @@ class Studio(Drawing):
             raise ValueError(f"you have {OWN_LOOKS} looks, which is the limit; delete one first")
         return label
 
-    def bring_back(self, key: str, file: str) -> str:
+    def bring_back(self, key: str, file: str | None) -> str:
         """Give the visitor a look from the zip file of an earlier visit; return its name, that of the file.
 
         Raises:
-            ValueError: the file holds no adapter, one of another base or of a person, or its name is taken.
+            ValueError: there is no file, it holds no adapter, one of another base or of a person, or its name is taken.
         """
+        if not file:
+            raise ValueError("choose the zip file of a look")
         label = self._free_label(key, re.sub(r"[^\w -]", " ", Path(file).stem))
         try:
             adapter = load_adapter(file)

@@ -92,11 +92,11 @@ def export_site(
     require("web", ("onnx", "onnxscript", "onnxruntime"))
     out, generator = user_path(out), pipe.generator
     pipe.bank.refuse_while_fused("write a web page")
-    require_float32(pipe)
     psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
     if not 0 <= psi <= MOST_PSI:
         raise ValueError(f"truncation_psi={psi}: the slider of a page goes from 0 to {MOST_PSI}")
     _check_adapters(pipe, looks, person, consent)
+    require_float32(pipe, (*looks, *([person] if person else [])))
     old = _files_of(out)
     tensors = {name: tensor.float().cpu() for name, tensor in tensors_of(generator).items()}
     runtime_files = _runtime(runtime)

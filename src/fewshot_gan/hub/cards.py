@@ -441,8 +441,8 @@ def portable_base(config, instead: str | None = None) -> str | None:
 
 
 def holds_person(config) -> bool:
-    """Return whether the adapter of this config draws a person, or blends one that does."""
-    return any(part.get("latents_shape") for part in (config, *(config.get("parts") or ())))
+    """Return whether the adapter of this config draws a person, or blends one that does, at any depth."""
+    return bool(config.get("latents_shape")) or any(map(holds_person, config.get("parts") or ()))
 
 
 def _named(base: str | None) -> str:

@@ -1,5 +1,6 @@
 """Upload a folder to the Hub in one commit."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,8 +10,20 @@ from ..version import __version__
 from .causes import hub_errors, page_of, why_not_pushed
 
 FOLDERS = {"kernel": "kernels/", "space": "spaces/"}  # kind of repo → where its pages lie
+CARD = "README.md"
 PUSH_OPTIONS = ("token", "private", "revision", "commit_message", "create_pr")  # of `push_folder`, for users
 PUSH_SECONDS, PUSH_RATE = 300, 50_000  # a push may take this many seconds, plus one per this many bytes
+
+
+def _card_of(card: Path | bytes, repo_id: str) -> bytes:
+    """Return a card whose example loads `repo_id` where the example that we wrote loads its own title, no repo."""
+    text = (card if isinstance(card, bytes) else card.read_bytes()).decode(errors="surrogateescape")
+    if title := re.search(r"^# (.+?)\r?$", text, re.MULTILINE):
+        loads = rf"(pipe = FewShotGAN\.from_pretrained|pipe\.load_adapter)\(\"{re.escape(title[1])}\""
+        calls = [call[1] for call in re.finditer(loads, text)]
+        if calls:  # the adapter, not a base of the same name
+            text = text.replace(f'{calls[-1]}("{title[1]}"', f'{calls[-1]}("{repo_id}"')
+    return text.encode(errors="surrogateescape")
 
 
 def files_to_push(folder: Path, allow_patterns: list[str] | None = None) -> list[str]:
@@ -91,9 +104,12 @@ def push_folder(
             return target, True
         if revision and not revision.startswith("refs/"):
             api.create_branch(target, branch=revision, exist_ok=True, repo_type=repo_type)
+        contents = {name: (instead or {}).get(name, folder / name) for name in names}
+        if repo_type == "model" and CARD in contents:
+            contents[CARD] = _card_of(contents[CARD], target)
         api.create_commit(
             target,
-            [CommitOperationAdd(name, (instead or {}).get(name, folder / name)) for name in names],
+            [CommitOperationAdd(name, content) for name, content in contents.items()],
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,

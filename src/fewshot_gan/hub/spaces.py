@@ -1,5 +1,6 @@
 """Spaces of the Hub: a folder of `fewshot-gan export --format web` as a static Space, or the demo with a look."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from .cards import PUBLISHED, holds_person, licence_of, portable_base
 from .names import adapter_folders, embedded_bases, is_repo_id
 
 INDEX = "site.json"  # of a web page
+CONFIG = "adapter_config.json"
 TORCH, GRADIO = "2.13.0", "6.31.0"
 APP = '''\
 """The demo of fewshot_gan, with the looks in the folder `looks`."""
@@ -31,6 +33,21 @@ ISOLATED = {  # lets the page use several threads
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "cross-origin",
 }
+
+
+def portable_config(folder: Path) -> bytes | None:
+    """Return the config of an adapter whose base is a local folder, with a name that works elsewhere.
+
+    Args:
+        folder: of the adapter.
+
+    Returns:
+        Content of `adapter_config.json`; None: the stored one names no folder.
+    """
+    config = read_json(folder / CONFIG)
+    if (base := portable_base(config)) == config.get("base_model_name_or_path"):
+        return None
+    return (json.dumps({**config, "base_model_name_or_path": base}, indent=1) + "\n").encode()
 
 
 @contextmanager
@@ -72,10 +89,10 @@ def _static(folder: Path, place: Path, name: str) -> None:
 
 
 def _gradio(folder: Path, place: Path, name: str) -> None:
-    found = {folder.absolute().name: folder} if (folder / "adapter_config.json").is_file() else adapter_folders(folder)
+    found = {folder.absolute().name: folder} if (folder / CONFIG).is_file() else adapter_folders(folder)
     if not found:
-        raise FileNotFoundError(f"{folder} holds no adapter (adapter_config.json), and a Gradio Space shows adapters")
-    configs = {look: read_json(path / "adapter_config.json") for look, path in found.items()}
+        raise FileNotFoundError(f"{folder} holds no adapter ({CONFIG}), and a Gradio Space shows adapters")
+    configs = {look: read_json(path / CONFIG) for look, path in found.items()}
     for look, config in configs.items():
         if holds_person(config):
             raise ValueError(
@@ -92,6 +109,8 @@ def _gradio(folder: Path, place: Path, name: str) -> None:
     for look, path in found.items():
         for file in sorted({file for pattern in PUBLISHED for file in path.glob(pattern)}):
             _copy(file, place / "looks" / look / file.relative_to(path))
+        if (config := portable_config(path)) is not None:
+            (place / "looks" / look / CONFIG).write_bytes(config)
     (place / "app.py").write_text(APP.format(base=base), encoding="utf-8")
     needed = f"torch=={TORCH}\nfewshot_gan[demo]=={__version__}\n"
     (place / "requirements.txt").write_text(needed, encoding="utf-8")

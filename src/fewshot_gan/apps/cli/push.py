@@ -1,7 +1,6 @@
 """`fewshot-gan push`."""
 
 import glob
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -110,13 +109,10 @@ def _check_pushable(folder: Path) -> list[str]:
 
 def _portable(folder: Path) -> dict[str, bytes]:
     """Return `{path: content}` of adapter configs whose base is a local folder, with a name that works elsewhere."""
-    instead = {}
-    for path in (f / "adapter_config.json" for f in adapters_in(folder)):
-        config = read_json(path)
-        if (base := cards.portable_base(config)) != config.get("base_model_name_or_path"):
-            portable = json.dumps({**config, "base_model_name_or_path": base}, indent=1) + "\n"
-            instead[path.relative_to(folder).as_posix()] = portable.encode()
-    return instead
+    from ...hub.spaces import CONFIG, portable_config
+
+    made = {(path / CONFIG).relative_to(folder).as_posix(): portable_config(path) for path in adapters_in(folder)}
+    return {path: content for path, content in made.items() if content is not None}
 
 
 def _write_card(folder: Path, repo_id: str) -> None:

@@ -35,14 +35,13 @@ def load_pipeline(base: str, names: list[str], weights: list, persons: bool = Fa
     Raises:
         ValueError: one is of a person.
     """
-    from ...adapters.io import name_of
-    from ...pipeline import BASE, FewShotGAN
+    from ...adapter_loader import free_name
+    from ...pipeline import FewShotGAN
 
     pipe: Any = FewShotGAN.from_pretrained(base)
     loaded: dict = {}
-    for i, (source, weight) in enumerate(zip(names, weights, strict=True)):
-        name = name_of(source)
-        name = name if name not in (*loaded, BASE, "", "base") else f"{name}-{i + 1}"
+    for source, weight in zip(names, weights, strict=True):
+        name = free_name(source, ("base", *loaded))
         pipe.load_adapter(source, name)
         loaded[name] = weight
         if not persons and pipe.bank.adapters[name].latents is not None:
