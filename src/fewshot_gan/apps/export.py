@@ -109,8 +109,9 @@ def require_float32(pipe: FewShotGAN, adapters: Iterable[str] = ()) -> None:
         ValueError: one is not.
     """
     for name, module in {"the base": pipe.generator, **{repr(n): pipe.bank.adapters[n] for n in adapters}}.items():
-        if module.dtype != torch.float32:
-            dtype = str(module.dtype).removeprefix("torch.")
+        others = {x.dtype for x in module.state_dict().values() if x.is_floating_point()} - {torch.float32}
+        if others:
+            dtype = str(others.pop()).removeprefix("torch.")
             raise ValueError(f"{name} is in {dtype}, and exported networks compute in float32; load it in float32")
 
 
