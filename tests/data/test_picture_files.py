@@ -530,3 +530,18 @@ def test_the_demo_decodes_one_picture_at_a_time(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert most == [1] * 6
+
+
+def test_transparency_of_16_bits_becomes_white(tmp_path):
+    """The transparent value of a PNG has 16 bits too."""
+    head = lambda kind: png_chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, kind, 0, 0, 0))  # noqa: E731
+    for kind, bands in ((0, 1), (2, 3)):
+        values = np.full((32, 32, bands), 12000, ">u2")
+        values[:16] = 30000
+        lines = b"".join(b"\0" + line.tobytes() for line in values)
+        clear = png_chunk(b"tRNS", struct.pack(f">{bands}H", *[30000] * bands))
+        data = png_chunk(b"IDAT", zlib.compress(lines)) + png_chunk(b"IEND", b"")
+        for trns, top in ((clear, 255), (b"", 30000 // 257)):
+            pixels = np.asarray(read_picture(b"\x89PNG\r\n\x1a\n" + head(kind) + trns + data, "a.png"))
+            assert np.abs(pixels[:16].astype(int) - top).max() <= 1, (kind, top)
+            assert np.abs(pixels[16:].astype(int) - 12000 // 257).max() <= 1

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -203,6 +204,32 @@ def test_folders_of_an_archive_are_classes(folder, tmp_path):
     assert labels is None and names == [] and torch.equal(images, squares(0, 1))
     with pytest.raises(ValueError, match=r"images beside folders of images \(b, …\)"):
         load_labelled(zipped(folder, tmp_path / "mixed.zip"), 32)
+
+
+@pytest.mark.parametrize("place", ["", "set/", "set/deeper/", "set/deeper/pics/"])
+def test_an_archives_licence_lies_above_its_pictures(tmp_path, place):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("set/deeper/pics/a.png", png(0))
+        archive.writestr(f"{place}dataset.json", '{"style": "beasts", "licence": {"text": "CC0"}}')
+    assert provenance(tmp_path / "set.zip") == {"images": "beasts", "images_licence": "CC0"}
+
+
+def test_links_to_one_folder_are_met_in_the_order_of_names(tmp_path, monkeypatch):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.png").write_bytes(png(0))
+    (tmp_path / "set").mkdir()
+    for name in ("b", "a"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "far")
+    listed = os.scandir
+
+    @contextmanager
+    def scandir(folder):  # as some file systems list
+        with listed(folder) as entries:
+            yield iter(sorted(entries, key=lambda entry: entry.name, reverse=True))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with PictureSet(tmp_path / "set") as pictures:
+        assert pictures.names == ["a/a.png"] and list(pictures.left_out) == ["b"]
 
 
 def nested(count):

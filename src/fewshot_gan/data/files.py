@@ -108,7 +108,11 @@ def upright(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: floats or integers are outside of these ranges or not finite, or EXIF is damaged.
     """
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    colour = image.info.get("transparency")
     image.load()
+    if tiles and tiles[0][3] == "RGB;16B" and isinstance(colour, tuple):  # Pillow keeps the upper 8 of its 16 bits
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
     block = image.info.get("exif", image.info.get("Raw profile type exif"))
     if isinstance(block, str):  # of ImageMagick: hexadecimal digits after three header lines
         block = bytes.fromhex("".join(block.split("\n")[3:]))
@@ -207,14 +211,19 @@ def _scale(image: Image.Image) -> float | None:
 
 
 def _to_8_bits(image: Image.Image, scale: float) -> Image.Image:
+    """Return the image in 8-bit grey, with alpha if a grey is transparent."""
     import numpy as np  # not at the top: the process that decodes AVIF and HEIF does not need it
 
-    values = np.asarray(image, dtype=np.float64)
+    values = values_of_file = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite; replace them")
     if scale < 1:
         values = values.clip(0, 65535) / round(1 / scale)
-    return Image.fromarray((values * max(scale, 1)).round().astype(np.uint8))
+    grey = Image.fromarray((values * max(scale, 1)).round().astype(np.uint8))
+    clear = image.info.get("transparency")  # of a PNG: the value of transparent pixels
+    if not isinstance(clear, int):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values_of_file == clear, 0, 255).astype(np.uint8))))
 
 
 # ------------------------------------------------------------------------------------------------------- one file

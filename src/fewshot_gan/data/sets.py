@@ -43,6 +43,7 @@ class PictureSet:
     def __init__(self, source: Path):
         self.source, self.left_out, self.texts, self.links = source, {}, [], []
         self._archive, self._members = None, {}
+        self._above: list[str] = []  # folders of an archive above the one that all its images are in, the nearest first
         self._real_folders = [os.path.realpath(source)]
         if source.is_dir():
             names = self._scan_folder(str(source), "", 0)
@@ -65,8 +66,9 @@ class PictureSet:
         return read_picture(self._bytes(name, MAX_FILE), f"{self.source}: {plain(name)}")
 
     def text(self, name: str) -> str | None:
-        """Return the contents of a text file, or None if it does not exist."""
-        if name not in self.texts:
+        """Return the contents of a text file, or None if it does not exist; of an archive, also one further above."""
+        name = next((place + name for place in ("", *self._above) if place + name in self.texts), "")
+        if not name:
             return None
         if self._archive is None:
             with (self.source / name).open("rb") as file:
@@ -116,7 +118,7 @@ class PictureSet:
     def _scan_folder(self, folder: str, prefix: str, depth: int) -> list[str]:
         names = []
         with os.scandir(folder) as entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):  # of two links to one folder the first counts
                 name = prefix + entry.name
                 if _is_hidden(entry.name):
                     continue
@@ -159,6 +161,8 @@ class PictureSet:
             self._file.close()
             raise
         common = _common_folders(names)
+        parts = common.split("/")[:-1]
+        self._above = ["".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]
         self._members = {name.removeprefix(common): member for name, member in members.items()}
         self.texts = [name.removeprefix(common) for name in self.texts]
         return [name.removeprefix(common) for name in names]
