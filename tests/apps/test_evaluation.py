@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers.networks import tiny_mobile
@@ -15,7 +16,7 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from fewshot_gan import FewShotGAN, metrics
+from fewshot_gan import FewShotGAN, hub, metrics
 from fewshot_gan.adapters import LeFTAdapter
 from fewshot_gan.apps import evaluation
 from fewshot_gan.cli import app
@@ -186,18 +187,79 @@ def test_other_protocols_and_networks_are_refused(pipe, data, perturbed):
         ({"crops": -1}, "crops=-1: give 0 for no native metrics, or 1 or more, typically 2"),
         ({"features": "resnet"}, "'resnet' is not known; choose one of"),
         ({"text": "pencil"}, "text 'pencil' is for CLIP, and 'efficientnet-lite0' is none; let it judge"),
+        ({"text": " "}, "text=' ': name the look in words"),
+        ({"neighbour": 2.5}, "neighbour=2.5: give a whole number, 1 or more"),
+        ({"crops": 1.5}, "crops=1.5: give 0 for no native metrics"),
+        ({"truncation_psi": "0.7"}, "truncation_psi='0.7': give a number such as 0.7"),
+        ({"batch_size": 0}, "batch_size=0: give a whole number, 1 or more"),
     ],
 )
-def test_refusals(pipe, data, options, message):
+def test_refusals(pipe, data, options, message, monkeypatch):
+    monkeypatch.setattr(evaluation, "_real_statistics", None)  # nothing is measured before
     with pytest.raises(ValueError, match=message):
         evaluation.evaluate(pipe, data, **({"num_images": 6} | options))
+
+
+def test_a_text_is_encoded_before_pictures_are_drawn(pipe, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "_real_statistics", None)
+    clip = str(tiny_clip(tmp_path / "clip"))
+    for text, message in (
+        ("", "text='': name the look in words"),
+        ("pencil " * 200, "tokens, .* reads .*; shorten it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluation.evaluate(pipe, data, num_images=6, features=clip, text=text)
+
+
+def test_numbers_of_numpy_and_names_of_embedded_sets(pipe, monkeypatch):
+    monkeypatch.setattr(evaluation, "load_images", lambda source, side: load_images(source, side)[:5])
+    plain = evaluation.evaluate(pipe, "pencil", num_images=5, truncation_psi=0.5, neighbour=2, crops=0)
+    numbers = {"num_images": np.int64(5), "neighbour": np.int32(2), "crops": np.int64(0), "batch_size": np.int64(8)}
+    folder = hub.embedded_datasets()["pencil"]
+    assert evaluation.evaluate(pipe, folder, truncation_psi=np.float32(0.5), **numbers) == plain
+
+
+def test_what_was_measured_is_never_lost(base_folder, data, tmp_path, monkeypatch):
+    """Reports that do not compare are refused before a picture is drawn; what else they lack, after the report."""
+    other, out, run = tmp_path / "other.json", tmp_path / "out.json", CliRunner().invoke
+    command = ["evaluate", str(data), "--base", str(base_folder), "--num-images", "5"]
+    assert run(app, [*command, "--out", str(other)]).exit_code == 0
+    report = json.loads(other.read_text(encoding="utf-8"))
+    assert report["protocol"]["dtype"] == "float32"
+    del report["protocol"]["dtype"], report["results"]["kid"]  # as of an older version
+    other.write_text(json.dumps(report), encoding="utf-8")
+    lacking = run(app, [*command, "--out", str(out), "--beside", str(other)])
+    assert lacking.exit_code == 2 and "the other report lacks kid" in lacking.output
+    assert "kid" in json.loads(out.read_text(encoding="utf-8"))["results"]
+
+    monkeypatch.setattr(evaluation, "_real_statistics", None)  # nothing is measured below
+    refused = run(app, [*command, "--beside", str(other), "--seed", "1"])
+    assert refused.exit_code == 2 and "seed 1 and 0" in refused.output
+    report["network"]["base_fingerprint"] = "0"
+    other.write_text(json.dumps(report), encoding="utf-8")
+    refused = run(app, [*command, "--protocol", str(other)])
+    assert refused.exit_code == 2 and "another network: base_fingerprint" in refused.output
+    refused = run(app, [*command, "--out", str(other / "x" / "out.json")])
+    assert refused.exit_code == 2 and f"lies below {other}, which is a file" in " ".join(refused.output.split())
+
+
+def test_small_kids_and_other_types_of_numbers_differ(pipe, data):
+    report = evaluation.evaluate(pipe, data, num_images=6)
+    report["results"] = {"kid": 4.5e-4}
+    assert evaluation.differences(report, report | {"results": {"kid": 3.6e-4}}) == [
+        "kid is 0.00036 instead of 0.00045"
+    ]
+    assert evaluation.differences(report, report | {"results": {"kid": 4.5001e-4}}) == []
+    halved = FewShotGAN(pipe.generator.to(torch.bfloat16))
+    with pytest.raises(ValueError, match="dtype 'float32' and 'bfloat16'"):
+        evaluation.compare(report, evaluation.evaluate(halved, data, num_images=6))
 
 
 def test_whatever_a_refusal_names_is_an_option(base_folder, data, tmp_path):
     """Errors call settings by their names in Python; the command takes each, and the named way out works."""
     options = {name.replace("truncation_psi", "psi") for name in inspect.signature(evaluation.evaluate).parameters}
     taken = {option.name for option in get_command(app).commands["evaluate"].params}
-    assert options - {"pipe"} <= taken
+    assert options - {"pipe", "check"} <= taken
     run, out = CliRunner().invoke, tmp_path / "report.json"
     command = ["evaluate", str(data), "--base", str(base_folder), "--num-images", "3", "--out", str(out)]
     refused = run(app, command)

@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,8 +25,9 @@ from ..features import FeatureNetwork, load_features
 from ..features.efficientnet import EFFICIENTNETS
 from ..features.encoders import CLIP_DEFAULT, Encoder, load_encoder, templated
 from ..features.lpips import LPIPS
-from ..hub import fetch_model, is_repo_id, portable_name
-from ..hub.reports import compare as compare  # part of this module's interface, as the next two
+from ..hub import data_source, fetch_model, is_repo_id, portable_name
+from ..hub.reports import check_comparable as check_comparable  # part of this module's interface, as the next three
+from ..hub.reports import compare as compare
 from ..hub.reports import differences as differences
 from ..hub.reports import read_report as read_report
 from ..pipeline import FewShotGAN
@@ -58,6 +60,7 @@ def evaluate(
     crops: int = metrics.CROPS,
     batch_size: int = 8,
     cache_dir=None,
+    check: Callable[[dict], object] | None = None,
 ) -> dict:
     """Draw pictures and compare them with real ones.
 
@@ -74,11 +77,13 @@ def evaluate(
             model of transformers as a local folder or Hub repo id. For CLIP, the features are its embeddings.
         pairs: network that measures distances of pairs: an EfficientNet-Lite, "lpips-vgg" or "lpips-alex". None: the
             judge if it is an EfficientNet-Lite, else Lite0.
-        text: name of the domain, for the quality measured by CLIP.
+        text: name of the domain, not blank, for the quality measured by CLIP.
         neighbour: k of precision, recall, density and coverage.
         crops: number of crops of 256 px at full size from each picture, drawn and real, for the native metrics (see
             `metrics.crops`). 0: none. Pictures of 256 px and below have none.
         cache_dir: folder for the statistics of the real pictures, by their hash; None: they are not cached.
+        check: called with the report, still without `results`, before the first picture is drawn; what it raises ends
+            the evaluation, see `check_comparable`.
 
     Returns:
         The report. `results`: `frechet` (arXiv 1706.08500), `kid` (1801.01401, over all pairs) with `kid_subsets_mean`
@@ -89,32 +94,39 @@ def evaluate(
         With Inception-v3: `inception_score` and `inception_score_std` over ten parts of the first 10,000 (1606.03498).
 
     Raises:
-        FileNotFoundError, ValueError: there is no such data, there are too few pictures, a network is unknown, or a
-            text is given without CLIP.
+        FileNotFoundError, ValueError: there is no such data, there are too few pictures, a number is none or out of
+            range, a network is unknown, or a text is blank or too long or given without CLIP.
         ImportError: the network's package is not installed.
     """
-    if num_images < 2:
-        raise ValueError(f"num_images={num_images}: give 2 or more, thousands for a Fréchet distance that compares")
-    if crops < 0:
-        raise ValueError(f"crops={crops}: give 0 for no native metrics, or 1 or more, typically {metrics.CROPS}")
+    counts = {
+        "num_images": (num_images, 2, "give 2 or more, thousands for a Fréchet distance that compares"),
+        "neighbour": (neighbour, 1, "give a whole number, 1 or more, typically 3"),
+        "crops": (crops, 0, f"give 0 for no native metrics, or 1 or more, typically {metrics.CROPS}"),
+    }
+    for name, (value, least, advice) in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r}: {advice}")
+    num_images, neighbour, crops = (int(value) for value, *_ in counts.values())  # JSON takes no numbers of NumPy
+    pipe.check_inputs(num_images, batch_size, truncation_psi=truncation_psi)
+    psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
     seed = check_seed(seed)
     judge = _load_judge(expanded(features), pairs, text, pipe._execution_device)
-    real = load_images(data, pipe.generator.resolution)
-    if not 1 <= neighbour < min(num_images, len(real)):
+    real = load_images(data_source(data), pipe.generator.resolution)
+    if neighbour >= min(num_images, len(real)):
         raise ValueError(f"neighbour={neighbour} of {num_images} drawn and {len(real)} true pictures: give fewer")
-    psi = pipe.config.truncation_psi if truncation_psi is None else truncation_psi
     protocol = {
         "num_images": num_images,
         "num_true": len(real),
         "data_sha256": hashlib.sha256(real.numpy().tobytes()).hexdigest(),
         "resolution": pipe.generator.resolution,
+        "dtype": str(pipe.generator.dtype).removeprefix("torch."),
         "resize": SQUARED,
         **judge.protocol,
         "kept": KEPT,
         "neighbour": neighbour,
         "kid": SUBSETS | {"size": min(1000, num_images, len(real))},
         "seed": seed,
-        "truncation_psi": psi,
+        "truncation_psi": float(psi),
         "noise_mode": "const",
     }
     if crops and pipe.generator.resolution > metrics.CROP_SIZE:
@@ -133,6 +145,8 @@ def evaluate(
         "versions": {"fewshot_gan": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "numpy", "pillow")},
     }
+    if check is not None:
+        check(json.loads(json.dumps(report)))
     real_statistics = _real_statistics(real, judge, protocol, cache_dir)
     drawn_statistics = _drawn_statistics(pipe, judge, protocol, batch_size)
     report["results"] = _results(drawn_statistics, real_statistics, real, judge, protocol)
@@ -146,6 +160,7 @@ class _Judge(NamedTuple):
         pooled: pictures `[B, 3, R, R]` in [-1, 1] → features `[B, D]`.
         pair_network: measures distances of pairs.
         encoder: CLIP, if it is the judge.
+        prompts: CLIP's embeddings `[P, D]` of the text in its templates, if there is a text.
         logits: features `[B, D]` → logits `[B, C]`, if the judge classifies.
         protocol: the settings of the report's protocol that say which networks these are.
     """
@@ -153,15 +168,19 @@ class _Judge(NamedTuple):
     pooled: Callable[[torch.Tensor], torch.Tensor]
     pair_network: FeatureNetwork
     encoder: Encoder | None
+    prompts: torch.Tensor | None
     logits: Callable[[torch.Tensor], torch.Tensor] | None
     protocol: dict
 
 
 def _load_judge(name: str, pairs: str | None, text: str | None, device) -> _Judge:
     """Load the networks that `features` and `pairs` of `evaluate` name."""
-    encoder = logits = None
+    encoder = prompts = logits = None
+    if text is not None and (not isinstance(text, str) or not text.strip()):
+        raise ValueError(f"text={text!r}: name the look in words, like 'pencil drawing', or leave it out")
     if _is_clip(name):
         encoder = clip = load_encoder(name, device)
+        prompts = None if text is None else templated(clip, [text])[0].cpu()  # a text that is too long is refused here
 
         def pooled(images: torch.Tensor) -> torch.Tensor:
             return clip.image(images.to(device))
@@ -187,7 +206,7 @@ def _load_judge(name: str, pairs: str | None, text: str | None, device) -> _Judg
         protocol |= {"pairs": pairs, "pairs_resize": pair_network.spatial_resize}
     if text is not None:
         protocol["text"] = text
-    return _Judge(pooled, pair_network, encoder, logits, protocol)
+    return _Judge(pooled, pair_network, encoder, prompts, logits, protocol)
 
 
 def _is_clip(name: str) -> bool:
@@ -347,7 +366,6 @@ def _results(
         results["inception_score"], results["inception_score_std"] = score, score_std
     if judge.encoder is not None:
         results["clip_diversity"] = metrics.clip_diversity(drawn_features)
-        if text := protocol.get("text"):
-            prompts = templated(judge.encoder, [text])[0].cpu()
-            results["clip_quality"] = metrics.clip_quality(drawn_features, prompts)
+        if judge.prompts is not None:
+            results["clip_quality"] = metrics.clip_quality(drawn_features, judge.prompts)
     return results

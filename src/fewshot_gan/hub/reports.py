@@ -78,6 +78,7 @@ _KINDS = {  # types of the fields that are checked, since a report may have been
         "truncation_psi": (int, float),
         "neighbour": int,
         "crops": (int, _NONE),
+        "dtype": (str, _NONE),
         "features": str,
         "pairs": (str, _NONE),
         "text": (str, _NONE),
@@ -174,13 +175,17 @@ def eval_results(report: Mapping) -> list:
     ]
 
 
-def compare(report: Mapping, other: Mapping) -> dict[str, tuple[float, float]]:
-    """Return name → results of both reports.
+def check_comparable(report: Mapping, other: Mapping, same_network: bool = False) -> None:
+    """Refuse reports whose numbers do not compare; neither needs results.
+
+    Args:
+        report, other: of `evaluation.evaluate`. One without a `dtype` is of float32, as all were in older versions.
+        same_network: whether base and adapters must be equal too.
 
     Raises:
-        ValueError: their protocols differ, or `other` lacks results; the message names the difference.
+        ValueError: the protocols or the networks differ; the message names the difference.
     """
-    mine, theirs = report["protocol"], other["protocol"]
+    mine, theirs = ({"dtype": "float32"} | dict(x["protocol"]) for x in (report, other))
     apart = [
         f"{name} {mine.get(name, 'not given')!r} and {theirs.get(name, 'not given')!r}"
         for name in sorted(mine.keys() | theirs.keys())
@@ -188,6 +193,19 @@ def compare(report: Mapping, other: Mapping) -> dict[str, tuple[float, float]]:
     ]
     if apart:
         raise ValueError(f"numbers of different protocols do not compare: {'; '.join(apart)}")
+    for part in ("base_fingerprint", "adapters") if same_network else ():
+        there, here = (_unnamed(x["network"][part]) for x in (report, other))
+        if there != here:
+            raise ValueError(f"the report is of another network: {part} {there} there, {here} here")
+
+
+def compare(report: Mapping, other: Mapping) -> dict[str, tuple[float, float]]:
+    """Return name → results of both reports.
+
+    Raises:
+        ValueError: their protocols differ, or `other` lacks results; the message names the difference.
+    """
+    check_comparable(report, other)
     if missing := sorted(report["results"].keys() - other["results"].keys()):
         raise ValueError(f"the other report lacks {', '.join(missing)}; make it again with this version")
     return {name: (value, other["results"][name]) for name, value in report["results"].items()}
@@ -198,20 +216,16 @@ def differences(report: Mapping, other: Mapping, tolerance: float = 1e-4) -> lis
 
     Args:
         report, other: of one protocol and one network.
-        tolerance: relative, and absolute below 1; processors round differently.
+        tolerance: relative; absolute, a hundredth of it, since a KID may be near 0. Processors round differently.
 
     Raises:
         ValueError: the protocols or the networks differ.
     """
-    both = compare(report, other)
-    for part in ("base_fingerprint", "adapters"):
-        mine, theirs = (_unnamed(x["network"][part]) for x in (report, other))
-        if mine != theirs:
-            raise ValueError(f"the report is of another network: {part} {mine} there, {theirs} here")
+    check_comparable(report, other, same_network=True)
     return [
         f"{name} is {theirs:.6g} instead of {mine:.6g}"
-        for name, (mine, theirs) in both.items()
-        if not math.isclose(mine, theirs, rel_tol=tolerance, abs_tol=tolerance)
+        for name, (mine, theirs) in compare(report, other).items()
+        if not math.isclose(mine, theirs, rel_tol=tolerance, abs_tol=tolerance / 100)
     ]
 
 

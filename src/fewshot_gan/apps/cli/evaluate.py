@@ -88,14 +88,21 @@ def evaluate(
     out = out or (Path("evaluation.json") if published is None else None)
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder; give a file name like evaluation.json")
+    if out is not None and (file := next((p for p in out.parents if p.exists() and not p.is_dir()), None)):
+        raise ValueError(f"--out {out} lies below {file}, which is a file; give a name in a folder")
     names, weights = named_looks(source["adapter"], source["weight"])
     begin(num_threads)
     pipe, _ = load_pipeline(source["base"] or "ffhq", names, weights)
     pipe.to(device())
     asked = {name: value for name, value in asked.items() if value is not None}
-    report = evaluation.evaluate(
-        pipe, hub.data_source(source["data"]), batch_size=batch_size, cache_dir=cache_dir, **asked
-    )
+
+    def check(report) -> None:  # before hours of drawing
+        if other is not None:
+            evaluation.check_comparable(report, other)
+        if published is not None:
+            evaluation.check_comparable(published, report, same_network=True)
+
+    report = evaluation.evaluate(pipe, source["data"], batch_size=batch_size, cache_dir=cache_dir, check=check, **asked)
     report["source"] = {
         "data": hub.portable_name(source["data"]),
         "base": hub.portable_name(source["base"] or "ffhq"),
@@ -105,11 +112,10 @@ def evaluate(
     state = launched()
     if state and not state.is_main_process:
         return
+    if out is not None:  # first: results that the others lack are no reason to lose these
+        replace_text(out, json.dumps(report, indent=1) + "\n")
     beside_it = {} if other is None else evaluation.compare(report, other)
     apart = [] if published is None else evaluation.differences(published, report)
-    if out is not None:
-        text = json.dumps(report, indent=1) + "\n"
-        replace_text(out, text)
     for name, value in report["results"].items():
         print(f"{name:24}{value:12.5g}" + (f"{beside_it[name][1]:12.5g}" if beside_it else ""))
     if out is not None:
