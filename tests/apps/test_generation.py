@@ -236,6 +236,30 @@ def test_numbers_of_numpy_and_torch(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["webdataset", "parquet"])
+def test_rows_tell_the_seed_of_their_own_picture(base_folder, tmp_path, file_format):
+    def told(out, *more):
+        command = ["generate", "--base", base_folder, "--format", file_format, "--out", tmp_path / out, *more]
+        result = CliRunner().invoke(app, [str(word) for word in command])
+        assert result.exit_code == 0, result.stderr
+        return [facts["seed"] for _, _, facts in rows(tmp_path / out)]
+
+    np.save(tmp_path / "z.npy", np.ones((2, 16), np.float32))
+    given = ["--latents", tmp_path / "z.npy"]
+    assert told("a", "--seeds", "5,9,13") == [5, 9, 13]
+    assert told("b", *given, "--seed", 42) == [None, None]
+    assert told("b", *given, "--seed", 43) == [None, None]  # it goes on, since it draws the same
+    assert told("c", "--num-images", 2, "--seed", 3) == [3, 3]
+    changed = CliRunner().invoke(
+        app,
+        [
+            "generate",
+            *map(str, ("--base", base_folder, "--seeds", "5,9,14", "--format", file_format, "--out", tmp_path / "a")),
+        ],
+    )
+    assert changed.exit_code == 2 and "latents was" in changed.output
+
+
+@pytest.mark.parametrize("file_format", ["webdataset", "parquet"])
 def test_rows_tell_look_adapter_and_caption(pipe, tmp_path, file_format):
     words = LeFTAdapter.for_model(pipe.generator, training={"text": "pencil drawing"})
     pipe.load_adapter(LeFTAdapter.for_model(pipe.generator), "ink").load_adapter(words, "a-1")
@@ -559,6 +583,12 @@ def test_what_makes_no_sense_is_refused_before_there_is_a_folder(pipe, tmp_path,
         ({"looks": {}}, "looks={}: give {prefix: {adapter: weight}} of a look or more, or None"),
         ({"looks": {"a-": "ink"}}, "looks={'a-': 'ink'}: give {prefix"),
         ({"looks": ["ink"]}, r"looks=\['ink'\]: give {prefix"),
+        ({"looks": {"../x-": {}}}, "prefix '../x-' of looks: give the start of a file name, without slashes"),
+        ({"looks": {"a/": {}}}, "prefix 'a/' of looks"),
+        ({"looks": {1: {}}}, "prefix 1 of looks"),
+        ({"looks": {"v1.0-": {}, "v1_0-": {}}, "file_format": "webdataset"}, "become one in WebDataset"),
+        ({"seeds": [1, 2, 3, 4]}, "4 seeds for no latents"),
+        ({"seeds": [1], "latents": torch.zeros(4, 16)}, "1 seeds for 4 latents"),
         ({"latents": torch.zeros(3, 16)}, "3 latents for 4 images"),
         ({"latents": torch.zeros(4, 9)}, "are not z"),
     ):
@@ -566,6 +596,12 @@ def test_what_makes_no_sense_is_refused_before_there_is_a_folder(pipe, tmp_path,
             write_pictures(pipe, tmp_path / "out", 4, **options)
     with pytest.raises(ValueError, match="num_images=0"):
         write_pictures(pipe, tmp_path / "out", 0)
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert generation.launched() is None
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match="WORLD_SIZE='two' is no number of processes; unset it"):
+        generation.launched()
+    monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match="parquet needs the pyarrow package.*pip install"):
         write_pictures(pipe, tmp_path / "out", 4, file_format="parquet")

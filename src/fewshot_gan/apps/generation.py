@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -60,6 +60,7 @@ def write_pictures(
     seed: int = 0,
     looks: Mapping[str, Mapping] | None = None,
     latents: torch.Tensor | None = None,
+    seeds: Sequence[int] | None = None,
     class_labels=None,
     truncation_psi: float | None = None,
     noise_mode: str = "const",
@@ -78,12 +79,14 @@ def write_pictures(
         folder: a new or empty folder, or that of the interrupted run.
         num_images: pictures per look.
         file_format: "png": a file per picture, `00000.png`. "webdataset": tar files of `00000.png` and `00000.json`.
-            "parquet": a column `image`, an `Image` of the datasets library. The latter two also hold `index`, `seed`,
-            `label` for class-conditional bases, and `look`, `adapter` and `caption`, see `facts_of`.
+            "parquet": a column `image`, an `Image` of the datasets library. The latter two also hold `index`, `seed`
+            (null for given latents without `seeds`), `label` for class-conditional bases, and `look`, `adapter` and
+            `caption`, see `facts_of`.
         shard_size: pictures per tar or parquet file; None: 1024, or 256 above 512 px, see `usual_shard`. Not for png.
         seed, latents, class_labels, truncation_psi, noise_mode, batch_size: as in `FewShotGAN.__call__`.
-        looks: prefix of the file names → `{adapter: weight}`; all looks are drawn from the same latents. None: the
-            active adapters.
+        seeds: the seed that each of the given latents is of, for the column `seed`; None: of none.
+        looks: prefix of the file names → `{adapter: weight}`; all looks are drawn from the same latents. A prefix holds
+            no slash, and for webdataset none may equal another where a dot counts as "_". None: the active adapters.
         size: side in pixels to which pictures are reduced, see `grids.shrink`; None: that of the base.
 
     Returns:
@@ -91,8 +94,9 @@ def write_pictures(
 
     Raises:
         FileExistsError: the folder holds other files.
-        ValueError: the folder holds pictures of another run, the pipeline refuses an option, or `looks` is empty or
-            holds something else than looks; the message names what differs.
+        ValueError: the folder holds pictures of another run, the pipeline refuses an option, `seeds` are not one for
+            each of given latents, or `looks` is empty or holds something else than looks or a prefix that is no part
+            of a file name; the message names what differs.
         ImportError: parquet without pyarrow, or several processes without accelerate.
     """
     if file_format not in SUFFIX:
@@ -110,8 +114,13 @@ def write_pictures(
         if not isinstance(looks, Mapping) or not looks or not all(isinstance(v, Mapping) for v in looks.values()):
             raise ValueError(f"looks={looks!r}: give {{prefix: {{adapter: weight}}}} of a look or more, or None")
         looks = {prefix: plain_look(look) for prefix, look in looks.items()}
+        _check_prefixes(looks, file_format)
     if latents is not None and len(check_latents(latents, pipe.generator.dtype)) != num_images:
         raise ValueError(f"{len(latents)} latents for {num_images} images; give one per image")
+    if seeds is not None and (latents is None or len(seeds) != num_images):
+        count = "no" if latents is None else len(latents)
+        raise ValueError(f"{len(seeds)} seeds for {count} latents; give the latents of these seeds, or leave seeds out")
+    seeds = None if seeds is None else [check_seed(one, "seeds") for one in seeds]
     pack = _parquet_writer() if file_format == "parquet" else _write_tar
     state = launched()
     rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
@@ -124,7 +133,8 @@ def write_pictures(
 
     folder = user_path(folder)
     acting = {"": plain_look(pipe.bank.current())} if looks is None else looks
-    record = _record(pipe, acting, per_image, seed=seed, truncation_psi=truncation_psi, noise_mode=noise_mode)
+    deciding = seed if latents is None or noise_mode == "random" else None  # with given latents, it is of noise alone
+    record = _record(pipe, acting, per_image, seed=deciding, truncation_psi=truncation_psi, noise_mode=noise_mode)
     record |= {"num_images": int(num_images), "format": file_format}
     record |= {} if side == pipe.generator.resolution else {"size": side}  # missing in folders of older versions
     record["shard_size"] = None if file_format == "png" else int(shard_size)
@@ -163,7 +173,9 @@ def write_pictures(
                 )
                 for index, image in enumerate((image for batch in batches for image in batch.images), part.start):
                     file = file_name(prefix, index)
-                    facts: dict[str, int | str] = {"index": index, "seed": int(seed)}
+                    facts: dict[str, int | str | None] = {"index": index, "seed": None if latents is not None else seed}
+                    if seeds is not None:
+                        facts["seed"] = seeds[index]
                     if "class_labels" in per_image:
                         facts["label"] = int(per_image["class_labels"][index])
                     facts |= facts_of_looks[prefix]
@@ -269,11 +281,13 @@ def launched():
 
     Raises:
         ImportError: there are several processes, and accelerate is not installed.
-        ValueError: `WORLD_SIZE` says that there are several, but they were started in another way and do not
-            communicate.
+        ValueError: `WORLD_SIZE` is no number, or says that there are several, but they were started in another way and
+            do not communicate.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if (size := os.environ.get("WORLD_SIZE", "").strip() or "1") == "1":
         return None
+    if not size.isdecimal():
+        raise ValueError(f"WORLD_SIZE={size!r} is no number of processes; unset it, or set it to 1")
     try:
         from accelerate import PartialState
     except ImportError as error:
@@ -325,6 +339,16 @@ def _record(pipe: FewShotGAN, looks: Mapping[str, Mapping], per_image: Mapping[s
     }
     # with the types that reading the manifest gives; float: of numbers of NumPy
     return json.loads(json.dumps(record, default=float))
+
+
+def _check_prefixes(looks: Mapping, file_format: str) -> None:
+    """Refuse prefixes that lead to another folder, or whose pictures get equal names."""
+    for prefix in looks:
+        if not isinstance(prefix, str) or any(mark in prefix for mark in "/\\"):
+            raise ValueError(f"prefix {prefix!r} of looks: give the start of a file name, without slashes, like 'ink-'")
+    keys = [_tar_key(prefix) for prefix in looks]
+    if file_format == "webdataset" and (twice := [p for p in looks if keys.count(_tar_key(p)) > 1]):
+        raise ValueError(f"prefixes {twice} of looks become one in WebDataset, where a dot is '_'; change one of them")
 
 
 def _check_folder(folder: Path, record: dict) -> None:
@@ -389,11 +413,16 @@ def _encode(image) -> bytes:
     return buffer.getvalue()
 
 
+def _tar_key(stem: str) -> str:
+    """Return the key of a file in WebDataset, which takes everything after the first dot for the extension."""
+    return stem.replace(".", "_")
+
+
 def _write_tar(rows: Iterator[tuple], path: Path) -> None:
     """Write a WebDataset shard; without times and owners, so that its bytes are always the same."""
     with tarfile.open(path, "w") as tar:
         for name, png, facts in rows:
-            key = Path(name).stem.replace(".", "_")  # WebDataset takes everything after the first dot for the extension
+            key = _tar_key(Path(name).stem)
             for suffix, data in (("png", png), ("json", json.dumps(facts).encode())):
                 entry = tarfile.TarInfo(f"{key}.{suffix}")
                 entry.size = len(data)
@@ -431,8 +460,8 @@ def _parquet_writer():
     return write
 
 
-def _schema(pyarrow, facts: Mapping[str, int | str]):
-    """Return the schema, with the metadata from which the datasets library reads the features."""
+def _schema(pyarrow, facts: Mapping[str, int | str | None]):
+    """Return the schema, with the metadata from which the datasets library reads the features; no seed is a null."""
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     kinds = {name: "string" if isinstance(value, str) else "int64" for name, value in facts.items()}
     features = {"image": {"_type": "Image"}, **{name: {"dtype": k, "_type": "Value"} for name, k in kinds.items()}}

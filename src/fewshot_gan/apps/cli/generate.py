@@ -185,6 +185,8 @@ def generate(
         return
     if file_format or separate:
         options["size"] = size
+        if "latents" in options and latents is None:  # of --seeds, or of --seed and edited
+            options["seeds"] = chosen or [seed] * num_images
         options["looks"] = {f"{next(iter(look), 'base')}-" if compare else "": look for look in looks}
     if file_format:
         pipe.to(generation.device())
