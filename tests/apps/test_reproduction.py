@@ -1,6 +1,7 @@
 """The field's protocol from one command, end to end on stand-ins: tiny StyleGAN2, networks with random trunks."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -73,6 +74,39 @@ def test_a_row_without_the_whole_domain(stand_ins):
     report = reproduction.reproduce("cdc10", str(stand_ins / "base"), str(stand_ins / "ten"), out, **options)
     assert set(report["rows"]["lfs"]["results"]) == {"intra_lpips"} and "not measured" in reproduction.table(report)
     assert report["protocol"]["num_diverse"] == 12
+
+
+def test_a_truth_may_come_later(stand_ins, monkeypatch):
+    out, base, ten = stand_ins / "later", str(stand_ins / "base"), str(stand_ins / "ten")
+    options = {"methods": ["lfs"], "steps": 2, "num_images": 12, "say": lambda line: None}
+    before = reproduction.reproduce("cdc10", base, ten, out, **options)["rows"]["lfs"]["results"]
+    from fewshot_gan.training.engine import Trainer
+
+    monkeypatch.setattr(Trainer, "train_step", None)
+    after = reproduction.reproduce("cdc10", base, ten, out, truth=str(stand_ins / "all"), **options)
+    assert after["rows"]["lfs"]["results"]["fid"] > 0 and "truth" in after["protocol"]["sha256"]
+    assert after["rows"]["lfs"]["results"]["intra_lpips"] == pytest.approx(before["intra_lpips"])
+    for other in ({"truth": ten}, {}):
+        with pytest.raises(ValueError, match="has results with another truth; use the same options"):
+            reproduction.reproduce("cdc10", base, ten, out, **other, **options)
+    (stand_ins / "ten" / "00.png").write_bytes((stand_ins / "all" / "00.png").read_bytes())
+    with pytest.raises(ValueError, match="has results with another target, truth; use"):
+        reproduction.reproduce("cdc10", base, ten, out, **options)
+
+
+def test_what_cannot_be_measured_is_refused_before_the_training(stand_ins, monkeypatch):
+    monkeypatch.setattr(reproduction, "run", None)
+    (stand_ins / "three").mkdir()
+    for i in range(3):
+        shutil.copy(stand_ins / "all" / f"{i:02d}.png", stand_ins / "three")
+    for options, message in (
+        ({"num_images": 0}, "num_images=0: give a whole number, 4 or more"),
+        ({"num_images": 3}, "num_images=3: give a whole number, 4 or more"),
+        ({"batch_size": 0}, "batch_size=0: give a whole number, 1 or more"),
+        ({"truth": str(stand_ins / "three")}, "three has 3 pictures; give 4 or more of the whole domain, or no truth"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reproduction.reproduce("cdc10", str(stand_ins / "base"), str(stand_ins / "ten"), stand_ins / "o", **options)
 
 
 def test_intra_lpips_equals_the_metric_on_all_pictures():

@@ -21,14 +21,17 @@ from ..features import FeatureNetwork, load_features
 from ..hub import portable_name
 from ..methods.cdc import CDCMethod
 from ..pipeline import FewShotGAN
+from ..pipeline_inputs import check_whole_number
 from ..training.adapt import run
 from ..training.config import make_run
 from ..utils.files import replace_text
 from ..utils.hashing import hash_tensors
 from ..utils.json_files import read_json
+from ..utils.random import check_seed
 from ..version import __version__
 from .evaluation import evaluate
 
+LEAST = 4  # pictures, drawn and true, that can be measured: one more than the neighbours that `evaluate` looks at
 FINETUNED = {**CDCMethod.published["paper"], "path_length_weight": 2.0}  # what CDC's own baselines were trained with
 
 
@@ -113,11 +116,12 @@ def reproduce(
         base: converted network with its discriminator, a folder or repo id.
         target: training pictures, see `load_images`.
         out: folder.
-        truth: pictures of the whole domain; None: no Fréchet distance is measured.
+        truth: 4 or more pictures of the whole domain; None: no Fréchet distance is measured. It may be added later:
+            the same call with it measures what lacks the distance.
         methods: keys of the protocol's rows; empty: all.
         steps: training steps; None: as published.
-        num_images: drawn pictures of the Fréchet distance, and at most of the intra-cluster distance; None: as
-            published.
+        num_images: drawn pictures of the Fréchet distance, and at most of the intra-cluster distance, 4 or more; None:
+            as published.
         seed: of training and of the drawn pictures.
         batch_size: drawn pictures in memory at once.
         say: called with a line about each step.
@@ -126,7 +130,8 @@ def reproduce(
         The content of `reproduction.json`: "protocol", and "rows" by key with "results" and what they depend on.
 
     Raises:
-        ValueError, OSError: an unknown protocol or method, a base or pictures that do not fit.
+        ValueError, OSError: an unknown protocol or method, a base or pictures that do not fit, too few pictures, or
+            results in `out` that were made with other options.
         ImportError: a network that measures is not installed.
     """
     protocol = PROTOCOLS.get(name)
@@ -136,16 +141,19 @@ def reproduce(
     for method in chosen:
         if method not in protocol.rows:
             raise ValueError(f"{name} has no method {method!r}; known: {', '.join(protocol.rows)}")
-    settings = _settings(name, protocol, base, target, truth, steps, num_images, seed)
+    num_images = protocol.num_images if num_images is None else num_images
+    check_whole_number("num_images", num_images, LEAST)  # hours of training come before what they are needed for
+    check_whole_number("batch_size", batch_size)
+    settings = _settings(name, protocol, base, target, truth, steps, int(num_images), check_seed(seed))
     path, report = out / "reproduction.json", {"protocol": settings, "rows": {}, "version": __version__}
     if path.is_file():
         known = read_json(path)
-        if changed := [key for key, value in settings.items() if known.get("protocol", {}).get(key) != value]:
+        if changed := _changed(known.get("protocol", {}), settings):
             raise ValueError(
                 f"{out} has results with another {', '.join(changed)}; use the same options to go on, or another folder"
             )
         report["rows"] = known.get("rows", {})
-    for network in (*((protocol.features,) if truth else ()), protocol.pairs):
+    for network in (*((protocol.features,) if truth is not None else ()), protocol.pairs):
         load_features(network)  # hours of training come after what is missing here
     for method in chosen:
         row, folder = protocol.rows[method], out / method
@@ -155,7 +163,8 @@ def reproduce(
         run(make_run(row.method, base=base, data=target, output_dir=str(folder), **options))
         pipe = FewShotGAN.from_pretrained(base).load_adapter(folder, "measured")
         sha256 = hash_tensors(pipe.bank.adapters["measured"].state_dict())
-        if report["rows"].get(method, {}).get("adapter_sha256") != sha256:
+        there = report["rows"].get(method, {})
+        if there.get("adapter_sha256") != sha256 or (truth is not None and "fid" not in there["results"]):
             say(f"{row.name}: measuring")
             results = measure(pipe, protocol, target, truth, settings, batch_size, out / "statistics")
             numbers = pipe.bank.adapters["measured"].num_values()
@@ -179,19 +188,30 @@ def _settings(name, protocol: Protocol, base, target, truth, steps, num_images, 
         raise ValueError(f"{target} has {len(pictures)} pictures, and {name} learns from {protocol.num_targets}")
     hashes = {"target": hashlib.sha256(pictures.numpy().tobytes()).hexdigest()}
     if truth is not None:
-        hashes["truth"] = hashlib.sha256(load_images(truth, resolution).numpy().tobytes()).hexdigest()
-    drawn = num_images or protocol.num_images
+        whole = load_images(truth, resolution)
+        if len(whole) < LEAST:
+            raise ValueError(
+                f"{truth} has {len(whole)} pictures; give {LEAST} or more of the whole domain, or no truth"
+            )
+        hashes["truth"] = hashlib.sha256(whole.numpy().tobytes()).hexdigest()
     return {
         "name": name,
         "base": portable_name(base),
         "base_fingerprint": pipe.bank.fingerprint(),
         "sha256": hashes,
         "steps": steps,
-        "num_images": drawn,
-        "num_diverse": min(drawn, protocol.num_diverse),
+        "num_images": num_images,
+        "num_diverse": min(num_images, protocol.num_diverse),
         "truncation_psi": protocol.truncation_psi,
         "seed": seed,
     }
+
+
+def _changed(known: dict, settings: dict) -> list[str]:
+    """Return the names of settings that differ from the recorded ones; a truth may come where none was."""
+    there, here = ({**x, **x.get("sha256", {})} for x in (known, settings))
+    names = [name for name in here if name not in ("sha256", "truth") and there.get(name) != here[name]]
+    return names + ["truth"] * ("truth" in there and there["truth"] != here.get("truth"))
 
 
 def measure(
