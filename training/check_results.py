@@ -63,11 +63,15 @@ def command(report: dict) -> list[str]:
         protocol = report["protocol"]
         options = {
             **{name: report[name] for name in ("base", "adapter", "style")},
-            **{"num": protocol["num"], "seed": protocol["seed"], "true-seed": protocol["true_seed"]},
+            **{"num": protocol["num"], "seed": protocol["seed"]},
             **{"psi": protocol["truncation_psi"], "spatial-images": protocol["spatial_images"]},
         }
+        if protocol["true_seed"] is not None:  # None where the truth is a folder
+            options["true-seed"] = protocol["true_seed"]
         if isinstance(protocol["native"], dict):
             options["crops"] = protocol["native"]["crops"]
+        elif protocol["native"] == "none: --crops 0":
+            options["crops"] = 0
     except (KeyError, TypeError) as error:
         raise ValueError(f"this is no report of benchmark.py: it has no {error}") from None
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -4,8 +4,9 @@
     python training/claims.py --bench runs/bench         # first copies the bench's finished cells there
 
 A claim is a list of comparisons of two numbers, see `Comparison` for when one holds. A claim is *shown* if no
-comparison contradicts it and at least half of them hold, *refuted* if none holds and at least half contradict it, and
-*partly shown* otherwise. What is claimed and why it fails is written in `claimed.py`.
+comparison contradicts it and at least half of them hold, and *partly shown* if fewer hold or one contradicts it. Where
+none holds, it is *refuted* if at least half contradict it, *not shown* if fewer do, and *no difference found* if none
+does. What is claimed and why it fails is written in `claimed.py`.
 """
 
 from __future__ import annotations
@@ -98,14 +99,17 @@ def outcome(comparison: Comparison, ours: list[float], theirs: list[float]) -> s
 
 
 def verdict(outcomes: list[str]) -> str:
+    """The verdict on a claim, see the module; comparisons that were not run do not count."""
     known = [x for x in outcomes if x != OPEN]
     if not known:
         return "not run"
     if FAILS not in known and 2 * known.count(HOLDS) >= len(known):
         return "shown"
-    if HOLDS not in known and 2 * known.count(FAILS) >= len(known):
-        return "refuted"
-    return "no difference found" if set(known) == {TIE} else "partly shown"
+    if HOLDS in known:
+        return "partly shown"
+    if FAILS not in known:
+        return "no difference found"
+    return "refuted" if 2 * known.count(FAILS) >= len(known) else "not shown"
 
 
 def page(claims: list[Claim], results: Path = RESULTS) -> str:
@@ -162,10 +166,11 @@ have the commands and versions that their numbers come from. `results/printed/ta
 A comparison holds (*yes*) if the first number is better by more than a margin: 15 % in the bench, where two seeds of
 one setting differ by up to 14 %; 40 % for SNGANs, whose seeds differ by up to 44 %; 25 % where "nearly as good" is
 claimed. A smaller difference is a *tie*, and so are seeds that overlap. Where "as good" is claimed, a tie is a *yes*.
-A claim is *shown* if nothing contradicts it and at least half of its comparisons hold, *refuted* if none holds and at
-least half contradict it. KID, unseen and plain are ratios to the unadapted source (0 is perfect, 1 is no adaptation);
-*unseen* is the judge that no training signal comes from. Diversity is the balanced intra-cluster distance over that of
-as many true pictures. It is best at 1, and its difference is that of 1 + |log|.
+A claim is *shown* if nothing contradicts it and at least half of its comparisons hold, and *partly shown* if fewer hold
+or one contradicts it. Where none holds, it is *refuted* if at least half contradict it, *not shown* if fewer do, and
+*no difference found* if none does. KID, unseen and plain are ratios to the unadapted source (0 is perfect, 1 is no
+adaptation); *unseen* is the judge that no training signal comes from. Diversity is the balanced intra-cluster distance
+over that of as many true pictures. It is best at 1, and its difference is that of 1 + |log|.
 
 The trainings are those of two CPU cores: in the bench 100 steps of batch 4 on `ffhq-256`, where the papers have
 thousands. A claim that is refuted here is refuted at this scale, not at the paper's."""

@@ -30,6 +30,7 @@ from fewshot_gan.utils.threads import set_threads, usual_threads
 SHEET = 16
 PSI = 1.0  # that of the training
 CHUNK = 64
+LEAST = 4  # unseen pictures: the distance of two halves needs two in each
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -46,7 +47,11 @@ def main(argv: list[str] | None = None) -> dict:
     args = p.parse_args(argv)
     set_threads(args.num_threads)
     pipes = {str(run): FewShotGAN.from_pretrained(run) for run in args.runs}
-    side = next(iter(pipes.values())).generator.resolution
+    sides = {name: pipe.generator.resolution for name, pipe in pipes.items()}
+    side, *others = sorted(set(sides.values()))
+    if others:
+        found = ", ".join(f"{name} {px} px" for name, px in sides.items())
+        p.error(f"the bases draw pictures of different sizes ({found}); judge those of one size together")
     images, labels, _ = load_labelled(args.data, side)
     rows = choose_subset(len(images), args.num, args.percent, args.subset_seed)
     unseen = torch.ones(len(images), dtype=torch.bool)
@@ -54,8 +59,11 @@ def main(argv: list[str] | None = None) -> dict:
     unseen = unseen.nonzero()[:, 0]
     # in any order: classes lie behind one another, and the most, and the halves, are to have all of them
     unseen = unseen[torch.randperm(len(unseen), generator=torch.Generator().manual_seed(args.seed))][: args.most]
-    if (count := len(unseen)) < 2:
-        p.error(f"{args.data} has {len(images)} images and training takes {len(rows)}: nothing is left to judge by")
+    if (count := len(unseen)) < LEAST:
+        p.error(
+            f"{args.data} has {len(images)} images, of which training takes {len(rows)}, and --most {args.most} "
+            f"leaves {count} to judge by; leave {LEAST} or more, two in each half"
+        )
     networks = load_features(), load_features(UNSEEN)
 
     def described(pictures: torch.Tensor) -> list[torch.Tensor]:
@@ -80,7 +88,8 @@ def main(argv: list[str] | None = None) -> dict:
     columns = min(SHEET, len(rows), count)
     strips = [to_floats(images[rows[:columns]])]
     for name, pipe in pipes.items():
-        classes = None if labels is None else labels[unseen].tolist()
+        knows_classes = (getattr(pipe.generator, "num_classes", None) or 1) > 1
+        classes = labels[unseen].tolist() if knows_classes and labels is not None else None
         settings = {"truncation_psi": PSI, "class_labels": classes, "output_type": "pt", "batch_size": CHUNK}
         drawn = pipe(count, seed=args.seed, **settings).images * 2 - 1
         weights = torch.cat([w.detach().flatten() for w in prunable(pipe.generator).values()])
@@ -89,6 +98,7 @@ def main(argv: list[str] | None = None) -> dict:
     protocol = {
         "num": count,
         "trained_on": len(rows),
+        "resolution": side,
         "subset_seed": args.subset_seed,
         "seed": args.seed,
         "truncation_psi": PSI,

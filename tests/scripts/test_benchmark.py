@@ -689,6 +689,9 @@ def test_stored_reports_are_computed_again(scripts, tmp_path, base_folder, pertu
     stored = json.loads(report.read_text(encoding="utf-8"))
     check = scripts.check_results
     assert "--true-seed 7" in " ".join(check.command(stored)) and "--crops" not in check.command(stored)
+    without = {**stored, "protocol": {**stored["protocol"], "native": scripts.benchmark.native_protocol(1024, 0)}}
+    without["protocol"]["true_seed"] = None  # as where the truth is a folder
+    assert check.command(without)[-2:] == ["--crops", "0"] and "--true-seed" not in check.command(without)
     check.main([str(report)])
     assert "report.json: equal" in capsys.readouterr().out
     stored["kid_x1e3"]["ratio"] *= 1.05

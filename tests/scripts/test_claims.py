@@ -43,10 +43,13 @@ def test_what_holds(claims):
         (["yes", "no"], "partly shown"),
         (["no", "tie"], "refuted"),
         (["tie", "tie"], "no difference found"),
+        (["tie", "tie", "tie", "no"], "not shown"),
+        (["tie", "tie", "yes", "no"], "partly shown"),
         (["not run", "yes"], "shown"),
         (["not run"], "not run"),
     ):
         assert claims.verdict(outcomes) == wanted, outcomes
+        assert f"*{wanted}*" in f"{claims.__doc__} *not run*" and f"*{wanted}*" in f"{claims.HEAD} *not run*"
 
 
 def cell(method, seed, kid, judging):

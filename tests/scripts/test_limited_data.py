@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.hub_server import HubServer
+from helpers.networks import tiny_stylegan2
 from PIL import Image
 
 from fewshot_gan.adapters.ticket import magnitude_masks, prunable
@@ -73,7 +74,7 @@ def test_make_data_refuses(script, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_bases_are_judged_by_what_they_never_saw(script, features, tmp_path, monkeypatch):
+def test_bases_are_judged_by_what_they_never_saw(script, features, tmp_path, monkeypatch, capsys):
     bench = script("limited_bench")
     monkeypatch.setattr(bench, "load_features", lambda *a: features)
     torch.manual_seed(0)
@@ -98,8 +99,31 @@ def test_bases_are_judged_by_what_they_never_saw(script, features, tmp_path, mon
     assert json.loads((tmp_path / "out" / "limited_bench.json").read_text(encoding="utf-8")) == report
     assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8").count("\n") == 6
     assert Image.open(tmp_path / "out" / "sheet.png").size == (8 * 64, 3 * 64)
-    with pytest.raises(SystemExit):
-        bench.main([*runs, f"--data={data}"])
+    assert report["protocol"]["resolution"] == 32
+    capsys.readouterr()
+    FewShotGAN(tiny_stylegan2(resolution=64)).save_pretrained(tmp_path / "large")
+    monkeypatch.setattr(bench, "load_features", None)  # nothing is judged below
+    for more, message in (
+        ([], "has 24 images, of which training takes 24, and --most 5000 leaves 0 to judge by; leave 4"),
+        (["--num=8", "--most=3"], "training takes 8, and --most 3 leaves 3 to judge by; leave 4 or more"),
+        (["--num=8", str(tmp_path / "large")], f"different sizes ({tmp_path / 'large'} 64 px, {runs[0]} 32 px"),
+    ):
+        with pytest.raises(SystemExit):
+            bench.main([f"--data={data}", *more, *runs])
+        assert message in capsys.readouterr().err
+
+
+def test_a_base_without_classes_is_judged_by_a_folder_of_classes(script, features, tmp_path, monkeypatch):
+    bench = script("limited_bench")
+    monkeypatch.setattr(bench, "load_features", lambda *a: features)
+    pipe = FewShotGAN(SNGANGenerator(8, 6, 32).eval())
+    pipe.save_pretrained(tmp_path / "base")
+    for i, image in enumerate(pipe(10, seed=9).images):
+        (folder := tmp_path / "data" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{i}.png")
+    options = [f"--data={tmp_path / 'data'}", "--num=4", f"--out={tmp_path / 'out'}", "--num_threads=1"]
+    report = bench.main([str(tmp_path / "base"), *options])
+    assert report["protocol"]["num"] == 6 and str(tmp_path / "base") in report["results"]
 
 
 def test_what_a_ticket_is_worth(script, tmp_path, capsys):
