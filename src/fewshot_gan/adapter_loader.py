@@ -15,6 +15,7 @@ from .adapters.io import load_adapter, name_of, refuse_unknown, warn_of_base
 from .adapters.looks import parse_look
 from .data.images import check_range
 from .hub import HUB_OPTIONS, adapter_folders, embedded_base_of, folders_per_base, resolve_folder
+from .hub.names import warn_of_namesake
 from .pipeline_inputs import as_floats
 from .utils.files import user_path
 
@@ -102,6 +103,7 @@ class AdapterMixin(Pipeline):
             return None
         base = self.base_name if self.base_name in folders else embedded_base_of(self.bank.fingerprint())
         if base in folders:
+            warn_of_namesake(source, "adapter")
             return folders[base]
         if Path(source).exists():
             return Path(source).absolute()  # a path, not the embedded name

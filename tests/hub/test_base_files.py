@@ -17,6 +17,7 @@ from helpers.networks import tiny_stylegan2
 from safetensors.torch import load_file, save_file
 
 from fewshot_gan import FewShotGAN
+from fewshot_gan.hub import data_source, embedded_datasets
 from fewshot_gan.models import (
     BigGANDiscriminator,
     StyleGAN2Generator,
@@ -240,3 +241,25 @@ def test_the_path_of_a_folder_is_no_embedded_name(folder, monkeypatch):
     pipe = FewShotGAN.from_pretrained(Path("ffhq"))
     assert pipe.base_name == os.path.join(".", "ffhq") and pipe.generator.resolution < 64
     assert FewShotGAN.from_pretrained(pipe.base_name).bank.fingerprint() == pipe.bank.fingerprint()
+
+
+def test_an_embedded_name_that_hides_a_folder_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    for name in ("ffhq-256", "sketch", "pencil"):
+        os.mkdir(name)
+
+    def told():
+        (record,) = caplog.records
+        caplog.clear()
+        return record.getMessage()
+
+    pipe = FewShotGAN.from_pretrained("ffhq-256")
+    assert told() == ("'ffhq-256' is the embedded base, not the folder of this name; write ./ffhq-256 for the folder")
+    pipe.load_adapter("sketch")
+    assert told() == "'sketch' is the embedded adapter, not the folder of this name; write ./sketch for the folder"
+    assert data_source("pencil") == str(embedded_datasets()["pencil"])
+    assert told() == "'pencil' is the embedded image set, not the folder of this name; write ./pencil for the folder"
+    assert data_source("./pencil") == "./pencil" and data_source(Path("pencil")) == os.path.join(".", "pencil")
+    os.rmdir("sketch")
+    pipe.load_adapter("sketch", "again")
+    assert not caplog.records

@@ -52,6 +52,7 @@ def resolve_folder(
     if part.anchor or ".." in part.parts:
         raise ValueError(f"subfolder={subfolder!r} leads out of {name!r}; give a folder inside it, like 'looks/ink'")
     if name in embedded:
+        names.warn_of_namesake(name, kind)
         (folder, *others), place = embedded[name], ""
         if others:
             bases = [folder.parent.name for folder in embedded[name]]

@@ -1,5 +1,6 @@
 """Names of bases, adapters and data sets: embedded ones, and ids of Hub repos."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import TypeGuard
 
 from ..utils.files import expanded, finish_replacing
 from ..utils.json_files import read_json
+
+logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -50,9 +53,23 @@ def embedded_datasets() -> dict[str, Path]:
     return {p.parent.name: p.parent for p in sorted((ASSETS / "datasets").glob("*/dataset.json"))}
 
 
-def data_source(data: str) -> str:
-    """Return the folder of an embedded image set, given its name; any other folder or id as it is."""
-    return str(embedded_datasets().get(data, data))
+def data_source(data: str | os.PathLike) -> str:
+    """Return the folder of an embedded image set, given its name; any other folder or id as it is.
+
+    Args:
+        data: name, folder or id. The `Path` of a folder is no embedded name, see `written`.
+    """
+    name = written(data)
+    if (folder := embedded_datasets().get(name)) is None:
+        return name
+    warn_of_namesake(name, "image set")
+    return str(folder)
+
+
+def warn_of_namesake(name: str, kind: str) -> None:
+    """Warn where an embedded name hides a folder of the user, who may mean that one."""
+    if Path(name).is_dir():
+        logger.warning(f"{name!r} is the embedded {kind}, not the folder of this name; write ./{name} for the folder")
 
 
 def embedded_directions(fingerprint: str | None) -> Path | None:
