@@ -139,8 +139,8 @@ CLAIMS = [
         LFS,
         "LeFT learns a look with one hundredth of the weights at the quality of training all of them.",
         against("lfs-left", "cdc-full", LOOKS, (KID, UNSEEN), parity=True),
-        "After 100 steps at the usual settings LFS-GAN still draws photographs where lorelei is a line drawing. LeFT is "
-        "not what holds it back: with D3T's losses it comes to KID 0.50 there, see claim 1.",
+        "For lorelei, a line drawing, LFS-GAN still draws photographs after 100 steps at its usual settings. Its "
+        "losses are the reason, not LeFT: with those of D3T-GAN it comes to KID 0.50, see claim 1.",
     ),
     Claim(LFS, "It keeps more diversity than CDC.", against("lfs-left", "cdc-full", LOOKS, (DIVERSITY,))),
     Claim(
