@@ -4,15 +4,17 @@
         --max_train_steps 200 --output_dir runs/lifelong
 
 For each style: ten images (as `make_domain.py`), one LeFT adapter (as `lfs.py`), then *all* looks so far are loaded
-into one bank and drawn from fixed latents. A look is forgotten if one bit of its pictures differs from those drawn just
-after it was learned. Writes `<look>/` (adapters, each with its own page), `report.json`, `report.html` over all looks,
-and `sheet.png` (a row per look, the base's first). To resume, run the same command again. Unknown options go to
-`lfs.py`.
+into one bank and drawn from fixed latents. A look is forgotten if one bit of its numbers or pictures differs from what
+it was just after it was learned. Other threads, torch versions and devices round otherwise: if the command goes on with
+another of them, pictures are compared from then on, and numbers as before. Writes `<look>/` (adapters, each with its
+own page), `report.json`, `report.html` over all looks, and `sheet.png` (a row per look, the base's first). To resume,
+run the same command again. Unknown options go to `lfs.py`. It runs in one process.
 """
 
 import argparse
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import make_domain
@@ -28,6 +30,7 @@ from fewshot_gan.training.launch import command
 from fewshot_gan.training.report import Report
 from fewshot_gan.utils.errors import script
 from fewshot_gan.utils.files import replace_file, replace_text, user_path
+from fewshot_gan.utils.hashing import hash_tensors
 from fewshot_gan.utils.random import check_seed
 from fewshot_gan.utils.ranges import COUNT, check_number
 
@@ -48,12 +51,24 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def learn(args: argparse.Namespace, names: list[str], lfs_options: list[str]) -> None:
-    """Each look in turn, and after each the proof."""
+    """Each look in turn, and after each the proof.
+
+    Raises:
+        ValueError: bad options, several processes, or a folder of other pictures.
+        SystemExit: a look was forgotten.
+    """
+    if (processes := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+        raise ValueError(
+            f"WORLD_SIZE={processes}, but lifelong.py runs in 1 process: start it with python, or train each look by "
+            "itself with accelerate launch training/lfs.py"
+        )
     check_number("num_faces", args.num_faces, COUNT, whole=True)
     check_seed(args.probe_seed, "probe_seed")
     for style in args.styles:  # before hours of learning
         parse_style(style)
     first: dict[str, str] = {}  # look: sha256 of its pictures when it had just been learned
+    learned: dict[str, str] = {}  # look: hash of its adapter's numbers then; "__base__": the base's fingerprint
+    drawn_with: dict[str, str | int] | None = None  # what the bits of pictures depend on; None: not known
     report_path = args.output_dir / "report.json"
     probe = {"base": args.base, "seed": args.probe_seed, "num": args.num_faces}
     if report_path.is_file():
@@ -61,6 +76,7 @@ def learn(args: argparse.Namespace, names: list[str], lfs_options: list[str]) ->
         if before["probe"] != probe:
             raise ValueError(f"{report_path} is of {before['probe']}, not of {probe}; choose another --output_dir")
         first = before["after_learning"]
+        learned, drawn_with = before.get("learned", {}), before.get("drawn_with")
     page = Report(args.output_dir, Accelerator(), 0, f"lifelong learning: {len(names)} looks of {args.base} in turn")
     page.part, page.settings = "look", vars(args) | {"options of lfs.py": lfs_options}
     page.data = f"ten pictures of each look: {', '.join(args.styles)}"
@@ -73,14 +89,22 @@ def learn(args: argparse.Namespace, names: list[str], lfs_options: list[str]) ->
             adapt("lfs_gan", options)
             pipe, images = draw(args, names[:count])
             hashes = {look: hashlib.sha256(x.numpy().tobytes()).hexdigest() for look, x in images.items()}
-            first = {**hashes, **first}  # what was drawn first stays
+            now = {look: hash_tensors(pipe.bank.adapters[look].state_dict()) for look in names[:count]}
+            now["__base__"] = fingerprint(pipe.generator)
+            earlier, drawn_with = drawn_with, machine(pipe)
+            if earlier not in (None, drawn_with):
+                print(f"drawn with {drawn_with}, before with {earlier}: bits of pictures are compared from now on")
+                first = {}
+            first, learned = {**hashes, **first}, {**now, **learned}  # what was drawn and learned first stays
             report = {
-                "base_fingerprint": fingerprint(pipe.generator),
+                "base_fingerprint": now["__base__"],
                 "looks": names[:count],
                 "probe": probe,
+                "drawn_with": drawn_with,
+                "learned": learned,
                 "after_learning": first,
                 "now": hashes,
-                "forgotten": [look for look in hashes if hashes[look] != first[look]],
+                "forgotten": [look for look in hashes if (hashes[look], now[look]) != (first[look], learned[look])],
                 "numbers": {look: pipe.bank.adapters[look].num_values() for look in names[:count]},
                 "bytes": {look: stored_bytes(args.output_dir / look) for look in names[:count]},
                 "generator_numbers": pipe.generator.num_parameters(),
@@ -109,7 +133,7 @@ def show(page: Report, pipe, look: str, looks: int, forgotten: list[str]) -> Non
         "Base": f"{adapter.config.base_model_name_or_path}, fingerprint {adapter.config.base_fingerprint}",
         "Adapters": f"{len(page.rounds)} of {looks}, together {numbers:,} numbers",
         "Saved": ", ".join(f"{name}: {stored_bytes(page.folder / name):,} bytes" for name in page.rounds),
-        "Forgotten": ", ".join(forgotten) or "none: every bit of the pictures of every look is as it was",
+        "Forgotten": ", ".join(forgotten) or "none: every bit of the numbers and pictures of every look is as it was",
     }
     page.write()
 
@@ -122,6 +146,11 @@ def draw(args, looks: list[str]):
         pipe.load_adapter(args.output_dir / look, look)
     settings = {"seed": args.probe_seed, "output_type": "pt"}
     return pipe, {name: pipe(args.num_faces, adapter_names=name, **settings).images for name in ("__base__", *looks)}
+
+
+def machine(pipe) -> dict[str, str | int]:
+    """Return what the bits of a pipeline's pictures depend on, besides its networks."""
+    return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "device": str(pipe.device)}
 
 
 def stored_bytes(folder: Path) -> int:

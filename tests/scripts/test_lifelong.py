@@ -43,13 +43,43 @@ def test_looks_learned_in_turn(lifelong, base_folder, tmp_path):
     assert page.state == "stopped" and "forgotten: ink" in page.text
 
 
+def test_other_threads_forget_nothing(lifelong, base_folder, tmp_path, capsys):
+    """The bits of pictures depend on the number of threads; those of the adapters tell whether a look has changed."""
+    command = [f"--base={base_folder}", f"--output_dir={tmp_path}", "--num_faces=1", "--max_train_steps=1"]
+    command += ["--train_batch_size=2", "--report_to=none", "--sample_steps=0", "--styles", "filter:sepia"]
+    lifelong.main([*command, "--num_threads=1"])
+    report = tmp_path / "report.json"
+    first = json.loads(report.read_text(encoding="utf-8"))
+    assert first["drawn_with"]["threads"] == 1 and set(first["drawn_with"]) == {"threads", "torch", "device"}
+    otherwise = {**first, "after_learning": {look: "0" * 64 for look in first["after_learning"]}}  # rounded
+    report.write_text(json.dumps(otherwise), encoding="utf-8")
+    capsys.readouterr()
+    lifelong.main([*command, "--num_threads=2"])
+    second = json.loads(report.read_text(encoding="utf-8"))
+    assert second["forgotten"] == [] and second["drawn_with"]["threads"] == 2
+    assert second["learned"] == first["learned"] and second["after_learning"] == second["now"]
+    assert "bits of pictures are compared from now on" in capsys.readouterr().out
+
+    changed = {**second, "learned": {**second["learned"], "sepia": "0" * 16}}
+    report.write_text(json.dumps(changed), encoding="utf-8")
+    for threads in (1, 1):  # others, and then the same
+        with pytest.raises(SystemExit, match="forgotten: sepia$"):
+            lifelong.main([*command, f"--num_threads={threads}"])
+    older = {name: value for name, value in first.items() if name not in ("drawn_with", "learned")}
+    report.write_text(json.dumps(older), encoding="utf-8")
+    lifelong.main([*command, "--num_threads=1"])  # a report of an older version is taken as one of this machine
+
+
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def test_lifelong_refuses(lifelong, base_folder, tmp_path, capsys):
+def test_lifelong_refuses(lifelong, base_folder, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         lifelong.main([f"--output_dir={tmp_path}", "--styles", "filter:ink", "filter:ink"])
     assert "two styles have one name: ink, ink" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="error: WORLD_SIZE=2, but lifelong.py runs in 1 process: start it with"):
+        lifelong.main([f"--output_dir={tmp_path}", "--styles", "filter:ink"])
 
 
 def test_benchmark_of_adapters(script, base_folder, tmp_path):
