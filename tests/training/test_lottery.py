@@ -373,6 +373,20 @@ def test_rounds_of_the_script(faces, tmp_path, which, monkeypatch):
     assert find(faces, out, "--rounds=2", f"--prune={which}", "--num=8") == folders
 
 
+def test_a_refused_ticket_leaves_nothing_in_a_finished_run(faces, tmp_path):
+    out = tmp_path / "run"
+    folders = find(faces, out, "--rounds=1")
+    before = {p.relative_to(out): p.read_bytes() for p in out.glob("round-*/**/*") if p.is_file()}
+    with pytest.raises(ValueError, match=r"run with other settings \(masks was "):
+        find(faces, out, "--ticket=random:0.5")
+    search = lottery.parse([f"--data={faces}", f"--output_dir={out}", *SMALL])
+    masks = TicketAdapter.from_pretrained(out / "round-01" / "ticket").masks()
+    with pytest.raises(ValueError, match="tickets of a run with other settings"):  # also if nothing else is compared
+        lottery.write_tickets(folders[0], search, None, {"generator": masks}, N, Accelerator(cpu=True))
+    assert before == {p.relative_to(out): p.read_bytes() for p in out.glob("round-*/**/*") if p.is_file()}
+    assert find(faces, out, "--rounds=1") == folders
+
+
 def test_rounds_have_curves_of_their_own(faces, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(Accelerator, "log", lambda self, values, step: told.append((sorted(values), step)))

@@ -327,6 +327,7 @@ def train_rounds(
         trainer = trainer_class(g, d, images, training, accelerator, labels, masks, teacher, tag)
         trainer.keeps_length = any((out / f"round-{number + 1:02d}" / part).is_dir() for part in PARTS.values())
         if search.options.ticket:
+            trainer.last_state()  # refuses a folder of other settings, before anything is written
             write_tickets(folder, search, classes, masks, len(images), accelerator)
         report.rounds[folder.name], trainer.report.parent = trainer.report, report
         trainer.train()
@@ -361,7 +362,7 @@ def write_tickets(
             and all(torch.equal(there[k], m.cpu()) for k, m in masks[name].items())
             for name, there in known.items()
         )
-        if not same or (known and known.keys() != masks.keys() and latest_checkpoint(folder)):
+        if not same or (known.keys() != masks.keys() and latest_checkpoint(folder)):
             raise ValueError(f"{folder} holds tickets of a run with other settings; use them again to resume, {ANEW}")
         start_of = dict(zip(PARTS, networks(search, classes), strict=True))
         for name, of in masks.items():
