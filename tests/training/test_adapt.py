@@ -33,29 +33,37 @@ def test_a_run_starts_from_another_adapter(train, tmp_path, capsys):
         train("cdc", f"--start_from={tmp_path / 'first'}", out="other")
 
 
-def test_a_run_goes_on_from_the_adapter_that_it_started_from(train, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name, command",
+    [("start_from", ["lfs_gan"]), ("previous", ["finetune", "--adapter=gan_memory"])],
+)
+def test_a_run_goes_on_from_the_adapter_that_it_started_from(train, tmp_path, monkeypatch, name, command):
     for seed in (0, 1):
-        train("lfs_gan", f"--seed={seed}", out=f"start{seed}")
-    options = [f"--start_from={tmp_path / 'start0'}", "--checkpointing_steps=1"]
-    other = [f"--start_from={tmp_path / 'start1'}", *options[1:]]
+        train(*command, f"--seed={seed}", out=f"start{seed}")
+    command, hashed = [*command, "--checkpointing_steps=1"], f"{name}_sha256"
+    options, other = ([*command, f"--{name}={tmp_path / f'start{k}'}"] for k in (0, 1))
     original = adapt.Trainer.train
     with monkeypatch.context() as patch:
         patch.setattr(adapt.Trainer, "train", lambda self, on_step, finish: original(self, stop_after=1))
-        train("lfs_gan", *options)
-        train("lfs_gan", *options[1:], out="fresh")
+        train(*options)
+        train(*command, out="fresh")
         with patch.context() as older:  # versions that did not record the adapter's hash
             older.setattr(adapt, "hash_tensors", lambda tensors: None)
-            train("lfs_gan", *options, out="older")
-    for again, out, message in ((other, "run", "start_from was .+, now "), (options, "fresh", "start_from was None")):
-        with pytest.raises(ValueError, match=f"run with other settings .*{message}"):
-            train("lfs_gan", *again, out=out)
-    assert "start_from_sha256" in train("lfs_gan", *options).config.training
+            train(*options, out="older")
+    for again, out, change in (
+        (other, "run", "was .+, now "),
+        (command, "run", "was .+, now None"),
+        (options, "fresh", "was None"),
+    ):
+        with pytest.raises(ValueError, match=f"run with other settings .*{name} {change}"):
+            train(*again, out=out)
+    assert hashed in train(*options).config.training
     config = tmp_path / "older" / "checkpoint-000001" / "adapter_config.json"
     record = json.loads(config.read_text(encoding="utf-8"))
-    assert record["training"].pop("start_from_sha256") is None
+    assert record["training"].pop(hashed) is None
     config.write_text(json.dumps(record), encoding="utf-8")
     (config.parent / "sha256.json").unlink()
-    assert "start_from_sha256" not in train("lfs_gan", *options, out="older").config.training
+    assert hashed not in train(*options, out="older").config.training
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..adapters import load_adapter
+from ..adapters import Adapter, load_adapter
 from ..adapters.trainable import Trainable
 from ..catalogue import METHODS
 from ..data.datasets import load_images, provenance
@@ -74,13 +74,14 @@ class Run:
         record |= self.method.record(self)
         for name in ("output_dir", *(() if self.method.Objective.uses_images else JUDGED)):
             record.pop(name)
-        if start := self.settings.start_from:
-            record["start_from"] = portable_name(start)
-            begun = begun_config(self.folder).get("training") or {}
-            if "start_from" not in begun or "start_from_sha256" in begun:  # runs of older versions have no hash
-                record["start_from_sha256"] = hash_tensors(self.start.state_dict())
-        if previous := getattr(self.settings.adapter_options, "previous", None):
-            record["previous"] = portable_name(previous)
+        previous = getattr(self.settings.adapter_options, "previous", None)
+        begun = begun_config(self.folder).get("training") or {}
+        for name, place in (("start_from", self.settings.start_from), ("previous", previous)):
+            if place:
+                record[name] = portable_name(place)
+                if name not in begun or f"{name}_sha256" in begun:  # runs of older versions have no hash
+                    adapter = self.start if name == "start_from" else Adapter.from_pretrained(place)
+                    record[f"{name}_sha256"] = hash_tensors(adapter.state_dict())
         return record
 
     def print(self, text: str) -> None:

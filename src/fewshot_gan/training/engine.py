@@ -437,8 +437,9 @@ class Trainer(TrainingRun):
         training = self.adapter.config.get("training") or {}
         if training.get("scratch"):
             settings["scratch"] = True
-        if start := training.get("start_from_sha256"):
-            settings["start_from"] = start
+        for name in ("start_from", "previous"):  # adapters that the run began with
+            if known := training.get(f"{name}_sha256"):
+                settings[name] = known
         if self.batches is not None:
             settings["images"] = hash_tensor(self.batches.images)
         return settings
