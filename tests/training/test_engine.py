@@ -27,6 +27,7 @@ from fewshot_gan.cli import app
 from fewshot_gan.methods.lfs_gan import LFSConfig, LFSObjective
 from fewshot_gan.methods.pair import Latents
 from fewshot_gan.training.augment import DiffAugment
+from fewshot_gan.training.augmenter import Augmenter
 from fewshot_gan.training.checkpoints import checkpoints
 from fewshot_gan.training.config import trainable
 from fewshot_gan.training.engine import Trainer, TrainingConfig
@@ -411,3 +412,32 @@ def test_parts_of_diffaugment(trainer, tmp_path):
         ValueError, match="unknown augment 'blur'; known: fewshot, ada, diffaugment, flip, none, or .*cutout"
     ):
         TrainingConfig(str(tmp_path), augment="blur")
+
+
+@pytest.mark.parametrize("augment", ["fewshot", "ada", "flip", "color,translation,cutout", "none"])
+def test_r1_is_that_of_pictures_before_their_augmentation(trainer, tmp_path, augment):
+    run = trainer(tmp_path, "source", augment=augment)
+    if run.strength is not None:
+        run.strength.p = 0.7
+    losses_of, want = run.objective.discriminator_losses, []
+
+    def spy(batch):
+        real, d = batch.real, run.objective.discriminator
+        images = (real.colour if augment == "none" else real.pictures).clone().requires_grad_(True)
+        again = images if augment == "none" else real.augment(images)
+        assert torch.equal(again, real.colour) and all((x == known).flatten(1).all(1).any() for x in images)
+        (gradient,) = torch.autograd.grad(d(again).sum(), images)
+        want.append(gradient.square().sum((1, 2, 3)).mean() * run.objective.config.r1_weight / 2)
+        return losses_of(batch)
+
+    known = IMAGES.float() / 127.5 - 1
+    run.objective.discriminator_losses = spy
+    assert run.train_step()["r1"] == pytest.approx(2 * float(want[0]), rel=1e-4)  # r1_every
+
+
+def test_r1_leaves_out_what_was_cut_out():
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) + 0.1
+    views, _ = Augmenter("cutout", None, torch.Generator().manual_seed(1)).views(images)
+    kept = int((views.colour != 0).sum())
+    assert 0 < kept < images.numel()
+    assert float(views.r1_penalty(lambda x: x.sum((1, 2, 3)), 2.0)) == pytest.approx(kept / 4)

@@ -68,6 +68,36 @@ def test_lazy_regularisation_and_mean_w(make, tmp_path):
     assert set(off.train_step()) == {"d", "g"}
 
 
+@pytest.mark.parametrize("settings", [{"diffaugment": "color,translation,cutout"}, {"augment": "ada"}])
+def test_r1_is_that_of_pictures_before_their_augmentation(make, tmp_path, monkeypatch, settings):
+    run = make(tmp_path / "a", **settings, flip=False)
+    if run.strength is not None:
+        run.strength.p = 0.7
+    seen, losses_of = [], run.discriminator_losses
+
+    def spy(real, *rest):
+        seen.append(real)
+        return losses_of(real, *rest)
+
+    def watched(judge, images, weight):
+        seen.append(images)
+        logits = judge(images)
+        torch.testing.assert_close(logits, run.discriminator(seen[0]))  # augmented by the same draws
+        return logits.sum()
+
+    run.discriminator_losses = spy
+    monkeypatch.setattr("fewshot_gan.training.limited_styles.r1_penalty", watched)
+    logs = run.train_step()
+    augmented, images = seen
+    known = pictures().float() / 127.5 - 1
+    assert all((image == known).flatten(1).all(1).any() for image in images) and not torch.equal(images, augmented)
+    off = make(tmp_path / "b", **settings, flip=False, r1_weight=0.0)
+    if off.strength is not None:
+        off.strength.p = 0.7
+    assert logs["d"] == off.train_step()["d"] and torch.equal(run.random.get_state(), off.random.get_state())
+    assert run.strength == off.strength
+
+
 def test_killed_and_resumed_is_the_same_bit_for_bit(make, tmp_path):
     settings = {
         "masks": lambda network: magnitude_masks(network, 0.2),

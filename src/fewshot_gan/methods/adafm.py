@@ -30,7 +30,6 @@ from ..models.layers import adaptable_layers
 from ..utils.hashing import fingerprint
 from ..utils.random import initialised
 from ..utils.ranges import NOT_NEGATIVE
-from .losses import r1_penalty
 from .method import Method, Run
 from .objective import Batch, Objective, ObjectiveConfig
 
@@ -195,7 +194,7 @@ class AdaFMObjective(Objective):
     def discriminator_losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         losses, c = super().discriminator_losses(batch), self.config
         if "r1" in losses and c.penalty == "real_fake":
-            losses["r1_fake"] = c.r1_every * r1_penalty(self.discriminator, batch.fake.colour, c.r1_weight)
+            losses["r1_fake"] = c.r1_every * batch.fake.r1_penalty(self.discriminator, c.r1_weight)
         return losses
 
 

@@ -23,7 +23,7 @@ from ..utils.ranges import COUNT, NOT_NEGATIVE, SHARE, check_numbers
 from .adv_aug import AdvAugConfig, judged
 from .checks import check_terms, required
 from .diversity import DIVERSITIES, LARGEST_MAP, contrastive_loss
-from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, r1_penalty, total
+from .losses import PathLength, hinge_d_loss, hinge_g_loss, logistic_d_loss, logistic_g_loss, total
 from .pair import Drawn, Latents, Pair
 from .statistics import (
     CONTENT_LEVELS,
@@ -426,7 +426,7 @@ class Objective(StepHooks):
         if moved_real:
             losses["d"] = c.adv_aug.mean(losses["d"], total(map(loss, moved_real, moved_fake)) / len(real))
         if c.discriminator == "source" and c.r1_weight and batch.step % c.r1_every == 0:
-            losses["r1"] = c.r1_every * r1_penalty(self.discriminator, batch.real.colour, c.r1_weight)
+            losses["r1"] = c.r1_every * batch.real.r1_penalty(self.discriminator, c.r1_weight)
         return losses
 
     def adversarial_loss(self, views: Views, features: dict, step: int) -> torch.Tensor:

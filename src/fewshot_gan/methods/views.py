@@ -6,11 +6,13 @@ nothing. Crops of the same size at native scale show them (any-resolution traini
 Shape legend: B images, n crops of each, R resolution, S side of reduced pictures and of crops.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from ..utils.ranges import NOT_NEGATIVE
+from .losses import r1_penalty
 
 SMALLEST_VIEW = 32  # px; what feature networks take
 VIEW_RANGES = dict.fromkeys(("view_size", "crops", "crop_weight"), NOT_NEGATIVE)
@@ -49,14 +51,30 @@ class Views:
         colour: fully augmented images, for discriminators and feature statistics.
         plain: images with geometric augmentation alone, for losses on colours and edges; with DiffAugment, the images
             themselves.
+        pictures: the images before augmentation; None: `colour` is not augmented.
+        augment: function that augments `pictures` again as `colour` was.
     """
 
     colour: torch.Tensor
     plain: torch.Tensor
+    pictures: torch.Tensor | None = None
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def detach(self) -> "Views":
         """Return the same views without gradients."""
-        return Views(self.colour.detach(), self.plain.detach())
+        pictures = None if self.pictures is None else self.pictures.detach()
+        return Views(self.colour.detach(), self.plain.detach(), pictures, self.augment)
+
+    def r1_penalty(self, discriminator: Callable, weight: float) -> torch.Tensor:
+        """Return R1 with respect to the images before augmentation, as StyleGAN2-ADA and DiffAugment have it.
+
+        Args:
+            discriminator: function from augmented images to logits.
+            weight: see `losses.r1_penalty`.
+        """
+        if self.pictures is None or (augment := self.augment) is None:
+            return r1_penalty(discriminator, self.colour, weight)
+        return r1_penalty(lambda images: discriminator(augment(images)), self.pictures, weight)
 
     def to(self, device) -> "Views":
         """Return the views on `device`."""

@@ -5,6 +5,8 @@ Shape legend: B images, R resolution, S side of the views.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from ..methods.views import Views
@@ -45,13 +47,16 @@ class Augmenter:
         if self.kind == "none":
             return Views(images, images), None
         if self.policy:
-            return Views(self.diffaugment(images, self.random), images), None
+            before = self.random.clone_state()
+            colour = self.diffaugment(images, self.random)
+            return Views(colour, images, images, lambda x: self.diffaugment(x, before.clone_state())), None
         if self.strength is None:
             draw = self.fewshot.sample(len(images), self.random)
         else:
             draw = gated_draw(self.fewshot, len(images), self.strength.p, self.random)
         plain = self.fewshot.apply(images, draw, colour=False)
-        return Views(plain if self.kind == "flip" else self.fewshot.recolour(plain, draw), plain), draw
+        colour = plain if self.kind == "flip" else self.fewshot.recolour(plain, draw)
+        return Views(colour, plain, images, partial(self.fewshot.apply, params=draw, colour=self.kind != "flip")), draw
 
     def aligned(self, images: torch.Tensor, draw: dict | None) -> torch.Tensor:
         """Return `images` `[B, 3, S, S]` moved as a draw moved others; their colours stay."""

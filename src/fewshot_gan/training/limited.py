@@ -176,11 +176,17 @@ class LimitedTrainer(TrainingRun):
 
     # ------------------------------------------------------------------ one step
 
-    def augment(self, images: torch.Tensor) -> torch.Tensor:
-        """Return augmented `images` `[B, 3, R, R]`."""
+    def augment(self, images: torch.Tensor, random: torch.Generator | None = None) -> torch.Tensor:
+        """Return augmented `images` `[B, 3, R, R]`.
+
+        Args:
+            images: of either network.
+            random: CPU generator of the draws; None: that of the run.
+        """
+        random = self.random if random is None else random
         if self.strength is None:
-            return self.diffaugment(images, self.random)
-        return gated_policy(self.diffaugment, images, self.strength.p, self.random)
+            return self.diffaugment(images, random)
+        return gated_policy(self.diffaugment, images, self.strength.p, random)
 
     def _latents(self, batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         z = torch.randn(batch, self.generator.z_dim, generator=self.random, dtype=torch.float32, device="cpu").to(
@@ -203,12 +209,13 @@ class LimitedTrainer(TrainingRun):
                 real = torch.where(mirrored[:, None, None, None], real.flip(3), real)
             with torch.no_grad():
                 fake, fake_labels = self.draw(c.d_batch_size)
-            real, fake, real_logits = self.augment(real.to(self.device)), self.augment(fake), []
+            pictures, draws = real.to(self.device), self.random.clone_state()
+            real, fake, real_logits = self.augment(pictures), self.augment(fake), []
             losses = self.discriminator_losses(real, fake, real_labels, fake_labels, real_logits)
             if c.distillation_weight:
                 losses["distillation"] = c.distillation_weight * self._distil(real, fake, real_labels, fake_labels)
             logs = self._update("discriminator", self.d_optimizer, losses)
-            logs |= self.regularise_discriminator(real)
+            logs |= self.regularise_discriminator(pictures, draws)
             if self.strength is not None:
                 self.strength.update(real_logits, len(real), self.accelerator)
                 logs["ada_p"] = self.strength.p
@@ -239,8 +246,13 @@ class LimitedTrainer(TrainingRun):
         c = self.config.adv_aug
         return {"g": generator_loss(self.generator, self.discriminator, z, self.augment, c, labels)}
 
-    def regularise_discriminator(self, real: torch.Tensor) -> dict[str, float]:
-        """Take a step of lazy regularisation, if it is time; return its losses."""
+    def regularise_discriminator(self, pictures: torch.Tensor, draws: torch.Generator) -> dict[str, float]:
+        """Take a step of lazy regularisation, if it is time; return its losses.
+
+        Args:
+            pictures: training images `[B, 3, R, R]`, not augmented.
+            draws: generator that augments them as the discriminator saw them.
+        """
         return {}
 
     def regularise_generator(self) -> dict[str, float]:

@@ -111,12 +111,13 @@ class StyleTrainer(LimitedTrainer):
             shift = attack(ws, lambda x: c.helping * logits(x).sum(), c.steps, c.gamma)
             return {"g": c.mean(clean, logistic_g_loss(logits(ws + shift)))}
 
-    def regularise_discriminator(self, real):
+    def regularise_discriminator(self, pictures, draws):
         c = self.config
         if not c.r1_weight or self.step % c.r1_every:
             return {}
-        penalty = c.r1_every * r1_penalty(self.discriminator, real, c.r1_weight)
-        return self._update("discriminator", self.d_optimizer, {"r1": penalty})
+        # the gradient is that of the pictures: their augmentation lies inside (arXiv 2006.06676, 2006.10738)
+        penalty = r1_penalty(lambda x: self.discriminator(self.augment(x, draws)), pictures, c.r1_weight)
+        return self._update("discriminator", self.d_optimizer, {"r1": c.r1_every * penalty})
 
     def regularise_generator(self):
         c = self.config
