@@ -22,7 +22,7 @@ from fewshot_gan.methods.pair import Latents
 from fewshot_gan.metrics import native_crops
 from fewshot_gan.training import engine
 from fewshot_gan.training import estimate as estimates
-from fewshot_gan.training.augment import FewShotAugment
+from fewshot_gan.training.augment import FewShotAugment, random_zoom
 from fewshot_gan.training.engine import Trainer, TrainingConfig
 from fewshot_gan.training.estimate import check_memory, estimate, generator_graph, graph_bytes, predict_memory
 
@@ -99,6 +99,25 @@ def test_generated_source_and_training_picture_are_cropped_at_one_place(trainer)
 class _Drawn:
     def __init__(self, images):
         self.images, self.features = images, {}
+
+
+def test_crops_and_views_are_of_the_enlarged_pictures(trainer, monkeypatch):
+    """Stripes of 8 px: enlarged, there are fewer in a crop; a view is the enlarged picture reduced, not the reverse."""
+    stripes = ((torch.arange(R) // 4) % 2 * 255).to(torch.uint8).expand(3, 3, R, R)
+    zoomed, batches = [], []
+
+    def watched(images, most, random):
+        zoomed.append(random_zoom(images, most, random))
+        return zoomed[-1]
+
+    monkeypatch.setattr(engine, "random_zoom", watched)
+    for zoom in (1.0, 4.0):
+        run = trainer(augment="none", real_zoom=zoom)
+        run.batches.images = stripes
+        batches.append(run._batch()[0])
+    edges = [(batch.crops.real.plain[:, 0, 0].sign().diff(dim=1) != 0).sum(1).float().mean() for batch in batches]
+    assert edges[1] < 0.8 * edges[0]
+    assert zoomed[0].shape[-1] == R and torch.equal(batches[1].real.plain, reduced(zoomed[0], S))
 
 
 def test_every_signal_sees_crops_and_their_weight_scales_it(trainer):

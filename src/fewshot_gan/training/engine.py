@@ -308,10 +308,9 @@ class Trainer(TrainingRun):
         if self.batches is None:
             raise ValueError("this objective compares generated with real images; give the trainer images")
         pictures = next(self.batches)[0].to(self.device)
-        real = reduced(pictures, size)
-        if config.real_zoom > 1:
-            real = random_zoom(real, config.real_zoom, self.random)
-        real, real_draw = self.augmenter.views(real)
+        if config.real_zoom > 1:  # at full size: crops are of the enlarged pictures, and views keep their detail
+            pictures = random_zoom(pictures, config.real_zoom, self.random)
+        real, real_draw = self.augmenter.views(reduced(pictures, size))
         batch = Batch(step, step / config.max_train_steps, self.random, latents, drawn, fake, real)
         if objective.needs_source:  # as every objective that compares views does
             batch.source = self.pair.source(latents, objective.largest_map)
