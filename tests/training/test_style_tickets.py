@@ -1,5 +1,7 @@
 """Lottery tickets of StyleGAN2: exact counts, masks after momentum, exact resume, lazy regularisation, AdvAug."""
 
+import json
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -202,3 +204,53 @@ def test_published_defaults():
     }
     assert {name: getattr(config, name) for name in wanted} == wanted
     assert config.d_learning_rate == pytest.approx(0.0018824, rel=1e-4)
+    assert config == StyleConfig("y")
+
+
+def test_rates_and_beta2_follow_lazy_regularisation(make, tmp_path):
+    """As published, each network has its own: 0.002 · n/(n + 1) and 0.99^(n/(n + 1))."""
+
+    def rates(**settings):
+        config = lottery.make_run(data="x", output_dir=str(tmp_path), backbone="stylegan2", **settings).training
+        return config.learning_rate, config.adam_beta2, config.d_learning_rate, config.d_adam_beta2
+
+    lazily = {n: (0.002 * n / (n + 1), 0.99 ** (n / (n + 1))) for n in (4, 8, 16)}
+    assert rates() == pytest.approx((*lazily[4], *lazily[16]))
+    assert rates(path_length_every=8, r1_every=4) == pytest.approx((*lazily[8], *lazily[4]))
+    assert rates(path_length_weight=0.0, r1_weight=0.0) == (0.002, 0.99, 0.002, 0.99)
+    assert rates(adam_beta2=0.9, learning_rate=1e-3)[:2] == (1e-3, 0.9) and rates(adam_beta2=0.9)[3] is None
+    with pytest.raises(ValueError, match="r1_every=0: give 1 or more"):
+        rates(r1_every=0)
+    with pytest.raises(ValueError, match="d_adam_beta2=1.0: give 0 to below 1"):
+        rates(d_adam_beta2=1.0)
+    for d_beta2, want in ((0.5, 0.5), (None, 0.9)):
+        run = make(tmp_path / "run", adam_beta2=0.9, d_adam_beta2=d_beta2)
+        assert run.d_optimizer.param_groups[0]["betas"] == (0.0, want)
+        assert run.optimizer.param_groups[0]["betas"] == (0.0, 0.9)
+
+
+def test_a_run_of_an_older_version_goes_on_with_its_own_beta2(faces, tmp_path):
+    options = ["--path_length_every=8", "--num=8", "--learning_rate=0.0016", f"--adam_beta2={0.99 ** (4 / 5)!r}"]
+    (folder,) = find(faces, tmp_path / "run", *options, f"--d_learning_rate={0.002 * 16 / 17!r}")  # as it was
+    config = folder / "checkpoint-000002" / "training_config.json"
+    record = json.loads(config.read_text(encoding="utf-8"))
+    assert record.pop("d_adam_beta2") is None
+    config.write_text(json.dumps(record), encoding="utf-8")
+    (config.parent / "sha256.json").unlink()
+    assert find(faces, tmp_path / "run", *options[:2], "--max_train_steps=3") == [folder]
+    assert (folder / "checkpoint-000003").is_dir()
+
+
+def test_r1_counts_steps_of_the_discriminator(make, tmp_path):
+    run = make(tmp_path, d_steps=2, r1_every=4, path_length_weight=0.0)
+    update, names = run._update, []
+
+    def spy(name, optimizer, losses):
+        names.extend(losses)
+        return update(name, optimizer, losses)
+
+    run._update = spy
+    for _ in range(6):
+        run.train_step()
+    steps = [name for name in names if name != "g"]
+    assert [steps[:k].count("d") - 1 for k, name in enumerate(steps) if name == "r1"] == [0, 4, 8]

@@ -51,6 +51,16 @@ def begun_config(folder: Path) -> dict:
     return {}
 
 
+def begun_settings(folder: Path) -> dict:
+    """Return the settings in the newest checkpoint of a run's folder that can be read; empty if there is none."""
+    for place in reversed(checkpoints(folder)):
+        try:
+            return read_json(place / CONFIG_NAME)
+        except (FileNotFoundError, ValueError):
+            continue
+    return {}
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files that a killed run left in its folder. The caller must have locked the folder."""
     for path in [*folder.iterdir()] if folder.is_dir() else ():

@@ -201,7 +201,7 @@ class LimitedTrainer(TrainingRun):
     def train_step(self) -> dict[str, float]:
         """Take `d_steps` discriminator steps and a generator step; return the losses of the last ones."""
         c, logs = self.config, {}
-        for _ in range(c.d_steps):
+        for number in range(self.step * c.d_steps, (self.step + 1) * c.d_steps):
             real, rows = next(self.batches)
             real_labels = None if self.labels is None else self.labels[rows].to(self.device)
             if c.flip:
@@ -215,7 +215,7 @@ class LimitedTrainer(TrainingRun):
             if c.distillation_weight:
                 losses["distillation"] = c.distillation_weight * self._distil(real, fake, real_labels, fake_labels)
             logs = self._update("discriminator", self.d_optimizer, losses)
-            logs |= self.regularise_discriminator(pictures, draws)
+            logs |= self.regularise_discriminator(pictures, draws, number)
             if self.strength is not None:
                 self.strength.update(real_logits, len(real), self.accelerator)
                 logs["ada_p"] = self.strength.p
@@ -246,12 +246,13 @@ class LimitedTrainer(TrainingRun):
         c = self.config.adv_aug
         return {"g": generator_loss(self.generator, self.discriminator, z, self.augment, c, labels)}
 
-    def regularise_discriminator(self, pictures: torch.Tensor, draws: torch.Generator) -> dict[str, float]:
+    def regularise_discriminator(self, pictures: torch.Tensor, draws: torch.Generator, number: int) -> dict[str, float]:
         """Take a step of lazy regularisation, if it is time; return its losses.
 
         Args:
             pictures: training images `[B, 3, R, R]`, not augmented.
             draws: generator that augments them as the discriminator saw them.
+            number: of the discriminator step, from 0.
         """
         return {}
 

@@ -16,29 +16,34 @@ from ..methods.losses import PathLength, logistic_d_loss, logistic_g_loss, r1_pe
 from ..models.labels import refuse_classes
 from ..models.layers import mix_styles
 from ..pipeline import FewShotGAN
-from ..utils.ranges import COUNT, SHARE
+from ..utils.ranges import COUNT, SHARE, check_number
 from .limited import LimitedConfig, LimitedTrainer
+
+RATE, BETA2 = 0.002, 0.99  # of Adam, before they are adapted to lazy regularisation
 
 
 @dataclass(frozen=True)
 class StyleConfig(LimitedConfig):
     """Settings of `LimitedConfig`, by default those of StyleGAN2, and of its regularisation.
 
-    Rates and β2 are 0.002 and 0.99 adapted to lazy regularisation, as published: · n/(n + 1) and to the power of it.
+    Rates and β2 are those of `lazy_adam` for the intervals below.
 
     Attributes:
+        adam_beta2: of the generator.
+        d_adam_beta2: of the discriminator; None: that of the generator, as in runs of older versions.
         style_mixing: probability of style mixing.
-        r1_weight, r1_every: weight γ of R1, and the number of steps between two evaluations.
-        path_length_weight, path_length_every: the same for path-length regularisation.
+        r1_weight, r1_every: weight γ of R1, and the number of discriminator steps between two evaluations.
+        path_length_weight, path_length_every: the same for path-length regularisation, in generator steps.
     """
 
     max_train_steps: int = 100_000
     d_steps: int = 1
     d_batch_size: int = 16
     g_batch_size: int = 16
-    learning_rate: float = 0.002 * 4 / 5
-    d_learning_rate: float = 0.002 * 16 / 17
-    adam_beta2: float = 0.99 ** (4 / 5)
+    learning_rate: float = RATE * 4 / 5
+    d_learning_rate: float = RATE * 16 / 17
+    adam_beta2: float = BETA2 ** (4 / 5)
+    d_adam_beta2: float | None = BETA2 ** (16 / 17)
     ema_decay: float = 0.5 ** (32 / 10_000)
     flip: bool = True
     style_mixing: float = 0.9
@@ -48,6 +53,21 @@ class StyleConfig(LimitedConfig):
     path_length_every: int = 4
 
     RANGES = LimitedConfig.RANGES | {"style_mixing": SHARE, "r1_every": COUNT, "path_length_every": COUNT}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.d_adam_beta2 is not None:
+            check_number("d_adam_beta2", self.d_adam_beta2, self.RANGES["adam_beta2"])
+
+
+def lazy_adam(weight: float, every: int) -> tuple[float, float]:
+    """Return rate and β2 of a network that is regularised each n steps: 0.002 · n/(n + 1) and 0.99^(n/(n + 1)).
+
+    Args:
+        weight: of the regularisation; without it both stay as they are.
+        every: n.
+    """
+    return (RATE * every / (every + 1), BETA2 ** (every / (every + 1))) if weight and every > 0 else (RATE, BETA2)
 
 
 class StyleTrainer(LimitedTrainer):
@@ -69,6 +89,9 @@ class StyleTrainer(LimitedTrainer):
     def __init__(self, generator, discriminator, images, config: StyleConfig, accelerator, *rest, **options):
         refuse_classes(generator, "training from limited data")
         super().__init__(generator, discriminator, images, config, accelerator, *rest, **options)
+        if config.d_adam_beta2 is not None:
+            for group in self.d_optimizer.param_groups:
+                group["betas"] = (config.adam_beta1, config.d_adam_beta2)
         self.path_length = PathLength().to(self.device)
 
     def styles(self, batch: int) -> torch.Tensor:
@@ -111,9 +134,9 @@ class StyleTrainer(LimitedTrainer):
             shift = attack(ws, lambda x: c.helping * logits(x).sum(), c.steps, c.gamma)
             return {"g": c.mean(clean, logistic_g_loss(logits(ws + shift)))}
 
-    def regularise_discriminator(self, pictures, draws):
+    def regularise_discriminator(self, pictures, draws, number):
         c = self.config
-        if not c.r1_weight or self.step % c.r1_every:
+        if not c.r1_weight or number % c.r1_every:
             return {}
         # the gradient is that of the pictures: their augmentation lies inside (arXiv 2006.06676, 2006.10738)
         penalty = r1_penalty(lambda x: self.discriminator(self.augment(x, draws)), pictures, c.r1_weight)

@@ -24,13 +24,13 @@ from ..models.biggan import biggan_config
 from ..models.plain import PlainDiscriminator, PlainGenerator
 from ..pipeline import FewShotGAN
 from ..utils.random import check_seed, initialised
-from .checkpoints import ANEW, latest_checkpoint, remove_leftovers
+from .checkpoints import ANEW, begun_settings, latest_checkpoint, remove_leftovers
 from .command_line import make_parser, optional
 from .config import TrackingOptions, given_options, take
 from .idle import refuse_idle
 from .launch import command, holding, start, start_trackers
 from .limited import LimitedConfig, LimitedTrainer
-from .limited_styles import StyleConfig, StyleTrainer
+from .limited_styles import StyleConfig, StyleTrainer, lazy_adam
 from .report import Report
 
 BACKBONES = ("sngan", "biggan", "stylegan2")
@@ -190,6 +190,8 @@ def make_run(**chosen: Any) -> LotteryRun:
             "--distillation_weight 0 with --distil teaches nothing; give a weight above 0, e.g. 1, or leave both out"
         )
     usual = BIGGAN[options.resolution] if options.backbone == "biggan" else {}
+    if options.backbone == "stylegan2":
+        usual = style_rates(chosen)
     config_class = StyleConfig if options.backbone == "stylegan2" else LimitedConfig
     training = config_class(**{**usual, **take(chosen, config_class)})
     if of_styles := take(chosen, StyleConfig):
@@ -199,6 +201,22 @@ def make_run(**chosen: Any) -> LotteryRun:
         raise ValueError(f"--{next(iter(chosen))} is no option of a search for tickets; leave it out")
     refuse_idle(given, f"{training.output_dir}/round-00", training)
     return LotteryRun(options, training, **reported)
+
+
+def style_rates(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return Adam's usual rates and β2 for StyleGAN2, see `lazy_adam`; of a run of an older version, those of then.
+
+    Args:
+        chosen: fields of `StyleConfig`.
+    """
+    begun = begun_settings(Path(chosen.get("output_dir", "")) / "round-00")
+    if begun and "d_adam_beta2" not in begun:
+        return {"d_adam_beta2": None}
+    rates = {}
+    for part, term in (("", "path_length"), ("d_", "r1")):
+        lazy = (chosen.get(name, getattr(StyleConfig, name)) for name in (f"{term}_weight", f"{term}_every"))
+        rates[f"{part}learning_rate"], rates[f"{part}adam_beta2"] = lazy_adam(*lazy)
+    return rates | ({"d_adam_beta2": None} if "adam_beta2" in chosen else {})
 
 
 def parser():
