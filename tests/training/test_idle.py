@@ -13,6 +13,7 @@ from fewshot_gan.training.command_line import parse
 from fewshot_gan.training.config import make_run
 from fewshot_gan.training.engine import TrainingConfig
 from fewshot_gan.training.idle import NEEDS
+from fewshot_gan.training.limited import LimitedConfig
 
 COMMON = {"data": "pencil", "output_dir": "x"}
 TRAINING = Path(__file__).parents[2] / "training"
@@ -41,6 +42,10 @@ SCRIPTS = {"lfs": "lfs_gan"} | {name: name for name in ("d3t", "pairs", "cdc", "
         ("finetune", {"r1_weight": 5.0}, "--discriminator source", {"preset": "paper"}),
         ("finetune", {"r1_every": 4, "r1_weight": 0.0, "preset": "paper"}, "--r1_weight above 0", {"r1_weight": 10.0}),
         ("adafm", {"penalty": "real_fake"}, "--discriminator source", {"preset": "paper"}),
+        ("finetune", {"adv_steps": 1, "adv_gamma": 0.0}, "--adv_gamma above 0", {"adv_gamma": 0.1}),
+        ("finetune", {"adv_steps": 2, "adv_weight": 0.0}, "--adv_weight above 0", {"adv_weight": 1.0}),
+        ("finetune", {"lr_decay_start": 0.2, "lr_final": 1.0}, "--lr_final other than 1", {"lr_final": 0.5}),
+        ("cdc", {"lr_decay_start": 0.5, "preset": "paper"}, "--lr_final other than 1", {"lr_decay_start": 1.0}),
         ("lfs_gan", {"d_learning_rate": 0.1, "adversarial_weight": 0}, "--adversarial", {"adversarial_weight": 1.0}),
     ],
 )
@@ -64,6 +69,26 @@ def test_switching_off_and_going_on(tmp_path):
     assert make_run("finetune", **options).training.ada_kimg == 1.0
 
 
+@pytest.mark.parametrize(
+    "idle, needed, acting",
+    [
+        ({"ema_start": 50, "max_train_steps": 50}, "--max_train_steps above --ema_start", {"max_train_steps": 51}),
+        ({"ema_start": 100, "ema_decay": 0.0}, "--ema_decay above 0", {"ema_decay": 0.9}),
+        ({"adv_steps": 1, "adv_gamma": 0.0}, "--adv_gamma above 0", {"adv_gamma": 0.1}),
+        ({"subset_seed": 3}, "--num or --percent", {"percent": 10.0}),
+        ({"allow_other_init": True}, "--ticket and the folder of a round", {"ticket": "runs/ticket/round-05"}),
+        ({"allow_other_init": True, "ticket": "random:0.5"}, "--ticket and the folder", {"ticket": "round-05"}),
+    ],
+)
+def test_options_of_limited_data_that_cannot_act(idle, needed, acting):
+    name = next(iter(idle))
+    with pytest.raises(ValueError, match=f"^--{name}.* acts only with {needed}.*or leave --{name} out$"):
+        lottery.make_run(**COMMON, **idle)
+    assert lottery.make_run(**COMMON, **{**idle, **acting})
+    for size in lottery.BIGGAN:  # a backbone's own ema_start is not the user's
+        assert lottery.make_run(**COMMON, backbone="biggan", resolution=size, max_train_steps=6)
+
+
 def test_other_commands_refuse_them_too():
     with pytest.raises(ValueError, match="--adv_weight 2.0 acts only with --adv_steps above 0"):
         lottery.make_run(**COMMON, adv_weight=2.0)
@@ -77,7 +102,8 @@ def test_other_commands_refuse_them_too():
 
 def test_every_entry_is_an_option_and_presets_are_not_refused():
     configs = [METHODS.load(name).Config for name in METHODS.own()]
-    assert NEEDS.keys() <= {field.name for config in (TrainingConfig, *configs) for field in fields(config)}
+    configs += [TrainingConfig, LimitedConfig, lottery.LotteryOptions]
+    assert NEEDS.keys() <= {field.name for config in configs for field in fields(config)}
     for name in METHODS.own():
         for preset in METHODS.load(name).presets:
             look = {"text": "ink"} if preset == "text" else {"data": "pencil"}

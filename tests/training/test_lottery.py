@@ -528,13 +528,14 @@ def test_subsets_are_exact_and_nested():
             choose_subset(100, num, percent, 0)
 
 
-def test_labelled_data_trains_networks_with_and_without_classes(faces, tmp_path):
+def test_labelled_data_trains_networks_with_and_without_classes(faces, tmp_path, capsys):
     for i, path in enumerate(sorted(faces.iterdir())):
         (faces / f"class-{i % 2}").mkdir(exist_ok=True)
         path.rename(faces / f"class-{i % 2}" / path.name)
     (folder,) = find(faces, tmp_path / "sngan")
     assert FewShotGAN.from_pretrained(folder).generator.num_classes is None
     (folder,) = find(faces, tmp_path / "biggan", "--backbone=biggan", "--max_train_steps=1")
+    assert "the average begins at step 1000, after the 1 of the run; give --ema_start" in capsys.readouterr().out
     generator = FewShotGAN.from_pretrained(folder).generator
     assert generator.num_classes == 2 and list(generator.config.block_channels) == [8] * 4
 

@@ -41,6 +41,12 @@ MOMENTS = Need(
 )
 CHOSEN = Need("--max_train_steps above --importance_every", lambda of: of("max_train_steps") > of("importance_every"))
 OTHERS = Need("--train_batch_size of 3 or more", lambda of: (of("relation_latents") or of("train_batch_size")) > 2)
+AVERAGED = Need("--max_train_steps above --ema_start", lambda of: of("max_train_steps") > of("ema_start"))
+FALLING = Need("--lr_final other than 1", lambda of: of("lr_final") != 1 or of("lr_decay_start") >= 1)
+PART = Need("--num or --percent", lambda of: of("num") is not None or of("percent") is not None)
+DRAWN = Need(
+    "--ticket and the folder of a round", lambda of: str(of("ticket") or "random").partition(":")[0] != "random"
+)
 PAIRED = ("coarse_weight", "landmark_weight", "pair_every", "pair_layer", "pair_others", "pair_pull", "pair_start")
 NEEDS: dict[str, tuple[Need, ...]] = {  # option → what it acts with, all of it
     **dict.fromkeys(ADA_SETTINGS, (Need("--augment ada", lambda of: of("augment") == "ada"),)),
@@ -49,12 +55,16 @@ NEEDS: dict[str, tuple[Need, ...]] = {  # option → what it acts with, all of i
     **dict.fromkeys(("mode_seeking_every", "mode_seeking_factor"), (above_0("mode_seeking_weight"),)),
     **dict.fromkeys(("penalty", "r1_every"), (SOURCE, above_0("r1_weight"))),
     **dict.fromkeys(PAIRED, (above_0("pair_weight"),)),
+    "adv_steps": (above_0("adv_gamma"), above_0("adv_weight")),
+    "allow_other_init": (DRAWN,),
     "anchor_sigma": (above_0("anchor_every"),),
     "crop_weight": (above_0("crops"),),
     "d_learning_rate": (above_0("adversarial_weight"),),
     **dict.fromkeys(("keep_filters", "prune_filters"), (CHOSEN,)),
     "deepest_level": (MOMENTS,),
+    "ema_start": (above_0("ema_decay"), AVERAGED),
     "freeze_d": (above_0("adversarial_weight"),),
+    "lr_decay_start": (FALLING,),
     "lr_final": (Need("--lr_decay_start below 1", lambda of: of("lr_decay_start") < 1 or of("lr_final") == 1),),
     "relation_weight": (OTHERS,),
     "dcl_weight": (Need("--diversity dcl", lambda of: of("diversity") == "dcl"),),
@@ -65,6 +75,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {  # option → what it acts with, all of i
     "r1_weight": (SOURCE,),
     "relation_latents": (RELATION,),
     "structure_size": (above_0("structure_weight"),),
+    "subset_seed": (PART,),
 }
 
 
@@ -86,6 +97,5 @@ def refuse_idle(given: Mapping[str, Any], folder: str, *settings: Any) -> None:
     for name in [name for name, value in given.items() if value and name in NEEDS]:
         for need in NEEDS[name]:
             if not need.met(lookup) and latest_checkpoint(Path(folder)) is None:
-                raise ValueError(
-                    f"--{name} {given[name]} acts only with {need.words}; give that too, or leave --{name} out"
-                )
+                shown = f"--{name}" if given[name] is True else f"--{name} {given[name]}"
+                raise ValueError(f"{shown} acts only with {need.words}; give that too, or leave --{name} out")

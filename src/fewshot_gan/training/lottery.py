@@ -199,7 +199,7 @@ def make_run(**chosen: Any) -> LotteryRun:
     reported = {name: chosen.pop(name) for name in ("report_to", "num_threads") if name in chosen}
     if chosen:
         raise ValueError(f"--{next(iter(chosen))} is no option of a search for tickets; leave it out")
-    refuse_idle(given, f"{training.output_dir}/round-00", training)
+    refuse_idle(given, f"{training.output_dir}/round-00", training, options)
     return LotteryRun(options, training, **reported)
 
 
@@ -313,6 +313,11 @@ def find(search: LotteryRun, accelerator: Accelerator) -> list[Path]:
         )
     ticket: dict[str, Any] = read_masks(search.options.ticket, g, d, search) if search.options.ticket else {}
     accelerator.print(f"{type(g).__name__}, {len(images)} images, {classes or 'no'} classes; θ₀ {fingerprint(g)}")
+    if search.training.ema_decay and search.training.ema_start >= search.training.max_train_steps:  # by the backbone
+        accelerator.print(
+            f"no weights are averaged: the average begins at step {search.training.ema_start}, after the "
+            f"{search.training.max_train_steps} of the run; give --ema_start below that for one"
+        )
     start_trackers(accelerator, "lottery", search.report_to, search.flat())
     steps = (search.options.rounds + 1) * search.training.max_train_steps
     report = Report(out, accelerator, steps, f"lottery: {search.options.rounds} rounds of pruning a {type(g).__name__}")
