@@ -257,7 +257,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(trainer, tmp_path):
     run.objective.generator_losses = lambda *args: (
         honest(*args) | ({"content": torch.tensor(float("nan"))} if run.step == 4 else {})
     )
-    with pytest.raises(TrainingDiverged, match="'content' became nan at step 4; .*is checkpoint-000003; .*0.005"):
+    with pytest.raises(TrainingDiverged, match="'content' became nan at step 4; .*-000003; try a lower --learning"):
         run.train()
     assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoint-000003").iterdir()} == good
     assert not (tmp_path / "adapter_config.json").exists()
@@ -267,7 +267,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(trainer, tmp_path):
     assert state_of(tmp_path)["step"] == 6 and check_run(tmp_path, 6)
     run = trainer(tmp_path / "early")
     run.objective.discriminator_losses = lambda *args: {"d": torch.tensor(float("inf"))}
-    with pytest.raises(TrainingDiverged, match="'d' became inf at step 0; no checkpoint was written before it"):
+    with pytest.raises(TrainingDiverged, match="'d' .* at step 0; no checkpoint .* lower --d_learning_rate than 0.001"):
         run.train()
 
 

@@ -30,6 +30,7 @@ from fewshot_gan.models import (
 from fewshot_gan.pipeline import FewShotGAN
 from fewshot_gan.training import lottery
 from fewshot_gan.training.limited import LimitedConfig, LimitedTrainer
+from fewshot_gan.training.report import TrainingDiverged
 
 # ------------------------------------------------------------------------------------------------------------- pruning
 
@@ -303,6 +304,14 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(make, tmp_path):
         loaded(2, seed=0, class_labels=labels, output_type="pt").images,
         pipe(2, seed=0, class_labels=labels, output_type="pt").images,
     )
+
+
+@pytest.mark.parametrize("losses, option", [("discriminator", "d_learning_rate"), ("generator", "learning_rate")])
+def test_a_loss_that_is_not_finite_names_its_own_rate(tmp_path, losses, option):
+    run = trainer(tmp_path, learning_rate=1e-4, d_learning_rate=3e-4)
+    setattr(run, f"{losses}_losses", lambda *args: {"x": torch.tensor(float("inf"))})
+    with pytest.raises(TrainingDiverged, match=f"lower --{option} than {getattr(run.config, option):g}$"):
+        run.train()
 
 
 def test_networks_images_and_labels_must_fit(tmp_path):

@@ -263,7 +263,7 @@ class Trainer(TrainingRun):
             if self.d_optimizer is not None:
                 losses = objective.discriminator_losses(batch.detach())
                 self.d_optimizer.zero_grad(set_to_none=True)
-                logs |= self._backward(losses)
+                logs |= self._backward(losses, "d_learning_rate")
                 self._apply(self.d_optimizer, self.d_parameters)
                 if self.strength is not None:
                     self.strength.update(batch.real_logits, len(batch.latents), self.accelerator)
@@ -361,8 +361,8 @@ class Trainer(TrainingRun):
             return warmup
         return warmup * (1 - (1 - c.lr_final) * (progress - c.lr_decay_start) / (1 - c.lr_decay_start))
 
-    def _backward(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
-        return backward(losses, self.step, self.folder, self.config.learning_rate)
+    def _backward(self, losses: dict[str, torch.Tensor], rate: str = "learning_rate") -> dict[str, float]:
+        return backward(losses, self.step, self.folder, getattr(self.config, rate), rate)
 
     def _apply(self, optimizer, parameters, importance: FilterImportance | None = None) -> None:
         average_gradients(self.accelerator, parameters)

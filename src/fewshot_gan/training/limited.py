@@ -272,7 +272,8 @@ class LimitedTrainer(TrainingRun):
 
     def _update(self, name: str, optimizer, losses: dict[str, torch.Tensor]) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
-        values = backward(losses, self.step, self.folder, self.config.learning_rate)
+        rate = "d_learning_rate" if name == "discriminator" else "learning_rate"
+        values = backward(losses, self.step, self.folder, getattr(self.config, rate), rate)
         average_gradients(self.accelerator, getattr(self, name).parameters())
         if sparse := self.sparse.get(name):
             sparse.mask_gradients()

@@ -239,8 +239,17 @@ def asked_to_stop(accelerator: Accelerator) -> Iterator[Callable[[], int | None]
         stop.deferred = False
 
 
-def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_rate: float) -> dict[str, float]:
+def backward(
+    losses: dict[str, torch.Tensor], step: int, folder: Path, rate: float, option: str = "learning_rate"
+) -> dict[str, float]:
     """Differentiate the sum of `losses`, if there are any; return their values.
+
+    Args:
+        losses: scalars by name.
+        step: number of the step, for the error message.
+        folder: of the run's checkpoints.
+        rate: learning rate of what these losses train.
+        option: name of its setting.
 
     Raises:
         TrainingDiverged: one is not finite; nothing was differentiated.
@@ -251,7 +260,7 @@ def backward(losses: dict[str, torch.Tensor], step: int, folder: Path, learning_
             last = latest_checkpoint(folder)
             kept = f"the last good checkpoint is {last.name}" if last else "no checkpoint was written before it"
             raise TrainingDiverged(
-                f"loss {name!r} became {value} at step {step}; {kept}; try a lower learning rate than {learning_rate:g}"
+                f"loss {name!r} became {value} at step {step}; {kept}; try a lower --{option} than {rate:g}"
             )
     if losses:
         total: Any = sum(losses.values())
