@@ -194,7 +194,7 @@ class TailoredGenerator(PlainGenerator, Network):
             the first is also the width of the specific part.
         blocks_per_scale, image_kernel: see `GPGANGenerator`.
         style_blocks: number of blocks that each double the size from 4×4; kept scales start at twice their output size.
-        z_dim, style_dim: sizes of z and of a style; the paper uses a style of 4 for twenty-five images.
+        z_dim, style_dim: sizes of z and of a style; for twenty-five images the paper has a z of 4 and a style of 256.
         mapping_layers: depth of the style MLP.
         gain: initial gain of the scale matcher; it depends on the source network.
     """
