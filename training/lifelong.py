@@ -14,7 +14,6 @@ run the same command again. Unknown options go to `lfs.py`. It runs in one proce
 import argparse
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import make_domain
@@ -33,6 +32,7 @@ from fewshot_gan.utils.files import replace_file, replace_text, user_path
 from fewshot_gan.utils.hashing import hash_tensors
 from fewshot_gan.utils.random import check_seed
 from fewshot_gan.utils.ranges import COUNT, check_number
+from fewshot_gan.utils.threads import world_size
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def learn(args: argparse.Namespace, names: list[str], lfs_options: list[str]) ->
         ValueError: bad options, several processes, or a folder of other pictures.
         SystemExit: a look was forgotten.
     """
-    if (processes := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+    if (processes := world_size()) > 1:
         raise ValueError(
             f"WORLD_SIZE={processes}, but lifelong.py runs in 1 process: start it with python, or train each look by "
             "itself with accelerate launch training/lfs.py"

@@ -42,7 +42,7 @@ class Fusing:
         self._fused_stamp: list | tuple | None = (
             None  # of the written weights; None during a write, which can be undone
         )
-        self._fingerprint_before: str | None = None
+        self._fingerprint_before = ""
 
     def fuse(self, safe: bool = False) -> None:
         """Write the effective weights of the current look into the network, and keep copies of the originals.
@@ -126,8 +126,7 @@ class Fusing:
                 _write(self._layers[path].stored(), originals)
         self._originals, self._unwritten, self.fused, self._fused_stamp = {}, {}, None, None
         self.fuser[0] = None
-        if self._fingerprint_before is not None:
-            self.remember_fingerprint(self._fingerprint_before)
+        self.remember_fingerprint(self._fingerprint_before)
         self._install()
 
     @contextmanager

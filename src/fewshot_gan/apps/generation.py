@@ -31,7 +31,7 @@ from ..utils.files import LEFTOVER, abandoned, replace_file, replace_text, user_
 from ..utils.hashing import hash_tensors
 from ..utils.json_files import read_json
 from ..utils.random import check_seed, seeded
-from ..utils.threads import available_cores
+from ..utils.threads import available_cores, world_size
 from ..version import __version__
 
 MANIFEST = ".generation.json"  # hidden, since `load_dataset(folder)` would read it as data
@@ -284,23 +284,20 @@ def launched():
         ValueError: `WORLD_SIZE` is no number, or says that there are several, but they were started in another way and
             do not communicate.
     """
-    if (size := os.environ.get("WORLD_SIZE", "").strip() or "1") == "1":
+    if (count := world_size()) == 1:
         return None
-    if not size.isdecimal():
-        raise ValueError(f"WORLD_SIZE={size!r} is no number of processes; unset it, or set it to 1")
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise ImportError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: several processes need the accelerate package, which is not "
+            f"WORLD_SIZE={count}: several processes need the accelerate package, which is not "
             "installed: pip install 'fewshot_gan[train]'"
         ) from error
     # a long timeout: the first process to finish may wait long for the last
     state = PartialState(cpu=_on_cpu(), timeout=timedelta(weeks=4))
     if state.num_processes == 1:
         raise ValueError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but this process knows of no other; start them with torchrun or "
-            "accelerate launch"
+            f"WORLD_SIZE={count}, but this process knows of no other; start them with torchrun or accelerate launch"
         )
     return state
 

@@ -96,12 +96,13 @@ def export_site(
     if not 0 <= psi <= MOST_PSI:
         raise ValueError(f"truncation_psi={psi}: the slider of a page goes from 0 to {MOST_PSI}")
     _check_adapters(pipe, looks, person, consent)
-    require_float32(pipe, (*looks, *([person] if person else [])))
+    shown = [*looks, *([person] if person else [])]
+    require_float32(pipe, shown)
     old = _files_of(out)
     tensors = {name: tensor.float().cpu() for name, tensor in tensors_of(generator).items()}
     runtime_files = _runtime(runtime)
     graphs, known = network_graphs(generator), {}
-    adapters = {name: pipe.bank.adapters[name] for name in (*looks, *([person] if person else []))}
+    adapters = {name: pipe.bank.adapters[name] for name in shown}
     changes = {name: change_graph(generator, adapter, known) for name, adapter in adapters.items()}
     for halved in (True, False):  # what was never stored in fp16 may need all digits
         differences = _differences(pipe, graphs, tensors, changes, psi, person, halved)

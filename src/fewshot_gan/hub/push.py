@@ -20,8 +20,7 @@ def _card_of(card: Path | bytes, repo_id: str) -> bytes:
     text = (card if isinstance(card, bytes) else card.read_bytes()).decode(errors="surrogateescape")
     if title := re.search(r"^# (.+?)\r?$", text, re.MULTILINE):
         loads = rf"(pipe = FewShotGAN\.from_pretrained|pipe\.load_adapter)\(\"{re.escape(title[1])}\""
-        calls = [call[1] for call in re.finditer(loads, text)]
-        if calls:  # the adapter, not a base of the same name
+        if calls := re.findall(loads, text):  # the adapter, not a base of the same name
             text = text.replace(f'{calls[-1]}("{title[1]}"', f'{calls[-1]}("{repo_id}"')
     return text.encode(errors="surrogateescape")
 

@@ -35,16 +35,15 @@ ISOLATED = {  # lets the page use several threads
 }
 
 
-def portable_config(folder: Path) -> bytes | None:
+def portable_config(config: Mapping) -> bytes | None:
     """Return the config of an adapter whose base is a local folder, with a name that works elsewhere.
 
     Args:
-        folder: of the adapter.
+        config: the stored one.
 
     Returns:
         Content of `adapter_config.json`; None: the stored one names no folder.
     """
-    config = read_json(folder / CONFIG)
     if (base := portable_base(config)) == config.get("base_model_name_or_path"):
         return None
     return (json.dumps({**config, "base_model_name_or_path": base}, indent=1) + "\n").encode()
@@ -109,7 +108,7 @@ def _gradio(folder: Path, place: Path, name: str) -> None:
     for look, path in found.items():
         for file in sorted({file for pattern in PUBLISHED for file in path.glob(pattern)}):
             _copy(file, place / "looks" / look / file.relative_to(path))
-        if (config := portable_config(path)) is not None:
+        if (config := portable_config(configs[look])) is not None:
             (place / "looks" / look / CONFIG).write_bytes(config)
     (place / "app.py").write_text(APP.format(base=base), encoding="utf-8")
     needed = f"torch=={TORCH}\nfewshot_gan[demo]=={__version__}\n"

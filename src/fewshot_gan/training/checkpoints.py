@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -43,19 +43,18 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def begun_config(folder: Path) -> dict:
     """Return the config of the adapter that a run in this folder trains, or has trained; empty if none is readable."""
-    for place in (folder, *reversed(checkpoints(folder))):
-        try:
-            return read_json(place / "adapter_config.json")
-        except (FileNotFoundError, ValueError):
-            continue
-    return {}
+    return _first_readable(place / "adapter_config.json" for place in (folder, *reversed(checkpoints(folder))))
 
 
 def begun_settings(folder: Path) -> dict:
     """Return the settings in the newest checkpoint of a run's folder that can be read; empty if there is none."""
-    for place in reversed(checkpoints(folder)):
+    return _first_readable(place / CONFIG_NAME for place in reversed(checkpoints(folder)))
+
+
+def _first_readable(files: Iterable[Path]) -> dict:
+    for file in files:
         try:
-            return read_json(place / CONFIG_NAME)
+            return read_json(file)
         except (FileNotFoundError, ValueError):
             continue
     return {}

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, ProjectConfiguration
 from ..utils.folder_lock import locked
 from ..utils.random import check_seed
 from ..utils.ranges import NOT_NEGATIVE, check_number
-from ..utils.threads import set_threads, usual_threads
+from ..utils.threads import set_threads, usual_threads, world_size
 from .interrupt import interruptible
 from .report import PAGE_NAME, TrainingDiverged, processes
 
@@ -99,7 +99,7 @@ def start(
     check_launch(mixed_precision)
     folder = Path(folder)
     project = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
-    count = int(os.environ.get("WORLD_SIZE") or 1)
+    count = world_size()
     options = {"project_config": project, "cpu": count > 1 and not torch.accelerator.is_available()}
     accelerator = Accelerator(log_with=None if report_to == "none" else report_to, **options)
     if count > 1 and accelerator.num_processes == 1:

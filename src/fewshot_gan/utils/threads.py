@@ -1,4 +1,4 @@
-"""Choose the number of CPU threads from the user's wish, the CPU affinity and the container's quota."""
+"""Read the number of processes, and choose that of CPU threads: by wish, CPU affinity and the container's quota."""
 
 import math
 import os
@@ -38,6 +38,18 @@ def requested_threads() -> int | None:
     if not first.isdecimal() or int(first) < 1 or (launched and int(first) == 1):
         return None
     return min(int(first), MAX_THREADS)
+
+
+def world_size() -> int:
+    """Return the number of processes of this run: `WORLD_SIZE`, which launchers set; 1 where it is not set or empty.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    size = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not size.isdecimal():
+        raise ValueError(f"WORLD_SIZE={size!r} is no number of processes; unset it, or set it to 1")
+    return int(size)
 
 
 def usual_threads(processes: int = 1) -> int:

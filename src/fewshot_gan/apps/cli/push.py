@@ -111,7 +111,8 @@ def _portable(folder: Path) -> dict[str, bytes]:
     """Return `{path: content}` of adapter configs whose base is a local folder, with a name that works elsewhere."""
     from ...hub.spaces import CONFIG, portable_config
 
-    made = {(path / CONFIG).relative_to(folder).as_posix(): portable_config(path) for path in adapters_in(folder)}
+    files = [path / CONFIG for path in adapters_in(folder)]
+    made = {file.relative_to(folder).as_posix(): portable_config(read_json(file)) for file in files}
     return {path: content for path, content in made.items() if content is not None}
 
 
